@@ -1,0 +1,7 @@
+"""hfgen: train, compare and ship small unconditional image generators.
+
+`import hfgen` imports nothing heavy. What one uses lives in its modules: `hfgen.pipelines`, `hfgen.models`,
+`hfgen.losses`, `hfgen.data`.
+"""
+
+__version__ = "0.1.0.dev0"

@@ -1,0 +1,135 @@
+"""Settings: written once as dataclasses; the command line, the presets and a run's settings file follow from them.
+
+A value is looked up in this order: the command line, the preset (`--preset`), the dataclass's default.
+"""
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from hfgen.errors import UserError
+
+
+# At the end of the help of a setting that does not alter the trained weights. It is also how `changed_settings` knows
+# those settings: HfArgumentParser hands the metadata of a field to argparse, which takes no keys of ours.
+MAY_CHANGE_NOTE = " [may change on resume]"
+
+
+def setting(default: Any, help_text: str, *, may_change: bool = False) -> Any:
+    """Declare a field of a settings dataclass.
+
+    Args:
+        default: its value when neither the command line nor a preset gives one.
+        help_text: what `--help` says of it, with its unit.
+        may_change: whether a resumed run may have another value: it does not alter the trained weights.
+    """
+    metadata = {"help": help_text + MAY_CHANGE_NOTE * may_change}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def parse_settings(
+    settings_classes: Sequence[type], presets_folder: Path, arguments: Sequence[str] | None = None
+) -> tuple[Any, ...]:
+    """Read the command line into one instance of each settings class.
+
+    Args:
+        settings_classes: dataclasses whose fields are made by `setting`; no two share a field name.
+        presets_folder: where `--preset NAME` finds `NAME.json`; `--preset` also takes the path of a JSON file,
+            such as the `training_config.json` of an earlier run.
+        arguments: the command line without the program's name; `sys.argv[1:]` if None.
+
+    Raises:
+        UserError: if the preset cannot be read or has a key that is no setting, or if settings contradict each other.
+        SystemExit: on a misspelt flag or a value of the wrong type, as argparse does.
+    """
+    parser = HfArgumentParser(settings_classes, allow_abbrev=False)
+    parser.usage = "%(prog)s [--preset NAME] [--setting VALUE ...]   (--help lists them all)"
+    presets = sorted(path.stem for path in presets_folder.glob("*.json"))
+    parser.add_argument("--preset", help=f"one of {', '.join(presets)}, or a JSON file of settings")
+
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    namespace, unknown = parser.parse_known_args(typed)
+    if namespace.preset:
+        # A preset goes through the parser as flags, so that its values are checked like typed ones. What is typed
+        # comes later on the line and wins.
+        flags = _preset_as_flags(namespace.preset, presets_folder, settings_classes)
+        namespace, unknown = parser.parse_known_args(flags + typed)
+    if unknown:
+        parser.error(_unknown_flag_message(unknown, [action.dest for action in parser._actions]))
+    return tuple(
+        cls(**{field.name: getattr(namespace, field.name) for field in dataclasses.fields(cls)})
+        for cls in settings_classes
+    )
+
+
+def _unknown_flag_message(unknown: Sequence[str], known: Sequence[str]) -> str:
+    """Name the first argument that no setting has, and the nearest one that exists."""
+    flag = next((argument for argument in unknown if argument.startswith("--")), unknown[0])
+    near = difflib.get_close_matches(flag.lstrip("-").split("=")[0], known, n=1)
+    return f"unknown argument {flag}" + (f"; did you mean --{near[0]}?" if near else "")
+
+
+def _preset_as_flags(preset: str, presets_folder: Path, settings_classes: Sequence[type]) -> list[str]:
+    """Read a preset and write it as command-line flags."""
+    path = presets_folder / f"{preset}.json"
+    if not path.is_file():
+        path = Path(preset)
+    if not path.is_file():
+        names = ", ".join(sorted(path.stem for path in presets_folder.glob("*.json")))
+        raise UserError(f"--preset {preset}: neither one of {names} nor a JSON file")
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--preset {path}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--preset {path}: a JSON object of settings is needed, not a {type(values).__name__}")
+    known = [field.name for cls in settings_classes for field in dataclasses.fields(cls)]
+    flags = []
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise UserError(f"--preset {path}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" * bool(near)))
+        if value is None:
+            continue  # None is the default of every setting that may be None
+        values_of_key = value if isinstance(value, list) else [value]
+        flags += [f"--{key}", *map(str, values_of_key)]
+    return flags
+
+
+def settings_to_dict(*settings: Any) -> dict[str, Any]:
+    """Join settings into one flat dictionary, fit for JSON and for `--preset`."""
+    return {key: value for part in settings for key, value in dataclasses.asdict(part).items()}
+
+
+def changed_settings(saved: dict[str, Any], *settings: Any) -> list[str]:
+    """List the settings in which a resumed run would differ from the saved one, those that may change left out.
+
+    Args:
+        saved: the dictionary that `settings_to_dict` made for the earlier run.
+        settings: the settings of now.
+
+    Returns:
+        One line a difference: `name: saved value -> value now`.
+    """
+    now = settings_to_dict(*settings)
+    may_change = {
+        field.name
+        for part in settings
+        for field in dataclasses.fields(part)
+        if field.metadata["help"].endswith(MAY_CHANGE_NOTE)
+    }
+    # Through JSON, because tuples come back as lists.
+    now = json.loads(json.dumps(now))
+    return [
+        f"{key}: {saved.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted(saved.keys() | now.keys())
+        if key not in may_change and saved.get(key) != now.get(key)
+    ]

@@ -1,0 +1,121 @@
+"""From an encoded image to RGB pixels of the training size."""
+
+import io
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from hfgen.data.settings import DataSettings
+from hfgen.errors import UserError
+
+
+# Five-crop: the side of a crop, as a part of the image's short side.
+FIVE_CROP_PART = 4 / 5
+
+
+class UnreadableImageError(Exception):
+    """One image cannot be decoded: it is skipped and listed."""
+
+
+class DecodedImage(NamedTuple):
+    """What one encoded image gives.
+
+    Attributes:
+        pixels: uint8 arrays `(height, width, 3)`: the image, then its five crops if asked for. Height and width are
+            `sample_size`, or at least that where the crop is drawn during training.
+        format: of the file, such as "JPEG".
+        mode: Pillow's mode of the file, such as "RGB", "L", "CMYK".
+        size: (width, height) of the file, in pixels, before its EXIF orientation is applied.
+    """
+
+    pixels: list[np.ndarray]
+    format: str
+    mode: str
+    size: tuple[int, int]
+
+
+def decode_image(name: str, content: bytes, settings: DataSettings) -> DecodedImage:
+    """Decode one image, resize its short side to `sample_size` (bicubic, antialiased) and crop it.
+
+    Args:
+        name: how errors name the image.
+        content: the encoded file.
+        settings: `sample_size`, `crop`, `five_crop` and `max_image_pixels` are used.
+
+    Raises:
+        UnreadableImageError: if this is no image, or a damaged one.
+        UserError: if the image has more than `max_image_pixels` pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about odd metadata and sizes: both are judged here
+            with Image.open(io.BytesIO(content)) as image:
+                _refuse_bomb(name, image.size, settings.max_image_pixels)
+                file_format, mode, size = image.format or "?", image.mode, image.size
+                # A JPEG far larger than needed is decoded at a half, a quarter or an eighth of its size. At twice
+                # the target's size the resize below still has all the detail it can use.
+                if min(image.size) >= 4 * settings.sample_size:
+                    image.draft(image.mode, (2 * settings.sample_size, 2 * settings.sample_size))
+                rgb = to_rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError as error:
+        raise _bomb(name, str(error)) from error
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError("not an image that Pillow knows") from error
+    except Exception as error:  # damaged files make Pillow's decoders raise almost anything
+        raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+    return DecodedImage(_crops(rgb, settings), file_format, mode, size)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn an image of any mode into RGB: transparency over white, 16-bit grey scaled to 8 bits.
+
+    Raises:
+        UnreadableImageError: for floating-point or 32-bit pixels, whose range nobody knows.
+    """
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.asarray(image).astype(np.int64)
+        if grey.size and not 0 <= grey.min() <= grey.max() <= 65535:
+            raise UnreadableImageError("32-bit pixels beyond the range of 16 bits")
+        return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise UnreadableImageError("floating-point pixels, whose range is unknown")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _crops(image: Image.Image, settings: DataSettings) -> list[np.ndarray]:
+    size, (width, height) = settings.sample_size, image.size
+    short = min(width, height)
+    if settings.crop == "center":
+        left, top = (width - short) // 2, (height - short) // 2
+        pictures = [_resize(image, (size, size), (left, top, left + short, top + short))]
+    else:
+        scaled = (max(size, round(width * size / short)), max(size, round(height * size / short)))
+        pictures = [_resize(image, scaled, (0, 0, width, height))]
+    if settings.five_crop:
+        side = max(1, round(short * FIVE_CROP_PART))
+        right, bottom = width - side, height - side
+        corners = [(0, 0), (right, 0), (0, bottom), (right, bottom), (right // 2, bottom // 2)]
+        pictures += [_resize(image, (size, size), (x, y, x + side, y + side)) for x, y in corners]
+    return pictures
+
+
+def _resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box))
+
+
+def _refuse_bomb(name: str, size: tuple[int, int], limit: int) -> None:
+    if size[0] * size[1] > limit:
+        raise _bomb(name, f"{size[0]} x {size[1]} pixels")
+
+
+def _bomb(name: str, what: str) -> UserError:
+    return UserError(
+        f"{name}: refused as a decompression bomb ({what}); remove it, or raise --max_image_pixels if you trust it"
+    )

@@ -1,0 +1,190 @@
+"""The intake report: what a data set holds, and what to know before training on it."""
+
+import hashlib
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from hfgen.data.decode import DecodedImage
+
+
+FEW_IMAGES = 1000
+# Perceptual hashes of 64 bits that differ in at most this many: the same picture, re-encoded or slightly edited.
+NEAR_DUPLICATE_BITS = 4
+# Every hash is compared with every other; beyond this many images the report says that it did not look.
+MAX_COMPARED_IMAGES = 50_000
+LISTED = 20
+
+
+class ImageFacts(NamedTuple):
+    """What the report keeps of one image."""
+
+    name: str
+    format: str
+    mode: str
+    size: tuple[int, int]
+    digest: bytes
+    perceptual_hash: int
+
+
+def image_facts(name: str, decoded: DecodedImage) -> ImageFacts:
+    """Collect the facts of one decoded image."""
+    first = decoded.pixels[0]
+    digest = hashlib.blake2b(repr(first.shape).encode() + first.tobytes(), digest_size=16).digest()
+    return ImageFacts(name, decoded.format, decoded.mode, decoded.size, digest, perceptual_hash(first))
+
+
+def perceptual_hash(pixels: np.ndarray) -> int:
+    """Hash a picture so that similar pictures get hashes that differ in few bits.
+
+    The signs, against their median, of the 8 x 8 lowest frequencies of the grey image at 32 x 32.
+
+    Args:
+        pixels: uint8 `(height, width, 3)`.
+
+    Returns:
+        64 bits.
+    """
+    grey = np.asarray(Image.fromarray(pixels).convert("L").resize((32, 32), Image.Resampling.BOX), dtype=np.float64)
+    frequencies = (_COSINES @ grey @ _COSINES.T).flatten()
+    bits = frequencies > np.median(frequencies[1:])  # without the mean brightness, which dwarfs the others
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+# The first 8 rows of the 32-point discrete cosine transform.
+_COSINES = np.cos(np.pi / 32 * np.arange(8)[:, None] * (np.arange(32)[None] + 0.5))
+
+
+@dataclass
+class IntakeReport:
+    """What was found in a data set.
+
+    Attributes:
+        source: what the data set is.
+        images: readable images found.
+        training_images: images that training draws from: with crops added and dropped duplicates left out.
+        sample_size: the training size in pixels.
+        formats: images by file format.
+        modes: images by Pillow's mode.
+        sizes: images by size, the most frequent ones, as "width x height".
+        short_side: smallest, median and largest short side in pixels.
+        upsampled: images whose short side is smaller than the training size.
+        unreadable: name and reason of each file that was skipped.
+        not_read: files beside the images that were passed over.
+        exact_duplicates: groups of names of images with identical pixels at the training size.
+        near_duplicates: pairs of names of images that look nearly the same; None if there were too many to compare.
+        dropped: images left out as exact duplicates.
+    """
+
+    source: str
+    images: int
+    training_images: int
+    sample_size: int
+    formats: dict[str, int]
+    modes: dict[str, int]
+    sizes: dict[str, int]
+    short_side: list[int]
+    upsampled: int
+    unreadable: list[tuple[str, str]]
+    not_read: int
+    exact_duplicates: list[list[str]]
+    near_duplicates: list[tuple[str, str]] | None
+    dropped: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, fit for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        pairs = "not searched" if self.near_duplicates is None else len(self.near_duplicates)
+        copies = sum(len(group) - 1 for group in self.exact_duplicates)
+        low, median, high = self.short_side
+        lines = [
+            f"{self.source}: {self.images} images",
+            f"  formats {_counts(self.formats)}; modes {_counts(self.modes)}",
+            f"  sizes {_counts(self.sizes)}; short side {low} to {high}, median {median} pixels",
+            f"  trained on: {self.training_images} of {self.sample_size} x {self.sample_size} pixels",
+            f"  unreadable: {len(self.unreadable)}; exact duplicates: {copies} ({self.dropped} dropped); "
+            f"near duplicates: {pairs}; other files: {self.not_read}",
+        ]
+        lines += [f"  skipped {name}: {reason}" for name, reason in self.unreadable[:LISTED]]
+        lines += [f"  identical: {', '.join(group[:5])}" for group in self.exact_duplicates[:LISTED]]
+        lines += [f"  nearly the same: {one}, {other}" for one, other in (self.near_duplicates or [])[:LISTED]]
+        lines += [f"  note: {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+
+def write_report(
+    source: str,
+    facts: list[ImageFacts],
+    unreadable: list[tuple[str, str]],
+    not_read: int,
+    sample_size: int,
+    training_images: int,
+    dropped: int,
+) -> IntakeReport:
+    """Draw the report up from the facts of all readable images; there is at least one."""
+    sides = sorted(min(fact.size) for fact in facts)
+    near = near_duplicates(facts) if len(facts) <= MAX_COMPARED_IMAGES else None
+    report = IntakeReport(
+        source=source,
+        images=len(facts),
+        training_images=training_images,
+        sample_size=sample_size,
+        formats=dict(Counter(fact.format for fact in facts).most_common()),
+        modes=dict(Counter(fact.mode for fact in facts).most_common()),
+        sizes=dict(Counter(f"{fact.size[0]} x {fact.size[1]}" for fact in facts).most_common(5)),
+        short_side=[sides[0], sides[len(sides) // 2], sides[-1]],
+        upsampled=sum(side < sample_size for side in sides),
+        unreadable=unreadable,
+        not_read=not_read,
+        exact_duplicates=exact_duplicates(facts),
+        near_duplicates=near,
+        dropped=dropped,
+    )
+    report.warnings = _warnings(report)
+    return report
+
+
+def exact_duplicates(facts: list[ImageFacts]) -> list[list[str]]:
+    """Group the names of images with identical pixels."""
+    groups: dict[bytes, list[str]] = {}
+    for fact in facts:
+        groups.setdefault(fact.digest, []).append(fact.name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def near_duplicates(facts: list[ImageFacts]) -> list[tuple[str, str]]:
+    """Return the pairs of images that differ, but whose perceptual hashes hardly do."""
+    first = {fact.digest: fact for fact in reversed(facts)}
+    distinct = [fact for fact in facts if first[fact.digest] is fact]
+    hashes = np.array([fact.perceptual_hash for fact in distinct], dtype=np.uint64)
+    pairs = []
+    for index in range(len(hashes) - 1):
+        differing = np.bitwise_count(hashes[index + 1 :] ^ hashes[index])
+        for other in np.flatnonzero(differing <= NEAR_DUPLICATE_BITS):
+            pairs.append((distinct[index].name, distinct[index + 1 + other].name))
+    return pairs
+
+
+def _warnings(report: IntakeReport) -> list[str]:
+    notes = []
+    if report.images < FEW_IMAGES:
+        notes.append(
+            f"{report.images} images are few: a generator may learn them by heart; look at its samples beside the data"
+        )
+    if report.upsampled:
+        notes.append(f"{report.upsampled} images are smaller than {report.sample_size} pixels and are enlarged")
+    if report.exact_duplicates and not report.dropped:
+        notes.append("identical images count double in training; --drop_duplicates leaves the copies out")
+    if report.near_duplicates is None:
+        notes.append(f"near duplicates are searched for among at most {MAX_COMPARED_IMAGES} images")
+    return notes
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{key} {count}" for key, count in counts.items())

@@ -1,0 +1,66 @@
+"""From the settings of the data to batches for one process: the one call that a training script makes."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from accelerate import Accelerator
+
+from hfgen.checkpoints import write_text_atomically
+from hfgen.data.batches import ImageBatches
+from hfgen.data.settings import DataSettings
+from hfgen.data.store import load_images
+
+
+class Batches(Protocol):
+    """Endless batches, float32 `(batch_size, 3, sample_size, sample_size)` in [-1, 1], that resume exactly."""
+
+    def __next__(self) -> torch.Tensor: ...  # noqa: D105
+
+    def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...  # noqa: D102
+
+
+class TrainingData(NamedTuple):
+    """What a script needs of the data.
+
+    Attributes:
+        batches: of this process.
+        images_per_epoch: of all processes together; None for a stream, whose length nobody knows.
+        digest: changes when the training images do.
+    """
+
+    batches: Batches
+    images_per_epoch: int | None
+    digest: str
+
+
+def load_training_data(
+    settings: DataSettings, batch_size: int, seed: int, accelerator: Accelerator, output_dir: Path
+) -> TrainingData:
+    """Open the data set and print its intake report, which is also kept in the run's folder as `intake.json`.
+
+    Args:
+        settings: of the data.
+        batch_size: images a batch, on each process.
+        seed: of the order, the crops and the augmentations.
+        accelerator: says which process this is and where batches go.
+        output_dir: the run's folder.
+
+    Raises:
+        UserError: if the data set cannot be opened, is refused, or has no readable image.
+    """
+    place = (accelerator.device, accelerator.process_index, accelerator.num_processes)
+    if settings.streaming:
+        from hfgen.data.streaming import StreamBatches
+
+        stream = StreamBatches(settings, batch_size, seed, *place)
+        return TrainingData(stream, None, stream.digest)
+    store = load_images(settings)
+    if accelerator.is_main_process:
+        print(store.report)
+        write_text_atomically(output_dir / "intake.json", json.dumps(store.report.to_dict(), indent=1) + "\n")
+    batches = ImageBatches(store, settings, batch_size, seed, *place)
+    return TrainingData(batches, len(store), store.digest)

@@ -1,0 +1,238 @@
+"""Where encoded images come from: folder, zip, parquet, TFRecord, Hub data set, toy_paintings.
+
+A new source is one function that returns a `Source`, and one line in `open_source`.
+"""
+
+import io
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from hfgen.data.settings import DataSettings
+from hfgen.data.tfrecord import read_tfrecord_images
+from hfgen.errors import UserError
+
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+TFRECORD_SUFFIXES = {".tfrec", ".tfrecord", ".tfrecords"}
+# A file in a zip that unpacks to more than this is refused before it is unpacked.
+MAX_ZIPPED_FILE_BYTES = 1 << 30
+
+
+class Source(NamedTuple):
+    """A set of encoded images that can be read through, again and again in the same order.
+
+    Attributes:
+        description: what it is, for the intake report.
+        identity: plain values that change whenever the images may have changed.
+        images: returns an iterator of `(name, encoded image)`; an image that cannot even be read comes as an
+            exception in the place of its bytes.
+        not_read: files beside the images that are passed over.
+    """
+
+    description: str
+    identity: Any
+    images: Callable[[], Iterator[tuple[str, bytes | Exception]]]
+    not_read: int = 0
+
+
+def open_source(settings: DataSettings) -> Source:
+    """Find out what `--dataset` is and open it.
+
+    Raises:
+        UserError: if nothing is there, or nothing in it that could be read.
+    """
+    name = settings.dataset
+    if match := re.fullmatch(r"toy_paintings(?::(\d+))?", name):
+        return _toy_paintings(settings, match.group(1))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(path, settings)
+    if path.is_file():
+        return _file(path, settings)
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or path.suffix.lower() in {
+        ".zip", ".parquet", *TFRECORD_SUFFIXES, *IMAGE_SUFFIXES
+    }:  # fmt: skip
+        raise UserError(f"--dataset {name}: no such file or folder")
+    from hfgen.data.hub import hub_source  # imports `datasets`, which takes its time
+
+    return hub_source(settings)
+
+
+def _folder(path: Path, settings: DataSettings) -> Source:
+    files = [file for file in _files_below(path)]
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if images:
+        names = [str(file.relative_to(path)) for file in images]
+
+        def read() -> Iterator[tuple[str, bytes | Exception]]:
+            for name, file in zip(names, images, strict=True):
+                try:
+                    yield name, file.read_bytes()
+                except OSError as error:
+                    yield name, error
+
+        return Source(f"folder {path}", _identity(images, path), read, len(files) - len(images))
+    for suffixes, open_files in ((TFRECORD_SUFFIXES, _tfrecords), ({".parquet"}, _parquet)):
+        chosen = [file for file in files if file.suffix.lower() in suffixes]
+        if chosen:
+            return open_files(chosen, path, settings)._replace(not_read=len(files) - len(chosen))
+    raise UserError(
+        f"--dataset {path}: no image, TFRecord or parquet file below this folder ({len(files)} other files); "
+        f"images end in {', '.join(sorted(IMAGE_SUFFIXES))}"
+    )
+
+
+def _file(path: Path, settings: DataSettings) -> Source:
+    suffix = path.suffix.lower()
+    if suffix == ".zip":
+        return _zip(path)
+    if suffix == ".parquet":
+        return _parquet([path], path.parent, settings)
+    if suffix in TFRECORD_SUFFIXES:
+        return _tfrecords([path], path.parent, settings)
+    raise UserError(f"--dataset {path}: give a folder of images, or a .zip, .parquet or .tfrec file")
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    """Yield all files below a folder in a fixed order, hidden ones left out; links to folders are followed once."""
+    seen = set()
+    for folder, subfolders, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _identity(files: list[Path], root: Path) -> list[tuple[str, int, int]]:
+    """Return name, size and time of change of each file: enough to notice that a data set was edited."""
+    stats = [(file, file.stat()) for file in files if file.exists()]
+    return [(str(file.relative_to(root)), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+
+
+def _zip(path: Path) -> Source:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"--dataset {path}: cannot be read as a zip: {error}") from error
+    for member in members:
+        parts = PurePosixPath(member.filename.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or re.match(r"[A-Za-z]:", member.filename):
+            raise UserError(
+                f"{path}: refused: the name {member.filename!r} at byte {member.header_offset} leads out of the "
+                "archive; repack it without such names"
+            )
+        if member.file_size > MAX_ZIPPED_FILE_BYTES:
+            raise UserError(
+                f"{path}: refused: {member.filename!r} at byte {member.header_offset} unpacks to "
+                f"{member.file_size} bytes; remove it from the archive"
+            )
+    files = [member for member in members if not member.is_dir() and not _is_hidden(member.filename)]
+    images = sorted((m for m in files if Path(m.filename).suffix.lower() in IMAGE_SUFFIXES), key=lambda m: m.filename)
+    if not images:
+        raise UserError(f"--dataset {path}: no image in this zip ({len(files)} other files)")
+
+    def read() -> Iterator[tuple[str, bytes | Exception]]:
+        with zipfile.ZipFile(path) as archive:
+            for member in images:
+                try:
+                    yield member.filename, archive.read(member)
+                except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
+                    yield member.filename, error  # a wrong checksum, a password, an unknown compression
+
+    return Source(f"zip {path}", _identity([path], path.parent), read, len(files) - len(images))
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def _tfrecords(files: list[Path], root: Path, settings: DataSettings) -> Source:
+    column = settings.dataset_column or "image"
+
+    def read() -> Iterator[tuple[str, bytes | Exception]]:
+        for file in files:
+            yield from read_tfrecord_images(file, column)
+
+    return Source(f"{len(files)} TFRecord file(s) in {root}", [*_identity(files, root), column], read)
+
+
+def _parquet(files: list[Path], root: Path, settings: DataSettings) -> Source:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        schema = parquet.read_schema(files[0])
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"--dataset {files[0]}: cannot be read as parquet: {error}") from error
+
+    def holds_images(field: pyarrow.Field) -> bool:
+        kind = field.type
+        if pyarrow.types.is_struct(kind):
+            return any(kind.field(index).name == "bytes" for index in range(kind.num_fields))
+        return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+
+    candidates = [field.name for field in schema if holds_images(field)]
+    column = choose_column(str(files[0]), settings.dataset_column, candidates, schema.names)
+
+    def read() -> Iterator[tuple[str, bytes | Exception]]:
+        for file in files:
+            row = 0
+            with parquet.ParquetFile(file) as table:
+                for batch in table.iter_batches(batch_size=64, columns=[column]):
+                    for value in batch.column(0).to_pylist():
+                        content = value.get("bytes") if isinstance(value, dict) else value
+                        yield f"{file.name}#{row}", content or ValueError("the row holds no bytes")
+                        row += 1
+
+    return Source(f"{len(files)} parquet file(s) in {root}", [*_identity(files, root), column], read)
+
+
+def choose_column(where: str, wanted: str | None, candidates: list[str], columns: list[str]) -> str:
+    """Return the column of images: the wanted one, or the only candidate.
+
+    Raises:
+        UserError: if the wanted one holds no images, or there is none or more than one to choose from.
+    """
+    if wanted is not None:
+        if wanted not in candidates:
+            raise UserError(f"--dataset_column {wanted}: {where} has no such column of images; columns: {columns}")
+        return wanted
+    if len(candidates) != 1:
+        what = f"several columns of images: {candidates}" if candidates else f"no column of images, only {columns}"
+        raise UserError(f"{where} has {what}; choose one with --dataset_column")
+    return candidates[0]
+
+
+def _toy_paintings(settings: DataSettings, count_text: str | None) -> Source:
+    from hfgen.data.toy_paintings import TOY_PAINTINGS_COUNT, paint
+
+    count = int(count_text) if count_text is not None else TOY_PAINTINGS_COUNT
+    if not 1 <= count <= 1_000_000:
+        raise UserError(f"--dataset toy_paintings:{count}: from 1 to 1000000 paintings")
+
+    def read() -> Iterator[tuple[str, bytes | Exception]]:
+        for index in range(count):
+            buffer = io.BytesIO()
+            Image.fromarray(paint(index, settings.sample_size)).save(buffer, "png", compress_level=1)
+            yield f"toy_painting_{index:06d}", buffer.getvalue()
+
+    return Source(f"{count} toy paintings", ["toy_paintings", count, settings.sample_size, _toy_digest()], read)
+
+
+def _toy_digest() -> str:
+    """Return a fingerprint of how the paintings look, so that a new brush makes a new data set."""
+    import hashlib
+
+    from hfgen.data.toy_paintings import paint
+
+    return hashlib.sha256(paint(0, 32).tobytes()).hexdigest()

@@ -1,0 +1,172 @@
+"""Images decoded once, kept as raw pixels in a file that the system maps into memory.
+
+The file lies in a cache under a fingerprint of the source and of the preprocessing, so that a second run, a second
+process or a second machine's process finds it made:
+
+    <cache>/<fingerprint>/
+        pixels.bin      all images, one behind the other, uint8, rows of RGB
+        shapes.npy      height and width of each
+        report.json     the intake report
+        digest.txt      SHA-256 of shapes and pixels: what a resumed run must agree with
+"""
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from filelock import FileLock
+
+from hfgen.checkpoints import write_atomically
+from hfgen.data.decode import DecodedImage, UnreadableImageError, decode_image
+from hfgen.data.intake import ImageFacts, IntakeReport, image_facts, write_report
+from hfgen.data.settings import DataSettings
+from hfgen.data.sources import Source, open_source
+from hfgen.errors import UserError
+
+
+# Raise it when the same settings give other pixels than before.
+CACHE_VERSION = 1
+# Of the settings, those that decide what is in the cache; the others act on batches.
+CACHED_SETTINGS = ("sample_size", "crop", "five_crop", "drop_duplicates")
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class ImageStore:
+    """Decoded images in a memory-mapped file.
+
+    Args:
+        folder: the cache's folder, as described above.
+
+    Attributes:
+        digest: changes when the pixels do.
+        report: the intake report.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.digest = (folder / "digest.txt").read_text().strip()
+        self.report = IntakeReport(**json.loads((folder / "report.json").read_text()))
+        self._shapes = np.load(folder / "shapes.npy")
+        sizes = self._shapes.prod(axis=1) * 3
+        self._offsets = np.concatenate([[0], np.cumsum(sizes)])
+        self._pixels = np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="r")
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return one image, uint8 `(height, width, 3)`, without copying it."""
+        height, width = self._shapes[index]
+        return self._pixels[self._offsets[index] : self._offsets[index + 1]].reshape(height, width, 3)
+
+    def as_array(self) -> np.ndarray | None:
+        """Return all images as uint8 `(images, height, width, 3)` without copying; None if their sizes differ."""
+        if len(self) and (self._shapes == self._shapes[0]).all():
+            return self._pixels.reshape(len(self), *self._shapes[0], 3)
+        return None
+
+
+def load_images(settings: DataSettings) -> ImageStore:
+    """Open the data set's decoded images, decoding them first if no cache has them.
+
+    Raises:
+        UserError: if the data set cannot be opened, is refused, or has no readable image.
+    """
+    source = open_source(settings)
+    wanted = {key: getattr(settings, key) for key in CACHED_SETTINGS}
+    key = json.dumps([CACHE_VERSION, source.identity, source.description, wanted])
+    folder = cache_folder(settings) / hashlib.sha256(key.encode()).hexdigest()[:32]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # processes that start together decode once
+        if not (folder / "digest.txt").is_file():
+            write_atomically(folder, lambda temporary: _decode_into(temporary, source, settings))
+    return ImageStore(folder)
+
+
+def cache_folder(settings: DataSettings) -> Path:
+    """Return where decoded images are kept: `--cache_dir`, `$HFGEN_CACHE`, or `hfgen` in the Hugging Face cache."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(settings.cache_dir or os.environ.get("HFGEN_CACHE") or Path(HF_HOME) / "hfgen").expanduser()
+
+
+def _decode_into(folder: Path, source: Source, settings: DataSettings) -> None:
+    """Decode a source into a new cache folder."""
+    folder.mkdir()
+    facts: list[ImageFacts] = []
+    unreadable: list[tuple[str, str]] = []
+    seen: set[bytes] = set()
+    shapes: list[tuple[int, int]] = []
+    dropped, digest = 0, hashlib.sha256()
+    with (folder / "pixels.bin").open("wb") as file:
+        for result in decode_all(source, settings):
+            if isinstance(result, _Unreadable):
+                unreadable.append((result.name, result.reason))
+                continue
+            decoded, fact = result
+            facts.append(fact)
+            if settings.drop_duplicates and fact.digest in seen:
+                dropped += 1
+                continue
+            seen.add(fact.digest)
+            for pixels in decoded.pixels:
+                shapes.append(pixels.shape[:2])
+                file.write(pixels.tobytes())
+                digest.update(repr(pixels.shape).encode() + pixels.tobytes())
+    if not facts:
+        told = "".join(f"\n  {name}: {reason}" for name, reason in unreadable[:5])
+        raise UserError(f"--dataset {settings.dataset}: none of its {len(unreadable)} images can be read{told}")
+    report = write_report(
+        source.description, facts, unreadable, source.not_read, settings.sample_size, len(shapes), dropped
+    )
+    np.save(folder / "shapes.npy", np.array(shapes, dtype=np.int64))
+    (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1))
+    (folder / "digest.txt").write_text(digest.hexdigest())
+
+
+class _Unreadable(NamedTuple):
+    name: str
+    reason: str
+
+
+def decode_all(
+    source: Source, settings: DataSettings
+) -> Iterator[tuple[DecodedImage, ImageFacts] | _Unreadable]:
+    """Decode a source on all cores, in its order, with a bounded number of images in memory."""
+
+    def decode(item: tuple[str, bytes | Exception]) -> tuple[DecodedImage, ImageFacts] | _Unreadable:
+        name, content = item
+        if isinstance(content, Exception):
+            return _Unreadable(name, f"{type(content).__name__}: {content}")
+        try:
+            decoded = decode_image(name, content, settings)
+        except UnreadableImageError as error:
+            return _Unreadable(name, str(error))
+        return decoded, image_facts(name, decoded)
+
+    yield from _map_in_order(decode, source.images())
+
+
+def _map_in_order(function: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
+    """Map on all cores, a few items ahead; Pillow decodes and resizes outside the interpreter's lock."""
+    workers = os.cpu_count() or 1
+    pending: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) >= 4 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,21 @@
+"""The error that a user can mend: printed as one message, without a traceback."""
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+
+Result = TypeVar("Result")
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used; the message names it and says the remedy."""
+
+
+def run_reporting_user_errors(main: Callable[[], Result]) -> Result:
+    """Call `main`; on a `UserError` print its message to stderr and exit with status 2, as argparse does."""
+    try:
+        return main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None

@@ -1,0 +1,70 @@
+"""What the machine can do, and what a run should record of it."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from hfgen.errors import UserError
+
+
+def choose_mixed_precision(wanted: str, cpu: bool) -> str:
+    """Return the mixed precision for accelerate: "no", "bf16" or "fp16".
+
+    Args:
+        wanted: one of these, or "auto": bf16 where the hardware multiplies it natively, else no.
+        cpu: whether the run stays on the CPU although there is an accelerator.
+
+    Raises:
+        UserError: for fp16 without CUDA, where it would silently do nothing.
+    """
+    on_cuda = torch.cuda.is_available() and not cpu
+    if wanted == "fp16" and not on_cuda:
+        raise UserError("--mixed_precision fp16 needs a CUDA device; on this one use bf16 or no")
+    if wanted != "auto":
+        return wanted
+    if on_cuda:
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "no"
+    return "bf16" if cpu_multiplies_bf16() else "no"
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has bf16 products in hardware (avx512_bf16 or amx_bf16); emulated ones are slower than fp32."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Return what the speed and the exact numbers of a run depend on: versions, device, precision, processes."""
+    device = accelerator.device
+    return {
+        "hfgen": version_of("hfgen"),
+        **{package: version_of(package) for package in ("torch", "diffusers", "accelerate", "datasets")},
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {cpu_name()}",
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "mixed_precision": accelerator.mixed_precision,
+        "num_processes": accelerator.num_processes,
+    }
+
+
+def version_of(package: str) -> str | None:
+    """Return the installed version of a package, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """Return the processor's model name, as far as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

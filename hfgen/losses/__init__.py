@@ -1,0 +1,1 @@
+"""The objectives, as plain functions of tensors: `diffusion`."""

@@ -1,0 +1,378 @@
+"""Run: the rails that every training script shares.
+
+A script shows its whole step in a visible loop and calls `Run` for what is the same for all methods: the device, the
+seed, the steps, the log, the sample sheets, the checkpoints and the end. `Run` never calls the script's code.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Optional, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
+from PIL import Image
+
+from hfgen import checkpoints
+from hfgen.checkpoints import write_atomically, write_text_atomically
+from hfgen.config import changed_settings, setting, settings_to_dict
+from hfgen.errors import UserError
+from hfgen.hardware import choose_mixed_precision, describe_environment
+from hfgen.randomness import keyed_seed
+from hfgen.run_log import RunLog
+from hfgen.stopping import NOT_FINITE, REASONS, TIME_IS_UP, StopRequests, parse_duration
+
+
+@dataclass
+class RunSettings:
+    """Settings of the rails: how long, how often, where to."""
+
+    _argument_group_name = "run"
+
+    output_dir: str = setting("runs/run", "folder of the run: settings, checkpoints, samples, logs, pipeline")
+    seed: int = setting(0, "fixes the initial weights, the data order, the noise and every other random number")
+    resume: Optional[str] = setting(
+        None, "'latest' or the path of a checkpoint; 'latest' starts anew where there is none", may_change=True
+    )
+    max_train_steps: int = setting(100_000, "updates of the weights")
+    num_epochs: Optional[float] = setting(None, "passes over the data; takes the place of max_train_steps")
+    max_train_time: Optional[str] = setting(
+        None, "stop with a checkpoint after this time of this launch, for example 45m or 8h50m", may_change=True
+    )
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = setting(
+        "auto", "auto: bf16 where the hardware multiplies it natively, else no"
+    )
+    cpu: bool = setting(False, "stay on the CPU although there is an accelerator")
+    log_every: int = setting(50, "steps between two entries of the log", may_change=True)
+    sample_every: int = setting(1000, "steps between two sheets of samples; 0: only at the end", may_change=True)
+    num_sample_images: int = setting(16, "images on a sheet of samples", may_change=True)
+    checkpoint_every: int = setting(1000, "steps between two checkpoints; 0: only at the end", may_change=True)
+    checkpoints_total_limit: int = setting(2, "checkpoints to keep", may_change=True)
+    report_to: Literal["tensorboard", "wandb", "none"] = setting("tensorboard", "where curves go", may_change=True)
+
+    def __post_init__(self):
+        for name in ("max_train_steps", "log_every", "num_sample_images", "checkpoints_total_limit"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+        for name in ("sample_every", "checkpoint_every", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
+        if self.num_epochs is not None and self.num_epochs <= 0:
+            raise UserError(f"--num_epochs {self.num_epochs}: must be positive")
+        parse_duration("--max_train_time", self.max_train_time)
+
+
+class Stateful(Protocol):
+    """What a checkpoint can carry: networks, averages, optimizers, learning-rate schedules, data positions."""
+
+    def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...  # noqa: D102
+
+
+class SavablePipeline(Protocol):
+    """A diffusers pipeline, as far as a run needs one."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> Any: ...  # noqa: D102
+
+
+class NonFiniteError(UserError):
+    """The training has diverged; no checkpoint was written since the last good one."""
+
+
+class Run:
+    """One training run in one folder.
+
+    Use: `Run(...)`, `plan(...)`, build everything, `restore(...)`, then `for step in run.steps():` with one update
+    and `run.log(...)` in its body, and `run.finish()` behind it.
+
+    Args:
+        settings: the settings of the rails.
+        other_settings: those of data and method, written with the run and compared when it is resumed.
+
+    Raises:
+        UserError: if the folder holds something else, or `--resume` comes with changed settings.
+    """
+
+    def __init__(self, settings: RunSettings, *other_settings: Any):
+        self.settings, self._all_settings = settings, (settings, *other_settings)
+        self.output_dir = Path(settings.output_dir)
+        self.step = 0
+        self._started = time.monotonic()
+        self._seconds_before = 0.0  # of the earlier launches of a resumed run
+        self._stop_requests = StopRequests()
+        self.accelerator = Accelerator(
+            mixed_precision=choose_mixed_precision(settings.mixed_precision, settings.cpu),
+            cpu=settings.cpu,
+            log_with=None if settings.report_to == "none" else settings.report_to,
+            project_config=ProjectConfiguration(str(self.output_dir), logging_dir=str(self.output_dir / "logs")),
+        )
+        self.device = self.accelerator.device
+        self.is_main = self.accelerator.is_main_process
+        self._checkpoint = self._open_folder()
+        # All processes build the same weights; afterwards random numbers are keyed by (seed, step, process).
+        torch.manual_seed(settings.seed)
+
+    def plan(self, images_per_step: int, images_per_epoch: int | None) -> int:
+        """Return the number of updates, from `--max_train_steps` or `--num_epochs`.
+
+        Args:
+            images_per_step: images of one update, over all processes.
+            images_per_epoch: images of the data set; None for a stream, whose length nobody knows.
+
+        Raises:
+            UserError: if epochs are asked for of a stream.
+        """
+        self.images_per_step, self.max_train_steps = images_per_step, self.settings.max_train_steps
+        if self.settings.num_epochs is not None:
+            if images_per_epoch is None:
+                raise UserError("--num_epochs: a streamed data set has no length; give --max_train_steps instead")
+            self.max_train_steps = math.ceil(self.settings.num_epochs * images_per_epoch / images_per_step)
+        return self.max_train_steps
+
+    def restore(
+        self, stateful: dict[str, Stateful], batches: Stateful, pipeline: SavablePipeline, data_digest: str
+    ) -> None:
+        """Say what a checkpoint carries, and load the one that the run resumes from.
+
+        Args:
+            stateful: networks (unwrapped), averages, optimizers and learning-rate schedules by name.
+            batches: the source of batches, whose state may differ from process to process.
+            pipeline: draws with the averaged network; saved with every checkpoint and at the end.
+            data_digest: changes when the training images do.
+
+        Raises:
+            UserError: if the checkpoint was made with other data or another number of processes.
+        """
+        self._stateful, self._batches, self._pipeline = dict(stateful), batches, pipeline
+        if self.accelerator.scaler is not None:
+            self._stateful["grad_scaler"] = self.accelerator.scaler
+        self._agreement = {"num_processes": self.accelerator.num_processes, "data_digest": data_digest}
+        if self._checkpoint is not None:
+            self._load(self._checkpoint)
+        self._log = RunLog(self.output_dir, self.accelerator, self.images_per_step)
+        settings = settings_to_dict(*self._all_settings)
+        self._log.open(self.step, self.max_train_steps, settings, self.settings.report_to)
+        if self.is_main:
+            self._write_status("running", "")
+            with (self.output_dir / "launches.jsonl").open("a") as file:
+                launch = {"from_step": self.step, **describe_environment(self.accelerator)}
+                file.write(json.dumps(launch) + "\n")
+
+    def steps(self) -> Iterator[int]:
+        """Yield the number of each update, from the one after the restored one to the last.
+
+        Logs and saves checkpoints between updates. Ends early, with a checkpoint, on SIGTERM, on Ctrl-C and when
+        the time is up.
+
+        Raises:
+            NonFiniteError: if a loss or a weight is not finite.
+        """
+        with self._log.bar, self._stop_requests.caught():
+            while self.step < self.max_train_steps:
+                step_started = time.monotonic()
+                # What draws from the global generator (dropout, say) is a function of (seed, step, process) as well.
+                torch.manual_seed(keyed_seed(self.settings.seed, self.step, self.accelerator.process_index))
+                self.step += 1
+                yield self.step
+                stop = self._should_stop(time.monotonic() - step_started)
+                if stop or self._due(self.settings.log_every):
+                    self._check_finite(self._log.write(self.step, self.seconds))
+                self._log.bar.update()
+                if stop or self._due(self.settings.checkpoint_every):
+                    self._save()
+                if stop:
+                    break
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Return a random number generator on the run's device for one use within the current update.
+
+        It is a function of (seed, step, process, purpose) and of nothing that happened before, so a resumed run draws
+        what an uninterrupted one would have drawn.
+        """
+        key = (self.settings.seed, self.step, self.accelerator.process_index, purpose)
+        return torch.Generator(self.device).manual_seed(keyed_seed(*key))
+
+    def log(self, losses: dict[str, torch.Tensor], notes: dict[str, float] | None = None) -> None:
+        """Note the losses of this update; nothing is read off the device.
+
+        Args:
+            losses: scalars by name; every `log_every` steps their means over steps and processes are written.
+            notes: plain numbers, such as the learning rate, of which the last is written.
+        """
+        self._log.add(losses, notes or {})
+
+    @property
+    def sample_due(self) -> bool:
+        """Whether a sheet of samples follows this update; True on the main process alone."""
+        return self.is_main and self._due(self.settings.sample_every)
+
+    def save_sheet(self, sheet: Image.Image) -> Path:
+        """Write a sheet of samples to `samples/` and to the tracker; return its path."""
+        path = self.output_dir / "samples" / f"step-{self.step:08d}.png"
+        write_atomically(path, lambda temporary: sheet.save(temporary, format="png"))
+        self._log.show_image("samples", sheet, self.step)
+        return path
+
+    def finish(self) -> Path:
+        """Write the pipeline, say how the run ended, and return the pipeline's folder.
+
+        Raises:
+            SystemExit: with status 143 if SIGTERM ended the run, 130 if Ctrl-C did, so that nobody takes an
+                interrupted run for a finished one.
+        """
+        target = self.output_dir / "pipeline"
+        complete = self.step >= self.max_train_steps
+        reason = "complete" if complete else REASONS[self._stop_requests.request]
+        if self.is_main:
+            write_atomically(target, self._pipeline.save_pretrained)
+            self._write_status("complete" if complete else "stopped", reason)
+            print(f"{reason}: step {self.step} of {self.max_train_steps}, {self.seconds:.0f} s of training in all")
+            print(f"pipeline: {target}")
+            if not complete:
+                print("the same command with --resume latest goes on from here")
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        if not complete and self._stop_requests.exit_status:
+            raise SystemExit(self._stop_requests.exit_status)
+        return target
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all launches of this run so far."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def _open_folder(self) -> Path | None:
+        """Create or reopen the run's folder; return the checkpoint to resume from. All processes fail together."""
+        problem, checkpoint = None, None
+        if self.is_main:
+            try:
+                checkpoint = self._checked_folder()
+            except UserError as error:
+                problem = str(error)
+        problem, checkpoint = broadcast_object_list([problem, checkpoint])
+        if problem is not None:
+            raise UserError(problem)
+        return checkpoint
+
+    def _checked_folder(self) -> Path | None:
+        config_file, resume = self.output_dir / "training_config.json", self.settings.resume
+        used = self.output_dir.is_dir() and any(self.output_dir.iterdir())
+        if used and resume is None:
+            raise UserError(
+                f"--output_dir {self.output_dir} is not empty: continue that run with --resume latest, "
+                "or choose another folder"
+            )
+        if used and not config_file.is_file():
+            raise UserError(f"--output_dir {self.output_dir} holds no run: there is no {config_file.name} in it")
+        if used:
+            changes = changed_settings(json.loads(config_file.read_text()), *self._all_settings)
+            if changes:
+                raise UserError(
+                    f"--resume {resume}: settings differ from those in {config_file} (saved -> now):\n  "
+                    + "\n  ".join(changes)
+                    + "\nGive the saved ones again, or start another run in another --output_dir"
+                )
+        checkpoint = checkpoints.find_checkpoint(self.output_dir / "checkpoints", resume) if resume else None
+        checkpoints.remove_leftovers(self.output_dir / "checkpoints")
+        config = json.dumps(settings_to_dict(*self._all_settings), indent=2)
+        write_text_atomically(config_file, config + "\n")
+        return checkpoint
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless a network has gone bad: a bad one must never take the place of a good one."""
+        bad = [name for name, part in self._stateful.items() if not _is_finite(part)]
+        if bad:
+            self._diverge(f"a weight of {', '.join(bad)} is not finite")
+        batches_states = gather_object([self._batches.state_dict()])
+        if self.is_main:
+            progress = {
+                "step": self.step,
+                "seconds": round(self.seconds, 3),
+                "images": self.step * self.images_per_step,
+                "torch_version": torch.__version__,
+                **self._agreement,
+            }
+            state = {name: part.state_dict() for name, part in self._stateful.items()}
+            checkpoints.save_checkpoint(
+                self.output_dir / "checkpoints",
+                progress,
+                {**state, "batches": batches_states},
+                self._pipeline.save_pretrained,
+                self.settings.checkpoints_total_limit,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _load(self, checkpoint: Path) -> None:
+        progress = checkpoints.load_progress(checkpoint)
+        for key, value in self._agreement.items():
+            if progress[key] != value:
+                raise UserError(
+                    f"{checkpoint}: {key} was {progress[key]!r} and is {value!r} now; a resumed run needs the same"
+                )
+        if progress["torch_version"] != torch.__version__ and self.is_main:
+            print(
+                f"note: the checkpoint is from torch {progress['torch_version']} and this is {torch.__version__}: "
+                "the run goes on, but not bit for bit as it would have"
+            )
+        state = checkpoints.load_state(checkpoint)
+        for name, part in self._stateful.items():
+            part.load_state_dict(state[name])
+        self._batches.load_state_dict(state["batches"][self.accelerator.process_index])
+        self.step, self._seconds_before = progress["step"], progress["seconds"]
+        if self.is_main:
+            print(f"resumed from {checkpoint} at step {self.step}")
+
+    def _due(self, every: int) -> bool:
+        return self.step == self.max_train_steps or (every > 0 and self.step % every == 0)
+
+    def _should_stop(self, step_seconds: float) -> bool:
+        """Whether all processes stop now: one of them was told to, or the time does not allow another step."""
+        budget = parse_duration("--max_train_time", self.settings.max_train_time)
+        if budget is not None and time.monotonic() - self._started + step_seconds >= budget:
+            self._stop_requests.raise_to(TIME_IS_UP)
+        # On an accelerator this would wait for the step to end; there the log's cadence has to do.
+        if self.device.type == "cpu" and not self._log.is_finite():
+            self._stop_requests.raise_to(NOT_FINITE)
+        request = self._stop_requests.agree()
+        if request == NOT_FINITE:
+            self._diverge("a loss is not finite")
+        return bool(request)
+
+    def _check_finite(self, losses: dict[str, float]) -> None:
+        bad = [name for name, value in losses.items() if not math.isfinite(value)]
+        if bad:
+            self._diverge(f"{', '.join(bad)} is not finite")
+
+    def _diverge(self, what: str) -> None:
+        """Stop a run that has diverged, leaving its last good checkpoint as it is."""
+        good = checkpoints.list_checkpoints(self.output_dir / "checkpoints")
+        settings = settings_to_dict(*self._all_settings)
+        told = ", ".join(f"{key}={settings[key]}" for key in settings if _matters_for_divergence(key))
+        if self.is_main:
+            self._write_status("diverged", what)
+        raise NonFiniteError(
+            f"stopped at step {self.step}: {what} ({told}). Last good checkpoint: {good[-1] if good else 'none'}. "
+            "Lower --learning_rate or --max_grad_norm, or try --mixed_precision no"
+        )
+
+    def _write_status(self, status: str, reason: str) -> None:
+        content = {"status": status, "reason": reason, "step": self.step, "seconds": round(self.seconds, 2)}
+        write_text_atomically(self.output_dir / "status.json", json.dumps(content, indent=2) + "\n")
+
+
+def _matters_for_divergence(key: str) -> bool:
+    return "learning_rate" in key or key in ("mixed_precision", "max_grad_norm", "batch_size", "lr_warmup_steps")
+
+
+def _is_finite(part: Stateful) -> bool:
+    """Whether every floating-point parameter and buffer of a network is finite; True for what is no network."""
+    if not isinstance(part, torch.nn.Module):
+        return True
+    tensors = [tensor for tensor in part.state_dict().values() if tensor.is_floating_point()]
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all()) if tensors else True

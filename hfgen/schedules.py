@@ -1,0 +1,74 @@
+"""Noise schedules: the one of the training, and the samplers that follow it."""
+
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
+
+
+def noise_schedule(
+    kind: str,
+    num_train_timesteps: int,
+    prediction_type: str = "epsilon",
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+) -> DDPMScheduler:
+    """Build the schedule of the training.
+
+    "linear": Ho et al. 2020, section 4: betas from 0.0001 to 0.02 over 1000 steps. For another number of steps they
+    are scaled by `1000 / num_train_timesteps`, so that the last step is nearly pure noise whatever their number.
+    "cosine": Nichol and Dhariwal 2021 (arXiv:2102.09672), equation 17, betas at most 0.999.
+
+    Args:
+        kind: "linear" or "cosine".
+        num_train_timesteps: diffusion steps T, at least 2.
+        prediction_type: "epsilon", "sample" or "v_prediction".
+        beta_start: first beta of the linear schedule; scaled to T if None.
+        beta_end: last beta of the linear schedule; scaled to T if None.
+
+    Raises:
+        ValueError: if `num_train_timesteps` is below 2 or a beta lies outside (0, 1).
+    """
+    if num_train_timesteps < 2:
+        raise ValueError(f"num_train_timesteps={num_train_timesteps} must be at least 2")
+    scale = 1000 / num_train_timesteps
+    beta_start = min(1e-4 * scale, 0.999) if beta_start is None else beta_start
+    beta_end = min(0.02 * scale, 0.999) if beta_end is None else beta_end
+    if not 0 < beta_start <= beta_end < 1:
+        raise ValueError(f"beta_start={beta_start} and beta_end={beta_end} must satisfy 0 < start <= end < 1")
+    return DDPMScheduler(
+        num_train_timesteps=num_train_timesteps,
+        beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[kind],
+        beta_start=beta_start,
+        beta_end=beta_end,
+        prediction_type=prediction_type,
+        clip_sample=True,
+    )
+
+
+def sampling_scheduler(training_schedule: DDPMScheduler, sampler: str) -> SchedulerMixin:
+    """Build the scheduler that a pipeline is saved with; it keeps the betas of the training.
+
+    "ddim": Song et al. 2020 (arXiv:2010.02502), deterministic. "dpm": DPM-Solver++ of order 2, Lu et al. 2022
+    (arXiv:2211.01095). "unipc": Zhao et al. 2023 (arXiv:2302.04867). "ddpm": the ancestral sampler of the training.
+
+    Args:
+        training_schedule: from `noise_schedule`.
+        sampler: "ddim", "dpm", "unipc" or "ddpm".
+    """
+    config = training_schedule.config
+    # "trailing" starts from the noisiest timestep however few the steps, as in Lin et al. 2023 (arXiv:2305.08891).
+    if sampler == "ddim":
+        return DDIMScheduler.from_config(config, timestep_spacing="trailing")
+    if sampler == "ddpm":
+        return DDPMScheduler.from_config(config)
+    # Predicted images are kept in range, as clip_sample does for the other two. A cosine schedule ends in pure noise,
+    # whose log-SNR of minus infinity the solvers cannot start from: they start at -5.1, as their authors do.
+    solver = {
+        "timestep_spacing": "trailing",
+        "thresholding": True,
+        "dynamic_thresholding_ratio": 0.995,
+        "sample_max_value": 1.0,
+    }
+    if sampler == "unipc":
+        return UniPCMultistepScheduler.from_config(config, **solver)
+    cosine = config.beta_schedule == "squaredcos_cap_v2"
+    lambda_min = -5.1 if cosine else -float("inf")
+    return DPMSolverMultistepScheduler.from_config(config, lambda_min_clipped=lambda_min, **solver)

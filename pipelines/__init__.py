@@ -1,0 +1,22 @@
+"""Inference: one pipeline a family, each usable as any diffusers pipeline.
+
+    from hfgen.pipelines import DDPMPipeline
+
+    images = DDPMPipeline.from_pretrained("runs/cats/pipeline")(batch_size=16).images
+
+Each class joins a plain one, whose file is published with the weights, with saving and loading of self-contained
+folders.
+"""
+
+from hfgen.models import UNetAttention, UNetBase
+from hfgen.pipelines import pipeline_ddpm
+from hfgen.pipelines.self_contained import SelfContainedPipelineMixin
+
+
+class DDPMPipeline(SelfContainedPipelineMixin, pipeline_ddpm.DDPMPipeline):
+    __doc__ = pipeline_ddpm.DDPMPipeline.__doc__
+    shipped_class = pipeline_ddpm.DDPMPipeline
+    component_classes = (UNetAttention, UNetBase)
+
+
+__all__ = ["DDPMPipeline"]

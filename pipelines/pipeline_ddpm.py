@@ -1,0 +1,89 @@
+"""Denoising diffusion (Ho et al. 2020, arXiv:2006.11239): from noise to images by any diffusers scheduler.
+
+This file imports only torch and diffusers: a copy of it is published with each checkpoint.
+"""
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+
+
+class DDPMPipeline(DiffusionPipeline):
+    """Draws images by denoising Gaussian noise.
+
+    Args:
+        unet: predicts the noise, the clean images or the velocity, by the scheduler's prediction type. Its config has
+            `sample_size` and `in_channels`.
+        scheduler: any diffusers scheduler: the DDPMScheduler of the training samples ancestrally; DDIM, DPM-Solver++
+            or UniPC (`SchedulerClass.from_config(pipeline.scheduler.config)`) need a few dozen steps only.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1)  # [-1, 1] -> PIL, numpy or torch
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int = 50,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        latents: torch.Tensor | None = None,
+        callback_on_step_end: Callable[[int, int, torch.Tensor], None] | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw images.
+
+        Args:
+            batch_size: how many.
+            generator: the random number generator, or one for each image: then an image does not depend on the
+                others of its batch.
+            num_inference_steps: network evaluations; at most the steps that the scheduler was trained with.
+            output_type: "pil", "np" (float `(batch_size, height, width, channels)` in [0, 1]), or "pt" (float
+                `(batch_size, channels, height, width)` in [0, 1]).
+            return_dict: whether to return an `ImagePipelineOutput` instead of a plain tuple.
+            latents: the noise to start from, standard normal, `(batch_size, channels, height, width)`; drawn if None.
+            callback_on_step_end: called after each step as `callback(index, timestep, sample)`, where `sample` is the
+                image so far, `(batch_size, channels, height, width)`: what a denoising strip is made of.
+
+        Returns:
+            An output whose `images` are the images.
+
+        Raises:
+            ValueError: if `latents` have another shape, or `num_inference_steps` is not from 1 to the trained steps.
+        """
+        config = self.unet.config
+        shape = (batch_size, config.in_channels, config.sample_size, config.sample_size)
+        trained_steps = self.scheduler.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= trained_steps:
+            raise ValueError(f"num_inference_steps={num_inference_steps} must be from 1 to {trained_steps}")
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"latents of shape {tuple(latents.shape)} do not fit: {shape} is needed")
+
+        # 1. noise, at the level of the scheduler's first timestep
+        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        sample = latents.to(self.device, self.unet.dtype) * self.scheduler.init_noise_sigma
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        random_numbers = {"generator": generator} if takes_generator else {}
+
+        # 2. denoise
+        for index, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            model_input = self.scheduler.scale_model_input(sample, timestep)
+            model_output = self.unet(model_input, timestep).sample
+            sample = self.scheduler.step(model_output, timestep, sample, **random_numbers).prev_sample
+            if callback_on_step_end is not None:
+                callback_on_step_end(index, int(timestep), sample)
+
+        # 3. [-1, 1] -> images
+        images = self.image_processor.postprocess(sample.clamp(-1, 1), output_type=output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -1,0 +1,199 @@
+#!/usr/bin/env python
+"""Train a denoising diffusion model (Ho et al. 2020, arXiv:2006.11239) on a folder of images.
+
+    accelerate launch training_scripts/train_ddpm.py --preset ddpm_base --dataset path/to/images --output_dir runs/ddpm
+
+Presets: ddpm_base, ddpm_attention_linear, ddpm_attention_cosine, ddpm_library, quickstart. `--help` lists all settings.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Optional
+
+import torch
+from diffusers import ModelMixin, UNet2DModel
+from diffusers.optimization import get_scheduler
+from PIL import Image
+
+from hfgen.config import parse_settings, setting
+from hfgen.data.loading import load_training_data
+from hfgen.data.settings import DataSettings
+from hfgen.ema import averaged_copy
+from hfgen.errors import UserError, run_reporting_user_errors
+from hfgen.figures import image_sheet
+from hfgen.losses.diffusion import diffusion_loss, min_snr_weights, prediction_target
+from hfgen.models import UNetAttention, UNetBase
+from hfgen.pipelines import DDPMPipeline
+from hfgen.randomness import keyed_seed
+from hfgen.run import Run, RunSettings
+from hfgen.schedules import noise_schedule, sampling_scheduler
+
+
+PRESETS = Path(__file__).resolve().parent / "presets"
+
+
+@dataclass
+class DDPMSettings:
+    """Settings of the method."""
+
+    _argument_group_name = "method"
+
+    unet: Literal["base", "attention", "library"] = setting(
+        "base", "base: convolutions only; attention: self-attention at every level; library: diffusers' UNet2DModel"
+    )
+    block_out_channels: Optional[list[int]] = setting(None, "channels of each level, from the finest")
+    layers_per_block: int = setting(2, "residual blocks a level, of the library U-Net alone")
+    beta_schedule: Literal["linear", "cosine"] = setting("linear", "noise schedule")
+    num_train_timesteps: int = setting(1000, "diffusion steps")
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = setting(
+        "epsilon", "what the network predicts: the noise, the clean image, or the velocity"
+    )
+    loss: Literal["l1", "l2", "huber"] = setting("l2", "error of the prediction")
+    snr_gamma: Optional[float] = setting(None, "Min-SNR weights with this gamma (5 in the paper); none if not given")
+    batch_size: int = setting(64, "images of one update, on each process")
+    gradient_accumulation_steps: int = setting(
+        1, "parts that an update's batch is split into: less memory, the same batch size"
+    )
+    learning_rate: float = setting(2e-4, "of AdamW, after the warm-up")
+    lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = setting(
+        "constant_with_warmup", "course of the learning rate"
+    )
+    lr_warmup_steps: int = setting(500, "updates over which the learning rate rises from 0")
+    adam_beta1: float = setting(0.9, "decay of AdamW's mean gradient")
+    adam_beta2: float = setting(0.999, "decay of AdamW's mean squared gradient")
+    weight_decay: float = setting(0.0, "of AdamW; 0 makes it Adam")
+    max_grad_norm: float = setting(1.0, "norm that the gradient is clipped to")
+    ema_decay: float = setting(0.9999, "decay of the average of the weights, which is what gets sampled and saved")
+    compile: bool = setting(False, "compile the network with torch.compile: minutes at the start, faster on CUDA")
+    sampler: Literal["ddim", "dpm", "unipc", "ddpm"] = setting("ddim", "default sampler of the saved pipeline")
+    num_inference_steps: int = setting(50, "sampling steps of the sheets of samples", may_change=True)
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.gradient_accumulation_steps < 1:
+            raise UserError("--batch_size and --gradient_accumulation_steps must be at least 1")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise UserError(
+                f"--batch_size {self.batch_size} must be a multiple of "
+                f"--gradient_accumulation_steps {self.gradient_accumulation_steps}"
+            )
+        if self.learning_rate <= 0 or self.max_grad_norm <= 0:
+            raise UserError("--learning_rate and --max_grad_norm must be positive")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"--ema_decay {self.ema_decay}: must be from 0 to below 1")
+        if not 1 <= self.num_inference_steps <= self.num_train_timesteps:
+            raise UserError(
+                f"--num_inference_steps {self.num_inference_steps}: must be from 1 to "
+                f"--num_train_timesteps {self.num_train_timesteps}"
+            )
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Train and return the folder of the pipeline."""
+    run_settings, data_settings, settings = parse_settings(
+        (RunSettings, DataSettings, DDPMSettings), PRESETS, arguments
+    )
+    run = Run(run_settings, data_settings, settings)
+    accelerator = run.accelerator
+
+    # 1. Data
+    data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
+    max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
+
+    # 2. Network, its average, schedule, optimizer
+    try:
+        network = build_unet(settings, data_settings.sample_size)
+        schedule = noise_schedule(settings.beta_schedule, settings.num_train_timesteps, settings.prediction_type)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    network = network.to(run.device, memory_format=torch.channels_last)
+    ema = averaged_copy(network, settings.ema_decay)
+    pipeline = DDPMPipeline(ema.module, sampling_scheduler(schedule, settings.sampler))
+    optimizer = torch.optim.AdamW(
+        network.parameters(),
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.weight_decay,
+        fused=run.device.type in ("cpu", "cuda"),
+    )
+    # Not prepared: accelerate would step it once per process.
+    lr_scheduler = get_scheduler(settings.lr_scheduler, optimizer, settings.lr_warmup_steps, max_train_steps)
+    unet = torch.compile(network) if settings.compile else network
+    unet, optimizer = accelerator.prepare(unet, optimizer)
+    stateful = {"unet": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+    run.restore(stateful, data.batches, pipeline, data.digest)
+
+    # 3. One update a step
+    for _ in run.steps():
+        clean_images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
+        noise = torch.randn(clean_images.shape, generator=run.generator("noise"), device=run.device)
+        timesteps = torch.randint(
+            settings.num_train_timesteps, clean_images.shape[:1], generator=run.generator("timesteps"), device=run.device
+        )
+        noisy_images = schedule.add_noise(clean_images, noise, timesteps)
+        target = prediction_target(schedule, clean_images, noise, timesteps)
+        weights = min_snr_weights(schedule, timesteps, settings.snr_gamma) if settings.snr_gamma else None
+
+        parts = settings.gradient_accumulation_steps
+        total_loss = torch.zeros((), device=run.device)
+        for part in range(parts):
+            chosen = slice(part * settings.batch_size // parts, (part + 1) * settings.batch_size // parts)
+            # The processes exchange gradients once an update, with its last part.
+            with nullcontext() if part == parts - 1 else accelerator.no_sync(unet):
+                prediction = unet(noisy_images[chosen], timesteps[chosen]).sample
+                part_weights = None if weights is None else weights[chosen]
+                loss = diffusion_loss(prediction, target[chosen], settings.loss, part_weights) / parts
+                accelerator.backward(loss)
+            total_loss += loss.detach()
+
+        grad_norm = accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        lr_scheduler.step()
+        optimizer.zero_grad()
+        ema.update_parameters(network)
+        run.log({"loss": total_loss, "grad_norm": grad_norm}, {"learning_rate": lr_scheduler.get_last_lr()[0]})
+        if run.sample_due:
+            run.save_sheet(draw_sheet(pipeline, run, settings.num_inference_steps))
+
+    return run.finish()
+
+
+def build_unet(settings: DDPMSettings, sample_size: int) -> ModelMixin:
+    """Build the network that the settings name.
+
+    Raises:
+        ValueError: if the architecture does not allow `sample_size`, saying which sizes it does.
+    """
+    if settings.unet == "base":
+        return UNetBase(sample_size, block_out_channels=settings.block_out_channels or (64, 128, 256, 512, 1024))
+    if settings.unet == "attention":
+        return UNetAttention(sample_size, block_out_channels=settings.block_out_channels or (64, 128, 256, 512, 1024))
+    channels = tuple(settings.block_out_channels or (64, 128, 256, 512))
+    factor = 2 ** (len(channels) - 1)
+    if sample_size % factor:
+        raise ValueError(f"sample_size={sample_size} must be a multiple of {factor} for block_out_channels={channels}")
+    plain = len(channels) - 1
+    return UNet2DModel(
+        sample_size=sample_size,
+        block_out_channels=channels,
+        layers_per_block=settings.layers_per_block,
+        norm_num_groups=min(32, min(channels)),
+        # Attention at the coarsest level only: its cost grows with the fourth power of the side.
+        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
+    )
+
+
+def draw_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> Image.Image:
+    """Draw a sheet of samples, from the same noise all along the run."""
+    config = pipeline.unet.config
+    shape = (run.settings.num_sample_images, config.in_channels, config.sample_size, config.sample_size)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(keyed_seed(run.settings.seed, "samples")))
+    pipeline.set_progress_bar_config(disable=True)
+    with run.accelerator.autocast():
+        images = pipeline(len(latents), latents=latents, num_inference_steps=num_inference_steps).images
+    return image_sheet(images)
+
+
+if __name__ == "__main__":
+    run_reporting_user_errors(main)
