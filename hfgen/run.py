@@ -22,7 +22,7 @@ from hfgen import checkpoints
 from hfgen.checkpoints import write_atomically, write_text_atomically
 from hfgen.config import changed_settings, setting, settings_to_dict
 from hfgen.errors import UserError
-from hfgen.hardware import choose_mixed_precision, describe_environment
+from hfgen.hardware import choose_mixed_precision, describe_environment, use_all_cores
 from hfgen.randomness import keyed_seed
 from hfgen.run_log import RunLog
 from hfgen.stopping import NOT_FINITE, REASONS, TIME_IS_UP, StopRequests, parse_duration
@@ -113,6 +113,8 @@ class Run:
             project_config=ProjectConfiguration(str(self.output_dir), logging_dir=str(self.output_dir / "logs")),
         )
         self.device = self.accelerator.device
+        if self.device.type == "cpu":
+            use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", self.accelerator.num_processes)))
         self.is_main = self.accelerator.is_main_process
         self._checkpoint = self._open_folder()
         # All processes build the same weights; afterwards random numbers are keyed by (seed, step, process).

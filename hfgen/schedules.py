@@ -3,6 +3,9 @@
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 
 
+SAMPLERS = ("ddim", "dpm", "unipc", "ddpm")
+
+
 def noise_schedule(
     kind: str,
     num_train_timesteps: int,

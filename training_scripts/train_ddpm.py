@@ -117,7 +117,12 @@ def main(arguments: list[str] | None = None) -> Path:
         fused=run.device.type in ("cpu", "cuda"),
     )
     # Not prepared: accelerate would step it once per process.
-    lr_scheduler = get_scheduler(settings.lr_scheduler, optimizer, settings.lr_warmup_steps, max_train_steps)
+    lr_scheduler = get_scheduler(
+        settings.lr_scheduler,
+        optimizer,
+        num_warmup_steps=settings.lr_warmup_steps,
+        num_training_steps=max_train_steps,
+    )
     unet = torch.compile(network) if settings.compile else network
     unet, optimizer = accelerator.prepare(unet, optimizer)
     stateful = {"unet": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler}

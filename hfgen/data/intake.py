@@ -16,7 +16,8 @@ FEW_IMAGES = 1000
 NEAR_DUPLICATE_BITS = 4
 # Every hash is compared with every other; beyond this many images the report says that it did not look.
 MAX_COMPARED_IMAGES = 50_000
-LISTED = 20
+# Of each list, this many entries are printed; all are kept in the run's intake.json.
+LISTED = 5
 
 
 class ImageFacts(NamedTuple):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -72,10 +74,26 @@ def test_the_same_scene_appears_at_every_resolution(sample_size):
     assert same.max() < 0.5 * different.min()
 
 
-def test_strokes_are_visible_as_texture_within_the_sky():
+def test_strokes_are_visible_as_texture_within_the_sky(monkeypatch):
     painting = paint(7, 128).astype(float)
-    sky = painting[:40]
-    assert np.abs(sky[1:] - sky[:-1]).mean() > 3
+    assert np.abs(np.diff(painting[:40], axis=0)).mean() > 10
+    scene = dataclasses.replace(toy_paintings._compose(np.random.default_rng(0)), night=False)  # no stars
+    monkeypatch.setattr(toy_paintings, "_look", lambda scene, x, y: (np.full((len(x), 3), 0.5), np.zeros(len(x), int)))
+    strokes = toy_paintings._strokes(scene, np.random.default_rng(0))
+    assert strokes[:, 6:].std(axis=0).min() > 0.03  # each stroke strays from the colour it was read from
+
+
+def test_water_mirrors_what_stands_above_the_horizon_and_a_field_does_not():
+    x, depth = np.random.default_rng(0).uniform(0, [[1], [0.25]], (2, 500))
+    likeness = {True: [], False: []}
+    for index in range(20):
+        scene = toy_paintings._compose(np.random.default_rng(index))
+        for water in likeness:
+            either = dataclasses.replace(scene, water=water, things=scene.things[:0])
+            above, below = (toy_paintings._look(either, x, scene.horizon + sign * depth)[0] for sign in (-1, 1))
+            likeness[water].append(np.corrcoef(above.ravel(), below.ravel())[0, 1])
+    assert np.median(likeness[True]) > 0.95
+    assert np.median(likeness[False]) < 0.7
 
 
 def test_the_sky_is_lighter_than_the_ground_on_average_but_neither_black_nor_burnt_out(gallery):

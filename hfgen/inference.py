@@ -1,0 +1,106 @@
+"""Drawing with a trained pipeline, for the command line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from hfgen.checkpoints import PIPELINE_FOLDER, list_checkpoints
+from hfgen.data.decode import UnreadableImageError, decode_image
+from hfgen.data.settings import DataSettings
+from hfgen.errors import UserError
+from hfgen.pipelines import DDPMPipeline
+from hfgen.randomness import keyed_seed
+from hfgen.schedules import SAMPLERS, sampling_scheduler
+
+
+PIPELINES: dict[str, type[DiffusionPipeline]] = {"DDPMPipeline": DDPMPipeline}
+
+
+def open_pipeline(where: str, device: str = "auto", sampler: str | None = None) -> DiffusionPipeline:
+    """Load a pipeline of any family.
+
+    Args:
+        where: a run's folder (its pipeline, or that of its newest checkpoint), a checkpoint, a pipeline's folder, or
+            a Hub repo id.
+        device: "auto", "cpu", "cuda" or "mps".
+        sampler: of a diffusion pipeline: "ddim", "dpm", "unipc" or "ddpm"; as saved if None.
+
+    Raises:
+        UserError: if there is no pipeline of hfgen, or no such device or sampler.
+    """
+    if sampler is not None and sampler not in SAMPLERS:
+        raise UserError(f"--sampler {sampler}: must be one of {', '.join(SAMPLERS)}")
+    path = Path(where).expanduser()
+    if path.exists():
+        folder = _pipeline_folder(path)
+        class_name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+        class_name = class_name[-1] if isinstance(class_name, list) else class_name
+        if class_name not in PIPELINES:
+            raise UserError(f"{folder}: a {class_name} is none of hfgen's pipelines ({', '.join(PIPELINES)})")
+        pipeline = PIPELINES[class_name].from_pretrained(str(folder))
+    elif where.count("/") == 1 and not where.startswith((".", "/", "~")):
+        pipeline = DDPMPipeline.from_pretrained(where)
+    else:
+        raise UserError(f"{where}: no such folder")
+    if sampler is not None:
+        pipeline.scheduler = sampling_scheduler(pipeline.scheduler, sampler)
+    pipeline.set_progress_bar_config(desc="denoising", leave=False)
+    return pipeline.to(_device(device))
+
+
+def _pipeline_folder(path: Path) -> Path:
+    """Find the pipeline in a run, a checkpoint or a pipeline's own folder."""
+    candidates = [path, path / PIPELINE_FOLDER]
+    candidates += [checkpoint / PIPELINE_FOLDER for checkpoint in reversed(list_checkpoints(path / "checkpoints"))]
+    for folder in candidates:
+        if (folder / "model_index.json").is_file():
+            return folder
+    raise UserError(f"{path}: no pipeline in this folder: there is no model_index.json in it or in its checkpoints")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if name not in ("cpu", "cuda", "mps") or (name == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"--device {name}: not on this machine; use auto or cpu")
+    return torch.device(name)
+
+
+def image_generators(seed: int, start: int, count: int) -> list[torch.Generator]:
+    """Return one generator for each image, so that an image depends on its seed and index, not on its batch."""
+    return [torch.Generator().manual_seed(keyed_seed(seed, index)) for index in range(start, start + count)]
+
+
+def draw_images(
+    pipeline: DiffusionPipeline, num_images: int, seed: int, num_inference_steps: int, batch_size: int
+) -> Iterator[Image.Image]:
+    """Draw images batch by batch.
+
+    Raises:
+        UserError: if the pipeline does not take so many steps.
+    """
+    for start in range(0, num_images, batch_size):
+        count = min(batch_size, num_images - start)
+        generators = image_generators(seed, start, count)
+        try:
+            yield from pipeline(count, generator=generators, num_inference_steps=num_inference_steps).images
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+def open_image(path: Path, size: int) -> Image.Image:
+    """Read an image as the training does: RGB, short side resized, centre cropped.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        decoded = decode_image(str(path), path.read_bytes(), DataSettings(sample_size=size))
+    except (OSError, UnreadableImageError) as error:
+        raise UserError(f"--image {path}: {error}") from error
+    return Image.fromarray(decoded.pixels[0])
