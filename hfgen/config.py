@@ -99,8 +99,8 @@ def _preset_as_flags(preset: str, presets_folder: Path, settings_classes: Sequen
             raise UserError(f"--preset {path}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" * bool(near)))
         if value is None:
             continue  # None is the default of every setting that may be None
-        values_of_key = value if isinstance(value, list) else [value]
-        flags += [f"--{key}", *map(str, values_of_key)]
+        # With "=", because argparse takes a bare -1e-05 for a flag.
+        flags += [f"--{key}", *map(str, value)] if isinstance(value, list) else [f"--{key}={value}"]
     return flags
 
 

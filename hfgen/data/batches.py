@@ -92,7 +92,9 @@ class ImageBatches:
 
     def _gather_ahead(self, number: int) -> torch.Tensor:
         assert self._pool is not None
-        current = self._ahead[1] if self._ahead and self._ahead[0] == number else self._pool.submit(self._gather, number)
+        current = (
+            self._ahead[1] if self._ahead and self._ahead[0] == number else self._pool.submit(self._gather, number)
+        )
         pixels = current.result()
         self._ahead = (number + 1, self._pool.submit(self._gather, number + 1))
         return pixels.pin_memory() if self._device.type == "cuda" else pixels

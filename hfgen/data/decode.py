@@ -14,6 +14,10 @@ from hfgen.errors import UserError
 # Five-crop: the side of a crop, as a part of the image's short side.
 FIVE_CROP_PART = 4 / 5
 
+# Pillow's remarks about odd metadata and sizes: both are judged here. Images are decoded in threads, in which
+# `warnings.catch_warnings` would leave the filters of the whole process changed.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 
 class UnreadableImageError(Exception):
     """One image cannot be decoded: it is skipped and listed."""
@@ -46,28 +50,27 @@ def decode_image(name: str, content: bytes, settings: DataSettings) -> DecodedIm
 
     Raises:
         UnreadableImageError: if this is no image, or a damaged one.
-        UserError: if the image has more than `max_image_pixels` pixels.
+        UserError: if the image has more than `max_image_pixels` pixels, in its file or resized.
     """
+    Image.MAX_IMAGE_PIXELS = settings.max_image_pixels  # Pillow's own limit would overrule a higher one of the user
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, about odd metadata and sizes: both are judged here
-            with Image.open(io.BytesIO(content)) as image:
-                _refuse_bomb(name, image.size, settings.max_image_pixels)
-                file_format, mode, size = image.format or "?", image.mode, image.size
-                # A JPEG far larger than needed is decoded at a half, a quarter or an eighth of its size. At twice
-                # the target's size the resize below still has all the detail it can use.
-                if min(image.size) >= 4 * settings.sample_size:
-                    image.draft(image.mode, (2 * settings.sample_size, 2 * settings.sample_size))
-                rgb = to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(io.BytesIO(content)) as image:
+            _refuse_bomb(name, image.size, settings.max_image_pixels)
+            file_format, mode, size = image.format or "?", image.mode, image.size
+            # A JPEG far larger than needed is decoded at a half, a quarter or an eighth of its size. At twice
+            # the target's size the resize below still has all the detail it can use.
+            if min(image.size) >= 4 * settings.sample_size:
+                image.draft(image.mode, (2 * settings.sample_size, 2 * settings.sample_size))
+            rgb = to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise _bomb(name, str(error)) from error
-    except UserError:
+    except (UserError, UnreadableImageError):
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImageError("not an image that Pillow knows") from error
     except Exception as error:  # damaged files make Pillow's decoders raise almost anything
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
-    return DecodedImage(_crops(rgb, settings), file_format, mode, size)
+    return DecodedImage(_crops(name, rgb, settings), file_format, mode, size)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -89,7 +92,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _crops(image: Image.Image, settings: DataSettings) -> list[np.ndarray]:
+def _crops(name: str, image: Image.Image, settings: DataSettings) -> list[np.ndarray]:
     size, (width, height) = settings.sample_size, image.size
     short = min(width, height)
     if settings.crop == "center":
@@ -97,6 +100,7 @@ def _crops(image: Image.Image, settings: DataSettings) -> list[np.ndarray]:
         pictures = [_resize(image, (size, size), (left, top, left + short, top + short))]
     else:
         scaled = (max(size, round(width * size / short)), max(size, round(height * size / short)))
+        _refuse_bomb(name, scaled, settings.max_image_pixels)  # a long thin strip becomes huge
         pictures = [_resize(image, scaled, (0, 0, width, height))]
     if settings.five_crop:
         side = max(1, round(short * FIVE_CROP_PART))

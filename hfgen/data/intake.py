@@ -116,7 +116,7 @@ class IntakeReport:
         lines += [f"  identical: {', '.join(group[:5])}" for group in self.exact_duplicates[:LISTED]]
         lines += [f"  nearly the same: {one}, {other}" for one, other in (self.near_duplicates or [])[:LISTED]]
         lines += [f"  note: {warning}" for warning in self.warnings]
-        return "\n".join(lines)
+        return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # a file's name may be no valid text
 
 
 def write_report(

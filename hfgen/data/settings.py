@@ -1,7 +1,7 @@
 """Settings of the data: where the images come from and what becomes of them."""
 
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal
 
 from hfgen.config import setting
 from hfgen.errors import UserError
@@ -18,7 +18,7 @@ class DataSettings:
         "a folder of images, a zip of one, parquet or TFRecord files, a Hub data set id, or toy_paintings[:COUNT]",
     )
     dataset_split: str = setting("train", "split of a Hub data set")
-    dataset_column: Optional[str] = setting(None, "column or feature that holds the images; found if there is one only")
+    dataset_column: str | None = setting(None, "column or feature that holds the images; found if there is one only")
     streaming: bool = setting(False, "read a Hub data set over the network while training, without downloading it")
     shuffle_buffer_size: int = setting(1000, "images of a stream that are shuffled among each other")
     sample_size: int = setting(64, "height and width of the training images, in pixels")
@@ -29,7 +29,8 @@ class DataSettings:
         False, "mirror every other image; mirrored scenes are then generated too: harmless for faces and landscapes"
     )
     five_crop: bool = setting(
-        False, "add the four corners and the centre of each image, 4/5 of its short side; generated too: they look close-up"
+        False,
+        "add the four corners and the centre of each image, 4/5 of its short side; generated too: they look close-up",
     )
     random_rotation: float = setting(
         0.0, "rotate by up to this many degrees; generated images are then tilted too, with mirrored corners"
@@ -38,7 +39,7 @@ class DataSettings:
         0.0, "probability of greying a random rectangle out; grey rectangles are then generated too"
     )
     drop_duplicates: bool = setting(False, "use only the first of images with identical pixels")
-    cache_dir: Optional[str] = setting(
+    cache_dir: str | None = setting(
         None, "where decoded images are kept; $HFGEN_CACHE or <HF_HOME>/hfgen if not given", may_change=True
     )
     max_image_pixels: int = setting(

@@ -50,10 +50,10 @@ def open_source(settings: DataSettings) -> Source:
     name = settings.dataset
     if match := re.fullmatch(r"toy_paintings(?::(\d+))?", name):
         return _toy_paintings(settings, match.group(1))
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))  # unlike Path's, it lets the home of an unknown user be
+    if name and os.path.isdir(path):  # an empty name would be the current folder
         return _folder(path, settings)
-    if path.is_file():
+    if os.path.isfile(path):
         return _file(path, settings)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or path.suffix.lower() in {
         ".zip", ".parquet", *TFRECORD_SUFFIXES, *IMAGE_SUFFIXES
@@ -65,7 +65,7 @@ def open_source(settings: DataSettings) -> Source:
 
 
 def _folder(path: Path, settings: DataSettings) -> Source:
-    files = [file for file in _files_below(path)]
+    files = sorted(_files_below(path))
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if images:
         names = [str(file.relative_to(path)) for file in images]
@@ -100,16 +100,20 @@ def _file(path: Path, settings: DataSettings) -> Source:
 
 
 def _files_below(path: Path) -> Iterator[Path]:
-    """Yield all files below a folder in a fixed order, hidden ones left out; links to folders are followed once."""
+    """Yield all files below a folder, hidden ones left out; links to folders are followed once."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"--dataset {path}: the folder {error.filename} cannot be read: {error.strerror}") from error
+
     seen = set()
-    for folder, subfolders, names in os.walk(path, followlinks=True):
+    for folder, subfolders, names in os.walk(path, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             subfolders.clear()
             continue
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        yield from (Path(folder, name) for name in names if not name.startswith("."))
 
 
 def _identity(files: list[Path], root: Path) -> list[tuple[str, int, int]]:
@@ -122,7 +126,7 @@ def _zip(path: Path) -> Source:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # a damaged directory makes `zipfile` raise almost anything
         raise UserError(f"--dataset {path}: cannot be read as a zip: {error}") from error
     for member in members:
         parts = PurePosixPath(member.filename.replace("\\", "/"))
@@ -137,7 +141,8 @@ def _zip(path: Path) -> Source:
                 f"{member.file_size} bytes; remove it from the archive"
             )
     files = [member for member in members if not member.is_dir() and not _is_hidden(member.filename)]
-    images = sorted((m for m in files if Path(m.filename).suffix.lower() in IMAGE_SUFFIXES), key=lambda m: m.filename)
+    images = [member for member in files if Path(member.filename).suffix.lower() in IMAGE_SUFFIXES]
+    images.sort(key=lambda member: PurePosixPath(member.filename))  # the order of the same files in a folder
     if not images:
         raise UserError(f"--dataset {path}: no image in this zip ({len(files)} other files)")
 
@@ -146,8 +151,8 @@ def _zip(path: Path) -> Source:
             for member in images:
                 try:
                     yield member.filename, archive.read(member)
-                except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
-                    yield member.filename, error  # a wrong checksum, a password, an unknown compression
+                except Exception as error:  # a wrong checksum, a password, whatever the decompressor raises
+                    yield member.filename, error
 
     return Source(f"zip {path}", _identity([path], path.parent), read, len(files) - len(images))
 
@@ -161,7 +166,10 @@ def _tfrecords(files: list[Path], root: Path, settings: DataSettings) -> Source:
 
     def read() -> Iterator[tuple[str, bytes | Exception]]:
         for file in files:
-            yield from read_tfrecord_images(file, column)
+            try:
+                yield from read_tfrecord_images(file, column)
+            except OSError as error:
+                raise UserError(f"{file}: cannot be read: {error}") from error
 
     return Source(f"{len(files)} TFRecord file(s) in {root}", [*_identity(files, root), column], read)
 
@@ -172,7 +180,7 @@ def _parquet(files: list[Path], root: Path, settings: DataSettings) -> Source:
 
     try:
         schema = parquet.read_schema(files[0])
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"--dataset {files[0]}: cannot be read as parquet: {error}") from error
 
     def holds_images(field: pyarrow.Field) -> bool:
@@ -187,12 +195,15 @@ def _parquet(files: list[Path], root: Path, settings: DataSettings) -> Source:
     def read() -> Iterator[tuple[str, bytes | Exception]]:
         for file in files:
             row = 0
-            with parquet.ParquetFile(file) as table:
-                for batch in table.iter_batches(batch_size=64, columns=[column]):
-                    for value in batch.column(0).to_pylist():
-                        content = value.get("bytes") if isinstance(value, dict) else value
-                        yield f"{file.name}#{row}", content or ValueError("the row holds no bytes")
-                        row += 1
+            try:
+                with parquet.ParquetFile(file) as table:
+                    for batch in table.iter_batches(batch_size=64, columns=[column]):
+                        for value in batch.column(column).to_pylist():
+                            content = value.get("bytes") if isinstance(value, dict) else value
+                            yield f"{file.name}#{row}", content or ValueError("the row holds no bytes")
+                            row += 1
+            except (pyarrow.ArrowException, OSError, UnicodeDecodeError, LookupError) as error:
+                raise UserError(f"{file}: cannot be read as parquet after row {row}: {error}") from error
 
     return Source(f"{len(files)} parquet file(s) in {root}", [*_identity(files, root), column], read)
 

@@ -13,6 +13,7 @@ process or a second machine's process finds it made:
 import hashlib
 import json
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -84,9 +85,15 @@ def load_images(settings: DataSettings) -> ImageStore:
     wanted = {key: getattr(settings, key) for key in CACHED_SETTINGS}
     key = json.dumps([CACHE_VERSION, source.identity, source.description, wanted])
     folder = cache_folder(settings) / hashlib.sha256(key.encode()).hexdigest()[:32]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # processes that start together decode once
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock").acquire()
+    except OSError as error:
+        raise UserError(f"decoded images cannot be kept in {folder.parent}: {error}; give --cache_dir") from error
+    with lock:  # processes that start together decode once
         if not (folder / "digest.txt").is_file():
+            for leftover in folder.parent.glob(f".{folder.name}.partial-*"):  # of a killed process
+                shutil.rmtree(leftover, ignore_errors=True)
             write_atomically(folder, lambda temporary: _decode_into(temporary, source, settings))
     return ImageStore(folder)
 
@@ -137,9 +144,7 @@ class _Unreadable(NamedTuple):
     reason: str
 
 
-def decode_all(
-    source: Source, settings: DataSettings
-) -> Iterator[tuple[DecodedImage, ImageFacts] | _Unreadable]:
+def decode_all(source: Source, settings: DataSettings) -> Iterator[tuple[DecodedImage, ImageFacts] | _Unreadable]:
     """Decode a source on all cores, in its order, with a bounded number of images in memory."""
 
     def decode(item: tuple[str, bytes | Exception]) -> tuple[DecodedImage, ImageFacts] | _Unreadable:

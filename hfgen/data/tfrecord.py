@@ -127,11 +127,13 @@ def _length_delimited(message: bytes, field: int) -> list[bytes]:
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
-    """Read a base-128 integer at `position`; return it and the position behind it."""
+    """Read a base-128 integer of at most ten bytes at `position`; return it and the position behind it."""
     value = shift = 0
     while True:
         byte = message[position]
         value |= (byte & 0x7F) << shift
         position, shift = position + 1, shift + 7
+        if shift > 70:
+            raise ValueError("an integer of more than 64 bits")
         if not byte & 0x80:
             return value, position

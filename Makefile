@@ -1,0 +1,34 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: quickstart test quality style clean
+
+# The environment is made once, and again when pyproject.toml changes.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,eval]"
+	touch $@
+
+# Trains a small DDPM on toy paintings; run again after an interruption, it goes on where it stopped.
+quickstart: $(VENV)/installed
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		training_scripts/train_ddpm.py --preset quickstart --resume latest
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest $(TESTS)
+
+# mypy looks at the installed wheel: in the checkout it cannot see that pipelines/ is hfgen.pipelines.
+quality: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/typed .
+	cd build && MYPYPATH=typed ../$(BIN)/mypy --config-file ../pyproject.toml -p hfgen
+
+style: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info $(VENV)

@@ -1,0 +1,233 @@
+"""Endless batches of training images straight from the Hub, in a shuffled order that resumes exactly.
+
+The order is a *block shuffle*: a process reads its shards in an order that each epoch draws anew, in blocks of
+`shuffle_buffer_size` encoded images, and permutes each block. A sliding buffer mixes a little better, but what is in
+it is the history of the stream and cannot be resumed. A block follows from where it starts, so that a checkpoint holds
+a few numbers, and a resumed run reads one block again and skips what had been used of it.
+
+`IterableDataset.shuffle` and `split_dataset_by_node` would deal shards out, too. But even a buffer of 1 loses an image
+at a resume (datasets before 5.1), or sleeps 5 seconds at each epoch's end and reads ten shards at a time (5.2).
+"""
+
+import hashlib
+import json
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from hfgen.data.augment import prepare_batch
+from hfgen.data.batches import random_crop
+from hfgen.data.decode import UnreadableImageError, decode_image
+from hfgen.data.hub import encoded_image, hub_commit, load_hub_dataset
+from hfgen.data.settings import DataSettings
+from hfgen.errors import UserError
+from hfgen.randomness import keyed_seed
+
+
+NAMED_UNREADABLE = 5  # all unreadable images are counted, as many are named
+FETCHING_THREADS = 8  # where each image is a file of its own, which costs a round trip
+
+
+class _Place(NamedTuple):
+    """Where a block starts: in which epoch, its number there, shards read through, rows read of the next shard."""
+
+    epoch: int = 0
+    block: int = 0
+    shard: int = 0
+    row: int = 0
+
+
+# Names and encoded images, or what is wrong with them, in the order of use; and where the next block starts.
+_Block = tuple[list[tuple[str, bytes | Exception]], _Place]
+
+
+class _BlockReader:
+    """Reads the blocks of one process, one at a time; a block is a function of its place alone."""
+
+    def __init__(self, settings: DataSettings, commit: str, seed: int, process_index: int, num_processes: int):
+        self._dataset, self.column = load_hub_dataset(settings, commit)
+        self._name, self._size = settings.dataset, settings.shuffle_buffer_size
+        self._seed, self._process_index, self._num_processes = seed, process_index, num_processes
+        self._rows: Iterator[tuple[str, _Place, Any]] = iter(())
+        self._rows_start: _Place | None = None  # of the block that `_rows` would go on with
+        self.stop = threading.Event()
+        if self._dataset.num_shards < num_processes and process_index == 0:
+            print(
+                f"warning: {self._name} has {self._dataset.num_shards} shard(s) for {num_processes} processes: each "
+                f"reads all rows and uses one in {num_processes}, so that packed images are downloaded {num_processes} "
+                f"times; store them in {num_processes} or more files, or leave out --streaming",
+            )
+
+    def read(self, start: _Place) -> _Block:
+        """Return the block at `start`. A short one ends the epoch.
+
+        Raises:
+            UserError: if the stream breaks off.
+        """
+        rows = self._rows if self._rows_start == start else self._rows_from(start)
+        self._rows_start = None
+        try:
+            taken = list(islice(rows, self._size))
+            with ThreadPoolExecutor(FETCHING_THREADS) as fetchers:
+                images = list(fetchers.map(lambda row: encoded_image(row[0], row[2]), taken))
+        except UserError:
+            raise
+        except Exception as error:  # the libraries and the network raise almost anything
+            raise UserError(
+                f"--dataset {self._name}: the stream broke off ({type(error).__name__}: {error}); once the Hub can be "
+                "reached, go on from the last checkpoint with --resume latest"
+            ) from error
+        end = _Place(epoch=start.epoch + 1)
+        if len(taken) == self._size:
+            end = taken[-1][1]._replace(block=start.block + 1)
+            self._rows, self._rows_start = rows, end
+        key = (self._seed, start.epoch, start.block, self._process_index, "block")
+        return [images[index] for index in np.random.default_rng(keyed_seed(*key)).permutation(len(images))], end
+
+    def _rows_from(self, start: _Place) -> Iterator[tuple[str, _Place, Any]]:
+        """Yield name, place behind it and undecoded value of each of this process's rows in the rest of the epoch."""
+        count, step = self._dataset.num_shards, self._num_processes
+        shards = np.random.default_rng(keyed_seed(self._seed, start.epoch, "shards")).permutation(count).tolist()
+        whole = count >= step  # whole shards for each process, otherwise every `step`-th row of all shards
+        shards = shards[self._process_index :: step] if whole else shards
+        for position in range(start.shard, len(shards)):
+            shard = self._dataset.shard(num_shards=count, index=shards[position])
+            read = start.row if position == start.shard else 0
+            for row, example in enumerate(shard.skip(read) if read else shard, start=read):
+                if self.stop.is_set():
+                    return
+                if whole or row % step == self._process_index:
+                    name = f"{self._name}, shard {shards[position]}, row {row}"
+                    yield name, start._replace(shard=position, row=row + 1), example[self.column]
+
+
+class StreamBatches:
+    """Yields the batches of one process from a Hub data set that is streamed.
+
+    The images of all epochs form one endless sequence; a batch may span two blocks or epochs, and no image is left
+    out. Each process goes through epochs of its own, so that unequal shares keep nobody waiting. Two blocks of encoded
+    images are in memory: the current one and the next, which a thread reads ahead.
+
+    Args:
+        settings: the data set, the augmentations and the crop.
+        batch_size: images a batch, on this process.
+        seed: of the order, the crops and the augmentations.
+        device: where the batches go.
+        process_index: of this process.
+        num_processes: that train together.
+
+    Attributes:
+        digest: of data set, split and column. The commit is in the state instead: a resumed run goes on with the
+            commit that it began with, though the data set may have got newer ones.
+        unreadable: how often an image was skipped because it cannot be read.
+
+    Raises:
+        UserError: if there is no such data set or split, or no single column of images.
+    """
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        self._settings, self._batch_size, self._device = settings, batch_size, device
+        self._share = (seed, process_index, num_processes)
+        self._place, self._used = _Place(), 0  # the current block, and how many of its images are used
+        self._block: _Block | None = None
+        self._ahead: Future[_Block] | None = None
+        self._last_readable = -1  # the last epoch that had a readable image
+        self.unreadable, self._named = 0, set[str]()
+        self._reading_thread = ThreadPoolExecutor(1)
+        self._decoders = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+        self._open(hub_commit(settings))
+        identity = json.dumps([settings.dataset, settings.dataset_split, self._reader.column])
+        self.digest = hashlib.sha256(identity.encode()).hexdigest()
+
+    def _open(self, commit: str) -> None:
+        self._commit = commit
+        self._reader = _BlockReader(self._settings, commit, *self._share)
+        # Without this, the program would not end before the thread has read a block that nobody wants any more.
+        weakref.finalize(self, self._reader.stop.set)
+
+    def __iter__(self) -> "StreamBatches":
+        return self
+
+    def __next__(self) -> torch.Tensor:
+        """Return the next batch, float32 `(batch_size, 3, sample_size, sample_size)` in [-1, 1], channels_last.
+
+        Raises:
+            UserError: if the stream breaks off, or a whole epoch has no readable image.
+        """
+        key = (*self._share, *self._place, self._used, "augment")
+        images: list[np.ndarray] = []
+        while len(images) < self._batch_size:
+            images += self._next_images(self._batch_size - len(images))
+        generator = torch.Generator().manual_seed(keyed_seed(*key))
+        return prepare_batch(torch.from_numpy(np.stack(images)).to(self._device), self._settings, generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the commit, the current block and how many of its images were used; not what is read ahead."""
+        return {"commit": self._commit, **self._place._asdict(), "used": self._used}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was taken; a `UserError` if the Hub has its commit no more."""
+        if self._ahead is not None:
+            self._ahead.cancel()
+        self._block = self._ahead = None
+        self._place, self._used = _Place(*(state_dict[field] for field in _Place._fields)), state_dict["used"]
+        self._last_readable = self._place.epoch  # nobody knows, so in favour of the data set
+        if state_dict["commit"] != self._commit:
+            self._open(state_dict["commit"])
+
+    def _next_images(self, count: int) -> list[np.ndarray]:
+        """Use up to `count` images of the current block; return the readable ones, uint8 `(size, size, 3)` each."""
+        if self._block is None:
+            reading = self._ahead or self._reading_thread.submit(self._reader.read, self._place)
+            self._block = reading.result()
+            self._ahead = self._reading_thread.submit(self._reader.read, self._block[1])
+        (encoded, end), place, start = self._block, self._place, self._used
+        self._used = min(start + count, len(encoded))
+        tasks = [(place, index, *encoded[index]) for index in range(start, self._used)]
+        if self._used == len(encoded):
+            self._place, self._used, self._block = end, 0, None
+        decoded = list(self._decoders.map(self._decode, tasks))
+        self._report([reason for reason in decoded if isinstance(reason, str)])
+        images = [pixels for pixels in decoded if not isinstance(pixels, str)]
+        if images:
+            self._last_readable = place.epoch
+        if self._last_readable < place.epoch < self._place.epoch:
+            raise UserError(
+                f"--dataset {self._settings.dataset}: a whole epoch of process {self._share[1]} had no readable image; "
+                "check --dataset_column, or leave out --streaming for a report"
+            )
+        return images
+
+    def _decode(self, task: tuple[_Place, int, str, bytes | Exception]) -> np.ndarray | str:
+        """Return the pixels of an image, uint8 `(size, size, 3)`, or why there are none."""
+        place, index, name, content = task
+        if isinstance(content, Exception):
+            return f"{name}: {type(content).__name__}: {content}"
+        try:
+            pixels = decode_image(name, content, self._settings).pixels[0]
+        except UnreadableImageError as error:
+            return f"{name}: {error}"
+        generator = np.random.default_rng(keyed_seed(*self._share, *place, index, "crop"))
+        return random_crop(pixels, self._settings.sample_size, generator)
+
+    def _report(self, reasons: list[str]) -> None:
+        self.unreadable += len(reasons)
+        for reason in reasons:
+            if reason not in self._named and len(self._named) < NAMED_UNREADABLE:
+                self._named.add(reason)
+                print(f"skipped, cannot be read: {reason}", flush=True)

@@ -1,0 +1,37 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test uses the network; read when huggingface_hub is imported
+
+
+@pytest.fixture(autouse=True)
+def cache_of_this_test(tmp_path_factory, monkeypatch) -> Path:
+    """Decoded images go to a folder of this test, never to the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("HFGEN_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets that lies beside the repository."""
+    folder = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the real data sets are not there: {folder}")
+    return folder
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    """Seven PNG pictures of 16 x 16 noise, no two alike: 0.png to 6.png."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(7):
+        noise = np.random.default_rng(index).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{index}.png")
+    return folder

@@ -1,0 +1,115 @@
+"""Settings: the command line, presets, and what a resumed run may change."""
+
+import json
+from dataclasses import dataclass
+from typing import Literal, Optional
+
+import pytest
+
+from hfgen.config import changed_settings, parse_settings, setting, settings_to_dict
+from hfgen.errors import UserError
+
+
+@dataclass
+class First:
+    _argument_group_name = "first"
+
+    steps: int = setting(10, "steps")
+    rate: float = setting(0.5, "a rate")
+    flag: bool = setting(False, "a flag")
+    where: Optional[str] = setting(None, "a place", may_change=True)
+
+
+@dataclass
+class Second:
+    _argument_group_name = "second"
+
+    kind: Literal["a", "b"] = setting("a", "a kind")
+    widths: Optional[list[int]] = setting(None, "widths")
+
+
+@pytest.fixture
+def presets(tmp_path):
+    folder = tmp_path / "presets"
+    folder.mkdir()
+    values = {"steps": 20, "rate": -1e-05, "flag": True, "kind": "b", "widths": [1, 2], "where": None}
+    (folder / "good.json").write_text(json.dumps(values))
+    (folder / "misspelt.json").write_text('{"stepps": 3}')
+    (folder / "wrong_type.json").write_text('{"steps": "many"}')
+    (folder / "wrong_kind.json").write_text('{"kind": "c"}')
+    (folder / "list.json").write_text("[1]")
+    (folder / "broken.json").write_text("{")
+    return folder
+
+
+def parse(presets, *arguments):
+    return parse_settings((First, Second), presets, list(arguments))
+
+
+def test_without_arguments_the_defaults_hold(presets):
+    assert parse(presets) == (First(10, 0.5, False, None), Second("a", None))
+
+
+def test_a_preset_replaces_defaults_and_what_is_typed_replaces_the_preset(presets):
+    first, second = parse(presets, "--rate", "0.25", "--preset", "good", "--widths", "7")
+    assert first == First(20, 0.25, True, None)
+    assert second == Second("b", [7])
+
+
+def test_a_flag_that_a_preset_switches_on_can_be_switched_off(presets):
+    first, _ = parse(presets, "--preset", "good", "--flag", "false")
+    assert first.flag is False
+
+
+def test_the_settings_of_a_run_serve_as_a_preset(presets, tmp_path):
+    settings = parse(presets, "--preset", "good", "--where", "here")
+    file = tmp_path / "training_config.json"
+    file.write_text(json.dumps(settings_to_dict(*settings)))
+    assert parse(presets, "--preset", str(file)) == settings
+
+
+@pytest.mark.parametrize(
+    ("preset", "told"),
+    [
+        ("misspelt", "misspelt.json: unknown setting 'stepps'; did you mean 'steps'?"),
+        ("list", "a JSON object of settings is needed, not a list"),
+        ("broken", "not valid JSON"),
+        ("absent", "neither one of"),
+    ],
+)
+def test_a_preset_that_cannot_be_used_is_named(presets, preset, told):
+    with pytest.raises(UserError, match=told.replace("?", r"\?")):
+        parse(presets, "--preset", preset)
+
+
+@pytest.mark.parametrize("preset", ["wrong_type", "wrong_kind"])
+def test_a_value_of_the_wrong_type_in_a_preset_is_refused_like_a_typed_one(presets, preset):
+    with pytest.raises(SystemExit):
+        parse(presets, "--preset", preset)
+
+
+def test_a_misspelt_flag_is_refused_with_the_nearest_one(presets, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse(presets, "--step", "3")
+    assert exit_info.value.code == 2
+    assert "unknown argument --step; did you mean --steps?" in capsys.readouterr().err
+
+
+def test_help_lists_every_setting_and_says_which_may_change(presets, capsys):
+    with pytest.raises(SystemExit):
+        parse(presets, "--help")
+    text = capsys.readouterr().out
+    for name in ("steps", "rate", "flag", "where", "kind", "widths", "preset"):
+        assert f"--{name}" in text
+    assert text.count("[may change on resume]") == 1
+
+
+def test_changed_settings_are_listed_unless_they_may_change():
+    saved = settings_to_dict(First(10, 0.5, False, "here"), Second("a", [1, 2]))
+    now = (First(11, 0.5, False, "there"), Second("a", [1, 2]))
+    assert changed_settings(saved, *now) == ["steps: 10 -> 11"]
+
+
+def test_a_setting_that_the_saved_run_did_not_have_counts_as_changed():
+    saved = settings_to_dict(First())
+    assert changed_settings(saved, First(), Second()) == ["kind: None -> 'a'"]
