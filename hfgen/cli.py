@@ -4,7 +4,7 @@ Heavy imports stand inside the commands, so that `hfgen --help` answers at once.
 """
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -20,9 +20,7 @@ app.add_typer(data_app, name="data")
 PipelineFolder = Annotated[str, typer.Argument(metavar="DIR", help="a run, a checkpoint, a pipeline, or a Hub repo")]
 Steps = Annotated[int, typer.Option("--num_inference_steps", min=1, help="denoising steps")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="the same seed draws the same images")]
-Sampler = Annotated[
-    Optional[str], typer.Option("--sampler", help="ddim, dpm, unipc or ddpm; as saved if not given")
-]
+Sampler = Annotated[str | None, typer.Option("--sampler", help="ddim, dpm, unipc or ddpm; as saved if not given")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
 
 
@@ -63,14 +61,14 @@ def denoise(
     pipeline: PipelineFolder,
     output: Annotated[Path, typer.Option("--output", help="new folder for denoising.png and forward.png")],
     timesteps: Annotated[
-        Optional[str], typer.Option("--timesteps", help="shown, such as 999,750,500,250,0; eight if not given")
+        str | None, typer.Option("--timesteps", help="shown, such as 999,750,500,250,0; eight if not given")
     ] = None,
     num_images: Annotated[int, typer.Option("--num_images", min=1, help="rows of the strip")] = 4,
     seed: Seed = 0,
     num_inference_steps: Steps = 50,
     sampler: Sampler = None,
     image: Annotated[
-        Optional[Path], typer.Option("--image", help="noised in the forward strip; a drawn one if not given")
+        Path | None, typer.Option("--image", help="noised in the forward strip; a drawn one if not given")
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -89,7 +87,9 @@ def denoise(
     output.mkdir(parents=True, exist_ok=True)
     strip.save(output / "denoising.png")
     forward_strip(clean_image or last, chosen[::-1], trained_steps, seed).save(output / "forward.png")
-    typer.echo(f"denoising.png (timesteps {', '.join(map(str, chosen))}) and forward.png (linear above cosine) in {output}")
+    typer.echo(
+        f"denoising.png (timesteps {', '.join(map(str, chosen))}) and forward.png (linear above cosine) in {output}"
+    )
 
 
 @data_app.command("inspect")
@@ -98,9 +98,9 @@ def inspect_data(
     sample_size: Annotated[int, typer.Option("--sample_size", help="training size in pixels")] = 64,
     dataset_split: Annotated[str, typer.Option("--dataset_split", help="split of a Hub data set")] = "train",
     dataset_column: Annotated[
-        Optional[str], typer.Option("--dataset_column", help="column or feature that holds the images")
+        str | None, typer.Option("--dataset_column", help="column or feature that holds the images")
     ] = None,
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="also write the whole report here")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write the whole report here")] = None,
 ) -> None:
     """Report what a data set holds: counts, sizes, modes, unreadable files, duplicates."""
     import json

@@ -96,7 +96,9 @@ def _preset_as_flags(preset: str, presets_folder: Path, settings_classes: Sequen
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            raise UserError(f"--preset {path}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" * bool(near)))
+            raise UserError(
+                f"--preset {path}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" * bool(near))
+            )
         if value is None:
             continue  # None is the default of every setting that may be None
         # With "=", because argparse takes a bare -1e-05 for a flag.

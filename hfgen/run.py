@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -36,12 +36,12 @@ class RunSettings:
 
     output_dir: str = setting("runs/run", "folder of the run: settings, checkpoints, samples, logs, pipeline")
     seed: int = setting(0, "fixes the initial weights, the data order, the noise and every other random number")
-    resume: Optional[str] = setting(
+    resume: str | None = setting(
         None, "'latest' or the path of a checkpoint; 'latest' starts anew where there is none", may_change=True
     )
     max_train_steps: int = setting(100_000, "updates of the weights")
-    num_epochs: Optional[float] = setting(None, "passes over the data; takes the place of max_train_steps")
-    max_train_time: Optional[str] = setting(
+    num_epochs: float | None = setting(None, "passes over the data; takes the place of max_train_steps")
+    max_train_time: str | None = setting(
         None, "stop with a checkpoint after this time of this launch, for example 45m or 8h50m", may_change=True
     )
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = setting(

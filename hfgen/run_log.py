@@ -52,7 +52,9 @@ class RunLog:
             "wandb": {"id": run_id, "resume": "allow"},
         }
         if report_to != "none":
-            config = {key: value if isinstance(value, int | float | str) else str(value) for key, value in settings.items()}
+            config = {
+                key: value if isinstance(value, int | float | str) else str(value) for key, value in settings.items()
+            }
             self._accelerator.init_trackers("hfgen", config, {report_to: init_kwargs[report_to]})
         self._clear_window()
 
@@ -61,7 +63,9 @@ class RunLog:
         self._steps += 1
         for name, loss in losses.items():
             # Summed on the device: reading each loss off it would stall it.
-            self._sums[name] = self._sums[name] + loss.detach().float() if name in self._sums else loss.detach().float()
+            self._sums[name] = (
+                self._sums[name] + loss.detach().float() if name in self._sums else loss.detach().float()
+            )
         self._notes.update(notes)
 
     def is_finite(self) -> bool:

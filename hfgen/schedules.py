@@ -1,6 +1,12 @@
 """Noise schedules: the one of the training, and the samplers that follow it."""
 
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
 
 
 SAMPLERS = ("ddim", "dpm", "unipc", "ddpm")

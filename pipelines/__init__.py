@@ -13,7 +13,7 @@ from hfgen.pipelines import pipeline_ddpm
 from hfgen.pipelines.self_contained import SelfContainedPipelineMixin
 
 
-class DDPMPipeline(SelfContainedPipelineMixin, pipeline_ddpm.DDPMPipeline):
+class DDPMPipeline(SelfContainedPipelineMixin, pipeline_ddpm.DDPMPipeline):  # noqa: D101 (it has one)
     __doc__ = pipeline_ddpm.DDPMPipeline.__doc__
     shipped_class = pipeline_ddpm.DDPMPipeline
     component_classes = (UNetAttention, UNetBase)

@@ -111,5 +111,3 @@ def _ship(shipped_class: type, folder: Path) -> list[str]:
                 raise ValueError(f"{file.name} imports {module}, but is published by itself: only torch and diffusers")
     shutil.copyfile(file, folder / file.name)
     return [file.stem, shipped_class.__name__]
-
-

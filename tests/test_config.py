@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal
 
 import pytest
 
@@ -17,7 +17,7 @@ class First:
     steps: int = setting(10, "steps")
     rate: float = setting(0.5, "a rate")
     flag: bool = setting(False, "a flag")
-    where: Optional[str] = setting(None, "a place", may_change=True)
+    where: str | None = setting(None, "a place", may_change=True)
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Second:
     _argument_group_name = "second"
 
     kind: Literal["a", "b"] = setting("a", "a kind")
-    widths: Optional[list[int]] = setting(None, "widths")
+    widths: list[int] | None = setting(None, "widths")
 
 
 @pytest.fixture

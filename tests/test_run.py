@@ -94,7 +94,11 @@ def test_a_finished_run_leaves_its_settings_log_checkpoints_and_pipeline(tmp_pat
     assert float((folder / "pipeline" / "weight.txt").read_text()) == network.weight.item()
     assert status(folder)["status"] == "complete"
     launch = json.loads((folder / "launches.jsonl").read_text())
-    assert launch["from_step"] == 0 and launch["num_processes"] == 1 and launch["torch"] == torch.__version__.split("+")[0]
+    assert (
+        launch["from_step"] == 0
+        and launch["num_processes"] == 1
+        and launch["torch"] == torch.__version__.split("+")[0]
+    )
 
 
 @pytest.mark.parametrize("step", [2, 4])
@@ -201,7 +205,11 @@ def test_sigterm_ends_the_run_with_a_checkpoint_and_its_own_exit_status(tmp_path
     with pytest.raises(SystemExit) as exit_info:
         run.finish()
     assert exit_info.value.code == 143
-    assert status(tmp_path / "run") == {**status(tmp_path / "run"), "status": "stopped", "reason": "stopped by SIGTERM"}
+    assert status(tmp_path / "run") == {
+        **status(tmp_path / "run"),
+        "status": "stopped",
+        "reason": "stopped by SIGTERM",
+    }
     resumed, network = fit(tmp_path / "run", resume="latest", checkpoint_every=0)
     _, uninterrupted = fit(tmp_path / "other")
     assert torch.equal(network.weight, uninterrupted.weight)

@@ -24,7 +24,17 @@ SCRIPT = ROOT / "training_scripts" / "train_ddpm.py"
 TINY = [
     *("--dataset", "toy_paintings:24", "--sample_size", "16", "--block_out_channels", "8", "16", "--batch_size", "4"),
     *("--max_train_steps", "6", "--checkpoint_every", "2", "--checkpoints_total_limit", "9", "--log_every", "1"),
-    *("--num_inference_steps", "2", "--num_sample_images", "4", "--report_to", "none", "--lr_warmup_steps", "2", "--cpu"),
+    *(
+        "--num_inference_steps",
+        "2",
+        "--num_sample_images",
+        "4",
+        "--report_to",
+        "none",
+        "--lr_warmup_steps",
+        "2",
+        "--cpu",
+    ),
 ]
 
 
@@ -109,7 +119,9 @@ def test_the_loss_of_a_few_images_falls(train_ddpm, tmp_path):
 
 def test_the_learning_rate_rises_over_the_warm_up(train_ddpm, tmp_path):
     train(train_ddpm, tmp_path / "run", "--lr_warmup_steps", "4", "--learning_rate", "0.001")
-    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rates = [
+        json.loads(line)["learning_rate"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert rates == pytest.approx([0.00025, 0.0005, 0.00075, 0.001, 0.001, 0.001])
 
 
@@ -196,7 +208,9 @@ def test_a_mistake_ends_in_one_line_and_status_2(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "training_scripts" / "presets").glob("*.json")))
+@pytest.mark.parametrize(
+    "preset", sorted(path.stem for path in (ROOT / "training_scripts" / "presets").glob("*.json"))
+)
 def test_every_preset_is_valid_and_builds_its_network(train_ddpm, preset):
     _, data, method = train_ddpm.parse_settings(
         (train_ddpm.RunSettings, train_ddpm.DataSettings, train_ddpm.DDPMSettings),

@@ -3,13 +3,13 @@
 
     accelerate launch training_scripts/train_ddpm.py --preset ddpm_base --dataset path/to/images --output_dir runs/ddpm
 
-Presets: ddpm_base, ddpm_attention_linear, ddpm_attention_cosine, ddpm_library, quickstart. `--help` lists all settings.
+Presets: ddpm_base, ddpm_attention_linear, ddpm_attention_cosine, ddpm_library, quickstart. All settings: `--help`.
 """
 
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal
 
 import torch
 from diffusers import ModelMixin, UNet2DModel
@@ -42,7 +42,7 @@ class DDPMSettings:
     unet: Literal["base", "attention", "library"] = setting(
         "base", "base: convolutions only; attention: self-attention at every level; library: diffusers' UNet2DModel"
     )
-    block_out_channels: Optional[list[int]] = setting(None, "channels of each level, from the finest")
+    block_out_channels: list[int] | None = setting(None, "channels of each level, from the finest")
     layers_per_block: int = setting(2, "residual blocks a level, of the library U-Net alone")
     beta_schedule: Literal["linear", "cosine"] = setting("linear", "noise schedule")
     num_train_timesteps: int = setting(1000, "diffusion steps")
@@ -50,7 +50,7 @@ class DDPMSettings:
         "epsilon", "what the network predicts: the noise, the clean image, or the velocity"
     )
     loss: Literal["l1", "l2", "huber"] = setting("l2", "error of the prediction")
-    snr_gamma: Optional[float] = setting(None, "Min-SNR weights with this gamma (5 in the paper); none if not given")
+    snr_gamma: float | None = setting(None, "Min-SNR weights with this gamma (5 in the paper); none if not given")
     batch_size: int = setting(64, "images of one update, on each process")
     gradient_accumulation_steps: int = setting(
         1, "parts that an update's batch is split into: less memory, the same batch size"
@@ -133,7 +133,10 @@ def main(arguments: list[str] | None = None) -> Path:
         clean_images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
         noise = torch.randn(clean_images.shape, generator=run.generator("noise"), device=run.device)
         timesteps = torch.randint(
-            settings.num_train_timesteps, clean_images.shape[:1], generator=run.generator("timesteps"), device=run.device
+            settings.num_train_timesteps,
+            clean_images.shape[:1],
+            generator=run.generator("timesteps"),
+            device=run.device,
         )
         noisy_images = schedule.add_noise(clean_images, noise, timesteps)
         target = prediction_target(schedule, clean_images, noise, timesteps)

@@ -21,14 +21,23 @@ TOY_PAINTINGS_COUNT = 4000
 # By row: dawn, noon, dusk, overcast, night, golden hour, emerald morning.
 # By column: sky top, sky middle, horizon, sun or moon, cloud light, cloud shade, ambient light on the land.
 PALETTES = _colours(
-    "7394d1 deb8cc ffcc99 fff0bd ffd6c7 a38fc2 f2d6db", "296bd6 6badf0 d1ebf5 fffad6 fffcf5 a8bfe0 fffff0",
-    "453380 d66170 ffa847 ffdb75 ff8f66 73427a cc99a8", "758ca8 a8bac9 e0e0d1 faf7e0 ebebeb 7587a3 ccd4d6",
-    "0a1245 1a3380 4c75a8 fff5bd 5770ad 17245c 5766a3", "5ca3cc f0d68a ffb852 fff7c7 ffeba8 c28f80 ffd69e",
-    "1a6b8a 7ac2b8 f7e6a8 fff7d1 f0f2d6 5794a3 dbebd1")
+    "7394d1 deb8cc ffcc99 fff0bd ffd6c7 a38fc2 f2d6db",
+    "296bd6 6badf0 d1ebf5 fffad6 fffcf5 a8bfe0 fffff0",
+    "453380 d66170 ffa847 ffdb75 ff8f66 73427a cc99a8",
+    "758ca8 a8bac9 e0e0d1 faf7e0 ebebeb 7587a3 ccd4d6",
+    "0a1245 1a3380 4c75a8 fff5bd 5770ad 17245c 5766a3",
+    "5ca3cc f0d68a ffb852 fff7c7 ffeba8 c28f80 ffd69e",
+    "1a6b8a 7ac2b8 f7e6a8 fff7d1 f0f2d6 5794a3 dbebd1",
+)
 OVERCAST, NIGHT, LOW_SUN = 3, 4, (0, 2, 5)
 # By row: poppy meadow, wheat, lavender, snow, autumn heath. By column: far, near, furrow, flowers.
-FIELDS = _colours("99b25c 47802e 6b9938 f21f14", "ebcc6b d69e33 ad802e eb331a", "a88ac7 7a52b2 6b853d d6b2fa",
-                  "e6ebf7 ccdbf5 9eb8eb fff7eb", "cc8f5c a35733 756629 ffb233")
+FIELDS = _colours(
+    "99b25c 47802e 6b9938 f21f14",
+    "ebcc6b d69e33 ad802e eb331a",
+    "a88ac7 7a52b2 6b853d d6b2fa",
+    "e6ebf7 ccdbf5 9eb8eb fff7eb",
+    "cc8f5c a35733 756629 ffb233",
+)
 HILLS, LEAVES = _colours("5c804c 4c7094 755c8f 426b66", "38662e 295742 a86b1f d18594")
 STRAW, PATH, STAR, RED = _colours("e0ad4c e6cca3 fff2b2 ff6b33")[0]
 SKY, HILL, GROUND, THING = range(4)  # depth codes, from far to near
@@ -57,7 +66,7 @@ class _Scene:
 
 def _compose(rng: np.random.Generator) -> _Scene:
     """Draw everything that tells one painting from another, except where the strokes fall."""
-    kind = int(rng.choice(7, p=[.16, .2, .17, .1, .13, .12, .12]))
+    kind = int(rng.choice(7, p=[0.16, 0.2, 0.17, 0.1, 0.13, 0.12, 0.12]))
     low, shown = kind in LOW_SUN, rng.random() > (0.7 if kind == OVERCAST else 0.1)
     palette = PALETTES[kind] + (PALETTES[rng.integers(7)] - PALETTES[kind]) * rng.uniform(0, 0.25)
     palette = (palette + rng.normal(0, 0.025, (7, 3))).clip(0, 1)
@@ -72,17 +81,24 @@ def _compose(rng: np.random.Generator) -> _Scene:
     count = int(rng.integers(2, 5 if stacks else 8)) * int(rng.random() < 0.75)
     near = np.sort(rng.random(count)) * (not water)
     x = rng.uniform(0, 0.6) + np.arange(count) * rng.uniform(0.05, 0.12) if poplars else rng.random(count)
-    shape = np.array([.075, .13, 0] if stacks else [.027, .34, .54] if poplars else [.085, .17, .56])
+    shape = np.array([0.075, 0.13, 0] if stacks else [0.027, 0.34, 0.54] if poplars else [0.085, 0.17, 0.56])
     sizes = shape * np.column_stack([rng.uniform(0.75, 1.2, count) * (0.7 + 0.8 * near)] * 2 + [np.ones(count)])
-    colours = (STRAW if stacks else LEAVES[rng.choice(4, p=[.4, .3, .18, .12])]) + rng.normal(0, 0.03, (count, 3))
+    colours = (STRAW if stacks else LEAVES[rng.choice(4, p=[0.4, 0.3, 0.18, 0.12])]) + rng.normal(0, 0.03, (count, 3))
     return _Scene(
-        night=kind == NIGHT, palette=palette, sun=np.array([*place, shown * rng.uniform(0.04, 0.075), *disc]),
-        cloudiness=rng.choice([0.15, 0.38, 0.5, 0.62]), grid=rng.random((32, 32)), horizon=horizon,
+        night=kind == NIGHT,
+        palette=palette,
+        sun=np.array([*place, shown * rng.uniform(0.04, 0.075), *disc]),
+        cloudiness=rng.choice([0.15, 0.38, 0.5, 0.62]),
+        grid=rng.random((32, 32)),
+        horizon=horizon,
         hills=np.column_stack([heights, peaks * (np.arange(layers) == 0), rng.random((layers, 4)), hill_colours]),
-        water=water, field=FIELDS[rng.choice(5, p=[.4, .22, .16, .1, .12])] + rng.normal(0, 0.03, (4, 3)),
+        water=water,
+        field=FIELDS[rng.choice(5, p=[0.4, 0.22, 0.16, 0.1, 0.12])] + rng.normal(0, 0.03, (4, 3)),
         ways=np.array([rng.uniform(0.1, 0.9), rng.uniform(10, 24) * (rng.random() < 0.6), 0.8 * (rng.random() < 0.3)]),
-        flowers=rng.uniform(0.02, 0.25) * (rng.random() < 0.6), wind=rng.normal(0, 0.15),
-        things=np.column_stack([x, horizon + 0.01 + 0.35 * (1 - horizon) * near, sizes, colours]))
+        flowers=rng.uniform(0.02, 0.25) * (rng.random() < 0.6),
+        wind=rng.normal(0, 0.15),
+        things=np.column_stack([x, horizon + 0.01 + 0.35 * (1 - horizon) * near, sizes, colours]),
+    )
 
 
 def _mix(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -124,7 +140,7 @@ def _look(scene: _Scene, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.n
     layers = []
     for number, (height, peaked, *phases, red, green, blue) in enumerate(scene.hills, start=1):
         waves = np.sin(np.pi * (WAVES * x[:, None] + phases))
-        below = view_y - horizon + height * (0.12 + (1 - np.abs(waves) if peaked else waves ** 2) @ WAVE_WEIGHTS)
+        below = view_y - horizon + height * (0.12 + (1 - np.abs(waves) if peaked else waves**2) @ WAVE_WEIGHTS)
         slope = np.array([red, green, blue]) * ambient * (0.3 + 1.4 * relief).clip(0.4, 1.2)[:, None]
         farness = 0.45 - 0.4 * number / len(scene.hills)
         layers.append((below > 0, _mix(slope, haze, farness + below.clip(0, 0.3)), HILL))
@@ -137,7 +153,7 @@ def _look(scene: _Scene, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.n
         layers.append((ground, _mix(field, PATH, scene.ways[2] * (3 - 20 * bend).clip(0, 1)) * ambient, GROUND))
     for centre, base, half_width, tall, crown, *paint_colour in scene.things:
         side, rise = (x - centre) / half_width, (base - view_y) / tall  # rise: 0 at the foot, 1 at the top
-        hides = side ** 2 + ((rise - crown) / (1 - crown)) ** 2 < 0.55 + 0.7 * relief  # a ragged crown or dome
+        hides = side**2 + ((rise - crown) / (1 - crown)) ** 2 < 0.55 + 0.7 * relief  # a ragged crown or dome
         hides = (hides | (np.abs(side) < 0.12) & (rise < crown)) & (rise > 0)
         light = 0.65 + 0.3 * np.sign(scene.sun[0] - centre) * side + 0.25 * relief + 0.15 * rise
         layers.append((hides, light.clip(0.4, 1.35)[:, None] * paint_colour * ambient, THING))
@@ -152,9 +168,17 @@ def _look(scene: _Scene, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _strokes(scene: _Scene, rng: np.random.Generator) -> np.ndarray:
     """Strokes that cover the painting, (count, 9) as in `_lay`: broad before fine, then far before near."""
-    x, y, length, width = np.concatenate([
-        [*((np.indices((side, side)).reshape(2, -1) + rng.uniform(-0.2, 1.2, (2, side * side))) / side),
-         np.full(side * side, length), np.full(side * side, width)] for side, length, width in (BROAD, FINE)], axis=1)
+    x, y, length, width = np.concatenate(
+        [
+            [
+                *((np.indices((side, side)).reshape(2, -1) + rng.uniform(-0.2, 1.2, (2, side * side))) / side),
+                np.full(side * side, length),
+                np.full(side * side, width),
+            ]
+            for side, length, width in (BROAD, FINE)
+        ],
+        axis=1,
+    )
     fine, (turn, tone), chance = length == FINE[1], rng.normal(0, 1, (2, len(x))), rng.random((3, len(x)))
     colour, depth = _look(scene, x, y)
     nearness, sun_x, sun_y = (y - scene.horizon) / (1 - scene.horizon), x - scene.sun[0], y - scene.sun[1]

@@ -94,9 +94,7 @@ class UNetAttention(ModelMixin, ConfigMixin):
         # 2. down: keep each level's features before its resolution is halved
         hidden_states = self.conv_in(sample)
         skips = []
-        for block, attend, downsample in zip(
-            self.down_blocks, self.down_attentions, self.downsamplers, strict=True
-        ):
+        for block, attend, downsample in zip(self.down_blocks, self.down_attentions, self.downsamplers, strict=True):
             hidden_states = attend(block(hidden_states, temb))
             skips.append(hidden_states)
             hidden_states = downsample(hidden_states)  # (B, C, H, W) -> (B, 2C, H/2, W/2)

@@ -225,7 +225,8 @@ def test_a_center_crop_equals_the_middle_of_the_whole_picture_resized(height, wi
     picture = noise(height, width)
     whole = np.asarray(Image.fromarray(picture).resize((width // 4, height // 4), Image.Resampling.BICUBIC))
     top, left = (height // 4 - 16) // 2, (width // 4 - 16) // 2
-    assert np.array_equal(pixels_of(encoded(picture)), whole[top : top + 16, left : left + 16])
+    wanted = whole[top : top + 16, left : left + 16].astype(int)
+    assert np.abs(pixels_of(encoded(picture)) - wanted).max() <= 1
 
 
 def test_shrinking_averages_instead_of_leaving_pixels_out():
@@ -318,14 +319,22 @@ def full_decode(content: bytes, size: int) -> np.ndarray:
 @pytest.mark.parametrize("side", [63, 64, 128, 200, 512, 1000])
 def test_a_large_jpeg_decoded_at_a_part_of_its_size_looks_as_decoded_in_full(side):
     content = encoded(smooth(side, side, waves=2), "jpeg", quality=95)
-    assert np.abs(pixels_of(content) - full_decode(content, 16)).max() <= 6
+    assert np.abs(pixels_of(content) - full_decode(content, 16)).max() <= 4
+
+
+@pytest.mark.parametrize("side", [65, 67, 201, 257])
+def test_a_large_jpeg_of_an_odd_side_is_stretched_by_less_than_a_pixel(side):
+    content = encoded(smooth(side, side, waves=1), "jpeg", quality=95)  # 65 pixels, halved, become 33
+    wanted = full_decode(content, 16)
+    steepest = np.abs(np.diff(wanted, axis=1)).max() + np.abs(np.diff(wanted, axis=0)).max()
+    assert np.abs(pixels_of(content) - wanted).max() < 0.5 * steepest
 
 
 def test_a_large_jpeg_loses_no_detail_that_the_training_size_can_show():
-    # Lines of 3 pixels at the training size: decoding at once, not twice, that size would blur them.
-    content = encoded(smooth(512, 512, waves=32 / 3), "jpeg", quality=95)
+    # Waves of 3 pixels at the training size: decoding at less than that size would blur them.
+    content = encoded(smooth(256, 256, waves=32 / 3), "jpeg", quality=95)
     wanted = full_decode(content, 32)
-    assert np.abs(pixels_of(content, sample_size=32) - wanted).mean() < 0.1 * wanted.std()
+    assert np.abs(pixels_of(content, sample_size=32) - wanted).mean() < 0.05 * wanted.std()
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])

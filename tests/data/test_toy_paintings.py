@@ -57,7 +57,7 @@ def test_index_and_seed_do_not_stand_in_for_each_other():
 
 def test_three_hundred_paintings_are_pairwise_distinct_even_as_blurred_compositions(gallery):
     compositions = np.stack([blurred(painting) for painting in gallery]).reshape(len(gallery), -1)
-    squared = (compositions ** 2).sum(axis=1)
+    squared = (compositions**2).sum(axis=1)
     distances = squared[:, None] + squared[None] - 2 * compositions @ compositions.T
     np.fill_diagonal(distances, np.inf)
     assert np.sqrt(distances.min() / compositions.shape[1]) > 4  # grey levels, root mean square of the closest pair
@@ -139,12 +139,15 @@ def test_the_data_set_has_four_thousand_paintings_and_the_last_one_can_be_painte
     assert paint(TOY_PAINTINGS_COUNT - 1, 32).std() > 10
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"index": -1}, "index must be at least 0, got -1"),
-    ({"index": 0, "sample_size": 7}, "sample_size must be at least 8, got 7"),
-    ({"index": 0, "sample_size": -64}, "sample_size must be at least 8, got -64"),
-    ({"index": 0, "seed": -3}, "seed must be at least 0, got -3"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"index": -1}, "index must be at least 0, got -1"),
+        ({"index": 0, "sample_size": 7}, "sample_size must be at least 8, got 7"),
+        ({"index": 0, "sample_size": -64}, "sample_size must be at least 8, got -64"),
+        ({"index": 0, "seed": -3}, "seed must be at least 0, got -3"),
+    ],
+)
 def test_an_argument_that_is_too_small_is_named_with_its_value(arguments, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         paint(**arguments)
