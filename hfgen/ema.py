@@ -9,8 +9,8 @@ def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:
     """Return an average of a network, to be updated after each optimizer step by `update_parameters(network)`.
 
     BatchNorm's statistics are averaged like the weights: averaged weights with stale statistics draw grey images.
-    After n updates the decay is `min(decay, (1 + n) / (10 + n))`, so that a short run's average is not mostly its
-    random start.
+    The first update takes the weights as they are; after n updates the decay is `min(decay, (1 + n) / (10 + n))`. So
+    a short run's average is not mostly its random start.
 
     Args:
         network: on its device already. It is copied; the copy is in eval mode and needs no gradient.

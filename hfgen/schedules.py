@@ -10,6 +10,8 @@ from diffusers import (
 
 
 SAMPLERS = ("ddim", "dpm", "unipc", "ddpm")
+# Of a scheduler's config, what the training has decided; the rest is the sampler's own.
+TRAINED_KEYS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas", "prediction_type")
 
 
 def noise_schedule(
@@ -52,32 +54,28 @@ def noise_schedule(
     )
 
 
-def sampling_scheduler(training_schedule: DDPMScheduler, sampler: str) -> SchedulerMixin:
+def sampling_scheduler(training_schedule: SchedulerMixin, sampler: str) -> SchedulerMixin:
     """Build the scheduler that a pipeline is saved with; it keeps the betas of the training.
 
     "ddim": Song et al. 2020 (arXiv:2010.02502), deterministic. "dpm": DPM-Solver++ of order 2, Lu et al. 2022
     (arXiv:2211.01095). "unipc": Zhao et al. 2023 (arXiv:2302.04867). "ddpm": the ancestral sampler of the training.
 
     Args:
-        training_schedule: from `noise_schedule`.
+        training_schedule: from `noise_schedule`, or any sampler made from it: which one makes no difference.
         sampler: "ddim", "dpm", "unipc" or "ddpm".
     """
-    config = training_schedule.config
-    # "trailing" starts from the noisiest timestep however few the steps, as in Lin et al. 2023 (arXiv:2305.08891).
+    config = {key: training_schedule.config[key] for key in TRAINED_KEYS}
+    # Start from the noisiest timestep however few the steps, as in Lin et al. 2023 (arXiv:2305.08891).
+    config["timestep_spacing"] = "trailing"
     if sampler == "ddim":
-        return DDIMScheduler.from_config(config, timestep_spacing="trailing")
+        return DDIMScheduler(**config)
     if sampler == "ddpm":
-        return DDPMScheduler.from_config(config)
-    # Predicted images are kept in range, as clip_sample does for the other two. A cosine schedule ends in pure noise,
-    # whose log-SNR of minus infinity the solvers cannot start from: they start at -5.1, as their authors do.
-    solver = {
-        "timestep_spacing": "trailing",
-        "thresholding": True,
-        "dynamic_thresholding_ratio": 0.995,
-        "sample_max_value": 1.0,
-    }
+        return DDPMScheduler(**config)
+    # Predicted images are kept in range, as clip_sample does for the other two. A cosine schedule ends in nearly pure
+    # noise, where an error of the predicted noise is an error 20,000 times as large of the image: DPM-Solver++ starts
+    # at a log-SNR of -5.1, as its authors do.
+    config |= {"thresholding": True, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
     if sampler == "unipc":
-        return UniPCMultistepScheduler.from_config(config, **solver)
-    cosine = config.beta_schedule == "squaredcos_cap_v2"
-    lambda_min = -5.1 if cosine else -float("inf")
-    return DPMSolverMultistepScheduler.from_config(config, lambda_min_clipped=lambda_min, **solver)
+        return UniPCMultistepScheduler(**config)
+    cosine = config["beta_schedule"] == "squaredcos_cap_v2"
+    return DPMSolverMultistepScheduler(**config, lambda_min_clipped=-5.1 if cosine else -float("inf"))

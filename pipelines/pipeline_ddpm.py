@@ -72,12 +72,14 @@ class DDPMPipeline(DiffusionPipeline):
 
         # 1. noise, at the level of the scheduler's first timestep
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        # For some numbers of steps (61 of 1000) a rounding error in diffusers' "trailing" spacing adds a timestep of -1.
+        timesteps = self.scheduler.timesteps[self.scheduler.timesteps >= 0]
         sample = latents.to(self.device, self.unet.dtype) * self.scheduler.init_noise_sigma
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         random_numbers = {"generator": generator} if takes_generator else {}
 
         # 2. denoise
-        for index, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+        for index, timestep in enumerate(self.progress_bar(timesteps)):
             model_input = self.scheduler.scale_model_input(sample, timestep)
             model_output = self.unet(model_input, timestep).sample
             sample = self.scheduler.step(model_output, timestep, sample, **random_numbers).prev_sample

@@ -1,0 +1,432 @@
+import os
+import struct
+import warnings
+import zipfile
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from picture_files import encoded, noise
+from tfrecord_writer import bytes_feature, example, record
+
+from hfgen.data.settings import DataSettings
+from hfgen.data.sources import Source, open_source
+from hfgen.errors import UserError
+
+
+def source_of(path: Path | str, **settings) -> Source:
+    return open_source(DataSettings(dataset=str(path), **settings))
+
+
+def names_in(source: Source) -> list[str]:
+    return [name for name, _ in source.images()]
+
+
+def write(path: Path, content: bytes = b"content") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def write_zip(path: Path, files: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content, compression)
+    return path
+
+
+def write_parquet(path: Path, columns: dict[str, pyarrow.Array | list]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def write_tfrecord(path: Path, feature: str, values: list[bytes]) -> Path:
+    return write(path, b"".join(record(example(**{feature: bytes_feature(value)})) for value in values))
+
+
+# Folders
+
+
+def test_a_folder_gives_the_bytes_of_its_images_in_the_order_of_their_paths(tmp_path):
+    for name in ["b.png", "a/z.JPG", "a/b/c.webp", "a-b/q.jpeg", "C.bmp", "10.gif", "9.tiff", "d.TIF", "e.jfif"]:
+        write(tmp_path / name, name.encode())
+    ordered = ["10.gif", "9.tiff", "C.bmp", "a/b/c.webp", "a/z.JPG", "a-b/q.jpeg", "b.png", "d.TIF", "e.jfif"]
+    source = source_of(tmp_path)
+    assert list(source.images()) == [(name, name.encode()) for name in ordered]
+    assert list(source.images()) == [(name, name.encode()) for name in ordered]  # again and again
+    assert source.not_read == 0
+
+
+def test_hidden_files_and_folders_are_left_out_and_other_files_are_counted(tmp_path):
+    for name in ["a.png", ".b.png", ".git/c.png", "sub/.d.jpg", "labels.csv", "sub/notes.txt", ".hidden.txt", "png"]:
+        write(tmp_path / name)
+    source = source_of(tmp_path)
+    assert names_in(source) == ["a.png"]
+    assert source.not_read == 3  # labels.csv, notes.txt and png
+
+
+def test_a_loop_of_links_ends_and_gives_each_file_once(tmp_path):
+    write(tmp_path / "sub" / "a.png")
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    (tmp_path / "sub" / "self").symlink_to(tmp_path / "sub")
+    assert names_in(source_of(tmp_path)) == ["sub/a.png"]
+
+
+def test_links_to_folders_and_files_elsewhere_are_followed(tmp_path):
+    write(tmp_path / "elsewhere" / "a.png", b"a")
+    write(tmp_path / "b.png", b"b")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "folder").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "b.png")
+    assert list(source_of(tmp_path / "data").images()) == [("folder/a.png", b"a"), ("link.png", b"b")]
+
+
+def test_an_image_that_cannot_be_read_is_told_and_the_others_are_read(tmp_path):
+    write(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    write(tmp_path / "c.png")
+    (_, first), (name, error), (_, last) = source_of(tmp_path).images()
+    assert first == last == b"content"
+    assert name == "b.png" and isinstance(error, FileNotFoundError)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_permission_is_told_and_a_folder_without_it_is_an_error(tmp_path):
+    write(tmp_path / "a.png").chmod(0)
+    ((_, error),) = source_of(tmp_path).images()
+    assert isinstance(error, PermissionError)
+    write(tmp_path / "sub" / "b.png").parent.chmod(0)
+    try:
+        with pytest.raises(UserError, match="sub.*Permission denied"):
+            source_of(tmp_path)
+    finally:
+        (tmp_path / "sub").chmod(0o700)
+
+
+def test_names_that_are_no_text_are_kept(tmp_path):
+    odd = os.fsdecode(b"caf\xe9.png")
+    write(tmp_path / odd)
+    write(tmp_path / "日本 \n'\".png")
+    assert sorted(names_in(source_of(tmp_path))) == sorted([odd, "日本 \n'\".png"])
+
+
+@pytest.mark.parametrize("files", [[], ["a.txt"], [".a.png"], ["sub/a.txt", "b.csv"]])
+def test_a_folder_without_images_is_an_error_that_names_it(tmp_path, files):
+    for name in files:
+        write(tmp_path / name)
+    with pytest.raises(UserError, match=f"{tmp_path}: no image, TFRecord or parquet file"):
+        source_of(tmp_path)
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "pictures" / "a.png")
+    assert names_in(source_of("~/pictures")) == ["a.png"]
+
+
+def test_the_identity_changes_with_a_files_name_size_or_time_and_with_nothing_else(tmp_path):
+    file = write(tmp_path / "a.png")
+    os.utime(file, ns=(0, 10**18))
+    identity = source_of(tmp_path).identity
+    os.utime(file, ns=(5, 10**18))  # read, not written
+    assert source_of(tmp_path).identity == identity
+    write(tmp_path / "readme.txt")
+    assert source_of(tmp_path).identity == identity
+    os.utime(file, ns=(0, 10**18 + 1))
+    assert source_of(tmp_path).identity != identity
+    os.utime(write(file, b"longer content"), ns=(0, 10**18))
+    assert source_of(tmp_path).identity != identity
+    os.utime(write(file), ns=(0, 10**18))
+    assert source_of(tmp_path).identity == identity
+    file.rename(tmp_path / "b.png")
+    assert source_of(tmp_path).identity != identity
+
+
+# What is not there
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a/b/c", "missing.zip", "missing.PARQUET", "data/x.tfrec", "./pictures", "pictures/", "/nowhere", "~/no such one",
+     "~nosuchuser/pictures", "two words", "", " ", "x" * 300 + ".zip", "a/b.png", "toy_paintings:",
+     "toy_paintings:-3", "nul\0byte"],
+)  # fmt: skip
+def test_what_is_no_name_of_a_hub_data_set_must_be_a_file_or_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "here.png")  # the current folder is never taken by mistake
+    with pytest.raises(UserError, match="no such file or folder"):
+        source_of(name)
+
+
+@pytest.mark.parametrize("name", ["picture.png", "notes.txt", "archive.tar.gz", "no_suffix"])
+def test_a_file_of_another_kind_is_refused_and_the_kinds_are_told(tmp_path, name):
+    with pytest.raises(UserError, match=r"give a folder of images, or a \.zip, \.parquet or \.tfrec file"):
+        source_of(write(tmp_path / name))
+
+
+# Zips
+
+
+def test_a_zip_gives_its_images_in_the_order_of_their_paths(tmp_path):
+    names = ["b.png", "a/z.jpg", "a/b/c.webp", "a-b/q.jpeg", "C.PNG"]
+    files = {name: name.encode() for name in names}
+    hidden = ["__MACOSX/b.png", "__MACOSX/a/._z.jpg", ".hidden.png", "a/.git/x.png"]
+    path = write_zip(tmp_path / "set.zip", files | dict.fromkeys(hidden, b"hidden") | {"read.me": b"", "a/": b""})
+    ordered = ["C.PNG", "a/b/c.webp", "a/z.jpg", "a-b/q.jpeg", "b.png"]
+    source = source_of(path)
+    assert list(source.images()) == [(name, name.encode()) for name in ordered]
+    assert source.not_read == 1  # read.me
+    for name in names:
+        write(tmp_path / "folder" / name)
+    assert names_in(source_of(tmp_path / "folder")) == ordered  # a folder and a zip of it are one data set
+
+
+@pytest.mark.parametrize(
+    "evil", ["../x.png", "a/../../x.png", "/etc/x.png", "..", "a\\..\\..\\x.png", "C:\\x.png", "../readme.txt"]
+)
+def test_a_zip_with_a_name_that_leads_out_of_it_is_refused_by_name_and_offset(tmp_path, evil):
+    path = write_zip(tmp_path / "evil.zip", {"good.png": b"0123456789", evil: b"x"})
+    offset = 30 + len("good.png") + 10  # the local header, the name and the content of the first file
+    with pytest.raises(UserError) as raised:
+        source_of(path)
+    assert str(path) in str(raised.value)
+    assert repr(evil) in str(raised.value)
+    assert f"at byte {offset} " in str(raised.value)
+
+
+def test_two_dots_within_a_name_are_harmless(tmp_path):
+    names = ["a..b.png", "c/..d/e.png"]
+    path = write_zip(tmp_path / "set.zip", dict.fromkeys(names, b"x"))
+    assert names_in(source_of(path)) == ["a..b.png"]  # the other lies in a hidden folder
+
+
+def test_a_zip_bomb_is_refused_by_name_and_offset(tmp_path):
+    path = write_zip(tmp_path / "bomb.zip", {"a.png": b"0123456789", "b.png": b"x"})
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")  # the last entry of the directory; its unpacked size lies at byte 24
+    content[entry + 24 : entry + 28] = struct.pack("<I", (1 << 30) + 1)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"bomb.zip.*'b.png' at byte 45 unpacks to 1073741825 bytes"):
+        source_of(path)
+
+
+@pytest.mark.parametrize(
+    "compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_a_damaged_member_of_a_zip_is_told_and_the_others_are_read(tmp_path, compression):
+    files = {"a.png": encoded(noise(9, 9, 1)), "b.png": encoded(noise(9, 9, 2)), "c.png": encoded(noise(9, 9, 3))}
+    path = write_zip(tmp_path / "set.zip", files, compression)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        second = archive.getinfo("b.png")
+    start = second.header_offset + 30 + len("b.png")
+    told = 0
+    for position in range(start, start + second.compress_size, 5):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x55
+        path.write_bytes(damaged)
+        (_, first), (name, error), (_, third) = source_of(path).images()
+        assert (first, third) == (files["a.png"], files["c.png"])
+        assert name == "b.png"
+        assert isinstance(error, Exception) or error == files["b.png"]  # LZMA's stream begins with bytes nobody reads
+        told += isinstance(error, Exception)
+    assert told >= second.compress_size // 5 - 2
+
+
+def test_a_zip_damaged_anywhere_is_an_error_or_its_damaged_members_are_told(tmp_path):
+    path = write_zip(tmp_path / "set.zip", {"é/a.png": b"a" * 40, "b.png": b"b" * 40}, zipfile.ZIP_DEFLATED)
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0xFF
+        path.write_bytes(damaged)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of `zipfile`, about names that are there twice
+            try:
+                for _, content in source_of(path).images():
+                    assert content in (b"a" * 40, b"b" * 40) or isinstance(content, Exception)
+            except UserError as error:
+                assert str(path) in str(error)
+
+
+def test_a_zip_cut_off_anywhere_is_an_error_that_names_it(tmp_path):
+    path = write_zip(tmp_path / "set.zip", {"a.png": b"a" * 40, "b.png": b"b" * 40})
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 3):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="set.zip: cannot be read as a zip"):
+            source_of(path)
+
+
+def test_the_members_of_an_encrypted_zip_are_told_as_encrypted(tmp_path):
+    path = write_zip(tmp_path / "secret.zip", {"a.png": b"a" * 20})
+    content = bytearray(path.read_bytes())
+    content[6] |= 1  # the flag "encrypted" in the local header ...
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # ... and in the directory
+    path.write_bytes(content)
+    ((name, error),) = source_of(path).images()
+    assert name == "a.png"
+    assert "encrypted" in str(error)
+
+
+@pytest.mark.parametrize("content", [b"", b"this is text", encoded(noise(4, 4))])
+def test_what_is_no_zip_is_an_error_that_names_it(tmp_path, content):
+    with pytest.raises(UserError, match="set.zip: cannot be read as a zip"):
+        source_of(write(tmp_path / "set.zip", content))
+
+
+@pytest.mark.parametrize("files", [{}, {"a.txt": b""}, {"__MACOSX/a.png": b""}])
+def test_a_zip_without_images_is_an_error_that_names_it(tmp_path, files):
+    with pytest.raises(UserError, match="set.zip: no image in this zip"):
+        source_of(write_zip(tmp_path / "set.zip", files))
+
+
+# Parquet
+
+
+def images_column(*contents: bytes | None) -> pyarrow.Array:
+    """A column as `datasets` writes its images: a struct of the encoded file and its path."""
+    rows = [None if content is None else {"bytes": content, "path": "x.png"} for content in contents]
+    return pyarrow.array(rows, pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pytest.param(images_column(b"one", b"two", b"three"), id="struct"),
+        pytest.param(pyarrow.array([b"one", b"two", b"three"], pyarrow.binary()), id="binary"),
+        pytest.param(pyarrow.array([b"one", b"two", b"three"], pyarrow.large_binary()), id="large binary"),
+    ],
+)
+def test_the_only_column_of_images_of_a_parquet_file_is_found(tmp_path, column):
+    path = write_parquet(tmp_path / "set.parquet", {"label": [1, 2, 3], "photo": column, "text": ["a", "b", "c"]})
+    assert list(source_of(path).images()) == [
+        ("set.parquet#0", b"one"),
+        ("set.parquet#1", b"two"),
+        ("set.parquet#2", b"three"),
+    ]
+
+
+def test_rows_without_bytes_are_told_and_the_others_are_read(tmp_path):
+    path = write_parquet(tmp_path / "set.parquet", {"image": images_column(b"one", None, b"", b"four")})
+    (_, first), (second_name, second), (_, third), fourth = source_of(path).images()
+    assert first == b"one" and fourth == ("set.parquet#3", b"four")
+    assert second_name == "set.parquet#1"
+    assert isinstance(second, ValueError) and isinstance(third, ValueError)
+
+
+def test_many_rows_are_numbered_through(tmp_path):
+    contents = [str(number).encode() for number in range(200)]  # more than a batch of pyarrow's
+    path = write_parquet(tmp_path / "set.parquet", {"image": images_column(*contents)})
+    assert list(source_of(path).images()) == [(f"set.parquet#{row}", contents[row]) for row in range(200)]
+
+
+def test_of_two_columns_of_images_one_must_be_chosen(tmp_path):
+    columns = {"left": images_column(b"l"), "right": pyarrow.array([b"r"]), "label": [1]}
+    path = write_parquet(tmp_path / "set.parquet", columns)
+    with pytest.raises(UserError, match=r"set.parquet.*\['left', 'right'\].*--dataset_column"):
+        source_of(path)
+    assert list(source_of(path, dataset_column="left").images()) == [("set.parquet#0", b"l")]
+    assert list(source_of(path, dataset_column="right").images()) == [("set.parquet#0", b"r")]
+    left, right = (source_of(path, dataset_column=column).identity for column in ("left", "right"))
+    assert left != right
+
+
+@pytest.mark.parametrize("column", ["label", "missing", ""])
+def test_a_chosen_column_without_images_is_an_error_that_names_the_columns(tmp_path, column):
+    path = write_parquet(tmp_path / "set.parquet", {"image": images_column(b"x"), "label": [1]})
+    with pytest.raises(UserError, match=rf"--dataset_column {column}: .*set.parquet.*\['image', 'label'\]"):
+        source_of(path, dataset_column=column)
+
+
+def test_a_parquet_file_without_images_is_an_error_that_names_its_columns(tmp_path):
+    with pytest.raises(UserError, match=r"no column of images, only \['label', 'path'\]"):
+        source_of(write_parquet(tmp_path / "set.parquet", {"label": [1], "path": ["a.png"]}))
+
+
+def test_a_folder_of_parquet_files_is_read_in_order(tmp_path):
+    for name in ["b/train-1.parquet", "b/train-0.parquet", "a.parquet"]:
+        write_parquet(tmp_path / name, {"image": images_column(name.encode(), b"second")})
+    write(tmp_path / "README.md")
+    source = source_of(tmp_path)
+    assert list(source.images()) == [
+        ("a.parquet#0", b"a.parquet"),
+        ("a.parquet#1", b"second"),
+        ("train-0.parquet#0", b"b/train-0.parquet"),
+        ("train-0.parquet#1", b"second"),
+        ("train-1.parquet#0", b"b/train-1.parquet"),
+        ("train-1.parquet#1", b"second"),
+    ]
+    assert source.not_read == 1
+
+
+def test_a_later_parquet_file_without_the_column_is_an_error_that_names_it(tmp_path):
+    write_parquet(tmp_path / "a.parquet", {"image": images_column(b"x")})
+    write_parquet(tmp_path / "b.parquet", {"label": [1]})
+    with pytest.raises(UserError, match="b.parquet: .*image"):
+        names_in(source_of(tmp_path))
+
+
+def test_a_parquet_file_damaged_or_cut_off_anywhere_is_read_or_is_an_error_that_names_it(tmp_path):
+    path = write_parquet(tmp_path / "set.parquet", {"image": images_column(b"one" * 9, None, b"three")})
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 5):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0xFF
+        for content in (damaged, whole[:position]):
+            path.write_bytes(content)
+            try:
+                names_in(source_of(path))
+            except UserError as error:
+                assert "set.parquet" in str(error)
+            else:
+                assert content is damaged, f"cut off at {position}, it was read all the same"
+
+
+# TFRecords
+
+
+def test_a_folder_of_tfrecord_files_is_read_in_order_and_named_by_file_and_offset(tmp_path):
+    write_tfrecord(tmp_path / "sub" / "b.tfrecord", "image", [b"three"])
+    write_tfrecord(tmp_path / "a.tfrec", "image", [b"one", b"two"])
+    write(tmp_path / "labels.csv")
+    source = source_of(tmp_path)
+    first_length = (tmp_path / "a.tfrec").stat().st_size // 2
+    assert list(source.images()) == [
+        ("a.tfrec#byte 0", b"one"),
+        (f"a.tfrec#byte {first_length}", b"two"),
+        ("b.tfrecord#byte 0", b"three"),
+    ]
+    assert source.not_read == 1
+
+
+def test_a_single_tfrecord_file_is_read_and_its_feature_may_be_chosen(tmp_path):
+    path = write_tfrecord(tmp_path / "a.tfrec", "photo", [b"one"])
+    assert list(source_of(path, dataset_column="photo").images()) == [("a.tfrec#byte 0", b"one")]
+    assert source_of(path, dataset_column="photo").identity != source_of(path).identity
+    with pytest.raises(UserError, match="a.tfrec.*'image'.*'photo'.*--dataset_column"):
+        names_in(source_of(path))
+
+
+def test_a_tfrecord_file_that_cannot_be_opened_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "a.tfrec").symlink_to(tmp_path / "gone.tfrec")
+    with pytest.raises(UserError, match="a.tfrec: cannot be read: .*No such file"):
+        names_in(source_of(tmp_path))
+
+
+# Toy paintings
+
+
+def test_toy_paintings_are_as_many_as_asked_for_and_as_large_as_trained_on():
+    source = source_of("toy_paintings:3", sample_size=8)
+    assert names_in(source) == ["toy_painting_000000", "toy_painting_000001", "toy_painting_000002"]
+    assert source.identity != source_of("toy_paintings:4", sample_size=8).identity
+    assert source.identity != source_of("toy_paintings:3", sample_size=9).identity
+
+
+@pytest.mark.parametrize("count", [0, 1_000_001])
+def test_a_senseless_number_of_toy_paintings_is_refused(count):
+    with pytest.raises(UserError, match=f"toy_paintings:{count}"):
+        source_of(f"toy_paintings:{count}")

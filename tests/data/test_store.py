@@ -1,0 +1,396 @@
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from picture_files import encoded, noise, png, smooth
+from PIL import Image
+
+from hfgen.data.settings import DataSettings
+from hfgen.data.store import ImageStore, load_images
+from hfgen.errors import UserError
+
+
+# pytest shows the remarks of Pillow about large pictures; in a run they are ignored.
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+
+
+def settings_of(path: Path, **settings) -> DataSettings:
+    return DataSettings(**{"dataset": str(path), "sample_size": 16, **settings})
+
+
+def load(path: Path, **settings) -> ImageStore:
+    return load_images(settings_of(path, **settings))
+
+
+def pictures_in(store: ImageStore) -> list[np.ndarray]:
+    return [store[index] for index in range(len(store))]
+
+
+def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def entries(cache: Path) -> list[str]:
+    """What a cache holds, without the lock files."""
+    return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
+
+
+def save(path: Path, picture: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+
+
+def test_the_store_holds_the_pictures_in_the_order_of_the_source(image_folder):
+    store = load(image_folder)
+    assert same(pictures_in(store), [noise(16, 16, seed) for seed in range(7)])
+    assert np.array_equal(store.as_array(), np.stack([noise(16, 16, seed) for seed in range(7)]))
+    assert store.as_array().dtype == np.uint8
+
+
+def test_pictures_of_different_sizes_are_kept_one_behind_the_other(tmp_path):
+    pictures = [noise(16, 20), noise(31, 16), noise(16, 16), noise(16, 40)]
+    for index, picture in enumerate(pictures):
+        save(tmp_path / f"{index}.png", picture)
+    store = load(tmp_path, crop="random")
+    assert same(pictures_in(store), pictures)
+    assert store.as_array() is None
+
+
+def test_five_crops_follow_their_picture(tmp_path):
+    pictures = [noise(20, 20, 1), noise(20, 20, 2)]
+    for index, picture in enumerate(pictures):
+        save(tmp_path / f"{index}.png", picture)
+    store = load(tmp_path, five_crop=True)
+    assert len(store) == 12
+    for index, picture in enumerate(pictures):
+        assert np.array_equal(store[6 * index + 1], picture[:16, :16])
+        assert np.array_equal(store[6 * index + 4], picture[4:, 4:])
+    assert store.report.images == 2 and store.report.training_images == 12
+
+
+def test_more_pictures_than_are_decoded_at_once_keep_their_order(tmp_path):
+    count = 20 * (os.cpu_count() or 1)
+    for index in range(count):
+        # Large ones among small ones: they finish out of order.
+        save(tmp_path / f"{index:05d}.png", np.full((600, 600, 3) if index % 7 == 0 else (16, 16, 3), index, np.uint8))
+    assert [picture[0, 0, 0] for picture in pictures_in(load(tmp_path))] == [index % 256 for index in range(count)]
+
+
+def test_a_second_call_opens_what_the_first_one_decoded(image_folder):
+    first = load(image_folder)
+    file = image_folder / "3.png"
+    before = file.stat()
+    file.write_bytes(bytes(before.st_size))  # no image any more; decoding it again would tell
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    second = load(image_folder)
+    assert same(pictures_in(second), [noise(16, 16, seed) for seed in range(7)])
+    assert second.digest == first.digest and second.report == first.report
+
+
+def test_an_edited_file_is_decoded_anew(image_folder):
+    first = load(image_folder)
+    save(image_folder / "3.png", noise(16, 16, 99))
+    second = load(image_folder)
+    assert np.array_equal(second[3], noise(16, 16, 99))
+    assert second.digest != first.digest
+
+
+def test_a_touched_file_is_decoded_anew_with_the_same_digest(image_folder):
+    first = load(image_folder)
+    os.utime(image_folder / "3.png", ns=(0, 0))
+    second = load(image_folder)
+    assert second.folder != first.folder
+    assert second.digest == first.digest
+
+
+def test_a_new_file_and_a_removed_file_are_noticed(image_folder):
+    first = load(image_folder)
+    save(image_folder / "7.png", noise(16, 16, 7))
+    assert len(load(image_folder)) == 8
+    (image_folder / "7.png").unlink()
+    assert len(load(image_folder)) == 7
+    assert load(image_folder).digest == first.digest
+
+
+# Another value of each setting of the data: does it change what is in the cache?
+OTHER_VALUES = {
+    "dataset_split": ("test", False),
+    "dataset_column": ("photo", False),
+    "streaming": (True, False),
+    "shuffle_buffer_size": (7, False),
+    "sample_size": (17, True),
+    "crop": ("random", True),
+    "horizontal_flip": (True, False),
+    "five_crop": (True, True),
+    "random_rotation": (10.0, False),
+    "random_erasing": (0.5, False),
+    "drop_duplicates": (True, True),
+    "max_image_pixels": (10_000, False),
+}
+
+
+def test_every_setting_is_known_to_change_the_cache_or_not():
+    known = OTHER_VALUES.keys() | {"dataset", "cache_dir"}
+    assert known == {field.name for field in dataclasses.fields(DataSettings)}
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_a_setting_that_changes_the_pixels_and_no_other_makes_a_new_cache(image_folder, name):
+    value, is_new = OTHER_VALUES[name]
+    assert value != getattr(settings_of(image_folder), name)
+    first, second = load(image_folder), load(image_folder, **{name: value})
+    assert (second.folder != first.folder) == is_new
+
+
+def test_another_data_set_makes_a_new_cache(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "copy")  # with the same names, sizes and times
+    assert load(image_folder).folder != load(tmp_path / "copy").folder
+
+
+def test_the_digest_is_that_of_the_pixels_whatever_they_come_from(image_folder, tmp_path):
+    files = sorted(image_folder.iterdir())
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for file in reversed(files):
+            archive.writestr(f"inner/{file.name}", file.read_bytes())
+    for file in files:
+        Image.open(file).save(tmp_path / "set.bmp")
+        (tmp_path / "bitmaps").mkdir(exist_ok=True)
+        (tmp_path / "set.bmp").rename(tmp_path / "bitmaps" / f"{file.stem}.bmp")
+    digest = load(image_folder).digest
+    assert load(tmp_path / "set.zip").digest == digest
+    assert load(tmp_path / "bitmaps").digest == digest
+
+
+def test_a_nested_folder_and_a_zip_of_it_are_one_data_set(tmp_path):
+    names = ["z.png", "a/1.png", "a-b/2.png", "a/c/3.png", "B.png"]
+    for seed, name in enumerate(names):
+        save(tmp_path / "folder" / name, noise(16, 16, seed))
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for name in names:
+            archive.write(tmp_path / "folder" / name, name)
+    folder, archive = load(tmp_path / "folder"), load(tmp_path / "set.zip")
+    assert folder.digest == archive.digest
+    assert same(pictures_in(folder), pictures_in(archive))
+
+
+def test_the_digest_changes_with_the_order_the_shape_and_a_single_pixel(tmp_path):
+    def digest_of(*pictures: np.ndarray) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for index, picture in enumerate(pictures):
+            save(folder / f"{index}.png", picture)
+        return load(folder, crop="random").digest
+
+    one, other = noise(16, 24, 1), noise(16, 24, 2)
+    altered = one.copy()
+    altered[3, 4, 1] ^= 1
+    lying = one.reshape(24, 16, 3)  # the same bytes
+    digests = [digest_of(one, other), digest_of(other, one), digest_of(altered, other), digest_of(lying, other)]
+    assert len(set(digests)) == 4
+    assert digest_of(one, other) == digests[0]
+
+
+# Unreadable and doubled images
+
+
+def test_unreadable_images_are_left_out_and_listed(image_folder):
+    (image_folder / "2.png").write_bytes(b"this is text")
+    (image_folder / "5.png").write_bytes(encoded(noise(16, 16))[:100])
+    (image_folder / "8.png").symlink_to("gone.png")
+    store = load(image_folder)
+    assert same(pictures_in(store), [noise(16, 16, seed) for seed in (0, 1, 3, 4, 6)])
+    assert [name for name, _ in store.report.unreadable] == ["2.png", "5.png", "8.png"]
+    assert "FileNotFoundError" in store.report.unreadable[2][1]
+    assert store.report.images == store.report.training_images == 5
+
+
+def test_damaged_members_of_a_zip_are_left_out_and_listed(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for seed in range(3):
+            archive.writestr(f"{seed}.png", encoded(noise(16, 16, seed)))
+        offset = archive.getinfo("1.png").header_offset
+    content = bytearray((tmp_path / "set.zip").read_bytes())
+    content[offset + 60] ^= 0xFF
+    (tmp_path / "set.zip").write_bytes(content)
+    store = load(tmp_path / "set.zip")
+    assert same(pictures_in(store), [noise(16, 16, 0), noise(16, 16, 2)])
+    assert [name for name, _ in store.report.unreadable] == ["1.png"]
+
+
+def test_a_data_set_without_a_readable_image_is_an_error_that_tells_why(tmp_path, cache_of_this_test):
+    (tmp_path / "a.png").write_bytes(b"this is text")
+    (tmp_path / "b.png").symlink_to("gone.png")
+    with pytest.raises(UserError) as raised:
+        load(tmp_path)
+    for told in (str(tmp_path), "none of its 2 images", "a.png: not an image", "b.png: FileNotFoundError"):
+        assert told in str(raised.value)
+    assert entries(cache_of_this_test) == []
+
+
+def test_a_bomb_in_a_data_set_is_an_error_that_names_it(image_folder, cache_of_this_test):
+    bomb = png(20_000, 20_000, bit_depth=1, color_type=0, rows=bytes(2501 * 20_000))
+    (image_folder / "4.png").write_bytes(bomb)
+    with pytest.raises(UserError, match="4.png: .*bomb.*--max_image_pixels"):
+        load(image_folder)
+    assert entries(cache_of_this_test) == []
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_of_identical_images_only_the_first_is_kept_if_asked_for(tmp_path, crop):
+    for index, seed in enumerate([1, 2, 1, 3, 2, 1]):
+        save(tmp_path / f"{index}.{'bmp' if index % 2 else 'png'}", noise(16, 24, seed))
+    everything, distinct = load(tmp_path, crop=crop), load(tmp_path, crop=crop, drop_duplicates=True)
+    assert len(everything) == 6 and everything.report.dropped == 0
+    assert len(distinct) == 3 and distinct.report.dropped == 3
+    assert same(pictures_in(distinct), [everything[0], everything[1], everything[3]])
+    assert distinct.report.images == 6 and distinct.report.training_images == 3
+    groups = [["0.png", "2.png", "5.bmp"], ["1.bmp", "4.png"]]
+    assert distinct.report.exact_duplicates == everything.report.exact_duplicates == groups
+
+
+def test_the_five_crops_of_a_dropped_image_are_dropped_too(tmp_path):
+    for index in range(2):
+        save(tmp_path / f"{index}.png", noise(20, 20))
+    assert len(load(tmp_path, five_crop=True, drop_duplicates=True)) == 6
+
+
+# Interruption and several processes
+
+
+def test_a_failed_decoding_leaves_nothing_and_the_next_call_decodes_all(image_folder, cache_of_this_test):
+    whole = (image_folder / "6.png").read_bytes()
+    (image_folder / "6.png").write_bytes(encoded(noise(300, 300)))
+    before = (image_folder / "6.png").stat()
+    with pytest.raises(UserError, match="6.png"):
+        load(image_folder, max_image_pixels=80_000)
+    assert entries(cache_of_this_test) == []
+    (image_folder / "6.png").write_bytes(whole + bytes(before.st_size - len(whole)))
+    os.utime(image_folder / "6.png", ns=(before.st_atime_ns, before.st_mtime_ns))  # the same data set, as far as seen
+    assert same(pictures_in(load(image_folder)), [noise(16, 16, seed) for seed in range(7)])
+
+
+# Processes are forked, because importing torch anew takes longer than all tests of this file.
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and named pipes")
+
+
+@needs_fork
+def test_a_process_killed_while_decoding_leaves_nothing_that_looks_whole(image_folder, cache_of_this_test):
+    # The last image is a named pipe: whoever decodes waits for it.
+    pipe = image_folder / "7.png"
+    os.mkfifo(pipe)
+    process = multiprocessing.get_context("fork").Process(target=load, args=(image_folder,))
+    process.start()
+    guard = threading.Timer(30, lambda: os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))  # if nobody ever reads it
+    guard.start()
+    with pipe.open("wb"):  # returns as soon as the process reads
+        guard.cancel()
+        process.kill()
+        process.join()
+    (leftover,) = entries(cache_of_this_test)
+    assert leftover.startswith(".") and not (cache_of_this_test / leftover / "digest.txt").exists()
+
+    # In a container a process often gets the number that the killed one had.
+    stem, _ = leftover.rsplit("-", 1)
+    (cache_of_this_test / leftover).rename(cache_of_this_test / f"{stem}-{os.getpid()}")
+    (cache_of_this_test / f"{stem}-0").mkdir()
+    threading.Thread(target=lambda: pipe.write_bytes(encoded(noise(16, 16, 7))), daemon=True).start()
+    store = load(image_folder)
+    assert same(pictures_in(store), [noise(16, 16, seed) for seed in range(8)])
+    assert entries(cache_of_this_test) == [store.folder.name]
+
+
+@needs_fork
+def test_two_processes_at_once_get_the_same_whole_store(image_folder, cache_of_this_test):
+    context = multiprocessing.get_context("fork")
+    together, answers = context.Barrier(2), context.SimpleQueue()
+
+    def work() -> None:
+        together.wait(30)
+        store = load(image_folder)
+        answers.put((store.digest, np.array(pictures_in(store)).tobytes()))
+
+    processes = [context.Process(target=work) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    pixels = np.stack([noise(16, 16, seed) for seed in range(7)]).tobytes()
+    store = load(image_folder)
+    assert [answers.get(), answers.get()] == [(store.digest, pixels)] * 2
+    assert entries(cache_of_this_test) == [store.folder.name]
+
+
+def test_many_threads_at_once_get_the_same_whole_store(image_folder, cache_of_this_test):
+    together, stores = threading.Barrier(6), []
+
+    def work() -> None:
+        together.wait()
+        stores.append(load(image_folder))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stores) == 6
+    for store in stores:
+        assert same(pictures_in(store), [noise(16, 16, seed) for seed in range(7)])
+    assert len(entries(cache_of_this_test)) == 1
+
+
+def test_decoding_leaves_the_filters_of_warnings_as_they_are(image_folder):
+    for index in range(60):  # enough for threads to overlap
+        save(image_folder / f"large{index}.png", smooth(200, 200, phase=index))
+    with warnings.catch_warnings():
+        before = list(warnings.filters)
+        load(image_folder)
+        assert list(warnings.filters) == before
+
+
+# The cache
+
+
+def test_the_cache_is_where_the_setting_says_else_the_environment(image_folder, cache_of_this_test, tmp_path):
+    assert load(image_folder).folder.parent == cache_of_this_test
+    elsewhere = tmp_path / "not" / "there" / "yet"
+    assert load(image_folder, cache_dir=str(elsewhere)).folder.parent == elsewhere
+
+
+def test_without_setting_and_environment_the_cache_lies_in_that_of_hugging_face(image_folder, monkeypatch, tmp_path):
+    monkeypatch.delenv("HFGEN_CACHE")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    assert load(image_folder).folder.parent == tmp_path / "home" / "hfgen"
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_that_tells_the_setting(image_folder, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    for cache in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=f"{cache}: .*--cache_dir"):
+            load(image_folder, cache_dir=str(cache))
+
+
+def test_the_cache_tells_the_report_in_plain_json(image_folder):
+    store = load(image_folder)
+    assert json.loads((store.folder / "report.json").read_text()) == json.loads(json.dumps(store.report.to_dict()))
+    assert store.report.source == f"folder {image_folder}"
+
+
+def test_the_pixels_of_a_store_cannot_be_altered_by_mistake(image_folder):
+    with pytest.raises(ValueError, match="read-only"):
+        load(image_folder)[0][:] = 0
+
+
+def test_real_photos_become_squares_of_the_training_size(shared_data):
+    folder = shared_data / "cats_dogs_original"
+    store = load(folder, sample_size=32)
+    assert len(store) == store.report.images == 60
+    assert store.as_array().shape == (60, 32, 32, 3)
+    assert store.report.formats == {"JPEG": 60} and store.report.unreadable == []

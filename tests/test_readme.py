@@ -1,0 +1,125 @@
+"""The README's commands are run, at toy size, as they stand there."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hfgen.data.toy_paintings import paint
+
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for language, text in BLOCKS
+    if language == ""
+    for line in text.replace("\\\n", " ").splitlines()
+    if re.match(r"(accelerate|hfgen|make|pip) ", line)
+]
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+# What makes a training command small; it stands behind the README's own arguments and wins.
+TOY_SIZE = [
+    *("--sample_size", "16", "--block_out_channels", "8", "16", "--batch_size", "4", "--max_train_steps", "2"),
+    *("--num_sample_images", "2", "--num_inference_steps", "2", "--num_epochs", "0.5", "--cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder as the README's reader has it: the scripts and some images."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "training_scripts").symlink_to(ROOT / "training_scripts")
+    for name in ("path/to/images", "photos"):
+        (folder / name).mkdir(parents=True)
+        for index in range(8):
+            Image.fromarray(paint(index, 32)).save(folder / name / f"{index}.jpg")
+    return folder
+
+
+def run(workplace, command):
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_commands_in_order_train_draw_and_load(workplace):
+    (train,) = [command for command in COMMANDS if "path/to/images" in command]
+    result = run(workplace, [*shlex.split(train), *TOY_SIZE])
+    assert result.returncode == 0, result.stderr
+    described = re.search(r"runs/ddpm/\n(.*?)```", README, re.DOTALL).group(1)
+    for name in re.findall(r"^    ([\w.]+?)/?[ ,]", described, re.MULTILINE):
+        assert (workplace / "runs" / "ddpm" / name).exists(), name
+    for command in COMMANDS:
+        if command.startswith("hfgen sample") or command.startswith("hfgen denoise"):
+            small = ["--num_inference_steps", "2", "--num_images", "2"]
+            result = run(workplace, [*shlex.split(command), *small])
+            assert result.returncode == 0, result.stderr
+    assert (workplace / "samples" / "sheet.png").is_file() and (workplace / "strips" / "denoising.png").is_file()
+    for code in PYTHON:
+        result = run(workplace, [sys.executable, "-c", code])
+        assert result.returncode == 0, result.stderr
+
+
+def test_the_settings_of_a_run_are_a_preset_as_the_readme_says(workplace):
+    arguments = ["--preset", "runs/ddpm/training_config.json", "--output_dir", "runs/again"]
+    result = run(workplace, [sys.executable, "training_scripts/train_ddpm.py", *arguments])
+    assert result.returncode == 0, result.stderr
+    first, again = (
+        json.loads((workplace / "runs" / name / "training_config.json").read_text()) for name in ("ddpm", "again")
+    )
+    assert {**first, "output_dir": ""} == {**again, "output_dir": ""}
+
+
+def test_data_inspect_works_as_the_readme_says(workplace):
+    (command,) = re.findall(r"`(hfgen data inspect [^`]+)`", README)
+    result = run(workplace, shlex.split(command))
+    assert result.returncode == 0 and "8 images" in result.stdout
+
+
+def test_every_training_command_is_valid(workplace):
+    """Those for several machines cannot be launched here; their settings are read as the script reads them."""
+    launches = [command for command in COMMANDS if command.startswith("accelerate launch")]
+    assert len(launches) == 3
+    code = (
+        "import sys, importlib.util\n"
+        "spec = importlib.util.spec_from_file_location('t', 'training_scripts/train_ddpm.py')\n"
+        "t = importlib.util.module_from_spec(spec); sys.modules['t'] = t; spec.loader.exec_module(t)\n"
+        "from accelerate.commands.launch import launch_command_parser\n"
+        "for line in sys.argv[1:]:\n"
+        "    parsed = launch_command_parser().parse_args(line.split()[2:])\n"
+        "    classes = (t.RunSettings, t.DataSettings, t.DDPMSettings)\n"
+        "    t.parse_settings(classes, t.PRESETS, parsed.training_script_args)\n"
+    )
+    result = run(workplace, [sys.executable, "-c", code, *launches])
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_option_and_preset_that_the_readme_names_exists():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("train_ddpm_for_readme", ROOT / "training_scripts" / "train_ddpm.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    classes = (module.RunSettings, module.DataSettings, module.DDPMSettings)
+    known = {field for cls in classes for field in cls.__dataclass_fields__} | {"preset", "help"}
+    launcher = {"multi_gpu", "num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"}
+    commands = {"num_images", "output", "cpu"}  # of `hfgen ...` and of the launcher, in the text
+    assert set(re.findall(r"--(\w+)", README)) <= known | launcher | commands
+    presets = {path.stem for path in (ROOT / "training_scripts" / "presets").glob("*.json")}
+    assert set(re.findall(r"^\| `(\w+)`", README, re.MULTILINE)) == presets
+
+
+def test_the_make_targets_that_the_readme_names_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for command in COMMANDS:
+        if command.startswith("make "):
+            assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE)
