@@ -25,7 +25,7 @@ from hfgen.errors import UserError
 from hfgen.hardware import choose_mixed_precision, describe_environment, use_all_cores
 from hfgen.randomness import keyed_seed
 from hfgen.run_log import RunLog
-from hfgen.stopping import NOT_FINITE, REASONS, TIME_IS_UP, StopRequests, parse_duration
+from hfgen.stopping import GO_ON, NOT_FINITE, REASONS, TIME_IS_UP, StopRequests, parse_duration
 
 
 @dataclass
@@ -214,6 +214,11 @@ class Run:
         """Whether a sheet of samples follows this update; True on the main process alone."""
         return self.is_main and self._due(self.settings.sample_every)
 
+    @property
+    def stop_requested(self) -> bool:
+        """Whether this process was asked to stop: long work within an update, such as drawing a sheet, should end."""
+        return self._stop_requests.request != GO_ON
+
     def save_sheet(self, sheet: Image.Image) -> Path:
         """Write a sheet of samples to `samples/` and to the tracker; return its path."""
         path = self.output_dir / "samples" / f"step-{self.step:08d}.png"
@@ -236,6 +241,9 @@ class Run:
             self._write_status("complete" if complete else "stopped", reason)
             print(f"{reason}: step {self.step} of {self.max_train_steps}, {self.seconds:.0f} s of training in all")
             print(f"pipeline: {target}")
+            sheets = sorted((self.output_dir / "samples").glob("step-*.png"))
+            if sheets:
+                print(f"sheet of samples: {sheets[-1]}")
             if not complete:
                 print("the same command with --resume latest goes on from here")
         self.accelerator.wait_for_everyone()

@@ -160,8 +160,8 @@ def main(arguments: list[str] | None = None) -> Path:
         optimizer.zero_grad()
         ema.update_parameters(network)
         run.log({"loss": total_loss, "grad_norm": grad_norm}, {"learning_rate": lr_scheduler.get_last_lr()[0]})
-        if run.sample_due:
-            run.save_sheet(draw_sheet(pipeline, run, settings.num_inference_steps))
+        if run.sample_due and (sheet := draw_sheet(pipeline, run, settings.num_inference_steps)):
+            run.save_sheet(sheet)
 
     return run.finish()
 
@@ -192,14 +192,27 @@ def build_unet(settings: DDPMSettings, sample_size: int) -> ModelMixin:
     )
 
 
-def draw_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> Image.Image:
-    """Draw a sheet of samples, from the same noise all along the run."""
+def draw_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> Image.Image | None:
+    """Draw a sheet of samples, from the same noise all along the run; None if the run is asked to stop meanwhile."""
     config = pipeline.unet.config
     shape = (run.settings.num_sample_images, config.in_channels, config.sample_size, config.sample_size)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(keyed_seed(run.settings.seed, "samples")))
+
+    def give_up_if_asked(*_: object) -> None:
+        if run.stop_requested:
+            raise InterruptedError
+
     pipeline.set_progress_bar_config(disable=True)
-    with run.accelerator.autocast():
-        images = pipeline(len(latents), latents=latents, num_inference_steps=num_inference_steps).images
+    try:
+        with run.accelerator.autocast():
+            images = pipeline(
+                len(latents),
+                latents=latents,
+                num_inference_steps=num_inference_steps,
+                callback_on_step_end=give_up_if_asked,
+            ).images
+    except InterruptedError:
+        return None
     return image_sheet(images)
 
 
