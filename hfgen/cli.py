@@ -83,7 +83,10 @@ def denoise(
     chosen = parse_timesteps(timesteps, trained_steps)
     size = loaded.unet.config.sample_size
     clean_image = open_image(image, size) if image is not None else None
-    strip, last = denoising_strip(loaded, chosen, num_images, seed, num_inference_steps)
+    try:
+        strip, last = denoising_strip(loaded, chosen, num_images, seed, num_inference_steps)
+    except ValueError as error:  # the pipeline does not take so many steps
+        raise UserError(str(error)) from error
     output.mkdir(parents=True, exist_ok=True)
     strip.save(output / "denoising.png")
     forward_strip(clean_image or last, chosen[::-1], trained_steps, seed).save(output / "forward.png")
@@ -114,6 +117,7 @@ def inspect_data(
     report = load_images(settings).report
     typer.echo(str(report))
     if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
 
 

@@ -5,6 +5,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
+
 def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:
     """Return an average of a network, to be updated after each optimizer step by `update_parameters(network)`.
 
@@ -17,7 +20,7 @@ def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:
         decay: from 0 (no averaging) to below 1.
     """
 
-    def average(averages: list[torch.Tensor], currents: list[torch.Tensor], _: object) -> None:
+    def average(averages: Tensors, currents: Tensors, _: object) -> None:
         if not averages[0].is_floating_point():  # BatchNorm's count of batches
             for average, current in zip(averages, currents, strict=True):
                 average.copy_(current)

@@ -36,16 +36,18 @@ def open_pipeline(where: str, device: str = "auto", sampler: str | None = None) 
         raise UserError(f"--sampler {sampler}: must be one of {', '.join(SAMPLERS)}")
     path = Path(where).expanduser()
     if path.exists():
-        folder = _pipeline_folder(path)
-        class_name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
-        class_name = class_name[-1] if isinstance(class_name, list) else class_name
-        if class_name not in PIPELINES:
-            raise UserError(f"{folder}: a {class_name} is none of hfgen's pipelines ({', '.join(PIPELINES)})")
-        pipeline = PIPELINES[class_name].from_pretrained(str(folder))
+        source = str(_pipeline_folder(path))
+        problem = f"{source} cannot be loaded"
     elif where.count("/") == 1 and not where.startswith((".", "/", "~")):
-        pipeline = DDPMPipeline.from_pretrained(where)
+        source, problem = where, f"{where}: no such folder, and no pipeline could be had from the Hub"
     else:
         raise UserError(f"{where}: no such folder")
+    try:
+        pipeline = _pipeline_class(source).from_pretrained(source)
+    except UserError:
+        raise
+    except Exception as error:  # of JSON, safetensors, the disk or the network: whatever it is, there is no pipeline
+        raise UserError(f"{problem}: {' '.join(str(error).split())}") from error
     if sampler is not None:
         pipeline.scheduler = sampling_scheduler(pipeline.scheduler, sampler)
     pipeline.set_progress_bar_config(desc="denoising", leave=False)
@@ -60,6 +62,18 @@ def _pipeline_folder(path: Path) -> Path:
         if (folder / "model_index.json").is_file():
             return folder
     raise UserError(f"{path}: no pipeline in this folder: there is no model_index.json in it or in its checkpoints")
+
+
+def _pipeline_class(source: str) -> type[DiffusionPipeline]:
+    """Tell the class by the index of a folder; a repo of the Hub is taken for one of the only family there is."""
+    index_file = Path(source) / "model_index.json"
+    if not index_file.is_file():
+        return DDPMPipeline
+    class_name = json.loads(index_file.read_text()).get("_class_name")
+    class_name = class_name[-1] if isinstance(class_name, list) else class_name
+    if class_name not in PIPELINES:
+        raise UserError(f"{source}: a {class_name} is none of hfgen's pipelines ({', '.join(PIPELINES)})")
+    return PIPELINES[class_name]
 
 
 def _device(name: str) -> torch.device:

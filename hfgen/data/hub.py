@@ -111,4 +111,5 @@ def _cannot_open(settings: DataSettings, error: Exception) -> UserError:
     if isinstance(error, (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError, HFValidationError)):
         detail = f": {error}" if isinstance(error, datasets.exceptions.DatasetNotFoundError) else ""
         return UserError(f"{where}: no local file or folder, nor a data set on the Hub that you may read{detail}")
-    return UserError(f"{where}, --dataset_split {settings.dataset_split}: {type(error).__name__}: {error}")
+    split = f"--dataset_split {settings.dataset_split}"
+    return UserError(f"{where}, {split}: cannot be opened ({type(error).__name__}: {error})")

@@ -1,16 +1,15 @@
 """Endless batches of training images straight from the Hub, in a shuffled order that resumes exactly.
 
 The order is a *block shuffle*: a process reads its shards in an order that each epoch draws anew, in blocks of
-`shuffle_buffer_size` encoded images, and permutes each block. A sliding buffer mixes a little better, but what is in
-it is the history of the stream and cannot be resumed. A block follows from where it starts, so that a checkpoint holds
-a few numbers, and a resumed run reads one block again and skips what had been used of it.
+`shuffle_buffer_size` encoded images, and permutes each block. A sliding buffer mixes a little better, but its content
+is the history of the stream and cannot be resumed. A block follows from where it starts, so that a checkpoint holds a
+few numbers, and a resumed run reads one block again and skips what had been used of it.
 
-`IterableDataset.shuffle` and `split_dataset_by_node` would deal shards out, too. But even a buffer of 1 loses an image
-at a resume (datasets before 5.1), or sleeps 5 seconds at each epoch's end and reads ten shards at a time (5.2).
+`IterableDataset.shuffle` is not used even for the shards: with a buffer of 1, a resume still loses an image (datasets
+before 5.1), or each epoch's end sleeps for 5 seconds and a resume goes back to the start of ten shards (5.2).
 """
 
 import hashlib
-import json
 import os
 import threading
 import weakref
@@ -44,7 +43,7 @@ class _Place(NamedTuple):
     row: int = 0
 
 
-# Names and encoded images, or what is wrong with them, in the order of use; and where the next block starts.
+# The images in the order of use, each a name and what is encoded or why nothing is; and where the next block starts.
 _Block = tuple[list[tuple[str, bytes | Exception]], _Place]
 
 
@@ -61,16 +60,12 @@ class _BlockReader:
         if self._dataset.num_shards < num_processes and process_index == 0:
             print(
                 f"warning: {self._name} has {self._dataset.num_shards} shard(s) for {num_processes} processes: each "
-                f"reads all rows and uses one in {num_processes}, so that packed images are downloaded {num_processes} "
-                f"times; store them in {num_processes} or more files, or leave out --streaming",
+                "reads all rows and downloads all packed images to use its part of them; store them in "
+                f"{num_processes} or more parquet files, or leave out --streaming"
             )
 
     def read(self, start: _Place) -> _Block:
-        """Return the block at `start`. A short one ends the epoch.
-
-        Raises:
-            UserError: if the stream breaks off.
-        """
+        """Return the block at `start`. A short one ends the epoch. If the stream breaks off, raise a `UserError`."""
         rows = self._rows if self._rows_start == start else self._rows_from(start)
         self._rows_start = None
         try:
@@ -88,8 +83,8 @@ class _BlockReader:
         if len(taken) == self._size:
             end = taken[-1][1]._replace(block=start.block + 1)
             self._rows, self._rows_start = rows, end
-        key = (self._seed, start.epoch, start.block, self._process_index, "block")
-        return [images[index] for index in np.random.default_rng(keyed_seed(*key)).permutation(len(images))], end
+        generator = np.random.default_rng(keyed_seed(self._seed, *start, self._process_index, "block"))
+        return [images[index] for index in generator.permutation(len(images))], end
 
     def _rows_from(self, start: _Place) -> Iterator[tuple[str, _Place, Any]]:
         """Yield name, place behind it and undecoded value of each of this process's rows in the rest of the epoch."""
@@ -151,14 +146,13 @@ class StreamBatches:
         self._reading_thread = ThreadPoolExecutor(1)
         self._decoders = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         self._open(hub_commit(settings))
-        identity = json.dumps([settings.dataset, settings.dataset_split, self._reader.column])
-        self.digest = hashlib.sha256(identity.encode()).hexdigest()
+        identity = [settings.dataset, settings.dataset_split, self._reader.column]
+        self.digest = hashlib.sha256(repr(identity).encode()).hexdigest()
 
     def _open(self, commit: str) -> None:
         self._commit = commit
         self._reader = _BlockReader(self._settings, commit, *self._share)
-        # Without this, the program would not end before the thread has read a block that nobody wants any more.
-        weakref.finalize(self, self._reader.stop.set)
+        weakref.finalize(self, self._reader.stop.set)  # or else the program could end only after the block ahead
 
     def __iter__(self) -> "StreamBatches":
         return self
@@ -167,13 +161,12 @@ class StreamBatches:
         """Return the next batch, float32 `(batch_size, 3, sample_size, sample_size)` in [-1, 1], channels_last.
 
         Raises:
-            UserError: if the stream breaks off, or a whole epoch has no readable image.
+            UserError: if the stream breaks off, or an epoch has no readable image.
         """
-        key = (*self._share, *self._place, self._used, "augment")
+        generator = torch.Generator().manual_seed(keyed_seed(*self._share, *self._place, self._used, "augment"))
         images: list[np.ndarray] = []
         while len(images) < self._batch_size:
             images += self._next_images(self._batch_size - len(images))
-        generator = torch.Generator().manual_seed(keyed_seed(*key))
         return prepare_batch(torch.from_numpy(np.stack(images)).to(self._device), self._settings, generator)
 
     def state_dict(self) -> dict[str, Any]:
@@ -182,8 +175,6 @@ class StreamBatches:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from where `state_dict` was taken; a `UserError` if the Hub has its commit no more."""
-        if self._ahead is not None:
-            self._ahead.cancel()
         self._block = self._ahead = None
         self._place, self._used = _Place(*(state_dict[field] for field in _Place._fields)), state_dict["used"]
         self._last_readable = self._place.epoch  # nobody knows, so in favour of the data set
@@ -202,14 +193,18 @@ class StreamBatches:
         if self._used == len(encoded):
             self._place, self._used, self._block = end, 0, None
         decoded = list(self._decoders.map(self._decode, tasks))
-        self._report([reason for reason in decoded if isinstance(reason, str)])
         images = [pixels for pixels in decoded if not isinstance(pixels, str)]
+        for reason in [reason for reason in decoded if isinstance(reason, str)]:
+            self.unreadable += 1
+            if reason not in self._named and len(self._named) < NAMED_UNREADABLE:
+                self._named.add(reason)
+                print(f"skipped, cannot be read: {reason}", flush=True)
         if images:
             self._last_readable = place.epoch
         if self._last_readable < place.epoch < self._place.epoch:
             raise UserError(
-                f"--dataset {self._settings.dataset}: a whole epoch of process {self._share[1]} had no readable image; "
-                "check --dataset_column, or leave out --streaming for a report"
+                f"--dataset {self._settings.dataset}: an epoch without a readable image; check --dataset_column, or "
+                "leave out --streaming for a report"
             )
         return images
 
@@ -224,10 +219,3 @@ class StreamBatches:
             return f"{name}: {error}"
         generator = np.random.default_rng(keyed_seed(*self._share, *place, index, "crop"))
         return random_crop(pixels, self._settings.sample_size, generator)
-
-    def _report(self, reasons: list[str]) -> None:
-        self.unreadable += len(reasons)
-        for reason in reasons:
-            if reason not in self._named and len(self._named) < NAMED_UNREADABLE:
-                self._named.add(reason)
-                print(f"skipped, cannot be read: {reason}", flush=True)

@@ -21,7 +21,7 @@ class UNetAttention(ModelMixin, ConfigMixin):
         out_channels: channels of the prediction.
         block_out_channels: channels of each level, from the finest; the resolution halves between two levels.
             Each must be a multiple of `num_attention_heads`.
-        time_embedding_dim: size of the sinusoidal embedding of the timestep, an even number.
+        time_embedding_dim: size of the sinusoidal embedding of the timestep, an even number from 4.
         num_attention_heads: heads of each self-attention.
         max_attention_size: levels finer than this many pixels a side have no attention: its cost grows with the
             fourth power of the side.

@@ -24,7 +24,7 @@ class UNetBase(ModelMixin, ConfigMixin):
         in_channels: channels of the noisy images.
         out_channels: channels of the prediction.
         block_out_channels: channels of each level, from the finest; the resolution halves between two levels.
-        time_embedding_dim: size of the sinusoidal embedding of the timestep, an even number.
+        time_embedding_dim: size of the sinusoidal embedding of the timestep, an even number from 4.
 
     Raises:
         ValueError: if the architecture does not allow `sample_size`.
