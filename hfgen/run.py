@@ -20,10 +20,11 @@ from PIL import Image
 
 from hfgen import checkpoints
 from hfgen.checkpoints import write_atomically, write_text_atomically
-from hfgen.config import changed_settings, setting, settings_to_dict
+from hfgen.config import setting, settings_to_dict
 from hfgen.errors import UserError
 from hfgen.hardware import choose_mixed_precision, describe_environment, use_all_cores
 from hfgen.randomness import keyed_seed
+from hfgen.run_folder import claim_folder
 from hfgen.run_log import RunLog
 from hfgen.stopping import GO_ON, NOT_FINITE, REASONS, TIME_IS_UP, StopRequests, parse_duration
 
@@ -262,36 +263,12 @@ class Run:
         problem, checkpoint = None, None
         if self.is_main:
             try:
-                checkpoint = self._checked_folder()
+                checkpoint = claim_folder(self.output_dir, self.settings.resume, self._all_settings)
             except UserError as error:
                 problem = str(error)
         problem, checkpoint = broadcast_object_list([problem, checkpoint])
         if problem is not None:
             raise UserError(problem)
-        return checkpoint
-
-    def _checked_folder(self) -> Path | None:
-        config_file, resume = self.output_dir / "training_config.json", self.settings.resume
-        used = self.output_dir.is_dir() and any(self.output_dir.iterdir())
-        if used and resume is None:
-            raise UserError(
-                f"--output_dir {self.output_dir} is not empty: continue that run with --resume latest, "
-                "or choose another folder"
-            )
-        if used and not config_file.is_file():
-            raise UserError(f"--output_dir {self.output_dir} holds no run: there is no {config_file.name} in it")
-        if used:
-            changes = changed_settings(json.loads(config_file.read_text()), *self._all_settings)
-            if changes:
-                raise UserError(
-                    f"--resume {resume}: settings differ from those in {config_file} (saved -> now):\n  "
-                    + "\n  ".join(changes)
-                    + "\nGive the saved ones again, or start another run in another --output_dir"
-                )
-        checkpoint = checkpoints.find_checkpoint(self.output_dir / "checkpoints", resume) if resume else None
-        checkpoints.remove_leftovers(self.output_dir / "checkpoints")
-        config = json.dumps(settings_to_dict(*self._all_settings), indent=2)
-        write_text_atomically(config_file, config + "\n")
         return checkpoint
 
     def _save(self) -> None:

@@ -72,7 +72,7 @@ class DDPMPipeline(DiffusionPipeline):
 
         # 1. noise, at the level of the scheduler's first timestep
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
-        # For some numbers of steps (61 of 1000) a rounding error in diffusers' "trailing" spacing adds a timestep of -1.
+        # For some numbers of steps, such as 61 of 1000, diffusers' "trailing" spacing rounds to a further one, -1.
         timesteps = self.scheduler.timesteps[self.scheduler.timesteps >= 0]
         sample = latents.to(self.device, self.unet.dtype) * self.scheduler.init_noise_sigma
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters

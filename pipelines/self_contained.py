@@ -56,14 +56,20 @@ class SelfContainedPipelineMixin:
         if own or not hasattr(diffusers, self.shipped_class.__name__):
             index["_class_name"] = _ship(self.shipped_class, folder)
         index_file.write_text(json.dumps(index, indent=2) + "\n")
+        for config_file in folder.glob("*/config.json"):
+            config = json.loads(config_file.read_text())
+            if config.pop("_name_or_path", None) is not None:  # of a loaded network, likewise
+                config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
         """Load from a folder or a Hub repo, with hfgen's classes; the arguments are those of diffusers.
 
-        No code of the folder or repo is run, so no `trust_remote_code` is needed.
+        No code of the folder or repo is run, so no `trust_remote_code` is needed, and weights are read from
+        safetensors alone unless `use_safetensors=False` is given.
         """
         kwargs.pop("trust_remote_code", None)
+        kwargs.setdefault("use_safetensors", True)
         folder = str(pretrained_model_name_or_path)
         if not os.path.isdir(folder):
             hub_arguments = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}

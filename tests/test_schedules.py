@@ -110,7 +110,7 @@ def test_betas_that_are_no_rising_variances_are_refused_by_name(first, last):
         noise_schedule("linear", 1000, beta_start=first, beta_end=last)
 
 
-# ------------------------------------------------------------------------------------------------------------ samplers
+# ----------------------------------------------------------------------------------------------------------- samplers
 
 
 def test_every_sampler_has_a_class_here():
@@ -124,6 +124,7 @@ def test_twenty_steps_of_every_sampler_end_on_the_clean_image_that_the_network_k
     schedule = noise_schedule(kind, 1000, prediction_type)
     scheduler = sampling_scheduler(schedule, sampler)
     assert type(scheduler) is CLASSES[sampler]
+    assert scheduler.config.prediction_type == schedule.config.prediction_type == prediction_type
     images = draw(scheduler, OracleUNet.that_knows(clean_image(), schedule), 20)
     torch.testing.assert_close(images, clean_image().expand(2, -1, -1, -1), rtol=0, atol=1e-3)
 
@@ -132,7 +133,9 @@ def test_twenty_steps_of_every_sampler_end_on_the_clean_image_that_the_network_k
 # DDIM takes the image for pure noise and amplifies it, and no network was ever trained.
 @every_sampler
 @both_schedules
-@pytest.mark.parametrize(("num_train_timesteps", "num_inference_steps"), [(100, 29), (100, 97), (1000, 61), (1000, 122)])
+@pytest.mark.parametrize(
+    ("num_train_timesteps", "num_inference_steps"), [(100, 29), (100, 97), (1000, 61), (1000, 122)]
+)
 def test_no_number_of_steps_leads_below_timestep_zero(sampler, kind, num_train_timesteps, num_inference_steps):
     schedule = noise_schedule(kind, num_train_timesteps)
     oracle = OracleUNet.that_knows(clean_image(), schedule)  # refuses timesteps below zero
@@ -170,7 +173,7 @@ def test_a_sampler_keeps_the_betas_and_the_prediction_type_of_the_training(sampl
         scheduler = sampling_scheduler(training, sampler)
         assert torch.equal(scheduler.betas, training.betas)
         assert torch.equal(scheduler.alphas_cumprod, training.alphas_cumprod)
-        assert scheduler.config.prediction_type == training.config.prediction_type
+        assert scheduler.config.prediction_type == training.config.prediction_type != "epsilon"
         assert scheduler.config.num_train_timesteps == 300
 
 
@@ -201,7 +204,9 @@ def test_a_sampler_keeps_what_it_predicts_within_the_range_of_images(sampler, ki
     torch.testing.assert_close(seen[-1], torch.ones(2, 3, 4, 4), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize(("sampler", "deterministic"), [("ddim", True), ("dpm", True), ("unipc", True), ("ddpm", False)])
+@pytest.mark.parametrize(
+    ("sampler", "deterministic"), [("ddim", True), ("dpm", True), ("unipc", True), ("ddpm", False)]
+)
 def test_only_the_ancestral_sampler_draws_noise_on_the_way(sampler, deterministic):
     schedule = noise_schedule("linear", 1000)
     latents = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(5))

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -254,7 +255,10 @@ def test_two_processes_train_together_and_resume_exactly(tmp_path):
 
     # Resumed by the other launcher: the same two processes.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    with socket.socket() as free:  # the launcher's fixed port may be taken
+        free.bind(("127.0.0.1", 0))
+        launch += ["--main_process_port", str(free.getsockname()[1])]
     resume = ["--resume", str(folder / "checkpoints" / "step-00000002")]
     subprocess.run([*launch, *arguments, *resume], check=True, capture_output=True, env=environment, timeout=300)
     assert_equal_weights(first, weights(folder))

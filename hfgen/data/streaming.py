@@ -199,8 +199,7 @@ class StreamBatches:
             if reason not in self._named and len(self._named) < NAMED_UNREADABLE:
                 self._named.add(reason)
                 print(f"skipped, cannot be read: {reason}", flush=True)
-        if images:
-            self._last_readable = place.epoch
+        self._last_readable = place.epoch if images else self._last_readable
         if self._last_readable < place.epoch < self._place.epoch:
             raise UserError(
                 f"--dataset {self._settings.dataset}: an epoch without a readable image; check --dataset_column, or "

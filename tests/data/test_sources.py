@@ -67,10 +67,10 @@ def test_hidden_files_and_folders_are_left_out_and_other_files_are_counted(tmp_p
     assert source.not_read == 3  # labels.csv, notes.txt and png
 
 
-def test_a_loop_of_links_ends_and_gives_each_file_once(tmp_path):
+@pytest.mark.parametrize("target", [".", "..", "../sub"])
+def test_a_loop_of_links_ends_and_gives_each_file_once(tmp_path, target):
     write(tmp_path / "sub" / "a.png")
-    (tmp_path / "sub" / "up").symlink_to(tmp_path)
-    (tmp_path / "sub" / "self").symlink_to(tmp_path / "sub")
+    (tmp_path / "sub" / "loop").symlink_to(target)
     assert names_in(source_of(tmp_path)) == ["sub/a.png"]
 
 

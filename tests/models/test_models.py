@@ -52,7 +52,7 @@ def test_every_network_has_a_tiny_configuration_here():
     assert TINY.keys() == set(hfgen.models.__all__)
 
 
-# ---------------------------------------------------------------------------------------------- shapes and timesteps
+# ----------------------------------------------------------------------------------------------- shapes and timesteps
 
 
 @every_network
@@ -86,12 +86,12 @@ def test_one_timestep_for_all_agrees_with_a_batch_of_it_whatever_its_type(name):
 
 @every_network
 def test_each_image_of_a_batch_has_its_own_timestep(name):
-    network, images = tiny(name), noisy_images(3)
+    network, images = tiny(name).double(), noisy_images(3).double()
     timesteps = torch.tensor([2, 700, 31])
     together = network(images, timesteps).sample
     for index in range(3):
         alone = network(images[index : index + 1], timesteps[index]).sample
-        torch.testing.assert_close(together[index : index + 1], alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together[index : index + 1], alone, rtol=1e-6, atol=1e-6)
 
 
 @every_network
@@ -184,7 +184,7 @@ def test_the_default_networks_have_the_documented_widths_and_numbers_of_weights(
     assert counts == {"UNetBase": base, "UNetAttention": with_attention}
 
 
-# ------------------------------------------------------------------------------------------------ saving, and settings
+# ----------------------------------------------------------------------------------------------- saving, and settings
 
 
 @every_network
@@ -332,6 +332,16 @@ def test_without_what_its_attention_adds_the_attention_network_is_the_base_netwo
     assert torch.equal(network(images, 77).sample, expected)
 
 
+def test_the_number_of_heads_makes_a_difference_with_the_same_weights():
+    images, predictions = noisy_images(), []
+    for heads in 1, 2, 4:
+        torch.manual_seed(0)
+        network = UNetAttention(32, block_out_channels=(4, 8), num_attention_heads=heads).eval()
+        predictions.append(network(images, 30).sample)
+    assert all((other - predictions[0]).abs().max() > 1e-5 for other in predictions[1:])
+    assert (predictions[1] - predictions[2]).abs().max() > 1e-5
+
+
 @pytest.mark.parametrize(("widths", "heads"), [((6, 8), 4), ((8, 12), 8), ((3, 6, 9), 2)])
 def test_heads_that_do_not_divide_the_channels_are_refused_by_name(widths, heads):
     message = re.escape(f"block_out_channels={widths} must all be multiples of num_attention_heads={heads}")
@@ -339,7 +349,7 @@ def test_heads_that_do_not_divide_the_channels_are_refused_by_name(widths, heads
         UNetAttention(32, block_out_channels=widths, num_attention_heads=heads)
 
 
-# ------------------------------------------------------------------------------------------------------------- sources
+# ------------------------------------------------------------------------------------------------------------ sources
 
 
 def test_a_class_in_two_model_files_has_the_same_source_in_both():

@@ -1,0 +1,46 @@
+"""The folder of a run: new, or one that is resumed; never somebody else's."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hfgen.checkpoints import find_checkpoint, remove_leftovers, write_text_atomically
+from hfgen.config import changed_settings, settings_to_dict
+from hfgen.errors import UserError
+
+
+def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> Path | None:
+    """Make the folder of a new run, or check that the run in it is the one to resume; write its settings.
+
+    Args:
+        folder: of the run.
+        resume: "latest", the path of a checkpoint, or None for a new run.
+        settings: all settings of this launch.
+
+    Returns:
+        The checkpoint to resume from; None if the run starts at its beginning.
+
+    Raises:
+        UserError: if the folder holds something else, or a run with other settings; it is left as it is.
+    """
+    config_file = folder / "training_config.json"
+    used = folder.is_dir() and any(folder.iterdir())
+    if used and resume is None:
+        raise UserError(
+            f"--output_dir {folder} is not empty: continue that run with --resume latest, or choose another folder"
+        )
+    if used and not config_file.is_file():
+        raise UserError(f"--output_dir {folder} holds no run: there is no {config_file.name} in it")
+    if used:
+        changes = changed_settings(json.loads(config_file.read_text()), *settings)
+        if changes:
+            raise UserError(
+                f"--resume {resume}: settings differ from those in {config_file} (saved -> now):\n  "
+                + "\n  ".join(changes)
+                + "\nGive the saved ones again, or start another run in another --output_dir"
+            )
+    checkpoint = find_checkpoint(folder / "checkpoints", resume) if resume else None
+    remove_leftovers(folder / "checkpoints")
+    write_text_atomically(config_file, json.dumps(settings_to_dict(*settings), indent=2) + "\n")
+    return checkpoint

@@ -1,0 +1,196 @@
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import diffusers
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY, PIPELINES, SCRIPTS = ROOT / "hfgen", ROOT / "pipelines", ROOT / "training_scripts"
+SOURCES = sorted(file for folder in (LIBRARY, PIPELINES, SCRIPTS) for file in folder.rglob("*.py"))
+MODEL_FILES = sorted(file for file in (LIBRARY / "models").glob("*.py") if file.name != "__init__.py")
+SHIPPED_FILES = [*MODEL_FILES, *sorted(PIPELINES.glob("pipeline_*.py"))]
+LOSS_FILES = sorted((LIBRARY / "losses").glob("*.py"))
+
+MAX_FILE_LINES = 350
+MAX_FUNCTION_LINES = 60
+MAX_MAIN_LINES = 120  # a script's `main` is the whole method, from top to bottom
+MODULES_THAT_UNPICKLE = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def name_of(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def each(files: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("file", files, ids=name_of)
+
+
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+def imports(file: Path) -> set[str]:
+    """The modules that a file imports, anywhere in it: `a.b` for `import a.b`, `a.b.c` for `from a.b import c`."""
+    found = set()
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(file)}:{node.lineno} has a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def imports_of_hfgen(file: Path) -> set[str]:
+    return {module for module in imports(file) if module.split(".")[0] == "hfgen"}
+
+
+def below(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def functions(file: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def public(file: Path) -> list[ast.FunctionDef | ast.ClassDef]:
+    """The functions and classes at the top of a file that do not start with an underscore."""
+    definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    return [node for node in tree(file).body if isinstance(node, definitions) and not node.name.startswith("_")]
+
+
+def has_docstring(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    """Whether it has one of its own, or takes that of another class: `__doc__ = Other.__doc__`."""
+    taken = [part for part in node.body if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "__doc__"]
+    return bool((ast.get_docstring(node) or "").strip() or taken)
+
+
+def test_the_files_that_the_rules_speak_of_are_found():
+    assert {"unet_base.py", "unet_attention.py", "pipeline_ddpm.py"} <= {file.name for file in SHIPPED_FILES}
+    assert {"run.py", "cli.py", "train_ddpm.py", "diffusion.py"} <= {file.name for file in SOURCES}
+
+
+# ----------------------------------------------------------------------------------------------------- who knows whom
+
+
+@each(SHIPPED_FILES)
+def test_a_file_that_is_published_imports_only_torch_diffusers_and_the_standard_library(file):
+    assert {module.split(".")[0] for module in imports(file)} <= {"torch", "diffusers", *sys.stdlib_module_names}
+
+
+@each([*LOSS_FILES, *MODEL_FILES])
+def test_losses_and_models_know_nothing_of_hfgen(file):
+    if file.name == "__init__.py":  # may list what is in its own folder
+        assert all(below(module, f"hfgen.{file.parent.name}") for module in imports_of_hfgen(file))
+    else:
+        assert imports_of_hfgen(file) == set()
+
+
+def test_the_list_of_models_imports_model_files_alone():
+    assert all(below(module, "hfgen.models") for module in imports_of_hfgen(LIBRARY / "models" / "__init__.py"))
+
+
+def test_the_run_knows_no_model_no_loss_and_no_pipeline():
+    forbidden = ("hfgen.models", "hfgen.losses", "hfgen.pipelines", "hfgen.schedules", "diffusers")
+    assert [module for module in imports(LIBRARY / "run.py") if below(module, *forbidden)] == []
+
+
+@each(sorted(PIPELINES.glob("*.py")))
+def test_pipelines_know_of_hfgen_only_the_models(file):
+    assert all(below(module, "hfgen.models", "hfgen.pipelines") for module in imports_of_hfgen(file))
+
+
+@each([file for file in SOURCES if SCRIPTS not in file.parents])
+def test_the_library_does_not_import_a_training_script(file):
+    assert not [module for module in imports(file) if below(module, "training_scripts", "train_ddpm")]
+
+
+def test_hfgen_and_its_lists_of_losses_import_neither_torch_nor_diffusers():
+    code = (
+        "import sys, hfgen, hfgen.losses; print({'torch', 'diffusers', 'numpy', 'PIL'} & sys.modules.keys() or 'none')"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (process.stdout.strip(), process.stderr) == ("none", "")
+
+
+# ------------------------------------------------------------------------------------------- names that diffusers has
+
+
+@each(SHIPPED_FILES)
+def test_no_published_file_and_no_folder_of_one_is_named_like_a_pipeline_of_diffusers(file):
+    assert hasattr(diffusers.pipelines, "ddpm")  # such a name would be taken for that pipeline on loading
+    assert not hasattr(diffusers.pipelines, file.stem)
+    assert not hasattr(diffusers.pipelines, file.parent.name)
+
+
+def test_published_files_have_names_of_their_own():
+    # Published code lands in one folder, whichever repository it is from: files of one name overwrite each other.
+    names = [file.name for file in SHIPPED_FILES]
+    assert len(names) == len(set(names))
+    assert "pipeline.py" not in names
+
+
+@each(MODEL_FILES)
+def test_the_file_of_a_network_has_modelmixin_as_a_global_name(file):
+    # diffusers looks it up in the network's module when it loads a pipeline with the installed class.
+    assert "diffusers.ModelMixin" in imports(file)
+
+
+# ------------------------------------------------------------------------------------------------------ documentation
+
+
+@each(SOURCES)
+def test_every_module_and_every_public_function_and_class_has_a_docstring(file):
+    assert ast.get_docstring(tree(file))
+    assert [node.name for node in public(file) if not has_docstring(node)] == []
+
+
+@each(LOSS_FILES)
+def test_the_docstring_of_every_public_function_of_the_losses_states_shapes(file):
+    silent = [node.name for node in public(file) if "(batch_size" not in (ast.get_docstring(node) or "")]
+    assert silent == []
+
+
+@each(MODEL_FILES)
+def test_the_docstring_of_every_forward_of_a_model_states_shapes(file):
+    forwards = [node for node in functions(file) if node.name == "forward"]
+    assert forwards
+    assert [node.lineno for node in forwards if "(batch_size" not in (ast.get_docstring(node) or "")] == []
+
+
+# --------------------------------------------------------------------------------------------------------------- size
+
+
+@each(SOURCES)
+def test_no_file_is_longer_than_one_concept_needs(file):
+    assert len(file.read_text().splitlines()) <= MAX_FILE_LINES
+
+
+@each(SOURCES)
+def test_no_function_is_longer_than_a_screen_but_the_main_of_a_script(file):
+    def limit(function: ast.FunctionDef) -> int:
+        return MAX_MAIN_LINES if function.name == "main" and file.parent == SCRIPTS else MAX_FUNCTION_LINES
+
+    lengths = {node: node.end_lineno - node.lineno + 1 for node in functions(file)}
+    assert {node.name: length for node, length in lengths.items() if length > limit(node)} == {}
+
+
+# ----------------------------------------------------------------------------------------------------------- security
+
+
+@each(SOURCES)
+def test_nothing_is_unpickled(file):
+    assert {module.split(".")[0] for module in imports(file)} & MODULES_THAT_UNPICKLE == set()
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Call):
+            arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert arguments.get("allow_pickle", "False") == "False", f"line {node.lineno}"
+            if ast.unparse(node.func) == "torch.load":
+                assert arguments.get("weights_only") == "True", f"line {node.lineno}"
+    assert "torch.load" not in imports(file)  # as `from torch import load`, which the line above would not see
