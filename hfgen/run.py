@@ -9,9 +9,8 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -20,52 +19,14 @@ from PIL import Image
 
 from hfgen import checkpoints
 from hfgen.checkpoints import write_atomically, write_text_atomically
-from hfgen.config import setting, settings_to_dict
+from hfgen.config import settings_to_dict
 from hfgen.errors import UserError
 from hfgen.hardware import choose_mixed_precision, describe_environment, use_all_cores
 from hfgen.randomness import keyed_seed
 from hfgen.run_folder import claim_folder
 from hfgen.run_log import RunLog
+from hfgen.run_settings import RunSettings
 from hfgen.stopping import GO_ON, NOT_FINITE, REASONS, TIME_IS_UP, StopRequests, parse_duration
-
-
-@dataclass
-class RunSettings:
-    """Settings of the rails: how long, how often, where to."""
-
-    _argument_group_name = "run"
-
-    output_dir: str = setting("runs/run", "folder of the run: settings, checkpoints, samples, logs, pipeline")
-    seed: int = setting(0, "fixes the initial weights, the data order, the noise and every other random number")
-    resume: str | None = setting(
-        None, "'latest' or the path of a checkpoint; 'latest' starts anew where there is none", may_change=True
-    )
-    max_train_steps: int = setting(100_000, "updates of the weights")
-    num_epochs: float | None = setting(None, "passes over the data; takes the place of max_train_steps")
-    max_train_time: str | None = setting(
-        None, "stop with a checkpoint after this time of this launch, for example 45m or 8h50m", may_change=True
-    )
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 where the hardware multiplies it natively, else no"
-    )
-    cpu: bool = setting(False, "stay on the CPU although there is an accelerator")
-    log_every: int = setting(50, "steps between two entries of the log", may_change=True)
-    sample_every: int = setting(1000, "steps between two sheets of samples; 0: only at the end", may_change=True)
-    num_sample_images: int = setting(16, "images on a sheet of samples", may_change=True)
-    checkpoint_every: int = setting(1000, "steps between two checkpoints; 0: only at the end", may_change=True)
-    checkpoints_total_limit: int = setting(2, "checkpoints to keep", may_change=True)
-    report_to: Literal["tensorboard", "wandb", "none"] = setting("tensorboard", "where curves go", may_change=True)
-
-    def __post_init__(self):
-        for name in ("max_train_steps", "log_every", "num_sample_images", "checkpoints_total_limit"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
-        for name in ("sample_every", "checkpoint_every", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
-        if self.num_epochs is not None and self.num_epochs <= 0:
-            raise UserError(f"--num_epochs {self.num_epochs}: must be positive")
-        parse_duration("--max_train_time", self.max_train_time)
 
 
 class Stateful(Protocol):

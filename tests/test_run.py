@@ -12,7 +12,8 @@ from PIL import Image
 
 from hfgen.config import setting
 from hfgen.errors import UserError
-from hfgen.run import NonFiniteError, Run, RunSettings
+from hfgen.run import NonFiniteError, Run
+from hfgen.run_settings import RunSettings
 
 
 @dataclass

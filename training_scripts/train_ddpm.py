@@ -26,7 +26,8 @@ from hfgen.losses.diffusion import diffusion_loss, min_snr_weights, prediction_t
 from hfgen.models import UNetAttention, UNetBase
 from hfgen.pipelines import DDPMPipeline
 from hfgen.randomness import keyed_seed
-from hfgen.run import Run, RunSettings
+from hfgen.run import Run
+from hfgen.run_settings import RunSettings
 from hfgen.schedules import noise_schedule, sampling_scheduler
 
 
