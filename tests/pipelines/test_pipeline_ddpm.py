@@ -148,14 +148,15 @@ def test_no_code_of_the_folder_is_run_even_if_code_is_trusted(arguments, tmp_pat
     assert not trace.exists()
 
 
-def test_a_folder_that_names_a_class_which_hfgen_does_not_know_is_refused_and_its_code_not_run(tmp_path):
+@pytest.mark.parametrize("arguments", [{}, {"trust_remote_code": True}])
+def test_a_folder_that_names_a_class_which_hfgen_does_not_know_is_refused_and_its_code_not_run(arguments, tmp_path):
     folder, trace = tmp_path / "pipeline", tmp_path / "the code was run"
     build().save_pretrained(folder)
     (folder / "unet" / "other.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["other", "Other"]}))
     with pytest.raises(ValueError, match="other.py"):
-        DDPMPipeline.from_pretrained(folder)
+        DDPMPipeline.from_pretrained(folder, **arguments)
     assert not trace.exists()
 
 
