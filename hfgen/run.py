@@ -29,6 +29,9 @@ from hfgen.run_settings import RunSettings
 from hfgen.stopping import GO_ON, NOT_FINITE, REASONS, TIME_IS_UP, StopRequests, parse_duration
 
 
+DEFAULT_TRAIN_STEPS = 100_000
+
+
 class Stateful(Protocol):
     """What a checkpoint can carry: networks, averages, optimizers, learning-rate schedules, data positions."""
 
@@ -90,13 +93,15 @@ class Run:
             images_per_epoch: images of the data set; None for a stream, whose length nobody knows.
 
         Raises:
-            UserError: if epochs are asked for of a stream.
+            UserError: if nothing but epochs is asked for, of a stream.
         """
-        self.images_per_step, self.max_train_steps = images_per_step, self.settings.max_train_steps
-        if self.settings.num_epochs is not None:
-            if images_per_epoch is None:
-                raise UserError("--num_epochs: a streamed data set has no length; give --max_train_steps instead")
-            self.max_train_steps = math.ceil(self.settings.num_epochs * images_per_epoch / images_per_step)
+        self.images_per_step = images_per_step
+        limits = [] if self.settings.max_train_steps is None else [self.settings.max_train_steps]
+        if self.settings.num_epochs is not None and images_per_epoch is not None:
+            limits.append(math.ceil(self.settings.num_epochs * images_per_epoch / images_per_step))
+        elif self.settings.num_epochs is not None and not limits:
+            raise UserError("--num_epochs: a streamed data set has no length; give --max_train_steps instead")
+        self.max_train_steps = min(limits, default=DEFAULT_TRAIN_STEPS)
         return self.max_train_steps
 
     def restore(

@@ -19,8 +19,8 @@ class RunSettings:
     resume: str | None = setting(
         None, "'latest' or the path of a checkpoint; 'latest' starts anew where there is none", may_change=True
     )
-    max_train_steps: int = setting(100_000, "updates of the weights")
-    num_epochs: float | None = setting(None, "passes over the data; takes the place of max_train_steps")
+    max_train_steps: int | None = setting(None, "updates of the weights; 100000 if num_epochs is not given either")
+    num_epochs: float | None = setting(None, "passes over the data; the run ends at whichever comes first")
     max_train_time: str | None = setting(
         None, "stop with a checkpoint after this time of this launch, for example 45m or 8h50m", may_change=True
     )
@@ -36,7 +36,9 @@ class RunSettings:
     report_to: Literal["tensorboard", "wandb", "none"] = setting("tensorboard", "where curves go", may_change=True)
 
     def __post_init__(self):
-        for name in ("max_train_steps", "log_every", "num_sample_images", "checkpoints_total_limit"):
+        if self.max_train_steps is not None and self.max_train_steps < 1:
+            raise UserError(f"--max_train_steps {self.max_train_steps}: must be at least 1")
+        for name in ("log_every", "num_sample_images", "checkpoints_total_limit"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
         for name in ("sample_every", "checkpoint_every", "seed"):

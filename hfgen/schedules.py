@@ -11,7 +11,15 @@ from diffusers import (
 
 SAMPLERS = ("ddim", "dpm", "unipc", "ddpm")
 # Of a scheduler's config, what the training has decided; the rest is the sampler's own.
-TRAINED_KEYS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas", "prediction_type")
+TRAINED_KEYS = (
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+    "prediction_type",
+)
 
 
 def noise_schedule(

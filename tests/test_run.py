@@ -184,9 +184,17 @@ def test_losses_are_logged_as_means_over_the_steps_between(tmp_path):
         assert entry["loss"] == pytest.approx(mean, rel=1e-6)
 
 
-def test_epochs_are_counted_in_images(tmp_path):
-    run, _ = fit(tmp_path / "run", num_epochs=1.1)  # 4 images, 1 a step
-    assert run.step == 5
+@pytest.mark.parametrize(
+    ("max_train_steps", "num_epochs", "steps"), [(None, 1.1, 5), (3, 1.1, 3), (6, 1.1, 5), (3, None, 3)]
+)
+def test_a_run_ends_with_its_steps_or_its_epochs_whichever_come_first(tmp_path, max_train_steps, num_epochs, steps):
+    run, _ = fit(tmp_path / "run", max_train_steps=max_train_steps, num_epochs=num_epochs)  # 4 images, 1 a step
+    assert run.step == steps
+
+
+def test_without_steps_or_epochs_a_run_has_a_hundred_thousand(tmp_path):
+    run = Run(RunSettings(output_dir=str(tmp_path / "run"), report_to="none", cpu=True))
+    assert run.plan(images_per_step=64, images_per_epoch=None) == 100_000
 
 
 def test_a_stream_has_no_epochs(tmp_path):

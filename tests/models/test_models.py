@@ -158,6 +158,20 @@ def test_the_finest_skip_connection_alone_still_shows_the_image(name):
         assert (network(images, 50).sample - network(other_images, 50).sample).abs().max() > 1e-2
 
 
+@every_network
+def test_every_batch_norm_is_shown_what_a_relu_has_cut_off_and_is_the_end_of_its_block(name):
+    network, shown = tiny(name).train(), []
+    blocks = [module for module in network.modules() if hasattr(module, "time_emb_proj")]
+    for block in blocks:
+        for norm in block.norm1, block.norm2:
+            norm.register_forward_pre_hook(lambda norm, inputs: shown.append(inputs[0].min().item()))
+        block.register_forward_hook(lambda block, inputs, output: means.append(output.mean(dim=(0, 2, 3))))
+    means = []
+    network(noisy_images(4), torch.tensor([5, 250, 600, 990]))
+    assert shown == [0.0] * 2 * len(blocks)
+    assert torch.cat(means).abs().max() < 1e-4
+
+
 def convolution(fine: int, coarse: int, size: int) -> int:
     return fine * coarse * size**2 + coarse
 
