@@ -7,9 +7,13 @@ import inspect
 from collections.abc import Callable
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
+
+
+logger = logging.get_logger(__name__)
 
 
 class DDPMPipeline(DiffusionPipeline):
@@ -69,6 +73,12 @@ class DDPMPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents of shape {tuple(latents.shape)} do not fit: {shape} is needed")
+
+        if isinstance(self.scheduler, DDIMScheduler) and trained_steps % num_inference_steps:
+            logger.warning(
+                f"DDIM of diffusers goes {trained_steps // num_inference_steps} timesteps at once, so that "
+                f"num_inference_steps={num_inference_steps} leaves noise behind: it should divide {trained_steps}"
+            )
 
         # 1. noise, at the level of the scheduler's first timestep
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)

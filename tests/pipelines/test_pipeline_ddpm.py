@@ -447,3 +447,16 @@ def test_drawing_changes_neither_the_weights_nor_the_mode_of_the_network_and_tra
     assert pipeline.unet.training == training
     for key, value in pipeline.unet.state_dict().items():
         assert torch.equal(value, before[key]) or (training and key in statistics)
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(30, True), (50, False), (1000, False)])
+def test_steps_that_ddim_of_diffusers_cannot_divide_are_pointed_out(steps, warned, caplog, monkeypatch):
+    from diffusers.utils import logging
+
+    monkeypatch.setattr(logging.get_logger("hfgen.pipelines.pipeline_ddpm"), "propagate", True)
+    network = UNetBase(8, block_out_channels=(4, 8))
+    pipeline = DDPMPipeline(network, sampling_scheduler(noise_schedule("linear", 1000), "ddim"))
+    pipeline.set_progress_bar_config(disable=True)
+    with caplog.at_level("WARNING"):
+        pipeline(1, num_inference_steps=steps)
+    assert ("should divide 1000" in caplog.text) is warned
