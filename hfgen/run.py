@@ -26,7 +26,7 @@ from hfgen.randomness import keyed_seed
 from hfgen.run_folder import claim_folder
 from hfgen.run_log import RunLog
 from hfgen.run_settings import RunSettings
-from hfgen.stopping import GO_ON, NOT_FINITE, REASONS, TIME_IS_UP, StopRequests, parse_duration
+from hfgen.stopping import INTERRUPTED, NOT_FINITE, REASONS, TIME_IS_UP, StopRequests, parse_duration
 
 
 DEFAULT_TRAIN_STEPS = 100_000
@@ -183,12 +183,17 @@ class Run:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether this process was asked to stop: long work within an update, such as drawing a sheet, should end."""
-        return self._stop_requests.request != GO_ON
+        """Whether a signal asked this process to stop: long work, such as drawing a sheet, should end then."""
+        return self._stop_requests.request >= INTERRUPTED
+
+    @property
+    def last_sheet_due(self) -> bool:
+        """Whether a run that ended because its time is up still lacks a sheet of its last step; main process alone."""
+        return self.is_main and self._stop_requests.request == TIME_IS_UP and not self._sheet_path().exists()
 
     def save_sheet(self, sheet: Image.Image) -> Path:
         """Write a sheet of samples to `samples/` and to the tracker; return its path."""
-        path = self.output_dir / "samples" / f"step-{self.step:08d}.png"
+        path = self._sheet_path()
         write_atomically(path, lambda temporary: sheet.save(temporary, format="png"))
         self._log.show_image("samples", sheet, self.step)
         return path
@@ -223,6 +228,9 @@ class Run:
     def seconds(self) -> float:
         """Seconds of all launches of this run so far."""
         return self._seconds_before + time.monotonic() - self._started
+
+    def _sheet_path(self) -> Path:
+        return self.output_dir / "samples" / f"step-{self.step:08d}.png"
 
     def _open_folder(self) -> Path | None:
         """Create or reopen the run's folder; return the checkpoint to resume from. All processes fail together."""

@@ -66,19 +66,11 @@ class DDPMPipeline(DiffusionPipeline):
         """
         config = self.unet.config
         shape = (batch_size, config.in_channels, config.sample_size, config.sample_size)
-        trained_steps = self.scheduler.config.num_train_timesteps
-        if not 1 <= num_inference_steps <= trained_steps:
-            raise ValueError(f"num_inference_steps={num_inference_steps} must be from 1 to {trained_steps}")
+        self._check_steps(num_inference_steps)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents of shape {tuple(latents.shape)} do not fit: {shape} is needed")
-
-        if isinstance(self.scheduler, DDIMScheduler) and trained_steps % num_inference_steps:
-            logger.warning(
-                f"DDIM of diffusers goes {trained_steps // num_inference_steps} timesteps at once, so that "
-                f"num_inference_steps={num_inference_steps} leaves noise behind: it should divide {trained_steps}"
-            )
 
         # 1. noise, at the level of the scheduler's first timestep
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
@@ -99,3 +91,13 @@ class DDPMPipeline(DiffusionPipeline):
         # 3. [-1, 1] -> images
         images = self.image_processor.postprocess(sample.clamp(-1, 1), output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _check_steps(self, num_inference_steps: int) -> None:
+        trained_steps = self.scheduler.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= trained_steps:
+            raise ValueError(f"num_inference_steps={num_inference_steps} must be from 1 to {trained_steps}")
+        if isinstance(self.scheduler, DDIMScheduler) and trained_steps % num_inference_steps:
+            logger.warning(
+                f"DDIM of diffusers goes {trained_steps // num_inference_steps} timesteps at once, so that "
+                f"num_inference_steps={num_inference_steps} leaves noise behind: it should divide {trained_steps}"
+            )

@@ -129,6 +129,11 @@ def test_sigterm_is_heeded_while_a_sheet_is_drawn(tmp_path):
     assert not (folder / "samples").exists()
 
 
+def test_a_run_whose_time_is_up_still_draws_its_last_sheet(train_ddpm, tmp_path):
+    train(train_ddpm, tmp_path / "run", "--max_train_time", "0.001s", "--sample_every", "0")
+    assert [path.name for path in (tmp_path / "run" / "samples").iterdir()] == ["step-00000001.png"]
+
+
 def test_the_loss_of_a_few_images_falls(train_ddpm, tmp_path):
     settings = ["--max_train_steps", "120", "--learning_rate", "2e-3", "--checkpoint_every", "0", "--unet", "library"]
     train(train_ddpm, tmp_path / "run", *settings, "--dataset", "toy_paintings:4", "--block_out_channels", "16", "32")

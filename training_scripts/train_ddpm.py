@@ -164,6 +164,8 @@ def main(arguments: list[str] | None = None) -> Path:
         if run.sample_due and (sheet := draw_sheet(pipeline, run, settings.num_inference_steps)):
             run.save_sheet(sheet)
 
+    if run.last_sheet_due and (sheet := draw_sheet(pipeline, run, settings.num_inference_steps)):
+        run.save_sheet(sheet)
     return run.finish()
 
 
