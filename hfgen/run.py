@@ -4,6 +4,7 @@ A script shows its whole step in a visible loop and calls `Run` for what is the 
 seed, the steps, the log, the sample sheets, the checkpoints and the end. `Run` never calls the script's code.
 """
 
+import importlib.util
 import json
 import math
 import os
@@ -71,6 +72,8 @@ class Run:
         self._started = time.monotonic()
         self._seconds_before = 0.0  # of the earlier launches of a resumed run
         self._stop_requests = StopRequests()
+        if settings.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
+            raise UserError("--report_to wandb: wandb is not installed; pip install wandb, or use tensorboard")
         self.accelerator = Accelerator(
             mixed_precision=choose_mixed_precision(settings.mixed_precision, settings.cpu),
             cpu=settings.cpu,

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -297,3 +298,10 @@ def test_impossible_settings_are_named(name, value):
 def test_fp16_without_cuda_is_refused_and_not_ignored(tmp_path):
     with pytest.raises(UserError, match="--mixed_precision fp16 needs a CUDA device"):
         fit(tmp_path / "run", mixed_precision="fp16")
+
+
+def test_a_tracker_that_is_not_installed_is_named_and_not_left_out(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises((UserError, ValueError), match="wandb"):
+        fit(tmp_path / "run", report_to="wandb")
+    assert not (tmp_path / "run").exists()

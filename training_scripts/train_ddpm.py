@@ -67,7 +67,7 @@ class DDPMSettings:
     max_grad_norm: float = setting(1.0, "norm that the gradient is clipped to")
     ema_decay: float = setting(0.9999, "decay of the average of the weights, which is what gets sampled and saved")
     compile: bool = setting(False, "compile the network with torch.compile: minutes at the start, faster on CUDA")
-    sampler: Literal["ddim", "dpm", "unipc", "ddpm"] = setting("ddim", "default sampler of the saved pipeline")
+    sampler: Literal["ddim", "dpm", "unipc", "ddpm"] = setting("dpm", "default sampler of the saved pipeline")
     num_inference_steps: int = setting(50, "sampling steps of the sheets of samples", may_change=True)
 
     def __post_init__(self):
