@@ -1,150 +1,149 @@
-"""Training step of a DDPM at 64 pixels: hfgen's against denoising-diffusion-pytorch's, in one process, alternately.
+#!/usr/bin/env python
+"""Training step of a diffusion model at 64px on the CPU: hfgen's script against denoising-diffusion-pytorch.
 
-    pip install -e ".[bench]"
-    python benchmarks/ddpm_step.py
+    python benchmarks/ddpm_step.py [--quick]
 
-The two libraries' U-Nets differ in size, so speeds are compared in floating-point operations per second: those of
-forward and backward, counted by PyTorch. The peer steps as its Trainer does, in fp32 and under its own mixed precision
-(bf16: fp16 does nothing on a CPU).
+The two networks differ in size, so the sides are compared by floating-point operations per second, counted on the real
+step by `torch.utils.flop_counter`. All sides are timed in turn, step by step; medians are compared.
 """
 
 import argparse
-import importlib.util
 import statistics
-import sys
+import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
+from multiprocessing.connection import Connection
 
-import torch
-from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
-from torch.utils.flop_counter import FlopCounterMode
-
-from hfgen.ema import averaged_copy
-from hfgen.hardware import cpu_name, use_all_cores, version_of
-from hfgen.losses.diffusion import diffusion_loss, prediction_target
-from hfgen.schedules import noise_schedule
+from script_steps import Work, Worker, describe, serve_script, verdict
 
 
-SIZE = 64
-GOALS = {"fp32": 2.2, "amp": 1.4}
+IMAGE_SIZE = 64
+MATRIX_SIZES = (1024, 2048, 3072, 4096)
+# At least, and the goal.
+OVER_FP32, OVER_AMP, OF_MATRIX_RATE = (2.2, 2.7), (1.4, 1.8), (0.6, 0.6)
 
 
-def load_script():
-    """Import training_scripts/train_ddpm.py, whose network and settings are measured."""
-    path = Path(__file__).resolve().parents[1] / "training_scripts" / "train_ddpm.py"
-    spec = importlib.util.spec_from_file_location("train_ddpm", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_ddpm"] = module
-    spec.loader.exec_module(module)
-    return module
+def serve_peer(connection: Connection, batch_size: int, mixed_precision: str) -> None:
+    """Do the peer's step on request; for `Worker`."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    step, parameters = build_peer(batch_size, mixed_precision)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    connection.send(Work(counter.get_total_flops(), parameters))
+    while connection.recv():
+        started = time.perf_counter()
+        step()
+        connection.send(time.perf_counter() - started)
 
 
-def hfgen_step(images: torch.Tensor) -> Callable[[], None]:
-    """Return one update of train_ddpm.py with the library U-Net."""
-    script = load_script()
-    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
-    settings = script.DDPMSettings(unet="library")
-    network = script.build_unet(settings, SIZE).to(memory_format=torch.channels_last)
-    ema = averaged_copy(network, settings.ema_decay)
-    schedule = noise_schedule("linear", 1000)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=8e-5, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    lr_scheduler = get_scheduler("constant_with_warmup", optimizer, num_warmup_steps=10)
-    unet, optimizer = accelerator.prepare(network, optimizer)
-    images = images.contiguous(memory_format=torch.channels_last)
+def build_peer(batch_size: int, mixed_precision: str) -> tuple[Callable[[], None], int]:
+    """Return the step of `denoising_diffusion_pytorch.Trainer.train`, and the number of parameters.
 
-    def step() -> None:
-        noise = torch.randn(images.shape)
-        timesteps = torch.randint(1000, images.shape[:1])
-        noisy_images = schedule.add_noise(images, noise, timesteps)
-        target = prediction_target(schedule, images, noise, timesteps)
-        accelerator.backward(diffusion_loss(unet(noisy_images, timesteps).sample, target, "l2"))
-        accelerator.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        lr_scheduler.step()
-        optimizer.zero_grad()
-        ema.update_parameters(network)
-
-    return step
-
-
-def peer_step(images: torch.Tensor, amp: bool) -> Callable[[], None]:
-    """Return one update of denoising-diffusion-pytorch, as its Trainer's `train` does it without accumulation."""
+    The same calls in the same order, except for its data loader: the images stand ready in memory, in its favour.
+    """
+    import torch
+    from accelerate import Accelerator
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from ema_pytorch import EMA
 
-    network = Unet(dim=64, dim_mults=(1, 2, 4, 8), flash_attn=False)
-    diffusion = GaussianDiffusion(network, image_size=SIZE, timesteps=1000, sampling_timesteps=250)
-    optimizer = torch.optim.Adam(diffusion.parameters(), lr=8e-5, betas=(0.9, 0.99))
-    ema = EMA(diffusion, beta=0.995, update_every=10)
-    images = (images + 1) / 2  # it normalises to [-1, 1] itself
+    torch.manual_seed(0)
+    accelerator = Accelerator(split_batches=True, mixed_precision=mixed_precision, cpu=True)
+    model = GaussianDiffusion(Unet(dim=64, dim_mults=(1, 2, 4, 8)), image_size=IMAGE_SIZE, timesteps=1000)
+    optimizer = torch.optim.Adam(model.parameters(), lr=8e-5, betas=(0.9, 0.99))
+    ema = EMA(model, beta=0.995, update_every=10)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    images = torch.rand(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)
 
     def step() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
-            loss = diffusion(images)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
+        model.train()
+        with accelerator.autocast():
+            loss = model(images)
+            loss.item()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         ema.update()
 
-    return step
+    return step, sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_flops(step: Callable[[], None]) -> float:
-    """Count the floating-point operations of one update's matrix products, convolutions and attention."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return float(counter.get_total_flops())
+def matrix_rate(size: int) -> float:
+    """Return the bf16 operations per second of one product of square matrices."""
+    import torch
 
-
-def matmul_rate(size: int = 4096) -> float:
-    """Measure the machine's rate of bf16 matrix products, in operations per second."""
-    one, other = torch.randn(size, size).bfloat16(), torch.randn(size, size).bfloat16()
+    left, right, product = (torch.ones(size, size, dtype=torch.bfloat16) for _ in range(3))
+    torch.mm(left, right, out=product)
     started = time.perf_counter()
     for _ in range(3):
-        one @ other
+        torch.mm(left, right, out=product)
     return 3 * 2 * size**3 / (time.perf_counter() - started)
 
 
-def main() -> None:
-    """Measure alternately and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="one round of batch 2, to see that it runs")
-    arguments = parser.parse_args()
-    batch_size, rounds = (2, 1) if arguments.quick else (arguments.batch_size, arguments.rounds)
-
-    use_all_cores(1)
-    torch.manual_seed(0)
-    images = torch.rand(batch_size, 3, SIZE, SIZE) * 2 - 1
-    sides = {"hfgen": hfgen_step(images), "peer fp32": peer_step(images, False), "peer amp": peer_step(images, True)}
-    flops = {name: count_flops(step) for name, step in sides.items()}  # warms up as well
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    rates = []
-    matmul_rate(1024)
+def measure(workers: dict[str, Worker], rounds: int, sizes: tuple[int, ...]) -> tuple[dict[str, float], float]:
+    """Return the median seconds of each side's step, and the bf16 rate of the best size of matrices."""
+    seconds: dict[str, list[float]] = {side: [] for side in workers}
+    rates: dict[int, list[float]] = {size: [] for size in sizes}
+    for worker in workers.values():  # not timed: first calls choose kernels and allocate the optimizer's state
+        worker.step()
     for _ in range(rounds):
-        for name, step in sides.items():
-            started = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - started)
-        rates.append(matmul_rate())
+        for side, worker in workers.items():
+            seconds[side].append(worker.step())
+        for size in sizes:
+            rates[size].append(matrix_rate(size))
+    medians = {side: statistics.median(values) for side, values in seconds.items()}
+    return medians, max(statistics.median(values) for values in rates.values())
 
-    speed = {name: flops[name] / statistics.median(seconds[name]) for name in sides}
-    print(f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-          f"denoising-diffusion-pytorch {version_of('denoising-diffusion-pytorch')}, batch {batch_size}, "
-          f"median of {rounds}")  # fmt: skip
-    print("\n| step | GFLOP per image | images/s | GFLOP/s |\n| --- | --- | --- | --- |")
-    for name in sides:
-        images_per_second = batch_size / statistics.median(seconds[name])
-        print(f"| {name} | {flops[name] / batch_size / 1e9:.1f} | {images_per_second:.2f} | {speed[name] / 1e9:.0f} |")
-    print(f"| bf16 matrix product | | | {statistics.median(rates) / 1e9:.0f} |\n")
-    for mode, goal in GOALS.items():
-        ratio = speed["hfgen"] / speed[f"peer {mode}"]
-        print(f"hfgen / peer {mode}: {ratio:.2f} (at least {goal}: {'reached' if ratio >= goal else 'MISSED'})")
-    print(f"share of the matrix-product rate: {speed['hfgen'] / statistics.median(rates):.0%}")
+
+def report(workers: dict[str, Worker], medians: dict[str, float], matrix: float, batch_size: int) -> None:
+    """Print the tables."""
+    speeds = {side: worker.work.flops / medians[side] for side, worker in workers.items()}
+    print("| side | parameters | GFLOP an image | s a step | images/s | GFLOP/s |\n|---|---|---|---|---|---|")
+    for side, worker in workers.items():
+        print(
+            f"| {side} | {worker.work.parameters / 1e6:.1f}M | {worker.work.flops / batch_size / 1e9:.1f} | "
+            f"{medians[side]:.3f} | {batch_size / medians[side]:.2f} | {speeds[side] / 1e9:.0f} |"
+        )
+    print(f"| bf16 matrix product | | | | | {matrix / 1e9:.0f} |\n")
+    hfgen, fp32, amp = speeds.values()
+    print("| FLOP/s of hfgen's step | measured | at least | goal | |\n|---|---|---|---|---|")
+    for name, value, (least, goal) in (
+        ("over the peer's, fp32", hfgen / fp32, OVER_FP32),
+        ("over the peer's, amp", hfgen / amp, OVER_AMP),
+        ("as a part of the bf16 matrix rate", hfgen / matrix, OF_MATRIX_RATE),
+    ):
+        print(f"| {name} | {value:.2f} | {least} | {goal} | {verdict(value, least)}, goal {verdict(value, goal)} |")
+
+
+def main() -> None:
+    """Time all sides in turn and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_size", type=int, default=16, help="images a step (default: the peer's, 16)")
+    parser.add_argument("--rounds", type=int, default=7, help="timed steps of each side")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="two images, two rounds: whether it runs, not how fast")
+    options = parser.parse_args()
+    batch_size, rounds, sizes = options.batch_size, options.rounds, MATRIX_SIZES
+    if options.quick:
+        batch_size, rounds, sizes = 2, 2, (1024,)
+
+    script = ("--unet", "library", "--dataset", "toy_paintings:64", "--batch_size", str(batch_size))
+    with tempfile.TemporaryDirectory() as folder:
+        workers = {
+            "hfgen": Worker(serve_script, f"{folder}/run", *script, threads=options.threads),
+            "peer, fp32": Worker(serve_peer, batch_size, "no", threads=options.threads),
+            "peer, amp (bf16)": Worker(serve_peer, batch_size, "bf16", threads=options.threads),
+        }
+        import torch  # after the workers' start, which sets the number of threads
+
+        torch.set_num_threads(options.threads)
+        medians, matrix = measure(workers, rounds, sizes)
+        for worker in workers.values():
+            worker.close()
+    print(describe(options.threads, "diffusers", "accelerate", "denoising-diffusion-pytorch"))
+    print(f"{IMAGE_SIZE}px, batch size {batch_size}, median of {rounds} rounds\n")
+    report(workers, medians, matrix, batch_size)
 
 
 if __name__ == "__main__":

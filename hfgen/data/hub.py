@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from hfgen.data.settings import DataSettings
-from hfgen.data.sources import Source, choose_column
+from hfgen.data.source import Source, choose_column
 from hfgen.errors import UserError
 
 

@@ -7,13 +7,13 @@ import io
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
 
 from PIL import Image
 
 from hfgen.data.settings import DataSettings
+from hfgen.data.source import Source, choose_column
 from hfgen.data.tfrecord import read_tfrecord_images
 from hfgen.errors import UserError
 
@@ -22,23 +22,6 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".t
 TFRECORD_SUFFIXES = {".tfrec", ".tfrecord", ".tfrecords"}
 # A file in a zip that unpacks to more than this is refused before it is unpacked.
 MAX_ZIPPED_FILE_BYTES = 1 << 30
-
-
-class Source(NamedTuple):
-    """A set of encoded images that can be read through, again and again in the same order.
-
-    Attributes:
-        description: what it is, for the intake report.
-        identity: plain values that change whenever the images may have changed.
-        images: returns an iterator of `(name, encoded image)`; an image that cannot even be read comes as an
-            exception in the place of its bytes.
-        not_read: files beside the images that are passed over.
-    """
-
-    description: str
-    identity: Any
-    images: Callable[[], Iterator[tuple[str, bytes | Exception]]]
-    not_read: int = 0
 
 
 def open_source(settings: DataSettings) -> Source:
@@ -206,22 +189,6 @@ def _parquet(files: list[Path], root: Path, settings: DataSettings) -> Source:
                 raise UserError(f"{file}: cannot be read as parquet after row {row}: {error}") from error
 
     return Source(f"{len(files)} parquet file(s) in {root}", [*_identity(files, root), column], read)
-
-
-def choose_column(where: str, wanted: str | None, candidates: list[str], columns: list[str]) -> str:
-    """Return the column of images: the wanted one, or the only candidate.
-
-    Raises:
-        UserError: if the wanted one holds no images, or there is none or more than one to choose from.
-    """
-    if wanted is not None:
-        if wanted not in candidates:
-            raise UserError(f"--dataset_column {wanted}: {where} has no such column of images; columns: {columns}")
-        return wanted
-    if len(candidates) != 1:
-        what = f"several columns of images: {candidates}" if candidates else f"no column of images, only {columns}"
-        raise UserError(f"{where} has {what}; choose one with --dataset_column")
-    return candidates[0]
 
 
 def _toy_paintings(settings: DataSettings, count_text: str | None) -> Source:

@@ -27,7 +27,8 @@ from hfgen.checkpoints import write_atomically
 from hfgen.data.decode import DecodedImage, UnreadableImageError, decode_image
 from hfgen.data.intake import ImageFacts, IntakeReport, image_facts, write_report
 from hfgen.data.settings import DataSettings
-from hfgen.data.sources import Source, open_source
+from hfgen.data.source import Source
+from hfgen.data.sources import open_source
 from hfgen.errors import UserError
 
 

@@ -11,7 +11,8 @@ from picture_files import encoded, noise
 from tfrecord_writer import bytes_feature, example, record
 
 from hfgen.data.settings import DataSettings
-from hfgen.data.sources import Source, open_source
+from hfgen.data.source import Source
+from hfgen.data.sources import open_source
 from hfgen.errors import UserError
 
 

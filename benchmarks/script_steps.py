@@ -1,0 +1,111 @@
+"""Steps of the real training script, one at a time, in a process of its own.
+
+What is timed is `train_ddpm.main` itself: batches, noise, network, loss, backward, clipping, optimizer, average, log.
+"""
+
+import importlib.util
+import multiprocessing
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+
+SCRIPT = Path(__file__).resolve().parents[1] / "training_scripts" / "train_ddpm.py"
+
+
+class Work(NamedTuple):
+    """What a worker tells of its first step."""
+
+    flops: int
+    parameters: int
+
+
+class Worker:
+    """A process that does one step whenever it is asked to, so that several can be timed in turn.
+
+    Processes and not functions, because a process-wide setting of one side (precision, threads, memory allocation)
+    must not reach the other.
+
+    Args:
+        serve: runs in the new process with a connection and `arguments`: sends a `Work` after its first step, then
+            for every True that it receives the seconds of one more step; ends when it receives False.
+        arguments: of `serve`, behind the connection.
+        threads: of PyTorch and its libraries.
+    """
+
+    def __init__(self, serve: Callable[..., None], *arguments: object, threads: int):
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # the new process inherits it
+        self._connection, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")
+        self._process = context.Process(target=serve, args=(theirs, *arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.work: Work = self._connection.recv()
+
+    def step(self) -> float:
+        """Let it do one step and return the seconds that it took."""
+        self._connection.send(True)
+        return self._connection.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.send(False)
+        self._process.join()
+        self._process.join()
+
+
+def serve_script(connection: Connection, output_dir: str, *arguments: str) -> None:
+    """Run the script with the given command line, step by step; for `Worker`."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # its report and its progress bar
+    script = load_script()
+
+    class PacedRun(script.Run):
+        def restore(self, stateful: dict, *others: object) -> None:
+            super().restore(stateful, *others)
+            self.parameters = sum(parameter.numel() for parameter in stateful["unet"].parameters())
+
+        def steps(self) -> Iterator[int]:
+            steps = super().steps()
+            with FlopCounterMode(display=False) as counter:
+                yield next(steps)
+            connection.send(Work(counter.get_total_flops(), self.parameters))
+            while connection.recv():
+                started = time.perf_counter()
+                yield next(steps)
+                connection.send(time.perf_counter() - started)
+            raise SystemExit  # and let nothing be written
+
+    script.Run = PacedRun
+    quiet = ("--report_to", "none", "--sample_every", "0", "--checkpoint_every", "0", "--cpu")
+    script.main(["--output_dir", output_dir, *quiet, *arguments])
+
+
+def load_script() -> ModuleType:
+    """Import the training script by its path."""
+    spec = importlib.util.spec_from_file_location("train_ddpm", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["train_ddpm"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def describe(threads: int, *packages: str) -> str:
+    """Return one line on the machine and the versions that the numbers depend on."""
+    from hfgen.hardware import cpu_name
+
+    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", *packages))
+    return f"{cpu_name()}, {os.cpu_count()} cores, {threads} threads; Python {platform.python_version()}, {versions}"
+
+
+def verdict(value: float, threshold: float) -> str:
+    """Say whether a value reaches its threshold."""
+    return "pass" if value >= threshold else "MISS"
