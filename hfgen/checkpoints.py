@@ -12,7 +12,7 @@ leaves the earlier ones as they were:
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,11 @@ def save_checkpoint(
     save_pipeline: Callable[[Path], object],
     total_limit: int,
 ) -> Path:
-    """Write the checkpoint of a step, then remove the oldest beyond the limit.
+    """Write the checkpoint of a step, then remove the oldest beyond the limit; the newest good one stays.
 
     Args:
         folder: the run's `checkpoints` folder.
-        progress: plain values with the key "step", for `progress.json`.
+        progress: plain values with the key "step", for `progress.json`; "good": False if training went badly.
         state: state dictionaries by name, for `state.pt`.
         save_pipeline: writes the pipeline into the folder that it is given.
         total_limit: how many checkpoints to keep, at least 1.
@@ -91,17 +91,27 @@ def save_checkpoint(
 
     target = folder / f"{PREFIX}{progress['step']:08d}"
     write_atomically(target, write)
-    for old in list_checkpoints(folder)[:-total_limit]:
-        # A folder that is half removed must not pass for a checkpoint.
-        doomed = old.with_name(f".{old.name}.removed")
-        os.replace(old, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    good = newest_good_checkpoint(folder)
+    remove_checkpoints([old for old in list_checkpoints(folder)[:-total_limit] if old != good])
     return target
+
+
+def remove_checkpoints(doomed: Iterable[Path]) -> None:
+    """Delete checkpoints; one that is half deleted does not pass for a checkpoint."""
+    for checkpoint in doomed:
+        moved = checkpoint.with_name(f".{checkpoint.name}.removed")
+        os.replace(checkpoint, moved)
+        shutil.rmtree(moved, ignore_errors=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
     return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / PROGRESS_FILE).is_file())
+
+
+def newest_good_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was made while training went well; None if there is none."""
+    return next((path for path in reversed(list_checkpoints(folder)) if load_progress(path).get("good", True)), None)
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:

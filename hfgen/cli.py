@@ -37,6 +37,9 @@ def sample(
     seed: Seed = 0,
     num_inference_steps: Steps = 50,
     sampler: Sampler = None,
+    truncation: Annotated[
+        float | None, typer.Option("--truncation", help="of a GAN: cuts latents off there; 1 is tame, 3 hardly cuts")
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="drawn at once; bounds the memory")] = 32,
     device: Device = "auto",
 ) -> None:
@@ -49,7 +52,8 @@ def sample(
     loaded = open_pipeline(pipeline, device, sampler)
     output.mkdir(parents=True, exist_ok=True)
     images = []
-    for index, image in enumerate(draw_images(loaded, num_images, seed, num_inference_steps, batch_size)):
+    drawn = draw_images(loaded, num_images, seed, num_inference_steps, batch_size, truncation)
+    for index, image in enumerate(drawn):
         image.save(output / f"{index:06d}.png")
         images.append(image)
     image_sheet(images).save(output / "sheet.png")
@@ -79,6 +83,8 @@ def denoise(
     from hfgen.inference import open_image, open_pipeline
 
     loaded = open_pipeline(pipeline, device, sampler)
+    if not hasattr(loaded, "unet"):
+        raise UserError(f"{pipeline} is no diffusion pipeline: there is nothing to denoise")
     trained_steps = loaded.scheduler.config.num_train_timesteps
     chosen = parse_timesteps(timesteps, trained_steps)
     size = loaded.unet.config.sample_size
@@ -93,6 +99,72 @@ def denoise(
     typer.echo(
         f"denoising.png (timesteps {', '.join(map(str, chosen))}) and forward.png (linear above cosine) in {output}"
     )
+
+
+@app.command()
+def interpolate(
+    pipeline: PipelineFolder,
+    output: Annotated[Path, typer.Option("--output", help="new folder for sheet.png and walk.gif")],
+    seeds: Annotated[str, typer.Option("--seeds", help="walked through in this order, such as 1,2,3")] = "0,1",
+    num_steps: Annotated[int, typer.Option("--num_steps", min=1, help="images between two seeds on the sheet")] = 8,
+    num_frames: Annotated[int, typer.Option("--num_frames", min=1, help="frames of the GIF between two seeds")] = 24,
+    device: Device = "auto",
+) -> None:
+    """Walk from image to image of a GAN: a sheet (for each two seeds, straight above spherical) and a GIF."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output} exists and is not empty; choose another folder")
+    chosen = parse_seeds(seeds)
+    import hfgen.inference as inference
+    from hfgen.figures import image_sheet, write_gif
+
+    loaded = inference.open_pipeline(pipeline, device)
+    parts = [step / (num_steps + 1) for step in range(num_steps + 2)]  # both ends, and 1/9 to 8/9 for 8 steps
+    cells = []
+    for pair in zip(chosen[:-1], chosen[1:], strict=True):
+        cells += inference.interpolate(loaded, pair, parts, spherical=False)
+        cells += inference.interpolate(loaded, pair, parts, spherical=True)
+    circle = [*chosen, chosen[0]]  # back to the start, so that the GIF has no jump
+    frames = inference.interpolate(loaded, circle, [part / num_frames for part in range(num_frames)], spherical=True)
+    output.mkdir(parents=True, exist_ok=True)
+    image_sheet(cells, columns=len(parts)).save(output / "sheet.png")
+    write_gif(frames, output / "walk.gif", frame_seconds=0.08)
+    typer.echo(f"sheet.png (straight above spherical, seeds {', '.join(map(str, chosen))}) and walk.gif in {output}")
+
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, finished or not")]
+
+
+@app.command()
+def progress(
+    run: RunFolder,
+    output: Annotated[Path, typer.Option("--output", help="the GIF")] = Path("progress.gif"),
+    frame_seconds: Annotated[float, typer.Option("--frame_seconds", min=0.02, help="time of a frame")] = 0.5,
+) -> None:
+    """Make a GIF of the sheets of a run: what the same latents became in the course of the training."""
+    refuse_to_replace(output)
+    from hfgen.figures import progress_frames, write_gif
+
+    frames = progress_frames(run)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_gif([*frames, *frames[-1:] * 3], output, frame_seconds)  # it stays a while at the end
+    typer.echo(f"{output}: {len(frames)} sheets")
+
+
+@app.command()
+def curves(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs, finished or not")],
+    output: Annotated[Path, typer.Option("--output", help="the picture; png, pdf or svg")] = Path("curves.png"),
+) -> None:
+    """Draw the losses of runs against steps and against time."""
+    refuse_to_replace(output)
+    if output.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--output {output}: must end in .png, .pdf or .svg")
+    from hfgen.curves import draw_curves
+
+    figure = draw_curves(runs)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=110)
+    typer.echo(f"{output}: losses of {len(runs)} run(s)")
 
 
 @data_app.command("inspect")
@@ -119,6 +191,27 @@ def inspect_data(
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+
+
+def refuse_to_replace(file: Path) -> None:
+    """Raise a `UserError` if there is something at the place of a file to be written."""
+    if file.exists():
+        raise UserError(f"--output {file} exists; choose another name")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read seeds such as "1,2,3".
+
+    Raises:
+        UserError: if there are fewer than two, or one is no number from 0.
+    """
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--seeds {text}: write numbers with commas between them") from error
+    if len(seeds) < 2 or min(seeds) < 0:
+        raise UserError(f"--seeds {text}: at least two numbers from 0 are needed")
+    return seeds
 
 
 def parse_timesteps(text: str | None, trained_steps: int) -> list[int]:

@@ -1,13 +1,16 @@
-"""Pictures of pictures: sheets of samples, strips of the diffusion process."""
+"""Pictures of pictures: sheets of samples, strips of the diffusion process, walks between latents, films of a run."""
 
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from hfgen.errors import UserError
 from hfgen.schedules import noise_schedule
 
 
@@ -74,6 +77,59 @@ def forward_strip(image: Image.Image, timesteps: Sequence[int], trained_steps: i
         schedule = noise_schedule(kind, trained_steps)
         cells += [_to_image(schedule.add_noise(pixels, noise, torch.tensor([step]))[0]) for step in timesteps]
     return image_sheet(cells, columns=len(timesteps))
+
+
+def interpolate_latents(start: torch.Tensor, end: torch.Tensor, parts: torch.Tensor, spherical: bool) -> torch.Tensor:
+    """Return the latents on the way from one to another.
+
+    Args:
+        start: `(latent_dim,)`.
+        end: `(latent_dim,)`.
+        parts: of the way, `(count,)`, from 0 at the start to 1 at the end.
+        spherical: along the great circle through both, the length going from one's to the other's (Shoemake 1985;
+            White 2016, arXiv:1609.04468): normal latents lie near a sphere, which a straight line leaves. Otherwise
+            `(1 - part) * start + part * end`.
+
+    Returns:
+        `(count, latent_dim)`.
+    """
+    parts = parts[:, None]
+    if not spherical:
+        return (1 - parts) * start + parts * end
+    directions = start / start.norm(), end / end.norm()
+    angle = torch.acos((directions[0] * directions[1]).sum().clamp(-1, 1))
+    if torch.sin(angle) < 1e-4:  # in one line: there is no single great circle
+        return (1 - parts) * start + parts * end
+    way = ((1 - parts) * angle).sin() * directions[0] + (parts * angle).sin() * directions[1]
+    return way / torch.sin(angle) * ((1 - parts) * start.norm() + parts * end.norm())
+
+
+def write_gif(frames: Sequence[Image.Image], target: Path, frame_seconds: float) -> None:
+    """Write an endless GIF of images of one size."""
+    milliseconds = round(1000 * frame_seconds)
+    frames[0].save(target, format="gif", save_all=True, append_images=list(frames[1:]), duration=milliseconds, loop=0)
+
+
+def progress_frames(run: Path) -> list[Image.Image]:
+    """Read the sheets of a run, all of the same latents, and write the step below each.
+
+    Raises:
+        UserError: if there are none, or if they are of several sizes.
+    """
+    files = sorted((run / "samples").glob("step-*.png"))
+    if not files:
+        raise UserError(f"{run}: no sheets of samples there (samples/step-*.png); train with --sample_every")
+    sheets = [Image.open(file).convert("RGB") for file in files]
+    if len({sheet.size for sheet in sheets}) > 1:
+        raise UserError(f"{run}: its sheets differ in size, because --num_sample_images was changed on resume")
+    frames = []
+    for file, sheet in zip(files, sheets, strict=True):
+        frame = Image.new("RGB", (sheet.width, sheet.height + 14), "white")
+        frame.paste(sheet)
+        step = int(re.sub(r"\D", "", file.stem))
+        ImageDraw.Draw(frame).text((2, sheet.height + 1), f"step {step}", fill="black")
+        frames.append(frame)
+    return frames
 
 
 def _to_image(pixels: torch.Tensor) -> Image.Image:

@@ -1,23 +1,27 @@
 """Drawing with a trained pipeline, for the command line."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
 from PIL import Image
 
 from hfgen.checkpoints import PIPELINE_FOLDER, list_checkpoints
 from hfgen.data.decode import UnreadableImageError, decode_image
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
-from hfgen.pipelines import DDPMPipeline
+from hfgen.figures import interpolate_latents
+from hfgen.hardware import choose_mixed_precision
+from hfgen.pipelines import DDPMPipeline, GANPipeline
 from hfgen.randomness import keyed_seed
 from hfgen.schedules import SAMPLERS, sampling_scheduler
 
 
-PIPELINES: dict[str, type[DiffusionPipeline]] = {"DDPMPipeline": DDPMPipeline}
+PIPELINES: dict[str, type[DiffusionPipeline]] = {"DDPMPipeline": DDPMPipeline, "GANPipeline": GANPipeline}
 
 
 def open_pipeline(where: str, device: str = "auto", sampler: str | None = None) -> DiffusionPipeline:
@@ -51,6 +55,8 @@ def open_pipeline(where: str, device: str = "auto", sampler: str | None = None) 
     if sampler is not None:
         pipeline.scheduler = sampling_scheduler(pipeline.scheduler, sampler)
     pipeline.set_progress_bar_config(desc="denoising", leave=False)
+    if isinstance(pipeline, GANPipeline):
+        pipeline.generator.to(memory_format=torch.channels_last)
     return pipeline.to(_device(device))
 
 
@@ -65,10 +71,10 @@ def _pipeline_folder(path: Path) -> Path:
 
 
 def _pipeline_class(source: str) -> type[DiffusionPipeline]:
-    """Tell the class by the index of a folder; a repo of the Hub is taken for one of the only family there is."""
+    """Tell the class by the index of a folder or of a repo of the Hub."""
     index_file = Path(source) / "model_index.json"
     if not index_file.is_file():
-        return DDPMPipeline
+        index_file = Path(hf_hub_download(source, index_file.name))
     class_name = json.loads(index_file.read_text()).get("_class_name")
     class_name = class_name[-1] if isinstance(class_name, list) else class_name
     if class_name not in PIPELINES:
@@ -91,20 +97,70 @@ def image_generators(seed: int, start: int, count: int) -> list[torch.Generator]
 
 
 def draw_images(
-    pipeline: DiffusionPipeline, num_images: int, seed: int, num_inference_steps: int, batch_size: int
+    pipeline: DiffusionPipeline,
+    num_images: int,
+    seed: int,
+    num_inference_steps: int,
+    batch_size: int,
+    truncation: float | None = None,
 ) -> Iterator[Image.Image]:
     """Draw images batch by batch.
 
+    Args:
+        pipeline: of any family.
+        num_images: how many.
+        seed: an image is a function of the seed and its index.
+        num_inference_steps: of a diffusion pipeline.
+        batch_size: images drawn at once.
+        truncation: of a GAN's latents.
+
     Raises:
-        UserError: if the pipeline does not take so many steps.
+        UserError: if the pipeline does not take so many steps, or has no latents to truncate.
     """
+    is_gan = isinstance(pipeline, GANPipeline)
+    if truncation is not None and not is_gan:
+        raise UserError("--truncation is for the latents of a GAN; a diffusion pipeline has none")
+    options = {"truncation": truncation} if is_gan else {"num_inference_steps": num_inference_steps}
     for start in range(0, num_images, batch_size):
         count = min(batch_size, num_images - start)
         generators = image_generators(seed, start, count)
         try:
-            yield from pipeline(count, generator=generators, num_inference_steps=num_inference_steps).images
+            with fast_precision(pipeline):
+                images = pipeline(count, generator=generators, **options).images
         except ValueError as error:
             raise UserError(str(error)) from error
+        yield from images
+
+
+def fast_precision(pipeline: DiffusionPipeline) -> AbstractContextManager:
+    """Let a GAN draw in bf16 where the hardware multiplies it natively; other pipelines draw as they were saved."""
+    device = pipeline.device.type
+    fast = isinstance(pipeline, GANPipeline) and choose_mixed_precision("auto", cpu=device != "cuda") == "bf16"
+    return torch.autocast(device, torch.bfloat16) if fast else nullcontext()
+
+
+def interpolate(
+    pipeline: DiffusionPipeline, seeds: Sequence[int], parts: Sequence[float], spherical: bool
+) -> list[Image.Image]:
+    """Draw the images on the way from seed to seed: for each two neighbours one image for each part of the way.
+
+    Args:
+        pipeline: of a GAN.
+        seeds: at least two; seed s draws what `hfgen sample --seed s` draws first.
+        parts: of the way, from 0 to 1.
+        spherical: see `interpolate_latents`.
+
+    Raises:
+        UserError: if the pipeline has no latents to walk between.
+    """
+    if not isinstance(pipeline, GANPipeline):
+        raise UserError("interpolation needs the latents of a GAN; this pipeline starts from noise")
+    latent_dim = pipeline.generator.config.latent_dim
+    ends = [torch.randn(1, latent_dim, generator=image_generators(seed, 0, 1)[0])[0] for seed in seeds]
+    fractions = torch.tensor(parts)
+    ways = [interpolate_latents(*two, fractions, spherical) for two in zip(ends[:-1], ends[1:], strict=True)]
+    with fast_precision(pipeline):
+        return pipeline(latents=torch.cat(ways)).images
 
 
 def open_image(path: Path, size: int) -> Image.Image:

@@ -11,11 +11,11 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from PIL import Image
 
 from hfgen import checkpoints
@@ -27,28 +27,16 @@ from hfgen.randomness import keyed_seed
 from hfgen.run_folder import claim_folder
 from hfgen.run_log import RunLog
 from hfgen.run_settings import RunSettings
-from hfgen.stopping import INTERRUPTED, NOT_FINITE, REASONS, TIME_IS_UP, StopRequests, parse_duration
+from hfgen.run_state import RunState, SavablePipeline, Stateful
+from hfgen.stopping import GO_ON, INTERRUPTED, NOT_FINITE, REASONS, TIME_IS_UP, StopRequests, parse_duration
+from hfgen.trouble import CollapseError, NonFiniteError, TrainingTroubleError
 
 
 DEFAULT_TRAIN_STEPS = 100_000
 
 
-class Stateful(Protocol):
-    """What a checkpoint can carry: networks, averages, optimizers, learning-rate schedules, data positions."""
-
-    def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...  # noqa: D102
-
-
-class SavablePipeline(Protocol):
-    """A diffusers pipeline, as far as a run needs one."""
-
-    def save_pretrained(self, save_directory: str | os.PathLike) -> Any: ...  # noqa: D102
-
-
-class NonFiniteError(UserError):
-    """The training has diverged; no checkpoint was written since the last good one."""
+# After each return to an earlier checkpoint the learning rates are lower by this factor.
+ROLLBACK_FACTOR = 0.5
 
 
 class Run:
@@ -68,7 +56,8 @@ class Run:
     def __init__(self, settings: RunSettings, *other_settings: Any):
         self.settings, self._all_settings = settings, (settings, *other_settings)
         self.output_dir = Path(settings.output_dir)
-        self.step = 0
+        self._checkpoints = self.output_dir / "checkpoints"
+        self.step, self.rollbacks = 0, 0
         self._started = time.monotonic()
         self._seconds_before = 0.0  # of the earlier launches of a resumed run
         self._stop_requests = StopRequests()
@@ -79,6 +68,8 @@ class Run:
             cpu=settings.cpu,
             log_with=None if settings.report_to == "none" else settings.report_to,
             project_config=ProjectConfiguration(str(self.output_dir), logging_dir=str(self.output_dir / "logs")),
+            # Copying BatchNorm's statistics at a forward pass would spoil an earlier pass of the same update.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.device = self.accelerator.device
         if self.device.type == "cpu":
@@ -108,7 +99,13 @@ class Run:
         return self.max_train_steps
 
     def restore(
-        self, stateful: dict[str, Stateful], batches: Stateful, pipeline: SavablePipeline, data_digest: str
+        self,
+        stateful: dict[str, Stateful],
+        batches: Stateful,
+        pipeline: SavablePipeline,
+        data_digest: str,
+        on_collapse: str = "stop",
+        max_rollbacks: int = 0,
     ) -> None:
         """Say what a checkpoint carries, and load the one that the run resumes from.
 
@@ -117,16 +114,22 @@ class Run:
             batches: the source of batches, whose state may differ from process to process.
             pipeline: draws with the averaged network; saved with every checkpoint and at the end.
             data_digest: changes when the training images do.
+            on_collapse: what follows trouble that a watch reports: "warn", "stop", or "rollback" to the newest good
+                checkpoint with half the learning rates. A loss that is not finite stops the run or rolls it back.
+            max_rollbacks: after so many the run stops.
 
         Raises:
             UserError: if the checkpoint was made with other data or another number of processes.
         """
-        self._stateful, self._batches, self._pipeline = dict(stateful), batches, pipeline
-        if self.accelerator.scaler is not None:
-            self._stateful["grad_scaler"] = self.accelerator.scaler
-        self._agreement = {"num_processes": self.accelerator.num_processes, "data_digest": data_digest}
+        self._on_collapse, self._max_rollbacks = on_collapse, max_rollbacks
+        self._good, self._trouble = True, None
+        self._state = RunState(stateful, batches, pipeline, data_digest, self.accelerator)
         if self._checkpoint is not None:
-            self._load(self._checkpoint)
+            progress = self._state.load(self._checkpoint)
+            self.step, self.rollbacks = progress["step"], progress.get("rollbacks", 0)
+            self._good, self._seconds_before = progress.get("good", True), progress["seconds"]
+            if self.is_main:
+                print(f"resumed from {self._checkpoint} at step {self.step}")
         self._log = RunLog(self.output_dir, self.accelerator, self.images_per_step)
         settings = settings_to_dict(*self._all_settings)
         self._log.open(self.step, self.max_train_steps, settings, self.settings.report_to)
@@ -140,26 +143,24 @@ class Run:
         """Yield the number of each update, from the one after the restored one to the last.
 
         Logs and saves checkpoints between updates. Ends early, with a checkpoint, on SIGTERM, on Ctrl-C and when
-        the time is up.
+        the time is up. After a rollback the numbers go on from that of the checkpoint.
 
         Raises:
-            NonFiniteError: if a loss or a weight is not finite.
+            TrainingTroubleError: if a loss or a weight is not finite, or a watch reported trouble, and there is no way
+                back.
         """
         with self._log.bar, self._stop_requests.caught():
             while self.step < self.max_train_steps:
                 step_started = time.monotonic()
                 # What draws from the global generator (dropout, say) is a function of (seed, step, process) as well.
-                torch.manual_seed(keyed_seed(self.settings.seed, self.step, self.accelerator.process_index))
+                torch.manual_seed(keyed_seed(*self._random_key()))
                 self.step += 1
                 yield self.step
-                stop = self._should_stop(time.monotonic() - step_started)
-                if stop or self._due(self.settings.log_every):
-                    self._check_finite(self._log.write(self.step, self.seconds))
-                self._log.bar.update()
-                if stop or self._due(self.settings.checkpoint_every):
-                    self._save()
-                if stop:
-                    break
+                try:
+                    if self._between_updates(time.monotonic() - step_started):
+                        break
+                except TrainingTroubleError as trouble:
+                    self._roll_back(trouble)
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return a random number generator on the run's device for one use within the current update.
@@ -167,8 +168,7 @@ class Run:
         It is a function of (seed, step, process, purpose) and of nothing that happened before, so a resumed run draws
         what an uninterrupted one would have drawn.
         """
-        key = (self.settings.seed, self.step, self.accelerator.process_index, purpose)
-        return torch.Generator(self.device).manual_seed(keyed_seed(*key))
+        return torch.Generator(self.device).manual_seed(keyed_seed(*self._random_key(), purpose))
 
     def log(self, losses: dict[str, torch.Tensor], notes: dict[str, float] | None = None) -> None:
         """Note the losses of this update; nothing is read off the device.
@@ -178,6 +178,21 @@ class Run:
             notes: plain numbers, such as the learning rate, of which the last is written.
         """
         self._log.add(losses, notes or {})
+
+    def report(self, good: bool, trouble: str | None = None, warning: str | None = None) -> None:
+        """Take the verdict of a watch on this update; all processes must call this, the main process's counts.
+
+        Args:
+            good: whether a checkpoint of this moment is worth going back to.
+            trouble: what is wrong, as a clause; what follows is up to `on_collapse`.
+            warning: what the user should know, as a sentence.
+        """
+        self._good, self._trouble, warning = broadcast_object_list([good, trouble, warning])
+        if self._trouble and self._on_collapse == "warn":
+            warning, self._trouble = self._trouble, None
+        if warning and self.is_main:
+            self._log.say(f"warning: step {self.step}: {warning}")
+            self._note_event("warning", warning)
 
     @property
     def sample_due(self) -> bool:
@@ -212,7 +227,7 @@ class Run:
         complete = self.step >= self.max_train_steps
         reason = "complete" if complete else REASONS[self._stop_requests.request]
         if self.is_main:
-            write_atomically(target, self._pipeline.save_pretrained)
+            write_atomically(target, self._state.pipeline.save_pretrained)
             self._write_status("complete" if complete else "stopped", reason)
             print(f"{reason}: step {self.step} of {self.max_train_steps}, {self.seconds:.0f} s of training in all")
             print(f"pipeline: {target}")
@@ -248,49 +263,54 @@ class Run:
             raise UserError(problem)
         return checkpoint
 
+    def _random_key(self) -> tuple[int | str, ...]:
+        """What random numbers depend on; after a rollback they are others than those that led into trouble."""
+        key = (self.settings.seed, self.step, self.accelerator.process_index)
+        return (*key, f"rollback {self.rollbacks}") if self.rollbacks else key
+
+    def _between_updates(self, step_seconds: float) -> bool:
+        """Log, check and save as is due after an update; return whether the run ends here."""
+        if self._trouble:
+            raise CollapseError(self._trouble)
+        stop = self._should_stop(step_seconds)
+        if stop or self._due(self.settings.log_every):
+            self._check_finite(self._log.write(self.step, self.seconds))
+        self._log.bar.update()
+        if stop or self._due(self.settings.checkpoint_every):
+            self._save()
+        return stop
+
     def _save(self) -> None:
         """Write a checkpoint, unless a network has gone bad: a bad one must never take the place of a good one."""
-        bad = [name for name, part in self._stateful.items() if not _is_finite(part)]
-        if bad:
-            self._diverge(f"a weight of {', '.join(bad)} is not finite")
-        batches_states = gather_object([self._batches.state_dict()])
-        if self.is_main:
-            progress = {
-                "step": self.step,
-                "seconds": round(self.seconds, 3),
-                "images": self.step * self.images_per_step,
-                "torch_version": torch.__version__,
-                **self._agreement,
-            }
-            state = {name: part.state_dict() for name, part in self._stateful.items()}
-            checkpoints.save_checkpoint(
-                self.output_dir / "checkpoints",
-                progress,
-                {**state, "batches": batches_states},
-                self._pipeline.save_pretrained,
-                self.settings.checkpoints_total_limit,
-            )
-        self.accelerator.wait_for_everyone()
+        if bad := self._state.not_finite():
+            raise NonFiniteError(f"a weight of {', '.join(bad)} is not finite")
+        progress = {
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+            "images": self.step * self.images_per_step,
+            "good": self._good,
+            "rollbacks": self.rollbacks,
+        }
+        self._state.save(self._checkpoints, progress, self.settings.checkpoints_total_limit)
 
-    def _load(self, checkpoint: Path) -> None:
-        progress = checkpoints.load_progress(checkpoint)
-        for key, value in self._agreement.items():
-            if progress[key] != value:
-                raise UserError(
-                    f"{checkpoint}: {key} was {progress[key]!r} and is {value!r} now; a resumed run needs the same"
-                )
-        if progress["torch_version"] != torch.__version__ and self.is_main:
-            print(
-                f"note: the checkpoint is from torch {progress['torch_version']} and this is {torch.__version__}: "
-                "the run goes on, but not bit for bit as it would have"
-            )
-        state = checkpoints.load_state(checkpoint)
-        for name, part in self._stateful.items():
-            part.load_state_dict(state[name])
-        self._batches.load_state_dict(state["batches"][self.accelerator.process_index])
-        self.step, self._seconds_before = progress["step"], progress["seconds"]
+    def _roll_back(self, trouble: TrainingTroubleError) -> None:
+        """Go back to the newest good checkpoint with half the learning rates; if there is no way back, stop."""
+        good = checkpoints.newest_good_checkpoint(self._checkpoints)
+        if self._on_collapse != "rollback" or good is None or self.rollbacks >= self._max_rollbacks:
+            raise self._stopped_for(trouble, good) from None
+        self.accelerator.wait_for_everyone()  # all have chosen the same checkpoint before any is deleted
         if self.is_main:
-            print(f"resumed from {checkpoint} at step {self.step}")
+            self._note_event("rollback", f"{trouble}; back to {good.name}")
+            newer = [path for path in checkpoints.list_checkpoints(self._checkpoints) if path.name > good.name]
+            checkpoints.remove_checkpoints(newer)
+        progress = self._state.load(good)
+        self.rollbacks += 1
+        self._state.scale_learning_rates(ROLLBACK_FACTOR ** (self.rollbacks - progress.get("rollbacks", 0)))
+        where = f"step {self.step}: {trouble}. Back to step {progress['step']} with half the learning rates"
+        self.step, self._good, self._trouble = progress["step"], True, None
+        self._log.rewind(self.step)
+        if self.is_main:
+            self._log.say(f"{where} (rollback {self.rollbacks} of {self._max_rollbacks})")
 
     def _due(self, every: int) -> bool:
         return self.step == self.max_train_steps or (every > 0 and self.step % every == 0)
@@ -305,38 +325,26 @@ class Run:
             self._stop_requests.raise_to(NOT_FINITE)
         request = self._stop_requests.agree()
         if request == NOT_FINITE:
-            self._diverge("a loss is not finite")
+            self._stop_requests.request = GO_ON
+            raise NonFiniteError("a loss is not finite")
         return bool(request)
 
     def _check_finite(self, losses: dict[str, float]) -> None:
-        bad = [name for name, value in losses.items() if not math.isfinite(value)]
-        if bad:
-            self._diverge(f"{', '.join(bad)} is not finite")
+        if bad := [name for name, value in losses.items() if not math.isfinite(value)]:
+            raise NonFiniteError(f"{', '.join(bad)} is not finite")
 
-    def _diverge(self, what: str) -> None:
-        """Stop a run that has diverged, leaving its last good checkpoint as it is."""
-        good = checkpoints.list_checkpoints(self.output_dir / "checkpoints")
-        settings = settings_to_dict(*self._all_settings)
-        told = ", ".join(f"{key}={settings[key]}" for key in settings if _matters_for_divergence(key))
+    def _stopped_for(self, trouble: TrainingTroubleError, good: Path | None) -> TrainingTroubleError:
+        """Note how the run ends, leaving its last good checkpoint as it is; return the error that ends it."""
         if self.is_main:
-            self._write_status("diverged", what)
-        raise NonFiniteError(
-            f"stopped at step {self.step}: {what} ({told}). Last good checkpoint: {good[-1] if good else 'none'}. "
-            "Lower --learning_rate or --max_grad_norm, or try --mixed_precision no"
-        )
+            self._write_status(trouble.status, str(trouble))
+            self._note_event(trouble.status, str(trouble))
+        return trouble.explained(self.step, self.rollbacks, settings_to_dict(*self._all_settings), good)
+
+    def _note_event(self, event: str, what: str) -> None:
+        """Keep what happened to the run, which no rollback takes back."""
+        with (self.output_dir / "events.jsonl").open("a") as file:
+            file.write(json.dumps({"step": self.step, "event": event, "what": what}) + "\n")
 
     def _write_status(self, status: str, reason: str) -> None:
         content = {"status": status, "reason": reason, "step": self.step, "seconds": round(self.seconds, 2)}
         write_text_atomically(self.output_dir / "status.json", json.dumps(content, indent=2) + "\n")
-
-
-def _matters_for_divergence(key: str) -> bool:
-    return "learning_rate" in key or key in ("mixed_precision", "max_grad_norm", "batch_size", "lr_warmup_steps")
-
-
-def _is_finite(part: Stateful) -> bool:
-    """Whether every floating-point parameter and buffer of a network is finite; True for what is no network."""
-    if not isinstance(part, torch.nn.Module):
-        return True
-    tensors = [tensor for tensor in part.state_dict().values() if tensor.is_floating_point()]
-    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all()) if tensors else True

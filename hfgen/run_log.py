@@ -41,11 +41,7 @@ class RunLog:
             disable=not self._accelerator.is_main_process,
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
-        if self._accelerator.is_main_process:
-            lines = self._metrics_file.read_text().splitlines() if self._metrics_file.is_file() else []
-            # A killed process may leave its last line half written.
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-            write_text_atomically(self._metrics_file, "".join(f"{line}\n" for line in kept))
+        self._drop_beyond(step)
         run_id = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:12]
         init_kwargs = {
             "tensorboard": {"purge_step": step + 1 if step else None},
@@ -57,6 +53,17 @@ class RunLog:
             }
             self._accelerator.init_trackers("hfgen", config, {report_to: init_kwargs[report_to]})
         self._clear_window()
+
+    def rewind(self, step: int) -> None:
+        """Go back to `step`, dropping what was logged beyond it."""
+        self._drop_beyond(step)
+        self.bar.n = step
+        self.bar.refresh()
+        self._clear_window()
+
+    def say(self, message: str) -> None:
+        """Print a line above the progress bar. Main process only."""
+        self.bar.write(message)
 
     def add(self, losses: dict[str, torch.Tensor], notes: dict[str, float]) -> None:
         """Add the losses of one update to the current window; see `Run.log`."""
@@ -103,6 +110,13 @@ class RunLog:
         for tracker in self._accelerator.trackers:
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({name: np.asarray(image)[None]}, step=step, **options)
+
+    def _drop_beyond(self, step: int) -> None:
+        if self._accelerator.is_main_process:
+            lines = self._metrics_file.read_text().splitlines() if self._metrics_file.is_file() else []
+            # A killed process may leave its last line half written.
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+            write_text_atomically(self._metrics_file, "".join(f"{line}\n" for line in kept))
 
     def _clear_window(self) -> None:
         self._steps, self._window_started = 0, time.monotonic()

@@ -8,8 +8,8 @@ Each class joins a plain one, whose file is published with the weights, with sav
 folders.
 """
 
-from hfgen.models import UNetAttention, UNetBase
-from hfgen.pipelines import pipeline_ddpm
+from hfgen.models import DCGAN256Generator, DCGANGenerator, SNGANGenerator, UNetAttention, UNetBase
+from hfgen.pipelines import pipeline_ddpm, pipeline_gan
 from hfgen.pipelines.self_contained import SelfContainedPipelineMixin
 
 
@@ -19,4 +19,10 @@ class DDPMPipeline(SelfContainedPipelineMixin, pipeline_ddpm.DDPMPipeline):  # n
     component_classes = (UNetAttention, UNetBase)
 
 
-__all__ = ["DDPMPipeline"]
+class GANPipeline(SelfContainedPipelineMixin, pipeline_gan.GANPipeline):  # noqa: D101 (it has one)
+    __doc__ = pipeline_gan.GANPipeline.__doc__
+    shipped_class = pipeline_gan.GANPipeline
+    component_classes = (DCGAN256Generator, DCGANGenerator, SNGANGenerator)
+
+
+__all__ = ["DDPMPipeline", "GANPipeline"]

@@ -194,7 +194,7 @@ def test_the_pipeline_of_something_else_is_refused_by_name(refusal, pipeline, tm
     index = tmp_path / "pipeline" / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "FluxPipeline"}))
     line = refusal("denoise", tmp_path / "pipeline", "--output", tmp_path / "images")
-    assert "a FluxPipeline is none of hfgen's pipelines (DDPMPipeline)" in line
+    assert "a FluxPipeline is none of hfgen's pipelines (DDPMPipeline, GANPipeline)" in line
 
 
 @pytest.mark.parametrize(

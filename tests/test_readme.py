@@ -1,5 +1,6 @@
 """The README's commands are run, at toy size, as they stand there."""
 
+import importlib.util
 import json
 import os
 import re
@@ -26,9 +27,22 @@ COMMANDS = [
 PYTHON = [text for language, text in BLOCKS if language == "python"]
 # What makes a training command small; it stands behind the README's own arguments and wins.
 TOY_SIZE = [
-    *("--sample_size", "16", "--block_out_channels", "8", "16", "--batch_size", "4", "--max_train_steps", "2"),
-    *("--num_sample_images", "2", "--num_inference_steps", "2", "--num_epochs", "0.5", "--cpu"),
+    *("--sample_size", "16", "--batch_size", "4", "--max_train_steps", "2", "--sample_every", "1"),
+    *("--num_sample_images", "2", "--num_epochs", "0.5", "--cpu"),
 ]
+TOY_NETWORK = {
+    "train_ddpm.py": ["--block_out_channels", "8", "16", "--num_inference_steps", "2"],
+    "train_gan.py": ["--generator_channels", "4", "--discriminator_channels", "4"],
+}
+SETTINGS = {"train_ddpm": "DDPMSettings", "train_gan": "GANSettings"}
+
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(f"{name}_for_readme", ROOT / "training_scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +65,23 @@ def run(workplace, command):
 
 
 def test_the_commands_in_order_train_draw_and_load(workplace):
-    (train,) = [command for command in COMMANDS if "path/to/images" in command]
-    result = run(workplace, [*shlex.split(train), *TOY_SIZE])
-    assert result.returncode == 0, result.stderr
+    trained = [command for command in COMMANDS if "path/to/images" in command]
+    assert len(trained) == len(TOY_NETWORK)
+    for command in trained:
+        (network,) = [arguments for script, arguments in TOY_NETWORK.items() if script in command]
+        result = run(workplace, [*shlex.split(command), *TOY_SIZE, *network])
+        assert result.returncode == 0, result.stderr
     described = re.search(r"runs/ddpm/\n(.*?)```", README, re.DOTALL).group(1)
     for name in re.findall(r"^    ([\w.]+?)/?[ ,]", described, re.MULTILINE):
         assert (workplace / "runs" / "ddpm" / name).exists(), name
     for command in COMMANDS:
-        if command.startswith("hfgen sample") or command.startswith("hfgen denoise"):
-            small = ["--num_inference_steps", "2", "--num_images", "2"]
+        if command.startswith("hfgen "):
+            draws = command.split()[1] in ("sample", "denoise")
+            small = ["--num_inference_steps", "2", "--num_images", "2"] if draws else []
             result = run(workplace, [*shlex.split(command), *small])
             assert result.returncode == 0, result.stderr
-    assert (workplace / "samples" / "sheet.png").is_file() and (workplace / "strips" / "denoising.png").is_file()
+    made = ("samples/sheet.png", "strips/denoising.png", "walk/sheet.png", "walk/walk.gif", "sngan.gif", "curves.png")
+    assert [name for name in made if not (workplace / name).is_file()] == []
     for code in PYTHON:
         result = run(workplace, [sys.executable, "-c", code])
         assert result.returncode == 0, result.stderr
@@ -86,35 +105,27 @@ def test_data_inspect_works_as_the_readme_says(workplace):
 
 def test_every_training_command_is_valid(workplace):
     """Those for several machines cannot be launched here; their settings are read as the script reads them."""
+    from accelerate.commands.launch import launch_command_parser
+
     launches = [command for command in COMMANDS if command.startswith("accelerate launch")]
-    assert len(launches) == 3
-    code = (
-        "import sys, importlib.util\n"
-        "spec = importlib.util.spec_from_file_location('t', 'training_scripts/train_ddpm.py')\n"
-        "t = importlib.util.module_from_spec(spec); sys.modules['t'] = t; spec.loader.exec_module(t)\n"
-        "from accelerate.commands.launch import launch_command_parser\n"
-        "for line in sys.argv[1:]:\n"
-        "    parsed = launch_command_parser().parse_args(line.split()[2:])\n"
-        "    classes = (t.RunSettings, t.DataSettings, t.DDPMSettings)\n"
-        "    t.parse_settings(classes, t.PRESETS, parsed.training_script_args)\n"
-    )
-    result = run(workplace, [sys.executable, "-c", code, *launches])
-    assert result.returncode == 0, result.stderr
+    assert len(launches) == 4
+    for line in launches:
+        parsed = launch_command_parser().parse_args(line.split()[2:])
+        script = load_script(Path(parsed.training_script).stem)
+        method = getattr(script, SETTINGS[Path(parsed.training_script).stem])
+        classes = (script.RunSettings, script.DataSettings, method)
+        script.parse_settings(classes, script.PRESETS, parsed.training_script_args)
 
 
 def test_every_option_and_preset_that_the_readme_names_exists():
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("train_ddpm_for_readme", ROOT / "training_scripts" / "train_ddpm.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    classes = (module.RunSettings, module.DataSettings, module.DDPMSettings)
+    scripts = {name: load_script(name) for name in SETTINGS}
+    classes = [getattr(scripts[name], settings) for name, settings in SETTINGS.items()]
+    classes += [scripts["train_gan"].RunSettings, scripts["train_gan"].DataSettings]
     known = {field for cls in classes for field in cls.__dataclass_fields__} | {"preset", "help"}
     launcher = {"multi_gpu", "num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"}
-    commands = {"num_images", "output", "cpu"}  # of `hfgen ...` and of the launcher, in the text
+    commands = {"num_images", "output", "cpu", "seeds"}  # of `hfgen ...` and of the launcher, in the text
     assert set(re.findall(r"--(\w+)", README)) <= known | launcher | commands
-    presets = {path.stem for path in (ROOT / "training_scripts" / "presets").glob("*.json")}
+    presets = {path.stem for script in scripts.values() for path in script.PRESETS.glob("*.json")}
     assert set(re.findall(r"^\| `(\w+)`", README, re.MULTILINE)) == presets
 
 

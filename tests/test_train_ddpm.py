@@ -233,7 +233,7 @@ def test_a_mistake_ends_in_one_line_and_status_2(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "preset", sorted(path.stem for path in (ROOT / "training_scripts" / "presets").glob("*.json"))
+    "preset", sorted(path.stem for path in (ROOT / "training_scripts" / "presets" / "ddpm").glob("*.json"))
 )
 def test_every_preset_is_valid_and_builds_its_network(train_ddpm, preset):
     _, data, method = train_ddpm.parse_settings(

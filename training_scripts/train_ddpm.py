@@ -31,7 +31,7 @@ from hfgen.run_settings import RunSettings
 from hfgen.schedules import noise_schedule, sampling_scheduler
 
 
-PRESETS = Path(__file__).resolve().parent / "presets"
+PRESETS = Path(__file__).resolve().parent / "presets" / "ddpm"
 
 
 @dataclass

@@ -1,10 +1,22 @@
-"""The networks: one file each, complete in itself, because a copy of it is published with each checkpoint.
+"""The networks: one concept a file, complete in itself, because a copy of it is published with each checkpoint.
 
-A new network is one file here and one line below; `tests/models/test_models.py` then runs on it.
+A new network is one file here and one line below; the tests in `tests/models/` then run on it.
 """
 
+from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from hfgen.models.dcgan256 import DCGAN256Discriminator, DCGAN256Generator
+from hfgen.models.sngan import SNGANDiscriminator, SNGANGenerator
 from hfgen.models.unet_attention import UNetAttention
 from hfgen.models.unet_base import UNetBase
 
 
-__all__ = ["UNetAttention", "UNetBase"]
+__all__ = [
+    "DCGAN256Discriminator",
+    "DCGAN256Generator",
+    "DCGANDiscriminator",
+    "DCGANGenerator",
+    "SNGANDiscriminator",
+    "SNGANGenerator",
+    "UNetAttention",
+    "UNetBase",
+]

@@ -1,0 +1,175 @@
+"""Augmentation inside the training of a GAN: what the discriminator sees, and how often it is altered.
+
+DiffAugment (Zhao et al. 2020, arXiv:2006.10738) alters real and generated images alike, in both updates, by operations
+that gradients pass through. So a discriminator that has few real images cannot learn them by heart, and the generator
+does not learn to draw the alterations. With ADA (Karras et al. 2020, arXiv:2006.06676) the probability of altering an
+image follows from how far the discriminator overfits.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+
+
+# Of the image's side: the furthest shift, and the side of the square cut out.
+TRANSLATION, CUTOUT = 1 / 8, 1 / 2
+
+# From so many training images on none is altered; see `choose_augmentation`.
+FEW_IMAGES, MANY_IMAGES = 2_000, 50_000
+
+# ADA: the share of the discriminator's signs, over updates between two adjustments, and the images in which the
+# probability can go from 0 to 1.
+ADA_TARGET, ADA_INTERVAL, ADA_IMAGES = 0.6, 4, 500_000
+
+
+class AugmentationChoice(NamedTuple):
+    """What `choose_augmentation` chose: "none", "diffaugment" or "ada", and why, as a sentence."""
+
+    kind: str
+    reason: str
+
+
+def choose_augmentation(wanted: str, num_images: int | None, measures_overfitting: bool) -> AugmentationChoice:
+    """Choose by the number of training images, unless one was asked for.
+
+    Args:
+        wanted: "auto", "none", "diffaugment" or "ada".
+        num_images: None for a stream, whose length nobody knows.
+        measures_overfitting: whether the loss's logits have a boundary, which ADA's heuristic needs.
+    """
+    if wanted != "auto":
+        return AugmentationChoice(wanted, "as asked for")
+    if num_images is None:
+        return AugmentationChoice("none", "a stream's number of images is unknown")
+    if num_images >= MANY_IMAGES:
+        return AugmentationChoice("none", f"{num_images:,} images are {MANY_IMAGES:,} or more: enough by themselves")
+    if num_images < FEW_IMAGES:
+        return AugmentationChoice(
+            "diffaugment", f"{num_images:,} images are fewer than {FEW_IMAGES:,}: every image is altered"
+        )
+    if not measures_overfitting:
+        few = f"{num_images:,} images are fewer than {MANY_IMAGES:,}"
+        return AugmentationChoice(
+            "diffaugment", f"{few}, and this loss cannot tell how far the discriminator overfits"
+        )
+    return AugmentationChoice(
+        "ada", f"{num_images:,} images are fewer than {MANY_IMAGES:,}: altered as often as the overfitting demands"
+    )
+
+
+def diff_augment(images: torch.Tensor, probability: torch.Tensor | float, generator: torch.Generator) -> torch.Tensor:
+    """Alter the colours of images, shift them, and cut a square out of each; gradients pass through.
+
+    Args:
+        images: `(batch_size, channels, height, width)`, in [-1, 1].
+        probability: of each of the three operations, for each image by itself; a number or a scalar tensor on the
+            images' device.
+        generator: the random number generator, on the images' device.
+
+    Returns:
+        Same shape; colours may leave [-1, 1]; what is shifted in or cut out is 0, grey.
+    """
+    batch_size, _, height, width = images.shape
+    device = images.device
+    applied = (torch.rand(3, batch_size, generator=generator, device=device) < probability).float()
+    colour, shift, cut = (flag.view(-1, 1, 1, 1) for flag in applied)
+    brightness, saturation, contrast = torch.rand(3, batch_size, 1, 1, 1, generator=generator, device=device)
+    places = torch.rand(4, batch_size, generator=generator, device=device)
+
+    # 1. Colour: brightness + [-1/2, 1/2], then saturation x [0, 2], then contrast x [1/2, 3/2].
+    images = images + colour * (brightness - 0.5)
+    grey = images.mean(dim=1, keepdim=True)
+    images = torch.lerp(images, grey, colour * (1 - 2 * saturation))
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    images = torch.lerp(images, mean, colour * (0.5 - contrast))
+
+    # 2. Translation by up to an eighth of the side either way, in whole pixels.
+    furthest = (round(height * TRANSLATION), round(width * TRANSLATION))
+    down = ((places[0] * (2 * furthest[0] + 1)).floor() - furthest[0]) * shift.flatten()
+    right = ((places[1] * (2 * furthest[1] + 1)).floor() - furthest[1]) * shift.flatten()
+    images = _translate(images, down.long(), right.long(), furthest)
+
+    # 3. Cutout of a square with half the side, centred anywhere.
+    rows = torch.arange(height, device=device)[None]
+    columns = torch.arange(width, device=device)[None]
+    row, column = (places[2] * height).floor()[:, None], (places[3] * width).floor()[:, None]
+    half_height, half_width = height * CUTOUT / 2, width * CUTOUT / 2
+    in_rows = (rows >= row - half_height) & (rows < row + half_height)  # (B, H)
+    in_columns = (columns >= column - half_width) & (columns < column + half_width)  # (B, W)
+    kept = 1 - cut * (in_rows[:, None, :, None] & in_columns[:, None, None, :]).float()  # (B, 1, H, W)
+    return images * kept
+
+
+def _translate(
+    images: torch.Tensor, down: torch.Tensor, right: torch.Tensor, furthest: tuple[int, int]
+) -> torch.Tensor:
+    """Shift each image by its own number of pixels; zeros come in from outside.
+
+    Args:
+        images: `(batch_size, channels, height, width)`.
+        down: int64 `(batch_size,)`, from -furthest[0] to furthest[0].
+        right: int64 `(batch_size,)`, likewise.
+        furthest: the furthest shift in rows and in columns.
+    """
+    batch_size, _, height, width = images.shape
+    device = images.device
+    rows = torch.arange(height, device=device)[None] + furthest[0] - down[:, None]  # (B, H), in the padded image
+    columns = torch.arange(width, device=device)[None] + furthest[1] - right[:, None]  # (B, W)
+    padded = torch.nn.functional.pad(images, (furthest[1], furthest[1], furthest[0], furthest[0]))
+    flat = padded.permute(0, 2, 3, 1).flatten(1, 2)  # (B, (H + 2 f)(W + 2 f), C)
+    index = (rows[:, :, None] * (width + 2 * furthest[1]) + columns[:, None, :]).view(batch_size, -1, 1)
+    shifted = flat.gather(1, index.expand(-1, -1, flat.shape[2]))
+    return shifted.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # channels_last, as the networks want it
+
+
+class Augmentation:
+    """What the discriminator sees: images altered with a probability that is fixed, or adapted as in ADA.
+
+    Section 3.1 of Karras et al. 2020: `r_t`, the mean of the sign of the discriminator's logits of real images, is 0
+    if it does not overfit and 1 if it does entirely. Every 4 updates the probability rises by a fixed amount if `r_t`
+    is above its target, and falls if it is below. Nothing is read off the device.
+
+    Args:
+        kind: "none", "diffaugment" or "ada".
+        boundary: the logit at which the discriminator is undecided; only "ada" needs it.
+        images_per_update: real images of an update of the discriminator, over all processes.
+        accelerator: averages over the processes.
+    """
+
+    def __init__(self, kind: str, boundary: float | None, images_per_update: int, accelerator: Accelerator):
+        self._kind, self._boundary, self._accelerator = kind, boundary or 0.0, accelerator
+        self._step_size = ADA_INTERVAL * images_per_update / ADA_IMAGES
+        self.probability = torch.tensor(1.0 if kind == "diffaugment" else 0.0, device=accelerator.device)
+        self._signs = torch.zeros((), device=accelerator.device)
+        self._updates = 0
+
+    def apply(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return the images as the discriminator is to see them.
+
+        Args:
+            images: `(batch_size, channels, height, width)`, in [-1, 1].
+            generator: the random number generator, on the images' device.
+        """
+        return images if self._kind == "none" else diff_augment(images, self.probability, generator)
+
+    @torch.no_grad()
+    def adapt(self, real_logits: torch.Tensor) -> None:
+        """Take the logits of an update's real images into account, `(batch_size,)`."""
+        if self._kind != "ada":
+            return
+        self._signs += (real_logits - self._boundary).sign().mean()
+        self._updates += 1
+        if self._updates == ADA_INTERVAL:
+            overfitting = self._accelerator.reduce(self._signs / ADA_INTERVAL, "mean")
+            self.probability = (self.probability + self._step_size * (overfitting - ADA_TARGET).sign()).clamp(0, 1)
+            self._signs, self._updates = torch.zeros_like(self._signs), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"probability": self.probability, "signs": self._signs, "updates": self._updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
+        self.probability = state_dict["probability"].to(self.probability.device)
+        self._signs, self._updates = state_dict["signs"].to(self._signs.device), state_dict["updates"]

@@ -1,0 +1,118 @@
+"""The objectives of the GANs: pairs of plain functions of logits, and penalties on the discriminator's gradient."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import relu, softplus
+
+
+class GANLoss(NamedTuple):
+    """One objective; all logits are `(batch_size,)`, all losses scalars to be minimised.
+
+    Attributes:
+        discriminator: `(real_logits, fake_logits, label_smoothing)` -> loss. One-sided label smoothing (Salimans et
+            al. 2016, arXiv:1606.03498, section 3.4): real images aim at the label 1 - label_smoothing.
+        generator: `(real_logits, fake_logits)` -> loss.
+        boundary: the logit at which the discriminator is undecided; None if its logits have no such zero.
+        has_labels: whether there are labels to be smoothed; if not, label_smoothing is ignored.
+        compares_pairs: whether the generator's loss looks at `real_logits`; if not, they may be anything.
+    """
+
+    discriminator: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+    generator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    boundary: float | None
+    has_labels: bool = False
+    compares_pairs: bool = False
+
+
+GAN_LOSSES = {
+    # Goodfellow et al. 2014 (arXiv:1406.2661): equation 1 for the discriminator; the generator maximises log D(G(z)).
+    # -a log s(x) - (1 - a) log(1 - s(x)) = softplus(-x) + (1 - a) x for the sigmoid s and the label a.
+    "non_saturating": GANLoss(
+        discriminator=lambda real, fake, smoothing: (
+            (softplus(-real) + smoothing * real).mean() + softplus(fake).mean()
+        ),
+        generator=lambda real, fake: softplus(-fake).mean(),
+        boundary=0.0,
+        has_labels=True,
+    ),
+    # Mao et al. 2017 (arXiv:1611.04076): equation 9, labels 0 and 1.
+    "least_squares": GANLoss(
+        discriminator=lambda real, fake, smoothing: (
+            0.5 * (real - (1 - smoothing)).square().mean() + 0.5 * fake.square().mean()
+        ),
+        generator=lambda real, fake: 0.5 * (fake - 1).square().mean(),
+        boundary=0.5,
+        has_labels=True,
+    ),
+    # Miyato et al. 2018 (arXiv:1802.05957): equations 16 and 17.
+    "hinge": GANLoss(
+        discriminator=lambda real, fake, smoothing: relu(1 - real).mean() + relu(1 + fake).mean(),
+        generator=lambda real, fake: -fake.mean(),
+        boundary=0.0,
+    ),
+    # Arjovsky et al. 2017 (arXiv:1701.07875): equations 2 and 3; the Lipschitz bound comes from a penalty.
+    "wasserstein": GANLoss(
+        discriminator=lambda real, fake, smoothing: fake.mean() - real.mean(),
+        generator=lambda real, fake: -fake.mean(),
+        boundary=None,
+    ),
+    # Huang et al. 2024 (R3GAN, arXiv:2501.05441): equation 2 with f(t) = -softplus(-t), after Jolicoeur-Martineau
+    # 2018: each real image is compared with the generated one in its place.
+    "relativistic": GANLoss(
+        discriminator=lambda real, fake, smoothing: softplus(fake - real).mean(),
+        generator=lambda real, fake: softplus(real - fake).mean(),
+        boundary=None,
+        compares_pairs=True,
+    ),
+}
+
+
+def gradient_penalty(
+    discriminator: Callable[[torch.Tensor], torch.Tensor],
+    real_images: torch.Tensor,
+    fake_images: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Two-sided gradient penalty of WGAN-GP, without its weight lambda.
+
+    Gulrajani et al. 2017 (arXiv:1704.00028), equation 3: the mean over the batch of `(||grad_x D(x)||_2 - 1) ** 2`, at
+    one point drawn uniformly on each segment from a real image to a generated one.
+
+    Args:
+        discriminator: maps images to logits, each image by itself (no BatchNorm): else the gradient of one logit is
+            spread over the batch.
+        real_images: `(batch_size, channels, height, width)`, in [-1, 1].
+        fake_images: same shape. No gradient flows back to the generator.
+        generator: the random number generator, on the images' device.
+
+    Returns:
+        A scalar, differentiable with respect to the discriminator's parameters.
+    """
+    mix = torch.rand(len(real_images), 1, 1, 1, generator=generator, device=real_images.device)
+    gradients = _gradients(discriminator, torch.lerp(real_images, fake_images, mix))
+    return (gradients.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def zero_centred_penalty(discriminator: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """Zero-centred gradient penalty, without its weight gamma: R1 of real images, R2 of generated ones.
+
+    Mescheder et al. 2018 (arXiv:1801.04406), equations 9 and 10: half the mean over the batch of
+    `||grad_x D(x)||_2 ** 2`.
+
+    Args:
+        discriminator: maps images to logits, each image by itself (no BatchNorm).
+        images: `(batch_size, channels, height, width)`, in [-1, 1]. No gradient flows back to the generator.
+
+    Returns:
+        A scalar, differentiable with respect to the discriminator's parameters.
+    """
+    return 0.5 * _gradients(discriminator, images).square().flatten(1).sum(dim=1).mean()
+
+
+def _gradients(discriminator: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of each image's logit with respect to the image, itself differentiable; float32."""
+    points = images.detach().requires_grad_()
+    (gradients,) = torch.autograd.grad(discriminator(points).sum(), points, create_graph=True)
+    return gradients.float()

@@ -1,0 +1,132 @@
+"""DCGAN (Radford et al. 2016, arXiv:1511.06434): the generator and the discriminator of section 3.
+
+With the discriminator's normalisation as an option this pair is also that of three later methods: BatchNorm makes it
+DCGAN and LSGAN, spectral norm the SNGAN of convolutions (Miyato et al. 2018, table 3), InstanceNorm the critic of
+WGAN-GP that study B trained.
+
+This file imports only torch and diffusers: a copy of it is published with each checkpoint.
+"""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+
+def _level_channels(sample_size: int, base_channels: int) -> list[int]:
+    """Return the channels at half the resolution, at a quarter, ... down to 4 x 4 pixels: doubling, to 8 times."""
+    levels = sample_size.bit_length() - 3
+    if sample_size < 8 or sample_size & (sample_size - 1):
+        raise ValueError(f"sample_size={sample_size} must be a power of two from 8: each level halves the resolution")
+    return [base_channels * min(2**level, 8) for level in range(levels)]
+
+
+class DCGANGenerator(ModelMixin, ConfigMixin):
+    """Maps latents to images by transposed convolutions, each of which doubles the resolution.
+
+    Args:
+        sample_size: height and width of the images, in pixels: a power of two from 8.
+        latent_dim: size of a latent.
+        out_channels: channels of the images.
+        base_channels: channels at half the resolution of the images (ngf elsewhere); they double at each coarser
+            level, up to 8 times as many.
+
+    Raises:
+        ValueError: if `sample_size` is no power of two.
+    """
+
+    @register_to_config
+    def __init__(self, sample_size: int = 64, latent_dim: int = 100, out_channels: int = 3, base_channels: int = 64):
+        super().__init__()
+        channels = _level_channels(sample_size, base_channels)[::-1]  # from 4 x 4 pixels on
+        self.stem = nn.ConvTranspose2d(latent_dim, channels[0], 4, bias=False)
+        self.blocks = nn.ModuleList()
+        for coarse, fine in zip(channels[:-1], channels[1:], strict=True):
+            self.blocks.append(nn.Sequential(nn.BatchNorm2d(coarse), nn.ReLU(inplace=True)))
+            self.blocks.append(nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1, bias=False))
+        self.norm_out = nn.BatchNorm2d(channels[-1])
+        self.conv_out = nn.ConvTranspose2d(channels[-1], out_channels, 4, stride=2, padding=1)
+        self.apply(_initialise)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Draw one image for each latent.
+
+        Args:
+            latents: `(batch_size, latent_dim)`, standard normal.
+
+        Returns:
+            `(batch_size, out_channels, sample_size, sample_size)`, in [-1, 1].
+        """
+        hidden_states = self.stem(latents[:, :, None, None])  # (B, C, 4, 4)
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        hidden_states = torch.relu_(self.norm_out(hidden_states))  # (B, C, H/2, W/2)
+        return self.conv_out(hidden_states).tanh()
+
+
+class DCGANDiscriminator(ModelMixin, ConfigMixin):
+    """Maps images to logits by convolutions, each of which halves the resolution.
+
+    Args:
+        sample_size: height and width of the images, in pixels: a power of two from 8.
+        in_channels: channels of the images.
+        base_channels: channels at half the resolution of the images (ndf elsewhere); they double at each coarser
+            level, up to 8 times as many.
+        normalization: "batch", after each convolution but the first and the last, as in DCGAN; "instance", with
+            scale and shift, in the same places, as in study B's critic; "spectral", of every convolution's weight;
+            or "none". A penalty on the gradient for each image needs one of the last three.
+
+    Raises:
+        ValueError: if `sample_size` is no power of two, or for another normalisation.
+    """
+
+    @register_to_config
+    def __init__(
+        self, sample_size: int = 64, in_channels: int = 3, base_channels: int = 64, normalization: str = "batch"
+    ):
+        super().__init__()
+        if normalization not in ("batch", "instance", "spectral", "none"):
+            raise ValueError(f"normalization={normalization!r} must be batch, instance, spectral or none")
+        channels = _level_channels(sample_size, base_channels)
+        normalised = normalization in ("batch", "instance")
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 4, stride=2, padding=1)
+        self.blocks = nn.ModuleList()
+        for fine, coarse in zip(channels[:-1], channels[1:], strict=True):
+            self.blocks.append(nn.Conv2d(fine, coarse, 4, stride=2, padding=1, bias=not normalised))
+            if normalization == "batch":
+                self.blocks.append(nn.BatchNorm2d(coarse))
+            elif normalization == "instance":
+                self.blocks.append(nn.InstanceNorm2d(coarse, affine=True))
+            self.blocks.append(nn.LeakyReLU(0.2, inplace=True))
+        self.conv_out = nn.Conv2d(channels[-1], 1, 4)
+        self.apply(_initialise)
+        if normalization == "spectral":
+            for module in list(self.modules()):
+                if isinstance(module, nn.Conv2d):
+                    spectral_norm(module)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Judge images: the larger the logit, the more real.
+
+        Args:
+            images: `(batch_size, in_channels, sample_size, sample_size)`, in [-1, 1].
+
+        Returns:
+            Logits, `(batch_size,)`.
+        """
+        hidden_states = nn.functional.leaky_relu(self.conv_in(images), 0.2, inplace=True)  # (B, C, H/2, W/2)
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        return self.conv_out(hidden_states).flatten()
+
+
+def _initialise(module: nn.Module) -> None:
+    """Section 4 of the paper: weights from N(0, 0.02). The scale of a normalisation from N(1, 0.02), by its code."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,49 @@
+"""Training that has gone wrong in a way that more steps will not mend."""
+
+from pathlib import Path
+from typing import Any
+
+from hfgen.errors import UserError
+
+
+class TrainingTroubleError(UserError):
+    """What a run goes back or stops for.
+
+    Attributes:
+        status: of a run that stops for it, in `status.json`.
+        remedy: what the user may try.
+    """
+
+    status = "diverged"
+    remedy = "Lower --learning_rate or --max_grad_norm, or try --mixed_precision no"
+
+    def explained(
+        self, step: int, rollbacks: int, settings: dict[str, Any], checkpoint: Path | None
+    ) -> "TrainingTroubleError":
+        """Return the error that ends the run: what, when, with which settings, what is left, what to try.
+
+        Args:
+            step: at which it happened.
+            rollbacks: how often the run had gone back before.
+            settings: all of the run.
+            checkpoint: the last good one.
+        """
+        told = ", ".join(f"{name}={value}" for name, value in settings.items() if _matters(name))
+        tried = f" after {rollbacks} rollbacks" if rollbacks else ""
+        left = f"Last good checkpoint: {checkpoint or 'none'}"
+        return type(self)(f"stopped at step {step}{tried}: {self} ({told}). {left}. {self.remedy}")
+
+
+class NonFiniteError(TrainingTroubleError):
+    """A loss or a weight is not finite; no checkpoint was written since the last good one."""
+
+
+class CollapseError(TrainingTroubleError):
+    """The watch over the training has seen trouble."""
+
+    status = "collapsed"
+    remedy = "Lower --learning_rate, try --augment diffaugment, or another preset"
+
+
+def _matters(name: str) -> bool:
+    return "learning_rate" in name or name in ("mixed_precision", "max_grad_norm", "batch_size", "lr_warmup_steps")

@@ -1,0 +1,297 @@
+#!/usr/bin/env python
+"""Train a generative adversarial network on a folder of images: DCGAN, LSGAN, SNGAN, WGAN-GP, R3GAN's objective.
+
+    accelerate launch training_scripts/train_gan.py --preset sngan --dataset path/to/images --output_dir runs/sngan
+
+Presets: dcgan, dcgan256, lsgan, sngan, wgan_gp. All settings: `--help`. One step is one update of the generator.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import ImagePipelineOutput, ModelMixin
+from PIL import Image
+
+from hfgen.collapse import SHEET_SIZE, CollapseWatch
+from hfgen.config import parse_settings, setting
+from hfgen.data.loading import TrainingData, load_training_data
+from hfgen.data.settings import DataSettings
+from hfgen.diffaugment import Augmentation, choose_augmentation
+from hfgen.ema import averaged_copy
+from hfgen.errors import UserError, run_reporting_user_errors
+from hfgen.figures import image_sheet
+from hfgen.losses.gan import GAN_LOSSES, gradient_penalty, zero_centred_penalty
+from hfgen.models import (
+    DCGAN256Discriminator,
+    DCGAN256Generator,
+    DCGANDiscriminator,
+    DCGANGenerator,
+    SNGANDiscriminator,
+    SNGANGenerator,
+)
+from hfgen.pipelines import GANPipeline
+from hfgen.randomness import keyed_seed
+from hfgen.run import Run
+from hfgen.run_settings import RunSettings
+
+
+PRESETS = Path(__file__).resolve().parent / "presets" / "gan"
+
+
+@dataclass
+class GANSettings:
+    """Settings of the method."""
+
+    _argument_group_name = "method"
+
+    network: Literal["dcgan", "dcgan256", "resnet"] = setting(
+        "dcgan", "dcgan: convolutions, sizes 8 to 256; dcgan256: study B's, for paintings; resnet: SNGAN's blocks"
+    )
+    normalization: Literal["batch", "spectral", "instance", "none"] = setting(
+        "batch", "of the dcgan discriminator; the other networks have their own"
+    )
+    latent_dim: int = setting(100, "size of a latent")
+    generator_channels: int | None = setting(None, "narrowest width of the generator (ngf); the paper's if not given")
+    discriminator_channels: int | None = setting(
+        None, "narrowest width of the discriminator (ndf); the paper's if not given"
+    )
+    loss: Literal["non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"] = setting(
+        "non_saturating", "objective"
+    )
+    label_smoothing: float = setting(0.0, "real images aim at the label 1 minus this; non_saturating, least_squares")
+    gradient_penalty_weight: float = setting(0.0, "lambda of WGAN-GP: 10 in the paper; 0 switches the penalty off")
+    r1_weight: float = setting(0.0, "gamma of R1, the penalty on the gradient at real images")
+    r2_weight: float = setting(0.0, "gamma of R2, the penalty on the gradient at generated images")
+    n_critic: int = setting(1, "updates of the discriminator for each of the generator")
+    batch_size: int = setting(64, "images of one update, on each process")
+    learning_rate: float = setting(2e-4, "of Adam, for both networks")
+    learning_rate_d: float | None = setting(None, "of the discriminator, if it has one of its own")
+    adam_beta1: float = setting(0.5, "decay of Adam's mean gradient")
+    adam_beta2: float = setting(0.999, "decay of Adam's mean squared gradient")
+    ema_decay: float = setting(0.999, "decay of the average of the generator, which is what gets sampled and saved")
+    augment: Literal["auto", "none", "diffaugment", "ada"] = setting(
+        "auto",
+        "alter what the discriminator sees; diffaugment: always; ada: as often as it overfits; auto: by the number of "
+        "images",
+    )
+    on_collapse: Literal["rollback", "stop", "warn"] = setting(
+        "rollback", "when the watch sees trouble; rollback: to the last good checkpoint, with half the learning rates"
+    )
+    max_rollbacks: int = setting(3, "rollbacks after which the run gives up")
+    watch_every: int = setting(250, "steps between two looks of the watch; 0: no watch")
+
+    def __post_init__(self):
+        positive = ("latent_dim", "n_critic", "batch_size", "learning_rate")
+        optional = ("generator_channels", "discriminator_channels", "learning_rate_d")
+        for name in (*positive, *(name for name in optional if getattr(self, name) is not None)):
+            if getattr(self, name) <= 0:
+                raise UserError(f"--{name} {getattr(self, name)}: must be positive")
+        for name in ("gradient_penalty_weight", "r1_weight", "r2_weight", "max_rollbacks", "watch_every"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
+        if self.batch_size < 2:
+            raise UserError("--batch_size 1: BatchNorm needs at least 2 images")
+        if not (0 <= self.adam_beta1 < 1 and 0 <= self.adam_beta2 < 1 and 0 <= self.ema_decay < 1):
+            raise UserError("--adam_beta1, --adam_beta2 and --ema_decay must be from 0 to below 1")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise UserError(f"--label_smoothing {self.label_smoothing}: must be from 0 to below 0.5")
+        loss = GAN_LOSSES[self.loss]
+        if self.label_smoothing and not loss.has_labels:
+            raise UserError(f"--label_smoothing: the {self.loss} loss has no labels to smooth")
+        if self.augment == "ada" and loss.boundary is None:
+            raise UserError(
+                f"--augment ada needs a loss that tells how far the discriminator overfits; {self.loss} does not: use "
+                "--augment diffaugment"
+            )
+        penalised = self.gradient_penalty_weight or self.r1_weight or self.r2_weight
+        if penalised and self.normalizes_batches:
+            raise UserError(
+                "a penalty on the gradient of each image needs a discriminator without BatchNorm: --normalization "
+                "instance, spectral or none with --network dcgan, or --network resnet"
+            )
+        if self.loss == "wasserstein" and not self.gradient_penalty_weight:
+            raise UserError("--loss wasserstein needs --gradient_penalty_weight (10 in the paper): else it diverges")
+
+    @property
+    def normalizes_batches(self) -> bool:
+        """Whether the discriminator has BatchNorm, so that its logits depend on the batch."""
+        return self.network == "dcgan256" or (self.network == "dcgan" and self.normalization == "batch")
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Train and return the folder of the pipeline."""
+    run_settings, data_settings, settings = parse_settings(
+        (RunSettings, DataSettings, GANSettings), PRESETS, arguments
+    )
+    run = Run(run_settings, data_settings, settings)
+    accelerator, loss = run.accelerator, GAN_LOSSES[settings.loss]
+    if settings.loss == "wasserstein" and accelerator.mixed_precision == "fp16":
+        raise UserError("--mixed_precision fp16 scales gradients, which the penalty must not see: use bf16 or no")
+
+    # 1. Data, and what the discriminator sees of it
+    data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
+    images_per_update = settings.batch_size * accelerator.num_processes
+    run.plan(images_per_update * settings.n_critic, data.images_per_epoch)
+    choice = choose_augmentation(settings.augment, data.images_per_epoch, loss.boundary is not None)
+    augmentation = Augmentation(choice.kind, loss.boundary, images_per_update, accelerator)
+    if run.is_main:
+        print(f"augmentation: {choice.kind} ({choice.reason})")
+
+    # 2. Networks, the generator's average, optimizers
+    try:
+        generator_network, discriminator_network = build_networks(settings, data_settings.sample_size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    generator_network.to(run.device, memory_format=torch.channels_last)
+    discriminator_network.to(run.device, memory_format=torch.channels_last)
+    ema = averaged_copy(generator_network, settings.ema_decay)
+    pipeline = GANPipeline(ema.module)
+    optimizer_g = build_optimizer(generator_network, settings.learning_rate, settings)
+    optimizer_d = build_optimizer(discriminator_network, settings.learning_rate_d or settings.learning_rate, settings)
+    generator, discriminator, optimizer_g, optimizer_d = accelerator.prepare(
+        generator_network, discriminator_network, optimizer_g, optimizer_d
+    )
+
+    # 3. The watch, and what a checkpoint carries
+    watch = build_watch(data, settings, accelerator.num_processes)
+    stateful = {"generator": generator_network, "discriminator": discriminator_network, "ema": ema}
+    stateful |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
+    stateful |= {"augmentation": augmentation, "watch": watch}
+    run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
+
+    # 4. One update of the generator a step
+    for step in run.steps():
+        # Discriminator: n_critic updates, each on new images. The generator gets no gradient.
+        discriminator_network.requires_grad_(True)
+        for update in range(settings.n_critic):
+            real_images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
+            latents = draw_latents(settings.batch_size, settings.latent_dim, run.generator(f"latents {update}"))
+            with torch.set_grad_enabled(update == settings.n_critic - 1):  # the last serve the generator's update too
+                fake_images = generator(latents)
+            real_seen = augmentation.apply(real_images, run.generator(f"augment real {update}"))
+            fake_seen = augmentation.apply(fake_images.detach(), run.generator(f"augment fake {update}"))
+            if settings.normalizes_batches:
+                real_logits, fake_logits = discriminator(real_seen), discriminator(fake_seen)
+            else:  # in one pass: an image's logit does not depend on the others
+                real_logits, fake_logits = discriminator(torch.cat([real_seen, fake_seen])).chunk(2)
+            loss_d = loss.discriminator(real_logits, fake_logits, settings.label_smoothing)
+            penalty = penalties(settings, discriminator, real_seen, fake_seen, run.generator(f"penalty {update}"))
+            optimizer_d.zero_grad()
+            accelerator.backward(loss_d + penalty)
+            optimizer_d.step()
+            augmentation.adapt(real_logits)
+            watch.observe(real_logits, fake_logits)
+
+        # Generator: one update against the discriminator just trained, which gets no gradient.
+        discriminator_network.requires_grad_(False)
+        fake_logits = discriminator_network(augmentation.apply(fake_images, run.generator("augment generated")))
+        real_logits = discriminator_network(real_seen) if loss.compares_pairs else real_logits.detach()
+        loss_g = loss.generator(real_logits, fake_logits)
+        optimizer_g.zero_grad()
+        accelerator.backward(loss_g)
+        optimizer_g.step()
+        ema.update_parameters(generator_network)
+
+        losses = {"loss_d": loss_d, "loss_g": loss_g, "d_real": real_logits.mean(), "d_fake": fake_logits.mean()}
+        losses |= {"penalty": penalty, "augment_probability": augmentation.probability}
+        due = settings.watch_every and step % settings.watch_every == 0
+        run.log(losses, look(watch, pipeline, run) if due else {})
+        if run.sample_due:
+            run.save_sheet(draw_sheet(pipeline, run))
+
+    if run.last_sheet_due:
+        run.save_sheet(draw_sheet(pipeline, run))
+    return run.finish()
+
+
+def build_networks(settings: GANSettings, sample_size: int) -> tuple[ModelMixin, ModelMixin]:
+    """Build the generator and the discriminator that the settings name.
+
+    Raises:
+        ValueError: if the architecture does not allow `sample_size` or a width, saying which it does.
+    """
+    wide_g, wide_d = settings.generator_channels, settings.discriminator_channels
+    if settings.network == "dcgan256":
+        # The generator halves the width four times from its stem on.
+        return (
+            DCGAN256Generator(sample_size, settings.latent_dim, stem_channels=16 * (wide_g or 32)),
+            DCGAN256Discriminator(sample_size, base_channels=wide_d or 32),
+        )
+    if settings.network == "resnet":
+        return (
+            SNGANGenerator(sample_size, settings.latent_dim, base_channels=wide_g or 64),
+            SNGANDiscriminator(sample_size, base_channels=wide_d or 64),
+        )
+    return (
+        DCGANGenerator(sample_size, settings.latent_dim, base_channels=wide_g or 64),
+        DCGANDiscriminator(sample_size, base_channels=wide_d or 64, normalization=settings.normalization),
+    )
+
+
+def build_optimizer(network: torch.nn.Module, learning_rate: float, settings: GANSettings) -> torch.optim.Adam:
+    """Build Adam for one network, with one fused kernel where the device has it."""
+    betas = (settings.adam_beta1, settings.adam_beta2)
+    fused = next(network.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=betas, fused=fused)
+
+
+def draw_latents(count: int, latent_dim: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw standard normal latents, `(count, latent_dim)`, on the generator's device."""
+    return torch.randn(count, latent_dim, generator=generator, device=generator.device)
+
+
+def penalties(
+    settings: GANSettings,
+    discriminator: torch.nn.Module,
+    real_images: torch.Tensor,
+    fake_images: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Return the weighted sum of the penalties that are switched on; a zero if none is."""
+    total = torch.zeros((), device=real_images.device)
+    if settings.gradient_penalty_weight:
+        penalty = gradient_penalty(discriminator, real_images, fake_images, generator)
+        total = total + settings.gradient_penalty_weight * penalty
+    if settings.r1_weight:
+        total = total + settings.r1_weight * zero_centred_penalty(discriminator, real_images)
+    if settings.r2_weight:
+        total = total + settings.r2_weight * zero_centred_penalty(discriminator, fake_images)
+    return total
+
+
+def build_watch(data: TrainingData, settings: GANSettings, num_processes: int) -> CollapseWatch:
+    """Build the watch from the first training images of this process, which training then sees as if untouched."""
+    count = SHEET_SIZE if data.images_per_epoch is None else min(SHEET_SIZE, data.images_per_epoch // num_processes)
+    position = data.batches.state_dict()
+    images: list[torch.Tensor] = []
+    while sum(map(len, images)) < max(count, 2):
+        images.append(next(data.batches))
+    data.batches.load_state_dict(position)
+    return CollapseWatch(torch.cat(images)[: max(count, 2)], GAN_LOSSES[settings.loss].boundary)
+
+
+def look(watch: CollapseWatch, pipeline: GANPipeline, run: Run) -> dict[str, float]:
+    """Let the watch judge images of the averaged generator, from the same latents all along the run."""
+    images = draw_fixed(pipeline, run, watch.num_images, "pt", "watch").images
+    verdict = watch.look(images * 2 - 1)
+    run.report(verdict.good, verdict.trouble, verdict.warning)
+    return verdict.signals
+
+
+def draw_sheet(pipeline: GANPipeline, run: Run) -> Image.Image:
+    """Draw a sheet of samples, from the same latents all along the run."""
+    return image_sheet(draw_fixed(pipeline, run, run.settings.num_sample_images, "pil", "samples").images)
+
+
+def draw_fixed(pipeline: GANPipeline, run: Run, count: int, output_type: str, purpose: str) -> ImagePipelineOutput:
+    """Draw images from latents that depend on the seed and the purpose alone."""
+    numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, purpose))
+    latents = draw_latents(count, pipeline.generator.config.latent_dim, numbers)
+    with run.accelerator.autocast():
+        return pipeline(latents=latents, output_type=output_type)
+
+
+if __name__ == "__main__":
+    run_reporting_user_errors(main)
