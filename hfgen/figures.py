@@ -94,14 +94,16 @@ def interpolate_latents(start: torch.Tensor, end: torch.Tensor, parts: torch.Ten
         `(count, latent_dim)`.
     """
     parts = parts[:, None]
+    straight = (1 - parts) * start + parts * end
     if not spherical:
-        return (1 - parts) * start + parts * end
-    directions = start / start.norm(), end / end.norm()
+        return straight
+    lengths = start.double().norm(), end.double().norm()
+    directions = start.double() / lengths[0], end.double() / lengths[1]
     angle = torch.acos((directions[0] * directions[1]).sum().clamp(-1, 1))
-    if torch.sin(angle) < 1e-4:  # in one line: there is no single great circle
-        return (1 - parts) * start + parts * end
+    if torch.sin(angle) < 1e-6:  # in one line: there is no single great circle
+        return straight
     way = ((1 - parts) * angle).sin() * directions[0] + (parts * angle).sin() * directions[1]
-    return way / torch.sin(angle) * ((1 - parts) * start.norm() + parts * end.norm())
+    return (way / torch.sin(angle) * ((1 - parts) * lengths[0] + parts * lengths[1])).to(start.dtype)
 
 
 def write_gif(frames: Sequence[Image.Image], target: Path, frame_seconds: float) -> None:

@@ -1,9 +1,12 @@
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from hfgen import cli
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test uses the network; read when huggingface_hub is imported
@@ -35,3 +38,32 @@ def image_folder(tmp_path) -> Path:
         noise = np.random.default_rng(index).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{index}.png")
     return folder
+
+
+@pytest.fixture
+def hfgen(monkeypatch, capsys):
+    """Run `hfgen` with arguments; return its exit status, stdout and stderr."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hfgen", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        printed = capsys.readouterr()
+        return end.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def refusal(hfgen):
+    """Run `hfgen` with arguments that are a mistake; return the one line that it answers."""
+
+    def run(*arguments) -> str:
+        status, out, err = hfgen(*arguments)
+        assert (status, out) == (2, "")
+        # A pipeline that is loaded shows its progress by overwriting the line.
+        (line,) = [line for line in err.split("\n") if line and not line.startswith("\rLoading")]
+        assert line.startswith("error: ")
+        return line
+
+    return run

@@ -35,20 +35,6 @@ def pipeline(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def hfgen(monkeypatch, capsys):
-    """Run `hfgen` with arguments; return its exit status, stdout and stderr."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hfgen", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        printed = capsys.readouterr()
-        return end.value.code or 0, printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture
 def sample(hfgen, tmp_path):
     """Run `hfgen sample` on the CPU with 4 steps into a new folder; return that folder."""
 
@@ -57,21 +43,6 @@ def sample(hfgen, tmp_path):
         status, _, err = hfgen("sample", pipeline, "--output", tmp_path / name, *settings, *arguments)
         assert status == 0, err
         return tmp_path / name
-
-    return run
-
-
-@pytest.fixture
-def refusal(hfgen):
-    """Run `hfgen` with arguments that are a mistake; return the one line that it answers."""
-
-    def run(*arguments) -> str:
-        status, out, err = hfgen(*arguments)
-        assert (status, out) == (2, "")
-        # A pipeline that is loaded shows its progress by overwriting the line.
-        (line,) = [line for line in err.split("\n") if line and not line.startswith("\rLoading")]
-        assert line.startswith("error: ")
-        return line
 
     return run
 
