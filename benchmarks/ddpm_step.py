@@ -131,7 +131,7 @@ def main() -> None:
     script = ("--unet", "library", "--dataset", "toy_paintings:64", "--batch_size", str(batch_size))
     with tempfile.TemporaryDirectory() as folder:
         workers = {
-            "hfgen": Worker(serve_script, f"{folder}/run", *script, threads=options.threads),
+            "hfgen": Worker(serve_script, "train_ddpm", f"{folder}/run", *script, threads=options.threads),
             "peer, fp32": Worker(serve_peer, batch_size, "no", threads=options.threads),
             "peer, amp (bf16)": Worker(serve_peer, batch_size, "bf16", threads=options.threads),
         }

@@ -1,6 +1,7 @@
-"""Steps of the real training script, one at a time, in a process of its own.
+"""Steps of a real training script, one at a time, in a process of its own.
 
-What is timed is `train_ddpm.main` itself: batches, noise, network, loss, backward, clipping, optimizer, average, log.
+What is timed is the script's `main` itself: batches, random numbers, networks, losses, backward, optimizers, average,
+log.
 """
 
 import importlib.util
@@ -17,7 +18,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 
-SCRIPT = Path(__file__).resolve().parents[1] / "training_scripts" / "train_ddpm.py"
+SCRIPTS = Path(__file__).resolve().parents[1] / "training_scripts"
 
 
 class Work(NamedTuple):
@@ -61,17 +62,19 @@ class Worker:
         self._process.join()
 
 
-def serve_script(connection: Connection, output_dir: str, *arguments: str) -> None:
-    """Run the script with the given command line, step by step; for `Worker`."""
+def serve_script(connection: Connection, name: str, output_dir: str, *arguments: str) -> None:
+    """Run a script, such as train_ddpm, with the given command line, step by step; for `Worker`."""
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     sys.stdout = sys.stderr = open(os.devnull, "w")  # its report and its progress bar
-    script = load_script()
+    script = load_script(name)
 
     class PacedRun(script.Run):
         def restore(self, stateful: dict, *others: object) -> None:
             super().restore(stateful, *others)
-            self.parameters = sum(parameter.numel() for parameter in stateful["unet"].parameters())
+            networks = [part for name, part in stateful.items() if isinstance(part, torch.nn.Module) and name != "ema"]
+            self.parameters = sum(weight.numel() for network in networks for weight in network.parameters())
 
         def steps(self) -> Iterator[int]:
             steps = super().steps()
@@ -89,11 +92,11 @@ def serve_script(connection: Connection, output_dir: str, *arguments: str) -> No
     script.main(["--output_dir", output_dir, *quiet, *arguments])
 
 
-def load_script() -> ModuleType:
-    """Import the training script by its path."""
-    spec = importlib.util.spec_from_file_location("train_ddpm", SCRIPT)
+def load_script(name: str) -> ModuleType:
+    """Import a training script by its path."""
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     assert spec is not None and spec.loader is not None
-    module = sys.modules["train_ddpm"] = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

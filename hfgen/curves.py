@@ -32,12 +32,14 @@ def draw_curves(runs: Sequence[Path]) -> Figure:
     """Draw every loss of every run: a row a loss, against steps on the left, against minutes of training on the right.
 
     Losses are those whose name is "loss" or begins with "loss_", so that a GAN's two stand above each other and runs
-    of different families share what they have in common.
+    of different families share what they have in common. A run is called by its folder's name, or by the whole path if
+    two folders have the same name.
 
     Raises:
         UserError: if a folder holds no log.
     """
-    logs = {str(run): read_metrics(run) for run in runs}
+    same_names = len({run.resolve().name for run in runs}) < len(runs)
+    logs = {str(run) if same_names else run.resolve().name: read_metrics(run) for run in runs}
     names = sorted({name for log in logs.values() for name in log[-1] if name == "loss" or name.startswith("loss_")})
     figure = Figure(figsize=(12, 3.2 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 2, squeeze=False)

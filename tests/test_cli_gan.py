@@ -173,7 +173,7 @@ def test_curves_show_each_loss_of_each_run_against_steps_and_against_minutes(run
     }
     assert list(rows) == ["loss", "loss_d", "loss_g"]
     by_step, by_time = rows["loss_d"]
-    (line,) = [line for line in by_step.lines if line.get_label() == str(run) and len(line.get_xdata())]
+    (line,) = [line for line in by_step.lines if line.get_label() == "run" and len(line.get_xdata())]
     assert list(line.get_xdata()) == [1, 2, 4] and list(line.get_ydata()) == [1, 0.5, 0.25]
     (line,) = [line for line in by_time.lines if len(line.get_xdata())]
     assert list(line.get_xdata()) == [1.0, 2.0, 4.0]

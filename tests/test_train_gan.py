@@ -30,10 +30,10 @@ TINY = [
 # Between them: every network, normalisation, loss, penalty and augmentation, and several updates a step.
 METHODS = {
     "dcgan": ["--augment", "none", "--label_smoothing", "0.1"],
-    "lsgan": ["--preset", "lsgan", "--augment", "ada"],
+    "lsgan": ["--preset", "lsgan", "--augment", "ada", "--mixed_precision", "bf16"],
     "sngan": ["--preset", "sngan", "--augment", "ada", "--n_critic", "2"],
     "sngan_resnet": ["--preset", "sngan", "--network", "resnet", "--augment", "diffaugment"],
-    "wgan_gp": ["--preset", "wgan_gp", "--num_epochs", "99", "--n_critic", "3"],
+    "wgan_gp": ["--preset", "wgan_gp", "--num_epochs", "99", "--n_critic", "3", "--mixed_precision", "bf16"],
     "r3gan": ["--loss", "relativistic", "--normalization", "none", "--r1_weight", "0.1", "--r2_weight", "0.2"],
     "dcgan256": ["--preset", "dcgan256", "--mixed_precision", "bf16"],
 }

@@ -23,6 +23,7 @@ from hfgen.ema import averaged_copy
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.figures import image_sheet
 from hfgen.losses.gan import GAN_LOSSES, gradient_penalty, zero_centred_penalty
+from hfgen.matrix_convolution import use_matrix_products
 from hfgen.models import (
     DCGAN256Discriminator,
     DCGAN256Generator,
@@ -148,6 +149,8 @@ def main(arguments: list[str] | None = None) -> Path:
     discriminator_network.to(run.device, memory_format=torch.channels_last)
     ema = averaged_copy(generator_network, settings.ema_decay)
     pipeline = GANPipeline(ema.module)
+    for network in (generator_network, discriminator_network):
+        use_matrix_products(network)  # on a CPU; the same numbers, sooner
     optimizer_g = build_optimizer(generator_network, settings.learning_rate, settings)
     optimizer_d = build_optimizer(discriminator_network, settings.learning_rate_d or settings.learning_rate, settings)
     generator, discriminator, optimizer_g, optimizer_d = accelerator.prepare(

@@ -58,7 +58,9 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         Returns:
             `(batch_size, out_channels, sample_size, sample_size)`, in [-1, 1].
         """
-        hidden_states = self.stem(latents[:, :, None, None])  # (B, C, 4, 4)
+        # A transposed convolution of a single pixel is a matrix product; as such it is fast, and channels_last.
+        stem = nn.functional.linear(latents, self.stem.weight.permute(2, 3, 1, 0).flatten(0, 2))
+        hidden_states = stem.unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)  # (B, C, 4, 4)
         for block in self.blocks:
             hidden_states = block(hidden_states)
         hidden_states = torch.relu_(self.norm_out(hidden_states))  # (B, C, H/2, W/2)
