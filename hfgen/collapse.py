@@ -3,6 +3,7 @@
 What it looks at costs next to nothing: one sheet of images now and then, and the logits that training computes anyway.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -85,14 +86,19 @@ class CollapseWatch:
             fake_images: `(num_images, channels, height, width)`, in [-1, 1].
         """
         spread, nearest = diversity(fake_images)
-        ratios = {"diversity": spread / self._real_spread, "diversity_nearest": nearest / self._real_nearest}
-        lowest = min(ratios.values())
+        ratios = {
+            "diversity": _part_of(spread, self._real_spread),
+            "diversity_nearest": _part_of(nearest, self._real_nearest),
+        }
+        lowest = min(ratios.values(), key=lambda ratio: -math.inf if math.isnan(ratio) else ratio)
         self._looks += 1
         self._was_good = self._was_good or lowest >= GOOD
         self._low_looks = self._low_looks + 1 if lowest < COLLAPSED else 0
 
         trouble = None
-        if self._was_good and self._low_looks >= LOOKS_TO_COLLAPSE:
+        if math.isnan(lowest):
+            trouble = "the generator draws numbers that are not finite"
+        elif self._was_good and self._low_looks >= LOOKS_TO_COLLAPSE:
             trouble = f"the generator has collapsed: its images have {lowest:.0%} of the data's diversity"
         elif not self._was_good and self._looks >= LOOKS_TO_TAKE_OFF:
             trouble = f"the generator has not taken off: its images have {lowest:.0%} of the data's diversity"
@@ -122,10 +128,15 @@ class CollapseWatch:
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to come to the same verdicts."""
         counts = (self._looks, self._low_looks, self._was_good, self._said_saturated, self._updates)
-        return {"counts": counts, "right": self._right, "signs": self._signs}
+        return {"counts": counts, "right": self._right.clone(), "signs": self._signs.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from where `state_dict` was taken."""
         self._looks, self._low_looks, self._was_good, self._said_saturated, self._updates = state_dict["counts"]
-        self._right = state_dict["right"].to(self._right.device)
-        self._signs = state_dict["signs"].to(self._signs.device)
+        self._right = state_dict["right"].to(self._right.device, copy=True)
+        self._signs = state_dict["signs"].to(self._signs.device, copy=True)
+
+
+def _part_of(distance: float, real_distance: float) -> float:
+    """Return a distance as a part of the data's; 1 if the data's is 0, as of copies, which tells nothing."""
+    return distance / real_distance if real_distance else 1.0

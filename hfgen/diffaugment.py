@@ -167,9 +167,10 @@ class Augmentation:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
-        return {"probability": self.probability, "signs": self._signs, "updates": self._updates}
+        return {"probability": self.probability, "signs": self._signs.clone(), "updates": self._updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from where `state_dict` was taken."""
         self.probability = state_dict["probability"].to(self.probability.device)
-        self._signs, self._updates = state_dict["signs"].to(self._signs.device), state_dict["updates"]
+        self._signs = state_dict["signs"].to(self._signs.device, copy=True)
+        self._updates = state_dict["updates"]

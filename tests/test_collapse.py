@@ -262,3 +262,32 @@ def test_a_resumed_watch_has_not_forgotten_how_often_it_has_looked(looks):
     troubles = [look(resumed, 0.3).trouble for _ in range(LOOKS_TO_TAKE_OFF - looks)]
     assert troubles[:-1] == [None] * (len(troubles) - 1)
     assert "has not taken off" in troubles[-1]
+
+
+def test_data_of_copies_gives_no_verdict_instead_of_a_division_by_zero():
+    one = torch.full((1, 3, 16, 16), 0.25)
+    watch = CollapseWatch(torch.cat([one, one]), boundary=0.0)
+    verdict = watch.look(torch.cat([one, -one]))
+    assert (verdict.signals["diversity"], verdict.signals["diversity_nearest"]) == (1.0, 1.0)
+    assert verdict.good and verdict.trouble is None
+    pairs = torch.cat([one, one, -one, -one])
+    watch = CollapseWatch(pairs, boundary=0.0)
+    signals = watch.look(pairs / 2).signals
+    assert signals["diversity"] == pytest.approx(0.5) and signals["diversity_nearest"] == 1.0
+
+
+def test_images_that_are_not_finite_are_trouble_at_once():
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    watch = CollapseWatch(images, boundary=0.0)
+    broken = images.clone()
+    broken[2, 0, 5, 5] = torch.nan
+    verdict = watch.look(broken)
+    assert not verdict.good and "not finite" in verdict.trouble
+
+
+def test_a_state_does_not_change_with_what_is_observed_later():
+    watch = CollapseWatch(torch.randn(4, 3, 16, 16), boundary=0.0)
+    watch.observe(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0]))
+    state = watch.state_dict()
+    watch.observe(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0]))
+    assert (float(state["right"]), float(state["signs"])) == (0.5, 1.0)
