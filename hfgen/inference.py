@@ -16,6 +16,7 @@ from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 from hfgen.figures import interpolate_latents
 from hfgen.hardware import choose_mixed_precision
+from hfgen.matrix_convolution import use_matrix_products
 from hfgen.pipelines import DDPMPipeline, GANPipeline
 from hfgen.randomness import keyed_seed
 from hfgen.schedules import SAMPLERS, sampling_scheduler
@@ -57,6 +58,7 @@ def open_pipeline(where: str, device: str = "auto", sampler: str | None = None) 
     pipeline.set_progress_bar_config(desc="denoising", leave=False)
     if isinstance(pipeline, GANPipeline):
         pipeline.generator.to(memory_format=torch.channels_last)
+        use_matrix_products(pipeline.generator)
     return pipeline.to(_device(device))
 
 

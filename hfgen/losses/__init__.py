@@ -1,1 +1,1 @@
-"""The objectives, as plain functions of tensors: `diffusion`."""
+"""The objectives, as plain functions of tensors: `diffusion`, `gan`."""
