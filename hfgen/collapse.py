@@ -18,8 +18,10 @@ LOOKS_TO_COLLAPSE = 2
 LOOKS_TO_TAKE_OFF = 40
 # Images on the sheet that is looked at, if the data set has as many.
 SHEET_SIZE = 256
-# Above this share of pairs the discriminator has won: its gradient tells the generator next to nothing.
+# Above this share of pairs told apart the discriminator's gradient tells the generator next to nothing; after so many
+# such looks in a row it has won, and what the generator draws by then may be diverse, but is no picture of the data.
 SATURATED = 0.995
+LOOKS_TO_WIN = 6
 
 
 class Verdict(NamedTuple):
@@ -68,7 +70,7 @@ class CollapseWatch:
         self.num_images = len(real_images)
         self._real_spread, self._real_nearest = diversity(real_images)
         self._boundary = boundary
-        self._looks, self._low_looks, self._was_good, self._said_saturated = 0, 0, False, False
+        self._looks, self._low_looks, self._sure_looks, self._was_good = 0, 0, 0, False
         self._forget(real_images.device)
 
     @torch.no_grad()
@@ -109,16 +111,18 @@ class CollapseWatch:
             signals["d_right"] = float(self._right) / self._updates
         if self._updates and self._boundary is not None:
             signals["overfitting"] = float(self._signs) / self._updates
-            saturated = signals["d_right"] > SATURATED
-            if saturated and not self._said_saturated:
+            self._sure_looks = self._sure_looks + 1 if signals["d_right"] > SATURATED else 0
+            told_apart = f"tells real from generated in {signals['d_right']:.1%} of pairs"
+            if self._sure_looks == 1:
                 warning = (
-                    f"the discriminator tells real from generated in {signals['d_right']:.1%} of pairs, so the "
-                    "generator learns little from it; spectral norm, --augment diffaugment or a lower "
-                    "--learning_rate_d help"
+                    f"the discriminator {told_apart}, so the generator learns little from it; spectral norm, "
+                    "--augment diffaugment or a lower --learning_rate_d help"
                 )
-            self._said_saturated = saturated
+            elif self._sure_looks >= LOOKS_TO_WIN:
+                won = f"the discriminator has won: it {told_apart}, at {LOOKS_TO_WIN} looks in a row"
+                trouble = trouble or won
         self._forget(fake_images.device)
-        return Verdict(signals, lowest >= GOOD, trouble, warning)
+        return Verdict(signals, lowest >= GOOD and not self._sure_looks, trouble, warning)
 
     def _forget(self, device: torch.device) -> None:
         """Start a new window of observations."""
@@ -127,12 +131,12 @@ class CollapseWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to come to the same verdicts."""
-        counts = (self._looks, self._low_looks, self._was_good, self._said_saturated, self._updates)
+        counts = (self._looks, self._low_looks, self._sure_looks, self._was_good, self._updates)
         return {"counts": counts, "right": self._right.clone(), "signs": self._signs.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from where `state_dict` was taken."""
-        self._looks, self._low_looks, self._was_good, self._said_saturated, self._updates = state_dict["counts"]
+        self._looks, self._low_looks, self._sure_looks, self._was_good, self._updates = state_dict["counts"]
         self._right = state_dict["right"].to(self._right.device, copy=True)
         self._signs = state_dict["signs"].to(self._signs.device, copy=True)
 

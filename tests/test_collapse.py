@@ -206,6 +206,25 @@ def test_a_discriminator_that_has_won_is_warned_of_once_until_it_has_not():
     assert warnings[4] == warnings[0]
 
 
+def test_a_discriminator_that_has_won_at_six_looks_in_a_row_is_trouble_and_its_checkpoints_are_not_good():
+    watch_of_it, verdicts = watch(), []
+    for right in (0, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1):
+        observe(watch_of_it, [2.0, 2.0], [1.0, 1.0 if right else 3.0])
+        verdicts.append(look(watch_of_it, 0.7))
+    assert [verdict.good for verdict in verdicts] == [True] + [False] * 5 + [True] + [False] * 7
+    troubles = [verdict.trouble for verdict in verdicts]
+    assert troubles[:12] == [None] * 12
+    assert (
+        troubles[12]
+        == troubles[13]
+        == ("the discriminator has won: it tells real from generated in 100.0% of pairs, at 6 looks in a row")
+    )
+    without_boundary = watch(boundary=None)
+    for _ in range(9):
+        observe(without_boundary, [2.0], [1.0])
+        assert look(without_boundary, 0.7).good
+
+
 @pytest.mark.parametrize(("wrong", "warned"), [(4, True), (6, False)])
 def test_the_discriminator_has_won_when_it_is_right_in_more_than_995_pairs_of_1000(wrong, warned):
     watch_of_it = watch()
