@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from hfgen.collapse import GOOD, LOOKS_TO_TAKE_OFF, CollapseWatch, Verdict, diversity
+from hfgen.collapse import LOOKS_TO_TAKE_OFF, CollapseWatch, Verdict, coverage, diversity, small_features
 
 
 PIXELS = math.sqrt(3 * 16 * 16)  # images whose values differ by 1 everywhere are so far apart
@@ -25,8 +25,9 @@ def watch(boundary: float | None = 0.0) -> CollapseWatch:
 
 
 def look(watch: CollapseWatch, share: float) -> Verdict:
-    """Let the watch judge images that have this share of the data's diversity, by either measure."""
-    return watch.look(structured_images() * share + 0.2)
+    """Let the watch judge images that have this share of the data's diversity and cover all of it."""
+    images = structured_images()
+    return watch.look(images.mean(dim=0).lerp(images, share))
 
 
 def observe(watch: CollapseWatch, real_logits: list[float], fake_logits: list[float]) -> None:
@@ -38,29 +39,20 @@ def observe(watch: CollapseWatch, real_logits: list[float], fake_logits: list[fl
 
 @pytest.mark.parametrize("size", [16, 32, 96])
 def test_the_diversity_of_three_constant_images_is_the_one_worked_out_by_hand(size):
-    spread, nearest = diversity(constant_images(-0.8, -0.5, 0.6, size=size))
-    assert spread == pytest.approx((0.3 + 1.4 + 1.1) / 3 * PIXELS, rel=1e-5)
-    assert nearest == pytest.approx((0.3 + 0.3 + 1.1) / 3 * PIXELS, rel=1e-5)
+    features = small_features(constant_images(-0.8, -0.5, 0.6, size=size))
+    assert diversity(features) == pytest.approx((0.3 + 1.4 + 1.1) / 3 * PIXELS, rel=1e-5)
 
 
 def test_the_distance_of_two_images_is_the_euclidean_one_over_all_their_channels_and_places():
     images = torch.zeros(2, 3, 16, 16)
     images[1, 0, 3, 4], images[1, 2, 10, 0] = 0.3, -0.4
-    assert diversity(images) == pytest.approx((0.5, 0.5), rel=1e-5)
+    assert diversity(small_features(images)) == pytest.approx(0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("count", [2, 40])
 def test_images_that_are_all_the_same_have_no_diversity(count):
     images = structured_images(1).expand(count, -1, -1, -1)
-    assert diversity(images) == pytest.approx((0, 0), abs=0.02)  # real ones: more than 5
-
-
-def test_of_two_kinds_of_images_the_nearest_other_is_no_distance_away_though_two_are():
-    kinds = structured_images(2)
-    spread, nearest = diversity(torch.cat([kinds, kinds, kinds]))
-    assert nearest == pytest.approx(0, abs=1e-3)
-    # Of the 15 pairs of six images 9 are of different kinds.
-    assert spread == pytest.approx(9 / 15 * diversity(kinds)[0], rel=1e-5)
+    assert diversity(small_features(images)) == pytest.approx(0, abs=0.05)  # real ones: more than 5
 
 
 def test_noise_of_the_same_variance_does_not_pass_for_variety():
@@ -68,38 +60,68 @@ def test_noise_of_the_same_variance_does_not_pass_for_variety():
     noise = images.std() * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
     assert noise.std().item() == pytest.approx(images.std().item(), rel=0.01)
     # Each of the 16 x 16 numbers is a mean over 4 x 4 pixels, whose noise has a quarter of the standard deviation.
-    for of_noise, of_images in zip(diversity(noise), diversity(images), strict=True):
-        assert of_noise < 0.3 * of_images
+    assert diversity(small_features(noise)) < 0.3 * diversity(small_features(images))
 
 
 def test_the_diversity_does_not_depend_on_the_order_of_the_images_or_on_a_colour_added_to_all():
     images = structured_images()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    expected = diversity(small_features(images))
     for others in images[order], images + 0.3:
-        assert diversity(others) == pytest.approx(diversity(images), rel=1e-4)
+        assert diversity(small_features(others)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_diversity_of_bfloat16_images_is_measured_in_float32():
+def test_the_features_of_bfloat16_images_are_float32():
     images = structured_images().bfloat16()
-    assert diversity(images) == diversity(images.float())
+    assert small_features(images).dtype == torch.float32
+    assert torch.equal(small_features(images), small_features(images.float()))
+
+
+# ----------------------------------------------------------------------------------------------------------- coverage
+
+
+def test_the_coverage_of_points_on_a_line_is_the_one_worked_out_by_hand():
+    real = torch.tensor([0.0, 1, 2, 4, 8, 16, 32])[:, None]
+    reach = [16, 15, 14, 12, 8, 16, 31]  # to the fifth nearest other
+    for fake in [[-14.5], [-14.5, 62.9], [63.1], [15.5], [7.9, 15.9]]:
+        near = [any(abs(place - point) <= far for point in fake) for place, far in zip(real[:, 0], reach, strict=True)]
+        assert coverage(real, torch.tensor(fake)[:, None]) == pytest.approx(sum(near) / 7)
+    assert coverage(real, torch.tensor([[-14.5], [62.9]])) == pytest.approx(2 / 7)  # that of 0 and that of 32
+    assert coverage(real, torch.tensor([[63.1]])) == 0
+
+
+def test_images_of_the_same_distribution_cover_the_share_that_theory_expects():
+    numbers = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(2, 400, 6, generator=numbers)
+    # Naeem et al., equation 13: 1 - (M - 1) ... (M - k) / ((2 M - 1) ... (2 M - k)), here 1 - 2 ** -5 nearly.
+    assert coverage(real, fake) == pytest.approx(1 - 2**-5, abs=0.03)
+
+
+def test_a_few_kinds_of_images_cover_little_and_the_mean_of_all_covers_all_but_has_no_diversity():
+    images = structured_images(40)
+    real = small_features(images)
+    few = small_features(torch.cat([images[:2]] * 20))
+    assert coverage(real, few) < 0.5 and diversity(few) > 0.4 * diversity(real)
+    mean = small_features(images.mean(dim=0, keepdim=True).expand(40, -1, -1, -1))
+    assert coverage(real, mean) == 1 and diversity(mean) < 0.01 * diversity(real)
+
+
+def test_few_real_images_have_as_many_neighbours_as_there_are():
+    assert coverage(torch.tensor([[0.0], [1.0]]), torch.tensor([[1.5]])) == 0.5
+    assert coverage(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.4]])) == 1.0
 
 
 # ----------------------------------------------------------------------------------------------------------- collapse
 
 
-def test_a_look_tells_both_diversities_against_those_of_the_training_images():
+def test_a_look_tells_diversity_against_that_of_the_training_images_and_coverage():
     verdict = look(watch(), 0.7)
-    assert verdict.signals == pytest.approx({"diversity": 0.7, "diversity_nearest": 0.7}, rel=1e-4)
+    assert verdict.signals == pytest.approx({"diversity": 0.7, "coverage": 1.0}, rel=1e-4)
     assert verdict[1:] == (True, None, None)
-
-
-def test_the_two_diversities_are_each_compared_with_their_own():
-    training_images = torch.cat([constant_images(-0.9, 0.9), structured_images()])
-    fake_images = structured_images(14, seed=3)
-    signals = CollapseWatch(training_images, None).look(fake_images).signals
-    expected = [fake / real for fake, real in zip(diversity(fake_images), diversity(training_images), strict=True)]
-    assert [signals["diversity"], signals["diversity_nearest"]] == pytest.approx(expected)
-    assert signals["diversity"] != pytest.approx(signals["diversity_nearest"], rel=0.02)
+    fake_images = structured_images(12, seed=3) * 2
+    real, fake = small_features(structured_images()), small_features(fake_images)
+    expected = {"diversity": diversity(fake) / diversity(real), "coverage": coverage(real, fake)}
+    assert watch().look(fake_images).signals == pytest.approx(expected)
 
 
 def test_it_wants_to_look_at_as_many_images_as_it_was_given():
@@ -127,7 +149,9 @@ def test_a_generator_that_was_good_has_collapsed_when_two_looks_in_a_row_find_le
     verdict = look(watch_of_it, share)
     assert not verdict.good
     assert verdict.trouble == (
-        "the generator has collapsed: its images have 24% of the data's diversity" if collapsed else None
+        "the generator has collapsed: its images have 24% of the data's diversity and cover 100% of the data"
+        if collapsed
+        else None
     )
 
 
@@ -140,12 +164,27 @@ def test_one_look_at_more_between_two_at_collapsed_images_starts_the_count_anew(
 
 
 def test_a_few_kinds_of_images_are_a_collapse_though_they_are_far_from_each_other():
-    watch_of_it, kinds = watch(), structured_images(2)
-    look(watch_of_it, 0.8)
-    few = torch.cat([kinds] * 6)
+    images = structured_images(60)
+    watch_of_it, few = CollapseWatch(images, None), torch.cat([images[:2]] * 30)
+    assert watch_of_it.look(images).good
     verdicts = [watch_of_it.look(few) for _ in range(2)]
-    assert verdicts[1].signals["diversity"] > GOOD and not verdicts[1].good
-    assert "has collapsed: its images have 0% of" in verdicts[1].trouble
+    assert verdicts[1].signals["diversity"] > 0.4 and verdicts[1].signals["coverage"] < 0.4
+    assert verdicts[0].trouble is None and "has collapsed: its images have" in verdicts[1].trouble
+
+
+@pytest.mark.parametrize(("covered", "good", "low"), [(5, False, True), (9, False, False), (13, True, False)])
+def test_coverage_has_thresholds_of_its_own(covered, good, low):
+    """Of 20 images far from each other so many are drawn, each often; the others have nothing near them."""
+    images = torch.nn.functional.interpolate(torch.eye(20)[:, None, :, None].expand(-1, 3, -1, 1), size=(20, 20))
+    pairs = torch.cat([images + 0.001 * index for index in range(6)])  # six nearly alike: the reach is short
+    watch_of_it = CollapseWatch(pairs, None)
+    drawn = torch.cat([images[:covered] + 0.001 * index for index in range(6)])
+    verdict = watch_of_it.look(drawn)
+    assert verdict.signals["coverage"] == pytest.approx(covered / 20)
+    assert verdict.good == good
+    watch_of_it.look(pairs)
+    watch_of_it.look(drawn)
+    assert (watch_of_it.look(drawn).trouble is not None) == low
 
 
 def test_a_generator_that_never_was_good_is_trouble_from_look_40_on_and_not_before():
@@ -153,7 +192,7 @@ def test_a_generator_that_never_was_good_is_trouble_from_look_40_on_and_not_befo
     troubles = [look(watch_of_it, 0.1 if index % 2 else 0.45).trouble for index in range(LOOKS_TO_TAKE_OFF + 2)]
     assert troubles[:39] == [None] * 39
     assert troubles[39:] == [
-        f"the generator has not taken off: its images have {share} of the data's diversity"
+        f"the generator has not taken off: its images have {share} of the data's diversity and cover 100% of the data"
         for share in ("10%", "45%", "10%")
     ]
 
@@ -179,7 +218,7 @@ def test_what_is_told_of_the_discriminator_is_the_mean_over_the_updates_since_th
     signals = look(watch_of_it, 0.7).signals
     assert signals["d_right"] == pytest.approx(2 / 3)
     assert signals["overfitting"] == pytest.approx(1 / 3)
-    assert look(watch_of_it, 0.7).signals.keys() == {"diversity", "diversity_nearest"}
+    assert look(watch_of_it, 0.7).signals.keys() == {"diversity", "coverage"}
 
 
 def test_a_pair_of_equal_logits_is_not_told_apart():
@@ -192,7 +231,7 @@ def test_without_a_boundary_there_is_no_overfitting_to_tell_and_no_warning():
     watch_of_it = watch(boundary=None)
     observe(watch_of_it, [3.0, 5.0], [1.0, -2.0])
     verdict = look(watch_of_it, 0.7)
-    assert verdict.signals == pytest.approx({"diversity": 0.7, "diversity_nearest": 0.7, "d_right": 1.0}, rel=1e-4)
+    assert verdict.signals == pytest.approx({"diversity": 0.7, "coverage": 1.0, "d_right": 1.0}, rel=1e-4)
     assert verdict.warning is None
 
 
@@ -287,12 +326,8 @@ def test_data_of_copies_gives_no_verdict_instead_of_a_division_by_zero():
     one = torch.full((1, 3, 16, 16), 0.25)
     watch = CollapseWatch(torch.cat([one, one]), boundary=0.0)
     verdict = watch.look(torch.cat([one, -one]))
-    assert (verdict.signals["diversity"], verdict.signals["diversity_nearest"]) == (1.0, 1.0)
+    assert verdict.signals == {"diversity": 1.0, "coverage": 1.0}
     assert verdict.good and verdict.trouble is None
-    pairs = torch.cat([one, one, -one, -one])
-    watch = CollapseWatch(pairs, boundary=0.0)
-    signals = watch.look(pairs / 2).signals
-    assert signals["diversity"] == pytest.approx(0.5) and signals["diversity_nearest"] == 1.0
 
 
 def test_images_that_are_not_finite_are_trouble_at_once():

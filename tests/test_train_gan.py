@@ -160,7 +160,7 @@ def test_the_log_has_both_losses_what_the_discriminator_says_and_the_signals_of_
     entries = metrics(tmp_path / "run")
     assert {"loss_d", "loss_g", "d_real", "d_fake", "penalty", "augment_probability"} <= entries[0].keys()
     assert "diversity" not in entries[0]
-    assert {"diversity", "diversity_nearest", "d_right", "overfitting"} <= entries[1].keys()
+    assert {"diversity", "coverage", "d_right", "overfitting"} <= entries[1].keys()
     assert 0 < entries[1]["diversity"] < 1 and 0 <= entries[1]["d_right"] <= 1
 
 
@@ -197,7 +197,9 @@ def test_the_augmentation_is_chosen_by_the_number_of_images_and_said(
 def test_a_run_that_is_made_to_collapse_is_seen_rolled_back_and_given_up_with_a_clear_message(tmp_path, monkeypatch):
     """A learning rate of 2 after the generator has taken off: its tanh saturates and all images become one."""
     train_gan = load_script("train_gan_to_collapse")
-    monkeypatch.setattr("hfgen.collapse.GOOD", 0.0)  # so that the first checkpoint already counts as good
+    # So that the first checkpoint already counts as good.
+    monkeypatch.setattr("hfgen.collapse.GOOD_DIVERSITY", 0.0)
+    monkeypatch.setattr("hfgen.collapse.GOOD_COVERAGE", 0.0)
     wild = ["--learning_rate", "2", "--learning_rate_d", "1e-5", "--max_train_steps", "200", "--ema_decay", "0"]
     with pytest.raises(CollapseError) as stopped:
         train(train_gan, tmp_path / "run", *wild)
