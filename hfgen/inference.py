@@ -162,7 +162,8 @@ def interpolate(
     fractions = torch.tensor(parts)
     ways = [interpolate_latents(*two, fractions, spherical) for two in zip(ends[:-1], ends[1:], strict=True)]
     with fast_precision(pipeline):
-        return pipeline(latents=torch.cat(ways)).images
+        (images,) = pipeline(latents=torch.cat(ways), return_dict=False)
+    return images
 
 
 def open_image(path: Path, size: int) -> Image.Image:

@@ -37,7 +37,7 @@ class _Patches(torch.autograd.Function):
         return padded.as_strided(shape, strides).reshape(-1, KERNEL * KERNEL * channels)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         return _Fold.apply(gradient, ctx.shape)
 
 
@@ -63,7 +63,7 @@ class _Fold(torch.autograd.Function):
         return images.permute(0, 3, 1, 2)  # channels_last
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return _Patches.apply(gradient), None
 
 
@@ -113,7 +113,7 @@ def use_matrix_products(network: nn.Module) -> None:
             if options == ((KERNEL,) * 2, (STRIDE,) * 2, (PADDING,) * 2, (1, 1), 1) and not _has_output_padding(
                 module
             ):
-                module.forward = _forward_of(module)  # type: ignore[method-assign]
+                module.forward = _forward_of(module)  # type: ignore[assignment]
 
 
 def _has_output_padding(module: nn.Conv2d | nn.ConvTranspose2d) -> bool:

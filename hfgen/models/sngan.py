@@ -150,8 +150,9 @@ class DownBlock(nn.Module):
         return residual + (hidden_states if self.shortcut is None else self.shortcut(hidden_states))
 
 
-def _initialise(module: nn.Module, gain: float = 1.0) -> nn.Module:
+def _initialise(module: nn.Linear | nn.Conv2d, gain: float = 1.0) -> nn.Module:
     """Uniform weights after Glorot and Bengio 2010, as the authors' code has them; biases of zero."""
     nn.init.xavier_uniform_(module.weight, gain)
-    nn.init.zeros_(module.bias)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
     return module
