@@ -12,29 +12,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 
-from script_steps import Work, Worker, describe, serve_script, verdict
+from script_steps import Worker, describe, serve_script, serve_step, verdict
 
 
 IMAGE_SIZE = 64
 MATRIX_SIZES = (1024, 2048, 3072, 4096)
 # At least, and the goal.
 OVER_FP32, OVER_AMP, OF_MATRIX_RATE = (2.2, 2.7), (1.4, 1.8), (0.6, 0.6)
-
-
-def serve_peer(connection: Connection, batch_size: int, mixed_precision: str) -> None:
-    """Do the peer's step on request; for `Worker`."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    step, parameters = build_peer(batch_size, mixed_precision)
-    with FlopCounterMode(display=False) as counter:
-        step()
-    connection.send(Work(counter.get_total_flops(), parameters))
-    while connection.recv():
-        started = time.perf_counter()
-        step()
-        connection.send(time.perf_counter() - started)
 
 
 def build_peer(batch_size: int, mixed_precision: str) -> tuple[Callable[[], None], int]:
@@ -132,8 +117,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         workers = {
             "hfgen": Worker(serve_script, "train_ddpm", f"{folder}/run", *script, threads=options.threads),
-            "peer, fp32": Worker(serve_peer, batch_size, "no", threads=options.threads),
-            "peer, amp (bf16)": Worker(serve_peer, batch_size, "bf16", threads=options.threads),
+            "peer, fp32": Worker(serve_step, build_peer, batch_size, "no", threads=options.threads),
+            "peer, amp (bf16)": Worker(serve_step, build_peer, batch_size, "bf16", threads=options.threads),
         }
         import torch  # after the workers' start, which sets the number of threads
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from ddpm_step import MATRIX_SIZES, matrix_rate
-from script_steps import Work, Worker, describe, serve_script, verdict
+from script_steps import Work, Worker, describe, serve_script, serve_step, verdict
 
 
 LATENT_DIM, WIDTH, IMAGE_SIZE = 100, 64, 64
@@ -80,20 +80,6 @@ def build_plain_step(batch_size: int, bf16: bool) -> tuple[Callable[[], None], i
 
     networks = (generator, discriminator)
     return step, sum(weight.numel() for network in networks for weight in network.parameters())
-
-
-def serve_plain(connection: Connection, batch_size: int, bf16: bool) -> None:
-    """Do the plain loop's step on request; for `Worker`."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    step, parameters = build_plain_step(batch_size, bf16)
-    with FlopCounterMode(display=False) as counter:
-        step()
-    connection.send(Work(counter.get_total_flops(), parameters))
-    while connection.recv():
-        started = time.perf_counter()
-        step()
-        connection.send(time.perf_counter() - started)
 
 
 def serve_plain_sampling(connection: Connection, count: int, batch_size: int) -> None:
@@ -167,8 +153,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         workers = {
             "hfgen": Worker(serve_script, "train_gan", f"{folder}/run", *settings, threads=options.threads),
-            "plain, fp32": Worker(serve_plain, batch_size, False, threads=options.threads),
-            "plain, bf16 autocast": Worker(serve_plain, batch_size, True, threads=options.threads),
+            "plain, fp32": Worker(serve_step, build_plain_step, batch_size, False, threads=options.threads),
+            "plain, bf16 autocast": Worker(serve_step, build_plain_step, batch_size, True, threads=options.threads),
         }
         works = {side: worker.work for side, worker in workers.items()}
         steps = medians_of(workers, rounds)

@@ -92,6 +92,28 @@ def serve_script(connection: Connection, name: str, output_dir: str, *arguments:
     script.main(["--output_dir", output_dir, *quiet, *arguments])
 
 
+def serve_step(
+    connection: Connection, build: Callable[..., tuple[Callable[[], None], int]], *arguments: object
+) -> None:
+    """Do somebody else's step on request; for `Worker`.
+
+    Args:
+        connection: to the worker.
+        build: given `arguments`, returns one step and the number of parameters.
+        arguments: of `build`.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    step, parameters = build(*arguments)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    connection.send(Work(counter.get_total_flops(), parameters))
+    while connection.recv():
+        started = time.perf_counter()
+        step()
+        connection.send(time.perf_counter() - started)
+
+
 def load_script(name: str) -> ModuleType:
     """Import a training script by its path."""
     spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")

@@ -1,6 +1,8 @@
+import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -67,3 +69,23 @@ def refusal(hfgen):
         return line
 
     return run
+
+
+def load_script(name: str, alias: str | None = None) -> ModuleType:
+    """Import a training script by its path, under a name of its own if two copies of it are needed."""
+    file = Path(__file__).resolve().parents[1] / "training_scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(alias or name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def fresh_accelerate_state():
+    """Let the next test build an Accelerator with other settings."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()

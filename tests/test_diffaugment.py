@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from hfgen.diffaugment import (
     ADA_IMAGES,
@@ -19,11 +18,7 @@ from hfgen.diffaugment import (
 )
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -1,6 +1,5 @@
 """The README's commands are run, at toy size, as they stand there."""
 
-import importlib.util
 import json
 import os
 import re
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import load_script
 
 from hfgen.data.toy_paintings import paint
 
@@ -35,14 +35,6 @@ TOY_NETWORK = {
     "train_gan.py": ["--generator_channels", "4", "--discriminator_channels", "4"],
 }
 SETTINGS = {"train_ddpm": "DDPMSettings", "train_gan": "GANSettings"}
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_for_readme", ROOT / "training_scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

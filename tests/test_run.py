@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
 from hfgen.checkpoints import list_checkpoints, load_progress
@@ -17,6 +16,9 @@ from hfgen.errors import UserError
 from hfgen.run import Run
 from hfgen.run_settings import RunSettings
 from hfgen.trouble import CollapseError, NonFiniteError
+
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
 
 @dataclass
@@ -50,13 +52,6 @@ class LinePipeline:
     def save_pretrained(self, folder):
         folder.mkdir()
         (folder / "weight.txt").write_text(repr(self.network.weight.item()))
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 def fit(folder, *, each_step=lambda run: None, digest="d", line=None, on_collapse="stop", **settings):

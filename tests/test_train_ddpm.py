@@ -1,6 +1,5 @@
 """`training_scripts/train_ddpm.py`, end to end, at toy size."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from conftest import load_script
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -20,6 +19,7 @@ from hfgen.errors import UserError
 from hfgen.pipelines import DDPMPipeline
 
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "training_scripts" / "train_ddpm.py"
 TINY = [
@@ -41,18 +41,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def train_ddpm():
-    spec = importlib.util.spec_from_file_location("train_ddpm", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_ddpm"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    return load_script("train_ddpm")
 
 
 def train(module, folder, *arguments):

@@ -1,6 +1,5 @@
 """`training_scripts/train_gan.py`, end to end, at toy size."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from conftest import load_script
 from safetensors.torch import load_file
 
 from hfgen.checkpoints import load_progress
@@ -18,6 +17,7 @@ from hfgen.pipelines import GANPipeline
 from hfgen.trouble import CollapseError
 
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "training_scripts" / "train_gan.py"
 PRESETS = sorted(path.stem for path in (ROOT / "training_scripts" / "presets" / "gan").glob("*.json"))
@@ -39,24 +39,9 @@ METHODS = {
 }
 
 
-def load_script(name="train_gan"):
-    spec = importlib.util.spec_from_file_location(name, SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def train_gan():
-    return load_script()
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    return load_script("train_gan")
 
 
 def train(module, folder, *arguments):
@@ -196,7 +181,7 @@ def test_the_augmentation_is_chosen_by_the_number_of_images_and_said(
 
 def test_a_run_that_is_made_to_collapse_is_seen_rolled_back_and_given_up_with_a_clear_message(tmp_path, monkeypatch):
     """A learning rate of 2 after the generator has taken off: its tanh saturates and all images become one."""
-    train_gan = load_script("train_gan_to_collapse")
+    train_gan = load_script("train_gan", "train_gan_to_collapse")
     # So that the first checkpoint already counts as good.
     monkeypatch.setattr("hfgen.collapse.GOOD_DIVERSITY", 0.0)
     monkeypatch.setattr("hfgen.collapse.GOOD_COVERAGE", 0.0)
