@@ -115,39 +115,42 @@ class CollapseWatch:
         # Data of copies has none, which tells nothing.
         part = own / self._real_diversity if self._real_diversity else 1.0
         covered = coverage(self._real_features, features)
-        good = part >= GOOD_DIVERSITY and covered >= GOOD_COVERAGE
+        signals = {"diversity": part, "coverage": covered, **self._discriminator_signals()}
+        sure = self._boundary is not None and signals.get("d_right", 0.0) > SATURATED
+        good = part >= GOOD_DIVERSITY and covered >= GOOD_COVERAGE and not sure
         low = part < COLLAPSED_DIVERSITY or covered < COLLAPSED_COVERAGE
         self._looks += 1
         self._was_good = self._was_good or good
         self._low_looks = self._low_looks + 1 if low else 0
+        self._sure_looks = self._sure_looks + 1 if sure else 0
 
-        trouble = None
+        trouble, warning = None, None
         found = f"its images have {part:.0%} of the data's diversity and cover {covered:.0%} of the data"
+        told_apart = f"tells real from generated in {signals.get('d_right', 0.0):.1%} of pairs"
         if math.isnan(own):
             trouble = "the generator draws numbers that are not finite"
         elif self._was_good and self._low_looks >= LOOKS_TO_COLLAPSE:
             trouble = f"the generator has collapsed: {found}"
+        elif self._sure_looks >= LOOKS_TO_WIN:
+            trouble = f"the discriminator has won: it {told_apart}, at {LOOKS_TO_WIN} looks in a row"
         elif not self._was_good and self._looks >= LOOKS_TO_TAKE_OFF:
             trouble = f"the generator has not taken off: {found}"
-
-        warning = None
-        signals = {"diversity": part, "coverage": covered}
-        if self._updates:
-            signals["d_right"] = float(self._right) / self._updates
-        if self._updates and self._boundary is not None:
-            signals["overfitting"] = float(self._signs) / self._updates
-            self._sure_looks = self._sure_looks + 1 if signals["d_right"] > SATURATED else 0
-            told_apart = f"tells real from generated in {signals['d_right']:.1%} of pairs"
-            if self._sure_looks == 1:
-                warning = (
-                    f"the discriminator {told_apart}, so the generator learns little from it; spectral norm, "
-                    "--augment diffaugment or a lower --learning_rate_d help"
-                )
-            elif self._sure_looks >= LOOKS_TO_WIN:
-                won = f"the discriminator has won: it {told_apart}, at {LOOKS_TO_WIN} looks in a row"
-                trouble = trouble or won
+        if self._sure_looks == 1:
+            warning = (
+                f"the discriminator {told_apart}, so the generator learns little from it; spectral norm, "
+                "--augment diffaugment or a lower --learning_rate_d help"
+            )
         self._forget(fake_images.device)
-        return Verdict(signals, good and not self._sure_looks, trouble, warning)
+        return Verdict(signals, good, trouble, warning)
+
+    def _discriminator_signals(self) -> dict[str, float]:
+        """Return what was observed since the last look: the share of pairs told apart, and ADA's heuristic."""
+        if not self._updates:
+            return {}
+        signals = {"d_right": float(self._right) / self._updates}
+        if self._boundary is not None:
+            signals["overfitting"] = float(self._signs) / self._updates
+        return signals
 
     def _forget(self, device: torch.device) -> None:
         """Start a new window of observations."""

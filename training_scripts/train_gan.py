@@ -106,14 +106,18 @@ class GANSettings:
                 f"--augment ada needs a loss that tells how far the discriminator overfits; {self.loss} does not: use "
                 "--augment diffaugment"
             )
-        penalised = self.gradient_penalty_weight or self.r1_weight or self.r2_weight
-        if penalised and self.normalizes_batches:
+        if self.is_penalised and self.normalizes_batches:
             raise UserError(
                 "a penalty on the gradient of each image needs a discriminator without BatchNorm: --normalization "
                 "instance, spectral or none with --network dcgan, or --network resnet"
             )
         if self.loss == "wasserstein" and not self.gradient_penalty_weight:
             raise UserError("--loss wasserstein needs --gradient_penalty_weight (10 in the paper): else it diverges")
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether a gradient of the discriminator is part of its loss."""
+        return max(self.gradient_penalty_weight, self.r1_weight, self.r2_weight) > 0
 
     @property
     def normalizes_batches(self) -> bool:
@@ -128,8 +132,8 @@ def main(arguments: list[str] | None = None) -> Path:
     )
     run = Run(run_settings, data_settings, settings)
     accelerator, loss = run.accelerator, GAN_LOSSES[settings.loss]
-    if settings.loss == "wasserstein" and accelerator.mixed_precision == "fp16":
-        raise UserError("--mixed_precision fp16 scales gradients, which the penalty must not see: use bf16 or no")
+    if settings.is_penalised and accelerator.mixed_precision == "fp16":
+        raise UserError("--mixed_precision fp16 scales gradients, which a penalty must not see: use bf16 or no")
 
     # 1. Data, and what the discriminator sees of it
     data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
