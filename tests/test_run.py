@@ -329,6 +329,7 @@ def test_checkpoints_made_while_it_went_badly_are_dropped_and_the_good_one_outli
     # Before steps 1 to 6, then, after the return to step 2, before steps 3 to 6.
     before = [[], ["1"], ["1", "2"], ["2", "3"], ["2", "3", "4"], ["2", "4", "5"]]
     assert seen == [*before, ["2"], ["2", "3"], ["3", "4"], ["4", "5"]]
+    assert [entry["step"] for entry in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]  # 3 to 5 were logged twice
 
 
 def test_a_loss_that_is_not_finite_leads_back_as_well(tmp_path):

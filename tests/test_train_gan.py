@@ -98,6 +98,8 @@ def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(train_gan, tmp_pat
     assert_equal(first, state_of(folder, 6))
     assert len(first["optimizer_d"]["state"]) > 3 and len(first["optimizer_g"]["state"]) > 3
     assert all(value.isfinite().all() for value in weights(folder).values())
+    if "ada" in METHODS[method]:  # it counts the updates since it last adapted, which it does at every fourth
+        assert first["augmentation"]["updates"] == {"lsgan": 6 % 4, "sngan": 12 % 4}[method]
 
 
 def test_both_networks_learn_and_the_average_follows_the_generator(train_gan, tmp_path):
@@ -130,6 +132,31 @@ def test_the_update_of_one_network_leaves_the_other_as_it_is(train_gan, tmp_path
             torch.testing.assert_close(value, after["discriminator"][name], rtol=0, atol=1e-25)
     moved = [not torch.equal(before["generator"][key], after["generator"][key]) for key in before["generator"]]
     assert all(moved)
+
+
+@pytest.mark.parametrize("method", ["dcgan", "lsgan", "sngan", "r3gan"])
+def test_each_network_gets_better_while_the_other_stands_still(train_gan, tmp_path, method):
+    still, steps = "1e-30", ["--max_train_steps", "60", "--watch_every", "0", "--augment", "none"]
+    rates = {"loss_g": ("1e-2", still), "loss_d": (still, "1e-2")}
+    for loss, (rate_g, rate_d) in rates.items():
+        arguments = ["--learning_rate", rate_g, "--learning_rate_d", rate_d, *METHODS[method], *steps]
+        train(train_gan, tmp_path / loss, *arguments, "--n_critic", "1")
+        values = [entry[loss] for entry in metrics(tmp_path / loss)]
+        assert sum(values[-10:]) < sum(values[:10]) - 0.1, (loss, values[0], values[-1])
+
+
+@pytest.mark.parametrize("penalty", ["gradient_penalty_weight", "r1_weight", "r2_weight"])
+def test_each_penalty_is_logged_by_its_weight_and_moves_the_discriminator(train_gan, tmp_path, penalty):
+    plain = ["--normalization", "none", "--augment", "none", "--max_train_steps", "2", "--loss", "hinge"]
+    penalties, networks = [], []
+    for weight in ("0", "1e5", "1e6"):  # large, because so small a network is nearly flat
+        folder = tmp_path / weight
+        train(train_gan, folder, *plain, f"--{penalty}", weight)
+        penalties.append(metrics(folder)[0]["penalty"])
+        networks.append(state_of(folder, 2)["discriminator"])
+    assert penalties[0] == 0 < penalties[1] and penalties[2] == pytest.approx(10 * penalties[1])
+    assert not torch.equal(networks[0]["conv_in.weight"], networks[1]["conv_in.weight"])
+    assert not torch.equal(networks[1]["conv_in.weight"], networks[2]["conv_in.weight"])
 
 
 def test_the_two_learning_rates_and_the_betas_reach_their_optimizers(train_gan, tmp_path):
