@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from hfgen.checkpoints import load_progress
 from hfgen.errors import UserError
+from hfgen.losses.gan import GAN_LOSSES
 from hfgen.pipelines import GANPipeline
 from hfgen.trouble import CollapseError
 
@@ -275,6 +277,10 @@ def test_without_a_watch_nothing_is_looked_at(train_gan, tmp_path):
 def test_bad_input_is_named(train_gan, tmp_path, arguments, told):
     with pytest.raises(UserError, match=told.replace("(", "\\(")):
         train(train_gan, tmp_path / "run", *arguments)
+
+
+def test_every_loss_can_be_chosen(train_gan):
+    assert get_args(train_gan.GANSettings.__dataclass_fields__["loss"].type) == tuple(GAN_LOSSES)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
