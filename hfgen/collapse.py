@@ -84,17 +84,19 @@ class CollapseWatch:
     """Judges a generator by its diversity and its coverage of the data, and tells how sure the discriminator is.
 
     Args:
-        real_images: training images, `(count, channels, height, width)`, in [-1, 1]: as many as will be looked at.
+        real_images: training images, `(count, channels, height, width)`, in [-1, 1]: as many as will be looked at; on
+            the device where the logits will be.
         boundary: the logit at which the discriminator is undecided; None if it has none.
     """
 
     def __init__(self, real_images: torch.Tensor, boundary: float | None):
         self.num_images = len(real_images)
-        self._real_features = small_features(real_images)
+        # On the CPU, where the sheet is drawn to; the logits are summed where they are.
+        self._real_features, self._device = small_features(real_images).cpu(), real_images.device
         self._real_diversity = diversity(self._real_features)
         self._boundary = boundary
         self._looks, self._low_looks, self._sure_looks, self._was_good = 0, 0, 0, False
-        self._forget(real_images.device)
+        self._forget()
 
     @torch.no_grad()
     def observe(self, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> None:
@@ -110,7 +112,7 @@ class CollapseWatch:
         Args:
             fake_images: `(num_images, channels, height, width)`, in [-1, 1].
         """
-        features = small_features(fake_images)
+        features = small_features(fake_images).cpu()
         own = diversity(features)
         # Data of copies has none, which tells nothing.
         part = own / self._real_diversity if self._real_diversity else 1.0
@@ -140,7 +142,7 @@ class CollapseWatch:
                 f"the discriminator {told_apart}, so the generator learns little from it; spectral norm, "
                 "--augment diffaugment or a lower --learning_rate_d help"
             )
-        self._forget(fake_images.device)
+        self._forget()
         return Verdict(signals, good, trouble, warning)
 
     def _discriminator_signals(self) -> dict[str, float]:
@@ -152,9 +154,9 @@ class CollapseWatch:
             signals["overfitting"] = float(self._signs) / self._updates
         return signals
 
-    def _forget(self, device: torch.device) -> None:
+    def _forget(self) -> None:
         """Start a new window of observations."""
-        self._right, self._signs = torch.zeros((), device=device), torch.zeros((), device=device)
+        self._right, self._signs = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
         self._updates = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,5 +167,5 @@ class CollapseWatch:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from where `state_dict` was taken."""
         self._looks, self._low_looks, self._sure_looks, self._was_good, self._updates = state_dict["counts"]
-        self._right = state_dict["right"].to(self._right.device, copy=True)
-        self._signs = state_dict["signs"].to(self._signs.device, copy=True)
+        self._right = state_dict["right"].to(self._device, copy=True)
+        self._signs = state_dict["signs"].to(self._device, copy=True)
