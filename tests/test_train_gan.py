@@ -223,6 +223,9 @@ def test_a_run_that_is_made_to_collapse_is_seen_rolled_back_and_given_up_with_a_
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events if event["event"] != "warning"] == ["rollback"] * 3 + ["collapsed"]
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "collapsed"
+    # Who wants to see more of it may: what follows a collapse is no setting that a resumed run must keep.
+    train(train_gan, tmp_path / "run", *wild, "--on_collapse", "warn", "--resume", "latest")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "complete"
 
 
 def test_a_healthy_run_is_left_alone(train_gan, tmp_path, capsys):

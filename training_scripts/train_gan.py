@@ -78,9 +78,11 @@ class GANSettings:
         "images",
     )
     on_collapse: Literal["rollback", "stop", "warn"] = setting(
-        "rollback", "when the watch sees trouble; rollback: to the last good checkpoint, with half the learning rates"
+        "rollback",
+        "when the watch sees trouble; rollback: to the last good checkpoint, with half the learning rates",
+        may_change=True,
     )
-    max_rollbacks: int = setting(3, "rollbacks after which the run gives up")
+    max_rollbacks: int = setting(3, "rollbacks after which the run gives up", may_change=True)
     watch_every: int = setting(250, "steps between two looks of the watch; 0: no watch")
 
     def __post_init__(self):
