@@ -21,6 +21,10 @@ PipelineFolder = Annotated[str, typer.Argument(metavar="DIR", help="a run, a che
 Steps = Annotated[int, typer.Option("--num_inference_steps", min=1, help="denoising steps")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="the same seed draws the same images")]
 Sampler = Annotated[str | None, typer.Option("--sampler", help="ddim, dpm, unipc or ddpm; as saved if not given")]
+SampleFrom = Annotated[
+    str | None,
+    typer.Option("--sample_from", help="latents of a VAE: prior, or ex_post, which is the default where it was fitted"),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
 
 
@@ -40,6 +44,7 @@ def sample(
     truncation: Annotated[
         float | None, typer.Option("--truncation", help="of a GAN: cuts latents off there; 1 is tame, 3 hardly cuts")
     ] = None,
+    sample_from: SampleFrom = None,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="drawn at once; bounds the memory")] = 32,
     device: Device = "auto",
 ) -> None:
@@ -52,7 +57,7 @@ def sample(
     loaded = open_pipeline(pipeline, device, sampler)
     output.mkdir(parents=True, exist_ok=True)
     images = []
-    drawn = draw_images(loaded, num_images, seed, num_inference_steps, batch_size, truncation)
+    drawn = draw_images(loaded, num_images, seed, num_inference_steps, batch_size, truncation, sample_from)
     for index, image in enumerate(drawn):
         image.save(output / f"{index:06d}.png")
         images.append(image)
@@ -105,30 +110,70 @@ def denoise(
 def interpolate(
     pipeline: PipelineFolder,
     output: Annotated[Path, typer.Option("--output", help="new folder for sheet.png and walk.gif")],
-    seeds: Annotated[str, typer.Option("--seeds", help="walked through in this order, such as 1,2,3")] = "0,1",
-    num_steps: Annotated[int, typer.Option("--num_steps", min=1, help="images between two seeds on the sheet")] = 8,
-    num_frames: Annotated[int, typer.Option("--num_frames", min=1, help="frames of the GIF between two seeds")] = 24,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="walked through in this order, such as 1,2,3; 0,1 if not given")
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", help="of a VAE: walk between your images instead; give it for each of them"),
+    ] = None,
+    num_steps: Annotated[int, typer.Option("--num_steps", min=1, help="images between two ends on the sheet")] = 8,
+    num_frames: Annotated[int, typer.Option("--num_frames", min=1, help="frames of the GIF between two ends")] = 24,
+    sample_from: SampleFrom = None,
     device: Device = "auto",
 ) -> None:
-    """Walk from image to image of a GAN: a sheet (for each two seeds, straight above spherical) and a GIF."""
+    """Walk from image to image of a GAN or a VAE: a sheet (for each two, straight above spherical) and a GIF."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists and is not empty; choose another folder")
-    chosen = parse_seeds(seeds)
+    if image and (seeds is not None or sample_from is not None):
+        raise UserError("--image: your images are the ends of the walk; leave out --seeds and --sample_from")
+    if image and len(image) < 2:
+        raise UserError(f"--image {image[0]}: a walk needs two images at least; give --image again")
+    chosen = parse_seeds("0,1" if seeds is None else seeds)
     import hfgen.inference as inference
     from hfgen.figures import image_sheet, write_gif
 
     loaded = inference.open_pipeline(pipeline, device)
+    if image:
+        ends, _ = inference.latents_of_images(loaded, image, "--image")
+    else:
+        ends = inference.latents_of_seeds(loaded, chosen, sample_from)
     parts = [step / (num_steps + 1) for step in range(num_steps + 2)]  # both ends, and 1/9 to 8/9 for 8 steps
     cells = []
-    for pair in zip(chosen[:-1], chosen[1:], strict=True):
-        cells += inference.interpolate(loaded, pair, parts, spherical=False)
-        cells += inference.interpolate(loaded, pair, parts, spherical=True)
-    circle = [*chosen, chosen[0]]  # back to the start, so that the GIF has no jump
+    for first in range(len(ends) - 1):
+        cells += inference.interpolate(loaded, ends[first : first + 2], parts, spherical=False)
+        cells += inference.interpolate(loaded, ends[first : first + 2], parts, spherical=True)
+    circle = ends[[*range(len(ends)), 0]]  # back to the start, so that the GIF has no jump
     frames = inference.interpolate(loaded, circle, [part / num_frames for part in range(num_frames)], spherical=True)
     output.mkdir(parents=True, exist_ok=True)
     image_sheet(cells, columns=len(parts)).save(output / "sheet.png")
     write_gif(frames, output / "walk.gif", frame_seconds=0.08)
-    typer.echo(f"sheet.png (straight above spherical, seeds {', '.join(map(str, chosen))}) and walk.gif in {output}")
+    names = f"seeds {', '.join(map(str, chosen))}" if not image else ", ".join(path.name for path in image)
+    typer.echo(f"sheet.png (straight above spherical, {names}) and walk.gif in {output}")
+
+
+@app.command()
+def reconstruct(
+    pipeline: PipelineFolder,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="of any size; their middle is used")],
+    output: Annotated[Path, typer.Option("--output", help="new folder for sheet.png and the single images")],
+    columns: Annotated[int, typer.Option("--columns", min=1, help="images a row of the sheet")] = 8,
+    device: Device = "auto",
+) -> None:
+    """Encode and decode images by a VAE: a sheet, originals above reconstructions, and the reconstructions."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output} exists and is not empty; choose another folder")
+    import hfgen.inference as inference
+    from hfgen.figures import reconstruction_sheet
+
+    loaded = inference.open_pipeline(pipeline, device)
+    latents, originals = inference.latents_of_images(loaded, images, "IMAGES")
+    reconstructions = inference.decode_latents(loaded, latents)
+    output.mkdir(parents=True, exist_ok=True)
+    for index, (path, reconstruction) in enumerate(zip(images, reconstructions, strict=True)):
+        reconstruction.save(output / f"{index:06d}-{path.stem}.png")
+    reconstruction_sheet(originals, reconstructions, columns).save(output / "sheet.png")
+    typer.echo(f"{len(images)} reconstructions and sheet.png (originals above them) in {output}")
 
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, finished or not")]

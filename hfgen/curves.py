@@ -31,8 +31,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 def draw_curves(runs: Sequence[Path]) -> Figure:
     """Draw every loss of every run: a row a loss, against steps on the left, against minutes of training on the right.
 
-    Losses are those whose name is "loss" or begins with "loss_", so that a GAN's two stand above each other and runs
-    of different families share what they have in common. A run is called by its folder's name, or by the whole path if
+    Losses are those whose name is "loss", begins with "loss_" or ends with "_loss", so that a GAN's two and a VAE's
+    parts stand above each other and runs of different families share what they have in common. A run is called by its folder's name, or by the whole path if
     two folders have the same name.
 
     Raises:
@@ -40,7 +40,7 @@ def draw_curves(runs: Sequence[Path]) -> Figure:
     """
     same_names = len({run.resolve().name for run in runs}) < len(runs)
     logs = {str(run) if same_names else run.resolve().name: read_metrics(run) for run in runs}
-    names = sorted({name for log in logs.values() for name in log[-1] if name == "loss" or name.startswith("loss_")})
+    names = sorted({name for log in logs.values() for name in log[-1] if _is_loss(name)})
     figure = Figure(figsize=(12, 3.2 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 2, squeeze=False)
     for (by_step, by_time), name in zip(axes, names, strict=True):
@@ -55,3 +55,7 @@ def draw_curves(runs: Sequence[Path]) -> Figure:
         by_time.grid(alpha=0.3)
     axes[0][0].legend(fontsize="small")
     return figure
+
+
+def _is_loss(name: str) -> bool:
+    return name == "loss" or name.startswith("loss_") or name.endswith("_loss")

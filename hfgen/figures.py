@@ -31,6 +31,26 @@ def image_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: 
     return sheet
 
 
+def reconstruction_sheet(
+    originals: Sequence[Image.Image], reconstructions: Sequence[Image.Image], columns: int = 8
+) -> Image.Image:
+    """Lay originals out above their reconstructions, in pairs of rows.
+
+    Args:
+        originals: at least one; all as large as the first.
+        reconstructions: as many, as large.
+        columns: pairs a row.
+    """
+    columns = min(columns, len(originals))
+    blank = Image.new("RGB", originals[0].size, "white")
+    cells: list[Image.Image] = []
+    for start in range(0, len(originals), columns):
+        for images in (originals, reconstructions):
+            row = list(images[start : start + columns])
+            cells += row + [blank] * (columns - len(row))
+    return image_sheet(cells, columns)
+
+
 def denoising_strip(
     pipeline: DiffusionPipeline, timesteps: Sequence[int], num_images: int, seed: int, num_inference_steps: int
 ) -> tuple[Image.Image, Image.Image]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -17,12 +18,16 @@ from hfgen.errors import UserError
 from hfgen.figures import interpolate_latents
 from hfgen.hardware import choose_mixed_precision
 from hfgen.matrix_convolution import use_matrix_products
-from hfgen.pipelines import DDPMPipeline, GANPipeline
+from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
 from hfgen.randomness import keyed_seed
 from hfgen.schedules import SAMPLERS, sampling_scheduler
 
 
-PIPELINES: dict[str, type[DiffusionPipeline]] = {"DDPMPipeline": DDPMPipeline, "GANPipeline": GANPipeline}
+PIPELINES: dict[str, type[DiffusionPipeline]] = {
+    "DDPMPipeline": DDPMPipeline,
+    "GANPipeline": GANPipeline,
+    "VAEPipeline": VAEPipeline,
+}
 
 
 def open_pipeline(where: str, device: str = "auto", sampler: str | None = None) -> DiffusionPipeline:
@@ -56,10 +61,15 @@ def open_pipeline(where: str, device: str = "auto", sampler: str | None = None) 
     if sampler is not None:
         pipeline.scheduler = sampling_scheduler(pipeline.scheduler, sampler)
     pipeline.set_progress_bar_config(desc="denoising", leave=False)
-    if isinstance(pipeline, GANPipeline):
-        pipeline.generator.to(memory_format=torch.channels_last)
-        use_matrix_products(pipeline.generator)
+    if (network := _one_pass_network(pipeline)) is not None:
+        network.to(memory_format=torch.channels_last)
+        use_matrix_products(network)
     return pipeline.to(_device(device))
+
+
+def _one_pass_network(pipeline: DiffusionPipeline) -> torch.nn.Module | None:
+    """Return the network that draws an image in one pass, of a GAN or a VAE; None for diffusion."""
+    return getattr(pipeline, "generator", None) or getattr(pipeline, "vae", None)
 
 
 def _pipeline_folder(path: Path) -> Path:
@@ -105,6 +115,7 @@ def draw_images(
     num_inference_steps: int,
     batch_size: int,
     truncation: float | None = None,
+    sample_from: str | None = None,
 ) -> Iterator[Image.Image]:
     """Draw images batch by batch.
 
@@ -115,14 +126,20 @@ def draw_images(
         num_inference_steps: of a diffusion pipeline.
         batch_size: images drawn at once.
         truncation: of a GAN's latents.
+        sample_from: of a VAE: "prior" or "ex_post"; from the ex-post density if None and if it has one.
 
     Raises:
-        UserError: if the pipeline does not take so many steps, or has no latents to truncate.
+        UserError: if the pipeline does not take so many steps, has no latents to truncate, or no such density.
     """
-    is_gan = isinstance(pipeline, GANPipeline)
-    if truncation is not None and not is_gan:
-        raise UserError("--truncation is for the latents of a GAN; a diffusion pipeline has none")
-    options = {"truncation": truncation} if is_gan else {"num_inference_steps": num_inference_steps}
+    if truncation is not None and not isinstance(pipeline, GANPipeline):
+        raise UserError(f"--truncation is for the latents of a GAN; this is a {type(pipeline).__name__}")
+    if sample_from is not None and not isinstance(pipeline, VAEPipeline):
+        raise UserError(f"--sample_from is for the latents of a VAE; this is a {type(pipeline).__name__}")
+    options: dict[str, Any] = {"num_inference_steps": num_inference_steps}
+    if isinstance(pipeline, GANPipeline):
+        options = {"truncation": truncation}
+    elif isinstance(pipeline, VAEPipeline):
+        options = {"sample_from": sample_from}
     for start in range(0, num_images, batch_size):
         count = min(batch_size, num_images - start)
         generators = image_generators(seed, start, count)
@@ -135,38 +152,74 @@ def draw_images(
 
 
 def fast_precision(pipeline: DiffusionPipeline) -> AbstractContextManager:
-    """Let a GAN draw in bf16 where the hardware multiplies it natively; other pipelines draw as they were saved."""
+    """Let a GAN or a VAE draw in bf16 where the hardware multiplies it natively; diffusion draws as it was saved."""
     device = pipeline.device.type
-    fast = isinstance(pipeline, GANPipeline) and choose_mixed_precision("auto", cpu=device != "cuda") == "bf16"
+    fast = _one_pass_network(pipeline) is not None and choose_mixed_precision("auto", cpu=device != "cuda") == "bf16"
     return torch.autocast(device, torch.bfloat16) if fast else nullcontext()
 
 
 def interpolate(
-    pipeline: DiffusionPipeline, seeds: Sequence[int], parts: Sequence[float], spherical: bool
+    pipeline: DiffusionPipeline, ends: torch.Tensor, parts: Sequence[float], spherical: bool
 ) -> list[Image.Image]:
-    """Draw the images on the way from seed to seed: for each two neighbours one image for each part of the way.
+    """Draw the images on the way from latent to latent: for each two neighbours one image for each part of the way.
 
     Args:
-        pipeline: of a GAN.
-        seeds: at least two; seed s draws what `hfgen sample --seed s` draws first.
+        pipeline: of a GAN or a VAE.
+        ends: at least two latents, `(count, latent_dim)`, from `latents_of_seeds` or `latents_of_images`.
         parts: of the way, from 0 to 1.
         spherical: see `interpolate_latents`.
-
-    Raises:
-        UserError: if the pipeline has no latents to walk between.
     """
-    if not isinstance(pipeline, GANPipeline):
-        raise UserError("interpolation needs the latents of a GAN; this pipeline starts from noise")
-    latent_dim = pipeline.generator.config.latent_dim
-    ends = [torch.randn(1, latent_dim, generator=image_generators(seed, 0, 1)[0])[0] for seed in seeds]
     fractions = torch.tensor(parts)
     ways = [interpolate_latents(*two, fractions, spherical) for two in zip(ends[:-1], ends[1:], strict=True)]
+    return decode_latents(pipeline, torch.cat(ways))
+
+
+def decode_latents(pipeline: DiffusionPipeline, latents: torch.Tensor) -> list[Image.Image]:
+    """Draw the images of latents, `(count, latent_dim)`, by the pipeline of a GAN or a VAE."""
     with fast_precision(pipeline):
-        (images,) = pipeline(latents=torch.cat(ways), return_dict=False)
-    return images
+        return pipeline(latents=latents).images
 
 
-def open_image(path: Path, size: int) -> Image.Image:
+def latents_of_seeds(pipeline: DiffusionPipeline, seeds: Sequence[int], sample_from: str | None) -> torch.Tensor:
+    """Return the latents, `(count, latent_dim)`, of what `hfgen sample --seed s` draws first, for each seed s.
+
+    Raises:
+        UserError: if the pipeline has no latents, or no such density.
+    """
+    generators = [image_generators(seed, 0, 1)[0] for seed in seeds]
+    if isinstance(pipeline, VAEPipeline):
+        try:
+            return pipeline.draw_latents(len(seeds), generators, sample_from).cpu()
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    if not isinstance(pipeline, GANPipeline):
+        raise UserError("interpolation needs the latents of a GAN or a VAE; this pipeline starts from noise")
+    if sample_from is not None:
+        raise UserError(f"--sample_from is for the latents of a VAE; this is a {type(pipeline).__name__}")
+    return torch.stack([torch.randn(pipeline.generator.config.latent_dim, generator=own) for own in generators])
+
+
+def latents_of_images(
+    pipeline: DiffusionPipeline, paths: Sequence[Path], argument: str
+) -> tuple[torch.Tensor, list[Image.Image]]:
+    """Encode images: their latents, `(count, latent_dim)`, and what the encoder saw of them.
+
+    Args:
+        pipeline: of a VAE.
+        paths: of image files.
+        argument: of the command line that named them, for messages.
+
+    Raises:
+        UserError: if the pipeline has no encoder, or an image cannot be read.
+    """
+    if not isinstance(pipeline, VAEPipeline):
+        raise UserError(f"only a VAE encodes images; this is a {type(pipeline).__name__}")
+    images = [open_image(path, pipeline.vae.config.sample_size, argument) for path in paths]
+    with fast_precision(pipeline):
+        return pipeline.encode(images), images
+
+
+def open_image(path: Path, size: int, argument: str = "--image") -> Image.Image:
     """Read an image as the training does: RGB, short side resized, centre cropped.
 
     Raises:
@@ -175,5 +228,5 @@ def open_image(path: Path, size: int) -> Image.Image:
     try:
         decoded = decode_image(str(path), path.read_bytes(), DataSettings(sample_size=size))
     except (OSError, UnreadableImageError) as error:
-        raise UserError(f"--image {path}: {error}") from error
+        raise UserError(f"{argument} {path}: {error}") from error
     return Image.fromarray(decoded.pixels[0])

@@ -209,11 +209,11 @@ class Run:
         """Whether a run that ended because its time is up still lacks a sheet of its last step; main process alone."""
         return self.is_main and self._stop_requests.request == TIME_IS_UP and not self._sheet_path().exists()
 
-    def save_sheet(self, sheet: Image.Image) -> Path:
-        """Write a sheet of samples to `samples/` and to the tracker; return its path."""
-        path = self._sheet_path()
+    def save_sheet(self, sheet: Image.Image, kind: str = "samples") -> Path:
+        """Write a sheet to the folder `kind` of the run and to the tracker; return its path."""
+        path = self._sheet_path(kind)
         write_atomically(path, lambda temporary: sheet.save(temporary, format="png"))
-        self._log.show_image("samples", sheet, self.step)
+        self._log.show_image(kind, sheet, self.step)
         return path
 
     def finish(self) -> Path:
@@ -247,8 +247,8 @@ class Run:
         """Seconds of all launches of this run so far."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def _sheet_path(self) -> Path:
-        return self.output_dir / "samples" / f"step-{self.step:08d}.png"
+    def _sheet_path(self, kind: str = "samples") -> Path:
+        return self.output_dir / kind / f"step-{self.step:08d}.png"
 
     def _open_folder(self) -> Path | None:
         """Create or reopen the run's folder; return the checkpoint to resume from. All processes fail together."""

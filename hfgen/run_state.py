@@ -103,6 +103,8 @@ class RunState:
         for part in self._parts.values():
             for group in getattr(part, "param_groups", []):
                 group["lr"] *= factor
+            if hasattr(part, "base_lrs"):  # of a schedule, which sets the learning rate anew at each step
+                part.base_lrs = [rate * factor for rate in part.base_lrs]
 
 
 def _is_finite(part: Stateful) -> bool:

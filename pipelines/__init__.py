@@ -8,8 +8,16 @@ Each class joins a plain one, whose file is published with the weights, with sav
 folders.
 """
 
-from hfgen.models import DCGAN256Generator, DCGANGenerator, SNGANGenerator, UNetAttention, UNetBase
-from hfgen.pipelines import pipeline_ddpm, pipeline_gan
+from hfgen.models import (
+    ConvVAE,
+    DCGAN256Generator,
+    DCGANGenerator,
+    GaussianMixture,
+    SNGANGenerator,
+    UNetAttention,
+    UNetBase,
+)
+from hfgen.pipelines import pipeline_ddpm, pipeline_gan, pipeline_vae
 from hfgen.pipelines.self_contained import SelfContainedPipelineMixin
 
 
@@ -25,4 +33,10 @@ class GANPipeline(SelfContainedPipelineMixin, pipeline_gan.GANPipeline):  # noqa
     component_classes = (DCGAN256Generator, DCGANGenerator, SNGANGenerator)
 
 
-__all__ = ["DDPMPipeline", "GANPipeline"]
+class VAEPipeline(SelfContainedPipelineMixin, pipeline_vae.VAEPipeline):  # noqa: D101 (it has one)
+    __doc__ = pipeline_vae.VAEPipeline.__doc__
+    shipped_class = pipeline_vae.VAEPipeline
+    component_classes = (ConvVAE, GaussianMixture)
+
+
+__all__ = ["DDPMPipeline", "GANPipeline", "VAEPipeline"]

@@ -5,16 +5,20 @@ A new network is one file here and one line below; the tests in `tests/models/` 
 
 from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from hfgen.models.dcgan256 import DCGAN256Discriminator, DCGAN256Generator
+from hfgen.models.gaussian_mixture import GaussianMixture
 from hfgen.models.sngan import SNGANDiscriminator, SNGANGenerator
 from hfgen.models.unet_attention import UNetAttention
 from hfgen.models.unet_base import UNetBase
+from hfgen.models.vae import ConvVAE
 
 
 __all__ = [
+    "ConvVAE",
     "DCGAN256Discriminator",
     "DCGAN256Generator",
     "DCGANDiscriminator",
     "DCGANGenerator",
+    "GaussianMixture",
     "SNGANDiscriminator",
     "SNGANGenerator",
     "UNetAttention",

@@ -1,0 +1,50 @@
+"""A mixture of Gaussians over latents, for sampling from where an encoder really puts the data.
+
+Ex-post density estimation (Ghosh et al. 2020, arXiv:1903.12436, section 4): the latents of the training set do not
+fill the prior that they were drawn to, so that a draw from the prior may fall where the decoder never was.
+
+This file imports only torch and diffusers: a copy of it is published with each checkpoint.
+"""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+
+class GaussianMixture(ModelMixin, ConfigMixin):
+    """Turns standard normal numbers into draws from a mixture of Gaussians.
+
+    Its tensors are set by whoever fitted it; a new one is a single standard normal distribution, if it has one
+    component.
+
+    Args:
+        latent_dim: size of a latent.
+        num_components: Gaussians in the mixture.
+    """
+
+    @register_to_config
+    def __init__(self, latent_dim: int = 100, num_components: int = 10):
+        super().__init__()
+        # Parameters without gradient, as diffusers looks for a model's device and precision there.
+        self.weights = nn.Parameter(torch.full((num_components,), 1 / num_components), requires_grad=False)
+        self.means = nn.Parameter(torch.zeros(num_components, latent_dim), requires_grad=False)
+        # L of each covariance L L^T, lower triangular.
+        scales = torch.eye(latent_dim).repeat(num_components, 1, 1)
+        self.scale_trils = nn.Parameter(scales, requires_grad=False)
+
+    def forward(self, noise: torch.Tensor) -> torch.Tensor:
+        """Draw one latent for each row of noise: a smooth function of it within a component.
+
+        Args:
+            noise: `(batch_size, 1 + latent_dim)`, standard normal: the first number chooses the component, the others
+                the place in it.
+
+        Returns:
+            `(batch_size, latent_dim)`.
+        """
+        bounds = self.weights.double().cumsum(0)
+        quantiles = torch.special.ndtr(noise[:, 0].double()) * bounds[-1]
+        chosen = torch.searchsorted(bounds, quantiles).clamp(max=len(bounds) - 1)  # (B,)
+        offsets = torch.einsum("bij,bj->bi", self.scale_trils[chosen], noise[:, 1:].to(self.means.dtype))
+        return self.means[chosen] + offsets

@@ -1,0 +1,174 @@
+"""A convolutional variational autoencoder with vector latents (Kingma and Welling 2014, arXiv:1312.6114).
+
+Encoder and decoder are DCGAN's stacks of strided convolutions mirrored (Radford et al. 2016, arXiv:1511.06434), with
+residual blocks (He et al. 2016, arXiv:1603.05027: normalise, activate, convolve) at each level if asked for. The
+methods are those of diffusers' `AutoencoderKL`.
+
+This file imports only torch and diffusers: a copy of it is published with each checkpoint.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.utils import BaseOutput
+from torch import nn
+from torch.nn.functional import silu
+
+
+@dataclass
+class ConvVAEOutput(BaseOutput):
+    """What one pass through encoder and decoder gives.
+
+    Attributes:
+        sample: the reconstruction, `(batch_size, in_channels, sample_size, sample_size)`, in [-1, 1].
+        latent_dist: the posterior that its latents came from.
+    """
+
+    sample: torch.Tensor
+    latent_dist: DiagonalGaussianDistribution
+
+
+class ConvVAE(ModelMixin, ConfigMixin):
+    """Encodes images to Gaussians over latent vectors, and decodes latents to images.
+
+    Args:
+        sample_size: height and width of the images, in pixels: a multiple of `2 ** len(block_out_channels)`.
+        in_channels: channels of the images.
+        latent_dim: size of a latent.
+        block_out_channels: channels of each level, from half the resolution of the images on; each level halves it.
+        layers_per_block: residual blocks a level, in the encoder and in the decoder; 0 leaves strided convolutions.
+        normalization: "batch", or "group" for small batches: groups of 8 channels or more (Wu and He 2018,
+            arXiv:1803.08494).
+
+    Raises:
+        ValueError: if the levels do not divide `sample_size`, or for another normalisation.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 64,
+        in_channels: int = 3,
+        latent_dim: int = 100,
+        block_out_channels: tuple[int, ...] = (64, 128, 256, 512),
+        layers_per_block: int = 1,
+        normalization: str = "batch",
+    ):
+        super().__init__()
+        widths = list(block_out_channels)
+        if not widths or sample_size % 2 ** len(widths):
+            raise ValueError(
+                f"sample_size={sample_size} must be a multiple of {2 ** len(widths)}: each of the {len(widths)} levels "
+                f"of block_out_channels={tuple(widths)} halves the resolution"
+            )
+        if normalization not in ("batch", "group"):
+            raise ValueError(f"normalization={normalization!r} must be batch or group")
+        self.coarse_size = sample_size // 2 ** len(widths)
+        coarse_features = widths[-1] * self.coarse_size**2
+
+        self.down_blocks = nn.ModuleList()
+        for fine, coarse in zip([in_channels, *widths[:-1]], widths, strict=True):
+            blocks = [_ResidualBlock(coarse, normalization) for _ in range(layers_per_block)]
+            self.down_blocks.append(nn.Sequential(nn.Conv2d(fine, coarse, 4, stride=2, padding=1), *blocks))
+            self.down_blocks.append(nn.Sequential(_norm(coarse, normalization), nn.SiLU(inplace=True)))
+        self.to_posterior = nn.Linear(coarse_features, 2 * latent_dim)
+
+        self.from_latents = nn.Linear(latent_dim, coarse_features)
+        self.up_blocks = nn.ModuleList()
+        for coarse, fine in zip(widths[::-1], [*widths[-2::-1], in_channels], strict=True):
+            blocks = [_ResidualBlock(coarse, normalization) for _ in range(layers_per_block)]
+            self.up_blocks.append(nn.Sequential(*blocks, _norm(coarse, normalization), nn.SiLU(inplace=True)))
+            self.up_blocks.append(nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1))
+        # The posterior starts near the prior, at means of about 0 and variances of about 1, and the image as grey.
+        for last in (self.to_posterior, self.up_blocks[-1]):
+            nn.init.normal_(last.weight, 0.0, 0.1 * last.weight[0].numel() ** -0.5)
+            nn.init.zeros_(last.bias)
+
+    def encode(self, images: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
+        """Encode images.
+
+        Args:
+            images: `(batch_size, in_channels, sample_size, sample_size)`, in [-1, 1].
+            return_dict: whether to return an `AutoencoderKLOutput` instead of a plain tuple.
+
+        Returns:
+            An output whose `latent_dist` is the posterior, a Gaussian over latents `(batch_size, latent_dim, 1, 1)`.
+        """
+        hidden_states = images
+        for block in self.down_blocks:
+            hidden_states = block(hidden_states)  # (B, C, H/2, W/2)
+        # In the precision of the weights: rounded to bf16, a mean is off by more than many a posterior is wide.
+        with torch.autocast(images.device.type, enabled=False):
+            features = hidden_states.flatten(1).to(self.to_posterior.weight.dtype)
+            posterior = DiagonalGaussianDistribution(self.to_posterior(features)[:, :, None, None])
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    def decode(self, latents: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
+        """Decode latents.
+
+        Args:
+            latents: `(batch_size, latent_dim)` or `(batch_size, latent_dim, 1, 1)`.
+            return_dict: whether to return a `DecoderOutput` instead of a plain tuple.
+
+        Returns:
+            An output whose `sample` are images, `(batch_size, in_channels, sample_size, sample_size)`, in [-1, 1].
+        """
+        size = (-1, self.coarse_size, self.coarse_size)
+        # (B, H, W, C) seen as (B, C, H, W): channels_last.
+        hidden_states = self.from_latents(latents.flatten(1)).unflatten(1, size).movedim(1, -1).movedim(-1, 1)
+        for block in self.up_blocks:
+            hidden_states = block(hidden_states)  # (B, C, 2H, 2W)
+        images = hidden_states.float().tanh().to(latents.dtype)
+        return DecoderOutput(sample=images) if return_dict else (images,)
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> ConvVAEOutput | tuple:
+        """Encode images and decode them again.
+
+        Args:
+            images: `(batch_size, in_channels, sample_size, sample_size)`, in [-1, 1].
+            sample_posterior: draw the latents from the posterior, as training does, instead of taking its mean.
+            return_dict: whether to return a `ConvVAEOutput` instead of a plain tuple.
+            generator: the random number generator of the draw.
+
+        Returns:
+            The reconstruction as `sample`, and the posterior as `latent_dist`.
+        """
+        (posterior,) = self.encode(images, return_dict=False)
+        latents = posterior.sample(generator) if sample_posterior else posterior.mode()
+        (reconstruction,) = self.decode(latents, return_dict=False)
+        if not return_dict:
+            return reconstruction, posterior
+        return ConvVAEOutput(sample=reconstruction, latent_dist=posterior)
+
+
+class _ResidualBlock(nn.Module):
+    """Two convolutions beside the identity, which it starts as."""
+
+    def __init__(self, channels: int, normalization: str):
+        super().__init__()
+        self.norm1, self.conv1 = _norm(channels, normalization), nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2, self.conv2 = _norm(channels, normalization), nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map `(batch_size, channels, height, width)` to the same shape."""
+        change = self.conv1(silu(self.norm1(hidden_states), inplace=True))
+        return hidden_states + self.conv2(silu(self.norm2(change), inplace=True))
+
+
+def _norm(channels: int, normalization: str) -> nn.Module:
+    if normalization == "batch":
+        return nn.BatchNorm2d(channels)
+    groups = max(count for count in range(1, 33) if channels % count == 0 and channels // count >= min(8, channels))
+    return nn.GroupNorm(groups, channels)

@@ -1,0 +1,164 @@
+"""How much of an image the posteriors of a VAE carry: watched in training, measured on the whole training set."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from diffusers import ModelMixin
+
+from hfgen.data.loading import Batches
+from hfgen.losses.vae import MIN_SIGMA, bits_per_dimension, kl_per_dimension
+
+
+# Burda et al. 2016 (arXiv:1509.00519), section 5.2: a unit is active if the variance of its mean over the data is more.
+ACTIVE_VARIANCE = 0.01
+# Without an active unit at so many looks in a row the posterior has collapsed: every image gets the same code.
+LOOKS_TO_COLLAPSE = 3
+# Below this part of the units a larger latent_dim is idle, which is worth a word.
+FEW_ACTIVE = 0.1
+
+
+class Verdict(NamedTuple):
+    """What the watch saw.
+
+    Attributes:
+        signals: numbers for the log, by name.
+        good: whether a checkpoint of this moment is worth going back to.
+        trouble: what is wrong, as a clause; None if nothing is.
+        warning: what the user may want to change, as a sentence; None if nothing, or if it was said before.
+    """
+
+    signals: dict[str, float]
+    good: bool
+    trouble: str | None
+    warning: str | None
+
+
+class PosteriorWatch:
+    """Tells how many units of the latents say anything about the image, and how much each.
+
+    Args:
+        latent_dim: size of a latent.
+        device: where the posteriors will be; nothing is read off it but at a look.
+    """
+
+    def __init__(self, latent_dim: int, device: torch.device):
+        self._latent_dim, self._device = latent_dim, device
+        self._dead_looks, self._warned = 0, False
+        self._forget()
+
+    @torch.no_grad()
+    def observe(self, mean: torch.Tensor, kl_dimensions: torch.Tensor) -> None:
+        """Note the posteriors of one update.
+
+        Args:
+            mean: `(batch_size, latent_dim, 1, 1)`.
+            kl_dimensions: `(latent_dim,)`, in nats.
+        """
+        mean = mean.float().flatten(1)
+        self._sums += torch.stack([mean.mean(dim=0), mean.square().mean(dim=0), kl_dimensions])
+        self._updates += 1
+
+    def look(self) -> Verdict:
+        """Judge what was observed since the last look."""
+        average, square, kl = (self._sums.double() / max(self._updates, 1)).cpu()
+        active = int((square - average.square() > ACTIVE_VARIANCE).sum())
+        signals = {
+            "active_units": float(active),
+            "kl_dimension_min": float(kl.min()),
+            "kl_dimension_median": float(kl.median()),
+            "kl_dimension_max": float(kl.max()),
+        }
+        self._dead_looks = 0 if active else self._dead_looks + 1
+        few = active < FEW_ACTIVE * self._latent_dim
+        trouble, warning = None, None
+        remedy = "a lower --kl_weight, --kl_warmup_steps, --free_bits or a lower --learning_rate helps"
+        if self._dead_looks >= LOOKS_TO_COLLAPSE:
+            trouble = (
+                f"the posterior has collapsed: none of {self._latent_dim} units tells images apart, at "
+                f"{LOOKS_TO_COLLAPSE} looks in a row; {remedy}"
+            )
+        elif few and not self._warned:
+            warning = (
+                f"{active} of {self._latent_dim} units tell images apart; if they do not become more, {remedy}, or a "
+                "smaller --latent_dim loses nothing"
+            )
+        self._warned = self._warned or few
+        self._forget()
+        return Verdict(signals, not few, trouble, warning)
+
+    def _forget(self) -> None:
+        """Start a new window of observations."""
+        self._sums = torch.zeros(3, self._latent_dim, device=self._device)
+        self._updates = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to come to the same verdicts."""
+        counts = (self._dead_looks, self._warned, self._updates)
+        return {"counts": counts, "sums": self._sums.clone()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
+        self._dead_looks, self._warned, self._updates = state_dict["counts"]
+        self._sums = state_dict["sums"].to(self._device, copy=True)
+
+
+class EncodedImages(NamedTuple):
+    """The posteriors of images, and how well the decoder gets from them back to the images.
+
+    Attributes:
+        mean: `(num_images, latent_dim)`, float32, on the CPU.
+        logvar: of the same shape.
+        mean_squared_error: of reconstructions from one draw of each posterior, over all pixels, in [-1, 1].
+        num_dims: channels times height times width.
+    """
+
+    mean: torch.Tensor
+    logvar: torch.Tensor
+    mean_squared_error: float
+    num_dims: int
+
+    def report(self) -> dict[str, Any]:
+        """Return what there is to tell, as plain values: losses in nats an image, for a calibrated decoder."""
+        kl_dimensions = kl_per_dimension(self.mean, self.logvar)
+        variance = max(self.mean_squared_error, MIN_SIGMA**2)
+        likelihood = 0.5 * self.num_dims * (self.mean_squared_error / variance + math.log(2 * math.pi * variance))
+        nats = likelihood + float(kl_dimensions.sum())
+        return {
+            "num_images": len(self.mean),
+            "rmse": math.sqrt(self.mean_squared_error),
+            "sigma": math.sqrt(variance),
+            "reconstruction_loss": likelihood,
+            "kl_loss": float(kl_dimensions.sum()),
+            "negative_elbo": nats,
+            "bits_per_dimension": bits_per_dimension(nats, self.num_dims),
+            "active_units": int((self.mean.var(dim=0, correction=0) > ACTIVE_VARIANCE).sum()),
+            "kl_dimensions": [round(nats, 4) for nats in kl_dimensions.sort(descending=True).values.tolist()],
+        }
+
+
+@torch.no_grad()
+def encode_images(
+    vae: ModelMixin, batches: Batches, count: int, generator: torch.Generator, accelerator: Accelerator
+) -> EncodedImages:
+    """Encode and reconstruct the next images of all processes together; all must call this.
+
+    Args:
+        vae: the network, in eval mode, on the device.
+        batches: of this process.
+        count: images, over all processes.
+        generator: draws the latents.
+        accelerator: knows the processes.
+    """
+    means, logvars, errors, encoded, num_dims = [], [], [], 0, 0
+    while encoded < count:
+        images = next(batches)
+        reconstruction, posterior = vae(images, sample_posterior=True, return_dict=False, generator=generator)
+        error = (reconstruction.float() - images).square().flatten(1).mean(dim=1)
+        parts = (posterior.mean.float().flatten(1), posterior.logvar.float().flatten(1), error)
+        mean, logvar, error = (part.cpu() for part in accelerator.gather(parts))
+        means.append(mean), logvars.append(logvar), errors.append(error)
+        encoded, num_dims = encoded + len(mean), images[0].numel()
+    mean_squared_error = torch.cat(errors)[:count].double().mean().item()
+    return EncodedImages(torch.cat(means)[:count], torch.cat(logvars)[:count], mean_squared_error, num_dims)

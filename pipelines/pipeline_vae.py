@@ -1,0 +1,179 @@
+"""The pipeline of the variational autoencoder: draws, reconstructs and encodes images.
+
+This file imports only torch and diffusers: a copy of it is published with each checkpoint.
+"""
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+
+
+class VAEPipeline(DiffusionPipeline):
+    """Draws images by a decoder from random latents, and takes images to latents and back.
+
+    Args:
+        vae: the network: `encode(images).latent_dist` and `decode(latents).sample` as in diffusers' `AutoencoderKL`,
+            on images `(batch_size, channels, sample_size, sample_size)` in [-1, 1] and latents
+            `(batch_size, latent_dim)`; has `config.latent_dim` and `config.sample_size`.
+        density: the ex-post density, if one was fitted: maps standard normal `(batch_size, 1 + latent_dim)` to latents
+            `(batch_size, latent_dim)`.
+    """
+
+    model_cpu_offload_seq = "density->vae"
+    _optional_components = ["density"]
+
+    def __init__(self, vae: torch.nn.Module, density: torch.nn.Module | None = None):
+        super().__init__()
+        self.register_modules(vae=vae, density=density)
+        # The largest square in the middle of an image is what the network gets to see.
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_convert_rgb=True)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        latents: torch.Tensor | None = None,
+        sample_from: str | None = None,
+        chunk_size: int = 64,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw images.
+
+        Args:
+            batch_size: how many; as many as there are `latents`, or 1, if None.
+            generator: the random number generator, or one for each image: then an image does not depend on the
+                others of its batch.
+            output_type: "pil", "np" (float `(batch_size, height, width, channels)` in [0, 1]), or "pt" (float
+                `(batch_size, channels, height, width)` in [0, 1]).
+            return_dict: whether to return an `ImagePipelineOutput` instead of a plain tuple.
+            latents: `(batch_size, latent_dim)`, decoded as they are; drawn if None.
+            sample_from: where latents are drawn from: "prior", "ex_post", or if None from the ex-post density if the
+                pipeline has one.
+            chunk_size: images drawn at once, which bounds the memory whatever `batch_size` is.
+
+        Returns:
+            An output whose `images` are the images.
+
+        Raises:
+            ValueError: if `latents` have another shape, `sample_from` is unknown or missing from the pipeline, or
+                `chunk_size` is not positive.
+        """
+        if batch_size is None:
+            batch_size = 1 if latents is None else len(latents)
+        shape = (batch_size, self.vae.config.latent_dim)
+        if latents is None:
+            latents = self.draw_latents(batch_size, generator, sample_from)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"latents of shape {tuple(latents.shape)} do not fit: {shape} is needed")
+        return self._decode(latents, output_type, return_dict, chunk_size)
+
+    @torch.no_grad()
+    def draw_latents(
+        self,
+        batch_size: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        sample_from: str | None = None,
+    ) -> torch.Tensor:
+        """Draw latents, `(batch_size, latent_dim)`, float32; the arguments are those of the call.
+
+        Raises:
+            ValueError: if `sample_from` is unknown, or the pipeline has no ex-post density.
+        """
+        sample_from = sample_from or ("prior" if self.density is None else "ex_post")
+        if sample_from not in ("prior", "ex_post"):
+            raise ValueError(f"sample_from={sample_from!r} must be 'prior' or 'ex_post'")
+        latent_dim = self.vae.config.latent_dim
+        if sample_from == "prior":
+            return randn_tensor((batch_size, latent_dim), generator, self.device, torch.float32)
+        if self.density is None:
+            raise ValueError("sample_from='ex_post': no density was fitted to this pipeline; use 'prior'")
+        noise = randn_tensor((batch_size, 1 + latent_dim), generator, self.device, torch.float32)
+        return self.density(noise).float()
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        sample_posterior: bool = False,
+        chunk_size: int = 64,
+    ) -> torch.Tensor:
+        """Turn images into latents.
+
+        Args:
+            images: a PIL image or a list of them, of any size and mode: of each the largest square in the middle is
+                resized; or a tensor `(batch_size, channels, sample_size, sample_size)` in [0, 1].
+            generator: the random number generator of `sample_posterior`, or one for each image.
+            sample_posterior: draw from the posterior instead of taking its mean.
+            chunk_size: images encoded at once.
+
+        Returns:
+            `(batch_size, latent_dim)`, float32, on the CPU.
+
+        Raises:
+            ValueError: if a tensor has another shape or range, or `chunk_size` is not positive.
+        """
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+        pixels = self._to_pixels(images)
+        latents = []
+        for start in range(0, len(pixels), chunk_size):
+            chunk = pixels[start : start + chunk_size].to(self.device, self.vae.dtype)
+            posterior = self.vae.encode(chunk).latent_dist
+            mean, std = (part.flatten(1).float() for part in (posterior.mean, posterior.std))
+            if sample_posterior:
+                own = generator[start : start + chunk_size] if isinstance(generator, list) else generator
+                mean = mean + std * randn_tensor(mean.shape, own, mean.device, torch.float32)
+            latents.append(mean.cpu())
+        return torch.cat(latents)
+
+    def reconstruct(
+        self,
+        images,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        sample_posterior: bool = False,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        chunk_size: int = 64,
+    ) -> ImagePipelineOutput | tuple:
+        """Encode images and decode them again; the arguments are those of `encode` and of the call.
+
+        Returns:
+            An output whose `images` are the reconstructions.
+
+        Raises:
+            ValueError: as `encode` does.
+        """
+        latents = self.encode(images, generator, sample_posterior, chunk_size)
+        return self._decode(latents, output_type, return_dict, chunk_size)
+
+    def to_pil(self, images: torch.Tensor) -> list:
+        """Turn images `(batch_size, channels, height, width)` in [0, 1] into a list of PIL images."""
+        return self.image_processor.postprocess(images * 2 - 1, output_type="pil")
+
+    def _to_pixels(self, images) -> torch.Tensor:
+        """Return images as `(batch_size, channels, sample_size, sample_size)` in [-1, 1]."""
+        size, channels = self.vae.config.sample_size, self.vae.config.in_channels
+        if isinstance(images, torch.Tensor):
+            if images.ndim != 4 or tuple(images.shape[1:]) != (channels, size, size):
+                wanted = ("batch_size", channels, size, size)
+                raise ValueError(f"images of shape {tuple(images.shape)} do not fit: {wanted} is needed")
+            if images.min() < 0 or images.max() > 1:
+                raise ValueError("images have values outside [0, 1]")
+            return images.float() * 2 - 1
+        images = images if isinstance(images, list) else [images]
+        return self.image_processor.preprocess(images, size, size, resize_mode="crop")
+
+    @torch.no_grad()
+    def _decode(
+        self, latents: torch.Tensor, output_type: str, return_dict: bool, chunk_size: int
+    ) -> ImagePipelineOutput | tuple:
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+        latents = latents.to(self.device, self.vae.dtype)
+        images = [self.vae.decode(chunk).sample.float().cpu() for chunk in latents.split(chunk_size)]
+        images = self.image_processor.postprocess(torch.cat(images), output_type=output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -1,0 +1,230 @@
+#!/usr/bin/env python
+"""Train a variational autoencoder (Kingma and Welling 2014, arXiv:1312.6114) on a folder of images.
+
+    accelerate launch training_scripts/train_vae.py --preset vae --dataset path/to/images --output_dir runs/vae
+
+Presets: vae, vae_200. All settings: `--help`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers.optimization import get_scheduler
+from PIL import Image
+
+from hfgen.checkpoints import write_text_atomically
+from hfgen.config import parse_settings, setting
+from hfgen.data.loading import TrainingData, load_training_data
+from hfgen.data.settings import DataSettings
+from hfgen.density import fit_density
+from hfgen.ema import averaged_copy
+from hfgen.errors import UserError, run_reporting_user_errors
+from hfgen.figures import image_sheet, reconstruction_sheet
+from hfgen.losses.vae import kl_loss, kl_per_dimension, reconstruction_loss, warmed_up
+from hfgen.matrix_convolution import use_matrix_products
+from hfgen.models import ConvVAE
+from hfgen.pipelines import VAEPipeline
+from hfgen.posterior import PosteriorWatch, encode_images
+from hfgen.randomness import keyed_seed
+from hfgen.run import Run
+from hfgen.run_settings import RunSettings
+
+
+PRESETS = Path(__file__).resolve().parent / "presets" / "vae"
+
+# Training images whose reconstructions are drawn beside the samples.
+NUM_RECONSTRUCTIONS = 16
+# The ex-post density and the report on the posteriors look at so many training images at most.
+MAX_ENCODED = 50_000
+
+
+@dataclass
+class VAESettings:
+    """Settings of the method."""
+
+    _argument_group_name = "method"
+
+    latent_dim: int = setting(100, "size of a latent")
+    block_out_channels: list[int] | None = setting(
+        None, "channels of each level, each half as fine as the one before; doubling from 64 to 512 if not given"
+    )
+    layers_per_block: int = setting(1, "residual blocks a level, in encoder and decoder")
+    normalization: Literal["batch", "group"] = setting("batch", "batch: faster; group: for small batches")
+    reconstruction: Literal["calibrated", "mse", "l1", "bce"] = setting(
+        "calibrated", "likelihood; calibrated: a Gaussian of the best-fitting variance; mse, l1: of scale 1; bce: binary"
+    )
+    kl_weight: float = setting(1.0, "of the KL; 1 is the ELBO, other values make a beta-VAE")
+    kl_warmup_steps: int = setting(0, "updates over which the weight of the KL rises from 0")
+    free_bits: float = setting(0.0, "nats that the KL of each latent dimension has for free (the paper's lambda)")
+    batch_size: int = setting(64, "images of one update, on each process")
+    learning_rate: float = setting(1e-3, "of AdamW, after the warm-up")
+    lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = setting(
+        "constant_with_warmup", "course of the learning rate"
+    )
+    lr_warmup_steps: int = setting(200, "updates over which the learning rate rises from 0")
+    adam_beta1: float = setting(0.9, "decay of AdamW's mean gradient")
+    adam_beta2: float = setting(0.999, "decay of AdamW's mean squared gradient")
+    weight_decay: float = setting(0.0, "of AdamW; 0 makes it Adam")
+    max_grad_norm: float = setting(1.0, "norm that the gradient of the nats per dimension is clipped to")
+    ema_decay: float = setting(0.999, "decay of the average of the weights, which is what gets sampled and saved")
+    density_components: int = setting(
+        10, "Gaussians, at most, of the ex-post density that is fitted to the latents after training; 0: no fit"
+    )
+    watch_every: int = setting(250, "steps between two looks at the posterior; 0: no watch")
+    on_collapse: Literal["rollback", "stop", "warn"] = setting(
+        "rollback",
+        "when the posterior carries nothing; rollback: to the last good checkpoint, with half the learning rate",
+        may_change=True,
+    )
+    max_rollbacks: int = setting(3, "rollbacks after which the run gives up", may_change=True)
+
+    def __post_init__(self):
+        for name in ("latent_dim", "batch_size", "learning_rate", "max_grad_norm"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"--{name} {getattr(self, name)}: must be positive")
+        not_negative = ("layers_per_block", "kl_weight", "kl_warmup_steps", "free_bits", "lr_warmup_steps")
+        for name in (*not_negative, "density_components", "watch_every", "max_rollbacks"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
+        if self.batch_size < 2 and self.normalization == "batch":
+            raise UserError("--batch_size 1: BatchNorm needs at least 2 images; use --normalization group")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"--ema_decay {self.ema_decay}: must be from 0 to below 1")
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Train and return the folder of the pipeline."""
+    run_settings, data_settings, settings = parse_settings(
+        (RunSettings, DataSettings, VAESettings), PRESETS, arguments
+    )
+    run = Run(run_settings, data_settings, settings)
+    accelerator = run.accelerator
+
+    # 1. Data, of which the first images are shown with their reconstructions
+    data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
+    max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
+    first_batch = data.batches.state_dict()
+    shown_images = next(data.batches)[:NUM_RECONSTRUCTIONS]
+    data.batches.load_state_dict(first_batch)
+
+    # 2. Network, its average, optimizer
+    try:
+        network = build_vae(settings, data_settings.sample_size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    network = network.to(run.device, memory_format=torch.channels_last)
+    ema = averaged_copy(network, settings.ema_decay)
+    pipeline = VAEPipeline(ema.module)
+    use_matrix_products(network)  # on a CPU; the same numbers, sooner
+    optimizer = torch.optim.AdamW(
+        network.parameters(),
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.weight_decay,
+        fused=run.device.type in ("cpu", "cuda"),
+    )
+    # Not prepared: accelerate would step it once per process.
+    lr_scheduler = get_scheduler(
+        settings.lr_scheduler,
+        optimizer,
+        num_warmup_steps=settings.lr_warmup_steps,
+        num_training_steps=max_train_steps,
+    )
+    vae, optimizer = accelerator.prepare(network, optimizer)
+    watch = PosteriorWatch(settings.latent_dim, run.device)
+    stateful = {"vae": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "watch": watch}
+    run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
+
+    # 3. One update a step
+    for step in run.steps():
+        images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
+        reconstruction, posterior = vae(
+            images, sample_posterior=True, return_dict=False, generator=run.generator("posterior")
+        )
+        likelihood_loss = reconstruction_loss(reconstruction, images, settings.reconstruction)
+        kl_dimensions = kl_per_dimension(posterior.mean, posterior.logvar)
+        kl_weight = warmed_up(settings.kl_weight, step, settings.kl_warmup_steps)
+        loss = likelihood_loss + kl_weight * kl_loss(kl_dimensions, settings.free_bits)
+
+        # Per dimension, so that one clipping norm serves all sizes of images; Adam's update is the same.
+        accelerator.backward(loss / images[0].numel())
+        grad_norm = accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        lr_scheduler.step()
+        optimizer.zero_grad()
+        ema.update_parameters(network)
+
+        watch.observe(posterior.mean, kl_dimensions)
+        losses = {"loss": loss, "reconstruction_loss": likelihood_loss, "kl_loss": kl_dimensions.sum()}
+        losses |= {"rmse": (reconstruction.detach() - images).square().mean().sqrt(), "grad_norm": grad_norm}
+        notes = {"learning_rate": lr_scheduler.get_last_lr()[0], "kl_weight": kl_weight}
+        if settings.watch_every and step % settings.watch_every == 0:
+            verdict = watch.look()
+            run.report(verdict.good, verdict.trouble, verdict.warning)
+            notes |= verdict.signals
+        run.log(losses, notes)
+        if run.sample_due:
+            save_sheets(pipeline, shown_images, run)
+
+    if run.last_sheet_due:
+        save_sheets(pipeline, shown_images, run)
+    # 4. Where the encoder puts the data, once it no longer changes
+    if not run.stop_requested:
+        data.batches.load_state_dict(first_batch)
+        describe_latents(pipeline, data, settings, run)
+    return run.finish()
+
+
+def build_vae(settings: VAESettings, sample_size: int) -> ConvVAE:
+    """Build the network that the settings describe.
+
+    Raises:
+        ValueError: if the levels do not divide `sample_size`, saying by what it must be divisible.
+    """
+    channels = settings.block_out_channels
+    if channels is None:  # down to 4 pixels or a little more
+        levels = max(1, (sample_size // 4).bit_length() - 1)
+        channels = [64 * min(2**level, 8) for level in range(levels)]
+    return ConvVAE(
+        sample_size,
+        latent_dim=settings.latent_dim,
+        block_out_channels=tuple(channels),
+        layers_per_block=settings.layers_per_block,
+        normalization=settings.normalization,
+    )
+
+
+def save_sheets(pipeline: VAEPipeline, shown_images: torch.Tensor, run: Run) -> None:
+    """Save a sheet of samples from the prior, of the same latents all along the run, and one of reconstructions."""
+    numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, "samples"))
+    latents = torch.randn(run.settings.num_sample_images, pipeline.vae.config.latent_dim, generator=numbers)
+    originals = (shown_images + 1) / 2
+    with run.accelerator.autocast():
+        samples = pipeline(latents=latents).images
+        reconstructions = pipeline.reconstruct(originals).images
+    run.save_sheet(image_sheet(samples))
+    run.save_sheet(reconstruction_sheet(pipeline.to_pil(originals), reconstructions), "reconstructions")
+
+
+def describe_latents(pipeline: VAEPipeline, data: TrainingData, settings: VAESettings, run: Run) -> None:
+    """Measure the posteriors of the training images, write `latents.json`, and give the pipeline its density."""
+    count = min(MAX_ENCODED, data.images_per_epoch or MAX_ENCODED)
+    with run.accelerator.autocast():
+        encoded = encode_images(pipeline.vae, data.batches, count, run.generator("encode"), run.accelerator)
+    if not run.is_main:
+        return
+    report = encoded.report()
+    if settings.density_components and count > 1:
+        print(f"fitting the ex-post density to the latents of {count} images")
+        density = fit_density(encoded.mean, encoded.logvar, settings.density_components, run.settings.seed)
+        pipeline.register_modules(density=density.mixture.to(run.device))
+        report["density"] = density.report()
+    write_text_atomically(run.output_dir / "latents.json", json.dumps(report, indent=2) + "\n")
+    print(f"{report['active_units']} of {settings.latent_dim} units are active; {run.output_dir / 'latents.json'}")
+
+
+if __name__ == "__main__":
+    run_reporting_user_errors(main)
