@@ -141,7 +141,8 @@ def main() -> None:
 
     print(describe(options.threads, "diffusers", "accelerate", "pythae"))
     print(f"{IMAGE_SIZE}px, batch size {batch_size}, latents of {LATENT_DIM}, median of {rounds} rounds\n")
-    print("| side | residual blocks a level | parameters | GFLOP an image | s a step | images/s |\n|---|---|---|---|---|---|")
+    print("| side | residual blocks a level | parameters | GFLOP an image | s a step | images/s |")
+    print("|---|---|---|---|---|---|")
     print("\n".join(rows))
     print("\n| hfgen | measured | at least | |\n|---|---|---|---|")
     for blocks, ratio in ratios:

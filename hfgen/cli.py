@@ -23,7 +23,9 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="the same seed draws th
 Sampler = Annotated[str | None, typer.Option("--sampler", help="ddim, dpm, unipc or ddpm; as saved if not given")]
 SampleFrom = Annotated[
     str | None,
-    typer.Option("--sample_from", help="latents of a VAE: prior, or ex_post, which is the default where it was fitted"),
+    typer.Option(
+        "--sample_from", help="latents of a VAE: prior, or ex_post, which is the default where it was fitted"
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
 

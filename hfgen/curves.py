@@ -32,8 +32,8 @@ def draw_curves(runs: Sequence[Path]) -> Figure:
     """Draw every loss of every run: a row a loss, against steps on the left, against minutes of training on the right.
 
     Losses are those whose name is "loss", begins with "loss_" or ends with "_loss", so that a GAN's two and a VAE's
-    parts stand above each other and runs of different families share what they have in common. A run is called by its folder's name, or by the whole path if
-    two folders have the same name.
+    parts stand above each other and runs of different families share what they have in common. A run is called by its
+    folder's name, or by the whole path if two folders have the same name.
 
     Raises:
         UserError: if a folder holds no log.

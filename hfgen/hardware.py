@@ -33,6 +33,11 @@ def choose_mixed_precision(wanted: str, cpu: bool) -> str:
     return "bf16" if cpu_multiplies_bf16() else "no"
 
 
+def has_accelerator() -> bool:
+    """Whether there is anything to train on but the CPU."""
+    return torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
+
+
 def use_all_cores(local_processes: int) -> None:
     """Let PyTorch use this machine's physical cores, shared among the processes that train on it.
 

@@ -5,16 +5,18 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from diffusers import ModelMixin
 
 from hfgen.data.loading import Batches
 from hfgen.losses.vae import MIN_SIGMA, bits_per_dimension, kl_per_dimension
 
 
-# Burda et al. 2016 (arXiv:1509.00519), section 5.2: a unit is active if the variance of its mean over the data is more.
+# Burda et al. 2016 (arXiv:1509.00519), section 5.2: a unit is active if its mean varies more than this over the data.
 ACTIVE_VARIANCE = 0.01
-# Without an active unit at so many looks in a row the posterior has collapsed: every image gets the same code.
-LOOKS_TO_COLLAPSE = 3
+# Without an active unit at so many looks in a row the posterior has collapsed: every image gets the same code. A run
+# whose units have not been active yet gets longer, as all start alike.
+LOOKS_TO_COLLAPSE, LOOKS_TO_TAKE_OFF = 3, 8
 # Below this part of the units a larger latent_dim is idle, which is worth a word.
 FEW_ACTIVE = 0.1
 
@@ -45,7 +47,7 @@ class PosteriorWatch:
 
     def __init__(self, latent_dim: int, device: torch.device):
         self._latent_dim, self._device = latent_dim, device
-        self._dead_looks, self._warned = 0, False
+        self._dead_looks, self._was_active, self._warned = 0, False, False
         self._forget()
 
     @torch.no_grad()
@@ -71,13 +73,14 @@ class PosteriorWatch:
             "kl_dimension_max": float(kl.max()),
         }
         self._dead_looks = 0 if active else self._dead_looks + 1
+        self._was_active = self._was_active or active > 0
         few = active < FEW_ACTIVE * self._latent_dim
         trouble, warning = None, None
         remedy = "a lower --kl_weight, --kl_warmup_steps, --free_bits or a lower --learning_rate helps"
-        if self._dead_looks >= LOOKS_TO_COLLAPSE:
+        if self._dead_looks >= (LOOKS_TO_COLLAPSE if self._was_active else LOOKS_TO_TAKE_OFF):
             trouble = (
                 f"the posterior has collapsed: none of {self._latent_dim} units tells images apart, at "
-                f"{LOOKS_TO_COLLAPSE} looks in a row; {remedy}"
+                f"{self._dead_looks} looks in a row; {remedy}"
             )
         elif few and not self._warned:
             warning = (
@@ -95,12 +98,12 @@ class PosteriorWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to come to the same verdicts."""
-        counts = (self._dead_looks, self._warned, self._updates)
+        counts = (self._dead_looks, self._was_active, self._warned, self._updates)
         return {"counts": counts, "sums": self._sums.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from where `state_dict` was taken."""
-        self._dead_looks, self._warned, self._updates = state_dict["counts"]
+        self._dead_looks, self._was_active, self._warned, self._updates = state_dict["counts"]
         self._sums = state_dict["sums"].to(self._device, copy=True)
 
 
@@ -145,12 +148,14 @@ def encode_images(
     """Encode and reconstruct the next images of all processes together; all must call this.
 
     Args:
-        vae: the network, in eval mode, on the device.
+        vae: the network, in eval mode, on the device; all processes get the weights of the main one.
         batches: of this process.
         count: images, over all processes.
         generator: draws the latents.
         accelerator: knows the processes.
     """
+    for tensor in vae.state_dict().values():  # each process has had BatchNorm's statistics of its own
+        broadcast(tensor)
     means, logvars, errors, encoded, num_dims = [], [], [], 0, 0
     while encoded < count:
         images = next(batches)

@@ -22,7 +22,7 @@ from hfgen import checkpoints
 from hfgen.checkpoints import write_atomically, write_text_atomically
 from hfgen.config import settings_to_dict
 from hfgen.errors import UserError
-from hfgen.hardware import choose_mixed_precision, describe_environment, use_all_cores
+from hfgen.hardware import choose_mixed_precision, describe_environment, has_accelerator, use_all_cores
 from hfgen.randomness import keyed_seed
 from hfgen.run_folder import claim_folder
 from hfgen.run_log import RunLog
@@ -65,7 +65,7 @@ class Run:
             raise UserError("--report_to wandb: wandb is not installed; pip install wandb, or use tensorboard")
         self.accelerator = Accelerator(
             mixed_precision=choose_mixed_precision(settings.mixed_precision, settings.cpu),
-            cpu=settings.cpu,
+            cpu=settings.cpu or not has_accelerator(),  # else several processes on CPUs would not find each other
             log_with=None if settings.report_to == "none" else settings.report_to,
             project_config=ProjectConfiguration(str(self.output_dir), logging_dir=str(self.output_dir / "logs")),
             # Copying BatchNorm's statistics at a forward pass would spoil an earlier pass of the same update.

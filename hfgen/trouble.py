@@ -42,7 +42,7 @@ class CollapseError(TrainingTroubleError):
     """The watch over the training has seen trouble."""
 
     status = "collapsed"
-    remedy = "Lower --learning_rate, try --augment diffaugment, or another preset"
+    remedy = "Lower --learning_rate, or try another preset; for a GAN of few images --augment diffaugment"
 
 
 def _matters(name: str) -> bool:

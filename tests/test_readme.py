@@ -33,8 +33,9 @@ TOY_SIZE = [
 TOY_NETWORK = {
     "train_ddpm.py": ["--block_out_channels", "8", "16", "--num_inference_steps", "2"],
     "train_gan.py": ["--generator_channels", "4", "--discriminator_channels", "4"],
+    "train_vae.py": ["--block_out_channels", "4", "8", "--latent_dim", "4"],
 }
-SETTINGS = {"train_ddpm": "DDPMSettings", "train_gan": "GANSettings"}
+SETTINGS = {"train_ddpm": "DDPMSettings", "train_gan": "GANSettings", "train_vae": "VAESettings"}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,7 @@ def test_the_commands_in_order_train_draw_and_load(workplace):
             result = run(workplace, [*shlex.split(command), *small])
             assert result.returncode == 0, result.stderr
     made = ("samples/sheet.png", "strips/denoising.png", "walk/sheet.png", "walk/walk.gif", "sngan.gif", "curves.png")
+    made += ("reconstructions/sheet.png", "between/sheet.png", "between/walk.gif")
     assert [name for name in made if not (workplace / name).is_file()] == []
     for code in PYTHON:
         result = run(workplace, [sys.executable, "-c", code])
@@ -100,7 +102,7 @@ def test_every_training_command_is_valid(workplace):
     from accelerate.commands.launch import launch_command_parser
 
     launches = [command for command in COMMANDS if command.startswith("accelerate launch")]
-    assert len(launches) == 4
+    assert len(launches) == 5
     for line in launches:
         parsed = launch_command_parser().parse_args(line.split()[2:])
         script = load_script(Path(parsed.training_script).stem)
@@ -115,7 +117,14 @@ def test_every_option_and_preset_that_the_readme_names_exists():
     classes += [scripts["train_gan"].RunSettings, scripts["train_gan"].DataSettings]
     known = {field for cls in classes for field in cls.__dataclass_fields__} | {"preset", "help"}
     launcher = {"multi_gpu", "num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"}
-    commands = {"num_images", "output", "cpu", "seeds"}  # of `hfgen ...` and of the launcher, in the text
+    commands = {
+        "num_images",
+        "output",
+        "cpu",
+        "seeds",
+        "sample_from",
+        "image",
+    }  # of `hfgen ...` and of the launcher, in the text
     assert set(re.findall(r"--(\w+)", README)) <= known | launcher | commands
     presets = {path.stem for script in scripts.values() for path in script.PRESETS.glob("*.json")}
     assert set(re.findall(r"^\| `(\w+)`", README, re.MULTILINE)) == presets

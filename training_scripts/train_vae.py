@@ -13,7 +13,6 @@ from typing import Literal
 
 import torch
 from diffusers.optimization import get_scheduler
-from PIL import Image
 
 from hfgen.checkpoints import write_text_atomically
 from hfgen.config import parse_settings, setting
@@ -35,10 +34,10 @@ from hfgen.run_settings import RunSettings
 
 PRESETS = Path(__file__).resolve().parent / "presets" / "vae"
 
-# Training images whose reconstructions are drawn beside the samples.
+# Training images whose reconstructions are drawn.
 NUM_RECONSTRUCTIONS = 16
 # The ex-post density and the report on the posteriors look at so many training images at most.
-MAX_ENCODED = 50_000
+MAX_ENCODED = 20_000
 
 
 @dataclass
@@ -51,10 +50,13 @@ class VAESettings:
     block_out_channels: list[int] | None = setting(
         None, "channels of each level, each half as fine as the one before; doubling from 64 to 512 if not given"
     )
-    layers_per_block: int = setting(1, "residual blocks a level, in encoder and decoder")
+    layers_per_block: int = setting(
+        0, "residual blocks a level, in encoder and decoder: slower; 1 or 2 where there is time"
+    )
     normalization: Literal["batch", "group"] = setting("batch", "batch: faster; group: for small batches")
     reconstruction: Literal["calibrated", "mse", "l1", "bce"] = setting(
-        "calibrated", "likelihood; calibrated: a Gaussian of the best-fitting variance; mse, l1: of scale 1; bce: binary"
+        "calibrated",
+        "likelihood; calibrated: a Gaussian of the best-fitting variance; mse, l1: of scale 1; bce: binary",
     )
     kl_weight: float = setting(1.0, "of the KL; 1 is the ELBO, other values make a beta-VAE")
     kl_warmup_steps: int = setting(0, "updates over which the weight of the KL rises from 0")
@@ -71,7 +73,9 @@ class VAESettings:
     max_grad_norm: float = setting(1.0, "norm that the gradient of the nats per dimension is clipped to")
     ema_decay: float = setting(0.999, "decay of the average of the weights, which is what gets sampled and saved")
     density_components: int = setting(
-        10, "Gaussians, at most, of the ex-post density that is fitted to the latents after training; 0: no fit"
+        10,
+        "Gaussians, at most, of the ex-post density that is fitted to the latents after training; 0: no fit",
+        may_change=True,
     )
     watch_every: int = setting(250, "steps between two looks at the posterior; 0: no watch")
     on_collapse: Literal["rollback", "stop", "warn"] = setting(

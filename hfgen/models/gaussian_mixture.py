@@ -43,8 +43,8 @@ class GaussianMixture(ModelMixin, ConfigMixin):
         Returns:
             `(batch_size, latent_dim)`.
         """
-        bounds = self.weights.double().cumsum(0)
-        quantiles = torch.special.ndtr(noise[:, 0].double()) * bounds[-1]
+        bounds = self.weights.float().cumsum(0)
+        quantiles = torch.special.ndtr(noise[:, 0].float()) * bounds[-1]
         chosen = torch.searchsorted(bounds, quantiles).clamp(max=len(bounds) - 1)  # (B,)
         offsets = torch.einsum("bij,bj->bi", self.scale_trils[chosen], noise[:, 1:].to(self.means.dtype))
         return self.means[chosen] + offsets

@@ -62,8 +62,8 @@ class ConvVAE(ModelMixin, ConfigMixin):
         widths = list(block_out_channels)
         if not widths or sample_size % 2 ** len(widths):
             raise ValueError(
-                f"sample_size={sample_size} must be a multiple of {2 ** len(widths)}: each of the {len(widths)} levels "
-                f"of block_out_channels={tuple(widths)} halves the resolution"
+                f"sample_size={sample_size} must be a multiple of {2 ** len(widths)}: each of the {len(widths)} "
+                f"levels of block_out_channels={tuple(widths)} halves the resolution"
             )
         if normalization not in ("batch", "group"):
             raise ValueError(f"normalization={normalization!r} must be batch or group")
