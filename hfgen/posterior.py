@@ -9,7 +9,7 @@ from accelerate.utils import broadcast
 from diffusers import ModelMixin
 
 from hfgen.data.loading import Batches
-from hfgen.losses.vae import MIN_SIGMA, bits_per_dimension, kl_per_dimension
+from hfgen.losses.vae import MIN_SIGMA, bits_per_dimension, gaussian_nats, kl_per_dimension
 
 
 # Burda et al. 2016 (arXiv:1509.00519), section 5.2: a unit is active if its mean varies more than this over the data.
@@ -125,13 +125,14 @@ class EncodedImages(NamedTuple):
     def report(self) -> dict[str, Any]:
         """Return what there is to tell, as plain values: losses in nats an image, for a calibrated decoder."""
         kl_dimensions = kl_per_dimension(self.mean, self.logvar)
-        variance = max(self.mean_squared_error, MIN_SIGMA**2)
-        likelihood = 0.5 * self.num_dims * (self.mean_squared_error / variance + math.log(2 * math.pi * variance))
+        error = torch.tensor(self.mean_squared_error, dtype=torch.float64)
+        variance = error.clamp(min=MIN_SIGMA**2)
+        likelihood = float(gaussian_nats(error, variance, self.num_dims))
         nats = likelihood + float(kl_dimensions.sum())
         return {
             "num_images": len(self.mean),
             "rmse": math.sqrt(self.mean_squared_error),
-            "sigma": math.sqrt(variance),
+            "sigma": math.sqrt(float(variance)),
             "reconstruction_loss": likelihood,
             "kl_loss": float(kl_dimensions.sum()),
             "negative_elbo": nats,
@@ -163,7 +164,9 @@ def encode_images(
         error = (reconstruction.float() - images).square().flatten(1).mean(dim=1)
         parts = (posterior.mean.float().flatten(1), posterior.logvar.float().flatten(1), error)
         mean, logvar, error = (part.cpu() for part in accelerator.gather(parts))
-        means.append(mean), logvars.append(logvar), errors.append(error)
+        means.append(mean)
+        logvars.append(logvar)
+        errors.append(error)
         encoded, num_dims = encoded + len(mean), images[0].numel()
     mean_squared_error = torch.cat(errors)[:count].double().mean().item()
     return EncodedImages(torch.cat(means)[:count], torch.cat(logvars)[:count], mean_squared_error, num_dims)

@@ -5,16 +5,52 @@ pixels would weight the KL by the number of pixels.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch.nn.functional import binary_cross_entropy
 
 
-# The likelihoods whose negative logarithm `reconstruction_loss` is.
-RECONSTRUCTIONS = ("calibrated", "mse", "l1", "bce")
 # Half a grey level of 8 bits, on the scale of [-1, 1]. A density of pixels has no upper bound; a decoder that is surer
 # than this has learnt the rounding of the data.
 MIN_SIGMA = 1 / 255
+
+
+def gaussian_nats(mean_squared_error: torch.Tensor, variance: torch.Tensor, num_dims: int) -> torch.Tensor:
+    """Return the negative log-likelihood of images under a Gaussian around each pixel, in nats an image.
+
+    Args:
+        mean_squared_error: a scalar: the mean over images `(batch_size, channels, height, width)` and their pixels.
+        variance: a scalar: of all pixels.
+        num_dims: channels times height times width.
+    """
+    return 0.5 * num_dims * (mean_squared_error / variance + (2 * math.pi * variance).log())
+
+
+def _calibrated(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    mean_squared_error = (reconstruction - images).square().mean()
+    # The optimal variance needs no gradient: there the derivative by it is 0.
+    variance = mean_squared_error.detach().clamp(min=MIN_SIGMA**2)
+    return gaussian_nats(mean_squared_error, variance, images[0].numel())
+
+
+# Each maps the decoder's output and the images, both float32 `(batch_size, channels, height, width)` in [-1, 1], to
+# the negative log-likelihood in nats an image: summed over pixels, averaged over the batch.
+RECONSTRUCTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    # A Gaussian of the variance that fits best, the mean squared error of the batch: Rybkin et al. 2021
+    # (arXiv:2006.13202), equation 5; but at least MIN_SIGMA squared.
+    "calibrated": _calibrated,
+    # A Gaussian of variance 1: half the squared error and a constant.
+    "mse": lambda reconstruction, images: gaussian_nats(
+        (reconstruction - images).square().mean(), torch.ones((), device=images.device), images[0].numel()
+    ),
+    # A Laplace distribution of scale 1: the absolute error and a constant.
+    "l1": lambda reconstruction, images: images[0].numel() * ((reconstruction - images).abs().mean() + math.log(2)),
+    # A Bernoulli distribution over black and white, both taken from [-1, 1] to [0, 1]: for pixels that are either.
+    "bce": lambda reconstruction, images: (
+        binary_cross_entropy((reconstruction + 1) / 2, (images + 1) / 2, reduction="sum") / len(images)
+    ),
+}
 
 
 def reconstruction_loss(reconstruction: torch.Tensor, images: torch.Tensor, kind: str = "calibrated") -> torch.Tensor:
@@ -23,14 +59,7 @@ def reconstruction_loss(reconstruction: torch.Tensor, images: torch.Tensor, kind
     Args:
         reconstruction: the decoder's output, `(batch_size, channels, height, width)`, in [-1, 1].
         images: of the same shape, in [-1, 1].
-        kind: the likelihood of a pixel x around the reconstruction y:
-
-            - "calibrated": a Gaussian whose variance is the one that fits best, the mean squared error of this batch
-              (Rybkin et al. 2021, arXiv:2006.13202, equation 5), but at least `MIN_SIGMA ** 2`;
-            - "mse": a Gaussian of variance 1, so half the squared error and a constant;
-            - "l1": a Laplace distribution of scale 1, so the absolute error and a constant;
-            - "bce": a Bernoulli distribution over black and white, x and y taken from [-1, 1] to [0, 1]; a likelihood
-              for pixels that are either.
+        kind: the likelihood, a key of `RECONSTRUCTIONS`.
 
     Returns:
         A scalar, in float32 whatever the precision of the reconstruction.
@@ -38,20 +67,9 @@ def reconstruction_loss(reconstruction: torch.Tensor, images: torch.Tensor, kind
     Raises:
         ValueError: for another kind.
     """
-    reconstruction, images = reconstruction.float(), images.float()
-    num_dims = images[0].numel()
-    if kind == "bce":
-        cross_entropy = binary_cross_entropy((reconstruction + 1) / 2, (images + 1) / 2, reduction="sum")
-        return cross_entropy / len(images)
-    error = reconstruction - images
-    if kind == "l1":
-        return num_dims * (error.abs().mean() + math.log(2))
-    mean_squared_error = error.square().mean()
-    variance = mean_squared_error.detach().clamp(min=MIN_SIGMA**2) if kind == "calibrated" else torch.ones(())
     if kind not in RECONSTRUCTIONS:
         raise ValueError(f"kind={kind!r} is none of {', '.join(RECONSTRUCTIONS)}")
-    # The optimal variance needs no gradient: there the derivative by it is 0.
-    return 0.5 * num_dims * (mean_squared_error / variance + (2 * math.pi * variance).log())
+    return RECONSTRUCTIONS[kind](reconstruction.float(), images.float())
 
 
 def kl_per_dimension(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
@@ -77,7 +95,7 @@ def kl_loss(kl_dimensions: torch.Tensor, free_bits: float = 0.0) -> torch.Tensor
     reason to be given up.
 
     Args:
-        kl_dimensions: `(latent_dim,)`, means over the batch, in nats.
+        kl_dimensions: `(latent_dim,)`, means over posteriors `(batch_size, latent_dim)`, in nats.
         free_bits: lambda, what each dimension may spend at no cost; in nats, in spite of the name.
 
     Returns:

@@ -79,14 +79,16 @@ class ConvVAE(ModelMixin, ConfigMixin):
 
         self.from_latents = nn.Linear(latent_dim, coarse_features)
         self.up_blocks = nn.ModuleList()
-        for coarse, fine in zip(widths[::-1], [*widths[-2::-1], in_channels], strict=True):
-            blocks = [_ResidualBlock(coarse, normalization) for _ in range(layers_per_block)]
-            self.up_blocks.append(nn.Sequential(*blocks, _norm(coarse, normalization), nn.SiLU(inplace=True)))
-            self.up_blocks.append(nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1))
+        for level in reversed(range(len(widths))):
+            blocks = [_ResidualBlock(widths[level], normalization) for _ in range(layers_per_block)]
+            self.up_blocks.append(nn.Sequential(*blocks, _norm(widths[level], normalization), nn.SiLU(inplace=True)))
+            if level > 0:
+                self.up_blocks.append(nn.ConvTranspose2d(widths[level], widths[level - 1], 4, stride=2, padding=1))
+        self.conv_out = nn.ConvTranspose2d(widths[0], in_channels, 4, stride=2, padding=1)
         # The posterior starts near the prior, at means of about 0 and variances of about 1, and the image as grey.
-        for last in (self.to_posterior, self.up_blocks[-1]):
-            nn.init.normal_(last.weight, 0.0, 0.1 * last.weight[0].numel() ** -0.5)
-            nn.init.zeros_(last.bias)
+        for layer in (self.to_posterior, self.conv_out):
+            nn.init.normal_(layer.weight, 0.0, 0.1 * layer.weight[0].numel() ** -0.5)
+            nn.init.zeros_(layer.get_parameter("bias"))
 
     def encode(self, images: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """Encode images.
@@ -122,7 +124,7 @@ class ConvVAE(ModelMixin, ConfigMixin):
         hidden_states = self.from_latents(latents.flatten(1)).unflatten(1, size).movedim(1, -1).movedim(-1, 1)
         for block in self.up_blocks:
             hidden_states = block(hidden_states)  # (B, C, 2H, 2W)
-        images = hidden_states.float().tanh().to(latents.dtype)
+        images = self.conv_out(hidden_states).float().tanh().to(latents.dtype)
         return DecoderOutput(sample=images) if return_dict else (images,)
 
     def forward(
@@ -158,8 +160,8 @@ class _ResidualBlock(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = _norm(channels, normalization), nn.Conv2d(channels, channels, 3, padding=1)
         self.norm2, self.conv2 = _norm(channels, normalization), nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Map `(batch_size, channels, height, width)` to the same shape."""

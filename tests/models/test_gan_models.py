@@ -1,4 +1,4 @@
-"""The generators and discriminators of GANs: what goes in and out, gradients, saving. U-Nets: `test_models.py`."""
+"""The generators and discriminators of GANs: what goes in and out, gradients, saving."""
 
 import copy
 import inspect
@@ -27,8 +27,8 @@ from hfgen.models import (
 )
 
 
-def test_every_network_but_the_u_nets_has_a_tiny_configuration_here():
-    assert TINY.keys() == {name for name in hfgen.models.__all__ if not name.startswith("UNet")}
+def test_every_generator_and_discriminator_has_a_tiny_configuration_here():
+    assert TINY.keys() == {name for name in hfgen.models.__all__ if name.endswith(("Generator", "Discriminator"))}
 
 
 def test_every_discriminator_has_a_row_with_each_normalisation():

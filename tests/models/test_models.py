@@ -1,4 +1,4 @@
-"""The U-Nets; the networks of GANs are in `test_gan_models.py`."""
+"""The U-Nets; the networks of GANs are in `test_gan_models.py`, all others in `test_vae_model.py`."""
 
 import ast
 import inspect

@@ -13,8 +13,8 @@ from hfgen.models import (
 )
 
 
-# Each network small, with options that are not the defaults, so that one that is lost on reload shows. A network that
-# joins `hfgen.models` and is no U-Net joins this table.
+# Each network small, with options that are not the defaults, so that one that is lost on reload shows. A generator or
+# discriminator that joins `hfgen.models` joins this table.
 TINY = {
     "DCGANGenerator": {"latent_dim": 6, "base_channels": 3},
     "DCGANDiscriminator": {"base_channels": 3, "normalization": "instance"},

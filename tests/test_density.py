@@ -1,0 +1,180 @@
+import json
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
+
+from hfgen.density import FittedDensity, fit_density
+from hfgen.models import GaussianMixture
+
+
+EXACTLY = -30.0  # logarithm of the variance of posteriors that are points
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def fit(mean: torch.Tensor, logvar: torch.Tensor | float = EXACTLY, max_components: int = 10, seed: int = 0):
+    return fit_density(mean, torch.as_tensor(logvar).expand_as(mean), max_components, seed)
+
+
+def distribution(weights, means, scale_trils) -> MixtureSameFamily:
+    components = MultivariateNormal(torch.as_tensor(means), scale_tril=torch.as_tensor(scale_trils))
+    return MixtureSameFamily(Categorical(torch.as_tensor(weights)), components)
+
+
+def fitted(density: FittedDensity) -> MixtureSameFamily:
+    mixture = density.mixture
+    return distribution(mixture.weights, mixture.means, mixture.scale_trils)
+
+
+def two_clusters(count: int = 3000) -> tuple[torch.Tensor, float, MixtureSameFamily]:
+    """Means of posteriors, the logarithm of their variance, and the distribution of latents drawn from them."""
+    means = torch.tensor([[-4.0, 1.0], [3.0, -2.0]])
+    scales = torch.tensor([[[0.5, 0.0], [0.3, 0.8]], [[1.2, 0.0], [-0.4, 0.2]]])
+    posterior_means = distribution([0.3, 0.7], means, scales).sample
+    torch.manual_seed(0)
+    covariances = scales @ scales.mT + 0.25 * torch.eye(2)
+    whole = distribution([0.3, 0.7], means, torch.linalg.cholesky(covariances))
+    return posterior_means((count,)), math.log(0.25), whole
+
+
+def clusters(count: int, images: int = 600) -> torch.Tensor:
+    """Points around so many corners, far apart, of a cube of four dimensions."""
+    corners = torch.tensor([[8.0 if number >> bit & 1 else -8.0 for bit in range(4)] for number in range(count)])
+    return corners[draw(images, seed=1).argsort() % count] + draw(images, 4)
+
+
+# ---------------------------------------------------------------------------------------------- what the mixture says
+
+
+def test_the_mixture_that_the_latents_were_drawn_from_is_found_again():
+    mean, logvar, truth = two_clusters()
+    density = fit(mean, logvar)
+    assert density.mixture.config.num_components == 2
+    order = density.mixture.means[:, 0].argsort()
+    weights, means, scales = (
+        part[order] for part in (density.mixture.weights, density.mixture.means, density.mixture.scale_trils)
+    )
+    torch.testing.assert_close(weights, torch.tensor([0.3, 0.7]), atol=0.02, rtol=0)
+    torch.testing.assert_close(means, truth.component_distribution.mean, atol=0.08, rtol=0)
+    covariances = truth.component_distribution.covariance_matrix
+    torch.testing.assert_close(scales @ scales.mT, covariances, atol=0.15, rtol=0)
+    assert torch.equal(scales, scales.tril())
+
+
+def test_held_out_latents_are_nearly_as_likely_as_under_the_truth_and_far_likelier_than_under_the_prior():
+    mean, logvar, truth = two_clusters(20_000)
+    density = fit(mean, logvar)
+    torch.manual_seed(1)
+    latents = truth.sample((20_000,))
+    assert density.held_out_nats == pytest.approx(truth.log_prob(latents).mean().item(), abs=0.08)
+    prior = Normal(0.0, 1.0).log_prob(latents).sum(dim=1).mean().item()
+    assert density.prior_nats == pytest.approx(prior, abs=0.3)
+    assert density.held_out_nats > density.prior_nats + 3
+
+
+def test_the_network_draws_from_the_mixture_that_was_fitted():
+    mean, logvar, truth = two_clusters()
+    density = fit(mean, logvar)
+    assert type(density.mixture) is GaussianMixture and not density.mixture.training
+    latents = density.mixture(draw(20_000, 3))
+    torch.testing.assert_close(latents.mean(dim=0), truth.mean, atol=0.15, rtol=0)
+    torch.testing.assert_close(latents.var(dim=0), truth.variance, atol=0.4, rtol=0)
+    log_density = fitted(density).log_prob(latents).mean().item()
+    assert log_density == pytest.approx(density.held_out_nats, abs=0.1)
+
+
+def test_latents_are_drawn_from_the_posteriors_not_only_their_means():
+    density = fit(torch.tensor([0.7, -2.0]).expand(50, 2), torch.tensor([0.25, 4.0]).log())
+    assert density.mixture.config.num_components == 1
+    torch.testing.assert_close(density.mixture.means[0], torch.tensor([0.7, -2.0]), atol=0.05, rtol=0)
+    expected = torch.tensor([[0.5, 0.0], [0.0, 2.0]])
+    torch.testing.assert_close(density.mixture.scale_trils[0], expected, atol=0.05, rtol=0)
+    # The entropy of independent Gaussians of standard deviations 0.5 and 2: 1 + log(2 pi).
+    assert density.held_out_nats == pytest.approx(-2.8378771, abs=0.05)
+
+
+def test_the_density_under_the_prior_is_the_one_worked_out_by_hand_for_the_held_out_image():
+    mean = draw(10, 2)
+    mean[9] = torch.tensor([1.5, -0.4])  # every tenth image is held out
+    # (1.5^2 + 0.4^2) / 2 + log(2 pi)
+    assert fit(mean).prior_nats == pytest.approx(-(2.41 / 2 + 1.8378771), rel=1e-4)
+
+
+def test_the_held_out_image_was_not_seen_when_it_is_judged_and_is_seen_in_the_end():
+    mean = draw(20, 2) / 10
+    mean[[9, 19]] = 5.0
+    density = fit(mean, max_components=2)
+    assert density.held_out_nats < -1000
+    assert fitted(density).log_prob(mean[9]) > -10
+    without = fit(draw(20, 2) / 10, max_components=2)
+    assert without.held_out_nats > -5
+
+
+# --------------------------------------------------------------------------------------------- how many components
+
+
+def test_of_one_gaussian_one_component_is_taken():
+    mean = draw(1000, 3) @ torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.3, -0.7], [0.0, 0.0, 2.0]])
+    assert fit(mean).mixture.config.num_components == 1
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(2, 2), (5, 5), (10, 10)])
+def test_of_clusters_far_apart_each_gets_its_component(count, chosen):
+    mixture = fit(clusters(count), max_components=100).mixture
+    assert mixture.config.num_components == len(mixture.weights) == chosen
+    assert mixture.weights.tolist() == pytest.approx([1 / count] * count, abs=0.02)
+
+
+@pytest.mark.parametrize(("max_components", "chosen"), [(1, 1), (2, 2), (4, 2), (5, 5), (9, 5)])
+def test_no_more_components_are_taken_than_allowed(max_components, chosen):
+    assert fit(clusters(10), max_components=max_components).mixture.config.num_components == chosen
+
+
+@pytest.mark.parametrize("images", [2, 5, 12])
+def test_few_images_of_many_dimensions_give_a_finite_density_of_no_more_components(images):
+    density = fit(3 * draw(images, 8), max_components=100)
+    assert density.mixture.config.num_components < images
+    assert all(weight.isfinite().all() for weight in density.mixture.parameters())
+    assert math.isfinite(density.held_out_nats) and math.isfinite(density.prior_nats)
+    assert density.mixture(draw(4, 9)).shape == (4, 8)
+
+
+def test_components_are_not_copies_of_single_images():
+    # Each image is a point: with a component an image, those that were seen would be as likely as one likes.
+    assert fit(draw(40, 3), max_components=100).mixture.config.num_components <= 2
+
+
+# ------------------------------------------------------------------------------------------------------- the same again
+
+
+def test_the_same_seed_gives_the_same_tensors_whatever_the_global_random_state_and_another_seed_others():
+    mean, logvar, _ = two_clusters(300)
+    torch.manual_seed(1)
+    one = fit(mean, logvar, seed=4)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    two, other = fit(mean, logvar, seed=4), fit(mean, logvar, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, weight in one.mixture.state_dict().items():
+        assert torch.equal(weight, two.mixture.state_dict()[name])
+        assert not torch.equal(weight, other.mixture.state_dict()[name])
+    assert one.report() == two.report() != other.report()
+
+
+def test_the_report_is_of_plain_values():
+    density = fit(clusters(2))
+    report = json.loads(json.dumps(density.report()))
+    assert report == {
+        "num_components": 2,
+        "held_out_nats": density.held_out_nats,
+        "prior_nats": density.prior_nats,
+    }
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1, 2**32, 2**40 + 7])
+def test_a_seed_that_a_run_takes_is_a_seed_here(seed):
+    assert fit(draw(30, 2), max_components=1, seed=seed).mixture.config.num_components == 1
