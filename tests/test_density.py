@@ -148,7 +148,7 @@ def test_components_are_not_copies_of_single_images():
     assert fit(draw(40, 3), max_components=100).mixture.config.num_components <= 2
 
 
-# ------------------------------------------------------------------------------------------------------- the same again
+# ------------------------------------------------------------------------------------------------- the same again
 
 
 def test_the_same_seed_gives_the_same_tensors_whatever_the_global_random_state_and_another_seed_others():

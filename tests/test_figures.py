@@ -6,7 +6,7 @@ import torch
 from oracle_unet import OracleUNet
 from PIL import Image
 
-from hfgen.figures import denoising_strip, forward_strip, image_sheet
+from hfgen.figures import denoising_strip, forward_strip, image_sheet, reconstruction_sheet
 from hfgen.models import UNetBase
 from hfgen.pipelines import DDPMPipeline
 from hfgen.schedules import noise_schedule, sampling_scheduler
@@ -69,6 +69,33 @@ def test_the_gap_of_a_sheet_is_two_pixels_unless_told_otherwise():
 def test_grey_images_make_a_sheet_too():
     sheet = image_sheet([Image.new("L", (2, 2), 77)])
     assert np.array_equal(np.asarray(sheet), np.full((2, 2, 3), 77))
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "rows"),
+    [
+        (1, 8, ["0", "a"]),
+        (3, 8, ["012", "abc"]),
+        (4, 2, ["01", "ab", "23", "cd"]),
+        (5, 3, ["012", "abc", "34.", "de."]),
+        (3, 1, ["0", "a", "1", "b", "2", "c"]),
+    ],
+)
+def test_a_sheet_of_reconstructions_shows_each_below_its_original_in_rows_filled_up_with_white(count, columns, rows):
+    images = flat_images(2 * count, 5, 3)
+    shown = dict(zip("01234"[:count] + "abcde"[:count], images, strict=True))
+    shown["."] = Image.new("RGB", (5, 3), "white")
+    expected = image_sheet([shown[name] for row in rows for name in row], len(rows[0]))
+    sheet = reconstruction_sheet(images[:count], images[count:], columns)
+    assert np.array_equal(np.asarray(sheet), np.asarray(expected))
+
+
+def test_a_sheet_of_reconstructions_has_eight_columns_unless_told_otherwise():
+    images = flat_images(9, 5, 3)
+    assert np.array_equal(
+        np.asarray(reconstruction_sheet(images, images)), np.asarray(reconstruction_sheet(images, images, 8))
+    )
+    assert reconstruction_sheet(images, images).size == (8 * 7 - 2, 4 * 5 - 2)
 
 
 # --------------------------------------------------------------------------------------------------- denoising strips

@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
-from line_method import fit, metrics, status
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from line_method import CountedBatches, LinePipeline, fit, metrics, status
 
 from hfgen.checkpoints import list_checkpoints, load_progress
+from hfgen.run_state import RunState
 from hfgen.trouble import CollapseError
 
 
@@ -129,3 +132,29 @@ def test_a_run_resumed_behind_a_rollback_ends_bit_equal(tmp_path):
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000006"
     assert load_progress(checkpoint)["rollbacks"] == 1
     assert train(tmp_path / "run", resume=str(checkpoint)) == uninterrupted
+
+
+def test_a_schedule_goes_on_with_the_lower_rates_and_forgets_them_with_the_checkpoint_that_did_not_know_them(tmp_path):
+    network, accelerator = torch.nn.Linear(1, 1), Accelerator(cpu=True)
+    groups = [{"params": [network.weight], "lr": 0.4}, {"params": [network.bias], "lr": 0.1}]
+    optimizer = accelerator.prepare(torch.optim.SGD(groups))
+    schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=10)
+    parts = {"network": network, "optimizer": optimizer, "lr_scheduler": schedule}
+    state = RunState(parts, CountedBatches(), LinePipeline(network), "d", accelerator)
+
+    def rates() -> list[float]:
+        return [group["lr"] for group in optimizer.param_groups]
+
+    def update() -> None:
+        optimizer.step()
+        schedule.step()
+
+    update()
+    state.save(tmp_path / "checkpoints", {"step": 1}, 5)
+    for factor in 0.5, 0.25:  # the second time from the same checkpoint
+        state.scale_learning_rates(factor)
+        assert rates() == pytest.approx([0.9 * 0.4 * factor, 0.9 * 0.1 * factor])
+        update()
+        assert rates() == schedule.get_last_lr() == pytest.approx([0.8 * 0.4 * factor, 0.8 * 0.1 * factor])
+        state.load(*list_checkpoints(tmp_path / "checkpoints"))
+        assert rates() == pytest.approx([0.9 * 0.4, 0.9 * 0.1])

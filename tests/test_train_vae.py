@@ -175,6 +175,9 @@ def test_the_density_is_fitted_to_the_training_set_and_saved(train_vae, tmp_path
     latents = report(tmp_path / "run")
     assert latents["num_images"] == 24 and len(latents["kl_dimensions"]) == 6
     assert f"{latents['active_units']} of 6 units are active" in capsys.readouterr().out
+    (sheet,) = (tmp_path / "run" / "ex_post").iterdir()
+    assert sheet.name == "step-00000030.png" and Image.open(sheet).size == (2 * 18 - 2, 2 * 18 - 2)
+    assert sheet.read_bytes() != (tmp_path / "run" / "samples" / sheet.name).read_bytes()
     pipeline = VAEPipeline.from_pretrained(tmp_path / "run" / "pipeline")
     assert pipeline.density.config.num_components == latents["density"]["num_components"] <= 2
     assert latents["density"]["held_out_nats"] > latents["density"]["prior_nats"] - 1

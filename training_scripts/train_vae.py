@@ -205,7 +205,7 @@ def save_sheets(pipeline: VAEPipeline, shown_images: torch.Tensor, run: Run) -> 
     """Save a sheet of samples from the prior, of the same latents all along the run, and one of reconstructions."""
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, "samples"))
     latents = torch.randn(run.settings.num_sample_images, pipeline.vae.config.latent_dim, generator=numbers)
-    originals = (shown_images + 1) / 2
+    originals = ((shown_images + 1) / 2).clamp(0, 1)  # a rotation rounds
     with run.accelerator.autocast():
         samples = pipeline(latents=latents).images
         reconstructions = pipeline.reconstruct(originals).images
@@ -214,7 +214,10 @@ def save_sheets(pipeline: VAEPipeline, shown_images: torch.Tensor, run: Run) -> 
 
 
 def describe_latents(pipeline: VAEPipeline, data: TrainingData, settings: VAESettings, run: Run) -> None:
-    """Measure the posteriors of the training images, write `latents.json`, and give the pipeline its density."""
+    """Measure the posteriors of the training images, give the pipeline its density, and draw a sheet from that.
+
+    Writes `latents.json`. All processes must call this.
+    """
     count = min(MAX_ENCODED, data.images_per_epoch or MAX_ENCODED)
     with run.accelerator.autocast():
         encoded = encode_images(pipeline.vae, data.batches, count, run.generator("encode"), run.accelerator)
@@ -226,6 +229,9 @@ def describe_latents(pipeline: VAEPipeline, data: TrainingData, settings: VAESet
         density = fit_density(encoded.mean, encoded.logvar, settings.density_components, run.settings.seed)
         pipeline.register_modules(density=density.mixture.to(run.device))
         report["density"] = density.report()
+        with run.accelerator.autocast():
+            samples = pipeline(run.settings.num_sample_images, generator=run.generator("ex-post samples")).images
+        print(f"sheet of samples from it: {run.save_sheet(image_sheet(samples), 'ex_post')}")
     write_text_atomically(run.output_dir / "latents.json", json.dumps(report, indent=2) + "\n")
     print(f"{report['active_units']} of {settings.latent_dim} units are active; {run.output_dir / 'latents.json'}")
 

@@ -53,7 +53,7 @@ def awake(sample_size: int = 32, **options) -> ConvVAE:
             elif "conv2" in key:
                 weight.normal_(std=0.1)
         network.to_posterior.weight *= 10
-        network.up_blocks[-1].weight *= 10
+        network.conv_out.weight *= 10
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
