@@ -1,0 +1,1 @@
+"""Scores of generated images against real ones: plain functions of features, and what computes features."""

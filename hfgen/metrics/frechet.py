@@ -1,0 +1,51 @@
+"""The Frechet distance of two sets of features (Heusel et al. 2017, arXiv:1706.08500), exact at any number of images."""
+
+import numpy as np
+import torch
+
+
+def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
+    """Return the squared Frechet distance of the Gaussians fitted to two sets: FID, if the features are Inception's.
+
+    Heusel et al. 2017, equation 6: `|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`. With the centred
+    features A and B, divided by the root of their number less one, `C_a = A^T A`, and the trace of the root is the sum
+    of the singular values of `A B^T` (the eigenvalues of `C_a C_b` are their squares). So there is no matrix root: no
+    complex numbers, nothing to add to a singular covariance, and no more work than the smaller of the number of images
+    and of features asks for.
+
+    Args:
+        features_a: `(num_images_a, num_features)`, at least 2 images; any floating-point precision.
+        features_b: `(num_images_b, num_features)`, likewise.
+
+    Returns:
+        The distance, computed in float64; not negative but for rounding.
+
+    Raises:
+        ValueError: if a set has fewer than 2 images, another number of features, or a number that is not finite.
+    """
+    mean_a, half_a = _mean_and_half(features_a, "features_a")
+    mean_b, half_b = _mean_and_half(features_b, "features_b")
+    if len(mean_a) != len(mean_b):
+        raise ValueError(
+            f"features_a has {len(mean_a)} features and features_b {len(mean_b)}: they cannot be compared"
+        )
+    return _distance(mean_a, half_a, mean_b, half_b)
+
+
+def _mean_and_half(features: np.ndarray, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean, `(num_features,)`, and a matrix A with `A^T A` = the covariance, of at most as many rows."""
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"{name} of shape {features.shape}: two images of some features are the least")
+    matrix = torch.as_tensor(features).double()
+    if not bool(matrix.isfinite().all()):
+        raise ValueError(f"{name} has a number that is not finite")
+    mean = matrix.mean(dim=0)
+    half = (matrix - mean) / (len(matrix) - 1) ** 0.5
+    if len(half) > half.shape[1]:  # its triangular factor has the same A^T A in as many rows as features
+        half = torch.linalg.qr(half, mode="r").R
+    return mean, half
+
+
+def _distance(mean_a: torch.Tensor, half_a: torch.Tensor, mean_b: torch.Tensor, half_b: torch.Tensor) -> float:
+    root_trace = torch.linalg.svdvals(half_a @ half_b.T).sum()
+    return float((mean_a - mean_b).square().sum() + half_a.square().sum() + half_b.square().sum() - 2 * root_trace)
