@@ -52,8 +52,10 @@ def open_pipeline(where: str, device: str = "auto", sampler: str | None = None) 
         source, problem = where, f"{where}: no such folder, and no pipeline could be had from the Hub"
     else:
         raise UserError(f"{where}: no such folder")
+    chosen_device = _device(device)
     try:
-        pipeline = _pipeline_class(source).from_pretrained(source)
+        # Moved in here, because weights that the file lacks come to light only then.
+        pipeline = _pipeline_class(source).from_pretrained(source).to(chosen_device)
     except UserError:
         raise
     except Exception as error:  # of JSON, safetensors, the disk or the network: whatever it is, there is no pipeline
@@ -64,7 +66,7 @@ def open_pipeline(where: str, device: str = "auto", sampler: str | None = None) 
     if (network := _one_pass_network(pipeline)) is not None:
         network.to(memory_format=torch.channels_last)
         use_matrix_products(network)
-    return pipeline.to(_device(device))
+    return pipeline
 
 
 def _one_pass_network(pipeline: DiffusionPipeline) -> torch.nn.Module | None:
