@@ -57,10 +57,10 @@ def sample(
     from hfgen.inference import draw_images, open_pipeline
 
     loaded = open_pipeline(pipeline, device, sampler)
-    output.mkdir(parents=True, exist_ok=True)
     images = []
     drawn = draw_images(loaded, num_images, seed, num_inference_steps, batch_size, truncation, sample_from)
     for index, image in enumerate(drawn):
+        output.mkdir(parents=True, exist_ok=True)  # when there is something to put into it
         image.save(output / f"{index:06d}.png")
         images.append(image)
     image_sheet(images).save(output / "sheet.png")

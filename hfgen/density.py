@@ -13,8 +13,8 @@ from hfgen.models import GaussianMixture
 
 # Latents that a mixture is fitted to, drawn from the posteriors: of few images several each, for full covariances.
 NUM_LATENTS = 20_000
-# Every so many-th image is held out to choose the number of components.
-HELD_OUT_EVERY = 10
+# One of so many images is held out to choose the number of components.
+HELD_OUT_PART = 10
 CANDIDATES = (1, 2, 5, 10, 20, 50, 100)
 
 
@@ -61,8 +61,7 @@ def fit_density(mean: torch.Tensor, logvar: torch.Tensor, max_components: int, s
     noise = torch.randn(draws, *mean.shape, generator=generator)
     latents = (mean + (logvar / 2).exp() * noise).double().numpy()  # (draws, num_images, latent_dim)
 
-    every = min(HELD_OUT_EVERY, len(mean))
-    held_out = np.arange(len(mean)) % every == every - 1
+    held_out = torch.randperm(len(mean), generator=generator).numpy() < max(1, len(mean) // HELD_OUT_PART)
     seen, unseen = (part.reshape(-1, mean.shape[1]) for part in (latents[:, ~held_out], latents[:, held_out]))
     scores: dict[int, float] = {}
     for components in [count for count in CANDIDATES if count <= min(max_components, (~held_out).sum())]:
@@ -83,4 +82,4 @@ def fit_density(mean: torch.Tensor, logvar: torch.Tensor, max_components: int, s
 def _fit(latents: np.ndarray, components: int, seed: int) -> Fit:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # after 100 rounds it is good enough to sample from
-        return Fit(components, covariance_type="full", random_state=seed).fit(latents)
+        return Fit(components, covariance_type="full", random_state=seed % 2**32).fit(latents)

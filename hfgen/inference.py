@@ -52,8 +52,10 @@ def open_pipeline(where: str, device: str = "auto", sampler: str | None = None) 
         source, problem = where, f"{where}: no such folder, and no pipeline could be had from the Hub"
     else:
         raise UserError(f"{where}: no such folder")
+    chosen_device = _device(device)
     try:
-        pipeline = _pipeline_class(source).from_pretrained(source)
+        # Moved in here, because weights that the file lacks come to light only then.
+        pipeline = _pipeline_class(source).from_pretrained(source).to(chosen_device)
     except UserError:
         raise
     except Exception as error:  # of JSON, safetensors, the disk or the network: whatever it is, there is no pipeline
@@ -64,7 +66,7 @@ def open_pipeline(where: str, device: str = "auto", sampler: str | None = None) 
     if (network := _one_pass_network(pipeline)) is not None:
         network.to(memory_format=torch.channels_last)
         use_matrix_products(network)
-    return pipeline.to(_device(device))
+    return pipeline
 
 
 def _one_pass_network(pipeline: DiffusionPipeline) -> torch.nn.Module | None:
@@ -133,8 +135,7 @@ def draw_images(
     """
     if truncation is not None and not isinstance(pipeline, GANPipeline):
         raise UserError(f"--truncation is for the latents of a GAN; this is a {type(pipeline).__name__}")
-    if sample_from is not None and not isinstance(pipeline, VAEPipeline):
-        raise UserError(f"--sample_from is for the latents of a VAE; this is a {type(pipeline).__name__}")
+    _check_sample_from(pipeline, sample_from)
     options: dict[str, Any] = {"num_inference_steps": num_inference_steps}
     if isinstance(pipeline, GANPipeline):
         options = {"truncation": truncation}
@@ -149,6 +150,18 @@ def draw_images(
         except ValueError as error:
             raise UserError(str(error)) from error
         yield from images
+
+
+def _check_sample_from(pipeline: DiffusionPipeline, sample_from: str | None) -> None:
+    """Raise a `UserError` if latents cannot be drawn from there."""
+    if sample_from is None:
+        return
+    if not isinstance(pipeline, VAEPipeline):
+        raise UserError(f"--sample_from is for the latents of a VAE; this is a {type(pipeline).__name__}")
+    if sample_from not in ("prior", "ex_post"):
+        raise UserError(f"--sample_from {sample_from}: must be prior or ex_post")
+    if sample_from == "ex_post" and pipeline.density is None:
+        raise UserError("--sample_from ex_post: this pipeline has no ex-post density, which is fitted when a run ends")
 
 
 def fast_precision(pipeline: DiffusionPipeline) -> AbstractContextManager:
@@ -187,15 +200,11 @@ def latents_of_seeds(pipeline: DiffusionPipeline, seeds: Sequence[int], sample_f
         UserError: if the pipeline has no latents, or no such density.
     """
     generators = [image_generators(seed, 0, 1)[0] for seed in seeds]
-    if isinstance(pipeline, VAEPipeline):
-        try:
-            return pipeline.draw_latents(len(seeds), generators, sample_from).cpu()
-        except ValueError as error:
-            raise UserError(str(error)) from error
-    if not isinstance(pipeline, GANPipeline):
+    if not isinstance(pipeline, GANPipeline | VAEPipeline):
         raise UserError("interpolation needs the latents of a GAN or a VAE; this pipeline starts from noise")
-    if sample_from is not None:
-        raise UserError(f"--sample_from is for the latents of a VAE; this is a {type(pipeline).__name__}")
+    _check_sample_from(pipeline, sample_from)
+    if isinstance(pipeline, VAEPipeline):
+        return pipeline.draw_latents(len(seeds), generators, sample_from).cpu()
     return torch.stack([torch.randn(pipeline.generator.config.latent_dim, generator=own) for own in generators])
 
 

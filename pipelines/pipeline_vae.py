@@ -26,8 +26,7 @@ class VAEPipeline(DiffusionPipeline):
     def __init__(self, vae: torch.nn.Module, density: torch.nn.Module | None = None):
         super().__init__()
         self.register_modules(vae=vae, density=density)
-        # The largest square in the middle of an image is what the network gets to see.
-        self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_convert_rgb=True)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
     @torch.no_grad()
     def __call__(
@@ -104,8 +103,9 @@ class VAEPipeline(DiffusionPipeline):
         """Turn images into latents.
 
         Args:
-            images: a PIL image or a list of them, of any size and mode: of each the largest square in the middle is
-                resized; or a tensor `(batch_size, channels, sample_size, sample_size)` in [0, 1].
+            images: a PIL image or a list of them, of any size and of 8 bits a channel, whose alpha is ignored: of each
+                the largest square in the middle is resized; or a tensor
+                `(batch_size, channels, sample_size, sample_size)` in [0, 1].
             generator: the random number generator of `sample_posterior`, or one for each image.
             sample_posterior: draw from the posterior instead of taking its mean.
             chunk_size: images encoded at once.
@@ -114,21 +114,20 @@ class VAEPipeline(DiffusionPipeline):
             `(batch_size, latent_dim)`, float32, on the CPU.
 
         Raises:
-            ValueError: if a tensor has another shape or range, or `chunk_size` is not positive.
+            ValueError: if there is no image, one has more than 8 bits a channel, a tensor has another shape or range,
+                there are not as many generators as images, or `chunk_size` is not positive.
         """
         if chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size} must be at least 1")
-        pixels = self._to_pixels(images)
-        latents = []
-        for start in range(0, len(pixels), chunk_size):
-            chunk = pixels[start : start + chunk_size].to(self.device, self.vae.dtype)
-            posterior = self.vae.encode(chunk).latent_dist
-            mean, std = (part.flatten(1).float() for part in (posterior.mean, posterior.std))
-            if sample_posterior:
-                own = generator[start : start + chunk_size] if isinstance(generator, list) else generator
-                mean = mean + std * randn_tensor(mean.shape, own, mean.device, torch.float32)
-            latents.append(mean.cpu())
-        return torch.cat(latents)
+        means, stds = [], []
+        for chunk in self._to_pixels(images).split(chunk_size):
+            posterior = self.vae.encode(chunk.to(self.device, self.vae.dtype)).latent_dist
+            means.append(posterior.mean.flatten(1).float())
+            stds.append(posterior.std.flatten(1).float())
+        latents = torch.cat(means)
+        if sample_posterior:
+            latents = latents + torch.cat(stds) * randn_tensor(latents.shape, generator, self.device, torch.float32)
+        return latents.cpu()
 
     def reconstruct(
         self,
@@ -161,11 +160,15 @@ class VAEPipeline(DiffusionPipeline):
             if images.ndim != 4 or tuple(images.shape[1:]) != (channels, size, size):
                 wanted = ("batch_size", channels, size, size)
                 raise ValueError(f"images of shape {tuple(images.shape)} do not fit: {wanted} is needed")
-            if images.min() < 0 or images.max() > 1:
-                raise ValueError("images have values outside [0, 1]")
+            if len(images) == 0 or not bool(((images >= 0) & (images <= 1)).all()):
+                raise ValueError("images must be at least one, with values in [0, 1]")
             return images.float() * 2 - 1
         images = images if isinstance(images, list) else [images]
-        return self.image_processor.preprocess(images, size, size, resize_mode="crop")
+        if not images or any(image.mode.startswith(("I", "F")) for image in images):
+            raise ValueError("images must be at least one, of 8 bits a channel; convert others first")
+        images = [image.convert("L" if channels == 1 else "RGB") for image in images]
+        # The largest square in the middle; three channels, which of a grey image are the same.
+        return self.image_processor.preprocess(images, size, size, resize_mode="crop")[:, :channels]
 
     @torch.no_grad()
     def _decode(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 
 from hfgen import cli
 from hfgen.errors import UserError
@@ -165,7 +166,7 @@ def test_the_pipeline_of_something_else_is_refused_by_name(refusal, pipeline, tm
     index = tmp_path / "pipeline" / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "FluxPipeline"}))
     line = refusal("denoise", tmp_path / "pipeline", "--output", tmp_path / "images")
-    assert "a FluxPipeline is none of hfgen's pipelines (DDPMPipeline, GANPipeline)" in line
+    assert "a FluxPipeline is none of hfgen's pipelines (DDPMPipeline, GANPipeline, VAEPipeline)" in line
 
 
 @pytest.mark.parametrize(
@@ -175,6 +176,7 @@ def test_the_pipeline_of_something_else_is_refused_by_name(refusal, pipeline, tm
         ("unet/config.json", b"{"),
         ("unet/diffusion_pytorch_model.safetensors", b"short"),
         ("unet/diffusion_pytorch_model.safetensors", None),
+        ("unet/diffusion_pytorch_model.safetensors", save({"of another network": torch.zeros(1)})),
         ("scheduler/scheduler_config.json", None),
     ],
 )

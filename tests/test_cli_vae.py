@@ -128,8 +128,8 @@ def test_a_run_that_is_not_finished_is_sampled_from_its_checkpoint(hfgen, folder
     ("pipeline", "arguments", "told"),
     [
         ("gan", ("--sample_from", "prior"), "--sample_from is for the latents of a VAE; this is a GANPipeline"),
-        ("plain", ("--sample_from", "ex_post"), "sample_from='ex_post': no density was fitted to this pipeline"),
-        ("density", ("--sample_from", "posterior"), "sample_from='posterior' must be 'prior' or 'ex_post'"),
+        ("plain", ("--sample_from", "ex_post"), "--sample_from ex_post: this pipeline has no ex-post density"),
+        ("density", ("--sample_from", "posterior"), "--sample_from posterior: must be prior or ex_post"),
         ("density", ("--truncation", "1"), "--truncation is for the latents of a GAN; this is a VAEPipeline"),
     ],
 )
@@ -247,7 +247,7 @@ def test_a_walk_between_seeds_starts_and_ends_with_what_they_draw(hfgen, folders
         ("plain", ("--image", "{0}", "--image", "{0}.no"), "--image {0}.no: "),
         ("gan", ("--image", "{0}", "--image", "{1}"), "only a VAE encodes images; this is a GANPipeline"),
         ("gan", ("--sample_from", "prior"), "--sample_from is for the latents of a VAE; this is a GANPipeline"),
-        ("plain", ("--sample_from", "ex_post"), "sample_from='ex_post': no density was fitted to this pipeline"),
+        ("plain", ("--sample_from", "ex_post"), "--sample_from ex_post: this pipeline has no ex-post density"),
         ("plain", ("--seeds", "1"), "--seeds 1: at least two numbers"),
     ],
 )

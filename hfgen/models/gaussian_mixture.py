@@ -46,5 +46,7 @@ class GaussianMixture(ModelMixin, ConfigMixin):
         bounds = self.weights.float().cumsum(0)
         quantiles = torch.special.ndtr(noise[:, 0].float()) * bounds[-1]
         chosen = torch.searchsorted(bounds, quantiles).clamp(max=len(bounds) - 1)  # (B,)
-        offsets = torch.einsum("bij,bj->bi", self.scale_trils[chosen], noise[:, 1:].to(self.means.dtype))
+        # In its own precision wherever it is called, so that the same noise is the same latent.
+        with torch.autocast(noise.device.type, enabled=False):
+            offsets = torch.einsum("bij,bj->bi", self.scale_trils[chosen], noise[:, 1:].to(self.means.dtype))
         return self.means[chosen] + offsets

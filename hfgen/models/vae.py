@@ -60,7 +60,7 @@ class ConvVAE(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         widths = list(block_out_channels)
-        if not widths or sample_size % 2 ** len(widths):
+        if not widths or sample_size < 1 or sample_size % 2 ** len(widths):
             raise ValueError(
                 f"sample_size={sample_size} must be a multiple of {2 ** len(widths)}: each of the {len(widths)} "
                 f"levels of block_out_channels={tuple(widths)} halves the resolution"
@@ -119,9 +119,9 @@ class ConvVAE(ModelMixin, ConfigMixin):
         Returns:
             An output whose `sample` are images, `(batch_size, in_channels, sample_size, sample_size)`, in [-1, 1].
         """
-        size = (-1, self.coarse_size, self.coarse_size)
-        # (B, H, W, C) seen as (B, C, H, W): channels_last.
-        hidden_states = self.from_latents(latents.flatten(1)).unflatten(1, size).movedim(1, -1).movedim(-1, 1)
+        hidden_states = self.from_latents(latents.flatten(1))
+        hidden_states = hidden_states.unflatten(1, (-1, self.coarse_size, self.coarse_size))  # (B, C, H, W)
+        hidden_states = hidden_states.contiguous(memory_format=torch.channels_last)
         for block in self.up_blocks:
             hidden_states = block(hidden_states)  # (B, C, 2H, 2W)
         images = self.conv_out(hidden_states).float().tanh().to(latents.dtype)

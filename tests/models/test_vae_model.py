@@ -48,9 +48,7 @@ def awake(sample_size: int = 32, **options) -> ConvVAE:
     network = untrained(sample_size, **options)
     with torch.no_grad():
         for key, weight in network.named_parameters():
-            if key.endswith("bias"):
-                weight.normal_(std=0.1)
-            elif "conv2" in key:
+            if key.endswith("bias") or "conv2" in key:
                 weight.normal_(std=0.1)
         network.to_posterior.weight *= 10
         network.conv_out.weight *= 10
@@ -131,6 +129,13 @@ def test_images_lie_between_minus_one_and_one_and_can_come_near_to_both():
     assert images.abs().max() <= 1
     assert images.min() < -0.99 and images.max() > 0.99
     assert (images.abs() < 0.9).any()  # squeezed, not cut off
+
+
+def test_every_number_of_a_latent_matters_and_its_sign_too():
+    network, latents = awake(), torch.cat([torch.eye(6), -torch.eye(6)])
+    with torch.no_grad():
+        images = network.decode(latents).sample.flatten(1)
+    assert (torch.cdist(images, images) + torch.eye(12)).min() > 0.01
 
 
 @pytest.mark.parametrize("layers_per_block", [0, 1, 3])

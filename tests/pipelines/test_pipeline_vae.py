@@ -226,6 +226,7 @@ def test_a_pipeline_in_bfloat16_draws_and_encodes_nearly_the_same():
     half.to(torch.bfloat16)
     assert np.abs(draw(full, sample_from="prior") - draw(half, sample_from="prior")).mean() < 0.02
     assert np.abs(draw(full) - draw(half)).mean() < 0.05
+    assert half.draw_latents(2).dtype == torch.float32
     latents = half.encode(draw_images())
     assert latents.dtype == torch.float32
     torch.testing.assert_close(latents, full.encode(draw_images()), atol=0.2, rtol=0.05)
@@ -299,13 +300,10 @@ def test_of_a_picture_of_any_size_the_largest_square_in_the_middle_is_seen(width
     torch.testing.assert_close(seen[..., 2:6, 2:6], flat[..., 2:6, 2:6] * 2 - 1, atol=0.1, rtol=0)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I"])
-def test_a_picture_of_any_mode_is_seen_as_it_looks(mode):
-    if mode in ("I;16", "I"):
-        picture = Image.fromarray(np.full((12, 12), 200 * 257, np.uint16 if mode == "I;16" else np.int32))
-    else:
-        grey = Image.new("L", (12, 12), 255 if mode == "1" else 200)
-        picture = (grey.convert("RGB") if mode == "CMYK" else grey).convert(mode)
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_a_picture_of_any_mode_of_8_bits_is_seen_as_it_looks(mode):
+    grey = Image.new("L", (12, 12), 255 if mode == "1" else 200)
+    picture = (grey.convert("RGB") if mode == "CMYK" else grey).convert(mode)
     assert picture.mode == mode
     seen = build()._to_pixels(picture)
     level = 1.0 if mode == "1" else 200 / 127.5 - 1
@@ -325,13 +323,17 @@ def test_a_network_of_grey_images_encodes_pictures_too(mode):
         (torch.zeros(3, 8, 8), r"images of shape \(3, 8, 8\) do not fit: \('batch_size', 3, 8, 8\) is needed"),
         (torch.zeros(1, 3, 8, 9), "is needed"),
         (torch.zeros(1, 1, 8, 8), "is needed"),
-        (torch.full((1, 3, 8, 8), -0.01), r"values outside \[0, 1\]"),
-        (torch.full((1, 3, 8, 8), 1.01), r"values outside \[0, 1\]"),
-        (torch.full((1, 3, 8, 8), torch.nan), r"values outside \[0, 1\]"),
+        (torch.full((1, 3, 8, 8), -0.01), r"with values in \[0, 1\]"),
+        (torch.full((1, 3, 8, 8), 1.01), r"with values in \[0, 1\]"),
+        (torch.full((1, 3, 8, 8), torch.nan), r"with values in \[0, 1\]"),
+        (torch.zeros(0, 3, 8, 8), "at least one"),
+        ([], "at least one, of 8 bits"),
+        (Image.fromarray(np.full((12, 12), 200 * 257, np.uint16)), "of 8 bits a channel; convert others first"),
+        (Image.fromarray(np.full((12, 12), 0.5, np.float32)), "of 8 bits a channel"),
         (torch.zeros(1, 3, 8, 8), "chunk_size=0 must be at least 1"),
     ],
 )
-def test_tensors_that_are_no_images_are_refused(images, told):
+def test_what_are_no_images_is_refused(images, told):
     with pytest.raises(ValueError, match=told):
         build().reconstruct(images, chunk_size=0 if "chunk" in told else 64)
 
