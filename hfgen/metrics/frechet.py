@@ -1,4 +1,7 @@
-"""The Frechet distance of two sets of features (Heusel et al. 2017, arXiv:1706.08500), exact at any number of images."""
+"""The Frechet distance of two sets of features (Heusel et al. 2017, arXiv:1706.08500), exact for any number of images.
+
+Written without a matrix root, which is what breaks on few images.
+"""
 
 import numpy as np
 import torch

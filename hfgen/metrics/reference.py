@@ -1,0 +1,53 @@
+"""The real images that a generator is measured against, and their features, which are kept."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from hfgen.checkpoints import write_atomically
+from hfgen.data.settings import DataSettings
+from hfgen.data.store import ImageStore, cache_folder, load_images
+
+
+class Extractor(Protocol):
+    """What turns images into features."""
+
+    identity: str
+
+    def __call__(self, images: Iterable[np.ndarray], count: int | None = None) -> np.ndarray: ...  # noqa: D102
+
+
+class Reference(NamedTuple):
+    """Real images, decoded as a training decodes them, and their features.
+
+    Attributes:
+        images: uint8 `(height, width, 3)` each, by index.
+        features: float32 `(num_images, num_features)`.
+    """
+
+    images: ImageStore
+    features: np.ndarray
+
+
+def load_reference(settings: DataSettings, extractor: Extractor) -> Reference:
+    """Open a data set and compute the features of all its images, or take those that an earlier call kept.
+
+    They are kept beside the decoded images, under the digest of those and what computed them.
+
+    Raises:
+        UserError: if the data set cannot be opened, is refused, or has no readable image.
+    """
+    images = load_images(settings)
+    key = hashlib.sha256(f"{images.digest} {extractor.identity}".encode()).hexdigest()[:32]
+    file = cache_folder(settings) / "features" / f"{key}.npy"
+    if not file.is_file():
+        features = extractor((images[index] for index in range(len(images))), len(images))
+        write_atomically(file, lambda temporary: _save(temporary, features))
+    return Reference(images, np.load(file, allow_pickle=False))
+
+
+def _save(file, features: np.ndarray) -> None:
+    with open(file, "wb") as opened:  # given a name, numpy would add to it
+        np.save(opened, features)
