@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from hfgen.errors import UserError, run_reporting_user_errors
+from hfgen.evaluate_command import evaluate
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Train, compare and ship small unconditional image generators.")  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
 app.add_typer(data_app, name="data")
+app.command()(evaluate)
 
 # What the commands on a pipeline have in common.
 PipelineFolder = Annotated[str, typer.Argument(metavar="DIR", help="a run, a checkpoint, a pipeline, or a Hub repo")]

@@ -105,6 +105,12 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def image_size(pipeline: DiffusionPipeline) -> int:
+    """Return the height and width, in pixels, of the images that a pipeline draws."""
+    network = _one_pass_network(pipeline) or pipeline.unet
+    return network.config.sample_size
+
+
 def image_generators(seed: int, start: int, count: int) -> list[torch.Generator]:
     """Return one generator for each image, so that an image depends on its seed and index, not on its batch."""
     return [torch.Generator().manual_seed(keyed_seed(seed, index)) for index in range(start, start + count)]

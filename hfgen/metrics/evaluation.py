@@ -25,8 +25,8 @@ def score_features(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[st
         seed: of the resamplings.
 
     Returns:
-        Plain values by name. `fid_standard_error` is the spread over draws with replacement from both sets; it does not
-        contain the bias, which makes FID too large by about 1 / n: compare at equal n, and with the floor.
+        Plain values by name. `fid_standard_error` is the spread over draws with replacement from both sets; it does
+        not contain the bias, which makes FID too large by about 1 / n: compare at equal n, and with the floor.
     """
     distance = kernel_distance(real, fake, seed)
     rng = np.random.default_rng(seed)

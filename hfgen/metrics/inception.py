@@ -125,7 +125,8 @@ class InceptionFeatures:
             pixels = pixels.to(self._device)
         else:
             pixels = torch.cat([_resize_as_in_2015(image, self._device) for image in batch])
-        output = self._network((pixels.float() - 128) / 128)
+        pixels = pixels.float().contiguous(memory_format=torch.channels_last)
+        output = self._network((pixels - 128) / 128)
         return output.reshape(len(batch), NUM_FEATURES).float().cpu().numpy()
 
 

@@ -1,0 +1,138 @@
+"""`hfgen evaluate`: draw from a pipeline, score it against real images, write what was found."""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hfgen.errors import UserError
+
+
+# Images drawn if nobody says how many: as many as there are real ones, up to this.
+MAX_DEFAULT_IMAGES = 5000
+CLOSEST_PAIRS = 16
+# name in the table -> key of the scores, key of its standard error
+TABLE = {
+    "FID": ("fid", "fid_standard_error"),
+    "KID": ("kid", "kid_standard_error"),
+    "precision": ("precision", None),
+    "recall": ("recall", None),
+    "density": ("density", None),
+    "coverage": ("coverage", None),
+    "MiFID": ("mifid", None),
+}
+
+
+def evaluate(
+    pipeline: Annotated[str, typer.Argument(metavar="DIR", help="a run, a checkpoint, a pipeline, or a Hub repo")],
+    reference: Annotated[str, typer.Option("--reference", help="the real images; what --dataset takes")],
+    output: Annotated[Path, typer.Option("--output", help="new folder for evaluation.json, .md and closest.png")],
+    num_images: Annotated[
+        int | None, typer.Option("--num_images", min=10, help="drawn; as many as real ones if not given, up to 5000")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of the images and of the resamplings")] = 0,
+    num_inference_steps: Annotated[int, typer.Option("--num_inference_steps", min=1, help="denoising steps")] = 50,
+    sampler: Annotated[
+        str | None, typer.Option("--sampler", help="ddim, dpm, unipc or ddpm; as saved if not given")
+    ] = None,
+    sample_from: Annotated[str | None, typer.Option("--sample_from", help="of a VAE: prior or ex_post")] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="drawn at once; bounds the memory")] = 32,
+    dataset_split: Annotated[str, typer.Option("--dataset_split", help="split of a Hub data set")] = "train",
+    dataset_column: Annotated[str | None, typer.Option("--dataset_column", help="that holds the images")] = None,
+    mode: Annotated[
+        str, typer.Option("--mode", help="how images are resized: clean (clean-fid's) or legacy")
+    ] = "clean",
+    inception_weights: Annotated[
+        str | None, typer.Option("--inception_weights", help="TorchScript file; found by itself if installed")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")] = "auto",
+) -> None:
+    """Score a pipeline against real images: FID, KID, precision to coverage, copies; with the data's own floor."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output} exists and is not empty; choose another folder")
+    if mode not in ("clean", "legacy"):
+        raise UserError(f"--mode {mode}: must be clean or legacy")
+    import numpy as np
+
+    from hfgen.data.settings import DataSettings
+    from hfgen.inference import draw_images, image_size, open_pipeline
+    from hfgen.metrics.evaluation import memorisation_report, score_features, score_floor
+    from hfgen.metrics.inception import InceptionFeatures, find_weights
+    from hfgen.metrics.reference import load_reference
+
+    loaded = open_pipeline(pipeline, device, sampler)
+    extractor = InceptionFeatures(find_weights(inception_weights), loaded.device, mode)
+    size = image_size(loaded)
+    settings = DataSettings(reference, sample_size=size, dataset_split=dataset_split, dataset_column=dataset_column)
+    real = load_reference(settings, extractor)
+    if len(real.features) < 12:
+        raise UserError(f"--reference {reference}: {len(real.features)} images are too few to be split and compared")
+    count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
+
+    with tempfile.TemporaryDirectory() as folder:  # on the disk, so that any number fits
+        drawn = np.memmap(Path(folder) / "drawn", np.uint8, "w+", shape=(count, size, size, 3))
+        started = time.perf_counter()
+        images = draw_images(loaded, count, seed, num_inference_steps, batch_size, sample_from=sample_from)
+        for index, image in enumerate(images):
+            drawn[index] = image
+        seconds = time.perf_counter() - started
+        features = extractor(drawn, count)
+        report: dict[str, Any] = {
+            "pipeline": type(loaded).__name__,
+            "reference": reference,
+            "sample_size": size,
+            "seed": seed,
+            "features": extractor.identity,
+            "scores": score_features(real.features, features, seed),
+            "floor": score_floor(real.features, count, seed),
+            "memorisation": memorisation_report(real.features, features),
+            "drawing_images_per_second": round(count / seconds, 2),
+        }
+        output.mkdir(parents=True, exist_ok=True)
+        closest_sheet(real, drawn, features).save(output / "closest.png")
+    (output / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+    (output / "evaluation.md").write_text(markdown(report))
+    typer.echo(markdown(report))
+    typer.echo(f"evaluation.json, evaluation.md and closest.png (samples above the nearest real images) in {output}")
+
+
+def closest_sheet(real, drawn, features):
+    """Draw the generated images that are nearest to a real one, above those real ones."""
+    from PIL import Image
+
+    from hfgen.figures import reconstruction_sheet
+    from hfgen.metrics.memorisation import nearest_images
+
+    nearest = nearest_images(features, real.features)
+    order = nearest.distances.argsort()[:CLOSEST_PAIRS]
+    fake = [Image.fromarray(drawn[index]) for index in order]
+    originals = [Image.fromarray(real.images[int(nearest.indices[index])]) for index in order]
+    return reconstruction_sheet(fake, originals)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Write a report as a table, with the floor in a column beside the scores, and the statement on copies."""
+    scores, floor = report["scores"], report["floor"]
+    halves = floor["halves"]
+    lines = [
+        f"{scores['num_fake']:,} images of {report['sample_size']} pixels against {scores['num_real']:,} real ones, "
+        f"seed {report['seed']}; features: {report['features']}.",
+        "",
+        f"| score | generated | floor: half of the real images against the other ({halves['num_fake']:,} each) |",
+        "| --- | --- | --- |",
+    ]
+    for name, (key, error) in TABLE.items():
+        cells = [f"{part[key]:.4g}" + (f" ± {part[error]:.2g}" if error else "") for part in (scores, halves)]
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+    lines += [
+        "",
+        f"FID of {scores['num_fake']:,} real images, drawn with replacement, against all: {floor['fid_at_n']:.4g}. "
+        "± is the standard error, which does not contain the bias of FID: compare at equal numbers of images.",
+        "",
+        f"Memorisation: {report['memorisation']['statement']}.",
+        "",
+    ]
+    return "\n".join(lines)
