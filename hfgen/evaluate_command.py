@@ -75,7 +75,7 @@ def evaluate(
         started = time.perf_counter()
         images = draw_images(loaded, count, seed, num_inference_steps, batch_size, sample_from=sample_from)
         for index, image in enumerate(images):
-            drawn[index] = image
+            drawn[index] = np.asarray(image)
         seconds = time.perf_counter() - started
         features = extractor(drawn, count)
         report: dict[str, Any] = {

@@ -107,7 +107,7 @@ def _device(name: str) -> torch.device:
 
 def image_size(pipeline: DiffusionPipeline) -> int:
     """Return the height and width, in pixels, of the images that a pipeline draws."""
-    network = _one_pass_network(pipeline) or pipeline.unet
+    network: Any = _one_pass_network(pipeline) or pipeline.unet
     return network.config.sample_size
 
 

