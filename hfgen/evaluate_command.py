@@ -59,7 +59,7 @@ def evaluate(
 
     from hfgen.data.settings import DataSettings
     from hfgen.inference import draw_images, image_size, open_pipeline
-    from hfgen.metrics.evaluation import memorisation_report, score_features, score_floor
+    from hfgen.metrics.evaluation import report_on
     from hfgen.metrics.inception import InceptionFeatures, find_weights
     from hfgen.metrics.reference import load_reference
 
@@ -78,19 +78,18 @@ def evaluate(
             drawn[index] = np.asarray(image)
         seconds = time.perf_counter() - started
         features = extractor(drawn, count)
-        report: dict[str, Any] = {
-            "pipeline": type(loaded).__name__,
-            "reference": reference,
-            "sample_size": size,
-            "seed": seed,
-            "features": extractor.identity,
-            "scores": score_features(real.features, features, seed),
-            "floor": score_floor(real.features, count, seed),
-            "memorisation": memorisation_report(real.features, features),
-            "drawing_images_per_second": round(count / seconds, 2),
-        }
-        output.mkdir(parents=True, exist_ok=True)
-        closest_sheet(real, drawn, features).save(output / "closest.png")
+        sheet = closest_sheet(real, drawn, features)
+    report: dict[str, Any] = {
+        "pipeline": type(loaded).__name__,
+        "reference": reference,
+        "sample_size": size,
+        "seed": seed,
+        "features": extractor.identity,
+        "drawing_images_per_second": round(count / seconds, 2),
+        **report_on(real.features, features, seed),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    sheet.save(output / "closest.png")
     (output / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
     (output / "evaluation.md").write_text(markdown(report))
     typer.echo(markdown(report))
