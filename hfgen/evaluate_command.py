@@ -4,11 +4,20 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hfgen.errors import UserError
+
+
+if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
+    from collections.abc import Iterable
+
+    import numpy as np
+    from PIL import Image
+
+    from hfgen.metrics.reference import Extractor, Reference
 
 
 # Images drawn if nobody says how many: as many as there are real ones, up to this.
@@ -55,11 +64,8 @@ def evaluate(
         raise UserError(f"--output {output} exists and is not empty; choose another folder")
     if mode not in ("clean", "legacy"):
         raise UserError(f"--mode {mode}: must be clean or legacy")
-    import numpy as np
-
     from hfgen.data.settings import DataSettings
     from hfgen.inference import draw_images, image_size, open_pipeline
-    from hfgen.metrics.evaluation import report_on
     from hfgen.metrics.inception import InceptionFeatures, find_weights
     from hfgen.metrics.reference import load_reference
 
@@ -69,24 +75,15 @@ def evaluate(
     settings = DataSettings(reference, sample_size=size, dataset_split=dataset_split, dataset_column=dataset_column)
     real = load_reference(settings, extractor)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
-
-    with tempfile.TemporaryDirectory() as folder:  # on the disk, so that any number fits
-        drawn = np.memmap(Path(folder) / "drawn", np.uint8, "w+", shape=(count, size, size, 3))
-        started = time.perf_counter()
-        images = draw_images(loaded, count, seed, num_inference_steps, batch_size, sample_from=sample_from)
-        for index, image in enumerate(images):
-            drawn[index] = np.asarray(image)
-        seconds = time.perf_counter() - started
-        features = extractor(drawn, count)
-        sheet = closest_sheet(real, drawn, features)
+    images = draw_images(loaded, count, seed, num_inference_steps, batch_size, sample_from=sample_from)
+    scores, sheet = score_images(images, count, size, real, extractor, seed)
     report: dict[str, Any] = {
         "pipeline": type(loaded).__name__,
         "reference": reference,
         "sample_size": size,
         "seed": seed,
         "features": extractor.identity,
-        "drawing_images_per_second": round(count / seconds, 2),
-        **report_on(real.features, features, seed),
+        **scores,
     }
     output.mkdir(parents=True, exist_ok=True)
     sheet.save(output / "closest.png")
@@ -96,7 +93,38 @@ def evaluate(
     typer.echo(f"evaluation.json, evaluation.md and closest.png (samples above the nearest real images) in {output}")
 
 
-def closest_sheet(real, drawn, features):
+def score_images(
+    images: "Iterable[Image.Image]", count: int, size: int, real: "Reference", extractor: "Extractor", seed: int
+) -> "tuple[dict[str, Any], Image.Image]":
+    """Score images as they are drawn, in bounded memory.
+
+    Args:
+        images: generated ones.
+        count: how many there are.
+        size: their height and width, in pixels.
+        real: the real images.
+        extractor: made the features of the real images.
+        seed: of the resamplings.
+
+    Returns:
+        The scores and how many images were drawn in a second; and the sheet of the closest pairs.
+    """
+    import numpy as np
+
+    from hfgen.metrics.evaluation import report_on
+
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = np.memmap(Path(folder) / "drawn", np.uint8, "w+", shape=(count, size, size, 3))
+        started = time.perf_counter()
+        for index, image in enumerate(images):
+            drawn[index] = np.asarray(image)
+        speed = round(count / (time.perf_counter() - started), 2)
+        features = extractor(drawn, count)
+        sheet = closest_sheet(real, drawn, features)
+    return {"drawing_images_per_second": speed, **report_on(real.features, features, seed)}, sheet
+
+
+def closest_sheet(real: "Reference", drawn: "np.ndarray", features: "np.ndarray") -> "Image.Image":
     """Draw the generated images that are nearest to a real one, above those real ones."""
     from PIL import Image
 
