@@ -10,6 +10,7 @@ import typer
 
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluate_command import evaluate
+from hfgen.kaggle_command import kaggle_zip
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -17,6 +18,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
 app.add_typer(data_app, name="data")
 app.command()(evaluate)
+app.command("kaggle-zip")(kaggle_zip)
 
 # What the commands on a pipeline have in common.
 PipelineFolder = Annotated[str, typer.Argument(metavar="DIR", help="a run, a checkpoint, a pipeline, or a Hub repo")]
