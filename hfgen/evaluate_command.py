@@ -111,7 +111,7 @@ def score_images(
     """
     import numpy as np
 
-    from hfgen.metrics.evaluation import report_on
+    from hfgen.metrics.evaluation import memorisation_report, score_features
 
     with tempfile.TemporaryDirectory() as folder:
         drawn = np.memmap(Path(folder) / "drawn", np.uint8, "w+", shape=(count, size, size, 3))
@@ -121,7 +121,13 @@ def score_images(
         speed = round(count / (time.perf_counter() - started), 2)
         features = extractor(drawn, count)
         sheet = closest_sheet(real, drawn, features)
-    return {"drawing_images_per_second": speed, **report_on(real.features, features, seed)}, sheet
+    scores = {
+        "drawing_images_per_second": speed,
+        "scores": score_features(real.features, features, seed),
+        "floor": real.floor(count, seed),
+        "memorisation": memorisation_report(real.features, features),
+    }
+    return scores, sheet
 
 
 def closest_sheet(real: "Reference", drawn: "np.ndarray", features: "np.ndarray") -> "Image.Image":

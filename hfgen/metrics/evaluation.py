@@ -16,24 +16,6 @@ RESAMPLINGS = 10
 COPY_QUANTILE = 0.01
 
 
-def report_on(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Score generated images, the real ones against themselves, and how many generated ones are copies.
-
-    Args:
-        real: features of the real images, `(num_real, num_features)`.
-        fake: features of the generated images, `(num_fake, num_features)`.
-        seed: of everything random.
-
-    Returns:
-        Plain values: `scores`, `floor` and `memorisation`, from the functions below.
-    """
-    return {
-        "scores": score_features(real, fake, seed),
-        "floor": score_floor(real, len(fake), seed),
-        "memorisation": memorisation_report(real, fake),
-    }
-
-
 def score_features(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """Score generated images by their features.
 

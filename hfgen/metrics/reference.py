@@ -1,15 +1,18 @@
 """The real images that a generator is measured against, and their features, which are kept."""
 
 import hashlib
+import json
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from hfgen.checkpoints import write_atomically
+from hfgen.checkpoints import write_atomically, write_text_atomically
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import ImageStore, cache_folder, load_images
 from hfgen.errors import UserError
+from hfgen.metrics.evaluation import score_floor
 
 
 # Each half must have more images than the neighbours that precision and recall look at.
@@ -30,10 +33,19 @@ class Reference(NamedTuple):
     Attributes:
         images: uint8 `(height, width, 3)` each, by index.
         features: float32 `(num_images, num_features)`.
+        file: where the features are kept.
     """
 
     images: ImageStore
     features: np.ndarray
+    file: Path
+
+    def floor(self, num_fake: int, seed: int) -> dict[str, Any]:
+        """Return what `score_floor` says of the real images, or what it said the last time."""
+        file = self.file.with_name(f"{self.file.stem}-floor-{num_fake}-{seed}.json")
+        if not file.is_file():
+            write_text_atomically(file, json.dumps(score_floor(self.features, num_fake, seed)))
+        return json.loads(file.read_text())
 
 
 def load_reference(settings: DataSettings, extractor: Extractor) -> Reference:
@@ -52,7 +64,7 @@ def load_reference(settings: DataSettings, extractor: Extractor) -> Reference:
     if not file.is_file():
         features = extractor((images[index] for index in range(len(images))), len(images))
         write_atomically(file, lambda temporary: _save(temporary, features))
-    return Reference(images, np.load(file, allow_pickle=False))
+    return Reference(images, np.load(file, allow_pickle=False), file)
 
 
 def _save(file, features: np.ndarray) -> None:
