@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from hfgen.cli_options import BatchSize, Device, PipelineFolder, SampleFrom, Sampler, Seed, Steps, require_new_folder
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluate_command import evaluate
 from hfgen.kaggle_command import kaggle_zip
@@ -19,19 +20,6 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
 app.add_typer(data_app, name="data")
 app.command()(evaluate)
 app.command("kaggle-zip")(kaggle_zip)
-
-# What the commands on a pipeline have in common.
-PipelineFolder = Annotated[str, typer.Argument(metavar="DIR", help="a run, a checkpoint, a pipeline, or a Hub repo")]
-Steps = Annotated[int, typer.Option("--num_inference_steps", min=1, help="denoising steps")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="the same seed draws the same images")]
-Sampler = Annotated[str | None, typer.Option("--sampler", help="ddim, dpm, unipc or ddpm; as saved if not given")]
-SampleFrom = Annotated[
-    str | None,
-    typer.Option(
-        "--sample_from", help="latents of a VAE: prior, or ex_post, which is the default where it was fitted"
-    ),
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
 
 
 def main() -> None:
@@ -51,12 +39,11 @@ def sample(
         float | None, typer.Option("--truncation", help="of a GAN: cuts latents off there; 1 is tame, 3 hardly cuts")
     ] = None,
     sample_from: SampleFrom = None,
-    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="drawn at once; bounds the memory")] = 32,
+    batch_size: BatchSize = 32,
     device: Device = "auto",
 ) -> None:
     """Draw images from a pipeline: a sheet and single files."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output {output} exists and is not empty; choose another folder")
+    require_new_folder(output)
     from hfgen.figures import image_sheet
     from hfgen.inference import draw_images, open_pipeline
 
@@ -88,8 +75,7 @@ def denoise(
     device: Device = "auto",
 ) -> None:
     """Show how a diffusion pipeline draws, and how a linear and a cosine schedule turn an image into noise."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output {output} exists and is not empty; choose another folder")
+    require_new_folder(output)
     from hfgen.figures import denoising_strip, forward_strip
     from hfgen.inference import open_image, open_pipeline
 
@@ -129,8 +115,7 @@ def interpolate(
     device: Device = "auto",
 ) -> None:
     """Walk from image to image of a GAN or a VAE: a sheet (for each two, straight above spherical) and a GIF."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output {output} exists and is not empty; choose another folder")
+    require_new_folder(output)
     if image and (seeds is not None or sample_from is not None):
         raise UserError("--image: your images are the ends of the walk; leave out --seeds and --sample_from")
     if image and len(image) < 2:
@@ -167,8 +152,7 @@ def reconstruct(
     device: Device = "auto",
 ) -> None:
     """Encode and decode images by a VAE: a sheet, originals above reconstructions, and the reconstructions."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output {output} exists and is not empty; choose another folder")
+    require_new_folder(output)
     import hfgen.inference as inference
     from hfgen.figures import reconstruction_sheet
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hfgen.cli_options import BatchSize, Device, PipelineFolder, SampleFrom, Sampler, Seed, Steps, require_new_folder
 from hfgen.errors import UserError
 
 
@@ -36,19 +37,17 @@ TABLE = {
 
 
 def evaluate(
-    pipeline: Annotated[str, typer.Argument(metavar="DIR", help="a run, a checkpoint, a pipeline, or a Hub repo")],
+    pipeline: PipelineFolder,
     reference: Annotated[str, typer.Option("--reference", help="the real images; what --dataset takes")],
     output: Annotated[Path, typer.Option("--output", help="new folder for evaluation.json, .md and closest.png")],
     num_images: Annotated[
         int | None, typer.Option("--num_images", min=10, help="drawn; as many as real ones if not given, up to 5000")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="of the images and of the resamplings")] = 0,
-    num_inference_steps: Annotated[int, typer.Option("--num_inference_steps", min=1, help="denoising steps")] = 50,
-    sampler: Annotated[
-        str | None, typer.Option("--sampler", help="ddim, dpm, unipc or ddpm; as saved if not given")
-    ] = None,
-    sample_from: Annotated[str | None, typer.Option("--sample_from", help="of a VAE: prior or ex_post")] = None,
-    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="drawn at once; bounds the memory")] = 32,
+    seed: Seed = 0,
+    num_inference_steps: Steps = 50,
+    sampler: Sampler = None,
+    sample_from: SampleFrom = None,
+    batch_size: BatchSize = 32,
     dataset_split: Annotated[str, typer.Option("--dataset_split", help="split of a Hub data set")] = "train",
     dataset_column: Annotated[str | None, typer.Option("--dataset_column", help="that holds the images")] = None,
     mode: Annotated[
@@ -57,11 +56,10 @@ def evaluate(
     inception_weights: Annotated[
         str | None, typer.Option("--inception_weights", help="TorchScript file; found by itself if installed")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Score a pipeline against real images: FID, KID, precision to coverage, copies; with the data's own floor."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output {output} exists and is not empty; choose another folder")
+    require_new_folder(output)
     if mode not in ("clean", "legacy"):
         raise UserError(f"--mode {mode}: must be clean or legacy")
     from hfgen.data.settings import DataSettings

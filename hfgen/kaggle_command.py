@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hfgen.cli_options import BatchSize, Device, PipelineFolder, SampleFrom, Sampler, Seed, Steps
 from hfgen.errors import UserError
 
 
@@ -17,18 +18,16 @@ JPEG_QUALITY = 95
 
 
 def kaggle_zip(
-    pipeline: Annotated[str, typer.Argument(metavar="DIR", help="a run, a checkpoint, a pipeline, or a Hub repo")],
+    pipeline: PipelineFolder,
     output: Annotated[Path, typer.Option("--output", help="the zip; Kaggle wants this name")] = Path("images.zip"),
     num_images: Annotated[int, typer.Option("--num_images", help="from 7,000 to 10,000")] = FEWEST,
     size: Annotated[int, typer.Option("--size", help="height and width in pixels; the competition wants 256")] = SIDE,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="the same seed draws the same images")] = 0,
-    num_inference_steps: Annotated[int, typer.Option("--num_inference_steps", min=1, help="denoising steps")] = 50,
-    sampler: Annotated[
-        str | None, typer.Option("--sampler", help="ddim, dpm, unipc or ddpm; as saved if not given")
-    ] = None,
-    sample_from: Annotated[str | None, typer.Option("--sample_from", help="of a VAE: prior or ex_post")] = None,
-    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="drawn at once; bounds the memory")] = 32,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")] = "auto",
+    seed: Seed = 0,
+    num_inference_steps: Steps = 50,
+    sampler: Sampler = None,
+    sample_from: SampleFrom = None,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
 ) -> None:
     """Write the zip that gan-getting-started asks for: JPEGs of 256 pixels, RGB, drawn one batch after the other."""
     if output.exists():

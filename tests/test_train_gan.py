@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 import torch
 from conftest import load_script
+from run_files import assert_equal, metrics, state_of
 from safetensors.torch import load_file
 
 from hfgen.checkpoints import load_progress
@@ -54,31 +55,6 @@ def train(module, folder, *arguments):
 
 def weights(folder):
     return load_file(folder / "pipeline" / "generator" / "diffusion_pytorch_model.safetensors")
-
-
-def state_of(folder, step):
-    return torch.load(folder / "checkpoints" / f"step-{step:08d}" / "state.pt", weights_only=True)
-
-
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_equal(one, other):
-    """Whether two nested containers hold the same tensors, bit for bit."""
-    assert type(one) is type(other)
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for first, second in zip(one, other, strict=True):
-            assert_equal(first, second)
-    else:
-        assert one == other
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import load_script
 from PIL import Image
+from run_files import assert_equal, metrics, state_of
 from safetensors.torch import load_file
 
 from hfgen.errors import UserError
@@ -53,33 +54,8 @@ def weights(folder, pipeline="pipeline"):
     return load_file(folder / pipeline / "vae" / "diffusion_pytorch_model.safetensors")
 
 
-def state_of(folder, step):
-    return torch.load(folder / "checkpoints" / f"step-{step:08d}" / "state.pt", weights_only=True)
-
-
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def report(folder):
     return json.loads((folder / "latents.json").read_text())
-
-
-def assert_equal(one, other):
-    """Whether two nested containers hold the same tensors, bit for bit."""
-    assert type(one) is type(other)
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for first, second in zip(one, other, strict=True):
-            assert_equal(first, second)
-    else:
-        assert one == other
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,0 +1,28 @@
+"""Arguments, options and checks that several commands have in common."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfgen.errors import UserError
+
+
+PipelineFolder = Annotated[str, typer.Argument(metavar="DIR", help="a run, a checkpoint, a pipeline, or a Hub repo")]
+Steps = Annotated[int, typer.Option("--num_inference_steps", min=1, help="denoising steps")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="the same seed draws the same images")]
+Sampler = Annotated[str | None, typer.Option("--sampler", help="ddim, dpm, unipc or ddpm; as saved if not given")]
+SampleFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--sample_from", help="latents of a VAE: prior, or ex_post, which is the default where it was fitted"
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
+BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="drawn at once; bounds the memory")]
+
+
+def require_new_folder(output: Path) -> None:
+    """Raise a `UserError` if there is something in the folder that a command is to fill."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output} exists and is not empty; choose another folder")
