@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hfgen.cli_options import BatchSize, Device, PipelineFolder, SampleFrom, Sampler, Seed, Steps, require_new_folder
+from hfgen.compare_command import compare
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluate_command import evaluate
 from hfgen.kaggle_command import kaggle_zip
@@ -19,6 +20,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
 app.add_typer(data_app, name="data")
 app.command()(evaluate)
+app.command()(compare)
 app.command("kaggle-zip")(kaggle_zip)
 
 

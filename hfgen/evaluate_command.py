@@ -1,10 +1,8 @@
 """`hfgen evaluate`: draw from a pipeline, score it against real images, write what was found."""
 
 import json
-import tempfile
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,18 +10,8 @@ from hfgen.cli_options import BatchSize, Device, PipelineFolder, SampleFrom, Sam
 from hfgen.errors import UserError
 
 
-if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
-    from collections.abc import Iterable
-
-    import numpy as np
-    from PIL import Image
-
-    from hfgen.metrics.reference import Extractor, Reference
-
-
 # Images drawn if nobody says how many: as many as there are real ones, up to this.
 MAX_DEFAULT_IMAGES = 5000
-CLOSEST_PAIRS = 16
 # name in the table -> key of the scores, key of its standard error
 TABLE = {
     "FID": ("fid", "fid_standard_error"),
@@ -63,83 +51,26 @@ def evaluate(
     if mode not in ("clean", "legacy"):
         raise UserError(f"--mode {mode}: must be clean or legacy")
     from hfgen.data.settings import DataSettings
-    from hfgen.inference import draw_images, image_size, open_pipeline
+    from hfgen.inference import image_size, open_pipeline
     from hfgen.metrics.inception import InceptionFeatures, find_weights
     from hfgen.metrics.reference import load_reference
+    from hfgen.scoring import score_pipeline
 
     loaded = open_pipeline(pipeline, device, sampler)
     extractor = InceptionFeatures(find_weights(inception_weights), loaded.device, mode)
-    size = image_size(loaded)
-    settings = DataSettings(reference, sample_size=size, dataset_split=dataset_split, dataset_column=dataset_column)
+    settings = DataSettings(
+        reference, sample_size=image_size(loaded), dataset_split=dataset_split, dataset_column=dataset_column
+    )
     real = load_reference(settings, extractor)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
-    images = draw_images(loaded, count, seed, num_inference_steps, batch_size, sample_from=sample_from)
-    scores, sheet = score_images(images, count, size, real, extractor, seed)
-    report: dict[str, Any] = {
-        "pipeline": type(loaded).__name__,
-        "reference": reference,
-        "sample_size": size,
-        "seed": seed,
-        "features": extractor.identity,
-        **scores,
-    }
+    scored = score_pipeline(loaded, real, extractor, count, seed, num_inference_steps, batch_size, sample_from)
+    report = {"reference": reference, **scored.report}
     output.mkdir(parents=True, exist_ok=True)
-    sheet.save(output / "closest.png")
+    scored.closest.save(output / "closest.png")
     (output / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
     (output / "evaluation.md").write_text(markdown(report))
     typer.echo(markdown(report))
     typer.echo(f"evaluation.json, evaluation.md and closest.png (samples above the nearest real images) in {output}")
-
-
-def score_images(
-    images: "Iterable[Image.Image]", count: int, size: int, real: "Reference", extractor: "Extractor", seed: int
-) -> "tuple[dict[str, Any], Image.Image]":
-    """Score images as they are drawn, in bounded memory.
-
-    Args:
-        images: generated ones.
-        count: how many there are.
-        size: their height and width, in pixels.
-        real: the real images.
-        extractor: made the features of the real images.
-        seed: of the resamplings.
-
-    Returns:
-        The scores and how many images were drawn in a second; and the sheet of the closest pairs.
-    """
-    import numpy as np
-
-    from hfgen.metrics.evaluation import memorisation_report, score_features
-
-    with tempfile.TemporaryDirectory() as folder:
-        drawn = np.memmap(Path(folder) / "drawn", np.uint8, "w+", shape=(count, size, size, 3))
-        started = time.perf_counter()
-        for index, image in enumerate(images):
-            drawn[index] = np.asarray(image)
-        speed = round(count / (time.perf_counter() - started), 2)
-        features = extractor(drawn, count)
-        sheet = closest_sheet(real, drawn, features)
-    scores = {
-        "drawing_images_per_second": speed,
-        "scores": score_features(real.features, features, seed),
-        "floor": real.floor(count, seed),
-        "memorisation": memorisation_report(real.features, features),
-    }
-    return scores, sheet
-
-
-def closest_sheet(real: "Reference", drawn: "np.ndarray", features: "np.ndarray") -> "Image.Image":
-    """Draw the generated images that are nearest to a real one, above those real ones."""
-    from PIL import Image
-
-    from hfgen.figures import reconstruction_sheet
-    from hfgen.metrics.memorisation import nearest_images
-
-    nearest = nearest_images(features, real.features)
-    order = nearest.distances.argsort()[:CLOSEST_PAIRS]
-    fake = [Image.fromarray(drawn[index]) for index in order]
-    originals = [Image.fromarray(real.images[int(nearest.indices[index])]) for index in order]
-    return reconstruction_sheet(fake, originals)
 
 
 def markdown(report: dict[str, Any]) -> str:
