@@ -69,8 +69,8 @@ def test_the_commands_in_order_train_draw_and_load(workplace):
         assert (workplace / "runs" / "ddpm" / name).exists(), name
     for command in COMMANDS:
         if command.startswith("hfgen "):
-            draws = command.split()[1] in ("sample", "denoise")
-            small = ["--num_inference_steps", "2", "--num_images", "2"] if draws else []
+            number = {"sample": "2", "denoise": "2", "compare": "10", "evaluate": "10"}.get(command.split()[1])
+            small = ["--num_inference_steps", "2", "--num_images", number] if number else []
             result = run(workplace, [*shlex.split(command), *small])
             assert result.returncode == 0, result.stderr
     made = ("samples/sheet.png", "strips/denoising.png", "walk/sheet.png", "walk/walk.gif", "sngan.gif", "curves.png")
@@ -80,6 +80,7 @@ def test_the_commands_in_order_train_draw_and_load(workplace):
         "between/walk.gif",
         "scores/evaluation.md",
         "scores/closest.png",
+        "comparison/sheet.png",
     )
     assert [name for name in made if not (workplace / name).is_file()] == []
     for code in PYTHON:
@@ -126,6 +127,7 @@ def test_every_option_and_preset_that_the_readme_names_exists():
     commands = {
         "num_images",
         "reference",
+        "steps",
         "output",
         "cpu",
         "seeds",
