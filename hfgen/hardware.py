@@ -35,6 +35,8 @@ def choose_mixed_precision(wanted: str, cpu: bool) -> str:
 
 def has_accelerator() -> bool:
     """Whether there is anything to train on but the CPU."""
+    if hasattr(torch, "accelerator"):  # from torch 2.6 on
+        return torch.accelerator.is_available()
     return torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
 
 
