@@ -41,6 +41,9 @@ def evaluate(
     mode: Annotated[
         str, typer.Option("--mode", help="how images are resized: clean (clean-fid's) or legacy")
     ] = "clean",
+    extrapolate: Annotated[
+        bool, typer.Option("--extrapolate", help="also FID for infinitely many images; ten times the arithmetic")
+    ] = False,
     inception_weights: Annotated[
         str | None, typer.Option("--inception_weights", help="TorchScript file; found by itself if installed")
     ] = None,
@@ -63,7 +66,9 @@ def evaluate(
     )
     real = load_reference(settings, extractor)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
-    scored = score_pipeline(loaded, real, extractor, count, seed, num_inference_steps, batch_size, sample_from)
+    scored = score_pipeline(
+        loaded, real, extractor, count, seed, num_inference_steps, batch_size, sample_from, extrapolate
+    )
     report = {"reference": reference, **scored.report}
     output.mkdir(parents=True, exist_ok=True)
     scored.closest.save(output / "closest.png")
@@ -87,11 +92,15 @@ def markdown(report: dict[str, Any]) -> str:
     for name, (key, error) in TABLE.items():
         cells = [f"{part[key]:.4g}" + (f" ± {part[error]:.2g}" if error else "") for part in (scores, halves)]
         lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+    at_infinity = []
+    if "fid_at_infinity" in report:
+        at_infinity = [f"FID extrapolated to infinitely many generated images: {report['fid_at_infinity']:.4g}.", ""]
     lines += [
         "",
         f"FID of {scores['num_fake']:,} real images, drawn with replacement, against all: {floor['fid_at_n']:.4g}. "
         "± is the standard error, which does not contain the bias of FID: compare at equal numbers of images.",
         "",
+        *at_infinity,
         f"Memorisation: {report['memorisation']['statement']}.",
         "",
     ]

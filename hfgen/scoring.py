@@ -10,9 +10,11 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from hfgen.errors import UserError
 from hfgen.figures import reconstruction_sheet
 from hfgen.inference import draw_images, image_size
 from hfgen.metrics.evaluation import memorisation_report, score_features
+from hfgen.metrics.frechet import FEWEST_TO_EXTRAPOLATE, extrapolated_distance
 from hfgen.metrics.memorisation import nearest_images
 from hfgen.metrics.reference import Extractor, Reference
 
@@ -45,6 +47,7 @@ def score_pipeline(
     num_inference_steps: int,
     batch_size: int,
     sample_from: str | None = None,
+    extrapolate: bool = False,
 ) -> Scored:
     """Draw images, each kept on the disk for as long as it is needed, and score them.
 
@@ -57,10 +60,13 @@ def score_pipeline(
         num_inference_steps: of a diffusion pipeline.
         batch_size: images drawn at once.
         sample_from: of a VAE; see `draw_images`.
+        extrapolate: also estimate the FID of infinitely many generated images.
 
     Raises:
-        UserError: as `draw_images` does.
+        UserError: as `draw_images` does, or if the images are too few to extrapolate from.
     """
+    if extrapolate and count < FEWEST_TO_EXTRAPOLATE:
+        raise UserError(f"--extrapolate needs {FEWEST_TO_EXTRAPOLATE} images at least, not --num_images {count}")
     size = image_size(pipeline)
     with tempfile.TemporaryDirectory() as folder:
         drawn = np.memmap(Path(folder) / "drawn", np.uint8, "w+", shape=(count, size, size, 3))
@@ -73,7 +79,7 @@ def score_pipeline(
         closest = closest_sheet(real, drawn, features)
         shown = [Image.fromarray(np.array(pixels)) for pixels in drawn[:NUM_SHOWN]]
     networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    report = {
+    report: dict[str, Any] = {
         "pipeline": type(pipeline).__name__,
         "sample_size": size,
         "seed": seed,
@@ -84,6 +90,8 @@ def score_pipeline(
         "floor": real.floor(count, seed),
         "memorisation": memorisation_report(real.features, features),
     }
+    if extrapolate:
+        report["fid_at_infinity"] = extrapolated_distance(real.features, features, seed)
     return Scored(report, closest, shown)
 
 

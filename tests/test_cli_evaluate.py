@@ -49,10 +49,24 @@ def test_a_pipeline_is_scored_with_the_floor_of_the_data(has_weights, hfgen, pip
     # Samples above the nearest real images, in two rows of eight and two of two.
     sheet = np.asarray(Image.open(tmp_path / "scores" / "closest.png"))
     assert sheet.shape == (4 * 18 - 2, 8 * 18 - 2, 3)
+    assert "fid_at_infinity" not in report
     again = hfgen(*arguments, "--output", tmp_path / "again")
     assert again[0] == 0
     second = json.loads((tmp_path / "again" / "evaluation.json").read_text())
     assert second["scores"] == scores and second["floor"] == floor
+
+
+def test_fid_is_extrapolated_if_asked_for(has_weights, hfgen, pipeline, tmp_path):
+    arguments = ("evaluate", pipeline, "--reference", "toy_paintings:14", "--device", "cpu", "--num_images", "24")
+    assert hfgen(*arguments, "--extrapolate", "--output", tmp_path / "scores")[0] == 0
+    report = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
+    assert 0 < report["fid_at_infinity"] < report["scores"]["fid"]
+    told = f"FID extrapolated to infinitely many generated images: {report['fid_at_infinity']:.4g}."
+    assert told in (tmp_path / "scores" / "evaluation.md").read_text()
+    few = (*arguments[:-1], "19", "--extrapolate", "--output", tmp_path / "few")
+    status, _, error = hfgen(*few)
+    assert status == 2 and "--extrapolate needs 20 images at least, not --num_images 19" in error
+    assert not (tmp_path / "few").exists()
 
 
 @pytest.mark.parametrize(

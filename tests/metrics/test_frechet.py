@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hfgen.metrics.frechet import frechet_distance
+from hfgen.metrics.frechet import extrapolated_distance, frechet_distance
 
 
 def normal(seed, count, mean, scale):
@@ -91,3 +91,16 @@ def test_more_images_than_features_are_no_other_case_than_fewer():
 def test_bad_input_is_named(a, b, told):
     with pytest.raises(ValueError, match=told):
         frechet_distance(a, b)
+
+
+def test_the_extrapolation_takes_the_bias_of_few_generated_images_away():
+    """Of the same distribution the distance is 0; with 100 images of 30 features FID is far from it."""
+    real = np.random.default_rng(7).normal(size=(20_000, 30))
+    draws = [np.random.default_rng(seed).normal(size=(200, 30)) for seed in range(20)]
+    plain = np.mean([frechet_distance(real, fake) for fake in draws])
+    extrapolated = np.mean([extrapolated_distance(real, fake) for fake in draws])
+    assert plain > 1.0 and abs(extrapolated) < 0.15 * plain
+    assert extrapolated_distance(real, draws[0], 1) == extrapolated_distance(real, draws[0], 1)
+    assert extrapolated_distance(real, draws[0], 1) != extrapolated_distance(real, draws[0], 2)
+    with pytest.raises(ValueError, match="19 generated images: 20 are the least"):
+        extrapolated_distance(real, draws[0][:19])
