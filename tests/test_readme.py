@@ -127,6 +127,7 @@ def test_every_option_and_preset_that_the_readme_names_exists():
     commands = {
         "num_images",
         "reference",
+        "extrapolate",
         "steps",
         "output",
         "cpu",
