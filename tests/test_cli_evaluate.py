@@ -1,6 +1,7 @@
 """`hfgen evaluate` on a tiny generator, with the real Inception weights where they are installed."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from PIL import Image
 
 from hfgen.errors import UserError
 from hfgen.metrics.inception import find_weights
+from hfgen.metrics.reference import Reference
 from hfgen.models import DCGANGenerator
 from hfgen.pipelines import GANPipeline
+from hfgen.scoring import closest_sheet
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,19 @@ def test_a_pipeline_is_scored_with_the_floor_of_the_data(has_weights, hfgen, pip
     assert again[0] == 0
     second = json.loads((tmp_path / "again" / "evaluation.json").read_text())
     assert second["scores"] == scores and second["floor"] == floor
+
+
+def test_the_closest_pairs_are_shown_nearest_first_the_generated_image_above():
+    """Grey levels for images; their features point away from the real ones by an angle that grows with the index."""
+    real_images = [np.full((4, 4, 3), level, np.uint8) for level in (10, 20, 30)]
+    drawn = np.stack([np.full((4, 4, 3), 100 + level, np.uint8) for level in range(4)])
+    angles = np.array([0.4, 0.1, 0.3, 0.2])
+    features = np.stack([np.cos(angles), np.sin(angles), np.zeros(4)], axis=1)
+    features[2] = features[2][[2, 1, 0]]  # near the third real image instead of the first
+    sheet = np.asarray(closest_sheet(Reference(real_images, np.eye(3), Path()), drawn, features))
+    assert sheet.shape == (2 * 6 - 2, 4 * 6 - 2, 3)
+    assert sheet[0, ::6, 0].tolist() == [101, 103, 102, 100]
+    assert sheet[6, ::6, 0].tolist() == [10, 10, 30, 10]
 
 
 def test_fid_is_extrapolated_if_asked_for(has_weights, hfgen, pipeline, tmp_path):

@@ -12,9 +12,6 @@ import torch
 
 # Rows of a distance matrix that are in memory at a time.
 BLOCK_ROWS = 1024
-# Of the length of a feature vector; rounding in float64 is a tenth of it where two images are the same, and else far
-# less.
-RIM = 1e-6
 
 
 class Manifold(NamedTuple):
@@ -52,9 +49,10 @@ def manifold_scores(real_features: np.ndarray, fake_features: np.ndarray, k: int
         shapes = f"{real_features.shape} and {fake_features.shape}"
         raise ValueError(f"features of shapes {shapes} with k={k}: more than k images each, as many features")
     real, fake = torch.as_tensor(real_features).double(), torch.as_tensor(fake_features).double()
-    # Distances come from products of matrices; an image on the rim of a ball must not be rounded out of it.
-    slack = RIM * real.square().sum(dim=1).mean().sqrt()
-    real_radii, fake_radii = _radii(real, k) + slack, _radii(fake, k) + slack
+    # Distances come from products of matrices, whose rounding grows with the length of the vectors.
+    centre = real.mean(dim=0)
+    real, fake = real - centre, fake - centre
+    real_radii, fake_radii = _radii(real, k), _radii(fake, k)
     in_real_balls = torch.zeros(len(fake), dtype=torch.int64)
     covered, recalled = [], []
     for part, radii in zip(real.split(BLOCK_ROWS), real_radii.split(BLOCK_ROWS), strict=True):

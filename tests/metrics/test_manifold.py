@@ -40,6 +40,21 @@ def test_the_same_images_are_covered_although_distances_are_rounded():
     assert scores.density == pytest.approx(6 / 5, abs=0.01)  # the ball's centre and its k neighbours
 
 
+def test_an_image_on_the_rim_of_a_ball_is_in_it():
+    """Of copies two are in each ball: the copy of its centre, and on the rim that of its nearest neighbour."""
+    half = np.random.default_rng(6).integers(-50, 50, size=(30, 48)).astype(np.float64)
+    real = np.vstack([half, -half])  # of whole numbers around 0, whose distances are not rounded
+    far = np.full((3, 48), 10_000.0)
+    assert manifold_scores(real, np.vstack([real, far]), k=1).density == pytest.approx(60 * 2 / 63, rel=1e-12)
+
+
+def test_recall_is_precision_with_the_roles_changed():
+    rng = np.random.default_rng(5)
+    real, fake = rng.normal(size=(80, 3)), 0.6 * rng.normal(size=(50, 3)) + 0.5
+    scores, swapped = manifold_scores(real, fake), manifold_scores(fake, real)
+    assert scores.recall == swapped.precision != scores.precision == swapped.recall
+
+
 def test_copies_of_a_copied_image_are_no_outside_of_its_empty_ball():
     """Seven equal real images have balls of radius 0, which still hold a generated copy."""
     rng = np.random.default_rng(1)
