@@ -19,6 +19,10 @@ SampleFrom = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
+Reference = Annotated[str, typer.Option("--reference", help="the real images; what --dataset takes")]
+InceptionWeights = Annotated[
+    str | None, typer.Option("--inception_weights", help="TorchScript file; found by itself if installed")
+]
 BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="drawn at once; bounds the memory")]
 
 

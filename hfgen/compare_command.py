@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfgen.cli_options import BatchSize, Device, SampleFrom, Seed, Steps, require_new_folder
+from hfgen.cli_options import (
+    BatchSize,
+    Device,
+    InceptionWeights,
+    Reference,
+    SampleFrom,
+    Seed,
+    Steps,
+    require_new_folder,
+)
 from hfgen.errors import UserError
 from hfgen.evaluate_command import MAX_DEFAULT_IMAGES
 
@@ -21,7 +30,7 @@ COLUMNS = ("FID", "KID", "precision", "recall", "coverage", "copies", "parameter
 
 def compare(
     pipelines: Annotated[list[str], typer.Argument(metavar="DIR...", help="runs, checkpoints, pipelines, Hub repos")],
-    reference: Annotated[str, typer.Option("--reference", help="the real images; what --dataset takes")],
+    reference: Reference,
     output: Annotated[Path, typer.Option("--output", help="new folder for comparison.json, .md and sheet.png")],
     num_images: Annotated[
         int | None, typer.Option("--num_images", min=10, help="of each; as many as real ones if not given, up to 5000")
@@ -33,9 +42,7 @@ def compare(
     ] = None,
     sample_from: SampleFrom = None,
     batch_size: BatchSize = 32,
-    inception_weights: Annotated[
-        str | None, typer.Option("--inception_weights", help="TorchScript file; found by itself if installed")
-    ] = None,
+    inception_weights: InceptionWeights = None,
     device: Device = "auto",
 ) -> None:
     """Score several pipelines against the same real images: quality, copies, size and speed side by side."""

@@ -6,7 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from hfgen.cli_options import BatchSize, Device, PipelineFolder, SampleFrom, Sampler, Seed, Steps, require_new_folder
+from hfgen.cli_options import (
+    BatchSize,
+    Device,
+    InceptionWeights,
+    PipelineFolder,
+    Reference,
+    SampleFrom,
+    Sampler,
+    Seed,
+    Steps,
+    require_new_folder,
+)
 from hfgen.errors import UserError
 
 
@@ -26,7 +37,7 @@ TABLE = {
 
 def evaluate(
     pipeline: PipelineFolder,
-    reference: Annotated[str, typer.Option("--reference", help="the real images; what --dataset takes")],
+    reference: Reference,
     output: Annotated[Path, typer.Option("--output", help="new folder for evaluation.json, .md and closest.png")],
     num_images: Annotated[
         int | None, typer.Option("--num_images", min=10, help="drawn; as many as real ones if not given, up to 5000")
@@ -44,9 +55,7 @@ def evaluate(
     extrapolate: Annotated[
         bool, typer.Option("--extrapolate", help="also FID for infinitely many images; ten times the arithmetic")
     ] = False,
-    inception_weights: Annotated[
-        str | None, typer.Option("--inception_weights", help="TorchScript file; found by itself if installed")
-    ] = None,
+    inception_weights: InceptionWeights = None,
     device: Device = "auto",
 ) -> None:
     """Score a pipeline against real images: FID, KID, precision to coverage, copies; with the data's own floor."""

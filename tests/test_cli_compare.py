@@ -9,7 +9,6 @@ from PIL import Image
 
 from hfgen.compare_command import parse_steps
 from hfgen.errors import UserError
-from hfgen.metrics.inception import find_weights
 from hfgen.models import ConvVAE, DCGANGenerator, UNetBase
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
 from hfgen.schedules import noise_schedule, sampling_scheduler
@@ -28,17 +27,9 @@ def folders(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def has_weights():
-    try:
-        find_weights(None)
-    except UserError as error:
-        pytest.skip(str(error))
-
-
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_families_stand_side_by_side_and_diffusion_has_a_row_for_each_number_of_steps(
-    has_weights, hfgen, folders, tmp_path
+    inception_weights, hfgen, folders, tmp_path
 ):
     arguments = ("--reference", "toy_paintings:14", "--num_images", "12", "--device", "cpu", "--steps", "2,4")
     families = [folders / name for name in ("gan", "vae", "ddpm")]

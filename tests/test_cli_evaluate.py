@@ -8,8 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from hfgen.errors import UserError
-from hfgen.metrics.inception import find_weights
 from hfgen.metrics.reference import Reference
 from hfgen.models import DCGANGenerator
 from hfgen.pipelines import GANPipeline
@@ -24,15 +22,7 @@ def pipeline(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def has_weights():
-    try:
-        find_weights(None)
-    except UserError as error:
-        pytest.skip(str(error))
-
-
-def test_a_pipeline_is_scored_with_the_floor_of_the_data(has_weights, hfgen, pipeline, tmp_path):
+def test_a_pipeline_is_scored_with_the_floor_of_the_data(inception_weights, hfgen, pipeline, tmp_path):
     arguments = ("evaluate", pipeline, "--reference", "toy_paintings:14", "--device", "cpu", "--num_images", "10")
     status, out, _ = hfgen(*arguments, "--output", tmp_path / "scores")
     assert status == 0
@@ -72,7 +62,7 @@ def test_the_closest_pairs_are_shown_nearest_first_the_generated_image_above():
     assert sheet[6, ::6, 0].tolist() == [10, 10, 30, 10]
 
 
-def test_fid_is_extrapolated_if_asked_for(has_weights, hfgen, pipeline, tmp_path):
+def test_fid_is_extrapolated_if_asked_for(inception_weights, hfgen, pipeline, tmp_path):
     arguments = ("evaluate", pipeline, "--reference", "toy_paintings:14", "--device", "cpu", "--num_images", "24")
     assert hfgen(*arguments, "--extrapolate", "--output", tmp_path / "scores")[0] == 0
     report = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
@@ -93,12 +83,12 @@ def test_fid_is_extrapolated_if_asked_for(has_weights, hfgen, pipeline, tmp_path
         (("--reference", "no/such/folder"), "no/such/folder"),
     ],
 )
-def test_bad_input_is_named_and_leaves_nothing(has_weights, refusal, pipeline, tmp_path, arguments, told):
+def test_bad_input_is_named_and_leaves_nothing(inception_weights, refusal, pipeline, tmp_path, arguments, told):
     line = refusal("evaluate", pipeline, "--reference", "toy_paintings:14", "--output", tmp_path / "out", *arguments)
     assert told in line and not (tmp_path / "out").exists()
 
 
-def test_too_few_real_images_are_refused(has_weights, refusal, pipeline, tmp_path):
+def test_too_few_real_images_are_refused(inception_weights, refusal, pipeline, tmp_path):
     line = refusal("evaluate", pipeline, "--reference", "toy_paintings:11", "--output", tmp_path / "out")
     assert "--reference toy_paintings:11: 11 images are too few" in line
 

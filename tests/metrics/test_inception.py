@@ -11,16 +11,8 @@ from hfgen.metrics.inception import InceptionFeatures, find_weights
 
 
 @pytest.fixture(scope="module")
-def weights():
-    try:
-        return find_weights(None)
-    except UserError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def extractor(weights):
-    return InceptionFeatures(weights, torch.device("cpu"))
+def extractor(inception_weights):
+    return InceptionFeatures(inception_weights, torch.device("cpu"))
 
 
 def pictures(count, height=40, width=52):
@@ -29,12 +21,12 @@ def pictures(count, height=40, width=52):
     return [np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.BICUBIC)) for one in coarse]
 
 
-def test_features_are_those_of_clean_fids_own_folder_function(extractor, weights, tmp_path):
+def test_features_are_those_of_clean_fids_own_folder_function(extractor, inception_weights, tmp_path):
     from cleanfid import fid
 
     for index, picture in enumerate(pictures(3)):
         Image.fromarray(picture).save(tmp_path / f"{index}.png")
-    network = torch.jit.load(str(weights)).eval()
+    network = torch.jit.load(str(inception_weights)).eval()
 
     def features(batch):
         with torch.no_grad():
@@ -56,8 +48,8 @@ def test_an_image_has_the_same_features_in_any_batch(extractor, monkeypatch):
     assert extractor([]).shape == (0, 2048)
 
 
-def test_the_old_resizing_is_another_and_leaves_299_pixels_as_they_are(weights, extractor):
-    legacy = InceptionFeatures(weights, torch.device("cpu"), "legacy")
+def test_the_old_resizing_is_another_and_leaves_299_pixels_as_they_are(inception_weights, extractor):
+    legacy = InceptionFeatures(inception_weights, torch.device("cpu"), "legacy")
     large, full = pictures(1, 640, 480), pictures(1, 299, 299)
     assert np.abs(legacy(large) - extractor(large)).max() > 0.01
     np.testing.assert_allclose(legacy(full), extractor(full), atol=1e-3)

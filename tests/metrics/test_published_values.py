@@ -3,19 +3,15 @@
 import pytest
 import torch
 
-from hfgen.errors import UserError
 from hfgen.metrics.frechet import frechet_distance
-from hfgen.metrics.inception import InceptionFeatures, find_weights
+from hfgen.metrics.inception import InceptionFeatures
 from hfgen.metrics.kernel import kernel_distance
 from hfgen.metrics.memorisation import memorisation_informed_fid, nearest_images
 
 
 @pytest.fixture(scope="module")
-def extractor():
-    try:
-        return InceptionFeatures(find_weights(None), torch.device("cpu"))
-    except UserError as error:
-        pytest.skip(str(error))
+def extractor(inception_weights):
+    return InceptionFeatures(inception_weights, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
