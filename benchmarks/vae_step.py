@@ -21,21 +21,11 @@ DATASET = "toy_paintings:512"
 OVER_PEER = 2.0
 
 
-def build_peer(batch_size: int, blocks: int, folder: str) -> tuple[Callable[[], None], int]:
-    """Return the body of the loop of `pythae.trainers.BaseTrainer.train_step`, and the number of parameters.
-
-    Its data loader, model, loss and optimizer, and the same calls in the same order.
-    """
-    import torch
-    from pythae.data.datasets import BaseDataset
-    from pythae.models import VAE, VAEConfig
+def peer_networks(blocks: int):
+    """Build an encoder and a decoder as pythae's documentation does, of the layers of hfgen's preset."""
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
-    from pythae.trainers import BaseTrainer, BaseTrainerConfig
     from torch import nn
-
-    from hfgen.data.settings import DataSettings
-    from hfgen.data.store import load_images
 
     widths = [64, 128, 256, 512]
 
@@ -77,10 +67,26 @@ def build_peer(batch_size: int, blocks: int, folder: str) -> tuple[Callable[[], 
         def forward(self, latents):
             return ModelOutput(reconstruction=self.layers(latents))
 
+    return Encoder(), Decoder()
+
+
+def build_peer(batch_size: int, blocks: int, folder: str) -> tuple[Callable[[], None], int]:
+    """Return the body of the loop of `pythae.trainers.BaseTrainer.train_step`, and the number of parameters.
+
+    Its data loader, model, loss and optimizer, and the same calls in the same order.
+    """
+    import torch
+    from pythae.data.datasets import BaseDataset
+    from pythae.models import VAE, VAEConfig
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+
+    from hfgen.data.settings import DataSettings
+    from hfgen.data.store import load_images
+
     torch.manual_seed(0)
     store = load_images(DataSettings(dataset=DATASET, sample_size=IMAGE_SIZE))
     images = torch.stack([torch.tensor(store[index]).permute(2, 0, 1) / 127.5 - 1 for index in range(len(store))])
-    model = VAE(VAEConfig(input_dim=(3, IMAGE_SIZE, IMAGE_SIZE), latent_dim=LATENT_DIM), Encoder(), Decoder())
+    model = VAE(VAEConfig(input_dim=(3, IMAGE_SIZE, IMAGE_SIZE), latent_dim=LATENT_DIM), *peer_networks(blocks))
     config = BaseTrainerConfig(
         output_dir=folder, per_device_train_batch_size=batch_size, learning_rate=1e-3, optimizer_cls="AdamW"
     )

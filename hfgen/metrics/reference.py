@@ -17,6 +17,8 @@ from hfgen.metrics.evaluation import score_floor
 
 # Each half must have more images than the neighbours that precision and recall look at.
 MIN_IMAGES = 12
+# Raised when `score_floor` comes to say something else, so that what was kept is not taken for it.
+FLOOR_VERSION = 1
 
 
 class Extractor(Protocol):
@@ -42,7 +44,7 @@ class Reference(NamedTuple):
 
     def floor(self, num_fake: int, seed: int) -> dict[str, Any]:
         """Return what `score_floor` says of the real images, or what it said the last time."""
-        file = self.file.with_name(f"{self.file.stem}-floor-{num_fake}-{seed}.json")
+        file = self.file.with_name(f"{self.file.stem}-floor{FLOOR_VERSION}-{num_fake}-{seed}.json")
         if not file.is_file():
             write_text_atomically(file, json.dumps(score_floor(self.features, num_fake, seed)))
         return json.loads(file.read_text())
