@@ -5,15 +5,21 @@ from typing import Any
 import numpy as np
 
 from hfgen.metrics.frechet import frechet_distance
-from hfgen.metrics.kernel import kernel_distance
+from hfgen.metrics.kernel import kernel_distance, thinned_out
 from hfgen.metrics.manifold import manifold_scores
-from hfgen.metrics.memorisation import memorisation_informed_fid, nearest_images
+from hfgen.metrics.memorisation import copying_test, memorisation_informed_fid, nearest_images, nearest_pixels
 
 
 # Draws with replacement, for standard errors.
 RESAMPLINGS = 10
+# Standard errors to either side that 95% of a normal distribution lie within.
+INTERVAL_95 = 1.96
 # A generated image counts as a copy if it is nearer to a real one than this part of the real ones are to each other.
 COPY_QUANTILE = 0.01
+# By pixels, if it is nearer to a real one than this part of the way to the second nearest (Yoon et al. 2023).
+COPY_RATIO = 1 / 3
+# So many real images, at most, tell how near real images are to each other.
+MAX_AMONG_REAL = 5000
 
 
 def score_features(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[str, Any]:
@@ -26,20 +32,34 @@ def score_features(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[st
 
     Returns:
         Plain values by name. `fid_standard_error` is the spread over draws with replacement from both sets; it does
-        not contain the bias, which makes FID too large by about 1 / n: compare at equal n, and with the floor.
+        not contain the bias, which makes FID too large by about 1 / n: compare at equal n, and with the floor. The
+        intervals of FID and KID hold 95% if the errors are normal.
     """
     distance = kernel_distance(real, fake, seed)
     rng = np.random.default_rng(seed)
     resampled = [frechet_distance(_resampled(real, rng), _resampled(fake, rng)) for _ in range(RESAMPLINGS)]
+    fid, error = frechet_distance(real, fake), float(np.std(resampled, ddof=1))
     return {
         "num_real": len(real),
         "num_fake": len(fake),
-        "fid": frechet_distance(real, fake),
-        "fid_standard_error": float(np.std(resampled, ddof=1)),
+        "fid": fid,
+        "fid_standard_error": error,
+        "fid_interval": [fid - INTERVAL_95 * error, fid + INTERVAL_95 * error],
         "kid": distance.value,
         "kid_standard_error": distance.standard_error,
-        **manifold_scores(real, fake)._asdict(),
+        "kid_interval": [distance.value + sign * INTERVAL_95 * distance.standard_error for sign in (-1, 1)],
+        **manifold_scores(real, fake, seed=seed)._asdict(),
         "mifid": memorisation_informed_fid(real, fake),
+    }
+
+
+def spread_over_seeds(scores: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the mean and the standard deviation, of a sample, of each score over draws with several seeds."""
+    names = [name for name, value in scores[0].items() if isinstance(value, float) and "error" not in name]
+    values = {name: np.array([one[name] for one in scores]) for name in names}
+    return {
+        "mean": {name: float(part.mean()) for name, part in values.items()},
+        "standard_deviation": {name: float(part.std(ddof=1)) for name, part in values.items()},
     }
 
 
@@ -53,7 +73,7 @@ def score_floor(real: np.ndarray, num_fake: int, seed: int = 0) -> dict[str, Any
 
     Returns:
         `halves`: all scores of one random half against the other; `fid_at_n`: the FID of `num_fake` real images, drawn
-        with replacement, against all.
+        with replacement, against all; `nearest`: what `distances_among` says.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(real))
@@ -62,33 +82,111 @@ def score_floor(real: np.ndarray, num_fake: int, seed: int = 0) -> dict[str, Any
     return {
         "halves": score_features(real[order[:half]], real[order[half : 2 * half]], seed),
         "fid_at_n": frechet_distance(real, drawn),
+        "nearest": distances_among(real, seed),
     }
 
 
-def memorisation_report(real: np.ndarray, fake: np.ndarray) -> dict[str, Any]:
+def distances_among(real: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Tell how near real images are to each other, by cosine distances to the nearest other one.
+
+    Args:
+        real: features of the real images, `(num_real, num_features)`.
+        seed: chooses those that look for their neighbours where there are more than `MAX_AMONG_REAL`.
+
+    Returns:
+        `copy_threshold`, which `COPY_QUANTILE` of the distances are below, and their `median`.
+    """
+    chosen = thinned_out(np.arange(len(real)), MAX_AMONG_REAL, seed)
+    distances = nearest_images(real[chosen], real, own=chosen).distances
+    return {"copy_threshold": float(np.quantile(distances, COPY_QUANTILE)), "median": float(np.median(distances))}
+
+
+def memorisation_report(real: np.ndarray, fake: np.ndarray, among_real: dict[str, float]) -> dict[str, Any]:
     """Tell how many generated images are copies of real ones, by the distances that real images have to each other.
 
     Args:
         real: features of the training images, `(num_real, num_features)`.
         fake: features of the generated images, `(num_fake, num_features)`.
+        among_real: from `distances_among`.
 
     Returns:
-        Plain values: `threshold`, the cosine distance below which `COPY_QUANTILE` of the real images have another real
-        image, `num_copies` generated ones below it, medians of both kinds of distance, and `statement`, a sentence.
+        Plain values: `num_copies` below the threshold, medians of both kinds of distance, and `statement`, a sentence.
     """
-    among_real = nearest_images(real, real, leave_out_self=True).distances
-    of_fake = nearest_images(fake, real).distances
-    threshold = float(np.quantile(among_real, COPY_QUANTILE))
-    copies = int((of_fake < threshold).sum())
+    distances = nearest_images(fake, real).distances
+    copies = int((distances < among_real["copy_threshold"]).sum())
     return {
-        "threshold": threshold,
+        "threshold": among_real["copy_threshold"],
         "num_copies": copies,
         "num_fake": len(fake),
-        "median_distance": float(np.median(of_fake)),
-        "median_distance_among_real": float(np.median(among_real)),
+        "median_distance": float(np.median(distances)),
+        "median_distance_among_real": among_real["median"],
         "statement": (
             f"{copies} of {len(fake):,} samples are nearer to a training image than {1 - COPY_QUANTILE:.0%} of the "
             "training images are to each other"
+        ),
+    }
+
+
+def pixel_report(real_small: np.ndarray, fake_small: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Tell how many generated images are copies of real ones pixel by pixel, mirrored ones included.
+
+    Args:
+        real_small: the training images from `thumbnails`.
+        fake_small: the generated images, likewise.
+        seed: chooses the real images that are looked at in the same way, for comparison.
+
+    Returns:
+        Plain values: `num_copies`, `share_among_real` (of real images that pass for a copy of another), the median
+        distance in grey levels from 0 to 1, and `statement`, a sentence.
+    """
+    chosen = thinned_out(np.arange(len(real_small)), MAX_AMONG_REAL, seed)
+    among_real = nearest_pixels(real_small[chosen], real_small, own=chosen)
+    of_fake = nearest_pixels(fake_small, real_small)
+    copies = int((of_fake.ratios < COPY_RATIO).sum())
+    share = float((among_real.ratios < COPY_RATIO).mean())
+    return {
+        "num_copies": copies,
+        "num_fake": len(fake_small),
+        "share_among_real": share,
+        "median_distance": float(np.median(of_fake.distances)),
+        "median_distance_among_real": float(np.median(among_real.distances)),
+        "statement": (
+            f"{copies} of {len(fake_small):,} are copies by their pixels, three times as near to one training image "
+            f"as to any other (of the training images themselves: {share:.1%})"
+        ),
+    }
+
+
+def held_out_report(train: np.ndarray, held_out: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Tell whether generated images keep to the training images more than they should.
+
+    Args:
+        train: features of the training images, `(num_train, num_features)`.
+        held_out: of real images that the generator was not trained on, `(num_held_out, num_features)`.
+        fake: of the generated images, `(num_fake, num_features)`.
+        seed: chooses as many training images as there are held-out ones, or the other way round.
+
+    Returns:
+        Plain values: `fid` against the held-out images; `distance_to_held_out` and `distance_to_train`, medians of the
+        distances to the nearest of equally many, and `gap`, the first less the second, which copies make larger than
+        0; `copying_share` and `copying_p_value` of `copying_test`; `statement`, a sentence.
+    """
+    count = min(len(train), len(held_out))
+    to_held_out, to_train = (
+        float(np.median(nearest_images(fake, thinned_out(part, count, seed)).distances)) for part in (held_out, train)
+    )
+    test = copying_test(train, held_out, fake)
+    return {
+        "num_held_out": len(held_out),
+        "fid": frechet_distance(held_out, fake),
+        "distance_to_held_out": to_held_out,
+        "distance_to_train": to_train,
+        "gap": to_held_out - to_train,
+        "copying_share": test.share,
+        "copying_p_value": test.p_value,
+        "statement": (
+            f"in {test.share:.0%} of all pairs the sample is nearer to the training images than the held-out image is "
+            f"(50% are expected; p = {test.p_value:.2g})"
         ),
     }
 

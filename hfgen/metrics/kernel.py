@@ -44,7 +44,7 @@ def kernel_distance(features_a: np.ndarray, features_b: np.ndarray, seed: int = 
     if min(len(features_a), len(features_b)) < 3 or features_a.shape[1:] != features_b.shape[1:]:
         shapes = f"{features_a.shape} and {features_b.shape}"
         raise ValueError(f"features of shapes {shapes}: at least 3 images each and as many features are needed")
-    a, b = _thinned_out(features_a, seed), _thinned_out(features_b, seed)
+    a, b = (torch.as_tensor(thinned_out(part, MAX_IMAGES, seed)).double() for part in (features_a, features_b))
     count_a, count_b = len(a), len(b)
     within_a = _row_sums(a, a) - _kernel((a * a).sum(dim=1), a.shape[1])  # (count_a,), without the image itself
     within_b = _row_sums(b, b) - _kernel((b * b).sum(dim=1), b.shape[1])
@@ -62,10 +62,11 @@ def kernel_distance(features_a: np.ndarray, features_b: np.ndarray, seed: int = 
     return KernelDistance(float(value), float(variance) ** 0.5)
 
 
-def _thinned_out(features: np.ndarray, seed: int) -> torch.Tensor:
-    if len(features) > MAX_IMAGES:
-        features = features[np.random.default_rng(seed).permutation(len(features))[:MAX_IMAGES]]
-    return torch.as_tensor(features).double()
+def thinned_out(features: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Return all features, or `most` of them, chosen at random."""
+    return (
+        features if len(features) <= most else features[np.random.default_rng(seed).permutation(len(features))[:most]]
+    )
 
 
 def _kernel(products: torch.Tensor, num_features: int) -> torch.Tensor:

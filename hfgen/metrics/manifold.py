@@ -9,7 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from hfgen.metrics.kernel import thinned_out
 
+
+# More images than this are thinned out at random: the work grows with the square of their number.
+MAX_IMAGES = 10_000
 # Rows of a distance matrix that are in memory at a time.
 BLOCK_ROWS = 1024
 
@@ -30,7 +34,7 @@ class Manifold(NamedTuple):
     coverage: float
 
 
-def manifold_scores(real_features: np.ndarray, fake_features: np.ndarray, k: int = 5) -> Manifold:
+def manifold_scores(real_features: np.ndarray, fake_features: np.ndarray, k: int = 5, seed: int = 0) -> Manifold:
     """Compare generated images with real ones by the balls around each.
 
     Precision and recall: Kynkaanniemi et al. 2019 (arXiv:1904.06991), equations 1 and 2 (there k = 3). Density and
@@ -41,6 +45,7 @@ def manifold_scores(real_features: np.ndarray, fake_features: np.ndarray, k: int
         real_features: `(num_real, num_features)`, more than k images.
         fake_features: `(num_fake, num_features)`, likewise.
         k: of the nearest neighbour that a ball reaches to.
+        seed: chooses the images where a set has more than `MAX_IMAGES`.
 
     Raises:
         ValueError: if a set has not more than k images, or the numbers of features differ.
@@ -48,7 +53,9 @@ def manifold_scores(real_features: np.ndarray, fake_features: np.ndarray, k: int
     if k < 1 or min(len(real_features), len(fake_features)) <= k or real_features.shape[1] != fake_features.shape[1]:
         shapes = f"{real_features.shape} and {fake_features.shape}"
         raise ValueError(f"features of shapes {shapes} with k={k}: more than k images each, as many features")
-    real, fake = torch.as_tensor(real_features).double(), torch.as_tensor(fake_features).double()
+    real, fake = (
+        torch.as_tensor(thinned_out(part, MAX_IMAGES, seed)).double() for part in (real_features, fake_features)
+    )
     # Distances come from products of matrices, whose rounding grows with the length of the vectors.
     centre = real.mean(dim=0)
     real, fake = real - centre, fake - centre

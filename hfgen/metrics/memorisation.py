@@ -1,14 +1,18 @@
-"""Is it art or a copy? Distances from generated images to the nearest real one."""
+"""Is it art or a copy? Distances from generated images to the nearest real one, in features and in pixels."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import mannwhitneyu
 
 from hfgen.metrics.frechet import frechet_distance
 
 
 BLOCK_ROWS = 1024
+# Pixels are compared at this height and width, where a blurred or recompressed copy is still one.
+THUMBNAIL_SIDE = 16
 # Below this mean cosine distance Kaggle's MiFID punishes; the value of its published example.
 MIFID_EPSILON = 0.1
 # What the distance of a copy may come to.
@@ -27,7 +31,34 @@ class Nearest(NamedTuple):
     distances: np.ndarray
 
 
-def nearest_images(features: np.ndarray, real_features: np.ndarray, leave_out_self: bool = False) -> Nearest:
+class NearestPixels(NamedTuple):
+    """For each of some images the real one that is most like it pixel by pixel, mirrored or not.
+
+    Attributes:
+        indices: of the nearest real images, int64 `(num_images,)`.
+        distances: root mean squared differences to them, in grey levels from 0 to 1, float64 `(num_images,)`.
+        ratios: those as parts of the distances to the second nearest: 1 if neither is special, 0 for a copy.
+    """
+
+    indices: np.ndarray
+    distances: np.ndarray
+    ratios: np.ndarray
+
+
+class CopyingTest(NamedTuple):
+    """Whether generated images keep as far from the training images as images do that were held out.
+
+    Attributes:
+        share: of all pairs of a held-out and a generated image, those in which the generated one is nearer to the
+            training images: 0.5 is expected, more means copies, less that the two differ otherwise.
+        p_value: how often chance alone would give so large a share.
+    """
+
+    share: float
+    p_value: float
+
+
+def nearest_images(features: np.ndarray, real_features: np.ndarray, own: np.ndarray | None = None) -> Nearest:
     """Find for each image the real one whose features point in the most similar direction.
 
     Bai et al. 2021 (arXiv:2106.03062), section 3: the distance is one less the absolute cosine.
@@ -35,24 +66,84 @@ def nearest_images(features: np.ndarray, real_features: np.ndarray, leave_out_se
     Args:
         features: `(num_images, num_features)`.
         real_features: `(num_real, num_features)`.
-        leave_out_self: both are the same set, in which an image is not its own neighbour.
+        own: the index of each image among the real ones, `(num_images,)`, if it is one of them: it is then left out.
 
     Raises:
         ValueError: if there is no real image to find, or the numbers of features differ.
     """
-    if features.shape[1:] != real_features.shape[1:] or len(real_features) < 1 + leave_out_self:
+    if features.shape[1:] != real_features.shape[1:] or len(real_features) < 1 + (own is not None):
         raise ValueError(f"features of shapes {features.shape} and {real_features.shape} cannot be compared")
     rows, columns = (_directions(part) for part in (features, real_features))
     indices, distances = [], []
     for start in range(0, len(rows), BLOCK_ROWS):
         cosines = (rows[start : start + BLOCK_ROWS] @ columns.T).abs()
-        if leave_out_self:
-            own = torch.arange(len(cosines))
-            cosines[own, start + own] = -1
+        if own is not None:
+            cosines[torch.arange(len(cosines)), torch.as_tensor(own[start : start + BLOCK_ROWS])] = -1
         nearest = cosines.max(dim=1)
         indices.append(nearest.indices)
         distances.append((1 - nearest.values).clamp(min=0))
     return Nearest(torch.cat(indices).numpy(), torch.cat(distances).numpy())
+
+
+def thumbnails(images: Iterable[np.ndarray]) -> np.ndarray:
+    """Shrink images for `nearest_pixels`: each uint8 `(height, width, 3)`; float32 `(num_images, 3, 16, 16)`."""
+    shrunk = [
+        torch.nn.functional.adaptive_avg_pool2d(
+            torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255, THUMBNAIL_SIDE
+        )
+        for image in images
+    ]
+    return torch.stack(shrunk).numpy()
+
+
+def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | None = None) -> NearestPixels:
+    """Find for each image the two real ones that are most like it, as they are or mirrored.
+
+    A copy is much nearer to one real image than to any other: Yoon et al. 2023 ("Diffusion Probabilistic Models
+    Generalize when They Fail to Memorize") call a sample memorised if the ratio is below 1/3. A threshold on
+    the distance itself would take blurred images, which are near to everything, for copies.
+
+    Args:
+        small: from `thumbnails`, `(num_images, 3, 16, 16)`.
+        real_small: likewise, `(num_real, 3, 16, 16)`.
+        own: see `nearest_images`.
+
+    Raises:
+        ValueError: if there are not two real images to find.
+    """
+    if len(real_small) < 2 + (own is not None):
+        raise ValueError(f"{len(real_small)} real images: two to compare with are the least")
+    real = torch.from_numpy(real_small).double()
+    both = torch.stack([real.flatten(1), real.flip(3).flatten(1)])  # (2, num_real, values)
+    indices, nearest = [], []
+    rows = torch.from_numpy(small).double().flatten(1)
+    for start in range(0, len(rows), BLOCK_ROWS):
+        part = rows[start : start + BLOCK_ROWS]
+        distances = torch.cdist(part.expand(2, *part.shape), both).amin(dim=0)  # (rows, num_real)
+        if own is not None:
+            distances[torch.arange(len(part)), torch.as_tensor(own[start : start + BLOCK_ROWS])] = torch.inf
+        found = distances.topk(2, dim=1, largest=False)
+        indices.append(found.indices[:, 0])
+        nearest.append(found.values / part.shape[1] ** 0.5)
+    first, second = torch.cat(nearest).unbind(dim=1)
+    ratios = torch.where(second > 0, first / second, 1.0)  # two real images are the same, and this one as well
+    return NearestPixels(torch.cat(indices).numpy(), first.numpy(), ratios.numpy())
+
+
+def copying_test(train_features: np.ndarray, held_out_features: np.ndarray, fake_features: np.ndarray) -> CopyingTest:
+    """Compare how near generated and held-out images come to the training images.
+
+    Meehan et al. 2020 (arXiv:2004.05675), section 3: the rank-sum test of Mann and Whitney on the distances to the
+    nearest training image, here over all images at once and not cell by cell.
+
+    Args:
+        train_features: `(num_train, num_features)`.
+        held_out_features: of real images that the generator was not trained on, `(num_held_out, num_features)`.
+        fake_features: `(num_fake, num_features)`.
+    """
+    held_out, fake = (nearest_images(part, train_features).distances for part in (held_out_features, fake_features))
+    result = mannwhitneyu(held_out, fake, alternative="greater")
+    return CopyingTest(float(result.statistic) / (len(held_out) * len(fake)), float(result.pvalue))
 
 
 def memorisation_informed_fid(

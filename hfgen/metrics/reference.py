@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,20 +12,13 @@ from hfgen.data.settings import DataSettings
 from hfgen.data.store import ImageStore, cache_folder, load_images
 from hfgen.errors import UserError
 from hfgen.metrics.evaluation import score_floor
+from hfgen.metrics.extraction import Extractor
 
 
 # Each half must have more images than the neighbours that precision and recall look at.
 MIN_IMAGES = 12
 # Raised when `score_floor` comes to say something else, so that what was kept is not taken for it.
-FLOOR_VERSION = 1
-
-
-class Extractor(Protocol):
-    """What turns images into features."""
-
-    identity: str
-
-    def __call__(self, images: Iterable[np.ndarray], count: int | None = None) -> np.ndarray: ...  # noqa: D102
+FLOOR_VERSION = 2
 
 
 class Reference(NamedTuple):

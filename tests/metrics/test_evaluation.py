@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hfgen.data.settings import DataSettings
-from hfgen.metrics.evaluation import memorisation_report, score_features, score_floor
+from hfgen.metrics.evaluation import distances_among, memorisation_report, score_features, score_floor
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.kernel import kernel_distance
 from hfgen.metrics.manifold import manifold_scores
@@ -45,7 +45,7 @@ def test_the_floor_is_of_disjoint_halves_and_of_as_many_draws_as_were_generated(
     floor = score_floor(real, 30)
     assert (floor["halves"]["num_real"], floor["halves"]["num_fake"]) == (50, 50)
     assert floor["halves"]["mifid"] > 0  # an image in both halves would not make it 0, but all would
-    assert nearest_images(real, real, leave_out_self=True).distances.min() > 0
+    assert nearest_images(real, real, own=np.arange(len(real))).distances.min() > 0
     # Fewer draws are farther off; a generator as good as the data gets about as much.
     at = [np.mean([score_floor(real, count, seed)["fid_at_n"] for seed in range(8)]) for count in (20, 300)]
     assert at[0] > 2 * at[1] > 0
@@ -56,8 +56,8 @@ def test_the_floor_is_of_disjoint_halves_and_of_as_many_draws_as_were_generated(
 def test_copies_are_counted_and_said():
     real = features(4, 200)
     fake = np.vstack([real[:7] * 1.5, features(5, 43)])  # brighter, but in the same direction
-    report = memorisation_report(real, fake)
-    among = np.sort(nearest_images(real, real, leave_out_self=True).distances)
+    report = memorisation_report(real, fake, distances_among(real))
+    among = np.sort(nearest_images(real, real, own=np.arange(len(real))).distances)
     assert among[0] < report["threshold"] < among[4]
     assert report["num_copies"] == 7 and report["num_fake"] == 50
     assert report["statement"].startswith("7 of 50 samples are nearer to a training image than 99% of")

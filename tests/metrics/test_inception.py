@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from hfgen.errors import UserError
-from hfgen.metrics import inception
+from hfgen.metrics import extraction, inception
 from hfgen.metrics.inception import InceptionFeatures, find_weights
 
 
@@ -43,9 +43,10 @@ def test_features_are_those_of_clean_fids_own_folder_function(extractor, incepti
 
 def test_an_image_has_the_same_features_in_any_batch(extractor, monkeypatch):
     whole = extractor(iter(pictures(5)))
-    monkeypatch.setattr(inception, "BATCH_SIZE", 2)
+    monkeypatch.setattr(extraction, "BATCH_SIZE", 2)
     np.testing.assert_allclose(extractor(pictures(5)), whole, atol=2e-4)
-    assert extractor([]).shape == (0, 2048)
+    with pytest.raises(ValueError, match="there are no images"):
+        extractor([])
 
 
 def test_the_old_resizing_is_another_and_leaves_299_pixels_as_they_are(inception_weights, extractor):
@@ -59,13 +60,55 @@ def test_the_old_resizing_is_another_and_leaves_299_pixels_as_they_are(inception
 def test_the_old_resizing_looks_at_pixel_i_times_the_scale():
     """Of a ramp of 598 pixels it takes every second; one of 4 goes up in steps of 4 / 299 and stays at its end."""
     ramp = np.repeat(np.arange(598) % 256, 3).reshape(1, 598, 3).astype(np.uint8).repeat(598, axis=0)
-    halved = inception._resize_as_in_2015(ramp, torch.device("cpu"))
-    assert halved.shape == (1, 3, 299, 299)
-    torch.testing.assert_close(halved[0, 1, 7, :100], torch.arange(0.0, 200, 2), atol=0.05, rtol=0)
+    halved = inception._resize_as_in_2015(ramp)
+    assert halved.shape == (299, 299, 3) and halved.dtype == np.float32
+    np.testing.assert_allclose(halved[7, :100, 1], np.arange(0, 200, 2), atol=0.05, rtol=0)
     small = np.repeat(np.array([0, 50, 100, 150], np.uint8), 3).reshape(1, 4, 3).repeat(4, axis=0)
-    enlarged = inception._resize_as_in_2015(small, torch.device("cpu"))[0, 0, 100]
-    expected = (torch.arange(299) * 4 / 299).clamp(max=3) * 50
-    torch.testing.assert_close(enlarged, expected, atol=0.01, rtol=0)
+    enlarged = inception._resize_as_in_2015(small)[100, :, 0]
+    np.testing.assert_allclose(enlarged, (np.arange(299) * 4 / 299).clip(max=3) * 50, atol=0.01, rtol=0)
+
+
+# (height, width), and output pixels {(row, column, channel): value}. Computed by TensorFlow 2.21.0, of float images:
+# tf.compat.v1.image.resize_bilinear(images, [299, 299], align_corners=False, half_pixel_centers=False)
+RESIZED_BY_TENSORFLOW = [
+    (
+        (500, 400),
+        {
+            (0, 0, 0): 0.0,
+            (0, 298, 1): 131.882,
+            (298, 0, 2): 124.128,
+            (298, 298, 0): 79.010,
+            (1, 150, 1): 164.432,
+            (77, 298, 2): 111.631,
+            (149, 33, 1): 162.753,
+            (298, 201, 0): 55.197,
+            (260, 275, 2): 120.103,
+        },
+    ),
+    (
+        (32, 48),
+        {
+            (0, 0, 0): 0.0,
+            (0, 298, 1): 198.0,
+            (298, 0, 2): 241.0,
+            (298, 298, 0): 6.0,
+            (1, 150, 1): 170.518,
+            (77, 298, 2): 49.910,
+            (149, 33, 1): 160.084,
+            (298, 201, 0): 54.023,
+            (260, 275, 2): 192.756,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("size", "expected"), RESIZED_BY_TENSORFLOW)
+def test_the_old_resizing_is_tensorflows(size, expected):
+    rows, columns, channels = np.ogrid[: size[0], : size[1], :3]
+    image = ((37 * rows + 101 * columns + 59 * channels) % 256).astype(np.uint8)
+    resized = inception._resize_as_in_2015(image)
+    ours = [resized[place] for place in expected]
+    np.testing.assert_allclose(ours, list(expected.values()), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +122,7 @@ def test_what_is_no_8_bit_image_is_refused(extractor, image):
 def test_a_given_file_comes_first_and_must_be_there(tmp_path):
     (tmp_path / "own.pt").write_bytes(b"anything")
     assert find_weights(str(tmp_path / "own.pt")) == tmp_path / "own.pt"
-    with pytest.raises(UserError, match="--inception_weights .*gone.pt: no such file"):
+    with pytest.raises(UserError, match="--feature_weights .*gone.pt: no such file"):
         find_weights(str(tmp_path / "gone.pt"))
 
 

@@ -19,7 +19,7 @@ def test_the_distance_is_one_less_the_absolute_cosine_and_length_does_not_count(
 def test_an_image_is_not_its_own_neighbour_if_left_out(monkeypatch):
     monkeypatch.setattr(memorisation, "BLOCK_ROWS", 2)
     features = np.array([[1.0, 0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8], [1.0, 0.0]])
-    nearest = nearest_images(features, features, leave_out_self=True)
+    nearest = nearest_images(features, features, own=np.arange(5))
     assert list(nearest.indices) == [4, 3, 3, 1, 0]
     assert nearest.distances == pytest.approx([0, 0.04, 0.2, 0.04, 0], abs=1e-12)
     assert nearest_images(features, features).distances == pytest.approx(np.zeros(5), abs=1e-12)
@@ -64,4 +64,4 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"\(3, 4\) and \(3, 5\)"):
         nearest_images(np.ones((3, 4)), np.ones((3, 5)))
     with pytest.raises(ValueError, match=r"\(1, 4\) and \(1, 4\)"):
-        nearest_images(np.ones((1, 4)), np.ones((1, 4)), leave_out_self=True)
+        nearest_images(np.ones((1, 4)), np.ones((1, 4)), own=np.arange(1))

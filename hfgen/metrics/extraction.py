@@ -1,0 +1,76 @@
+"""From images to features, a batch in memory at a time, whatever network computes them."""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+
+BATCH_SIZE = 32
+
+
+class Extractor(Protocol):
+    """What turns images into features.
+
+    Attributes:
+        identity: names the network, its weights and how images are resized; features of equal identity are comparable.
+    """
+
+    identity: str
+
+    def __call__(self, images: Iterable[np.ndarray], count: int | None = None) -> np.ndarray: ...  # noqa: D102
+
+
+@torch.inference_mode()
+def extract_features(
+    images: Iterable[np.ndarray],
+    count: int | None,
+    resize: Callable[[np.ndarray], np.ndarray],
+    network: Callable[[torch.Tensor], torch.Tensor],
+    device: torch.device,
+) -> np.ndarray:
+    """Resize images on all cores and compute their features, with a progress bar.
+
+    Args:
+        images: each uint8 `(height, width, 3)`, of any size.
+        count: how many, for the bar.
+        resize: maps one image to float32 `(new_height, new_width, 3)` in [0, 255].
+        network: maps pixels `(batch, 3, new_height, new_width)` in [0, 255] to features `(batch, num_features)`.
+        device: where the network is.
+
+    Returns:
+        float32 `(num_images, num_features)`.
+
+    Raises:
+        ValueError: if an image is not uint8 `(height, width, 3)`, or there is none.
+    """
+    features: list[np.ndarray] = []
+    batch: list[np.ndarray] = []
+
+    def flush() -> None:
+        pixels = torch.from_numpy(np.stack(list(pool.map(resize, batch)))).to(device).permute(0, 3, 1, 2)
+        output = network(pixels.float().contiguous(memory_format=torch.channels_last))
+        features.append(output.reshape(len(batch), -1).float().cpu().numpy())
+        bar.update(len(batch))
+        batch.clear()
+
+    with tqdm(total=count, desc="features", unit="image", leave=False) as bar, _pool() as pool:
+        for image in images:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise ValueError(f"an image of {image.dtype} {image.shape}: uint8 (height, width, 3) is needed")
+            batch.append(image)
+            if len(batch) == BATCH_SIZE:
+                flush()
+        if batch:
+            flush()
+    if not features:
+        raise ValueError("there are no images to compute features of")
+    return np.concatenate(features)
+
+
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1)

@@ -1,0 +1,31 @@
+"""The networks in whose features images can be compared, chosen by name."""
+
+import torch
+
+from hfgen.errors import UserError
+from hfgen.metrics.extraction import Extractor
+from hfgen.metrics.inception import InceptionFeatures, find_weights
+from hfgen.metrics.vision_transformers import FAMILIES, TransformerFeatures
+
+
+def build_extractor(features: str, mode: str, weights: str | None, device: torch.device) -> Extractor:
+    """Load the network that `--features` names.
+
+    Args:
+        features: "inception", "dinov2" or "clip".
+        mode: of Inception: "clean" or "legacy".
+        weights: Inception's TorchScript file, or a folder or repo of the Hub with the other two; None for the usual.
+        device: where the network runs.
+
+    Raises:
+        UserError: if there is no such network or mode, or its weights cannot be had.
+    """
+    if features not in ("inception", *FAMILIES):
+        raise UserError(f"--features {features}: must be one of inception, {', '.join(FAMILIES)}")
+    if mode not in ("clean", "legacy"):
+        raise UserError(f"--mode {mode}: must be clean or legacy")
+    if features == "inception":
+        return InceptionFeatures(find_weights(weights), device, mode)
+    if mode != "clean":
+        raise UserError(f"--mode {mode}: is of Inception; --features {features} has one way to resize")
+    return TransformerFeatures(features, weights, device)
