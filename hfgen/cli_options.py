@@ -20,8 +20,18 @@ SampleFrom = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
 Reference = Annotated[str, typer.Option("--reference", help="the real images; what --dataset takes")]
-InceptionWeights = Annotated[
-    str | None, typer.Option("--inception_weights", help="TorchScript file; found by itself if installed")
+DatasetSplit = Annotated[str, typer.Option("--dataset_split", help="split of a Hub data set")]
+DatasetColumn = Annotated[str | None, typer.Option("--dataset_column", help="column or feature that holds the images")]
+Features = Annotated[str, typer.Option("--features", help="inception, dinov2 or clip: where images are compared")]
+FeatureMode = Annotated[
+    str, typer.Option("--mode", help="how Inception's images are resized: clean (clean-fid's) or legacy")
+]
+FeatureWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--feature_weights",
+        help="TorchScript file of Inception, found by itself if installed; folder or Hub repo of the other two",
+    ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="drawn at once; bounds the memory")]
 

@@ -8,8 +8,12 @@ import typer
 
 from hfgen.cli_options import (
     BatchSize,
+    DatasetColumn,
+    DatasetSplit,
     Device,
-    InceptionWeights,
+    FeatureMode,
+    Features,
+    FeatureWeights,
     Reference,
     SampleFrom,
     Seed,
@@ -21,17 +25,20 @@ from hfgen.evaluate_command import MAX_DEFAULT_IMAGES
 
 
 if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
+    from diffusers import DiffusionPipeline
     from PIL import Image
 
 
 LABEL_WIDTH = 150
-COLUMNS = ("FID", "KID", "precision", "recall", "coverage", "copies", "parameters", "steps", "images/s")
+COLUMNS = ("precision", "recall", "coverage", "copies", "copies by pixels", "parameters", "steps", "images/s")
 
 
 def compare(
     pipelines: Annotated[list[str], typer.Argument(metavar="DIR...", help="runs, checkpoints, pipelines, Hub repos")],
     reference: Reference,
     output: Annotated[Path, typer.Option("--output", help="new folder for comparison.json, .md and sheet.png")],
+    dataset_split: DatasetSplit = "train",
+    dataset_column: DatasetColumn = None,
     num_images: Annotated[
         int | None, typer.Option("--num_images", min=10, help="of each; as many as real ones if not given, up to 5000")
     ] = None,
@@ -42,26 +49,28 @@ def compare(
     ] = None,
     sample_from: SampleFrom = None,
     batch_size: BatchSize = 32,
-    inception_weights: InceptionWeights = None,
+    features: Features = "inception",
+    mode: FeatureMode = "clean",
+    feature_weights: FeatureWeights = None,
     device: Device = "auto",
 ) -> None:
     """Score several pipelines against the same real images: quality, copies, size and speed side by side."""
     require_new_folder(output)
     all_steps = parse_steps(steps) if steps is not None else [num_inference_steps]
     from hfgen.data.settings import DataSettings
-    from hfgen.inference import image_size, open_pipeline
-    from hfgen.metrics.inception import InceptionFeatures, find_weights
+    from hfgen.metrics.feature_spaces import build_extractor
     from hfgen.metrics.reference import load_reference
-    from hfgen.scoring import score_pipeline
+    from hfgen.scoring import Drawing, score_pipeline
 
-    # All are opened before the first is scored: a misspelt one must not cost the work on the others.
-    loaded = {where: open_pipeline(where, device) for where in pipelines}
-    sizes = {where: image_size(pipeline) for where, pipeline in loaded.items()}
-    if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{where} {size}" for where, size in sizes.items())
-        raise UserError(f"the pipelines draw images of several sizes and cannot be compared: {told} pixels")
-    extractor = InceptionFeatures(find_weights(inception_weights), loaded[pipelines[0]].device)
-    real = load_reference(DataSettings(reference, sample_size=sizes[pipelines[0]]), extractor)
+    loaded, size = open_all(pipelines, device)
+    extractor = build_extractor(features, mode, feature_weights, loaded[pipelines[0]].device)
+    settings = DataSettings(
+        reference,
+        sample_size=size,
+        dataset_split=dataset_split,
+        dataset_column=dataset_column,
+    )
+    real = load_reference(settings, extractor, "--reference")
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
 
     rows: list[dict[str, Any]] = []
@@ -69,7 +78,8 @@ def compare(
     for where, pipeline in loaded.items():
         source = sample_from if hasattr(pipeline, "vae") else None
         for wanted in all_steps if hasattr(pipeline, "unet") else [None]:
-            scored = score_pipeline(pipeline, real, extractor, count, seed, wanted or 1, batch_size, source)
+            drawing = Drawing(count, seed, wanted or 1, batch_size, source)
+            scored = score_pipeline(pipeline, real, extractor, drawing)
             rows.append({"name": where, "steps": wanted, **scored.report})
             shown.append((where if wanted is None else f"{where}, {wanted} steps", scored.shown))
             typer.echo(f"{shown[-1][0]}: FID {scored.report['scores']['fid']:.4g}")
@@ -79,6 +89,25 @@ def compare(
     labelled_sheet(shown).save(output / "sheet.png")
     typer.echo(table(rows))
     typer.echo(f"comparison.json, comparison.md and sheet.png in {output}")
+
+
+def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPipeline], int]":
+    """Open all pipelines before the first is scored, as a misspelt one must not cost the work on the others.
+
+    Returns:
+        The pipelines by what names them, and the height and width of their images.
+
+    Raises:
+        UserError: if one cannot be opened, or they draw images of several sizes.
+    """
+    from hfgen.inference import image_size, open_pipeline
+
+    loaded = {where: open_pipeline(where, device) for where in pipelines}
+    sizes = {where: image_size(pipeline) for where, pipeline in loaded.items()}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{where} {size}" for where, size in sizes.items())
+        raise UserError(f"the pipelines draw images of several sizes and cannot be compared: {told} pixels")
+    return loaded, sizes[pipelines[0]]
 
 
 def parse_steps(text: str) -> list[int]:
@@ -98,13 +127,16 @@ def parse_steps(text: str) -> list[int]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Write the scores of all pipelines as a table, the data's own floor below."""
-    scores, floor = rows[0]["scores"], rows[0]["floor"]
+    from hfgen.model_index import score_names
+
+    scores, floor, names = rows[0]["scores"], rows[0]["floor"], score_names(rows[0]["features"])
+    head = ["pipeline", names["fid"], names["kid"], *COLUMNS]
     lines = [
         f"{scores['num_fake']:,} images of {rows[0]['sample_size']} pixels of each against {scores['num_real']:,} "
         f"real ones, seed {rows[0]['seed']}; features: {rows[0]['features']}. ±: standard error.",
         "",
-        f"| pipeline | {' | '.join(COLUMNS)} |",
-        "| --- " * (1 + len(COLUMNS)) + "|",
+        f"| {' | '.join(head)} |",
+        "| --- " * len(head) + "|",
     ]
     for row in rows:
         one = row["scores"]
@@ -112,7 +144,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{one['fid']:.4g} ± {one['fid_standard_error']:.2g}",
             f"{one['kid']:.4g} ± {one['kid_standard_error']:.2g}",
             *(f"{one[name]:.2f}" for name in ("precision", "recall", "coverage")),
-            f"{row['memorisation']['num_copies']} of {row['memorisation']['num_fake']:,}",
+            *(str(row[kind]["num_copies"]) for kind in ("memorisation", "memorisation_by_pixels")),
             f"{row['num_parameters'] / 1e6:.1f}M",
             str(row["steps"] or 1),
             f"{row['drawing_images_per_second']:.4g}",
@@ -122,7 +154,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     cells = [f"{halves['fid']:.4g}", f"{halves['kid']:.2g}"]
     cells += [f"{halves[name]:.2f}" for name in ("precision", "recall", "coverage")]
     name = f"floor: half of the real images against the other, {halves['num_fake']:,} each"
-    lines.append(f"| {name} | {' | '.join(cells)} | | | | |")
+    lines.append(f"| {name} | {' | '.join(cells)} | | | | | |")
     return "\n".join(lines) + "\n"
 
 

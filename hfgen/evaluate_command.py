@@ -1,15 +1,20 @@
 """`hfgen evaluate`: draw from a pipeline, score it against real images, write what was found."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hfgen.cli_options import (
     BatchSize,
+    DatasetColumn,
+    DatasetSplit,
     Device,
-    InceptionWeights,
+    FeatureMode,
+    Features,
+    FeatureWeights,
     PipelineFolder,
     Reference,
     SampleFrom,
@@ -18,27 +23,40 @@ from hfgen.cli_options import (
     Steps,
     require_new_folder,
 )
-from hfgen.errors import UserError
+
+
+if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
+    from hfgen.scoring import Scored
 
 
 # Images drawn if nobody says how many: as many as there are real ones, up to this.
 MAX_DEFAULT_IMAGES = 5000
-# name in the table -> key of the scores, key of its standard error
+# key of the scores -> key of its standard error
 TABLE = {
-    "FID": ("fid", "fid_standard_error"),
-    "KID": ("kid", "kid_standard_error"),
-    "precision": ("precision", None),
-    "recall": ("recall", None),
-    "density": ("density", None),
-    "coverage": ("coverage", None),
-    "MiFID": ("mifid", None),
+    "fid": "fid_standard_error",
+    "kid": "kid_standard_error",
+    "precision": None,
+    "recall": None,
+    "density": None,
+    "coverage": None,
+    "mifid": None,
 }
+
+
+HeldOut = Annotated[
+    str | None, typer.Option("--held_out", help="real images that it was not trained on; what --dataset takes")
+]
+Repeats = Annotated[
+    int, typer.Option("--repeats", min=1, help="draw so many sets, with seeds that count up; also their spread")
+]
 
 
 def evaluate(
     pipeline: PipelineFolder,
     reference: Reference,
-    output: Annotated[Path, typer.Option("--output", help="new folder for evaluation.json, .md and closest.png")],
+    output: Annotated[
+        Path, typer.Option("--output", help="new folder for evaluation.json, .md, model-index.yml and two sheets")
+    ],
     num_images: Annotated[
         int | None, typer.Option("--num_images", min=10, help="drawn; as many as real ones if not given, up to 5000")
     ] = None,
@@ -47,70 +65,101 @@ def evaluate(
     sampler: Sampler = None,
     sample_from: SampleFrom = None,
     batch_size: BatchSize = 32,
-    dataset_split: Annotated[str, typer.Option("--dataset_split", help="split of a Hub data set")] = "train",
-    dataset_column: Annotated[str | None, typer.Option("--dataset_column", help="that holds the images")] = None,
-    mode: Annotated[
-        str, typer.Option("--mode", help="how images are resized: clean (clean-fid's) or legacy")
-    ] = "clean",
+    dataset_split: DatasetSplit = "train",
+    dataset_column: DatasetColumn = None,
+    held_out: HeldOut = None,
+    held_out_split: Annotated[str, typer.Option("--held_out_split", help="of a Hub data set")] = "test",
+    repeats: Repeats = 1,
     extrapolate: Annotated[
         bool, typer.Option("--extrapolate", help="also FID for infinitely many images; ten times the arithmetic")
     ] = False,
-    inception_weights: InceptionWeights = None,
+    bits_per_dimension: Annotated[
+        bool, typer.Option("--bits_per_dimension", help="also the bound on the likelihood of real images: VAE, DDPM")
+    ] = False,
+    features: Features = "inception",
+    mode: FeatureMode = "clean",
+    feature_weights: FeatureWeights = None,
     device: Device = "auto",
 ) -> None:
     """Score a pipeline against real images: FID, KID, precision to coverage, copies; with the data's own floor."""
     require_new_folder(output)
-    if mode not in ("clean", "legacy"):
-        raise UserError(f"--mode {mode}: must be clean or legacy")
     from hfgen.data.settings import DataSettings
     from hfgen.inference import image_size, open_pipeline
-    from hfgen.metrics.inception import InceptionFeatures, find_weights
+    from hfgen.likelihoods import check_has_likelihood, likelihood_report
+    from hfgen.metrics.feature_spaces import build_extractor
     from hfgen.metrics.reference import load_reference
-    from hfgen.scoring import score_pipeline
+    from hfgen.scoring import Drawing, score_pipeline
 
     loaded = open_pipeline(pipeline, device, sampler)
-    extractor = InceptionFeatures(find_weights(inception_weights), loaded.device, mode)
+    if bits_per_dimension:
+        check_has_likelihood(loaded)
+    extractor = build_extractor(features, mode, feature_weights, loaded.device)
     settings = DataSettings(
         reference, sample_size=image_size(loaded), dataset_split=dataset_split, dataset_column=dataset_column
     )
-    real = load_reference(settings, extractor)
+    real = load_reference(settings, extractor, "--reference")
+    other = None
+    if held_out is not None:
+        other_settings = replace(settings, dataset=held_out, dataset_split=held_out_split)
+        other = load_reference(other_settings, extractor, "--held_out")
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
-    scored = score_pipeline(
-        loaded, real, extractor, count, seed, num_inference_steps, batch_size, sample_from, extrapolate
-    )
+    drawing = Drawing(count, seed, num_inference_steps, batch_size, sample_from)
+    scored = score_pipeline(loaded, real, extractor, drawing, repeats, extrapolate, other)
     report = {"reference": reference, **scored.report}
+    if bits_per_dimension:
+        report["likelihood"] = likelihood_report(loaded, other or real, seed, other is not None)
+    write_evaluation(output, report, scored, Path(pipeline).resolve().name)
+    typer.echo(markdown(report))
+    typer.echo(f"evaluation.json, .md, model-index.yml and sheets of the closest pairs in {output}")
+
+
+def write_evaluation(output: Path, report: dict[str, Any], scored: "Scored", name: str) -> None:
+    """Fill the new folder of an evaluation; `name` is that of the model."""
+    from hfgen.model_index import model_index
+
     output.mkdir(parents=True, exist_ok=True)
     scored.closest.save(output / "closest.png")
+    scored.closest_pixels.save(output / "closest_pixels.png")
     (output / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
     (output / "evaluation.md").write_text(markdown(report))
-    typer.echo(markdown(report))
-    typer.echo(f"evaluation.json, evaluation.md and closest.png (samples above the nearest real images) in {output}")
+    (output / "model-index.yml").write_text(model_index(report, name))
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Write a report as a table, with the floor in a column beside the scores, and the statement on copies."""
-    scores, floor = report["scores"], report["floor"]
-    halves = floor["halves"]
+    """Write a report as a table, with the floor in a column beside the scores, and the statements on copies."""
+    from hfgen.model_index import score_names
+
+    scores, floor, spread = report["scores"], report["floor"], report.get("repeats")
+    halves, names = floor["halves"], score_names(report["features"])
+    head = ["score", "generated"]
+    if spread:
+        head.append(f"mean ± standard deviation over {len(spread['seeds'])} seeds")
+    head.append(f"floor: half of the real images against the other ({halves['num_fake']:,} each)")
     lines = [
         f"{scores['num_fake']:,} images of {report['sample_size']} pixels against {scores['num_real']:,} real ones, "
         f"seed {report['seed']}; features: {report['features']}.",
         "",
-        f"| score | generated | floor: half of the real images against the other ({halves['num_fake']:,} each) |",
-        "| --- | --- | --- |",
+        f"| {' | '.join(head)} |",
+        "| --- " * len(head) + "|",
     ]
-    for name, (key, error) in TABLE.items():
+    for key, error in TABLE.items():
         cells = [f"{part[key]:.4g}" + (f" ± {part[error]:.2g}" if error else "") for part in (scores, halves)]
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
-    at_infinity = []
-    if "fid_at_infinity" in report:
-        at_infinity = [f"FID extrapolated to infinitely many generated images: {report['fid_at_infinity']:.4g}.", ""]
-    lines += [
-        "",
-        f"FID of {scores['num_fake']:,} real images, drawn with replacement, against all: {floor['fid_at_n']:.4g}. "
-        "± is the standard error, which does not contain the bias of FID: compare at equal numbers of images.",
-        "",
-        *at_infinity,
-        f"Memorisation: {report['memorisation']['statement']}.",
-        "",
+        if spread:
+            cells.insert(1, f"{spread['mean'][key]:.4g} ± {spread['standard_deviation'][key]:.2g}")
+        lines.append(f"| {names.get(key, key)} | {' | '.join(cells)} |")
+    fid = names["fid"]
+    told = [
+        f"{fid} of {scores['num_fake']:,} real images, drawn with replacement, against all: {floor['fid_at_n']:.4g}. "
+        f"± is the standard error, which does not contain the bias of {fid}: compare at equal numbers of images."
     ]
-    return "\n".join(lines)
+    if "fid_at_infinity" in report:
+        told.append(f"{fid} extrapolated to infinitely many generated images: {report['fid_at_infinity']:.4g}.")
+    if "likelihood" in report:
+        told.append(f"Likelihood: {report['likelihood']['statement']}.")
+    told.append(
+        f"Memorisation: {report['memorisation']['statement']}; {report['memorisation_by_pixels']['statement']}."
+    )
+    if "held_out" in report:
+        part = report["held_out"]
+        told.append(f"Held out: {fid} {part['fid']:.4g} against {part['num_held_out']:,} images; {part['statement']}.")
+    return "\n".join(lines) + "\n\n" + "\n\n".join(told) + "\n"

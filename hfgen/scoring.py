@@ -2,6 +2,8 @@
 
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +15,17 @@ from PIL import Image
 from hfgen.errors import UserError
 from hfgen.figures import reconstruction_sheet
 from hfgen.inference import draw_images, image_size
-from hfgen.metrics.evaluation import memorisation_report, score_features
+from hfgen.metrics.evaluation import (
+    held_out_report,
+    memorisation_report,
+    pixel_report,
+    score_features,
+    spread_over_seeds,
+)
+from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.frechet import FEWEST_TO_EXTRAPOLATE, extrapolated_distance
-from hfgen.metrics.memorisation import nearest_images
-from hfgen.metrics.reference import Extractor, Reference
+from hfgen.metrics.memorisation import nearest_images, nearest_pixels, thumbnails
+from hfgen.metrics.reference import Reference
 
 
 CLOSEST_PAIRS = 16
@@ -24,87 +33,183 @@ CLOSEST_PAIRS = 16
 NUM_SHOWN = 10
 
 
+class Drawing(NamedTuple):
+    """What is drawn from a pipeline, and how.
+
+    Attributes:
+        num_images: how many.
+        seed: of the first set of images, and of the resamplings.
+        num_inference_steps: of a diffusion pipeline.
+        batch_size: images drawn at once.
+        sample_from: of a VAE; see `draw_images`.
+    """
+
+    num_images: int
+    seed: int = 0
+    num_inference_steps: int = 50
+    batch_size: int = 32
+    sample_from: str | None = None
+
+
+class Drawn(NamedTuple):
+    """Images that a pipeline drew.
+
+    Attributes:
+        images: uint8 `(num_images, height, width, 3)`, on the disk.
+        features: `(num_images, num_features)`.
+        images_per_second: of the drawing alone.
+    """
+
+    images: np.ndarray
+    features: np.ndarray
+    images_per_second: float
+
+
 class Scored(NamedTuple):
     """What a pipeline drew and how good it is.
 
     Attributes:
         report: plain values, ready for JSON.
-        closest: the generated images that are nearest to a real one, above those.
+        closest: the generated images whose features are nearest to those of a real one, above those.
+        closest_pixels: likewise by pixels.
         shown: the first images.
     """
 
     report: dict[str, Any]
     closest: Image.Image
+    closest_pixels: Image.Image
     shown: list[Image.Image]
+
+
+@contextmanager
+def drawn_from(
+    pipeline: DiffusionPipeline,
+    drawing: Drawing,
+    extractor: Extractor,
+    before_each: Callable[[], None] = lambda: None,
+) -> Iterator[Drawn]:
+    """Draw images, each kept on the disk for as long as it is needed, and compute their features.
+
+    Args:
+        pipeline: of any family.
+        drawing: what and how.
+        extractor: computes the features.
+        before_each: called before an image is kept and before its features are computed; may raise to give up.
+
+    Raises:
+        UserError: as `draw_images` does.
+    """
+    count, seed, num_inference_steps, batch_size, sample_from = drawing
+    size = image_size(pipeline)
+    with tempfile.TemporaryDirectory() as folder:
+        images = np.memmap(Path(folder) / "drawn", np.uint8, "w+", shape=(count, size, size, 3))
+        started = time.perf_counter()
+        for index, image in enumerate(
+            draw_images(pipeline, count, seed, num_inference_steps, batch_size, sample_from=sample_from)
+        ):
+            before_each()
+            images[index] = np.asarray(image)
+        speed = count / (time.perf_counter() - started)
+
+        def kept() -> Iterator[np.ndarray]:
+            for image in images:
+                before_each()
+                yield image
+
+        yield Drawn(images, extractor(kept(), count), speed)
 
 
 def score_pipeline(
     pipeline: DiffusionPipeline,
     real: Reference,
     extractor: Extractor,
-    count: int,
-    seed: int,
-    num_inference_steps: int,
-    batch_size: int,
-    sample_from: str | None = None,
+    drawing: Drawing,
+    repeats: int = 1,
     extrapolate: bool = False,
+    held_out: Reference | None = None,
 ) -> Scored:
-    """Draw images, each kept on the disk for as long as it is needed, and score them.
+    """Draw images and score them.
 
     Args:
         pipeline: of any family.
         real: the real images, of the size that the pipeline draws.
         extractor: made the features of the real images.
-        count: images to draw.
-        seed: of the images and of the resamplings.
-        num_inference_steps: of a diffusion pipeline.
-        batch_size: images drawn at once.
-        sample_from: of a VAE; see `draw_images`.
+        drawing: what is drawn, and how.
+        repeats: sets of images, with seeds that count up from the first; the scores are those of the first set.
         extrapolate: also estimate the FID of infinitely many generated images.
+        held_out: real images that the pipeline was not trained on.
 
     Raises:
         UserError: as `draw_images` does, or if the images are too few to extrapolate from.
     """
+    count, seed = drawing.num_images, drawing.seed
     if extrapolate and count < FEWEST_TO_EXTRAPOLATE:
         raise UserError(f"--extrapolate needs {FEWEST_TO_EXTRAPOLATE} images at least, not --num_images {count}")
-    size = image_size(pipeline)
-    with tempfile.TemporaryDirectory() as folder:
-        drawn = np.memmap(Path(folder) / "drawn", np.uint8, "w+", shape=(count, size, size, 3))
-        started = time.perf_counter()
-        images = draw_images(pipeline, count, seed, num_inference_steps, batch_size, sample_from=sample_from)
-        for index, image in enumerate(images):
-            drawn[index] = np.asarray(image)
-        speed = count / (time.perf_counter() - started)
-        features = extractor(drawn, count)
-        closest = closest_sheet(real, drawn, features)
-        shown = [Image.fromarray(np.array(pixels)) for pixels in drawn[:NUM_SHOWN]]
+    floor = real.floor(count, seed)
+    with drawn_from(pipeline, drawing, extractor) as drawn:
+        small, real_small = thumbnails(drawn.images), real.thumbnails()
+        features = drawn.features
+        closest = closest_sheet(real, drawn.images, *nearest_images(features, real.features))
+        closest_pixels = closest_sheet(real, drawn.images, *nearest_pixels(small, real_small)[:2])
+        shown = [Image.fromarray(np.array(image)) for image in drawn.images[:NUM_SHOWN]]
     networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     report: dict[str, Any] = {
         "pipeline": type(pipeline).__name__,
-        "sample_size": size,
+        "sample_size": image_size(pipeline),
         "seed": seed,
+        "num_inference_steps": drawing.num_inference_steps if hasattr(pipeline, "unet") else None,
         "features": extractor.identity,
         "num_parameters": sum(weight.numel() for network in networks for weight in network.parameters()),
-        "drawing_images_per_second": round(speed, 2),
+        "drawing_images_per_second": round(drawn.images_per_second, 2),
         "scores": score_features(real.features, features, seed),
-        "floor": real.floor(count, seed),
-        "memorisation": memorisation_report(real.features, features),
+        "floor": floor,
+        "memorisation": memorisation_report(real.features, features, floor["nearest"]),
+        "memorisation_by_pixels": pixel_report(real_small, small, seed),
     }
     if extrapolate:
         report["fid_at_infinity"] = extrapolated_distance(real.features, features, seed)
-    return Scored(report, closest, shown)
+    if held_out is not None:
+        report["held_out"] = held_out_report(real.features, held_out.features, features, seed)
+    if repeats > 1:
+        report["repeats"] = repeat_scores(pipeline, real, extractor, drawing, repeats, report["scores"])
+    return Scored(report, closest, closest_pixels, shown)
 
 
-def closest_sheet(real: Reference, drawn: np.ndarray, features: np.ndarray) -> Image.Image:
+def repeat_scores(
+    pipeline: DiffusionPipeline,
+    real: Reference,
+    extractor: Extractor,
+    drawing: Drawing,
+    repeats: int,
+    first: dict[str, Any],
+) -> dict[str, Any]:
+    """Draw and score again with the following seeds; return the seeds and the spread of each score.
+
+    Args:
+        pipeline: of any family.
+        real: the real images.
+        extractor: made their features.
+        drawing: of the first set.
+        repeats: sets of images, the first one among them, at least 2.
+        first: scores of the first set.
+    """
+    scores = [first]
+    for seed in range(drawing.seed + 1, drawing.seed + repeats):
+        with drawn_from(pipeline, drawing._replace(seed=seed), extractor) as drawn:
+            scores.append(score_features(real.features, drawn.features, seed))
+    return {"seeds": list(range(drawing.seed, drawing.seed + repeats)), **spread_over_seeds(scores)}
+
+
+def closest_sheet(real: Reference, drawn: np.ndarray, indices: np.ndarray, distances: np.ndarray) -> Image.Image:
     """Show the generated images that are nearest to a real one above those real ones.
 
     Args:
         real: the real images.
         drawn: the generated ones, uint8 `(count, height, width, 3)`.
-        features: of the generated ones, `(count, num_features)`.
+        indices: of the real image that is nearest to each, `(count,)`.
+        distances: to those, `(count,)`.
     """
-    nearest = nearest_images(features, real.features)
-    order = nearest.distances.argsort()[:CLOSEST_PAIRS]
+    order = distances.argsort(kind="stable")[:CLOSEST_PAIRS]
     fake = [Image.fromarray(np.array(drawn[index])) for index in order]
-    originals = [Image.fromarray(np.array(real.images[int(nearest.indices[index])])) for index in order]
+    originals = [Image.fromarray(np.array(real.images[int(indices[index])])) for index in order]
     return reconstruction_sheet(fake, originals)

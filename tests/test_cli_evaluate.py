@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hfgen.metrics.memorisation import nearest_images
 from hfgen.metrics.reference import Reference
 from hfgen.models import DCGANGenerator
 from hfgen.pipelines import GANPipeline
@@ -56,7 +57,8 @@ def test_the_closest_pairs_are_shown_nearest_first_the_generated_image_above():
     angles = np.array([0.4, 0.1, 0.3, 0.2])
     features = np.stack([np.cos(angles), np.sin(angles), np.zeros(4)], axis=1)
     features[2] = features[2][[2, 1, 0]]  # near the third real image instead of the first
-    sheet = np.asarray(closest_sheet(Reference(real_images, np.eye(3), Path()), drawn, features))
+    real = Reference(real_images, np.eye(3), Path())
+    sheet = np.asarray(closest_sheet(real, drawn, *nearest_images(features, real.features)))
     assert sheet.shape == (2 * 6 - 2, 4 * 6 - 2, 3)
     assert sheet[0, ::6, 0].tolist() == [101, 103, 102, 100]
     assert sheet[6, ::6, 0].tolist() == [10, 10, 30, 10]
@@ -79,7 +81,7 @@ def test_fid_is_extrapolated_if_asked_for(inception_weights, hfgen, pipeline, tm
     ("arguments", "told"),
     [
         (("--mode", "dirty"), "--mode dirty: must be clean or legacy"),
-        (("--inception_weights", "gone.pt"), "--inception_weights gone.pt: no such file"),
+        (("--feature_weights", "gone.pt"), "--feature_weights gone.pt: no such file"),
         (("--reference", "no/such/folder"), "no/such/folder"),
     ],
 )

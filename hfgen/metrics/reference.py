@@ -13,6 +13,7 @@ from hfgen.data.store import ImageStore, cache_folder, load_images
 from hfgen.errors import UserError
 from hfgen.metrics.evaluation import score_floor
 from hfgen.metrics.extraction import Extractor
+from hfgen.metrics.memorisation import thumbnails
 
 
 # Each half must have more images than the neighbours that precision and recall look at.
@@ -41,18 +42,27 @@ class Reference(NamedTuple):
             write_text_atomically(file, json.dumps(score_floor(self.features, num_fake, seed)))
         return json.loads(file.read_text())
 
+    def thumbnails(self) -> np.ndarray:
+        """Return the images as `nearest_pixels` compares them."""
+        return thumbnails(self.images[index] for index in range(len(self.images)))
 
-def load_reference(settings: DataSettings, extractor: Extractor) -> Reference:
+
+def load_reference(settings: DataSettings, extractor: Extractor, argument: str) -> Reference:
     """Open a data set and compute the features of all its images, or take those that an earlier call kept.
 
     They are kept beside the decoded images, under the digest of those and what computed them.
+
+    Args:
+        settings: of the data set.
+        extractor: computes the features.
+        argument: of the command line that named the data set, for messages.
 
     Raises:
         UserError: if the data set cannot be opened, is refused, or has fewer than `MIN_IMAGES` readable images.
     """
     images = load_images(settings)
     if len(images) < MIN_IMAGES:
-        raise UserError(f"--reference {settings.dataset}: {len(images)} images are too few to be split and compared")
+        raise UserError(f"{argument} {settings.dataset}: {len(images)} images are too few to be split and compared")
     key = hashlib.sha256(f"{images.digest} {extractor.identity}".encode()).hexdigest()[:32]
     file = cache_folder(settings) / "features" / f"{key}.npy"
     if not file.is_file():

@@ -81,12 +81,15 @@ class Colours:
 def test_reference_features_are_computed_once_for_each_data_size_and_extractor(tmp_path):
     extractor = Colours()
     settings = DataSettings("toy_paintings:13", sample_size=16)
-    first, again = load_reference(settings, extractor), load_reference(settings, extractor)
+    first, again = (
+        load_reference(settings, extractor, "--reference"),
+        load_reference(settings, extractor, "--reference"),
+    )
     assert extractor.calls == 1 and np.array_equal(first.features, again.features)
     assert first.features.shape == (13, 3) and first.features.dtype == np.float32
     assert first.features[2] == pytest.approx(first.images[2].mean(axis=(0, 1)), rel=1e-6)
-    load_reference(DataSettings("toy_paintings:13", sample_size=8), extractor)
-    load_reference(DataSettings("toy_paintings:14", sample_size=16), extractor)
+    load_reference(DataSettings("toy_paintings:13", sample_size=8), extractor, "--reference")
+    load_reference(DataSettings("toy_paintings:14", sample_size=16), extractor, "--reference")
     assert extractor.calls == 3
     # So is the floor, for each number of images and seed.
     floor = first.floor(20, 0)
@@ -97,5 +100,5 @@ def test_reference_features_are_computed_once_for_each_data_size_and_extractor(t
     assert again.floor(20, 0) == {"kept": 1} and again.floor(20, 1) != floor
     other = Colours()
     other.identity = "other colours"
-    load_reference(settings, other)
+    load_reference(settings, other, "--reference")
     assert other.calls == 1
