@@ -10,29 +10,27 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from PIL import Image
 
 from hfgen import checkpoints
-from hfgen.checkpoints import write_atomically, write_text_atomically
+from hfgen.checkpoints import write_atomically
 from hfgen.config import settings_to_dict
 from hfgen.errors import UserError
 from hfgen.hardware import choose_mixed_precision, describe_environment, has_accelerator, use_all_cores
 from hfgen.randomness import keyed_seed
-from hfgen.run_folder import claim_folder
+from hfgen.run_folder import claim_folder, list_results, note_event, write_status
 from hfgen.run_log import RunLog
-from hfgen.run_settings import RunSettings
+from hfgen.run_settings import RunSettings, planned_steps
 from hfgen.run_state import RunState, SavablePipeline, Stateful
 from hfgen.stopping import GO_ON, INTERRUPTED, NOT_FINITE, REASONS, TIME_IS_UP, StopRequests, parse_duration
 from hfgen.trouble import CollapseError, NonFiniteError, TrainingTroubleError
-
-
-DEFAULT_TRAIN_STEPS = 100_000
 
 
 # After each return to an earlier checkpoint the learning rates are lower by this factor.
@@ -69,7 +67,11 @@ class Run:
             log_with=None if settings.report_to == "none" else settings.report_to,
             project_config=ProjectConfiguration(str(self.output_dir), logging_dir=str(self.output_dir / "logs")),
             # Copying BatchNorm's statistics at a forward pass would spoil an earlier pass of the same update.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            # While the main one draws and scores images the others wait for longer than they would by default.
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=timedelta(hours=3)),
+            ],
         )
         self.device = self.accelerator.device
         if self.device.type == "cpu":
@@ -90,12 +92,7 @@ class Run:
             UserError: if nothing but epochs is asked for, of a stream.
         """
         self.images_per_step = images_per_step
-        limits = [] if self.settings.max_train_steps is None else [self.settings.max_train_steps]
-        if self.settings.num_epochs is not None and images_per_epoch is not None:
-            limits.append(math.ceil(self.settings.num_epochs * images_per_epoch / images_per_step))
-        elif self.settings.num_epochs is not None and not limits:
-            raise UserError("--num_epochs: a streamed data set has no length; give --max_train_steps instead")
-        self.max_train_steps = min(limits, default=DEFAULT_TRAIN_STEPS)
+        self.max_train_steps = planned_steps(self.settings, images_per_step, images_per_epoch)
         return self.max_train_steps
 
     def restore(
@@ -134,7 +131,7 @@ class Run:
         settings = settings_to_dict(*self._all_settings)
         self._log.open(self.step, self.max_train_steps, settings, self.settings.report_to)
         if self.is_main:
-            self._write_status("running", "")
+            write_status(self.output_dir, "running", "", self.step, self.seconds)
             with (self.output_dir / "launches.jsonl").open("a") as file:
                 launch = {"from_step": self.step, **describe_environment(self.accelerator)}
                 file.write(json.dumps(launch) + "\n")
@@ -191,8 +188,21 @@ class Run:
         if self._trouble and self._on_collapse == "warn":
             warning, self._trouble = self._trouble, None
         if warning and self.is_main:
-            self._log.say(f"warning: step {self.step}: {warning}")
-            self._note_event("warning", warning)
+            self.warn(warning)
+
+    def warn(self, warning: str) -> None:
+        """Tell the user something, as a sentence, and keep it. Main process only."""
+        self._log.say(f"warning: step {self.step}: {warning}")
+        note_event(self.output_dir, self.step, "warning", warning)
+
+    def note(self, values: dict[str, float], seconds: float) -> None:
+        """Log numbers that took so many seconds to find out, which do not count as training in the speed."""
+        self._log.note(values, seconds)
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether the pipeline is to be scored after this update; the same on all processes."""
+        return self.settings.evaluate_every > 0 and self._due(self.settings.evaluate_every)
 
     @property
     def sample_due(self) -> bool:
@@ -228,12 +238,9 @@ class Run:
         reason = "complete" if complete else REASONS[self._stop_requests.request]
         if self.is_main:
             write_atomically(target, self._state.pipeline.save_pretrained)
-            self._write_status("complete" if complete else "stopped", reason)
+            write_status(self.output_dir, "complete" if complete else "stopped", reason, self.step, self.seconds)
             print(f"{reason}: step {self.step} of {self.max_train_steps}, {self.seconds:.0f} s of training in all")
-            print(f"pipeline: {target}")
-            sheets = sorted((self.output_dir / "samples").glob("step-*.png"))
-            if sheets:
-                print(f"sheet of samples: {sheets[-1]}")
+            print("\n".join(list_results(self.output_dir)))
             if not complete:
                 print("the same command with --resume latest goes on from here")
         self.accelerator.wait_for_everyone()
@@ -300,7 +307,7 @@ class Run:
             raise self._stopped_for(trouble, good) from None
         self.accelerator.wait_for_everyone()  # all have chosen the same checkpoint before any is deleted
         if self.is_main:
-            self._note_event("rollback", f"{trouble}; back to {good.name}")
+            note_event(self.output_dir, self.step, "rollback", f"{trouble}; back to {good.name}")
             newer = [path for path in checkpoints.list_checkpoints(self._checkpoints) if path.name > good.name]
             checkpoints.remove_checkpoints(newer)
         progress = self._state.load(good)
@@ -336,15 +343,6 @@ class Run:
     def _stopped_for(self, trouble: TrainingTroubleError, good: Path | None) -> TrainingTroubleError:
         """Note how the run ends, leaving its last good checkpoint as it is; return the error that ends it."""
         if self.is_main:
-            self._write_status(trouble.status, str(trouble))
-            self._note_event(trouble.status, str(trouble))
+            write_status(self.output_dir, trouble.status, str(trouble), self.step, self.seconds)
+            note_event(self.output_dir, self.step, trouble.status, str(trouble))
         return trouble.explained(self.step, self.rollbacks, settings_to_dict(*self._all_settings), good)
-
-    def _note_event(self, event: str, what: str) -> None:
-        """Keep what happened to the run, which no rollback takes back."""
-        with (self.output_dir / "events.jsonl").open("a") as file:
-            file.write(json.dumps({"step": self.step, "event": event, "what": what}) + "\n")
-
-    def _write_status(self, status: str, reason: str) -> None:
-        content = {"status": status, "reason": reason, "step": self.step, "seconds": round(self.seconds, 2)}
-        write_text_atomically(self.output_dir / "status.json", json.dumps(content, indent=2) + "\n")

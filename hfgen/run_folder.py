@@ -1,4 +1,4 @@
-"""The folder of a run: new, or one that is resumed; never somebody else's."""
+"""The folder of a run: new, or one that is resumed, never somebody else's; and what a run leaves in it."""
 
 import json
 from collections.abc import Sequence
@@ -8,6 +8,9 @@ from typing import Any
 from hfgen.checkpoints import find_checkpoint, remove_leftovers, write_text_atomically
 from hfgen.config import changed_settings, settings_to_dict
 from hfgen.errors import UserError
+
+
+BEST_FOLDER, SCORES_FILE = "best", "scores.json"
 
 
 def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> Path | None:
@@ -44,3 +47,31 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> P
     remove_leftovers(folder / "checkpoints")
     write_text_atomically(config_file, json.dumps(settings_to_dict(*settings), indent=2) + "\n")
     return checkpoint
+
+
+def write_status(folder: Path, status: str, reason: str, step: int, seconds: float) -> None:
+    """Write `status.json`: whether the run goes on, and if not, why."""
+    content = {"status": status, "reason": reason, "step": step, "seconds": round(seconds, 2)}
+    write_text_atomically(folder / "status.json", json.dumps(content, indent=2) + "\n")
+
+
+def note_event(folder: Path, step: int, event: str, what: str) -> None:
+    """Keep what happened to the run in `events.jsonl`, which no rollback takes back."""
+    with (folder / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "event": event, "what": what}) + "\n")
+
+
+def best_scores(folder: Path) -> dict[str, Any] | None:
+    """Return the scores of the best pipeline of a run, with their step; None if none was scored."""
+    file = folder / BEST_FOLDER / SCORES_FILE
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def list_results(folder: Path) -> list[str]:
+    """Say, a line each, what a run has left for the user to look at."""
+    lines = [f"pipeline: {folder / 'pipeline'}"]
+    if best := best_scores(folder):
+        told = f"FID {best['fid']:.4g}, KID {best['kid']:.4g} at step {best['step']}"
+        lines.append(f"best pipeline: {folder / BEST_FOLDER} ({told})")
+    sheets = sorted((folder / "samples").glob("step-*.png"))
+    return [*lines, f"sheet of samples: {sheets[-1]}"] if sheets else lines

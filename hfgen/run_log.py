@@ -75,6 +75,11 @@ class RunLog:
             )
         self._notes.update(notes)
 
+    def note(self, values: dict[str, float], seconds: float) -> None:
+        """Add numbers to the next entry, and leave the seconds that they took out of its speed."""
+        self._notes.update(values)
+        self._window_started += seconds
+
     def is_finite(self) -> bool:
         """Whether every loss since the last entry is finite. Waits for the device."""
         return all(math.isfinite(total.item()) for total in self._sums.values())

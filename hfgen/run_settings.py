@@ -1,11 +1,16 @@
 """Settings of the rails: how long, how often, where to."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from hfgen.config import setting
 from hfgen.errors import UserError
 from hfgen.stopping import parse_duration
+
+
+DEFAULT_TRAIN_STEPS = 100_000
+MIN_EVALUATED = 10
 
 
 @dataclass
@@ -33,6 +38,14 @@ class RunSettings:
     num_sample_images: int = setting(16, "images on a sheet of samples", may_change=True)
     checkpoint_every: int = setting(1000, "steps between two checkpoints; 0: only at the end", may_change=True)
     checkpoints_total_limit: int = setting(2, "checkpoints to keep", may_change=True)
+    evaluate_every: int = setting(
+        0, "steps between two scores against the training images: FID, KID, copies; 0: none", may_change=True
+    )
+    evaluate_num_images: int = setting(1000, "images drawn for each score", may_change=True)
+    best_by: Literal["fid", "kid"] = setting("fid", "score whose best pipeline is kept under best/", may_change=True)
+    feature_weights: str | None = setting(
+        None, "TorchScript file of the Inception network; found by itself if installed", may_change=True
+    )
     report_to: Literal["tensorboard", "wandb", "none"] = setting("tensorboard", "where curves go", may_change=True)
 
     def __post_init__(self):
@@ -41,9 +54,30 @@ class RunSettings:
         for name in ("log_every", "num_sample_images", "checkpoints_total_limit"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
-        for name in ("sample_every", "checkpoint_every", "seed"):
+        if self.evaluate_num_images < MIN_EVALUATED:
+            raise UserError(f"--evaluate_num_images {self.evaluate_num_images}: must be at least {MIN_EVALUATED}")
+        for name in ("sample_every", "checkpoint_every", "evaluate_every", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
         if self.num_epochs is not None and self.num_epochs <= 0:
             raise UserError(f"--num_epochs {self.num_epochs}: must be positive")
         parse_duration("--max_train_time", self.max_train_time)
+
+
+def planned_steps(settings: RunSettings, images_per_step: int, images_per_epoch: int | None) -> int:
+    """Return the number of updates, from `--max_train_steps` or `--num_epochs`.
+
+    Args:
+        settings: of the run.
+        images_per_step: images of one update, over all processes.
+        images_per_epoch: images of the data set; None for a stream, whose length nobody knows.
+
+    Raises:
+        UserError: if nothing but epochs is asked for, of a stream.
+    """
+    limits = [] if settings.max_train_steps is None else [settings.max_train_steps]
+    if settings.num_epochs is not None and images_per_epoch is not None:
+        limits.append(math.ceil(settings.num_epochs * images_per_epoch / images_per_step))
+    elif settings.num_epochs is not None and not limits:
+        raise UserError("--num_epochs: a streamed data set has no length; give --max_train_steps instead")
+    return min(limits, default=DEFAULT_TRAIN_STEPS)

@@ -27,6 +27,7 @@ from hfgen.models import UNetAttention, UNetBase
 from hfgen.pipelines import DDPMPipeline
 from hfgen.randomness import keyed_seed
 from hfgen.run import Run
+from hfgen.run_evaluation import RunEvaluation
 from hfgen.run_settings import RunSettings
 from hfgen.schedules import noise_schedule, sampling_scheduler
 
@@ -128,6 +129,7 @@ def main(arguments: list[str] | None = None) -> Path:
     unet, optimizer = accelerator.prepare(unet, optimizer)
     stateful = {"unet": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
     run.restore(stateful, data.batches, pipeline, data.digest)
+    evaluation = RunEvaluation(run, data_settings, settings.num_inference_steps)
 
     # 3. One update a step
     for _ in run.steps():
@@ -163,6 +165,8 @@ def main(arguments: list[str] | None = None) -> Path:
         run.log({"loss": total_loss, "grad_norm": grad_norm}, {"learning_rate": lr_scheduler.get_last_lr()[0]})
         if run.sample_due and (sheet := draw_sheet(pipeline, run, settings.num_inference_steps)):
             run.save_sheet(sheet)
+        if run.evaluation_due:
+            evaluation.look(pipeline)
 
     if run.last_sheet_due and (sheet := draw_sheet(pipeline, run, settings.num_inference_steps)):
         run.save_sheet(sheet)

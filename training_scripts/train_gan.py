@@ -35,6 +35,7 @@ from hfgen.models import (
 from hfgen.pipelines import GANPipeline
 from hfgen.randomness import keyed_seed
 from hfgen.run import Run
+from hfgen.run_evaluation import RunEvaluation
 from hfgen.run_settings import RunSettings
 
 
@@ -169,6 +170,7 @@ def main(arguments: list[str] | None = None) -> Path:
     stateful |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
     stateful |= {"augmentation": augmentation, "watch": watch}
     run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
+    evaluation = RunEvaluation(run, data_settings)
 
     # 4. One update of the generator a step
     for step in run.steps():
@@ -209,6 +211,8 @@ def main(arguments: list[str] | None = None) -> Path:
         run.log(losses, look(watch, pipeline, run) if due else {})
         if run.sample_due:
             run.save_sheet(draw_sheet(pipeline, run))
+        if run.evaluation_due:
+            evaluation.look(pipeline)
 
     if run.last_sheet_due:
         run.save_sheet(draw_sheet(pipeline, run))

@@ -7,9 +7,10 @@ Presets: vae, vae_200. All settings: `--help`.
 """
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -18,7 +19,7 @@ from hfgen.checkpoints import write_text_atomically
 from hfgen.config import parse_settings, setting
 from hfgen.data.loading import TrainingData, load_training_data
 from hfgen.data.settings import DataSettings
-from hfgen.density import fit_density
+from hfgen.density import FittedDensity, fit_density
 from hfgen.ema import averaged_copy
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.figures import image_sheet, reconstruction_sheet
@@ -26,9 +27,10 @@ from hfgen.losses.vae import kl_loss, kl_per_dimension, reconstruction_loss, war
 from hfgen.matrix_convolution import use_matrix_products
 from hfgen.models import ConvVAE
 from hfgen.pipelines import VAEPipeline
-from hfgen.posterior import PosteriorWatch, encode_images
+from hfgen.posterior import EncodedImages, PosteriorWatch, encode_images
 from hfgen.randomness import keyed_seed
 from hfgen.run import Run
+from hfgen.run_evaluation import RunEvaluation
 from hfgen.run_settings import RunSettings
 
 
@@ -141,6 +143,7 @@ def main(arguments: list[str] | None = None) -> Path:
     watch = PosteriorWatch(settings.latent_dim, run.device)
     stateful = {"vae": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "watch": watch}
     run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
+    evaluation = RunEvaluation(run, data_settings)
 
     # 3. One update a step
     for step in run.steps():
@@ -172,6 +175,8 @@ def main(arguments: list[str] | None = None) -> Path:
         run.log(losses, notes)
         if run.sample_due:
             save_sheets(pipeline, shown_images, run)
+        if run.evaluation_due:
+            look_with_density(evaluation, pipeline, data, first_batch, settings, run)
 
     if run.last_sheet_due:
         save_sheets(pipeline, shown_images, run)
@@ -213,25 +218,55 @@ def save_sheets(pipeline: VAEPipeline, shown_images: torch.Tensor, run: Run) -> 
     run.save_sheet(reconstruction_sheet(pipeline.to_pil(originals), reconstructions), "reconstructions")
 
 
+def add_density(
+    pipeline: VAEPipeline, data: TrainingData, settings: VAESettings, run: Run
+) -> tuple[EncodedImages, FittedDensity | None]:
+    """Encode the training images from the position of the batches on, and fit the pipeline's density to them.
+
+    All processes must call this; the main one fits. There is no density if none is wanted, or there is one image only.
+    """
+    count = min(MAX_ENCODED, data.images_per_epoch or MAX_ENCODED)
+    with run.accelerator.autocast():
+        encoded = encode_images(pipeline.vae, data.batches, count, run.generator("encode"), run.accelerator)
+    if not (run.is_main and settings.density_components and count > 1):
+        return encoded, None
+    density = fit_density(encoded.mean, encoded.logvar, settings.density_components, run.settings.seed)
+    pipeline.register_modules(density=density.mixture.to(run.device))
+    return encoded, density
+
+
+def look_with_density(
+    evaluation: RunEvaluation,
+    pipeline: VAEPipeline,
+    data: TrainingData,
+    first_batch: dict[str, Any],
+    settings: VAESettings,
+    run: Run,
+) -> None:
+    """Score the pipeline as it would be shipped now, and leave it and the data as they were."""
+    started, position = time.monotonic(), data.batches.state_dict()
+    data.batches.load_state_dict(first_batch)
+    add_density(pipeline, data, settings, run)
+    data.batches.load_state_dict(position)
+    run.note({}, time.monotonic() - started)
+    evaluation.look(pipeline)
+    pipeline.register_modules(density=None)
+
+
 def describe_latents(pipeline: VAEPipeline, data: TrainingData, settings: VAESettings, run: Run) -> None:
     """Measure the posteriors of the training images, give the pipeline its density, and draw a sheet from that.
 
     Writes `latents.json`. All processes must call this.
     """
-    count = min(MAX_ENCODED, data.images_per_epoch or MAX_ENCODED)
-    with run.accelerator.autocast():
-        encoded = encode_images(pipeline.vae, data.batches, count, run.generator("encode"), run.accelerator)
+    encoded, density = add_density(pipeline, data, settings, run)
     if not run.is_main:
         return
     report = encoded.report()
-    if settings.density_components and count > 1:
-        print(f"fitting the ex-post density to the latents of {count} images")
-        density = fit_density(encoded.mean, encoded.logvar, settings.density_components, run.settings.seed)
-        pipeline.register_modules(density=density.mixture.to(run.device))
+    if density is not None:
         report["density"] = density.report()
         with run.accelerator.autocast():
             samples = pipeline(run.settings.num_sample_images, generator=run.generator("ex-post samples")).images
-        print(f"sheet of samples from it: {run.save_sheet(image_sheet(samples), 'ex_post')}")
+        print(f"sheet of samples from the ex-post density: {run.save_sheet(image_sheet(samples), 'ex_post')}")
     write_text_atomically(run.output_dir / "latents.json", json.dumps(report, indent=2) + "\n")
     print(f"{report['active_units']} of {settings.latent_dim} units are active; {run.output_dir / 'latents.json'}")
 

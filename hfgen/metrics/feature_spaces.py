@@ -1,5 +1,7 @@
 """The networks in whose features images can be compared, chosen by name."""
 
+import importlib.util
+
 import torch
 
 from hfgen.errors import UserError
@@ -24,6 +26,8 @@ def build_extractor(features: str, mode: str, weights: str | None, device: torch
         raise UserError(f"--features {features}: must be one of inception, {', '.join(FAMILIES)}")
     if mode not in ("clean", "legacy"):
         raise UserError(f"--mode {mode}: must be clean or legacy")
+    if importlib.util.find_spec("cleanfid") is None:
+        raise UserError('clean-fid, which resizes the images, is not installed: pip install "hfgen[eval]"')
     if features == "inception":
         return InceptionFeatures(find_weights(weights), device, mode)
     if mode != "clean":

@@ -1,0 +1,145 @@
+"""Scores in the course of a run: which moment was the best, and from when on the samples copy the training images."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from diffusers import DiffusionPipeline
+
+from hfgen.checkpoints import PIPELINE_FOLDER, write_atomically, write_text_atomically
+from hfgen.data.settings import DataSettings
+from hfgen.errors import UserError
+from hfgen.metrics.evaluation import COPY_QUANTILE, memorisation_report, pixel_report
+from hfgen.metrics.feature_spaces import build_extractor
+from hfgen.metrics.frechet import frechet_distance
+from hfgen.metrics.kernel import kernel_distance
+from hfgen.metrics.memorisation import thumbnails
+from hfgen.metrics.reference import load_reference
+from hfgen.run import Run
+from hfgen.run_folder import BEST_FOLDER, SCORES_FILE, best_scores
+from hfgen.scoring import Drawing, drawn_from
+
+
+EVALUATIONS_FILE = "evaluations.jsonl"
+# A share of copies is told from chance if it is so many of its standard errors above what is expected.
+STANDARD_ERRORS = 3
+
+
+class RunEvaluation:
+    """Draws from the averaged network every so often and scores it against the training images.
+
+    Writes `evaluations.jsonl`, and under `best/` the pipeline of the best score so far with its `scores.json`. Nothing
+    of it enters a checkpoint or draws a random number that training would see.
+
+    Args:
+        run: whose settings say how often, with how many images, and by which score.
+        data: the training images. Their features are computed at the first evaluation of all, and kept.
+        num_inference_steps: of a diffusion pipeline.
+
+    Raises:
+        UserError: if evaluations are asked for and there are no weights for them, too few images, or a stream.
+    """
+
+    def __init__(self, run: Run, data: DataSettings, num_inference_steps: int = 50):
+        self._run, self._settings = run, run.settings
+        self._drawing = Drawing(run.settings.evaluate_num_images, run.settings.seed, num_inference_steps)
+        if not run.settings.evaluate_every:
+            return
+        if data.streaming:
+            raise UserError("--evaluate_every: the images of a stream cannot be compared with; download the data set")
+        problem = None
+        if run.is_main:
+            try:
+                self._open(data)
+            except UserError as error:
+                problem = str(error)
+        (problem,) = broadcast_object_list([problem])
+        if problem is not None:
+            raise UserError(problem)
+
+    def _open(self, data: DataSettings) -> None:
+        self._extractor = build_extractor("inception", "clean", self._settings.feature_weights, self._run.device)
+        self._real = load_reference(data, self._extractor, "--evaluate_every: --dataset")
+        self._real_small = self._real.thumbnails()
+
+    def look(self, pipeline: DiffusionPipeline) -> None:
+        """Score the pipeline as it is now; all processes must call this, the main one works.
+
+        Gives up without a score if the run is asked to stop meanwhile.
+        """
+        if self._run.is_main:
+            started = time.monotonic()
+            try:
+                with self._run.accelerator.autocast():
+                    scores = self._score(pipeline)
+            except InterruptedError:
+                scores = None
+            if scores is not None:
+                self._record(scores, pipeline)
+                self._run.note(scores, time.monotonic() - started)
+        self._run.accelerator.wait_for_everyone()
+
+    def _score(self, pipeline: DiffusionPipeline) -> dict[str, float]:
+        """Draw and score; the shares of copies are of all that were drawn."""
+
+        def give_up_if_asked() -> None:
+            if self._run.stop_requested:
+                raise InterruptedError
+
+        pipeline.set_progress_bar_config(disable=True)
+        with drawn_from(pipeline, self._drawing, self._extractor, give_up_if_asked) as drawn:
+            features, small = drawn.features, thumbnails(drawn.images)
+        count, seed = self._drawing.num_images, self._drawing.seed
+        among_real = self._real.floor(count, seed)["nearest"]
+        nearest = memorisation_report(self._real.features, features, among_real)
+        by_pixels = pixel_report(self._real_small, small, seed)
+        return {
+            "fid": frechet_distance(self._real.features, features),
+            "kid": kernel_distance(self._real.features, features, seed).value,
+            "copies": nearest["num_copies"] / count,
+            "copies_expected": COPY_QUANTILE,
+            "copies_by_pixels": by_pixels["num_copies"] / count,
+            "copies_by_pixels_expected": by_pixels["share_among_real"],
+            "nearest_distance_ratio": nearest["median_distance"] / max(among_real["median"], 1e-12),
+        }
+
+    def _record(self, scores: dict[str, float], pipeline: DiffusionPipeline) -> None:
+        """Add a line, keep the pipeline if it is the best one, and say so if it has begun to copy."""
+        run, folder = self._run, self._run.output_dir
+        earlier = [line for line in read_evaluations(folder) if line["step"] < run.step]
+        count = self._drawing.num_images
+        line = {"step": run.step, "num_images": count, **scores, "copying": is_copying(scores, count)}
+        write_text_atomically(folder / EVALUATIONS_FILE, "".join(f"{json.dumps(one)}\n" for one in (*earlier, line)))
+        by, best = self._settings.best_by, best_scores(folder)
+        if best is None or scores[by] < best[by]:
+            write_atomically(folder / BEST_FOLDER, lambda temporary: _save_best(temporary, pipeline, line))
+        if line["copying"] and not any(one["copying"] for one in earlier):
+            run.warn(
+                f"the samples have begun to copy: {scores['copies']:.1%} of them are nearer to a training image than "
+                f"{1 - COPY_QUANTILE:.0%} of the training images are to each other, {scores['copies_by_pixels']:.1%} "
+                "are copies by their pixels. More images, stronger augmentation or an earlier end help"
+            )
+
+
+def is_copying(scores: dict[str, float], num_images: int) -> bool:
+    """Whether there are more copies, in features or by pixels, than chance and the data's own twins explain."""
+    for name in ("copies", "copies_by_pixels"):
+        expected = scores[f"{name}_expected"]
+        error = math.sqrt(max(expected * (1 - expected), 1 / num_images) / num_images)
+        if scores[name] > expected + STANDARD_ERRORS * error:
+            return True
+    return False
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """Return the evaluations of the run in `folder`, oldest first."""
+    file = folder / EVALUATIONS_FILE
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def _save_best(folder: Path, pipeline: DiffusionPipeline, line: dict[str, Any]) -> None:
+    pipeline.save_pretrained(folder / PIPELINE_FOLDER)
+    (folder / SCORES_FILE).write_text(json.dumps(line, indent=2) + "\n")
