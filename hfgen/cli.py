@@ -8,10 +8,22 @@ from typing import Annotated
 
 import typer
 
-from hfgen.cli_options import BatchSize, Device, PipelineFolder, SampleFrom, Sampler, Seed, Steps, require_new_folder
+from hfgen.cli_options import (
+    BatchSize,
+    DatasetColumn,
+    DatasetSplit,
+    Device,
+    PipelineFolder,
+    SampleFrom,
+    Sampler,
+    Seed,
+    Steps,
+    require_new_folder,
+)
 from hfgen.compare_command import compare
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluate_command import evaluate
+from hfgen.floor_command import floor
 from hfgen.kaggle_command import kaggle_zip
 
 
@@ -22,6 +34,7 @@ app.add_typer(data_app, name="data")
 app.command()(evaluate)
 app.command()(compare)
 app.command("kaggle-zip")(kaggle_zip)
+data_app.command("floor")(floor)
 
 
 def main() -> None:
@@ -208,10 +221,8 @@ def curves(
 def inspect_data(
     path: Annotated[str, typer.Argument(metavar="PATH", help="what --dataset takes")],
     sample_size: Annotated[int, typer.Option("--sample_size", help="training size in pixels")] = 64,
-    dataset_split: Annotated[str, typer.Option("--dataset_split", help="split of a Hub data set")] = "train",
-    dataset_column: Annotated[
-        str | None, typer.Option("--dataset_column", help="column or feature that holds the images")
-    ] = None,
+    dataset_split: DatasetSplit = "train",
+    dataset_column: DatasetColumn = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the whole report here")] = None,
 ) -> None:
     """Report what a data set holds: counts, sizes, modes, unreadable files, duplicates."""

@@ -1,4 +1,4 @@
-"""Loss curves of runs, against steps and against time, side by side."""
+"""Curves of losses and scores of runs, against steps and against time, side by side."""
 
 import json
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from hfgen.errors import UserError
 
 
 METRICS_FILE = "metrics.jsonl"
+# What `--evaluate_every` adds to the losses.
+SCORES = ("fid", "kid", "copies")
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -29,7 +31,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(runs: Sequence[Path]) -> Figure:
-    """Draw every loss of every run: a row a loss, against steps on the left, against minutes of training on the right.
+    """Draw every loss and score of every run: a row each, against steps on the left, against minutes of training on the right.
 
     Losses are those whose name is "loss", begins with "loss_" or ends with "_loss", so that a GAN's two and a VAE's
     parts stand above each other and runs of different families share what they have in common. A run is called by its
@@ -40,15 +42,17 @@ def draw_curves(runs: Sequence[Path]) -> Figure:
     """
     same_names = len({run.resolve().name for run in runs}) < len(runs)
     logs = {str(run) if same_names else run.resolve().name: read_metrics(run) for run in runs}
-    names = sorted({name for log in logs.values() for name in log[-1] if _is_loss(name)})
+    found = {name for log in logs.values() for entry in log for name in entry}
+    names = [*sorted(filter(_is_loss, found)), *(name for name in SCORES if name in found)]
     figure = Figure(figsize=(12, 3.2 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 2, squeeze=False)
     for (by_step, by_time), name in zip(axes, names, strict=True):
         for run, log in logs.items():
             entries = [entry for entry in log if name in entry]
             values = [entry[name] for entry in entries]
-            by_step.plot([entry["step"] for entry in entries], values, label=run, linewidth=1)
-            by_time.plot([entry["seconds"] / 60 for entry in entries], values, label=run, linewidth=1)
+            marker = "." if name in SCORES else ""  # there are few of them
+            by_step.plot([entry["step"] for entry in entries], values, label=run, linewidth=1, marker=marker)
+            by_time.plot([entry["seconds"] / 60 for entry in entries], values, label=run, linewidth=1, marker=marker)
         by_step.set(xlabel="steps", ylabel=name)
         by_time.set(xlabel="minutes of training", ylabel=name)
         by_step.grid(alpha=0.3)

@@ -52,7 +52,7 @@ def open_pipeline(where: str, device: str = "auto", sampler: str | None = None) 
         source, problem = where, f"{where}: no such folder, and no pipeline could be had from the Hub"
     else:
         raise UserError(f"{where}: no such folder")
-    chosen_device = _device(device)
+    chosen_device = choose_device(device)
     try:
         # Moved in here, because weights that the file lacks come to light only then.
         pipeline = _pipeline_class(source).from_pretrained(source).to(chosen_device)
@@ -96,7 +96,12 @@ def _pipeline_class(source: str) -> type[DiffusionPipeline]:
     return PIPELINES[class_name]
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """Return the device that `--device` names; "auto" takes the fastest there is.
+
+    Raises:
+        UserError: if it is not on this machine.
+    """
     if name == "auto":
         mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"

@@ -268,3 +268,13 @@ def test_curves_show_the_parts_of_the_loss_of_a_vae_and_nothing_else(tmp_path):
     assert [axes.get_ylabel() for axes in figure.axes[::2]] == ["kl_loss", "loss", "reconstruction_loss"]
     drawn = [list(line.get_ydata()) for axes in figure.axes[::2] for line in axes.lines if len(line.get_ydata())]
     assert drawn == [[1], [3], [2]]
+
+
+def test_curves_show_the_scores_of_a_run_below_its_losses_where_there_are_some(tmp_path):
+    entries = ['"loss": 3', '"loss": 2, "fid": 90, "kid": 0.1, "copies": 0, "copies_expected": 0.01', '"loss": 1']
+    lines = [f'{{"step": {index}, "seconds": 60.0, {entry}}}\n' for index, entry in enumerate(entries)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    figure = draw_curves([tmp_path])
+    drawn = {axes.get_ylabel(): list(axes.lines[0].get_ydata()) for axes in figure.axes[::2]}
+    assert drawn == {"loss": [3, 2, 1], "fid": [90], "kid": [0.1], "copies": [0]}
+    assert list(figure.axes[2].lines[0].get_xdata()) == [1]

@@ -1,0 +1,51 @@
+"""`hfgen data floor`: what a data set scores against itself, which no generator can be expected to beat."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfgen.cli_options import DatasetColumn, DatasetSplit, Device, FeatureMode, Features, FeatureWeights, Seed
+
+
+def floor(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="what --dataset takes")],
+    sample_size: Annotated[int, typer.Option("--sample_size", help="pixels that the images are reduced to")] = 64,
+    num_images: Annotated[
+        int | None, typer.Option("--num_images", min=10, help="of a generator; as many as there are if not given")
+    ] = None,
+    seed: Seed = 0,
+    dataset_split: DatasetSplit = "train",
+    dataset_column: DatasetColumn = None,
+    features: Features = "inception",
+    mode: FeatureMode = "clean",
+    feature_weights: FeatureWeights = None,
+    device: Device = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write all scores here")] = None,
+) -> None:
+    """Score a data set against itself: one half against the other, and draws with replacement against all."""
+    from hfgen.data.settings import DataSettings
+    from hfgen.inference import choose_device
+    from hfgen.metrics.feature_spaces import build_extractor
+    from hfgen.metrics.reference import load_reference
+    from hfgen.model_index import score_names
+
+    settings = DataSettings(path, sample_size=sample_size, dataset_split=dataset_split, dataset_column=dataset_column)
+    extractor = build_extractor(features, mode, feature_weights, choose_device(device))
+    real = load_reference(settings, extractor, "PATH")
+    count = num_images or len(real.features)
+    scores = real.floor(count, seed)
+    halves, names = scores["halves"], score_names(extractor.identity)
+    typer.echo(
+        f"{path}: {len(real.features):,} images of {sample_size} pixels, seed {seed}; features: {extractor.identity}\n"
+        f"one half against the other ({halves['num_fake']:,} each): "
+        f"{names['fid']} {halves['fid']:.4g} ± {halves['fid_standard_error']:.2g}, "
+        f"{names['kid']} {halves['kid']:.2g} ± {halves['kid_standard_error']:.2g}, "
+        f"precision {halves['precision']:.2f}, recall {halves['recall']:.2f}, density {halves['density']:.2f}, "
+        f"coverage {halves['coverage']:.2f}, {names['mifid']} {halves['mifid']:.4g}\n"
+        f"{count:,} drawn with replacement, against all: {names['fid']} {scores['fid_at_n']:.4g}"
+    )
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(scores, indent=2) + "\n")
