@@ -31,7 +31,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(runs: Sequence[Path]) -> Figure:
-    """Draw every loss and score of every run: a row each, against steps on the left, against minutes of training on the right.
+    """Draw every loss and score of every run: a row each, against steps on the left, against minutes on the right.
 
     Losses are those whose name is "loss", begins with "loss_" or ends with "_loss", so that a GAN's two and a VAE's
     parts stand above each other and runs of different families share what they have in common. A run is called by its

@@ -8,6 +8,8 @@ import torch
 
 
 FEWEST_TO_EXTRAPOLATE, POINTS_OF_LINE = 20, 10
+# Images that are looked at together, as a multiple of the number of features.
+BLOCKS_OF_FEATURES = 8
 
 
 def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
@@ -67,14 +69,22 @@ def _mean_and_half(features: np.ndarray, name: str) -> tuple[torch.Tensor, torch
     """Return the mean, `(num_features,)`, and a matrix A with `A^T A` = the covariance, of at most as many rows."""
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"{name} of shape {features.shape}: two images of some features are the least")
-    matrix = torch.as_tensor(features).double()
-    if not bool(matrix.isfinite().all()):
+    count, num_features = features.shape
+    starts = range(0, count, BLOCKS_OF_FEATURES * num_features)
+    mean = sum(_block(features, start).sum(dim=0) for start in starts) / count
+    if not bool(torch.as_tensor(mean).isfinite().all()):
         raise ValueError(f"{name} has a number that is not finite")
-    mean = matrix.mean(dim=0)
-    half = (matrix - mean) / (len(matrix) - 1) ** 0.5
-    if len(half) > half.shape[1]:  # its triangular factor has the same A^T A in as many rows as features
-        half = torch.linalg.qr(half, mode="r").R
+    half = torch.empty(0, num_features, dtype=torch.float64)
+    for start in starts:
+        half = torch.cat([half, (_block(features, start) - mean) / (count - 1) ** 0.5])
+        if len(half) > num_features:  # the triangular factor has the same A^T A in as many rows as features
+            half = torch.linalg.qr(half, mode="r").R
     return mean, half
+
+
+def _block(features: np.ndarray, start: int) -> torch.Tensor:
+    """Return some of the images in float64: however many there are, few are in memory twice."""
+    return torch.from_numpy(np.array(features[start : start + BLOCKS_OF_FEATURES * features.shape[1]], np.float64))
 
 
 def _distance(mean_a: torch.Tensor, half_a: torch.Tensor, mean_b: torch.Tensor, half_b: torch.Tensor) -> float:

@@ -44,7 +44,10 @@ def kernel_distance(features_a: np.ndarray, features_b: np.ndarray, seed: int = 
     if min(len(features_a), len(features_b)) < 3 or features_a.shape[1:] != features_b.shape[1:]:
         shapes = f"{features_a.shape} and {features_b.shape}"
         raise ValueError(f"features of shapes {shapes}: at least 3 images each and as many features are needed")
-    a, b = (torch.as_tensor(thinned_out(part, MAX_IMAGES, seed)).double() for part in (features_a, features_b))
+    a, b = (
+        torch.from_numpy(np.array(thinned_out(part, MAX_IMAGES, seed), np.float64))
+        for part in (features_a, features_b)
+    )
     count_a, count_b = len(a), len(b)
     within_a = _row_sums(a, a) - _kernel((a * a).sum(dim=1), a.shape[1])  # (count_a,), without the image itself
     within_b = _row_sums(b, b) - _kernel((b * b).sum(dim=1), b.shape[1])

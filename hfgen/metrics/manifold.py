@@ -54,7 +54,8 @@ def manifold_scores(real_features: np.ndarray, fake_features: np.ndarray, k: int
         shapes = f"{real_features.shape} and {fake_features.shape}"
         raise ValueError(f"features of shapes {shapes} with k={k}: more than k images each, as many features")
     real, fake = (
-        torch.as_tensor(thinned_out(part, MAX_IMAGES, seed)).double() for part in (real_features, fake_features)
+        torch.from_numpy(np.array(thinned_out(part, MAX_IMAGES, seed), np.float64))
+        for part in (real_features, fake_features)
     )
     # Distances come from products of matrices, whose rounding grows with the length of the vectors.
     centre = real.mean(dim=0)

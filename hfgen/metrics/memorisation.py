@@ -10,7 +10,8 @@ from scipy.stats import mannwhitneyu
 from hfgen.metrics.frechet import frechet_distance
 
 
-BLOCK_ROWS = 1024
+# Of a matrix of distances, so much is in memory at a time.
+BLOCK_ROWS, BLOCK_COLUMNS = 1024, 8192
 # Pixels are compared at this height and width, where a blurred or recompressed copy is still one.
 THUMBNAIL_SIDE = 16
 # Below this mean cosine distance Kaggle's MiFID punishes; the value of its published example.
@@ -73,15 +74,25 @@ def nearest_images(features: np.ndarray, real_features: np.ndarray, own: np.ndar
     """
     if features.shape[1:] != real_features.shape[1:] or len(real_features) < 1 + (own is not None):
         raise ValueError(f"features of shapes {features.shape} and {real_features.shape} cannot be compared")
-    rows, columns = (_directions(part) for part in (features, real_features))
     indices, distances = [], []
-    for start in range(0, len(rows), BLOCK_ROWS):
-        cosines = (rows[start : start + BLOCK_ROWS] @ columns.T).abs()
-        if own is not None:
-            cosines[torch.arange(len(cosines)), torch.as_tensor(own[start : start + BLOCK_ROWS])] = -1
-        nearest = cosines.max(dim=1)
-        indices.append(nearest.indices)
-        distances.append((1 - nearest.values).clamp(min=0))
+    for start in range(0, len(features), BLOCK_ROWS):
+        rows = _directions(features[start : start + BLOCK_ROWS])
+        best, found = (
+            torch.full((len(rows),), -torch.inf, dtype=torch.float64),
+            torch.zeros(len(rows), dtype=torch.int64),
+        )
+        for column in range(0, len(real_features), BLOCK_COLUMNS):
+            cosines = (rows @ _directions(real_features[column : column + BLOCK_COLUMNS]).T).abs()
+            if own is not None:
+                _leave_out(cosines, own[start : start + BLOCK_ROWS], column, -1)
+            nearest = cosines.max(dim=1)
+            nearer = nearest.values > best
+            best, found = (
+                torch.where(nearer, nearest.values, best),
+                torch.where(nearer, nearest.indices + column, found),
+            )
+        indices.append(found)
+        distances.append((1 - best).clamp(min=0))
     return Nearest(torch.cat(indices).numpy(), torch.cat(distances).numpy())
 
 
@@ -113,18 +124,21 @@ def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | 
     """
     if len(real_small) < 2 + (own is not None):
         raise ValueError(f"{len(real_small)} real images: two to compare with are the least")
-    real = torch.from_numpy(real_small).double()
-    both = torch.stack([real.flatten(1), real.flip(3).flatten(1)])  # (2, num_real, values)
     indices, nearest = [], []
-    rows = torch.from_numpy(small).double().flatten(1)
-    for start in range(0, len(rows), BLOCK_ROWS):
-        part = rows[start : start + BLOCK_ROWS]
-        distances = torch.cdist(part.expand(2, *part.shape), both).amin(dim=0)  # (rows, num_real)
-        if own is not None:
-            distances[torch.arange(len(part)), torch.as_tensor(own[start : start + BLOCK_ROWS])] = torch.inf
-        found = distances.topk(2, dim=1, largest=False)
-        indices.append(found.indices[:, 0])
-        nearest.append(found.values / part.shape[1] ** 0.5)
+    for start in range(0, len(small), BLOCK_ROWS):
+        rows = torch.from_numpy(small[start : start + BLOCK_ROWS]).double().flatten(1)
+        best, found = torch.empty(len(rows), 0, dtype=torch.float64), torch.empty(len(rows), 0, dtype=torch.int64)
+        for column in range(0, len(real_small), BLOCK_COLUMNS):
+            real = torch.from_numpy(real_small[column : column + BLOCK_COLUMNS]).double()
+            distances = torch.minimum(*(torch.cdist(rows, way.flatten(1)) for way in (real, real.flip(3))))
+            if own is not None:
+                _leave_out(distances, own[start : start + BLOCK_ROWS], column, torch.inf)
+            here = distances.topk(min(2, len(real)), dim=1, largest=False)
+            candidates = torch.cat([found, here.indices + column], dim=1)
+            best, order = torch.cat([best, here.values], dim=1).sort(dim=1, stable=True)
+            best, found = best[:, :2], candidates.gather(1, order)[:, :2]
+        indices.append(found[:, 0])
+        nearest.append(best / rows.shape[1] ** 0.5)
     first, second = torch.cat(nearest).unbind(dim=1)
     ratios = torch.where(second > 0, first / second, 1.0)  # two real images are the same, and this one as well
     return NearestPixels(torch.cat(indices).numpy(), first.numpy(), ratios.numpy())
@@ -169,6 +183,13 @@ def memorisation_informed_fid(
     return fid / distance if distance > ROUNDING else float("inf")
 
 
+def _leave_out(values: torch.Tensor, own: np.ndarray, column: int, value: float) -> None:
+    """Overwrite, in each row of a block that begins at `column`, the entry of the row's own image if it is there."""
+    places = torch.as_tensor(own) - column
+    here = ((places >= 0) & (places < values.shape[1])).nonzero().flatten()
+    values[here, places[here]] = value
+
+
 def _directions(features: np.ndarray) -> torch.Tensor:
     """Scale features to length 1; those of length 0, which point nowhere, stay 0 and are far from everything."""
-    return torch.nn.functional.normalize(torch.as_tensor(features).double(), dim=1)
+    return torch.nn.functional.normalize(torch.from_numpy(np.array(features, np.float64)), dim=1)

@@ -27,7 +27,7 @@ class Reference(NamedTuple):
 
     Attributes:
         images: uint8 `(height, width, 3)` each, by index.
-        features: float32 `(num_images, num_features)`.
+        features: float32 `(num_images, num_features)`, mapped into memory.
         file: where the features are kept.
     """
 
@@ -68,7 +68,7 @@ def load_reference(settings: DataSettings, extractor: Extractor, argument: str) 
     if not file.is_file():
         features = extractor((images[index] for index in range(len(images))), len(images))
         write_atomically(file, lambda temporary: _save(temporary, features))
-    return Reference(images, np.load(file, allow_pickle=False), file)
+    return Reference(images, np.load(file, mmap_mode="r", allow_pickle=False), file)
 
 
 def _save(file, features: np.ndarray) -> None:
