@@ -1,0 +1,193 @@
+"""How many bits a model needs for images it is shown: bounds on the negative log-likelihood of DDPMs and VAEs.
+
+The two are not of one kind: a DDPM's is on the probability of the 8-bit values themselves, a VAE's on a density that
+is taken as constant within a grey level.
+"""
+
+import math
+from functools import partial
+from itertools import pairwise
+
+import torch
+from diffusers import DDPMScheduler, ModelMixin
+
+from hfgen.losses.vae import MIN_SIGMA, bits_per_dimension, gaussian_nats, kl_per_dimension
+
+
+# Half a grey level of 8 bits, on the scale of [-1, 1].
+HALF_LEVEL = 1 / 255
+# How far an 8-bit value may be from a whole number, in grey levels: far more than the rounding of float32.
+ROUNDING = 0.01
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+
+@torch.no_grad()
+def diffusion_bits(
+    unet: ModelMixin,
+    schedule: DDPMScheduler,
+    images: torch.Tensor,
+    timesteps_per_image: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Estimate the variational bound of a DDPM on the negative log-likelihood of images, in bits per dimension.
+
+    Ho et al. 2020 (arXiv:2006.11239), equation 5: L_T exactly, L_0 and the L_{t-1} between them from one draw of the
+    noise each. The variances are the lower choice of section 3.2; that of the first timestep, which is 0, is replaced
+    by that of the second, as in the code of Nichol and Dhariwal 2021 (arXiv:2102.09672). The bound is on the
+    probability of the 8-bit values, while that of `vae_bits` is on a density taken as constant within a grey level.
+
+    The sum over the L_{t-1} is estimated without bias: the T - 1 timesteps are split into strata over which the
+    logarithm of the signal-to-noise ratio falls equally, as the terms are then of about one size; each image
+    gets one timestep of each stratum, drawn uniformly, which counts as often as the stratum is large.
+
+    Args:
+        unet: the network, in eval mode, on the device of the images; predicts by `schedule.config.prediction_type`.
+        schedule: the one of the training, T at least 2; if it clips samples, predicted images are clipped likewise.
+        images: float32 `(batch_size, 3, height, width)`, 8-bit values v as `2 v / 255 - 1`.
+        timesteps_per_image: strata; from T - 1 on every timestep counts once. The network is evaluated once for each
+            and once for L_0, on the whole batch.
+        generator: draws the timesteps and the noise.
+
+    Returns:
+        `(batch_size,)`, float64, on the CPU.
+
+    Raises:
+        ValueError: if `timesteps_per_image` is below 1, `images` are not as said, or for another prediction type.
+    """
+    if timesteps_per_image < 1:
+        raise ValueError(f"timesteps_per_image={timesteps_per_image} must be at least 1")
+    if schedule.config.prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type={schedule.config.prediction_type!r} is none of {PREDICTION_TYPES}")
+    clean_images = _exact_values(images)
+    # In float64 from the betas on: float32 knows the first 1 - alphas_cumprod to three digits only.
+    betas = schedule.betas.cpu().double()
+    alphas_cumprod = (1 - betas).cumprod(dim=0)  # (T,)
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    predict = partial(_predicted_images, unet, schedule, clean_images, alphas_cumprod, images.device, generator)
+
+    # 1. L_T: how far the end of the diffusion is from the standard normal prior
+    last = alphas_cumprod[-1]
+    nats = _sum_of_pixels(last * clean_images.square() - last - (-last).log1p()) / 2
+
+    # 2. L_{t-1}, equation 8. Both Gaussians have the variance of equation 7, so that what stands before the squared
+    # error of the mean, written for the predicted clean images, is half the fall of the signal-to-noise ratio.
+    for first, end in pairwise(_strata(snr, timesteps_per_image)):
+        timesteps = torch.randint(first, end, (len(images),), generator=generator, device=generator.device).cpu()
+        predicted = predict(timesteps)
+        weights = (end - first) * (snr[timesteps - 1] - snr[timesteps]) / 2
+        nats += weights * _sum_of_pixels((predicted - clean_images).square())
+
+    # 3. L_0: the mean of equation 7 is the predicted clean image itself
+    mean = predict(torch.zeros(len(images), dtype=torch.int64))
+    variance = betas[1] * (1 - alphas_cumprod[0]) / (1 - alphas_cumprod[1])
+    nats += _sum_of_pixels(_decoder_nats(clean_images, mean, variance.sqrt()))
+    return nats / (images[0].numel() * math.log(2))
+
+
+@torch.no_grad()
+def vae_bits(vae: ModelMixin, images: torch.Tensor, generator: torch.Generator, batch_size: int = 64) -> float:
+    """Estimate the negative ELBO of a VAE on images, in bits per dimension, from one draw of each posterior.
+
+    The decoder is a Gaussian of the variance that fits best over all the images, the mean squared error, but at least
+    `MIN_SIGMA` squared: Rybkin et al. 2021 (arXiv:2006.13202), equation 5. The bound is on a density that is taken as
+    constant within a grey level, while that of `diffusion_bits` is on the probability of the 8-bit values.
+
+    Args:
+        vae: the network, in eval mode: `encode` and `decode` as diffusers' `AutoencoderKL` has them.
+        images: float32 `(num_images, 3, height, width)`, 8-bit values v as `2 v / 255 - 1`, on any device.
+        generator: draws the latents, image by image: the draws do not depend on the batches.
+        batch_size: images that are encoded at a time.
+
+    Raises:
+        ValueError: if `batch_size` is below 1, or `images` are not as said.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    squared_error, kl = torch.zeros(2, dtype=torch.float64)
+    for batch in images.split(batch_size):
+        clean_images = _exact_values(batch)
+        posterior = vae.encode(batch.to(vae.device)).latent_dist
+        reconstruction = vae.decode(posterior.sample([generator] * len(batch))).sample
+        squared_error += (reconstruction.cpu().double() - clean_images).square().sum()
+        kl += len(batch) * kl_per_dimension(posterior.mean, posterior.logvar).cpu().double().sum()
+    mean_squared_error = squared_error / images.numel()
+    num_dims = images[0].numel()
+    nats = gaussian_nats(mean_squared_error, mean_squared_error.clamp(min=MIN_SIGMA**2), num_dims) + kl / len(images)
+    return float(bits_per_dimension(nats, num_dims))
+
+
+def _exact_values(images: torch.Tensor) -> torch.Tensor:
+    """Check the images and return them in float64, on the CPU, without the rounding of float32."""
+    if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
+        raise ValueError(f"images of shape {tuple(images.shape)}: (batch_size, 3, height, width) is needed")
+    if images.dtype != torch.float32:
+        raise ValueError(f"images of {images.dtype}: torch.float32 is needed")
+    if not bool((images.abs() <= 1).all()):  # nor is NaN
+        raise ValueError("images are not all in [-1, 1]")
+    values = (images.cpu().double() + 1) * 127.5
+    levels = values.round()
+    if bool(((values - levels).abs() > ROUNDING).any()):
+        raise ValueError("images are not of 8-bit values: 2 v / 255 - 1 is needed, v being an integer")
+    return levels / 127.5 - 1
+
+
+def _strata(snr: torch.Tensor, parts: int) -> list[int]:
+    """Return where the strata of the timesteps from 1 on begin, and their number; each has at least one timestep."""
+    last = len(snr)
+    parts = min(parts, last - 1)
+    log_snr = snr.log()
+    targets = torch.linspace(float(log_snr[0]), float(log_snr[-1]), parts + 1, dtype=torch.float64)
+    # The term of timestep t counts the fall from t - 1 to t, and belongs to the stratum in which that ends.
+    edges = [1 + int((log_snr[1:] > target).sum()) for target in targets]
+    edges[0], edges[-1] = 1, last
+    for part in range(1, parts):
+        edges[part] = min(max(edges[part], edges[part - 1] + 1), last - (parts - part))
+    return edges
+
+
+def _predicted_images(
+    unet: ModelMixin,
+    schedule: DDPMScheduler,
+    clean_images: torch.Tensor,
+    alphas_cumprod: torch.Tensor,
+    device: torch.device,
+    generator: torch.Generator,
+    timesteps: torch.Tensor,
+) -> torch.Tensor:
+    """Add noise to the clean images and return what the network takes them for, in float64 on the CPU."""
+    signal = alphas_cumprod[timesteps].sqrt()[:, None, None, None]
+    spread = (1 - alphas_cumprod[timesteps]).sqrt()[:, None, None, None]
+    noise = torch.randn(clean_images.shape, generator=generator, device=generator.device)
+    noisy_images = (signal * clean_images + spread * noise.cpu()).float()
+    model_output = unet(noisy_images.to(device), timesteps.to(device)).sample.cpu().double()
+    if schedule.config.prediction_type == "epsilon":
+        predicted = (noisy_images - spread * model_output) / signal
+    elif schedule.config.prediction_type == "sample":
+        predicted = model_output
+    else:  # Salimans and Ho 2022 (arXiv:2202.00512), appendix D
+        predicted = signal * noisy_images - spread * model_output
+    limit = schedule.config.clip_sample_range
+    return predicted.clamp(-limit, limit) if schedule.config.clip_sample else predicted
+
+
+def _decoder_nats(clean_images: torch.Tensor, mean: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Return the negative log-probability of each 8-bit value under a discretised Gaussian (Ho et al., equation 13).
+
+    Args:
+        clean_images: float64 `(batch_size, channels, height, width)`, of 8-bit values.
+        mean: of the same shape.
+        sigma: a scalar.
+    """
+    distance = clean_images - mean
+    # The mirror image of a bin above the mean has the same probability, without a difference of two numbers near 1.
+    upper = torch.special.log_ndtr((HALF_LEVEL - distance.abs()) / sigma)
+    lower = torch.special.log_ndtr((-HALF_LEVEL - distance.abs()) / sigma)
+    log_probability = upper + (-(lower - upper).expm1()).log()
+    darkest = torch.special.log_ndtr((HALF_LEVEL + distance) / sigma)  # all below 0 belongs to 0
+    brightest = torch.special.log_ndtr((HALF_LEVEL - distance) / sigma)  # all above 255 belongs to 255
+    log_probability = torch.where(clean_images < HALF_LEVEL - 1, darkest, log_probability)
+    return -torch.where(clean_images > 1 - HALF_LEVEL, brightest, log_probability)
+
+
+def _sum_of_pixels(values: torch.Tensor) -> torch.Tensor:
+    return values.flatten(1).sum(dim=1)
