@@ -100,6 +100,7 @@ def main(arguments: list[str] | None = None) -> Path:
 
     # 1. Data
     data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
+    evaluation = RunEvaluation(run, data_settings, settings.num_inference_steps)
     max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
 
     # 2. Network, its average, schedule, optimizer
@@ -129,7 +130,6 @@ def main(arguments: list[str] | None = None) -> Path:
     unet, optimizer = accelerator.prepare(unet, optimizer)
     stateful = {"unet": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
     run.restore(stateful, data.batches, pipeline, data.digest)
-    evaluation = RunEvaluation(run, data_settings, settings.num_inference_steps)
 
     # 3. One update a step
     for _ in run.steps():

@@ -140,6 +140,7 @@ def main(arguments: list[str] | None = None) -> Path:
 
     # 1. Data, and what the discriminator sees of it
     data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
+    evaluation = RunEvaluation(run, data_settings)
     images_per_update = settings.batch_size * accelerator.num_processes
     run.plan(images_per_update * settings.n_critic, data.images_per_epoch)
     choice = choose_augmentation(settings.augment, data.images_per_epoch, loss.boundary is not None)
@@ -170,7 +171,6 @@ def main(arguments: list[str] | None = None) -> Path:
     stateful |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
     stateful |= {"augmentation": augmentation, "watch": watch}
     run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
-    evaluation = RunEvaluation(run, data_settings)
 
     # 4. One update of the generator a step
     for step in run.steps():

@@ -111,6 +111,7 @@ def main(arguments: list[str] | None = None) -> Path:
 
     # 1. Data, of which the first images are shown with their reconstructions
     data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
+    evaluation = RunEvaluation(run, data_settings)
     max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
     first_batch = data.batches.state_dict()
     shown_images = next(data.batches)[:NUM_RECONSTRUCTIONS]
@@ -143,7 +144,6 @@ def main(arguments: list[str] | None = None) -> Path:
     watch = PosteriorWatch(settings.latent_dim, run.device)
     stateful = {"vae": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "watch": watch}
     run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
-    evaluation = RunEvaluation(run, data_settings)
 
     # 3. One update a step
     for step in run.steps():

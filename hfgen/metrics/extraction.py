@@ -53,7 +53,9 @@ def extract_features(
 
     def flush() -> None:
         pixels = torch.from_numpy(np.stack(list(pool.map(resize, batch)))).to(device).permute(0, 3, 1, 2)
-        output = network(pixels.float().contiguous(memory_format=torch.channels_last))
+        # Whoever draws in mixed precision: features of equal identity are computed alike.
+        with torch.autocast(device.type, enabled=False):
+            output = network(pixels.float().contiguous(memory_format=torch.channels_last))
         features.append(output.reshape(len(batch), -1).float().cpu().numpy())
         bar.update(len(batch))
         batch.clear()

@@ -103,7 +103,10 @@ def _load(family: _Family, source: str) -> Any:
         ) from error
     if missing := loading["missing_keys"]:
         raise UserError(f"--feature_weights {source}: is no {family.class_name}: {len(missing)} weights are missing")
-    return network.eval()
+    # A DINOv2 with registers has all that one without has: left out, they would give the features of neither.
+    if strange := [name for name in loading["unexpected_keys"] if name.startswith("embeddings.")]:
+        raise UserError(f"--feature_weights {source}: is no {family.class_name}: it has {', '.join(strange)} as well")
+    return network.float().eval()  # weights that are kept in half precision too
 
 
 def _digest(network: torch.nn.Module) -> str:

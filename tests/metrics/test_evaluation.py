@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 
 from hfgen.data.settings import DataSettings
-from hfgen.metrics.evaluation import distances_among, memorisation_report, score_features, score_floor
+from hfgen.metrics import evaluation, kernel, manifold
+from hfgen.metrics.evaluation import (
+    distances_among,
+    held_out_report,
+    memorisation_report,
+    pixel_report,
+    score_features,
+    score_floor,
+    spread_over_seeds,
+)
 from hfgen.metrics.frechet import frechet_distance
-from hfgen.metrics.kernel import kernel_distance
+from hfgen.metrics.kernel import kernel_distance, thinned_out
 from hfgen.metrics.manifold import manifold_scores
-from hfgen.metrics.memorisation import memorisation_informed_fid, nearest_images
+from hfgen.metrics.memorisation import copying_test, memorisation_informed_fid, nearest_images
 from hfgen.metrics.reference import load_reference
 
 
@@ -40,6 +49,44 @@ def test_the_standard_error_of_fid_is_about_its_spread_over_new_draws_and_follow
     assert errors[0] == errors[1] != errors[2]
 
 
+def test_the_intervals_lie_1_96_standard_errors_to_either_side():
+    scores = score_features(features(0, 60), features(1, 40, 0.5))
+    for name in ("fid", "kid"):
+        low, high = scores[f"{name}_interval"]
+        assert (low + high) / 2 == pytest.approx(scores[name])
+        assert high - low == pytest.approx(2 * 1.96 * scores[f"{name}_standard_error"])
+        assert low < scores[name] < high
+
+
+def test_all_that_is_drawn_follows_the_seed(monkeypatch):
+    for module in (kernel, manifold):
+        monkeypatch.setattr(module, "MAX_IMAGES", 30)
+    real, fake = features(0, 60), features(1, 40, 0.5)
+    for seed in (0, 1):
+        scores = score_features(real, fake, seed)
+        assert (scores["kid"], scores["kid_standard_error"]) == kernel_distance(real, fake, seed)
+        assert {name: scores[name] for name in manifold.Manifold._fields} == manifold_scores(
+            real, fake, seed=seed
+        )._asdict()
+    assert manifold_scores(real, fake, seed=0) != manifold_scores(real, fake, seed=1)
+
+
+def test_the_spread_over_seeds_is_that_of_a_sample_of_the_scores_alone():
+    draws = [
+        {"num_fake": 7, "fid": fid, "fid_standard_error": 9.0, "fid_interval": [0.0, 1.0], "recall": recall}
+        for fid, recall in ((1.0, 0.5), (2.0, 0.5), (6.0, 0.5))
+    ]
+    assert spread_over_seeds(draws) == {
+        "mean": {"fid": 3.0, "recall": 0.5},
+        "standard_deviation": {"fid": pytest.approx(np.sqrt((4 + 1 + 9) / 2)), "recall": 0.0},
+    }
+    scores = [score_features(features(0, 60), features(seed, 40), seed) for seed in (1, 2)]
+    assert spread_over_seeds(scores)["mean"].keys() == {
+        *("fid", "kid", "mifid"),
+        *manifold.Manifold._fields,
+    }
+
+
 def test_the_floor_is_of_disjoint_halves_and_of_as_many_draws_as_were_generated():
     real = features(3, 101)
     floor = score_floor(real, 30)
@@ -49,6 +96,7 @@ def test_the_floor_is_of_disjoint_halves_and_of_as_many_draws_as_were_generated(
     # Fewer draws are farther off; a generator as good as the data gets about as much.
     at = [np.mean([score_floor(real, count, seed)["fid_at_n"] for seed in range(8)]) for count in (20, 300)]
     assert at[0] > 2 * at[1] > 0
+    assert floor["nearest"] == distances_among(real)
     fresh = np.mean([frechet_distance(real, features(seed, 50)) for seed in range(50, 60)])
     assert floor["halves"]["fid"] == pytest.approx(fresh, rel=0.6)
 
@@ -63,6 +111,97 @@ def test_copies_are_counted_and_said():
     assert report["statement"].startswith("7 of 50 samples are nearer to a training image than 99% of")
     assert report["median_distance"] == np.median(nearest_images(fake, real).distances)
     assert report["median_distance_among_real"] == np.median(among)
+
+
+def test_the_threshold_is_the_first_percentile_and_a_distance_equal_to_it_is_no_copy():
+    real = features(4, 200)
+    among = np.sort(nearest_images(real, real, own=np.arange(200)).distances)
+    threshold = distances_among(real)["copy_threshold"]
+    assert threshold == pytest.approx(among[1] + 0.99 * (among[2] - among[1]))  # at place 0.01 * 199
+    right_angle = memorisation_report(np.eye(3)[:2], np.eye(3)[2:], {"copy_threshold": 1.0, "median": 1.0})
+    assert right_angle["num_copies"] == 0
+
+
+def test_of_many_real_images_some_look_for_neighbours_among_all_of_them(monkeypatch):
+    real = features(6, 80)
+    distances = nearest_images(real, real, own=np.arange(80)).distances
+    every = distances_among(real, 5)
+    assert every == distances_among(real, 6)
+    monkeypatch.setattr(evaluation, "MAX_AMONG_REAL", 1)
+    single = [distances_among(real, seed) for seed in range(30)]
+    assert all(one["copy_threshold"] == one["median"] for one in single)
+    found = np.array([one["median"] for one in single])
+    assert np.abs(found[:, None] - distances).min(axis=1).max() < 1e-12  # each that of one image to all others
+    assert len(set(found)) > 15
+    monkeypatch.setattr(evaluation, "MAX_AMONG_REAL", 30)
+    chosen = distances[thinned_out(np.arange(80), 30, 2)]
+    assert distances_among(real, 2)["median"] == pytest.approx(np.median(chosen)) != every["median"]
+    assert score_floor(real, 30, 2)["nearest"] == distances_among(real, 2) != distances_among(real, 0)
+
+
+def small_images(seed, count):
+    return np.random.default_rng(seed).random((count, 3, 16, 16), dtype=np.float32)
+
+
+def test_copies_by_pixels_are_counted_and_said(monkeypatch):
+    """Of 20 real images 2 are all but one; 5 of 8 generated ones are copies, 1 of them of those."""
+    real = small_images(0, 20)
+    real[19] = real[0] + 1e-3
+    copies = real[[0, 3, 3, 4, 5]] + 1e-6
+    copies[1] = copies[1, :, :, ::-1]
+    report = pixel_report(real, np.vstack([copies, small_images(1, 3)]))
+    assert (report["num_copies"], report["num_fake"], report["share_among_real"]) == (5, 8, 0.1)
+    assert report["median_distance"] == pytest.approx(1e-6, rel=0.2)
+    assert report["median_distance_among_real"] == pytest.approx(np.sqrt(1 / 6), rel=0.1)  # of uniform noise
+    assert report["statement"].startswith("5 of 8 are copies by their pixels, three times as near to one training")
+    assert report["statement"].endswith("(of the training images themselves: 10.0%)")
+    # Where there are many, a draw of them stands for all, and looks for its neighbours among all.
+    monkeypatch.setattr(evaluation, "MAX_AMONG_REAL", 10)
+    shares = [pixel_report(real, copies, seed)["share_among_real"] for seed in range(40)]
+    assert set(shares) <= {0.0, 0.1, 0.2} and len(set(shares)) == 3
+    assert np.mean(shares) == pytest.approx(0.1, abs=0.03)
+
+
+def test_a_third_of_the_way_to_the_second_nearest_is_no_copy_any_more():
+    real = np.stack([np.full((3, 16, 16), level, np.float32) for level in (0, 1, 0.9)])
+    for level, copies in ((0.21, 1), (0.24, 0)):  # ratios 0.21 / 0.69 and 0.24 / 0.66
+        assert pixel_report(real, np.full((1, 3, 16, 16), level, np.float32))["num_copies"] == copies
+
+
+def test_copies_are_nearer_to_the_training_images_than_to_equally_many_held_out_ones():
+    train, held_out, fresh = features(0, 100), features(1, 90), features(2, 80)
+    copies = np.vstack([train[:60] * 1.01, fresh[:20]])
+    copied, learned = (held_out_report(train, held_out, fake, 3) for fake in (copies, fresh))
+    assert copied["gap"] == copied["distance_to_held_out"] - copied["distance_to_train"] > 0
+    assert abs(learned["gap"]) < 0.2 * copied["gap"]
+    assert copied["copying_share"] > 0.8 > 0.6 > learned["copying_share"] > 0.4
+    assert copied["copying_p_value"] < 1e-6 < 0.01 < learned["copying_p_value"]
+    assert (copied["copying_share"], copied["copying_p_value"]) == copying_test(train, held_out, copies)
+    assert copied["num_held_out"] == 90
+    assert copied["fid"] == frechet_distance(held_out, copies)
+    assert copied["statement"].startswith(f"in {copied['copying_share']:.0%} of all pairs the sample is nearer to the")
+    # What copies the held-out images has the other sign.
+    reversed_roles = held_out_report(train, held_out, held_out * 1.01)
+    assert reversed_roles["gap"] < 0
+    assert reversed_roles["copying_share"] == pytest.approx(0.5, abs=0.5 / 90)  # 90 ties that rounding may break
+
+
+@pytest.mark.parametrize(("num_train", "num_held_out"), [(400, 40), (40, 400)])
+def test_the_larger_set_has_no_advantage(num_train, num_held_out):
+    """Among more images the nearest is nearer: with all of them the gap would be far from 0."""
+    fake = features(9, 60)
+    gaps, uneven = [], []
+    for seed in range(20):
+        train, held_out = features(100 + seed, num_train), features(200 + seed, num_held_out)
+        report = held_out_report(train, held_out, fake, seed)
+        gaps.append(report["gap"])
+        assert report["num_held_out"] == num_held_out
+        to_held_out, to_train = (np.median(nearest_images(fake, part).distances) for part in (held_out, train))
+        uneven.append(to_held_out - to_train)
+        chosen = thinned_out(train, 40, seed), thinned_out(held_out, 40, seed)
+        medians = [np.median(nearest_images(fake, part).distances) for part in chosen]
+        assert [report["distance_to_train"], report["distance_to_held_out"]] == medians
+    assert abs(np.mean(gaps)) < 3 * np.std(gaps) / np.sqrt(20) < 0.5 * abs(np.mean(uneven))
 
 
 class Colours:

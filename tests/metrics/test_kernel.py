@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hfgen.metrics import kernel
-from hfgen.metrics.kernel import kernel_distance
+from hfgen.metrics.kernel import kernel_distance, thinned_out
 
 
 def written_out(a, b):
@@ -72,6 +72,21 @@ def test_many_images_are_thinned_out_by_the_seed(monkeypatch):
     first, again, other = (kernel_distance(a, b, seed).value for seed in (1, 1, 2))
     assert first == again != other and first != all_pairs
     assert kernel_distance(a[:50], b, 1).value == kernel_distance(a[:50], b, 2).value
+
+
+def test_thinning_out_chooses_different_rows_by_the_seed_or_takes_all_as_they_are():
+    features = np.arange(60).reshape(20, 3)
+    chosen = thinned_out(features, 7, 3)
+    assert chosen.shape == (7, 3) and len(set(chosen[:, 0])) == 7
+    assert set(map(tuple, chosen)) <= set(map(tuple, features))
+    assert np.array_equal(chosen, thinned_out(features, 7, 3))
+    assert not np.array_equal(chosen, thinned_out(features, 7, 4))
+    assert len(thinned_out(features, 19, 3)) == 19
+    assert np.array_equal(thinned_out(features, 20, 3), features)
+    assert np.array_equal(thinned_out(features, 21, 3), features)
+    # Each row as often as any other: 5 of 10 in 400 draws, with three standard errors.
+    counts = np.bincount(np.concatenate([thinned_out(np.arange(10), 5, seed) for seed in range(400)]), minlength=10)
+    assert np.abs(counts - 200).max() < 3.5 * 10
 
 
 @pytest.mark.parametrize(("shape_a", "shape_b"), [((2, 4), (5, 4)), ((5, 4), (2, 4)), ((5, 4), (5, 3))])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hfgen.metrics import manifold
+from hfgen.metrics.kernel import thinned_out
 from hfgen.metrics.manifold import manifold_scores
 
 
@@ -88,6 +89,17 @@ def test_the_blocks_do_not_show(monkeypatch):
     monkeypatch.setattr(manifold, "BLOCK_ROWS", 16)
     assert manifold_scores(real, fake) == whole
     assert 0 < whole.precision < 1 and 0 < whole.recall < 1 and 0 < whole.coverage < 1
+
+
+def test_many_images_are_thinned_out_by_the_seed_in_both_sets(monkeypatch):
+    rng = np.random.default_rng(7)
+    real, fake = rng.normal(size=(90, 3)), 0.8 * rng.normal(size=(70, 3)) + 0.4
+    rest = [manifold_scores(thinned_out(real, 40, seed), thinned_out(fake, 40, seed)) for seed in (0, 1)]
+    everything = manifold_scores(real, fake)
+    monkeypatch.setattr(manifold, "MAX_IMAGES", 40)
+    assert [manifold_scores(real, fake, seed=seed) for seed in (0, 1, 1)] == [*rest, rest[1]]
+    assert manifold_scores(real, fake) == rest[0] and len({*rest, everything}) == 3
+    assert manifold_scores(real[:40], fake[:40], seed=0) == manifold_scores(real[:40], fake[:40], seed=1)
 
 
 @pytest.mark.parametrize(("real", "fake", "k"), [(5, 9, 5), (9, 5, 5), (9, 9, 0)])
