@@ -18,6 +18,8 @@ INTERVAL_95 = 1.96
 COPY_QUANTILE = 0.01
 # By pixels, if it is nearer to a real one than this part of the way to the second nearest (Yoon et al. 2023).
 COPY_RATIO = 1 / 3
+# Cosine distance below which two real images are taken for the same file twice.
+SAME_IMAGE = 1e-6
 # So many real images, at most, tell how near real images are to each other.
 MAX_AMONG_REAL = 5000
 
@@ -89,6 +91,8 @@ def score_floor(real: np.ndarray, num_fake: int, seed: int = 0) -> dict[str, Any
 def distances_among(real: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Tell how near real images are to each other, by cosine distances to the nearest other one.
 
+    Files that are there twice say nothing about that, and are left out.
+
     Args:
         real: features of the real images, `(num_real, num_features)`.
         seed: chooses those that look for their neighbours where there are more than `MAX_AMONG_REAL`.
@@ -98,6 +102,8 @@ def distances_among(real: np.ndarray, seed: int = 0) -> dict[str, float]:
     """
     chosen = thinned_out(np.arange(len(real)), MAX_AMONG_REAL, seed)
     distances = nearest_images(real[chosen], real, own=chosen).distances
+    if (distances > SAME_IMAGE).any():
+        distances = distances[distances > SAME_IMAGE]
     return {"copy_threshold": float(np.quantile(distances, COPY_QUANTILE)), "median": float(np.median(distances))}
 
 
@@ -157,31 +163,27 @@ def pixel_report(real_small: np.ndarray, fake_small: np.ndarray, seed: int = 0) 
     }
 
 
-def held_out_report(train: np.ndarray, held_out: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def held_out_report(train: np.ndarray, held_out: np.ndarray, fake: np.ndarray) -> dict[str, Any]:
     """Tell whether generated images keep to the training images more than they should.
 
     Args:
         train: features of the training images, `(num_train, num_features)`.
         held_out: of real images that the generator was not trained on, `(num_held_out, num_features)`.
         fake: of the generated images, `(num_fake, num_features)`.
-        seed: chooses as many training images as there are held-out ones, or the other way round.
 
     Returns:
-        Plain values: `fid` against the held-out images; `distance_to_held_out` and `distance_to_train`, medians of the
-        distances to the nearest of equally many, and `gap`, the first less the second, which copies make larger than
+        Plain values: `fid` against the held-out images; `distance_of_held_out` and `distance_of_fake`, medians of the
+        distances to the nearest training image, and `gap`, the first less the second, which copies make larger than
         0; `copying_share` and `copying_p_value` of `copying_test`; `statement`, a sentence.
     """
-    count = min(len(train), len(held_out))
-    to_held_out, to_train = (
-        float(np.median(nearest_images(fake, thinned_out(part, count, seed)).distances)) for part in (held_out, train)
-    )
+    of_held_out, of_fake = (float(np.median(nearest_images(part, train).distances)) for part in (held_out, fake))
     test = copying_test(train, held_out, fake)
     return {
         "num_held_out": len(held_out),
         "fid": frechet_distance(held_out, fake),
-        "distance_to_held_out": to_held_out,
-        "distance_to_train": to_train,
-        "gap": to_held_out - to_train,
+        "distance_of_held_out": of_held_out,
+        "distance_of_fake": of_fake,
+        "gap": of_held_out - of_fake,
         "copying_share": test.share,
         "copying_p_value": test.p_value,
         "statement": (

@@ -112,7 +112,8 @@ def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | 
 
     A copy is much nearer to one real image than to any other: Yoon et al. 2023 ("Diffusion Probabilistic Models
     Generalize when They Fail to Memorize") call a sample memorised if the ratio is below 1/3. A threshold on
-    the distance itself would take blurred images, which are near to everything, for copies.
+    the distance itself would take blurred images, which are near to everything, for copies. Real images that are the
+    same to the pixel count as one.
 
     Args:
         small: from `thumbnails`, `(num_images, 3, 16, 16)`.
@@ -120,10 +121,12 @@ def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | 
         own: see `nearest_images`.
 
     Raises:
-        ValueError: if there are not two real images to find.
+        ValueError: if there are not two different real images to find.
     """
-    if len(real_small) < 2 + (own is not None):
-        raise ValueError(f"{len(real_small)} real images: two to compare with are the least")
+    kept, place = _without_repeats(real_small)
+    if len(kept) < 2 + (own is not None):
+        raise ValueError(f"{len(kept)} different real images: two to compare with are the least")
+    real_small, own = real_small[kept], None if own is None else place[own]
     indices, nearest = [], []
     for start in range(0, len(small), BLOCK_ROWS):
         rows = torch.from_numpy(small[start : start + BLOCK_ROWS]).double().flatten(1)
@@ -140,8 +143,21 @@ def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | 
         indices.append(found[:, 0])
         nearest.append(best / rows.shape[1] ** 0.5)
     first, second = torch.cat(nearest).unbind(dim=1)
-    ratios = torch.where(second > 0, first / second, 1.0)  # two real images are the same, and this one as well
-    return NearestPixels(torch.cat(indices).numpy(), first.numpy(), ratios.numpy())
+    ratios = torch.where(second > 0, first / second, 1.0)  # two real images mirror each other, and this one is as well
+    return NearestPixels(kept[torch.cat(indices).numpy()], first.numpy(), ratios.numpy())
+
+
+def _without_repeats(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the different images, and for each image the place of its like among them."""
+    places: dict[bytes, int] = {}
+    kept, place = [], []
+    for index, image in enumerate(small):
+        key = image.tobytes()
+        if key not in places:
+            places[key] = len(kept)
+            kept.append(index)
+        place.append(places[key])
+    return np.array(kept), np.array(place)
 
 
 def copying_test(train_features: np.ndarray, held_out_features: np.ndarray, fake_features: np.ndarray) -> CopyingTest:

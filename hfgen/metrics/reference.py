@@ -19,7 +19,7 @@ from hfgen.metrics.memorisation import thumbnails
 # Each half must have more images than the neighbours that precision and recall look at.
 MIN_IMAGES = 12
 # Raised when `score_floor` comes to say something else, so that what was kept is not taken for it.
-FLOOR_VERSION = 2
+FLOOR_VERSION = 3
 
 
 class Reference(NamedTuple):
@@ -58,11 +58,17 @@ def load_reference(settings: DataSettings, extractor: Extractor, argument: str) 
         argument: of the command line that named the data set, for messages.
 
     Raises:
-        UserError: if the data set cannot be opened, is refused, or has fewer than `MIN_IMAGES` readable images.
+        UserError: if the data set cannot be opened, is refused, or has fewer than `MIN_IMAGES` different images.
     """
     images = load_images(settings)
-    if len(images) < MIN_IMAGES:
-        raise UserError(f"{argument} {settings.dataset}: {len(images)} images are too few to be split and compared")
+    different = set()
+    for index in range(len(images)):
+        different.add(hash(images[index].tobytes()))
+        if len(different) == MIN_IMAGES:
+            break
+    else:
+        told = f"{len(different)} different images" if len(different) < len(images) else f"{len(images)} images"
+        raise UserError(f"{argument} {settings.dataset}: {told} are too few to be split and compared")
     key = hashlib.sha256(f"{images.digest} {extractor.identity}".encode()).hexdigest()[:32]
     file = cache_folder(settings) / "features" / f"{key}.npy"
     if not file.is_file():

@@ -148,18 +148,21 @@ def test_the_two_nearest_by_pixels_are_those_of_all_distances(rows, columns, lef
     np.testing.assert_allclose(found.ratios, first / second, rtol=1e-6)
 
 
-def test_a_copy_of_two_equal_real_images_is_a_copy_of_neither():
-    """That is what the ratio says; distances and features tell of it."""
-    found = nearest_pixels(grey(0.5, 0.25), grey(0.5, 0.25, 0.5))
-    assert found.ratios.tolist() == [1, 0] and found.distances.tolist() == [0, 0]
+def test_real_images_that_are_the_same_count_as_one():
+    found = nearest_pixels(grey(0.5, 0.25, 0.45), grey(0.5, 0.25, 0.5))
+    assert found.indices.tolist() == [0, 1, 0]
+    assert found.ratios == pytest.approx([0, 0, 0.25], abs=1e-6) and found.distances[:2].tolist() == [0, 0]
+    # Nor is an image its own twin's copy.
+    among = nearest_pixels(grey(0.5, 0.25), grey(1, 0.25, 0.5, 0.5), own=np.array([3, 1]))
+    assert among.indices.tolist() == [1, 2] and among.distances == pytest.approx([0.25, 0.25])
 
 
 def test_two_real_images_to_compare_with_are_the_least():
     nearest_pixels(grey(0.5), grey(0, 1))
     nearest_pixels(grey(0), grey(0, 1, 0.5), own=np.array([0]))
-    with pytest.raises(ValueError, match="1 real images: two to compare with"):
+    with pytest.raises(ValueError, match="1 different real images: two to compare with"):
         nearest_pixels(grey(0.5), grey(0))
-    with pytest.raises(ValueError, match="2 real images: two to compare with"):
+    with pytest.raises(ValueError, match="2 different real images: two to compare with"):
         nearest_pixels(grey(0), grey(0, 1), own=np.array([0]))
 
 
