@@ -1,7 +1,7 @@
 """Drawing with a trained pipeline, for the command line."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,7 @@ def draw_images(
     batch_size: int,
     truncation: float | None = None,
     sample_from: str | None = None,
+    after_each_step: Callable[[], None] = lambda: None,
 ) -> Iterator[Image.Image]:
     """Draw images batch by batch.
 
@@ -140,6 +141,7 @@ def draw_images(
         batch_size: images drawn at once.
         truncation: of a GAN's latents.
         sample_from: of a VAE: "prior" or "ex_post"; from the ex-post density if None and if it has one.
+        after_each_step: of a diffusion pipeline: called after each denoising step; may raise to give up.
 
     Raises:
         UserError: if the pipeline does not take so many steps, has no latents to truncate, or no such density.
@@ -147,11 +149,12 @@ def draw_images(
     if truncation is not None and not isinstance(pipeline, GANPipeline):
         raise UserError(f"--truncation is for the latents of a GAN; this is a {type(pipeline).__name__}")
     _check_sample_from(pipeline, sample_from)
-    options: dict[str, Any] = {"num_inference_steps": num_inference_steps}
     if isinstance(pipeline, GANPipeline):
-        options = {"truncation": truncation}
+        options: dict[str, Any] = {"truncation": truncation}
     elif isinstance(pipeline, VAEPipeline):
         options = {"sample_from": sample_from}
+    else:
+        options = {"num_inference_steps": num_inference_steps, "callback_on_step_end": lambda *_: after_each_step()}
     for start in range(0, num_images, batch_size):
         count = min(batch_size, num_images - start)
         generators = image_generators(seed, start, count)

@@ -1,5 +1,6 @@
 """What a report says, as the `model-index` of a model card: the Hub shows it beside the model."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ def model_index(report: dict[str, Any], model_name: str) -> str:
         model_name: of the card.
     """
     scores, halves = report["scores"], report["floor"]["halves"]
-    data = Path(report["reference"]).name if Path(report["reference"]).exists() else report["reference"]
+    path = Path(
+        os.path.expanduser(report["reference"])
+    ).resolve()  # "." and "~" have names, which say less of the disk
+    data = path.name if path.exists() else report["reference"]
     told = {"num_images": scores["num_fake"], "num_real": scores["num_real"], "seed": report["seed"]}
     told["features"] = report["features"]
     if report["num_inference_steps"]:

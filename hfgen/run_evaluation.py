@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ class RunEvaluation:
 
     def _open(self, data: DataSettings) -> None:
         self._extractor = build_extractor("inception", "clean", self._settings.feature_weights, self._run.device)
-        self._real = load_reference(data, self._extractor, "--evaluate_every: --dataset")
+        # Squares, as they are generated: those of --crop random are cut out during training only.
+        squares = replace(data, crop="center")
+        self._real = load_reference(squares, self._extractor, "--evaluate_every: --dataset")
         self._real_small = self._real.thumbnails()
 
     def look(self, pipeline: DiffusionPipeline) -> None:
@@ -79,7 +82,7 @@ class RunEvaluation:
                 scores = None
             if scores is not None:
                 self._record(scores, pipeline)
-                self._run.note(scores, time.monotonic() - started)
+            self._run.note(scores or {}, time.monotonic() - started)
         self._run.accelerator.wait_for_everyone()
 
     def _score(self, pipeline: DiffusionPipeline) -> dict[str, float]:

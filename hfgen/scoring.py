@@ -94,7 +94,8 @@ def drawn_from(
         pipeline: of any family.
         drawing: what and how.
         extractor: computes the features.
-        before_each: called before an image is kept and before its features are computed; may raise to give up.
+        before_each: called before an image is kept and before its features are computed, and after each step of
+            diffusion; may raise to give up.
 
     Raises:
         UserError: as `draw_images` does.
@@ -104,9 +105,16 @@ def drawn_from(
     with tempfile.TemporaryDirectory() as folder:
         images = np.memmap(Path(folder) / "drawn", np.uint8, "w+", shape=(count, size, size, 3))
         started = time.perf_counter()
-        for index, image in enumerate(
-            draw_images(pipeline, count, seed, num_inference_steps, batch_size, sample_from=sample_from)
-        ):
+        of_pipeline = draw_images(
+            pipeline,
+            count,
+            seed,
+            num_inference_steps,
+            batch_size,
+            sample_from=sample_from,
+            after_each_step=before_each,
+        )
+        for index, image in enumerate(of_pipeline):
             before_each()
             images[index] = np.asarray(image)
         speed = count / (time.perf_counter() - started)
@@ -169,7 +177,7 @@ def score_pipeline(
     if extrapolate:
         report["fid_at_infinity"] = extrapolated_distance(real.features, features, seed)
     if held_out is not None:
-        report["held_out"] = held_out_report(real.features, held_out.features, features, seed)
+        report["held_out"] = held_out_report(real.features, held_out.features, features)
     if repeats > 1:
         report["repeats"] = repeat_scores(pipeline, real, extractor, drawing, repeats, report["scores"])
     return Scored(report, closest, closest_pixels, shown)
