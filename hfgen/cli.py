@@ -22,7 +22,7 @@ from hfgen.cli_options import (
 )
 from hfgen.compare_command import compare
 from hfgen.errors import UserError, run_reporting_user_errors
-from hfgen.evaluate_command import evaluate
+from hfgen.evaluate_command import evaluate, evaluate_images
 from hfgen.floor_command import floor
 from hfgen.kaggle_command import kaggle_zip
 
@@ -32,6 +32,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
 app.add_typer(data_app, name="data")
 app.command()(evaluate)
+app.command("evaluate-images")(evaluate_images)
 app.command()(compare)
 app.command("kaggle-zip")(kaggle_zip)
 data_app.command("floor")(floor)

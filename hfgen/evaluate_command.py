@@ -1,6 +1,7 @@
 """`hfgen evaluate`: draw from a pipeline, score it against real images, write what was found."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,9 @@ from hfgen.cli_options import (
 
 
 if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
+    from hfgen.data.settings import DataSettings
+    from hfgen.metrics.extraction import Extractor
+    from hfgen.metrics.reference import Reference as RealImages
     from hfgen.scoring import Scored
 
 
@@ -46,6 +50,13 @@ TABLE = {
 HeldOut = Annotated[
     str | None, typer.Option("--held_out", help="real images that it was not trained on; what --dataset takes")
 ]
+HeldOutSplit = Annotated[str, typer.Option("--held_out_split", help="of a Hub data set")]
+Output = Annotated[
+    Path, typer.Option("--output", help="new folder for evaluation.json, .md, model-index.yml and two sheets")
+]
+Extrapolate = Annotated[
+    bool, typer.Option("--extrapolate", help="also FID for infinitely many images; ten times the arithmetic")
+]
 Repeats = Annotated[
     int, typer.Option("--repeats", min=1, help="draw so many sets, with seeds that count up; also their spread")
 ]
@@ -54,9 +65,7 @@ Repeats = Annotated[
 def evaluate(
     pipeline: PipelineFolder,
     reference: Reference,
-    output: Annotated[
-        Path, typer.Option("--output", help="new folder for evaluation.json, .md, model-index.yml and two sheets")
-    ],
+    output: Output,
     num_images: Annotated[
         int | None, typer.Option("--num_images", min=10, help="drawn; as many as real ones if not given, up to 5000")
     ] = None,
@@ -68,11 +77,9 @@ def evaluate(
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = None,
     held_out: HeldOut = None,
-    held_out_split: Annotated[str, typer.Option("--held_out_split", help="of a Hub data set")] = "test",
+    held_out_split: HeldOutSplit = "test",
     repeats: Repeats = 1,
-    extrapolate: Annotated[
-        bool, typer.Option("--extrapolate", help="also FID for infinitely many images; ten times the arithmetic")
-    ] = False,
+    extrapolate: Extrapolate = False,
     bits_per_dimension: Annotated[
         bool, typer.Option("--bits_per_dimension", help="also the bound on the likelihood of real images: VAE, DDPM")
     ] = False,
@@ -87,7 +94,6 @@ def evaluate(
     from hfgen.inference import image_size, open_pipeline
     from hfgen.likelihoods import check_has_likelihood, likelihood_report
     from hfgen.metrics.feature_spaces import build_extractor
-    from hfgen.metrics.reference import load_reference
     from hfgen.scoring import Drawing, score_pipeline
 
     loaded = open_pipeline(pipeline, device, sampler)
@@ -97,11 +103,7 @@ def evaluate(
     settings = DataSettings(
         reference, sample_size=image_size(loaded), dataset_split=dataset_split, dataset_column=dataset_column
     )
-    real = load_reference(settings, extractor, "--reference")
-    other = None
-    if held_out is not None:
-        other_settings = replace(settings, dataset=held_out, dataset_split=held_out_split)
-        other = load_reference(other_settings, extractor, "--held_out")
+    real, other = load_both(settings, extractor, held_out, held_out_split)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
     drawing = Drawing(count, seed, num_inference_steps, batch_size, sample_from)
     scored = score_pipeline(loaded, real, extractor, drawing, repeats, extrapolate, other)
@@ -109,20 +111,77 @@ def evaluate(
     if bits_per_dimension:
         report["likelihood"] = likelihood_report(loaded, other or real, seed, other is not None)
     write_evaluation(output, report, scored, Path(pipeline).resolve().name)
-    typer.echo(markdown(report))
-    typer.echo(f"evaluation.json, .md, model-index.yml and sheets of the closest pairs in {output}")
+
+
+def evaluate_images(
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="generated images; what --dataset takes")],
+    reference: Reference,
+    output: Output,
+    sample_size: Annotated[int, typer.Option("--sample_size", help="pixels that both are reduced to")],
+    seed: Seed = 0,
+    dataset_split: DatasetSplit = "train",
+    dataset_column: DatasetColumn = None,
+    held_out: HeldOut = None,
+    held_out_split: HeldOutSplit = "test",
+    extrapolate: Extrapolate = False,
+    features: Features = "inception",
+    mode: FeatureMode = "clean",
+    feature_weights: FeatureWeights = None,
+    device: Device = "auto",
+) -> None:
+    """Score images that something else has drawn, on the same terms as `evaluate` does those of a pipeline."""
+    require_new_folder(output)
+    from hfgen.data.settings import DataSettings
+    from hfgen.inference import choose_device
+    from hfgen.metrics.feature_spaces import build_extractor
+    from hfgen.metrics.reference import load_reference
+    from hfgen.scoring import score_images
+
+    extractor = build_extractor(features, mode, feature_weights, choose_device(device))
+    settings = DataSettings(
+        reference, sample_size=sample_size, dataset_split=dataset_split, dataset_column=dataset_column
+    )
+    fake = load_reference(DataSettings(images, sample_size=sample_size), extractor, "IMAGES")
+    real, other = load_both(settings, extractor, held_out, held_out_split)
+    scored = score_images(fake.images, fake.features, real, extractor.identity, seed, extrapolate, other)
+    report = {"reference": reference, "images": images, "num_inference_steps": None, **scored.report}
+    write_evaluation(output, report, scored, Path(images).resolve().name)
+
+
+def load_both(
+    settings: "DataSettings", extractor: "Extractor", held_out: str | None, held_out_split: str
+) -> "tuple[RealImages, RealImages | None]":
+    """Load the reference that the settings name, and the held-out images, if there are some, in the same way."""
+    from hfgen.metrics.reference import load_reference
+
+    real = load_reference(settings, extractor, "--reference")
+    if held_out is None:
+        return real, None
+    others = replace(settings, dataset=held_out, dataset_split=held_out_split)
+    return real, load_reference(others, extractor, "--held_out")
 
 
 def write_evaluation(output: Path, report: dict[str, Any], scored: "Scored", name: str) -> None:
-    """Fill the new folder of an evaluation; `name` is that of the model."""
+    """Fill the new folder of an evaluation and print its table; `name` is that of the model."""
     from hfgen.model_index import model_index
 
     output.mkdir(parents=True, exist_ok=True)
     scored.closest.save(output / "closest.png")
     scored.closest_pixels.save(output / "closest_pixels.png")
-    (output / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+    (output / "evaluation.json").write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
     (output / "evaluation.md").write_text(markdown(report))
     (output / "model-index.yml").write_text(model_index(report, name))
+    typer.echo(markdown(report))
+    typer.echo(f"evaluation.json, .md, model-index.yml and sheets of the closest pairs in {output}")
+
+
+def finite(value: Any) -> Any:
+    """Replace what JSON has no word for, such as the infinite MiFID of a generator that only copies, by null."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def markdown(report: dict[str, Any]) -> str:

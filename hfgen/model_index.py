@@ -1,5 +1,6 @@
 """What a report says, as the `model-index` of a model card: the Hub shows it beside the model."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def model_index(report: dict[str, Any], model_name: str) -> str:
             metric_args=told,
         )
         for key, kind in METRICS.items()
+        if math.isfinite(scores[key])
     ]
     return ModelCardData(model_name=model_name, eval_results=results).to_yaml() + "\n"
 

@@ -58,6 +58,7 @@ class Run:
         self.step, self.rollbacks = 0, 0
         self._started = time.monotonic()
         self._seconds_before = 0.0  # of the earlier launches of a resumed run
+        self._aside = 0.0  # of this step, spent on something that is no training
         self._stop_requests = StopRequests()
         if settings.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
             raise UserError("--report_to wandb: wandb is not installed; pip install wandb, or use tensorboard")
@@ -148,13 +149,13 @@ class Run:
         """
         with self._log.bar, self._stop_requests.caught():
             while self.step < self.max_train_steps:
-                step_started = time.monotonic()
+                step_started, self._aside = time.monotonic(), 0.0
                 # What draws from the global generator (dropout, say) is a function of (seed, step, process) as well.
                 torch.manual_seed(keyed_seed(*self._random_key()))
                 self.step += 1
                 yield self.step
                 try:
-                    if self._between_updates(time.monotonic() - step_started):
+                    if self._between_updates(time.monotonic() - step_started - self._aside):
                         break
                 except TrainingTroubleError as trouble:
                     self._roll_back(trouble)
@@ -198,6 +199,7 @@ class Run:
     def note(self, values: dict[str, float], seconds: float) -> None:
         """Log numbers that took so many seconds to find out, which do not count as training in the speed."""
         self._log.note(values, seconds)
+        self._aside += seconds
 
     @property
     def evaluation_due(self) -> bool:

@@ -112,14 +112,16 @@ class RunEvaluation:
     def _record(self, scores: dict[str, float], pipeline: DiffusionPipeline) -> None:
         """Add a line, keep the pipeline if it is the best one, and say so if it has begun to copy."""
         run, folder = self._run, self._run.output_dir
-        earlier = [line for line in read_evaluations(folder) if line["step"] < run.step]
+        recorded = read_evaluations(folder)  # a resumed run comes by some of its steps again
+        earlier = [line for line in recorded if line["step"] < run.step]
         count = self._drawing.num_images
         line = {"step": run.step, "num_images": count, **scores, "copying": is_copying(scores, count)}
         write_text_atomically(folder / EVALUATIONS_FILE, "".join(f"{json.dumps(one)}\n" for one in (*earlier, line)))
         by, best = self._settings.best_by, best_scores(folder)
-        if best is None or scores[by] < best[by]:
+        # Scores of other numbers of images are no measure.
+        if best is None or best["num_images"] != count or scores[by] < best[by]:
             write_atomically(folder / BEST_FOLDER, lambda temporary: _save_best(temporary, pipeline, line))
-        if line["copying"] and not any(one["copying"] for one in earlier):
+        if line["copying"] and not any(one["copying"] for one in recorded):
             run.warn(
                 f"the samples have begun to copy: {scores['copies']:.1%} of them are nearer to a training image than "
                 f"{1 - COPY_QUANTILE:.0%} of the training images are to each other, {scores['copies_by_pixels']:.1%} "

@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from hfgen.data.store import ImageStore
 from hfgen.errors import UserError
 from hfgen.figures import reconstruction_sheet
 from hfgen.inference import draw_images, image_size
@@ -150,25 +151,56 @@ def score_pipeline(
     Raises:
         UserError: as `draw_images` does, or if the images are too few to extrapolate from.
     """
-    count, seed = drawing.num_images, drawing.seed
-    if extrapolate and count < FEWEST_TO_EXTRAPOLATE:
-        raise UserError(f"--extrapolate needs {FEWEST_TO_EXTRAPOLATE} images at least, not --num_images {count}")
-    floor = real.floor(count, seed)
+    if extrapolate and drawing.num_images < FEWEST_TO_EXTRAPOLATE:  # before they are drawn
+        raise _too_few(drawing.num_images)
     with drawn_from(pipeline, drawing, extractor) as drawn:
-        small, real_small = thumbnails(drawn.images), real.thumbnails()
-        features = drawn.features
-        closest = closest_sheet(real, drawn.images, *nearest_images(features, real.features))
-        closest_pixels = closest_sheet(real, drawn.images, *nearest_pixels(small, real_small)[:2])
-        shown = [Image.fromarray(np.array(image)) for image in drawn.images[:NUM_SHOWN]]
+        scored = score_images(
+            drawn.images, drawn.features, real, extractor.identity, drawing.seed, extrapolate, held_out
+        )
     networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    report: dict[str, Any] = {
+    facts = {
         "pipeline": type(pipeline).__name__,
-        "sample_size": image_size(pipeline),
-        "seed": seed,
         "num_inference_steps": drawing.num_inference_steps if hasattr(pipeline, "unet") else None,
-        "features": extractor.identity,
         "num_parameters": sum(weight.numel() for network in networks for weight in network.parameters()),
         "drawing_images_per_second": round(drawn.images_per_second, 2),
+    }
+    report = {**facts, **scored.report}
+    if repeats > 1:
+        report["repeats"] = repeat_scores(pipeline, real, extractor, drawing, repeats, report["scores"])
+    return scored._replace(report=report)
+
+
+def score_images(
+    images: np.ndarray | ImageStore,
+    features: np.ndarray,
+    real: Reference,
+    identity: str,
+    seed: int,
+    extrapolate: bool = False,
+    held_out: Reference | None = None,
+) -> Scored:
+    """Score generated images, wherever they come from.
+
+    Args:
+        images: each uint8 `(height, width, 3)`, of the size of the real ones.
+        features: of them, `(num_images, num_features)`.
+        real: the real images.
+        identity: of the extractor that made the features.
+        seed: of the resamplings.
+        extrapolate: also estimate the FID of infinitely many generated images.
+        held_out: real images that the generator was not trained on.
+
+    Raises:
+        UserError: if the images are too few to extrapolate from.
+    """
+    if extrapolate and len(features) < FEWEST_TO_EXTRAPOLATE:
+        raise _too_few(len(features))
+    small, real_small = thumbnails(images[index] for index in range(len(images))), real.thumbnails()
+    floor = real.floor(len(features), seed)
+    report: dict[str, Any] = {
+        "sample_size": images[0].shape[0],
+        "seed": seed,
+        "features": identity,
         "scores": score_features(real.features, features, seed),
         "floor": floor,
         "memorisation": memorisation_report(real.features, features, floor["nearest"]),
@@ -178,9 +210,16 @@ def score_pipeline(
         report["fid_at_infinity"] = extrapolated_distance(real.features, features, seed)
     if held_out is not None:
         report["held_out"] = held_out_report(real.features, held_out.features, features)
-    if repeats > 1:
-        report["repeats"] = repeat_scores(pipeline, real, extractor, drawing, repeats, report["scores"])
-    return Scored(report, closest, closest_pixels, shown)
+    return Scored(
+        report,
+        closest_sheet(real, images, *nearest_images(features, real.features)),
+        closest_sheet(real, images, *nearest_pixels(small, real_small)[:2]),
+        [Image.fromarray(np.array(images[index])) for index in range(min(NUM_SHOWN, len(features)))],
+    )
+
+
+def _too_few(count: int) -> UserError:
+    return UserError(f"--extrapolate needs {FEWEST_TO_EXTRAPOLATE} images at least, not {count}")
 
 
 def repeat_scores(
@@ -208,16 +247,18 @@ def repeat_scores(
     return {"seeds": list(range(drawing.seed, drawing.seed + repeats)), **spread_over_seeds(scores)}
 
 
-def closest_sheet(real: Reference, drawn: np.ndarray, indices: np.ndarray, distances: np.ndarray) -> Image.Image:
+def closest_sheet(
+    real: Reference, drawn: np.ndarray | ImageStore, indices: np.ndarray, distances: np.ndarray
+) -> Image.Image:
     """Show the generated images that are nearest to a real one above those real ones.
 
     Args:
         real: the real images.
-        drawn: the generated ones, uint8 `(count, height, width, 3)`.
+        drawn: the generated ones, each uint8 `(height, width, 3)`.
         indices: of the real image that is nearest to each, `(count,)`.
         distances: to those, `(count,)`.
     """
     order = distances.argsort(kind="stable")[:CLOSEST_PAIRS]
-    fake = [Image.fromarray(np.array(drawn[index])) for index in order]
+    fake = [Image.fromarray(np.array(drawn[int(index)])) for index in order]
     originals = [Image.fromarray(np.array(real.images[int(indices[index])])) for index in order]
     return reconstruction_sheet(fake, originals)

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stand_in_features import Colours, paintings, table_of, watch_drawing
 
 from hfgen.compare_command import parse_steps
 from hfgen.errors import UserError
+from hfgen.metrics import feature_spaces
 from hfgen.models import ConvVAE, DCGANGenerator, UNetBase
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
 from hfgen.schedules import noise_schedule, sampling_scheduler
+
+
+SHARES = ("precision", "recall", "coverage")
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +83,55 @@ def test_steps_that_are_no_numbers_are_refused(text):
     with pytest.raises(UserError, match=f"--steps {text}"):
         parse_steps(text)
     assert parse_steps("10,25") == [10, 25]
+
+
+def test_every_column_has_the_numbers_of_its_row_and_the_floor_those_of_the_halves(
+    hfgen, folders, tmp_path, monkeypatch
+):
+    """The GAN copies, of twelve images, five darkened and three mirrored ones; the VAE nothing."""
+    real = paintings(range(14))
+    darker = [image.point(lambda value: value * 0.7) for image in real[:5]]
+    drawn = [*darker, *(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in real[6:9])]
+    drawn += [Image.fromarray(np.full((16, 16, 3), (255 - 20 * index, 20 * index, 0), np.uint8)) for index in range(4)]
+    watch_drawing(monkeypatch, lambda pipeline, index: drawn[index] if hasattr(pipeline, "generator") else None)
+    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: Colours())
+    both = (folders / "gan", folders / "vae")
+    arguments = ("--reference", "toy_paintings:14", "--num_images", "12", "--device", "cpu", "--seed", "2")
+    assert hfgen("compare", *both, *arguments, "--output", tmp_path / "out")[0] == 0
+    reports = json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]
+    *rows, floor = table_of((tmp_path / "out" / "comparison.md").read_text())
+    assert [row["pipeline"] for row in rows] == [str(folder) for folder in both]
+    for row, report in zip(rows, reports, strict=True):
+        scores = report["scores"]
+        assert row["FID"] == f"{scores['fid']:.4g} ± {scores['fid_standard_error']:.2g}"
+        assert row["KID"] == f"{scores['kid']:.4g} ± {scores['kid_standard_error']:.2g}"
+        assert [row[name] for name in SHARES] == [f"{scores[name]:.2f}" for name in SHARES]
+        assert row["copies"] == str(report["memorisation"]["num_copies"])
+        assert row["copies by pixels"] == str(report["memorisation_by_pixels"]["num_copies"])
+        assert row["parameters"] == f"{report['num_parameters'] / 1e6:.1f}M" and row["steps"] == "1"
+        assert row["images/s"] == f"{report['drawing_images_per_second']:.4g}"
+        assert float(row["images/s"]) > 0 and report["seed"] == 2
+    # In features a darker image has the same direction; by pixels a mirrored one is the same.
+    assert [(row["copies"], row["copies by pixels"]) for row in rows] == [("5", "3"), ("0", "0")]
+    halves = reports[0]["floor"]["halves"]
+    assert floor["pipeline"] == "floor: half of the real images against the other, 7 each"
+    assert (floor["FID"], floor["KID"]) == (f"{halves['fid']:.4g}", f"{halves['kid']:.2g}")
+    assert [floor[name] for name in SHARES] == [f"{halves[name]:.2f}" for name in SHARES]
+    assert {floor[name] for name in ("copies", "copies by pixels", "parameters", "steps", "images/s")} == {""}
+
+
+def test_the_features_can_be_chosen(hfgen, folders, tmp_path, monkeypatch):
+    asked_for = []
+
+    def build(features, mode, weights, device):
+        asked_for.append((features, mode, weights))
+        return Colours(f"{features} stand-in")
+
+    monkeypatch.setattr(feature_spaces, "build_extractor", build)
+    common = (folders / "gan", "--reference", "toy_paintings:14", "--num_images", "10", "--device", "cpu")
+    chosen = ("--features", "clip", "--feature_weights", "some/folder")
+    status, out, _ = hfgen("compare", *common, *chosen, "--output", tmp_path / "clip")
+    assert status == 0 and "features: clip stand-in." in out
+    assert list(table_of(out)[0])[:3] == ["pipeline", "Frechet distance (CLIP)", "kernel distance (CLIP)"]
+    assert hfgen("compare", *common, "--mode", "legacy", "--output", tmp_path / "legacy")[0] == 0
+    assert asked_for == [("clip", "clean", "some/folder"), ("inception", "legacy", None)]

@@ -73,7 +73,7 @@ def test_fid_is_extrapolated_if_asked_for(inception_weights, hfgen, pipeline, tm
     assert told in (tmp_path / "scores" / "evaluation.md").read_text()
     few = (*arguments[:-1], "19", "--extrapolate", "--output", tmp_path / "few")
     status, _, error = hfgen(*few)
-    assert status == 2 and "--extrapolate needs 20 images at least, not --num_images 19" in error
+    assert status == 2 and "--extrapolate needs 20 images at least, not 19" in error
     assert not (tmp_path / "few").exists()
 
 
@@ -99,3 +99,23 @@ def test_a_folder_with_something_in_it_is_left_alone(refusal, pipeline, tmp_path
     (tmp_path / "kept.txt").write_text("mine")
     line = refusal("evaluate", pipeline, "--reference", "toy_paintings:14", "--output", tmp_path)
     assert f"--output {tmp_path} exists and is not empty" in line
+
+
+def test_images_that_something_else_drew_are_scored_on_the_same_terms(
+    inception_weights, hfgen, refusal, pipeline, tmp_path
+):
+    terms = ("--reference", "toy_paintings:14", "--device", "cpu")
+    assert hfgen("evaluate", pipeline, *terms, "--num_images", "12", "--output", tmp_path / "drawn")[0] == 0
+    assert hfgen("sample", pipeline, "--device", "cpu", "--num_images", "12", "--output", tmp_path / "samples")[0] == 0
+    (tmp_path / "samples" / "sheet.png").unlink()
+    arguments = ("evaluate-images", tmp_path / "samples", *terms, "--sample_size", "16")
+    assert hfgen(*arguments, "--output", tmp_path / "scored")[0] == 0
+    drawn, scored = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("drawn", "scored"))
+    for key in ("scores", "floor", "memorisation", "memorisation_by_pixels", "sample_size", "features"):
+        assert scored[key] == drawn[key]
+    assert (tmp_path / "scored" / "closest.png").read_bytes() == (tmp_path / "drawn" / "closest.png").read_bytes()
+    assert "name: samples" in (tmp_path / "scored" / "model-index.yml").read_text()
+    (tmp_path / "few").mkdir()
+    (tmp_path / "samples" / "000000.png").rename(tmp_path / "few" / "0.png")
+    arguments = ("evaluate-images", tmp_path / "few", *terms, "--sample_size", "16", "--output", tmp_path / "none")
+    assert f"IMAGES {tmp_path / 'few'}: 1 images are too few" in refusal(*arguments)

@@ -133,7 +133,7 @@ def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | 
         best, found = torch.empty(len(rows), 0, dtype=torch.float64), torch.empty(len(rows), 0, dtype=torch.int64)
         for column in range(0, len(real_small), BLOCK_COLUMNS):
             real = torch.from_numpy(real_small[column : column + BLOCK_COLUMNS]).double()
-            distances = torch.minimum(*(torch.cdist(rows, way.flatten(1)) for way in (real, real.flip(3))))
+            distances = torch.minimum(torch.cdist(rows, real.flatten(1)), torch.cdist(rows, real.flip(3).flatten(1)))
             if own is not None:
                 _leave_out(distances, own[start : start + BLOCK_ROWS], column, torch.inf)
             here = distances.topk(min(2, len(real)), dim=1, largest=False)
@@ -150,7 +150,8 @@ def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | 
 def _without_repeats(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of the different images, and for each image the place of its like among them."""
     places: dict[bytes, int] = {}
-    kept, place = [], []
+    kept: list[int] = []
+    place: list[int] = []
     for index, image in enumerate(small):
         key = image.tobytes()
         if key not in places:
