@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from hfgen.checkpoints import PIPELINE_FOLDER, write_atomically, write_text_atomically
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
-from hfgen.metrics.evaluation import COPY_QUANTILE, memorisation_report, pixel_report
+from hfgen.metrics.evaluation import COPY_QUANTILE, distances_among, memorisation_report, pixel_report
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.kernel import kernel_distance
@@ -67,6 +67,7 @@ class RunEvaluation:
         squares = replace(data, crop="center")
         self._real = load_reference(squares, self._extractor, "--evaluate_every: --dataset")
         self._real_small = self._real.thumbnails()
+        self._among_real = distances_among(self._real.features, self._drawing.seed)
 
     def look(self, pipeline: DiffusionPipeline) -> None:
         """Score the pipeline as it is now; all processes must call this, the main one works.
@@ -76,8 +77,7 @@ class RunEvaluation:
         if self._run.is_main:
             started = time.monotonic()
             try:
-                with self._run.accelerator.autocast():
-                    scores = self._score(pipeline)
+                scores = self._score(pipeline)
             except InterruptedError:
                 scores = None
             if scores is not None:
@@ -93,11 +93,13 @@ class RunEvaluation:
                 raise InterruptedError
 
         pipeline.set_progress_bar_config(disable=True)
-        with drawn_from(pipeline, self._drawing, self._extractor, give_up_if_asked) as drawn:
+        with (
+            self._run.accelerator.autocast(),
+            drawn_from(pipeline, self._drawing, self._extractor, give_up_if_asked) as drawn,
+        ):
             features, small = drawn.features, thumbnails(drawn.images)
         count, seed = self._drawing.num_images, self._drawing.seed
-        among_real = self._real.floor(count, seed)["nearest"]
-        nearest = memorisation_report(self._real.features, features, among_real)
+        nearest = memorisation_report(self._real.features, features, self._among_real)
         by_pixels = pixel_report(self._real_small, small, seed)
         return {
             "fid": frechet_distance(self._real.features, features),
@@ -106,7 +108,7 @@ class RunEvaluation:
             "copies_expected": COPY_QUANTILE,
             "copies_by_pixels": by_pixels["num_copies"] / count,
             "copies_by_pixels_expected": by_pixels["share_among_real"],
-            "nearest_distance_ratio": nearest["median_distance"] / max(among_real["median"], 1e-12),
+            "nearest_distance_ratio": nearest["median_distance"] / max(self._among_real["median"], 1e-12),
         }
 
     def _record(self, scores: dict[str, float], pipeline: DiffusionPipeline) -> None:
