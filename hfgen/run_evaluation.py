@@ -32,8 +32,9 @@ STANDARD_ERRORS = 3
 class RunEvaluation:
     """Draws from the averaged network every so often and scores it against the training images.
 
-    Writes `evaluations.jsonl`, and under `best/` the pipeline of the best score so far with its `scores.json`. Nothing
-    of it enters a checkpoint or draws a random number that training would see.
+    Writes `evaluations.jsonl`, and under `best/` the pipeline of the best score so far with its `scores.json`. One that
+    copies training images never takes the place of one that does not. Nothing of it enters a checkpoint or draws
+    random numbers that training would see.
 
     Args:
         run: whose settings say how often, with how many images, and by which score.
@@ -120,8 +121,8 @@ class RunEvaluation:
         line = {"step": run.step, "num_images": count, **scores, "copying": is_copying(scores, count)}
         write_text_atomically(folder / EVALUATIONS_FILE, "".join(f"{json.dumps(one)}\n" for one in (*earlier, line)))
         by, best = self._settings.best_by, best_scores(folder)
-        # Scores of other numbers of images are no measure.
-        if best is None or best["num_images"] != count or scores[by] < best[by]:
+        # Scores of other numbers of images are no measure; and on few images the best FID is that of copies.
+        if best is None or best["num_images"] != count or (line["copying"], scores[by]) < (best["copying"], best[by]):
             write_atomically(folder / BEST_FOLDER, lambda temporary: _save_best(temporary, pipeline, line))
         if line["copying"] and not any(one["copying"] for one in recorded):
             run.warn(

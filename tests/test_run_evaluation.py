@@ -263,6 +263,9 @@ def test_that_copying_has_begun_is_said_once_and_not_again_after_a_resume(tmp_pa
     assert [row["copying"] for row in rows] == [False, True, True]
     assert (rows[1]["copies"], rows[1]["copies_by_pixels"]) == (1, 1)
     assert rows[0]["copies"] == rows[0]["copies_by_pixels"] == 0 < rows[0]["copies_expected"]
+    # The best is kept that does not copy, although copies score better.
+    assert max(rows[1]["fid"], rows[2]["fid"]) < rows[0]["fid"]
+    assert json.loads((tmp_path / "run" / "best" / "scores.json").read_text()) == rows[0]
     (event,) = events(tmp_path / "run")
     assert (event["step"], event["event"]) == (4, "warning")
     assert event["what"].startswith("the samples have begun to copy: 100.0% of them are nearer to a training image")
