@@ -32,7 +32,7 @@ STANDARD_ERRORS = 3
 class RunEvaluation:
     """Draws from the averaged network every so often and scores it against the training images.
 
-    Writes `evaluations.jsonl`, and under `best/` the pipeline of the best score so far with its `scores.json`. One that
+    Writes `evaluations.jsonl`, and under `best/` the pipeline of the best score so far and its `scores.json`. One that
     copies training images never takes the place of one that does not. Nothing of it enters a checkpoint or draws
     random numbers that training would see.
 
