@@ -172,14 +172,20 @@ def held_out_report(train: np.ndarray, held_out: np.ndarray, fake: np.ndarray) -
         fake: of the generated images, `(num_fake, num_features)`.
 
     Returns:
-        Plain values: `fid` against the held-out images; `distance_of_held_out` and `distance_of_fake`, medians of the
-        distances to the nearest training image, and `gap`, the first less the second, which copies make larger than
-        0; `copying_share` and `copying_p_value` of `copying_test`; `statement`, a sentence.
+        Plain values: `num_also_in_train`, held-out images that were trained on; `fid` against the held-out images;
+        `distance_of_held_out` and `distance_of_fake`, medians of the distances to the nearest training image, and
+        `gap`, the first less the second, which copies make larger than 0; `copying_share` and `copying_p_value` of
+        `copying_test`; `statement`, a sentence.
     """
-    of_held_out, of_fake = (float(np.median(nearest_images(part, train).distances)) for part in (held_out, fake))
+    held_out_distances = nearest_images(held_out, train).distances
+    of_held_out = float(np.median(held_out_distances))
+    of_fake = float(np.median(nearest_images(fake, train).distances))
     test = copying_test(train, held_out, fake)
+    shared = int((held_out_distances < SAME_IMAGE).sum())
+    warning = f"; beware: {shared} of the held-out images are training images too" if shared else ""
     return {
         "num_held_out": len(held_out),
+        "num_also_in_train": shared,
         "fid": frechet_distance(held_out, fake),
         "distance_of_held_out": of_held_out,
         "distance_of_fake": of_fake,
@@ -188,7 +194,7 @@ def held_out_report(train: np.ndarray, held_out: np.ndarray, fake: np.ndarray) -
         "copying_p_value": test.p_value,
         "statement": (
             f"in {test.share:.0%} of all pairs the sample is nearer to the training images than the held-out image is "
-            f"(50% are expected; p = {test.p_value:.2g})"
+            f"(50% are expected; p = {test.p_value:.2g}){warning}"
         ),
     }
 

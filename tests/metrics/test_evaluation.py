@@ -191,6 +191,15 @@ def test_copies_are_nearer_to_the_training_images_than_held_out_ones_are(num_tra
     assert reversed_roles["copying_share"] == pytest.approx(0.5, abs=0.5 / 90)  # 90 ties that rounding may break
 
 
+def test_held_out_images_that_were_trained_on_are_told():
+    train, fake = features(0, 100), features(2, 80)
+    mixed = held_out_report(train, np.vstack([features(1, 50), train[:3]]), fake)
+    assert mixed["num_also_in_train"] == 3
+    assert mixed["statement"].endswith("; beware: 3 of the held-out images are training images too")
+    apart = held_out_report(train, features(1, 50), fake)
+    assert apart["num_also_in_train"] == 0 and "beware" not in apart["statement"]
+
+
 def test_files_that_are_there_twice_do_not_hide_copies():
     """Neither by features, where they would make the threshold 0, nor by pixels, where both would be as near."""
     real = features(4, 200)
