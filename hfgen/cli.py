@@ -21,10 +21,13 @@ from hfgen.cli_options import (
     require_new_folder,
 )
 from hfgen.compare_command import compare
+from hfgen.demo_command import demo
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluate_command import evaluate, evaluate_images
+from hfgen.export_command import export
 from hfgen.floor_command import floor
 from hfgen.kaggle_command import kaggle_zip
+from hfgen.publish_command import publish
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -35,6 +38,9 @@ app.command()(evaluate)
 app.command("evaluate-images")(evaluate_images)
 app.command()(compare)
 app.command("kaggle-zip")(kaggle_zip)
+app.command()(publish)
+app.command()(demo)
+app.command()(export)
 data_app.command("floor")(floor)
 
 

@@ -1,7 +1,6 @@
 """`hfgen evaluate`: draw from a pipeline, score it against real images, write what was found."""
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,16 +34,6 @@ if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
 
 # Images drawn if nobody says how many: as many as there are real ones, up to this.
 MAX_DEFAULT_IMAGES = 5000
-# key of the scores -> key of its standard error
-TABLE = {
-    "fid": "fid_standard_error",
-    "kid": "kid_standard_error",
-    "precision": None,
-    "recall": None,
-    "density": None,
-    "coverage": None,
-    "mifid": None,
-}
 
 
 HeldOut = Annotated[
@@ -164,6 +153,7 @@ def load_both(
 def write_evaluation(output: Path, report: dict[str, Any], scored: "Scored", name: str) -> None:
     """Fill the new folder of an evaluation and print its table; `name` is that of the model."""
     from hfgen.model_index import model_index
+    from hfgen.score_report import finite, markdown
 
     output.mkdir(parents=True, exist_ok=True)
     scored.closest.save(output / "closest.png")
@@ -173,52 +163,3 @@ def write_evaluation(output: Path, report: dict[str, Any], scored: "Scored", nam
     (output / "model-index.yml").write_text(model_index(report, name))
     typer.echo(markdown(report))
     typer.echo(f"evaluation.json, .md, model-index.yml and sheets of the closest pairs in {output}")
-
-
-def finite(value: Any) -> Any:
-    """Replace what JSON has no word for, such as the infinite MiFID of a generator that only copies, by null."""
-    if isinstance(value, dict):
-        return {key: finite(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def markdown(report: dict[str, Any]) -> str:
-    """Write a report as a table, with the floor in a column beside the scores, and the statements on copies."""
-    from hfgen.model_index import score_names
-
-    scores, floor, spread = report["scores"], report["floor"], report.get("repeats")
-    halves, names = floor["halves"], score_names(report["features"])
-    head = ["score", "generated"]
-    if spread:
-        head.append(f"mean ± standard deviation over {len(spread['seeds'])} seeds")
-    head.append(f"floor: half of the real images against the other ({halves['num_fake']:,} each)")
-    lines = [
-        f"{scores['num_fake']:,} images of {report['sample_size']} pixels against {scores['num_real']:,} real ones, "
-        f"seed {report['seed']}; features: {report['features']}.",
-        "",
-        f"| {' | '.join(head)} |",
-        "| --- " * len(head) + "|",
-    ]
-    for key, error in TABLE.items():
-        cells = [f"{part[key]:.4g}" + (f" ± {part[error]:.2g}" if error else "") for part in (scores, halves)]
-        if spread:
-            cells.insert(1, f"{spread['mean'][key]:.4g} ± {spread['standard_deviation'][key]:.2g}")
-        lines.append(f"| {names.get(key, key)} | {' | '.join(cells)} |")
-    fid = names["fid"]
-    told = [
-        f"{fid} of {scores['num_fake']:,} real images, drawn with replacement, against all: {floor['fid_at_n']:.4g}. "
-        f"± is the standard error, which does not contain the bias of {fid}: compare at equal numbers of images."
-    ]
-    if "fid_at_infinity" in report:
-        told.append(f"{fid} extrapolated to infinitely many generated images: {report['fid_at_infinity']:.4g}.")
-    if "likelihood" in report:
-        told.append(f"Likelihood: {report['likelihood']['statement']}.")
-    told.append(
-        f"Memorisation: {report['memorisation']['statement']}; {report['memorisation_by_pixels']['statement']}."
-    )
-    if "held_out" in report:
-        part = report["held_out"]
-        told.append(f"Held out: {fid} {part['fid']:.4g} against {part['num_held_out']:,} images; {part['statement']}.")
-    return "\n".join(lines) + "\n\n" + "\n\n".join(told) + "\n"

@@ -1,5 +1,6 @@
 """Drawing with a trained pipeline, for the command line."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,7 +31,9 @@ PIPELINES: dict[str, type[DiffusionPipeline]] = {
 }
 
 
-def open_pipeline(where: str, device: str = "auto", sampler: str | None = None) -> DiffusionPipeline:
+def open_pipeline(
+    where: str, device: str = "auto", sampler: str | None = None, plain: bool = False
+) -> DiffusionPipeline:
     """Load a pipeline of any family.
 
     Args:
@@ -38,6 +41,8 @@ def open_pipeline(where: str, device: str = "auto", sampler: str | None = None) 
             a Hub repo id.
         device: "auto", "cpu", "cuda" or "mps".
         sampler: of a diffusion pipeline: "ddim", "dpm", "unipc" or "ddpm"; as saved if None.
+        plain: leave the networks as they were saved, without the memory format and the matrix products that let one
+            of a GAN or a VAE draw faster here; for what reads the network itself, such as an export.
 
     Raises:
         UserError: if there is no pipeline of hfgen, or no such device or sampler.
@@ -46,7 +51,7 @@ def open_pipeline(where: str, device: str = "auto", sampler: str | None = None) 
         raise UserError(f"--sampler {sampler}: must be one of {', '.join(SAMPLERS)}")
     path = Path(where).expanduser()
     if path.exists():
-        source = str(_pipeline_folder(path))
+        source = str(find_pipeline(path))
         problem = f"{source} cannot be loaded"
     elif where.count("/") == 1 and not where.startswith((".", "/", "~")):
         source, problem = where, f"{where}: no such folder, and no pipeline could be had from the Hub"
@@ -63,7 +68,7 @@ def open_pipeline(where: str, device: str = "auto", sampler: str | None = None) 
     if sampler is not None:
         pipeline.scheduler = sampling_scheduler(pipeline.scheduler, sampler)
     pipeline.set_progress_bar_config(desc="denoising", leave=False)
-    if (network := _one_pass_network(pipeline)) is not None:
+    if not plain and (network := _one_pass_network(pipeline)) is not None:
         network.to(memory_format=torch.channels_last)
         use_matrix_products(network)
     return pipeline
@@ -74,8 +79,12 @@ def _one_pass_network(pipeline: DiffusionPipeline) -> torch.nn.Module | None:
     return getattr(pipeline, "generator", None) or getattr(pipeline, "vae", None)
 
 
-def _pipeline_folder(path: Path) -> Path:
-    """Find the pipeline in a run, a checkpoint or a pipeline's own folder."""
+def find_pipeline(path: Path) -> Path:
+    """Find the pipeline in a run, a checkpoint or a pipeline's own folder.
+
+    Raises:
+        UserError: if there is none.
+    """
     candidates = [path, path / PIPELINE_FOLDER]
     candidates += [checkpoint / PIPELINE_FOLDER for checkpoint in reversed(list_checkpoints(path / "checkpoints"))]
     for folder in candidates:
@@ -114,6 +123,17 @@ def image_size(pipeline: DiffusionPipeline) -> int:
     """Return the height and width, in pixels, of the images that a pipeline draws."""
     network: Any = _one_pass_network(pipeline) or pipeline.unet
     return network.config.sample_size
+
+
+def weights_digest(pipeline: DiffusionPipeline) -> str:
+    """Return the SHA-256 of the names and numbers of all weights, by which scores are matched to what they score."""
+    digest = hashlib.sha256()
+    for name, part in sorted(pipeline.components.items()):
+        state = part.state_dict() if isinstance(part, torch.nn.Module) else {}
+        for key, tensor in sorted(state.items()):
+            digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def image_generators(seed: int, start: int, count: int) -> list[torch.Generator]:

@@ -31,6 +31,7 @@ from hfgen.run_settings import RunSettings, planned_steps
 from hfgen.run_state import RunState, SavablePipeline, Stateful
 from hfgen.stopping import GO_ON, INTERRUPTED, NOT_FINITE, REASONS, TIME_IS_UP, StopRequests, parse_duration
 from hfgen.trouble import CollapseError, NonFiniteError, TrainingTroubleError
+from hfgen.upload import check_access
 
 
 # After each return to an earlier checkpoint the learning rates are lower by this factor.
@@ -264,6 +265,8 @@ class Run:
         problem, checkpoint = None, None
         if self.is_main:
             try:
+                if self.settings.push_to_hub:  # what would fail after the training is to fail before it
+                    check_access(self.settings.hub_repo_id, self.settings.hub_private_repo)
                 checkpoint = claim_folder(self.output_dir, self.settings.resume, self._all_settings)
             except UserError as error:
                 problem = str(error)
@@ -293,13 +296,8 @@ class Run:
         """Write a checkpoint, unless a network has gone bad: a bad one must never take the place of a good one."""
         if bad := self._state.not_finite():
             raise NonFiniteError(f"a weight of {', '.join(bad)} is not finite")
-        progress = {
-            "step": self.step,
-            "seconds": round(self.seconds, 3),
-            "images": self.step * self.images_per_step,
-            "good": self._good,
-            "rollbacks": self.rollbacks,
-        }
+        progress = {"step": self.step, "seconds": round(self.seconds, 3), "images": self.step * self.images_per_step}
+        progress |= {"good": self._good, "rollbacks": self.rollbacks}
         self._state.save(self._checkpoints, progress, self.settings.checkpoints_total_limit)
 
     def _roll_back(self, trouble: TrainingTroubleError) -> None:

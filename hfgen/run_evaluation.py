@@ -20,11 +20,10 @@ from hfgen.metrics.kernel import kernel_distance
 from hfgen.metrics.memorisation import thumbnails
 from hfgen.metrics.reference import load_reference
 from hfgen.run import Run
-from hfgen.run_folder import BEST_FOLDER, SCORES_FILE, best_scores
+from hfgen.run_folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE, best_scores
 from hfgen.scoring import Drawing, drawn_from
 
 
-EVALUATIONS_FILE = "evaluations.jsonl"
 # A share of copies is told from chance if it is so many of its standard errors above what is expected.
 STANDARD_ERRORS = 3
 

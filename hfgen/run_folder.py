@@ -11,6 +11,7 @@ from hfgen.errors import UserError
 
 
 BEST_FOLDER, SCORES_FILE = "best", "scores.json"
+EVALUATIONS_FILE = "evaluations.jsonl"
 
 
 def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> Path | None:

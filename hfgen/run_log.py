@@ -1,6 +1,7 @@
 """The log of a run: `metrics.jsonl`, the tracker (TensorBoard or wandb) and the progress bar."""
 
 import hashlib
+import importlib
 import json
 import math
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hfgen.checkpoints import write_text_atomically
+from hfgen.errors import UserError
 
 
 class RunLog:
@@ -32,7 +34,14 @@ class RunLog:
         self._clear_window()
 
     def open(self, step: int, max_train_steps: int, settings: dict[str, Any], report_to: str) -> None:
-        """Start the tracker and the bar at `step`, dropping what an interrupted launch logged beyond it."""
+        """Start the tracker and the bar at `step`, dropping what an interrupted launch logged beyond it.
+
+        Raises:
+            UserError: if wandb cannot start.
+        """
+        self._drop_beyond(step)
+        if report_to != "none":
+            self._start_tracker(step, settings, report_to)
         self.bar = tqdm(
             total=max_train_steps,
             initial=step,
@@ -41,17 +50,6 @@ class RunLog:
             disable=not self._accelerator.is_main_process,
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
-        self._drop_beyond(step)
-        run_id = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:12]
-        init_kwargs = {
-            "tensorboard": {"purge_step": step + 1 if step else None},
-            "wandb": {"id": run_id, "resume": "allow"},
-        }
-        if report_to != "none":
-            config = {
-                key: value if isinstance(value, int | float | str) else str(value) for key, value in settings.items()
-            }
-            self._accelerator.init_trackers("hfgen", config, {report_to: init_kwargs[report_to]})
         self._clear_window()
 
     def rewind(self, step: int) -> None:
@@ -115,6 +113,26 @@ class RunLog:
         for tracker in self._accelerator.trackers:
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({name: np.asarray(image)[None]}, step=step, **options)
+
+    def _start_tracker(self, step: int, settings: dict[str, Any], report_to: str) -> None:
+        logs, name = self._folder / "logs", self._folder.resolve().name
+        run_id = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:12]
+        logs.mkdir(parents=True, exist_ok=True)  # or wandb would write to a temporary folder
+        init_kwargs = {
+            "tensorboard": {"purge_step": step + 1 if step else None},
+            "wandb": {"id": run_id, "name": name, "resume": "allow", "dir": str(logs)},
+        }
+        config = {
+            key: value if isinstance(value, int | float | str) else str(value) for key, value in settings.items()
+        }
+        tracker_errors = (importlib.import_module("wandb.errors").Error,) if report_to == "wandb" else ()
+        try:
+            self._accelerator.init_trackers("hfgen", config, {report_to: init_kwargs[report_to]})
+        except tracker_errors as error:  # most often no login or no network
+            raise UserError(
+                f"--report_to wandb: cannot start: {error}; log in with `wandb login`, set WANDB_MODE=offline to send "
+                "the run later with `wandb sync`, or use tensorboard"
+            ) from error
 
     def _drop_beyond(self, step: int) -> None:
         if self._accelerator.is_main_process:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from hfgen.config import setting
@@ -46,6 +47,11 @@ class RunSettings:
     feature_weights: str | None = setting(
         None, "TorchScript file of the Inception network; found by itself if installed", may_change=True
     )
+    push_to_hub: bool = setting(False, "publish the pipeline on the Hub when the run ends", may_change=True)
+    hub_model_id: str | None = setting(
+        None, "repo to publish in, as owner/name; the name of output_dir, of your own, if not given", may_change=True
+    )
+    hub_private_repo: bool = setting(False, "make that repo private", may_change=True)
     report_to: Literal["tensorboard", "wandb", "none"] = setting("tensorboard", "where curves go", may_change=True)
 
     def __post_init__(self):
@@ -62,6 +68,14 @@ class RunSettings:
         if self.num_epochs is not None and self.num_epochs <= 0:
             raise UserError(f"--num_epochs {self.num_epochs}: must be positive")
         parse_duration("--max_train_time", self.max_train_time)
+        if (self.hub_model_id or self.hub_private_repo) and not self.push_to_hub:
+            given = "hub_model_id" if self.hub_model_id else "hub_private_repo"
+            raise UserError(f"--{given} does nothing without --push_to_hub")
+
+    @property
+    def hub_repo_id(self) -> str:
+        """Where `--push_to_hub` publishes: "owner/name", or "name" for a repo of the user's own."""
+        return self.hub_model_id or Path(self.output_dir).resolve().name
 
 
 def planned_steps(settings: RunSettings, images_per_step: int, images_per_epoch: int | None) -> int:

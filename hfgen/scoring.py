@@ -15,7 +15,7 @@ from PIL import Image
 from hfgen.data.store import ImageStore
 from hfgen.errors import UserError
 from hfgen.figures import reconstruction_sheet
-from hfgen.inference import draw_images, image_size
+from hfgen.inference import draw_images, image_size, weights_digest
 from hfgen.metrics.evaluation import (
     held_out_report,
     memorisation_report,
@@ -163,6 +163,7 @@ def score_pipeline(
         "num_inference_steps": drawing.num_inference_steps if hasattr(pipeline, "unet") else None,
         "num_parameters": sum(weight.numel() for network in networks for weight in network.parameters()),
         "drawing_images_per_second": round(drawn.images_per_second, 2),
+        "weights_sha256": weights_digest(pipeline),
     }
     report = {**facts, **scored.report}
     if repeats > 1:

@@ -23,19 +23,16 @@ from hfgen.pipelines.self_contained import SelfContainedPipelineMixin
 
 class DDPMPipeline(SelfContainedPipelineMixin, pipeline_ddpm.DDPMPipeline):  # noqa: D101 (it has one)
     __doc__ = pipeline_ddpm.DDPMPipeline.__doc__
-    shipped_class = pipeline_ddpm.DDPMPipeline
     component_classes = (UNetAttention, UNetBase)
 
 
 class GANPipeline(SelfContainedPipelineMixin, pipeline_gan.GANPipeline):  # noqa: D101 (it has one)
     __doc__ = pipeline_gan.GANPipeline.__doc__
-    shipped_class = pipeline_gan.GANPipeline
     component_classes = (DCGAN256Generator, DCGANGenerator, SNGANGenerator)
 
 
 class VAEPipeline(SelfContainedPipelineMixin, pipeline_vae.VAEPipeline):  # noqa: D101 (it has one)
     __doc__ = pipeline_vae.VAEPipeline.__doc__
-    shipped_class = pipeline_vae.VAEPipeline
     component_classes = (ConvVAE, GaussianMixture)
 
 

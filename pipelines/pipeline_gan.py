@@ -3,10 +3,22 @@
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
 
+import inspect
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
+
+
+LIBRARIES = ("diffusers", "transformers")  # their classes need no code beside the weights
+HUB_ARGUMENTS = ("repo_id", "private", "token", "commit_message", "create_pr")
 
 
 class GANPipeline(DiffusionPipeline):
@@ -80,3 +92,44 @@ class GANPipeline(DiffusionPipeline):
         images = [self.generator(chunk).float().cpu() for chunk in latents.split(chunk_size)]
         images = self.image_processor.postprocess(torch.cat(images), output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Save as diffusers does (same arguments), with the code that diffusers lacks beside the weights.
+
+        So the folder loads by `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` where nothing but
+        torch and diffusers is installed, and a pipeline loaded in that way can be saved again.
+        """
+        hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        _save_code(self, GANPipeline, Path(save_directory))
+        if push_to_hub:  # diffusers would upload the folder before its code is in it
+            self.push_to_hub(hub_arguments.pop("repo_id", Path(save_directory).name), **hub_arguments)
+
+
+def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> None:
+    """Copy the files of the classes that diffusers lacks beside the weights, and name them in `model_index.json`.
+
+    A pipeline of nothing but diffusers' own parts, whose class diffusers has under the same name, needs no code.
+    The same function stands in each pipeline's file, because each is published by itself.
+    """
+    index_file = folder / "model_index.json"
+    index = json.loads(index_file.read_text())
+    index.pop("_name_or_path", None)  # of a loaded pipeline: a path of this machine
+    index["_class_name"] = own_class.__name__
+    kinds = {name: type(part) for name, part in pipeline.components.items() if part is not None}
+    own = {name: kind for name, kind in kinds.items() if kind.__module__.split(".")[0] not in LIBRARIES}
+    for name, kind in own.items():
+        file = Path(inspect.getfile(kind))
+        shutil.copyfile(file, folder / name / file.name)
+        index[name] = [file.stem, kind.__name__]
+    if own or not hasattr(diffusers, own_class.__name__):
+        file = Path(inspect.getfile(own_class))
+        shutil.copyfile(file, folder / file.name)
+        index["_class_name"] = [file.stem, own_class.__name__]
+    index_file.write_text(json.dumps(index, indent=2) + "\n")
+    for config_file in folder.glob("*/config.json"):
+        config = json.loads(config_file.read_text())
+        if config.pop("_name_or_path", None) is not None:  # of a loaded network, likewise
+            config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,21 +1,24 @@
-"""Saving a pipeline so that it loads anywhere, and loading it without running any code from its folder.
+"""Joins a pipeline's plain class with loading that runs no code of the folder, and with publishing.
 
-`save_pretrained` writes, beside weights and configuration, the source file of the pipeline and of each network that
-diffusers does not ship, so that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` needs no hfgen.
-`from_pretrained` of the classes here takes the installed classes instead and never looks at those files.
+The plain classes save a self-contained folder: beside weights and configuration lies the source file of the pipeline
+and of each network that diffusers does not ship, for `DiffusionPipeline.from_pretrained(folder,
+trust_remote_code=True)`. `from_pretrained` of the classes here takes the installed classes instead and never looks at
+those files.
 """
 
 import ast
 import inspect
-import json
 import os
-import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import diffusers
-from huggingface_hub import snapshot_download
+from huggingface_hub import ModelCard, snapshot_download
+
+from hfgen.model_card import is_written_by_hfgen, write_card
+from hfgen.upload import check_access, upload
 
 
 SHIPPED_IMPORTS = {"torch", "diffusers", *sys.stdlib_module_names}
@@ -26,40 +29,65 @@ class SelfContainedPipelineMixin:
     """Joined with a plain pipeline class in `hfgen.pipelines`.
 
     Attributes:
-        shipped_class: the plain class, whose file is published.
         component_classes: the networks of hfgen that the pipeline may hold.
     """
 
-    shipped_class: type
     component_classes: tuple[type, ...] = ()
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any):
-        """Save as diffusers does (same arguments), and the code beside the weights.
-
-        A pipeline of nothing but diffusers' own parts, whose class diffusers has under the same name, needs no code:
-        it is left as it is and loads with plain diffusers.
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save as the plain class does, after a check that the networks' files can be published by themselves.
 
         Raises:
-            ValueError: for `push_to_hub`, which would upload the folder before its code is in it.
+            ValueError: if one imports what a machine without hfgen may lack, or bears a name that diffusers takes for
+                one of its own pipelines.
         """
-        if push_to_hub:
-            raise ValueError("save_pretrained(push_to_hub=True): save first, then use pipeline.push_to_hub(repo_id)")
+        for part in self.components.values():  # type: ignore[attr-defined]
+            if part is not None and type(part).__module__.split(".")[0] not in ("diffusers", "transformers"):
+                _check_stands_alone(type(part))
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        folder = Path(save_directory)
-        index_file = folder / "model_index.json"
-        index = json.loads(index_file.read_text())
-        index.pop("_name_or_path", None)  # of a loaded pipeline: a path of this machine
-        index["_class_name"] = self.shipped_class.__name__
-        own = {name: part for name, part in self.components.items() if _is_own(part)}  # type: ignore[attr-defined]
-        for name, part in own.items():
-            index[name] = _ship(type(part), folder / name)
-        if own or not hasattr(diffusers, self.shipped_class.__name__):
-            index["_class_name"] = _ship(self.shipped_class, folder)
-        index_file.write_text(json.dumps(index, indent=2) + "\n")
-        for config_file in folder.glob("*/config.json"):
-            config = json.loads(config_file.read_text())
-            if config.pop("_name_or_path", None) is not None:  # of a loaded network, likewise
-                config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> str:
+        """Upload the pipeline with its code and a card, in one commit; the arguments are those of diffusers.
+
+        `hfgen publish` does the same for a run, with its figures and pictures. Here the card says that they were not
+        measured; a card that somebody has written for the repo is kept.
+
+        Args:
+            repo_id: "user/name", or "name" for one of your own.
+            commit_message: of the commit.
+            private: a new repo is made private; refused for an existing one that is public.
+            token: of the Hub; the one you are logged in with if None.
+            create_pr: open a pull request instead of committing.
+            safe_serialization: weights as safetensors; must be True.
+            variant: of the weights' file name.
+            subfolder: must be None: the loaders look for the index at the top of a repo.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: if the Hub refuses, with what to do.
+            ValueError: for pickled weights or a subfolder.
+        """
+        if not safe_serialization or subfolder:
+            raise ValueError("push_to_hub: weights go up as safetensors, at the top of the repo")
+        target = check_access(repo_id, bool(private), token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, variant=variant)
+            if not target.has_card or is_written_by_hfgen(ModelCard.load(target.repo_id, token=token).content):
+                write_card(Path(folder), target.repo_id)
+            message = commit_message or f"Upload {type(self).__name__}"
+            return upload(Path(folder), target, message, create_pr).address
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
@@ -92,18 +120,9 @@ class SelfContainedPipelineMixin:
         return loaded
 
 
-def _is_own(part: Any) -> bool:
-    return part is not None and type(part).__module__.split(".")[0] not in ("diffusers", "transformers")
-
-
-def _ship(shipped_class: type, folder: Path) -> list[str]:
-    """Copy the file of a class into a folder and return its entry for `model_index.json`: [module, class].
-
-    Raises:
-        ValueError: if the file imports what a machine without hfgen may lack, or bears a name that diffusers takes
-            for one of its own pipelines.
-    """
-    file = Path(inspect.getsourcefile(shipped_class) or "")
+def _check_stands_alone(network: type) -> None:
+    """Raise a `ValueError` if the file of a network would not load where only torch and diffusers are installed."""
+    file = Path(inspect.getfile(network))
     if hasattr(diffusers.pipelines, file.stem):
         raise ValueError(f"{file.name} has the name of a pipeline of diffusers, which would be loaded in its place")
     for node in ast.walk(ast.parse(file.read_text())):
@@ -115,5 +134,3 @@ def _ship(shipped_class: type, folder: Path) -> list[str]:
         for module in imported:
             if module.split(".")[0] not in SHIPPED_IMPORTS:
                 raise ValueError(f"{file.name} imports {module}, but is published by itself: only torch and diffusers")
-    shutil.copyfile(file, folder / file.name)
-    return [file.stem, shipped_class.__name__]

@@ -9,11 +9,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from stand_in_features import Colours, folder_of, paintings, quarters, table_of, watch_drawing
 
-from hfgen.evaluate_command import TABLE
 from hfgen.metrics import feature_spaces, reference
 from hfgen.metrics.evaluation import held_out_report
 from hfgen.models import ConvVAE, DCGANGenerator
 from hfgen.pipelines import GANPipeline, VAEPipeline
+from hfgen.score_report import TABLE
 
 
 @pytest.fixture(scope="module")

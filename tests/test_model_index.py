@@ -5,8 +5,8 @@ import copy
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
-from hfgen.evaluate_command import finite
 from hfgen.model_index import METRICS, model_index, score_names
+from hfgen.score_report import finite
 
 
 SCORES = {"fid": 31.41592653, "kid": 0.0271828, "precision": 0.5, "recall": 0.25, "mifid": 62.8, "coverage": 0.75}

@@ -4,12 +4,16 @@ import json
 import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 from conftest import load_script
+from loopback_hub import LoopbackHub
 
 from hfgen.data.toy_paintings import paint
 
@@ -52,26 +56,58 @@ def workplace(tmp_path_factory):
     return folder
 
 
-def run(workplace, command):
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    return subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Of the README's reader, who is logged in to a Hub, which is on loopback."""
+    with LoopbackHub() as hub:
+        environment = hub.environment(tmp_path_factory.mktemp("home"))
+        yield {**environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"}
 
 
-def test_the_commands_in_order_train_draw_and_load(workplace):
+@pytest.fixture(scope="module")
+def run(workplace, environment):
+    """Run a command of the README's as its reader would."""
+
+    def run(command):
+        command = [part.replace("your-name", "tester") for part in command]
+        return subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+def look_at_the_demo(workplace, environment, command):
+    """Start it at a port that is free, fetch its page, and end it as Ctrl-C does."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)], cwd=workplace, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        served = next(line for line in process.stdout if "http://" in line)
+        with urllib.request.urlopen(re.search(r"http://\S+", served).group()) as page:
+            assert b"gradio" in page.read()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+def test_the_commands_in_order_train_draw_and_load(workplace, environment, run):
     trained = [command for command in COMMANDS if command.startswith("accelerate") and "path/to/images" in command]
     assert len(trained) == len(TOY_NETWORK)
     for command in trained:
         (network,) = [arguments for script, arguments in TOY_NETWORK.items() if script in command]
-        result = run(workplace, [*shlex.split(command), *TOY_SIZE, *network])
+        result = run([*shlex.split(command), *TOY_SIZE, *network])
         assert result.returncode == 0, result.stderr
     described = re.search(r"runs/ddpm/\n(.*?)```", README, re.DOTALL).group(1)
     for name in re.findall(r"^    ([\w.]+?)/?[ ,]", described, re.MULTILINE):
         assert (workplace / "runs" / "ddpm" / name).exists(), name
     for command in COMMANDS:
-        if command.startswith("hfgen "):
+        if command.startswith("hfgen demo"):
+            look_at_the_demo(workplace, environment, shlex.split(command))
+        elif command.startswith("hfgen "):
             number = {"sample": "2", "denoise": "2", "compare": "10", "evaluate": "10"}.get(command.split()[1])
             small = ["--num_inference_steps", "2", "--num_images", number] if number else []
-            result = run(workplace, [*shlex.split(command), *small])
+            result = run([*shlex.split(command), *small])
             assert result.returncode == 0, result.stderr
     made = ("samples/sheet.png", "strips/denoising.png", "walk/sheet.png", "walk/walk.gif", "sngan.gif", "curves.png")
     made += (
@@ -81,16 +117,17 @@ def test_the_commands_in_order_train_draw_and_load(workplace):
         "scores/evaluation.md",
         "scores/closest.png",
         "comparison/sheet.png",
+        "onnx/generator.onnx",
     )
     assert [name for name in made if not (workplace / name).is_file()] == []
     for code in PYTHON:
-        result = run(workplace, [sys.executable, "-c", code])
+        result = run([sys.executable, "-c", code])
         assert result.returncode == 0, result.stderr
 
 
-def test_the_settings_of_a_run_are_a_preset_as_the_readme_says(workplace):
+def test_the_settings_of_a_run_are_a_preset_as_the_readme_says(workplace, run):
     arguments = ["--preset", "runs/ddpm/training_config.json", "--output_dir", "runs/again"]
-    result = run(workplace, [sys.executable, "training_scripts/train_ddpm.py", *arguments])
+    result = run([sys.executable, "training_scripts/train_ddpm.py", *arguments])
     assert result.returncode == 0, result.stderr
     first, again = (
         json.loads((workplace / "runs" / name / "training_config.json").read_text()) for name in ("ddpm", "again")
@@ -98,9 +135,9 @@ def test_the_settings_of_a_run_are_a_preset_as_the_readme_says(workplace):
     assert {**first, "output_dir": ""} == {**again, "output_dir": ""}
 
 
-def test_data_inspect_works_as_the_readme_says(workplace):
+def test_data_inspect_works_as_the_readme_says(run):
     (command,) = re.findall(r"`(hfgen data inspect [^`]+)`", README)
-    result = run(workplace, shlex.split(command))
+    result = run(shlex.split(command))
     assert result.returncode == 0 and "8 images" in result.stdout
 
 
@@ -139,6 +176,11 @@ def test_every_option_and_preset_that_the_readme_names_exists():
         "seeds",
         "sample_from",
         "image",
+        "private",
+        "scores",
+        "license",
+        "space",
+        "format",
     }  # of `hfgen ...` and of the launcher, in the text
     assert set(re.findall(r"--(\w+)", README)) <= known | launcher | commands
     presets = {path.stem for script in scripts.values() for path in script.PRESETS.glob("*.json")}

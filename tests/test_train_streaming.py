@@ -1,9 +1,7 @@
-"""Training on a data set that is streamed from a Hub server on loopback, by the real script and launcher."""
+"""Training on a data set that is streamed from the Hub on loopback, by the real script and launcher."""
 
-import importlib.util
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from loopback_hub import LoopbackHub
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -20,7 +19,6 @@ from hfgen.data.toy_paintings import paint
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "training_scripts" / "train_ddpm.py"
-LOOPBACK_HUB = ROOT.parent / "shared" / "tools" / "loopback_hub.py"
 STREAMED = [
     *("--dataset", "tester/paintings", "--dataset_column", "imageA", "--streaming", "--shuffle_buffer_size", "6"),
     *("--sample_size", "16", "--block_out_channels", "8", "16", "--batch_size", "4", "--max_train_steps", "9"),
@@ -32,32 +30,18 @@ STREAMED = [
 @pytest.fixture(scope="module")
 def hub_environment(tmp_path_factory):
     """A Hub with one data set of four parquet files and two columns of images; the environment of its clients."""
-    if not LOOPBACK_HUB.is_file():
-        pytest.skip(f"the Hub server on loopback is not there: {LOOPBACK_HUB}")
-    spec = importlib.util.spec_from_file_location("loopback_hub_for_training", LOOPBACK_HUB)
-    loopback_hub = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loopback_hub)
-    server, _, url = loopback_hub.serve(use_lfs=False)
-    folder = tmp_path_factory.mktemp("hub")
+    files = {}
     for shard in range(4):
         rows = [encoded(index) for index in range(shard * 5, shard * 5 + 5)]
         table = pa.table({name: [{"bytes": row, "path": None} for row in rows] for name in ("imageA", "imageB")})
         feature = {"_type": "Image"}
         info = {"info": {"features": {"imageA": feature, "imageB": feature}}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
-        parquet.write_table(table, folder / f"train-{shard:05d}-of-00004.parquet")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    environment |= {"HF_ENDPOINT": url, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    environment |= {"HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    upload = (
-        "import sys; from huggingface_hub import HfApi; api = HfApi()\n"
-        "api.create_repo('tester/paintings', repo_type='dataset')\n"
-        "api.upload_folder(repo_id='tester/paintings', repo_type='dataset', folder_path=sys.argv[1],\n"
-        "                  path_in_repo='data', allow_patterns='*.parquet')\n"
-    )
-    subprocess.run([sys.executable, "-c", upload, folder], check=True, capture_output=True, env=environment)
-    yield environment
-    server.shutdown()
+        buffer = io.BytesIO()
+        parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)}), buffer)
+        files[f"data/train-{shard:05d}-of-00004.parquet"] = buffer.getvalue()
+    with LoopbackHub() as hub:
+        hub.put("tester/paintings", files, type="dataset")
+        yield {**hub.environment(tmp_path_factory.mktemp("home")), "OMP_NUM_THREADS": "1"}
 
 
 def encoded(index: int) -> bytes:

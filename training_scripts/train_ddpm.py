@@ -22,6 +22,7 @@ from hfgen.data.settings import DataSettings
 from hfgen.ema import averaged_copy
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.figures import image_sheet
+from hfgen.hub import publish_if_asked
 from hfgen.losses.diffusion import diffusion_loss, min_snr_weights, prediction_target
 from hfgen.models import UNetAttention, UNetBase
 from hfgen.pipelines import DDPMPipeline
@@ -170,7 +171,9 @@ def main(arguments: list[str] | None = None) -> Path:
 
     if run.last_sheet_due and (sheet := draw_sheet(pipeline, run, settings.num_inference_steps)):
         run.save_sheet(sheet)
-    return run.finish()
+    pipeline_folder = run.finish()
+    publish_if_asked(run)
+    return pipeline_folder
 
 
 def build_unet(settings: DDPMSettings, sample_size: int) -> ModelMixin:

@@ -22,6 +22,7 @@ from hfgen.diffaugment import Augmentation, choose_augmentation
 from hfgen.ema import averaged_copy
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.figures import image_sheet
+from hfgen.hub import publish_if_asked
 from hfgen.losses.gan import GAN_LOSSES, gradient_penalty, zero_centred_penalty
 from hfgen.matrix_convolution import use_matrix_products
 from hfgen.models import (
@@ -216,7 +217,9 @@ def main(arguments: list[str] | None = None) -> Path:
 
     if run.last_sheet_due:
         run.save_sheet(draw_sheet(pipeline, run))
-    return run.finish()
+    pipeline_folder = run.finish()
+    publish_if_asked(run)
+    return pipeline_folder
 
 
 def build_networks(settings: GANSettings, sample_size: int) -> tuple[ModelMixin, ModelMixin]:

@@ -23,6 +23,7 @@ from hfgen.density import FittedDensity, fit_density
 from hfgen.ema import averaged_copy
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.figures import image_sheet, reconstruction_sheet
+from hfgen.hub import publish_if_asked
 from hfgen.losses.vae import kl_loss, kl_per_dimension, reconstruction_loss, warmed_up
 from hfgen.matrix_convolution import use_matrix_products
 from hfgen.models import ConvVAE
@@ -184,7 +185,9 @@ def main(arguments: list[str] | None = None) -> Path:
     if not run.stop_requested:
         data.batches.load_state_dict(first_batch)
         describe_latents(pipeline, data, settings, run)
-    return run.finish()
+    pipeline_folder = run.finish()
+    publish_if_asked(run)
+    return pipeline_folder
 
 
 def build_vae(settings: VAESettings, sample_size: int) -> ConvVAE:

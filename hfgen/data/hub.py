@@ -108,8 +108,14 @@ def _holds_bytes(feature: Any) -> bool:
 def _cannot_open(settings: DataSettings, error: Exception) -> UserError:
     """Say what went wrong; the libraries and the network raise almost anything."""
     where = f"--dataset {settings.dataset}"
-    if isinstance(error, (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError, HFValidationError)):
-        detail = f": {error}" if isinstance(error, datasets.exceptions.DatasetNotFoundError) else ""
-        return UserError(f"{where}: no local file or folder, nor a data set on the Hub that you may read{detail}")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    not_found = (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError, HFValidationError)
+    if isinstance(error, not_found) or status in (401, 403):
+        detail = "" if isinstance(error, (RepositoryNotFoundError, HFValidationError)) else f": {error}"
+        return UserError(
+            f"{where}: no local file or folder, nor a data set on the Hub that you may read{detail}\n"
+            "If it is private or gated, log in with `hf auth login`, or set HF_TOKEN to a token that may read it"
+        )
     split = f"--dataset_split {settings.dataset_split}"
-    return UserError(f"{where}, {split}: cannot be opened ({type(error).__name__}: {error})")
+    again = "the same command goes on where a download broke off"
+    return UserError(f"{where}, {split}: cannot be opened ({type(error).__name__}: {error}); {again}")

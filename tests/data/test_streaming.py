@@ -1,4 +1,4 @@
-"""Streams from a real Hub server on loopback.
+"""Streams from the Hub on loopback.
 
 `HF_ENDPOINT` is read when the libraries are imported. So the server runs here, and this file, run as a script, is its
 client: it does everything that needs the Hub, once, and prints one line of JSON for each of the functions below that
@@ -7,10 +7,8 @@ are marked as `answer`. The tests judge the answers.
 
 import contextlib
 import hashlib
-import importlib.util
 import io
 import json
-import os
 import subprocess
 import sys
 import traceback
@@ -26,7 +24,6 @@ from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 
 
-LOOPBACK_HUB = Path(__file__).resolve().parents[2].parent / "shared" / "tools" / "loopback_hub.py"
 COUNT, SHARDS = 43, 4  # images and parquet files of tester/paintings
 ANSWERS = {}
 
@@ -319,23 +316,14 @@ def main() -> None:
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     """A function that returns what the client answered under a name."""
-    if not LOOPBACK_HUB.is_file():
-        pytest.skip(f"needs the loopback Hub server, {LOOPBACK_HUB}")
-    spec = importlib.util.spec_from_file_location("loopback_hub", LOOPBACK_HUB)
-    loopback_hub = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loopback_hub)
-    loopback_hub.Handler.disable_nagle_algorithm = True  # a server that does without waits 40 ms in each request
-    server, _, url = loopback_hub.serve()
+    from loopback_hub import LoopbackHub  # not at the top: the client, which runs this file alone, does not find it
+
     folder = tmp_path_factory.mktemp("client")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "HFGEN"))}
-    environment |= {"HF_ENDPOINT": url, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, str(Path(__file__).resolve())]
-    with (folder / "stdout").open("w") as stdout, (folder / "stderr").open("w") as stderr:
+    with LoopbackHub() as hub, (folder / "stdout").open("w") as stdout, (folder / "stderr").open("w") as stderr:
+        environment = hub.environment(folder / "hf")
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(command, cwd=folder, env=environment, stdout=stdout, stderr=stderr, timeout=300)
-    server.shutdown()
-    server.server_close()
     lines = [line for line in (folder / "stdout").read_text().splitlines() if line.startswith("ANSWER ")]
     results = dict(json.loads(line.removeprefix("ANSWER ")) for line in lines)
     errors = (folder / "stderr").read_text()[-3000:]

@@ -1,0 +1,200 @@
+"""What of a pipeline is exported: each network as a function of tensors, with the names and meanings of its ends."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from hfgen.errors import UserError
+
+
+BATCH_SIZES = (1, 2, 5)  # of the checks: one alone would not find a size that was baked in
+IMAGES = "from -1 to 1; a level of 256 is round((value + 1) * 127.5)"
+
+
+@dataclass
+class Port:
+    """An input or an output of a graph.
+
+    Attributes:
+        name: in the file.
+        shape: of one of the batch.
+        meaning: the range or distribution of its values, for people.
+        dtype: as numpy calls it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    meaning: str
+    dtype: str = "float32"
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {"name": self.name, "dtype": self.dtype, "shape": ["batch", *self.shape], "values": self.meaning}
+
+
+@dataclass
+class Graph:
+    """A file to be written.
+
+    Attributes:
+        file: its name.
+        network: the class of the network, by name.
+        module: what is traced: maps the inputs, tensors, to the output, a tensor.
+        reference: what the file must agree with, of the same inputs.
+        inputs: in the order of the module's arguments.
+        output: the one there is.
+        checks: batches of inputs to compare at, the first of them a single image.
+    """
+
+    file: str
+    network: str
+    module: nn.Module
+    reference: Callable[..., torch.Tensor]
+    inputs: list[Port]
+    output: Port
+    checks: Sequence[tuple[torch.Tensor, ...]]
+
+
+def graphs_of(pipeline: DiffusionPipeline) -> list[Graph]:
+    """Return what of a pipeline, of any family, is exported.
+
+    Its networks move to the CPU, into float32 and into evaluation mode.
+
+    Raises:
+        UserError: if a U-Net takes or gives images of several sizes.
+    """
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.cpu().float().eval()
+    random = torch.Generator().manual_seed(0)
+    if hasattr(pipeline, "generator"):
+        return [_generator(pipeline.generator, random)]
+    if hasattr(pipeline, "vae"):
+        graphs = [_decoder(pipeline.vae, random), _encoder(pipeline.vae, random)]
+        return graphs if pipeline.density is None else [*graphs, _density(pipeline.density, random)]
+    return [_unet(pipeline.unet, pipeline.scheduler.config, random)]
+
+
+def how_to_draw(graphs: Sequence[Graph]) -> str:
+    """Say in a sentence or two how images come out of the files."""
+    files = [graph.file for graph in graphs]
+    if "unet.onnx" in files:
+        return (
+            "Rebuild the scheduler from the config below, set its timesteps, start from standard normal noise times "
+            "its init_noise_sigma; at each timestep (as int64, once for each image of the batch) run the network on "
+            "scheduler.scale_model_input(sample, timestep) and let scheduler.step make the next sample; clip the last "
+            "one to [-1, 1]."
+        )
+    if "density.onnx" in files:
+        return "Run density.onnx on standard normal noise, and decoder.onnx on the latents that it gives."
+    return f"Run {files[0]} on latents from the standard normal distribution."
+
+
+def _latents(latent_dim: int, random: torch.Generator) -> list[tuple[torch.Tensor, ...]]:
+    return [(torch.randn(count, latent_dim, generator=random),) for count in BATCH_SIZES]
+
+
+def _generator(generator: nn.Module, random: torch.Generator) -> Graph:
+    config: Any = generator.config
+    latents = Port("latents", (config.latent_dim,), "standard normal")
+    images = Port("images", (config.out_channels, config.sample_size, config.sample_size), IMAGES)
+    checks = _latents(config.latent_dim, random)
+    return Graph("generator.onnx", type(generator).__name__, generator, generator, [latents], images, checks)
+
+
+def _decoder(vae: nn.Module, random: torch.Generator) -> Graph:
+    config: Any = vae.config
+    latents = Port("latents", (config.latent_dim,), "standard normal, or from the ex-post density")
+    images = Port("images", (config.in_channels, config.sample_size, config.sample_size), IMAGES)
+    module = _Decoder(vae)
+    checks = _latents(config.latent_dim, random)
+    return Graph("decoder.onnx", type(vae).__name__, module, module, [latents], images, checks)
+
+
+def _encoder(vae: nn.Module, random: torch.Generator) -> Graph:
+    config: Any = vae.config
+    images = Port("images", (config.in_channels, config.sample_size, config.sample_size), IMAGES)
+    latents = Port("latents", (config.latent_dim,), "mean of the posterior")
+    module = _Encoder(vae)
+    checks = [(2 * torch.rand(count, *images.shape, generator=random) - 1,) for count in BATCH_SIZES]
+    return Graph("encoder.onnx", type(vae).__name__, module, module, [images], latents, checks)
+
+
+def _density(density: nn.Module, random: torch.Generator) -> Graph:
+    dimension: int = density.config.latent_dim  # type: ignore[union-attr,assignment]
+    noise = Port("noise", (1 + dimension,), "standard normal; the first number chooses the component")
+    latents = Port("latents", (dimension,), "drawn from the ex-post density")
+    checks = _latents(1 + dimension, random)
+    # Once from each component: the middle of its share.
+    weights = density.weights.detach().double()  # type: ignore[operator]
+    middles = torch.special.ndtri((weights.cumsum(0) - weights / 2) / weights.sum()).float()
+    others = torch.randn(len(weights), dimension, generator=random)
+    checks.append((torch.cat([middles[:, None], others], dim=1),))
+    return Graph("density.onnx", type(density).__name__, _Density(density), density, [noise], latents, checks)
+
+
+def _unet(unet: nn.Module, scheduler: Any, random: torch.Generator) -> Graph:
+    config: Any = unet.config
+    size, last = config.sample_size, scheduler.num_train_timesteps - 1
+    if not isinstance(size, int):
+        raise UserError(f"sample_size={size} of the U-Net: only square images can be exported")
+    sample = Port("sample", (config.in_channels, size, size), "noisy images, at the noise level of the timestep")
+    timestep = Port("timestep", (), f"from 0 to {last}, of each image", "int64")
+    meaning = f"{scheduler.prediction_type}, as the scheduler calls what the network predicts"
+    output = Port("model_output", (config.out_channels, size, size), meaning)
+    spread = [[0], [last // 2], [last]]  # each a batch of one image
+    spread += [torch.linspace(0, last, count).long().tolist() for count in BATCH_SIZES if count > 1]
+    checks = [
+        (torch.randn(len(steps), *sample.shape, generator=random), torch.tensor(steps)) for steps in spread
+    ]  # fmt: skip
+    module = _UNet(unet)
+    return Graph("unet.onnx", type(unet).__name__, module, module, [sample, timestep], output, checks)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Map `(batch_size, latent_dim)` to `(batch_size, channels, sample_size, sample_size)`."""
+        return self.vae.decode(latents).sample  # type: ignore[operator]
+
+
+class _Encoder(nn.Module):
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map `(batch_size, channels, sample_size, sample_size)` to `(batch_size, latent_dim)`."""
+        return self.vae.encode(images).latent_dist.mode().flatten(1)  # type: ignore[operator]
+
+
+class _Density(nn.Module):
+    """The mixture of `GaussianMixture` in operations that ONNX has: neither ndtr nor searchsorted is among them."""
+
+    def __init__(self, density: Any):
+        super().__init__()
+        self.means, self.scale_trils = density.means, density.scale_trils
+        self.bounds = density.weights.detach().cumsum(0)
+
+    def forward(self, noise: torch.Tensor) -> torch.Tensor:
+        """Map `(batch_size, 1 + latent_dim)` to `(batch_size, latent_dim)`."""
+        quantiles = 0.5 * (1 + torch.erf(noise[:, :1] * 0.5**0.5)) * self.bounds[-1]  # (B, 1)
+        chosen = (self.bounds < quantiles).sum(dim=1).clamp(max=len(self.bounds) - 1)  # (B,)
+        return self.means[chosen] + (self.scale_trils[chosen] @ noise[:, 1:, None])[:, :, 0]
+
+
+class _UNet(nn.Module):
+    def __init__(self, unet: nn.Module):
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Map `(batch_size, channels, height, width)` and `(batch_size,)` to the shape of the first."""
+        return self.unet(sample, timestep).sample

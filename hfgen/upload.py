@@ -1,0 +1,158 @@
+"""Uploading a folder to the Hub: as one commit, private from the first byte, with errors that say what to do."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from hfgen.errors import UserError
+
+
+LOG_IN = "log in by `hf auth login`, or set HF_TOKEN to a token with the right to write"
+# Of what an earlier upload left in a repo, these are deleted where the new one has no file of that name. What else is
+# in a repo is its owner's.
+PARTS = ("density", "generator", "scheduler", "unet", "vae")
+PICTURES = ("curves.png", "denoising.png", "interpolation.png", "progress.gif", "sheet.png")
+FIGURES = ("evaluation.json", "evaluations.jsonl", "metrics.jsonl", "scores.json", "training.json")
+OWN_FILES = ["pipeline_*.py", *(f"{part}/*" for part in PARTS), *(f"samples/{picture}" for picture in PICTURES)]
+OWN_FILES += [*FIGURES, "training_config.json"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A repo of the Hub that may be written to.
+
+    Attributes:
+        repo_id: with the name of its owner.
+        repo_type: "model" or "space".
+        private: whether a new repo is to be private, and an existing one must be.
+        token: of the Hub; the one that the user is logged in with if None.
+        has_card: whether there is a README.md in it.
+    """
+
+    repo_id: str
+    repo_type: str
+    private: bool
+    token: str | None
+    has_card: bool
+
+
+def check_access(repo_id: str, private: bool, token: str | None = None, repo_type: str = "model") -> Target:
+    """Find out, before anything is made, whether an upload can succeed. Nothing is created.
+
+    Args:
+        repo_id: "owner/name", or "name" for a repo of the user's own.
+        private: refuse a repo that exists and is public.
+        token: of the Hub; the one that the user is logged in with if None.
+        repo_type: "model" or "space".
+
+    Raises:
+        UserError: without a token that may write, for a name that no repo can have, for a public repo where a private
+            one is wanted, or if the Hub cannot be reached.
+    """
+    api = HfApi(token=token)
+    try:
+        validate_repo_id(repo_id)
+        user = api.whoami()
+    except HFValidationError as error:
+        raise UserError(f"{repo_id}: no name of a Hub repo: {_line(error)}") from error
+    except LocalTokenNotFoundError as error:
+        raise UserError(f"{repo_id}: you are not logged in to the Hub; {LOG_IN}") from error
+    except Exception as error:  # of HTTP or of the network; huggingface_hub 0.36 and 1.0 have different ones
+        raise _explained(repo_id, error, "nothing was uploaded") from error
+    role = user.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise UserError(f"{repo_id}: your token of the Hub may only read; {LOG_IN}")
+    repo_id = repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
+    owners = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
+    if role == "write" and repo_id.split("/")[0] not in owners:  # what a fine-grained token may do is not told
+        raise UserError(f"{repo_id}: you are {user['name']}, who may write to {', '.join(owners)} only")
+    try:
+        info = api.repo_info(repo_id, repo_type=repo_type)
+    except RepositoryNotFoundError:
+        return Target(repo_id, repo_type, private, token, has_card=False)
+    except Exception as error:
+        raise _explained(repo_id, error, "nothing was uploaded") from error
+    _check_private(repo_id, private, info.private)
+    return Target(repo_id, repo_type, private, token, "README.md" in {file.rfilename for file in info.siblings or []})
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What an upload has made: its address, and the revision that names it in `from_pretrained(..., revision=)`."""
+
+    address: str
+    revision: str
+
+
+def upload(folder: Path, target: Target, message: str, create_pr: bool = False) -> Commit:
+    """Make the repo if there is none, and bring it to the state of a folder in one commit.
+
+    If it is cut short the repo stays as it was, and what has gone up of the large files does not have to go again.
+
+    Args:
+        folder: what is to be in the repo; it is left as it is.
+        target: from `check_access`.
+        message: of the commit.
+        create_pr: open a pull request instead of committing.
+
+    Raises:
+        UserError: if the Hub refuses or the connection breaks off.
+    """
+    api = HfApi(token=target.token)
+    sdk = "gradio" if target.repo_type == "space" else None
+    try:
+        api.create_repo(
+            target.repo_id,
+            repo_type=target.repo_type,
+            private=target.private or None,  # None: public, or what the organisation has chosen for its new repos
+            exist_ok=True,
+            space_sdk=sdk,
+        )
+        # Another process may have made it meanwhile.
+        _check_private(
+            target.repo_id, target.private, api.repo_info(target.repo_id, repo_type=target.repo_type).private
+        )
+        commit = api.upload_folder(
+            repo_id=target.repo_id,
+            repo_type=target.repo_type,
+            folder_path=folder,
+            commit_message=message,
+            create_pr=create_pr or None,
+            delete_patterns=OWN_FILES,
+        )
+    except UserError:
+        raise
+    except Exception as error:  # of HTTP, of the network or of the disk: whatever it is, there is no commit
+        raise _explained(target.repo_id, error, "the upload broke off and the repo stays as it was") from error
+    return Commit(str(commit.pr_url or commit.commit_url), commit.oid)
+
+
+def _check_private(repo_id: str, wanted: bool, private: bool | None) -> None:
+    if wanted and not private:
+        raise UserError(
+            f"{repo_id} exists and is public, but a private repo was asked for: make it private in its settings on "
+            "the Hub, or choose another name; nothing was uploaded"
+        )
+
+
+def _explained(repo_id: str, error: Exception, outcome: str) -> UserError:
+    """Say what an error of the Hub or the network means, what became of the upload, and what to do."""
+    response = getattr(error, "response", None) if isinstance(error, HfHubHTTPError) else None
+    status = getattr(response, "status_code", None)
+    if status == 401:
+        remedy = f"the Hub does not know your token; {LOG_IN}"
+    elif status == 403:
+        remedy = f"your token may not write there: is that name yours? {LOG_IN}"
+    elif status == 400 or isinstance(error, ValueError):  # the latter for a card, of which a licence may be unknown
+        remedy = "the Hub does not accept the content"
+    else:
+        remedy = "run it again when the Hub can be reached; what has gone up already does not have to go again"
+    return UserError(f"{repo_id}: {outcome}: {remedy} ({_line(error)})")
+
+
+def _line(error: Exception) -> str:
+    """Write an error's message in one line, which some spread over ten."""
+    return " ".join(str(error).split()) or type(error).__name__

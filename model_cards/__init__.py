@@ -1,0 +1,1 @@
+"""The cards of what was trained, and the template of those that `hfgen publish` writes, which installs with hfgen."""

@@ -1,0 +1,159 @@
+"""Data sets of the Hub as a user meets them: inspected, decoded, streamed, private, and over a bad connection.
+
+Each client is a process of its own, whose caches are all below one folder: hfgen's is `hfgen` in it.
+"""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from loopback_hub import LoopbackHub
+from PIL import Image
+
+
+COUNT = 8
+CACHED = {"digest.txt", "pixels.bin", "report.json", "shapes.npy"}
+CLIENT = """
+import json, sys
+import torch
+from hfgen.data.settings import DataSettings
+from hfgen.data.store import load_images
+from hfgen.data.streaming import StreamBatches
+from hfgen.errors import run_reporting_user_errors
+
+def main(how, name):
+    settings = DataSettings(name, sample_size=16, streaming=how == "streamed")
+    if how == "streamed":
+        images = (next(StreamBatches(settings, 8, 0, torch.device("cpu"))) + 1) * 127.5
+    else:
+        images = torch.from_numpy(load_images(settings).as_array().copy()).permute(0, 3, 1, 2)
+    print("GREEN", json.dumps(sorted(images[:, 1].float().mean(dim=(1, 2)).round().int().tolist())))
+
+run_reporting_user_errors(lambda: main(*sys.argv[1:]))
+"""
+DOWNLOADS = "/resolve/.*(3.png|parquet)$"  # of the fourth image, or of all
+
+
+def encoded(index: int) -> bytes:
+    """A PNG whose green tells its index, with noise in red so that it does not get too small to be cut."""
+    pixels = np.zeros((24, 24, 3), dtype=np.uint8)
+    pixels[:, :, 0] = np.random.default_rng(index).integers(0, 256, (24, 24))
+    pixels[:, :, 1] = 10 * index
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def parquet_file() -> bytes:
+    table = pa.table({"image": [{"bytes": encoded(index), "path": None} for index in range(COUNT)]})
+    info = {"info": {"features": {"image": {"_type": "Image"}}}}
+    buffer = io.BytesIO()
+    parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)}), buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def hub():
+    with LoopbackHub() as hub:
+        hub.put("tester/files", {f"train/{index}.png": encoded(index) for index in range(COUNT)}, type="dataset")
+        hub.put("tester/parquet", {"data/train-00000-of-00001.parquet": parquet_file()}, type="dataset")
+        hub.put("tester/secret", {"data/train-00000-of-00001.parquet": parquet_file()}, type="dataset", private=True)
+        yield hub
+
+
+@pytest.fixture
+def client(hub, tmp_path):
+    """Run a command as a user of the Hub; return its status and what it printed."""
+
+    def run(*command, token: str | None = "hf_test") -> tuple[int, str, str]:
+        environment = hub.environment(tmp_path / "home", token)
+        result = subprocess.run(
+            [sys.executable, "-c", *command], capture_output=True, text=True, env=environment, timeout=120
+        )
+        return result.returncode, result.stdout, result.stderr
+
+    return run
+
+
+def greens(printed: str) -> list[int]:
+    return json.loads(printed.rpartition("GREEN ")[2])
+
+
+def refusal(stderr: str) -> str:
+    """The last line of errors, and what follows it; no traceback."""
+    assert "Traceback" not in stderr
+    return stderr[stderr.index("error: ") :]
+
+
+def cached(tmp_path) -> set[str]:
+    """What is in hfgen's cache; locks apart, which are empty."""
+    return {
+        path.name for path in (tmp_path / "home" / "hfgen").rglob("*") if path.is_file() and path.suffix != ".lock"
+    }
+
+
+@pytest.mark.parametrize("name", ["tester/files", "tester/parquet", "tester/secret"])
+def test_a_data_set_of_the_hub_gives_the_same_images_decoded_or_streamed(client, name, tmp_path):
+    for how in ("streamed", "decoded"):
+        status, out, err = client(CLIENT, how, name)
+        assert status == 0, err
+        assert greens(out) == [10 * index for index in range(COUNT)]
+        assert cached(tmp_path) == (CACHED if how == "decoded" else set())
+
+
+@pytest.mark.parametrize("name", ["tester/files", "tester/parquet"])
+def test_a_data_set_of_the_hub_can_be_inspected(client, name, tmp_path):
+    inspect = ("from hfgen.cli import main; main()", "data", "inspect", name, "--sample_size", "16")
+    status, out, err = client(*inspect, "--json", str(tmp_path / "report.json"))
+    assert status == 0, err
+    assert f"Hub data set {name}" in out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["images"], report["formats"], report["sizes"]) == (8, {"PNG": 8}, {"24 x 24": 8})
+    assert cached(tmp_path) == CACHED
+
+
+@pytest.mark.parametrize("how", ["streamed", "decoded"])
+@pytest.mark.parametrize("token", [None, "hf_stranger", "hf_expired"])
+def test_a_private_data_set_without_the_right_token_is_refused_with_the_remedy(client, how, token, tmp_path):
+    status, out, err = client(CLIENT, how, "tester/secret", token=token)
+    assert (status, out) == (2, "")
+    assert all(part in refusal(err) for part in ("--dataset tester/secret", "hf auth login", "HF_TOKEN"))
+    assert cached(tmp_path) == set()
+
+
+@pytest.mark.parametrize("how", ["streamed", "decoded"])
+@pytest.mark.parametrize("name", ["tester/files", "tester/parquet"])
+def test_a_connection_that_is_cut_once_loses_nothing(hub, client, how, name, tmp_path):
+    hub.cut("GET", DOWNLOADS)
+    status, out, err = client(CLIENT, how, name)
+    assert status == 0, err
+    assert greens(out) == [10 * index for index in range(COUNT)]
+    assert hub.troubles[0].times == 0  # it was cut
+
+
+@pytest.mark.parametrize("how", ["streamed", "decoded"])
+def test_a_download_that_breaks_off_leaves_no_half_data_set_and_goes_on_later(hub, client, how, tmp_path):
+    hub.cut("GET", DOWNLOADS, times=None)
+    status, out, err = client(CLIENT, how, "tester/files")
+    assert (status, out) == (2, "")
+    assert "--dataset tester/files" in refusal(err)
+    assert ("--resume latest" if how == "streamed" else "the same command goes on") in refusal(err)
+    assert cached(tmp_path) == set()
+    hub.mend()
+    status, out, err = client(CLIENT, how, "tester/files")
+    assert status == 0, err
+    assert greens(out) == [10 * index for index in range(COUNT)]
+
+
+@pytest.mark.parametrize("how", ["streamed", "decoded"])
+def test_a_hub_that_fails_while_images_are_read_is_named(hub, client, how, tmp_path):
+    hub.fail("GET", DOWNLOADS, status=400, times=None)
+    status, out, err = client(CLIENT, how, "tester/parquet")
+    assert (status, out) == (2, "")
+    assert "--dataset tester/parquet" in refusal(err) and "a failure that a test asked for" in refusal(err)
+    assert cached(tmp_path) == set()

@@ -1,0 +1,149 @@
+"""A demo served by a process of its own, and its page in a headless browser."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
+
+
+def command_line(*arguments):
+    """`hfgen demo ...`, whether or not it is installed as a script."""
+    return [sys.executable, "-c", "from hfgen.cli import main; main()", "demo", *map(str, arguments)]
+
+
+@contextlib.contextmanager
+def serving(command, ready, **environment):
+    """Run a server; yield the process and the lines that it has printed, once one of them contains `ready`."""
+    own = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment}
+    process = subprocess.Popen(
+        command, env=os.environ | own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines, is_ready = [], threading.Event()
+
+    def read():
+        for line in process.stdout:
+            lines.append(line)
+            if ready in line:
+                is_ready.set()
+        is_ready.set()  # it has ended
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        assert is_ready.wait(120) and process.poll() is None, "".join(lines)
+        yield process, lines
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+        reader.join()
+        process.stdout.close()
+
+
+@contextlib.contextmanager
+def browser():
+    """Yield a headless browser; skip the test where there is none."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    executable = next((found for name in names if (found := shutil.which(name))), None)
+    if executable is None:
+        pytest.skip(f"needs a browser: none of {', '.join(names)} is installed")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        try:
+            yield chromium
+        finally:
+            chromium.close()
+
+
+class Complaints:
+    """What is wrong with a page, as it goes: requests to other machines, failed ones, errors in its console."""
+
+    def __init__(self, page, address):
+        self.found = []
+        page.route(lambda url: not url.startswith((address, "data:", "blob:")), self._refuse)
+        page.on("console", lambda message: message.type == "error" and self.found.append(message.text))
+        page.on("pageerror", lambda error: self.found.append(str(error)))
+        page.on("requestfailed", self._failed)
+        page.on("response", lambda answer: answer.status >= 400 and self.found.append(f"{answer.status} {answer.url}"))
+
+    def _refuse(self, route):
+        self.found.append(f"request to {route.request.url}")
+        route.abort()
+
+    def _failed(self, request):
+        # The page itself ends its stream of events when a handler is done, and drops a picture that the next replaces.
+        dropped = request.resource_type == "image" or "/queue/data" in request.url
+        if not (request.failure == "net::ERR_ABORTED" and dropped):
+            self.found.append(f"{request.url}: {request.failure}")
+
+
+def hfgen_blocked(folder: Path) -> str:
+    """Make a folder for PYTHONPATH in which hfgen cannot be imported."""
+    (folder / "hfgen").mkdir(parents=True)
+    (folder / "hfgen" / "__init__.py").write_text("raise ImportError('hfgen is not installed here')\n")
+    return str(folder)
+
+
+def toy_pipelines():
+    """One of each family, untrained, whose images differ from seed to seed."""
+    import torch
+
+    from hfgen.models import ConvVAE, DCGANGenerator, GaussianMixture, UNetBase
+    from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
+    from hfgen.schedules import noise_schedule, sampling_scheduler
+
+    torch.manual_seed(0)
+    generator = DCGANGenerator(16, latent_dim=5, base_channels=4).eval()
+    network = ConvVAE(16, latent_dim=5, block_out_channels=(4, 8), layers_per_block=0).eval()
+    mixture = GaussianMixture(5, 1)
+    with torch.no_grad():
+        for weight in generator.parameters():
+            weight *= 10 if weight.ndim == 4 else 1
+        network.to_posterior.weight *= 30
+        network.from_latents.weight *= 3
+        network.conv_out.weight *= 30
+        mixture.means.fill_(1.0)
+    unet = UNetBase(16, block_out_channels=(4, 8), time_embedding_dim=6).eval()
+    scheduler = sampling_scheduler(noise_schedule("cosine", 40, "v_prediction"), "dpm")
+    pipelines = {
+        "gan": GANPipeline(generator),
+        "vae": VAEPipeline(network, mixture),
+        "ddpm": DDPMPipeline(unet, scheduler),
+    }
+    for pipeline in pipelines.values():
+        pipeline.set_progress_bar_config(disable=True)
+    return pipelines
+
+
+def picture(page, source):
+    """The pixels of an image of a page, fetched as the page does."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB")).astype(int)
+
+
+def shown_images(page, count):
+    """Wait for a gallery that one can see to hold so many images; return their pixels."""
+    thumbnails = page.locator(".images img").locator("visible=true")
+    page.wait_for_function(
+        "count => [...document.querySelectorAll('.images img')].filter(one => one.offsetParent && one.naturalWidth)"
+        ".length === count",
+        arg=count,
+    )
+    return [picture(page, thumbnails.nth(index).get_attribute("src")) for index in range(count)]
