@@ -1,6 +1,6 @@
 """The demo: a web page to draw, interpolate, denoise, reconstruct and compare with trained pipelines.
 
-This file imports nothing of hfgen but the demo's fields and drawing: copies of the three are part of each Space.
+A copy of this file is part of each Space, with those few that it imports.
 """
 
 import tempfile

@@ -1,45 +1,26 @@
 """What the demo draws with: a pipeline of any family, as it is loaded here or where hfgen is not installed.
 
-This file imports nothing of hfgen: a copy of it is part of each Space. An image is a function of its seed and
+A copy of this file is part of each Space, with those few that it imports. An image is a function of its seed and
 its place among the images of that seed, the same as in `hfgen sample`.
 """
 
 import copy
-import hashlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    SchedulerMixin,
-    UniPCMultistepScheduler,
-)
+from diffusers import DiffusionPipeline, SchedulerMixin
 from PIL import Image, ImageOps
+
+from hfgen.interpolation import interpolate_latents
+from hfgen.randomness import keyed_seed
+from hfgen.schedules import sampling_scheduler
 
 
 SAVED = "saved"
-SAMPLERS = {
-    "dpm": DPMSolverMultistepScheduler,
-    "unipc": UniPCMultistepScheduler,
-    "ddim": DDIMScheduler,
-    "ddpm": DDPMScheduler,
-}
-# Of a scheduler's config, what the training has decided; the rest is the sampler's own.
-TRAINED_KEYS = (
-    "num_train_timesteps",
-    "beta_schedule",
-    "beta_start",
-    "beta_end",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-    "prediction_type",
-)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not those that Pillow hands to other programs
 MAX_PIXELS = 64 * 1024 * 1024
 
@@ -50,7 +31,7 @@ class Settings:
 
     Attributes:
         steps: denoising steps of a diffusion pipeline.
-        sampler: of a diffusion pipeline: a key of `SAMPLERS`, or "saved".
+        sampler: of a diffusion pipeline: one of the `SAMPLERS` of schedules.py, or "saved".
         truncation: of a GAN's latents.
         sample_from: of a VAE's latents: "prior" or "ex_post"; the latter, where there is one, if None.
     """
@@ -74,7 +55,7 @@ def family(pipeline: DiffusionPipeline) -> str:
     raise ValueError(f"a {type(pipeline).__name__} ({', '.join(sorted(parts))}) draws no image from noise alone")
 
 
-def network_of(pipeline: DiffusionPipeline) -> torch.nn.Module:
+def network_of(pipeline: DiffusionPipeline) -> Any:
     """Return the network that makes the images."""
     return pipeline.components[{"gan": "generator", "vae": "vae", "ddpm": "unet"}[family(pipeline)]]
 
@@ -96,8 +77,7 @@ def describe(pipeline: DiffusionPipeline) -> str:
 
 def image_generator(seed: int, index: int = 0) -> torch.Generator:
     """Return the random numbers of one image: those of `hfgen sample`."""
-    digest = hashlib.sha256(repr((seed, index)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator().manual_seed(keyed_seed(seed, index))
 
 
 def draw(
@@ -178,17 +158,11 @@ def own_scheduler(saved: SchedulerMixin, sampler: str) -> SchedulerMixin:
 
     Args:
         saved: the pipeline's.
-        sampler: a key of `SAMPLERS`, or "saved" for a copy of the pipeline's.
+        sampler: one of the `SAMPLERS` of schedules.py, or "saved" for a copy of the pipeline's.
     """
     if sampler == SAVED:
         return copy.deepcopy(saved)  # from_config forgets settings that were given by position
-    config = {key: saved.config[key] for key in TRAINED_KEYS if key in saved.config}
-    config["timestep_spacing"] = "trailing"  # starts from the noisiest timestep however few the steps
-    if sampler in ("dpm", "unipc"):  # keeps predicted images in range, as the other two do
-        config |= {"thresholding": True, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
-    if sampler == "dpm" and config.get("beta_schedule") == "squaredcos_cap_v2":
-        config["lambda_min_clipped"] = -5.1  # where the cosine schedule is nearly pure noise
-    return SAMPLERS[sampler](**config)
+    return sampling_scheduler(saved, sampler)
 
 
 @torch.no_grad()
@@ -210,25 +184,20 @@ def interpolate(
     """
     generators, kind = [image_generator(seed) for seed in ends], family(pipeline)
     if kind == "ddpm":
-        noise = spherical(*starting_noise(pipeline, generators), part)[None]
+        noise = spherical(starting_noise(pipeline, generators), part)
         return _denoised(pipeline, noise, generators[:1], settings, after_each_step)[0]
     if kind == "vae":
         latents = pipeline.draw_latents(2, generators, settings.sample_from).cpu()
     else:
         latent_dim = pipeline.generator.config.latent_dim
         latents = torch.stack([torch.randn(latent_dim, generator=own) for own in generators])
-    return pipeline(latents=spherical(*latents, part)[None]).images[0]
+    return pipeline(latents=spherical(latents, part)).images[0]
 
 
-def spherical(start: torch.Tensor, end: torch.Tensor, part: float) -> torch.Tensor:
-    """Go a part of the way along the great circle through two tensors (White 2016, arXiv:1609.04468)."""
-    lengths = start.double().norm(), end.double().norm()
-    directions = start.double() / lengths[0], end.double() / lengths[1]
-    angle = torch.acos((directions[0] * directions[1]).sum().clamp(-1, 1))
-    if torch.sin(angle) < 1e-6:  # in one line: there is no single great circle
-        return (1 - part) * start + part * end
-    way = torch.sin((1 - part) * angle) * directions[0] + torch.sin(part * angle) * directions[1]
-    return (way / torch.sin(angle) * ((1 - part) * lengths[0] + part * lengths[1])).to(start.dtype)
+def spherical(ends: torch.Tensor, part: float) -> torch.Tensor:
+    """Go a part of the way on the sphere from the first of two tensors, `(2, ...)`, to the second: `(1, ...)`."""
+    start, end = ends.flatten(1)
+    return interpolate_latents(start, end, torch.tensor([part]), spherical=True).reshape(1, *ends.shape[1:])
 
 
 def to_images(sample: torch.Tensor) -> list[Image.Image]:

@@ -1,6 +1,6 @@
 """Fields of the demo's page, and what users may enter in them.
 
-This file imports nothing of hfgen but the demo's drawing: a copy of it is part of each Space.
+A copy of this file is part of each Space, with those few that it imports.
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from diffusers import DiffusionPipeline
 
-from hfgen.demo_drawing import SAMPLERS, SAVED, Settings, family, image_size
+from hfgen.demo_drawing import SAVED, Settings, family, image_size
 
 
 MAX_SEED = 2**53 - 1  # beyond it a browser does not tell neighbouring whole numbers apart
@@ -16,6 +16,12 @@ MAX_IMAGES = 16
 MAX_STEPS = 250
 SMALL = 200  # pixels: images below are shown with their pixels sharp
 SAMPLER_NAMES = {"dpm": "DPM-Solver++", "unipc": "UniPC", "ddim": "DDIM", "ddpm": "DDPM (ancestral)"}
+SCHEDULERS = {
+    "DPMSolverMultistepScheduler": "dpm",
+    "UniPCMultistepScheduler": "unipc",
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+}
 SAMPLE_FROM = [("ex-post density", "ex_post"), ("prior", "prior")]
 
 
@@ -36,9 +42,9 @@ def option_fields(pipeline: DiffusionPipeline, between: bool = False) -> list[gr
         return []
     if kind == "ddpm":
         most = most_steps(pipeline)
-        saved, keys = type(pipeline.scheduler), _samplers(between)
-        told = [SAMPLER_NAMES[key] for key, sampler in SAMPLERS.items() if sampler is saved] or [saved.__name__]
-        names = {SAVED: f"as saved ({told[0]})", **SAMPLER_NAMES}
+        saved, keys = type(pipeline.scheduler).__name__, _samplers(between)
+        told = SAMPLER_NAMES[SCHEDULERS[saved]] if saved in SCHEDULERS else saved
+        names = {SAVED: f"as saved ({told})", **SAMPLER_NAMES}
         return [
             gr.Slider(1, most, min(50, most), step=1, label="Denoising steps", info="fewer are faster and rougher"),
             gr.Dropdown([(names[key], key) for key in keys], value=keys[0], label="Sampler"),
@@ -52,7 +58,7 @@ def option_fields(pipeline: DiffusionPipeline, between: bool = False) -> list[gr
 
 
 def _samplers(between: bool) -> list[str]:
-    return [key for key in SAMPLERS if key != "ddpm"] if between else [SAVED, *SAMPLERS]
+    return [key for key in SAMPLER_NAMES if key != "ddpm"] if between else [SAVED, *SAMPLER_NAMES]
 
 
 def read_settings(pipeline: DiffusionPipeline, options: tuple, between: bool = False) -> Settings:

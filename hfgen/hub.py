@@ -13,7 +13,7 @@ from hfgen.inference import find_pipeline
 from hfgen.load_check import check_loads_anywhere
 from hfgen.publication import make_publication
 from hfgen.run import Run
-from hfgen.space import write_space
+from hfgen.space import gradio_version, write_space
 from hfgen.upload import Commit, check_access, upload
 
 
@@ -57,6 +57,8 @@ def publish(
             it was before, and the same call completes it later.
     """
     find_pipeline(_existing(source))  # a misspelt path is told before anybody is asked for a token
+    if space:
+        gradio_version()
     target = check_access(repo_id, private, token)
     of_space = check_access(target.repo_id, private, token, "space") if space else None
     with tempfile.TemporaryDirectory(prefix="hfgen-publication-") as temporary:
@@ -64,7 +66,7 @@ def publish(
         commit = upload(folder, target, "Publish the pipeline with its card")
         if of_space is None:
             return Published(target.repo_id, commit)
-        app = Path(temporary) / "space"
+        app = Path(temporary) / "its space"  # no repo can be called so
         # The revision, so that the Space goes on running the code that it was published with.
         write_space(app, target.repo_id, commit.revision, target.repo_id.split("/")[1])
         return Published(target.repo_id, commit, upload(app, of_space, "Publish the demo"))

@@ -16,8 +16,8 @@ from hfgen.checkpoints import PIPELINE_FOLDER, list_checkpoints
 from hfgen.data.decode import UnreadableImageError, decode_image
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
-from hfgen.figures import interpolate_latents
 from hfgen.hardware import choose_mixed_precision
+from hfgen.interpolation import interpolate_latents
 from hfgen.matrix_convolution import use_matrix_products
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
 from hfgen.randomness import keyed_seed

@@ -1,6 +1,7 @@
 """Random numbers as a function of what they are for, never of what was drawn before.
 
-A run that is killed and resumed then draws exactly what an uninterrupted one would have drawn.
+A run that is killed and resumed then draws exactly what an uninterrupted one would have drawn. This file imports the
+standard library alone: a copy of it is part of each Space.
 """
 
 import hashlib

@@ -1,4 +1,7 @@
-"""Noise schedules: the one of the training, and the samplers that follow it."""
+"""Noise schedules: the one of the training, and the samplers that follow it.
+
+This file imports diffusers alone: a copy of it is part of each Space.
+"""
 
 from diffusers import (
     DDIMScheduler,

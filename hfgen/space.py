@@ -7,7 +7,8 @@ from pathlib import Path
 from hfgen.errors import UserError
 
 
-COPIED = ("demo.py", "demo_fields.py", "demo_drawing.py")
+# The demo, and what of hfgen it imports.
+COPIED = ("demo.py", "demo_drawing.py", "demo_fields.py", "interpolation.py", "randomness.py", "schedules.py")
 APP = '''"""Shows {what} on a web page."""
 
 import os
@@ -47,10 +48,7 @@ def write_space(folder: Path, repo_id: str, revision: str | None, title: str, li
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; choose another folder for the Space")
-    try:
-        gradio = version("gradio")
-    except PackageNotFoundError as error:
-        raise UserError('a Space needs gradio, to ask for its version: pip install "hfgen[demo]"') from error
+    gradio = gradio_version()
     what = repo_id.replace("\\", "/").replace('"', "'")
     app = APP.format(what=what, repo_id=repr(repo_id), revision=repr(revision), title=repr(title))
     files = {
@@ -60,10 +58,22 @@ def write_space(folder: Path, repo_id: str, revision: str | None, title: str, li
     }
     for name in COPIED:  # side by side there, not in a package
         source = Path(__file__).with_name(name).read_text(encoding="utf-8")
-        files[name] = source.replace("from hfgen.demo_", "from demo_")
+        files[name] = source.replace("from hfgen.", "from ")
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def gradio_version() -> str:
+    """Return the version of gradio that a Space asks for: the installed one.
+
+    Raises:
+        UserError: if there is none.
+    """
+    try:
+        return version("gradio")
+    except PackageNotFoundError as error:
+        raise UserError('a Space needs gradio, to ask for its version: pip install "hfgen[demo]"') from error
 
 
 def _requirements(gradio: str) -> str:

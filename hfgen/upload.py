@@ -76,7 +76,8 @@ def check_access(repo_id: str, private: bool, token: str | None = None, repo_typ
     except Exception as error:
         raise _explained(repo_id, error, "nothing was uploaded") from error
     _check_private(repo_id, private, info.private)
-    return Target(repo_id, repo_type, private, token, "README.md" in {file.rfilename for file in info.siblings or []})
+    has_card = any(file.rfilename == "README.md" for file in getattr(info, "siblings", None) or [])
+    return Target(repo_id, repo_type, private, token, has_card)
 
 
 @dataclass(frozen=True)

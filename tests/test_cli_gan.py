@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from hfgen.curves import draw_curves
-from hfgen.figures import image_sheet, interpolate_latents
+from hfgen.figures import image_sheet
+from hfgen.interpolation import interpolate_latents
 from hfgen.models import DCGANGenerator
 from hfgen.pipelines import GANPipeline
 

@@ -103,12 +103,12 @@ def test_the_ends_of_the_way_are_the_images_of_the_seeds_and_the_middle_is_neith
 
 def test_the_way_keeps_the_length_of_normal_latents():
     start, end = torch.randn(2, 400, generator=torch.Generator().manual_seed(0))
-    middle = demo_drawing.spherical(start, end, 0.5)
+    middle = demo_drawing.spherical(torch.stack([start, end]), 0.5)[0]
     assert middle.norm().item() == pytest.approx((start.norm() + end.norm()).item() / 2, rel=1e-5)
     # Half way it makes the same angle with both.
     cosines = [torch.cosine_similarity(middle, one, dim=0).item() for one in (start, end)]
     assert cosines[0] == pytest.approx(cosines[1], abs=1e-5)
-    torch.testing.assert_close(demo_drawing.spherical(start, start, 0.3), start)
+    torch.testing.assert_close(demo_drawing.spherical(torch.stack([start, start]), 0.3)[0], start)
 
 
 # ------------------------------------------------------------------------------------------------------------- uploads

@@ -62,11 +62,9 @@ def test_the_files_import_each_other_and_nothing_of_hfgen(tmp_path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             modules |= {name.split(".")[0] for name in names}
-    allowed = {"demo", "demo_fields", "demo_drawing", "torch", "diffusers", "gradio", "PIL", "numpy"}
-    assert modules - set(sys.stdlib_module_names) == allowed
-    assert {f"{name}.py" for name in allowed if name.startswith("demo")} | {"app.py"} == {
-        file.name for file in tmp_path.glob("*.py")
-    }
+    own = {"demo", "demo_fields", "demo_drawing", "interpolation", "randomness", "schedules"}
+    assert modules - set(sys.stdlib_module_names) == own | {"torch", "diffusers", "gradio", "PIL", "numpy"}
+    assert {f"{name}.py" for name in own} | {"app.py"} == {file.name for file in tmp_path.glob("*.py")}
 
 
 @pytest.mark.parametrize("revision", [None, "v1", "it's"])
