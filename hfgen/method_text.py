@@ -36,6 +36,7 @@ SAMPLERS = {
     "[arXiv:2211.01095](https://arxiv.org/abs/2211.01095))",
     "UniPCMultistepScheduler": "UniPC (Zhao et al. 2023, [arXiv:2302.04867](https://arxiv.org/abs/2302.04867))",
 }
+DENOISING_STEPS = 50
 # What BatchNorm keeps beside its parameters.
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -61,12 +62,13 @@ class Method:
     needs_trust: bool
 
 
-def describe_method(folder: Path, settings: dict[str, Any] | None) -> Method:
+def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference_steps: int | None = None) -> Method:
     """Describe the pipeline in a folder.
 
     Args:
         folder: as `save_pretrained` of a pipeline of hfgen leaves it.
         settings: of its training, as in `training_config.json`; None if they are not known.
+        num_inference_steps: that a diffusion model should be called with; `DENOISING_STEPS` if None.
     """
     index = json.loads((folder / "model_index.json").read_text())
     trusted = isinstance(index["_class_name"], list)
@@ -93,7 +95,8 @@ def describe_method(folder: Path, settings: dict[str, Any] | None) -> Method:
     summary = "A denoising diffusion model (Ho et al. 2020, [arXiv:2006.11239](https://arxiv.org/abs/2006.11239)) "
     summary += f"that {drawn} from Gaussian noise. {made_of} It has {schedule['num_train_timesteps']:,} timesteps."
     departures = _ddpm_departures(settings or {}, schedule, index[name][1])
-    return Method("ddpm", size, summary, departures, "batch_size=16, num_inference_steps=50", trusted)
+    steps = min(num_inference_steps or DENOISING_STEPS, schedule["num_train_timesteps"])
+    return Method("ddpm", size, summary, departures, f"batch_size=16, num_inference_steps={steps}", trusted)
 
 
 def count_parameters(folder: Path) -> int:

@@ -18,6 +18,7 @@ from hfgen.curves import METRICS_FILE, draw_curves
 from hfgen.errors import UserError
 from hfgen.figures import denoising_strip, image_sheet, progress_frames, write_gif
 from hfgen.inference import draw_images, find_pipeline, interpolate, latents_of_seeds, open_pipeline, weights_digest
+from hfgen.method_text import DENOISING_STEPS
 from hfgen.model_card import REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE, TRAINING_FILE, write_card
 from hfgen.model_index import reference_name
 from hfgen.run_folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE
@@ -27,7 +28,6 @@ from hfgen.score_report import finite, read_report
 # Settings that say where things lie on this machine or where they go, and nothing of the training.
 PRIVATE_SETTINGS = ("resume", "cache_dir", "feature_weights", "push_to_hub", "hub_model_id", "hub_private_repo")
 NUM_SAMPLES, DENOISING_ROWS, WALKS, WALK_STEPS, MAX_FRAMES = 16, 4, 4, 8, 24
-NUM_INFERENCE_STEPS = 50
 TEXT_FILES = (".json", ".jsonl", ".md", ".py", ".txt", ".yml")
 
 
@@ -62,7 +62,7 @@ def make_publication(
     if report is not None:
         report["reference"] = reference_name(report["reference"])
         (target / REPORT_FILE).write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
-    draw_pictures(pipeline, target / "samples")
+    draw_pictures(pipeline, target / "samples", (report or {}).get("num_inference_steps") or DENOISING_STEPS)
     if run is not None:
         add_figures_of_run(run, folder, target)
         add_pictures_of_run(run, target / "samples")
@@ -94,15 +94,16 @@ def scores_of(scores: Path, pipeline: DiffusionPipeline) -> dict[str, Any]:
     return report
 
 
-def draw_pictures(pipeline: DiffusionPipeline, folder: Path) -> None:
+def draw_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps: int) -> None:
     """Draw what the card shows of a pipeline: samples, and walks through its latents or the denoising."""
     folder.mkdir(exist_ok=True)
-    images = list(draw_images(pipeline, NUM_SAMPLES, 0, NUM_INFERENCE_STEPS, NUM_SAMPLES))
+    trained_steps = pipeline.scheduler.config.num_train_timesteps if hasattr(pipeline, "unet") else None
+    num_inference_steps = min(num_inference_steps, trained_steps or num_inference_steps)
+    images = list(draw_images(pipeline, NUM_SAMPLES, 0, num_inference_steps, NUM_SAMPLES))
     image_sheet(images).save(folder / "sheet.png")
-    if hasattr(pipeline, "unet"):
-        trained_steps = pipeline.scheduler.config.num_train_timesteps
+    if trained_steps is not None:
         timesteps = [round((trained_steps - 1) * part / 7) for part in range(7, -1, -1)]
-        strip, _ = denoising_strip(pipeline, timesteps, DENOISING_ROWS, 0, NUM_INFERENCE_STEPS)
+        strip, _ = denoising_strip(pipeline, timesteps, DENOISING_ROWS, 0, num_inference_steps)
         strip.save(folder / "denoising.png")
         return
     ends = latents_of_seeds(pipeline, range(WALKS + 1), None)
