@@ -96,7 +96,7 @@ def evaluate(
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
     drawing = Drawing(count, seed, num_inference_steps, batch_size, sample_from)
     scored = score_pipeline(loaded, real, extractor, drawing, repeats, extrapolate, other)
-    report = {"reference": reference, **scored.report}
+    report = {"reference": where_it_is(reference), **scored.report}
     if bits_per_dimension:
         report["likelihood"] = likelihood_report(loaded, other or real, seed, other is not None)
     write_evaluation(output, report, scored, Path(pipeline).resolve().name)
@@ -133,8 +133,14 @@ def evaluate_images(
     fake = load_reference(DataSettings(images, sample_size=sample_size), extractor, "IMAGES")
     real, other = load_both(settings, extractor, held_out, held_out_split)
     scored = score_images(fake.images, fake.features, real, extractor.identity, seed, extrapolate, other)
-    report = {"reference": reference, "images": images, "num_inference_steps": None, **scored.report}
+    report = {"reference": where_it_is(reference), "images": images, "num_inference_steps": None, **scored.report}
     write_evaluation(output, report, scored, Path(images).resolve().name)
+
+
+def where_it_is(reference: str) -> str:
+    """Return a path as it is seen from everywhere, so that nobody takes it for a data set of the Hub later."""
+    path = Path(reference).expanduser()
+    return str(path.resolve()) if path.exists() else reference
 
 
 def load_both(

@@ -11,10 +11,11 @@ from typing import NamedTuple
 from hfgen.errors import UserError
 from hfgen.inference import find_pipeline
 from hfgen.load_check import check_loads_anywhere
+from hfgen.model_card import is_somebodys_own
 from hfgen.publication import make_publication
 from hfgen.run import Run
 from hfgen.space import gradio_version, write_space
-from hfgen.upload import Commit, check_access, upload
+from hfgen.upload import Commit, check_access, read_card, upload
 
 
 class Published(NamedTuple):
@@ -23,11 +24,13 @@ class Published(NamedTuple):
     Attributes:
         repo_id: "owner/name".
         commit: what was made of it.
+        replaced_card: whether a README.md that somebody had written gave way to the card; it is in the history.
         space_commit: of the Space, if there is one.
     """
 
     repo_id: str
     commit: Commit
+    replaced_card: bool
     space_commit: Commit | None = None
 
 
@@ -63,13 +66,14 @@ def publish(
     of_space = check_access(target.repo_id, private, token, "space") if space else None
     with tempfile.TemporaryDirectory(prefix="hfgen-publication-") as temporary:
         folder = prepare(source, Path(temporary) / target.repo_id.split("/")[1], target.repo_id, scores, license_id)
+        replaces = is_somebodys_own(read_card(target))
         commit = upload(folder, target, "Publish the pipeline with its card")
         if of_space is None:
-            return Published(target.repo_id, commit)
+            return Published(target.repo_id, commit, replaces)
         app = Path(temporary) / "its space"  # no repo can be called so
         # The revision, so that the Space goes on running the code that it was published with.
         write_space(app, target.repo_id, commit.revision, target.repo_id.split("/")[1])
-        return Published(target.repo_id, commit, upload(app, of_space, "Publish the demo"))
+        return Published(target.repo_id, commit, replaces, upload(app, of_space, "Publish the demo"))
 
 
 def publish_if_asked(run: Run) -> None:

@@ -18,6 +18,8 @@ from hfgen.score_report import read_report, score_table
 
 # What a folder to be published may hold beside the pipeline; see hfgen/publication.py.
 SETTINGS_FILE, TRAINING_FILE = "training_config.json", "training.json"
+# How a training ended that was not over at this step.
+EARLIER = "an earlier moment"
 REPORT_FILE, RUN_SCORES_FILE = "evaluation.json", "scores.json"
 CLOSING = "This card was written by hfgen {version} from the files beside it."
 # file in samples/ -> caption
@@ -89,9 +91,9 @@ def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> Mod
     return card
 
 
-def is_written_by_hfgen(card: str) -> bool:
-    """Whether the text of a card is one of `write_card`, and not somebody's own."""
-    return CLOSING.split("{")[0] in card
+def is_somebodys_own(card: str | None) -> bool:
+    """Whether there is a card whose text is not one of `write_card`."""
+    return card is not None and CLOSING.split("{")[0] not in card
 
 
 def _card_data(
@@ -252,7 +254,7 @@ def _limits(method: Method, training: dict[str, Any] | None, report: dict[str, A
             f"Its recall of {report['scores']['recall']:.2g} is less than half of what real images reach "
             f"({report['floor']['halves']['recall']:.2g}): it misses much of the data's variety."
         )
-    if training and training["end"] != "complete":
+    if training and training["end"] != "complete" and not training["end"].startswith(EARLIER):
         told.append(f"Its training ended early: {training['end']}.")
     return "\n".join(f"- {sentence}" for sentence in told)
 

@@ -19,7 +19,7 @@ from hfgen.errors import UserError
 from hfgen.figures import denoising_strip, image_sheet, progress_frames, write_gif
 from hfgen.inference import draw_images, find_pipeline, interpolate, latents_of_seeds, open_pipeline, weights_digest
 from hfgen.method_text import DENOISING_STEPS
-from hfgen.model_card import REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE, TRAINING_FILE, write_card
+from hfgen.model_card import EARLIER, REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE, TRAINING_FILE, write_card
 from hfgen.model_index import reference_name
 from hfgen.run_folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE
 from hfgen.score_report import finite, read_report
@@ -138,7 +138,7 @@ def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
     launches = _read_lines(run / "launches.jsonl")
     status = json.loads((run / "status.json").read_text())
     training = {
-        "end": status["reason"] if status["status"] != "running" else "published while it went on",
+        "end": end_of(status, moment.step),
         "step": moment.step,
         "seconds": moment.seconds,
         "images": round(log[-1]["images"] / log[-1]["step"] * moment.step) if log else None,
@@ -155,6 +155,13 @@ def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
     of_this_moment = [line for line in evaluations if line["step"] == moment.step]
     if of_this_moment:
         _write_json(target / RUN_SCORES_FILE, of_this_moment[-1])
+
+
+def end_of(status: dict[str, Any], step: int) -> str:
+    """Say how the training of a pipeline of this step ended, by the `status.json` of its run."""
+    if step < status["step"]:
+        return f"{EARLIER} of a run that went on to step {status['step']:,}"
+    return status["reason"] if status["status"] != "running" else "published while it went on"
 
 
 def data_of(run: Path, settings: dict[str, Any]) -> tuple[str, bool, dict[str, Any] | None]:

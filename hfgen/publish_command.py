@@ -39,6 +39,8 @@ def publish(
         return
     published = hub.publish(source, repo_id, private, scores, license_id, space)
     typer.echo(f"published {published.repo_id}: {published.commit.address}")
+    if published.replaced_card:
+        typer.echo("its README.md was somebody's own; the card is in its place now, and the old one in the history")
     if published.space_commit is not None:
         typer.echo(f"its Space: {published.space_commit.address}")
         if private:

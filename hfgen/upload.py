@@ -1,10 +1,10 @@
 """Uploading a folder to the Hub: as one commit, private from the first byte, with errors that say what to do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from hfgen.errors import UserError
@@ -38,6 +38,9 @@ class Target:
     token: str | None
     has_card: bool
 
+    def __str__(self) -> str:
+        return f"the Space {self.repo_id}" if self.repo_type == "space" else self.repo_id
+
 
 def check_access(repo_id: str, private: bool, token: str | None = None, repo_type: str = "model") -> Target:
     """Find out, before anything is made, whether an upload can succeed. Nothing is created.
@@ -69,15 +72,16 @@ def check_access(repo_id: str, private: bool, token: str | None = None, repo_typ
     owners = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
     if role == "write" and repo_id.split("/")[0] not in owners:  # what a fine-grained token may do is not told
         raise UserError(f"{repo_id}: you are {user['name']}, who may write to {', '.join(owners)} only")
+    new = Target(repo_id, repo_type, private, token, has_card=False)
     try:
         info = api.repo_info(repo_id, repo_type=repo_type)
     except RepositoryNotFoundError:
-        return Target(repo_id, repo_type, private, token, has_card=False)
+        return new
     except Exception as error:
-        raise _explained(repo_id, error, "nothing was uploaded") from error
-    _check_private(repo_id, private, info.private)
+        raise _explained(str(new), error, "nothing was uploaded") from error
+    _check_private(new, info.private)
     has_card = any(file.rfilename == "README.md" for file in getattr(info, "siblings", None) or [])
-    return Target(repo_id, repo_type, private, token, has_card)
+    return replace(new, has_card=has_card)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,21 @@ class Commit:
 
     address: str
     revision: str
+
+
+def read_card(target: Target) -> str | None:
+    """Return the text of the README.md of a repo; None if there is none.
+
+    Raises:
+        UserError: if the Hub refuses or the connection breaks off.
+    """
+    if not target.has_card:
+        return None
+    try:
+        file = hf_hub_download(target.repo_id, "README.md", repo_type=target.repo_type, token=target.token)
+    except Exception as error:
+        raise _explained(str(target), error, "nothing was uploaded") from error
+    return Path(file).read_text(encoding="utf-8", errors="replace")
 
 
 def upload(folder: Path, target: Target, message: str, create_pr: bool = False) -> Commit:
@@ -113,9 +132,7 @@ def upload(folder: Path, target: Target, message: str, create_pr: bool = False) 
             space_sdk=sdk,
         )
         # Another process may have made it meanwhile.
-        _check_private(
-            target.repo_id, target.private, api.repo_info(target.repo_id, repo_type=target.repo_type).private
-        )
+        _check_private(target, api.repo_info(target.repo_id, repo_type=target.repo_type).private)
         commit = api.upload_folder(
             repo_id=target.repo_id,
             repo_type=target.repo_type,
@@ -127,22 +144,22 @@ def upload(folder: Path, target: Target, message: str, create_pr: bool = False) 
     except UserError:
         raise
     except Exception as error:  # of HTTP, of the network or of the disk: whatever it is, there is no commit
-        raise _explained(target.repo_id, error, "the upload broke off and the repo stays as it was") from error
+        raise _explained(str(target), error, "the upload broke off and the repo stays as it was") from error
     return Commit(str(commit.pr_url or commit.commit_url), commit.oid)
 
 
-def _check_private(repo_id: str, wanted: bool, private: bool | None) -> None:
-    if wanted and not private:
+def _check_private(target: Target, private: bool | None) -> None:
+    if target.private and not private:
         raise UserError(
-            f"{repo_id} exists and is public, but a private repo was asked for: make it private in its settings on "
+            f"{target} exists and is public, but a private repo was asked for: make it private in its settings on "
             "the Hub, or choose another name; nothing was uploaded"
         )
 
 
-def _explained(repo_id: str, error: Exception, outcome: str) -> UserError:
+def _explained(where: str, error: Exception, outcome: str) -> UserError:
     """Say what an error of the Hub or the network means, what became of the upload, and what to do."""
-    response = getattr(error, "response", None) if isinstance(error, HfHubHTTPError) else None
-    status = getattr(response, "status_code", None)
+    # Not of HfHubHTTPError alone: of a wrong token huggingface_hub 0.36 makes a plain HTTPError.
+    status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
         remedy = f"the Hub does not know your token; {LOG_IN}"
     elif status == 403:
@@ -151,7 +168,7 @@ def _explained(repo_id: str, error: Exception, outcome: str) -> UserError:
         remedy = "the Hub does not accept the content"
     else:
         remedy = "run it again when the Hub can be reached; what has gone up already does not have to go again"
-    return UserError(f"{repo_id}: {outcome}: {remedy} ({_line(error)})")
+    return UserError(f"{where}: {outcome}: {remedy} ({_line(error)})")
 
 
 def _line(error: Exception) -> str:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub import snapshot_download
 
-from hfgen.model_card import is_written_by_hfgen, write_card
-from hfgen.upload import check_access, upload
+from hfgen.model_card import is_somebodys_own, write_card
+from hfgen.upload import check_access, read_card, upload
 
 
 SHIPPED_IMPORTS = {"torch", "diffusers", *sys.stdlib_module_names}
@@ -84,7 +84,7 @@ class SelfContainedPipelineMixin:
         target = check_access(repo_id, bool(private), token)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, variant=variant)
-            if not target.has_card or is_written_by_hfgen(ModelCard.load(target.repo_id, token=token).content):
+            if not is_somebodys_own(read_card(target)):
                 write_card(Path(folder), target.repo_id)
             message = commit_message or f"Upload {type(self).__name__}"
             return upload(Path(folder), target, message, create_pr).address

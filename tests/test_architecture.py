@@ -1,4 +1,5 @@
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,6 +109,20 @@ def test_pipelines_know_of_hfgen_only_the_models_and_how_to_publish(file):
     if file.name == "self_contained.py":  # `push_to_hub` of a pipeline
         known += ["hfgen.model_card", "hfgen.upload"]
     assert all(below(module, *known) for module in imports_of_hfgen(file))
+
+
+def test_what_each_pipeline_s_file_brings_along_is_word_for_word_the_same():
+    # Each is published by itself, so that they cannot import it from one another. A class's own name may differ.
+    texts: dict[str, dict[str, str]] = {"_save_code": {}, "save_pretrained": {}, "LIBRARIES": {}, "HUB_ARGUMENTS": {}}
+    for file in SHIPPED_FILES:
+        for node in ast.walk(tree(file)):
+            name = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else getattr(node, "name", None)
+            if name in texts:
+                source = ast.get_source_segment(file.read_text(), node)
+                texts[name][file.name] = re.sub(r"\b(DDPM|GAN|VAE)Pipeline\b", "Pipeline", source)
+    pipelines = {file.name for file in PIPELINES.glob("pipeline_*.py")}
+    assert [found.keys() == pipelines for found in texts.values()] == [True] * 4
+    assert [len(set(found.values())) for found in texts.values()] == [1] * 4
 
 
 @each([file for file in SOURCES if SCRIPTS not in file.parents])

@@ -170,12 +170,6 @@ def test_pickled_weights_are_not_read_unless_asked_for(tmp_path):
     assert np.array_equal(draw(asked_for), draw(pipeline))
 
 
-def test_pushing_while_saving_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match="save first, then use pipeline.push_to_hub"):
-        build().save_pretrained(tmp_path / "pipeline", push_to_hub=True)
-    assert not (tmp_path / "pipeline").exists()
-
-
 @pytest.mark.parametrize(
     ("name", "first_lines", "message"),
     [
