@@ -11,6 +11,13 @@ from PIL import Image
 from hfgen import cli
 
 
+# Workers of `pytest -n` get a core each, and so do the processes that they start: with everybody's threads on every
+# core they would wait for each other most of the time.
+_worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if _worker and hasattr(os, "sched_setaffinity"):
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test uses the network; read when huggingface_hub is imported
 
 
