@@ -16,7 +16,7 @@ quickstart: $(VENV)/installed
 		training_scripts/train_ddpm.py --preset quickstart --resume latest
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n auto --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # mypy looks at the installed wheel: in the checkout it cannot see that pipelines/ is hfgen.pipelines.
 quality: $(VENV)/installed

@@ -102,9 +102,11 @@ def load_script(name: str, alias: str | None = None) -> ModuleType:
 
 @pytest.fixture
 def fresh_accelerate_state():
-    """Let the next test build an Accelerator with other settings."""
+    """Let this test and the next build an Accelerator with settings of their own."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
+    for state in (AcceleratorState, GradientState, PartialState):  # what a test of another file may have left
+        state._reset_state()
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()

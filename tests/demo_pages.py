@@ -18,6 +18,11 @@ def free_port():
         return taken.getsockname()[1]
 
 
+def heed_ctrl_c():
+    """Of a process before it starts: what a shell runs in the background ignores Ctrl-C, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def command_line(*arguments):
     """`hfgen demo ...`, whether or not it is installed as a script."""
     return [sys.executable, "-c", "from hfgen.cli import main; main()", "demo", *map(str, arguments)]
@@ -28,7 +33,12 @@ def serving(command, ready, **environment):
     """Run a server; yield the process and the lines that it has printed, once one of them contains `ready`."""
     own = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment}
     process = subprocess.Popen(
-        command, env=os.environ | own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=os.environ | own,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=heed_ctrl_c,
     )
     lines, is_ready = [], threading.Event()
 

@@ -21,7 +21,11 @@ def installed_wheel(tmp_path_factory):
         "\n"
     )
     for name in filter(None, files):
-        if name.startswith(("hfgen/", "pipelines/")) or name in ("pyproject.toml", "README.md", "LICENSE"):
+        if name.startswith(("hfgen/", "pipelines/", "model_cards/")) or name in (
+            "pyproject.toml",
+            "README.md",
+            "LICENSE",
+        ):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
     command = [
@@ -49,6 +53,8 @@ def test_the_wheel_holds_the_library_and_nothing_else(installed_wheel):
     files = {path.relative_to(ROOT / "pipelines").as_posix() for path in (ROOT / "pipelines").glob("*.py")}
     assert {path.name for path in (installed_wheel / "hfgen" / "pipelines").glob("*.py")} == files
     assert (installed_wheel / "hfgen" / "py.typed").is_file()
+    cards = {path.name for path in (installed_wheel / "hfgen" / "model_cards").iterdir()}
+    assert cards == {"__init__.py", "TEMPLATE.md"}  # and none of the cards of what was trained here
     assert list(installed_wheel.glob("*.dist-info/licenses/LICENSE"))
 
 

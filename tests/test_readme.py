@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import load_script
+from demo_pages import free_port, heed_ctrl_c
 from loopback_hub import LoopbackHub
 
 from hfgen.data.toy_paintings import paint
@@ -77,10 +77,9 @@ def run(workplace, environment):
 
 def look_at_the_demo(workplace, environment, command):
     """Start it at a port that is free, fetch its page, and end it as Ctrl-C does."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    command = [*command, "--port", str(free_port())]
     process = subprocess.Popen(
-        [*command, "--port", str(port)], cwd=workplace, env=environment, stdout=subprocess.PIPE, text=True
+        command, cwd=workplace, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
     )
     try:
         served = next(line for line in process.stdout if "http://" in line)

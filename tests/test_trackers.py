@@ -99,8 +99,11 @@ def test_tensorboard_shows_the_losses_the_watch_the_sheets_and_the_settings_of_a
 def test_wandb_offline_keeps_a_run_and_its_resumption_in_the_folder_of_the_run(
     tmp_path, wandb_offline, fresh_accelerate_state
 ):
+    import wandb
+
     folder = tmp_path / "painter"
     toy_runs.train("gan", folder, *WATCHED, "--report_to", "wandb")
+    wandb.teardown()  # as at the end of a process: only then is the last of it on the disk
     (first,) = (folder / "logs" / "wandb").glob("offline-run-*/*.wandb")
     settings, steps = wandb_log(first)
     assert settings["latent_dim"] == 6 and settings["resume"] == "None" and settings["cpu"] is True
@@ -115,6 +118,7 @@ def test_wandb_offline_keeps_a_run_and_its_resumption_in_the_folder_of_the_run(
         assert np.array_equal(np.asarray(shown), np.asarray(sheet))
 
     toy_runs.train("gan", folder, *WATCHED, "--report_to", "wandb", "--resume", str(toy_runs.checkpoint(folder, 4)))
+    wandb.teardown()
     (second,) = set((folder / "logs" / "wandb").glob("offline-run-*/*.wandb")) - {first}
     assert sorted(wandb_log(second)[1]) == [5, 6]
     runs = [record.run for file in (first, second) for record in wandb_records(file) if record.HasField("run")]
