@@ -248,7 +248,8 @@ def _limits(method: Method, training: dict[str, Any] | None, report: dict[str, A
     if method.family == "vae":
         told.append("As VAEs do, it blurs: fine detail is averaged out.")
     if method.family == "gan":
-        told.append("As GANs do, it may leave out kinds of images that the data has: see recall and coverage.")
+        seen = ": see recall and coverage" if report else ""
+        told.append(f"As GANs do, it may leave out kinds of images that the data has{seen}.")
     if report and report["scores"]["recall"] < report["floor"]["halves"]["recall"] / 2:
         told.append(
             f"Its recall of {report['scores']['recall']:.2g} is less than half of what real images reach "
