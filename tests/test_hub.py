@@ -185,6 +185,7 @@ def test_a_private_repo_is_private_before_anything_is_in_it(client, bare_client,
 
 
 def test_a_public_repo_is_refused_for_a_private_publication_before_anything_is_built(client, hub, runs, repo):
+    pytest.importorskip("gradio", reason="a Space needs gradio")
     hub.put(repo, {"notes.txt": b"mine"})
     hub.put("tester/shown", {}, type="space")
     code = "def counted(*given):\n    made.append(1)\n    return make(*given)\nh.make_publication = counted"
