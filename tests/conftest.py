@@ -110,3 +110,30 @@ def fresh_accelerate_state():
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
+
+
+@pytest.fixture(scope="module")
+def hub():
+    """A Hub on loopback, empty when the tests of a file begin."""
+    from loopback_hub import LoopbackHub
+
+    with LoopbackHub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """The folders of a toy run of each family."""
+    from published_toys import train_toys
+
+    return train_toys(tmp_path_factory.mktemp("toys"))
+
+
+@pytest.fixture(scope="module")
+def bare_client(hub, tmp_path_factory):
+    """A client of the Hub that cannot import hfgen."""
+    from hub_client import Client
+
+    with Client(hub, tmp_path_factory.mktemp("homes") / "without", with_hfgen=False) as client:
+        assert client.run("import hfgen").error.startswith("ModuleNotFoundError")
+        yield client

@@ -4,8 +4,7 @@ import shutil
 
 import pytest
 from hub_client import Client, contents, digest_of
-from loopback_hub import LoopbackHub
-from published_toys import CODE, FAMILIES, files_to_publish, train_toys
+from published_toys import CODE, FAMILIES, files_to_publish
 from toy_runs import checkpoint, train
 
 from hfgen.inference import open_pipeline
@@ -21,17 +20,6 @@ hfgen.hub.check_loads_anywhere = lambda folder: None
 
 
 @pytest.fixture(scope="module")
-def hub():
-    with LoopbackHub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return train_toys(tmp_path_factory.mktemp("toys"))
-
-
-@pytest.fixture(scope="module")
 def client(hub, runs, tmp_path_factory):
     """A client with hfgen that has published every toy run; later publications are not checked."""
     with Client(hub, tmp_path_factory.mktemp("homes") / "with") as client:
@@ -42,14 +30,6 @@ def client(hub, runs, tmp_path_factory):
             said = client.command("publish", runs[name], f"tester/{name}")
             assert (said.status, said.error) == (0, None), said
             assert f"published tester/{name}: {hub.url}/tester/{name}/commit/" in said.out
-        yield client
-
-
-@pytest.fixture(scope="module")
-def bare_client(hub, tmp_path_factory):
-    """A client that cannot import hfgen."""
-    with Client(hub, tmp_path_factory.mktemp("homes") / "without", with_hfgen=False) as client:
-        assert client.run("import hfgen").error.startswith("ModuleNotFoundError")
         yield client
 
 

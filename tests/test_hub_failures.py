@@ -6,7 +6,6 @@ import time
 
 import pytest
 from hub_client import Client, contents
-from loopback_hub import LoopbackHub
 from published_toys import files_to_publish
 from toy_runs import train
 
@@ -23,12 +22,6 @@ from hfgen.upload import check_access, upload
 print(upload(Path(sys.argv[1]), check_access(sys.argv[2], False), "Again").revision)
 """
 LARGE = "hfgen-weights.safetensors"
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with LoopbackHub() as hub:
-        yield hub
 
 
 @pytest.fixture(scope="module")

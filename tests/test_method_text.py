@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from diffusers import UNet2DModel
-from published_toys import FAMILIES, train_toys
+from published_toys import FAMILIES
 
 from hfgen.inference import open_pipeline
 from hfgen.method_text import NETWORKS, OBJECTIVES, count_parameters, describe_method
@@ -31,11 +31,6 @@ PAPERS = {
     "1704.00028": "Gulrajani", "1801.04406": "Mescheder", "2006.10738": "Zhao", "2006.06676": "Karras",
     "2006.13202": "Rybkin", "1903.12436": "Ghosh",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return train_toys(tmp_path_factory.mktemp("toys"))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from hub_client import contents
 from hub_repositories import card_errors
 from huggingface_hub import ModelCard
-from published_toys import FAMILIES, files_to_publish, train_toys
+from published_toys import FAMILIES, files_to_publish
 from stand_in_features import Colours, paintings, table_of, watch_drawing
 from toy_runs import checkpoint, train
 
@@ -25,11 +25,6 @@ from hfgen.publication import make_publication, scores_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 PARTS = ("Use it", "Method", "Training data", "Training", "Scores", "Memorisation", "Limits and bias", "Licence")
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return train_toys(tmp_path_factory.mktemp("toys"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hub_client import contents, digest_of
 from PIL import Image
-from published_toys import FAMILIES, files_to_publish, train_toys
+from published_toys import FAMILIES, files_to_publish
 from toy_runs import checkpoint, script, train
 
 from hfgen import publication
@@ -21,11 +21,6 @@ from hfgen.publication import make_publication, refuse_private_paths, run_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SECRETS = ("patient", "clinic")  # in the names of files and of the folders above them
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return train_toys(tmp_path_factory.mktemp("toys"))
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 from hub_client import Client, contents, digest_of
-from loopback_hub import LoopbackHub
-from published_toys import CODE, FAMILIES, train_toys
+from published_toys import CODE, FAMILIES
 
 from hfgen import pipelines
 from hfgen.inference import open_pipeline
@@ -20,26 +19,8 @@ OWN_CARD = b"---\nlicense: mit\n---\n# Cats\n\nMy own words about hfgen.\n"
 
 
 @pytest.fixture(scope="module")
-def hub():
-    with LoopbackHub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return train_toys(tmp_path_factory.mktemp("toys"))
-
-
-@pytest.fixture(scope="module")
 def client(hub, tmp_path_factory):
     with Client(hub, tmp_path_factory.mktemp("homes") / "with") as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def bare_client(hub, tmp_path_factory):
-    """A client that cannot import hfgen."""
-    with Client(hub, tmp_path_factory.mktemp("homes") / "without", with_hfgen=False) as client:
         yield client
 
 
