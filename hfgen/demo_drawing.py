@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from hfgen.interpolation import interpolate_latents
 from hfgen.randomness import keyed_seed
+from hfgen.rgb import to_rgb
 from hfgen.schedules import sampling_scheduler
 
 
@@ -224,7 +225,7 @@ def open_upload(path: str, size: tuple[int, int]) -> Image.Image:
                 raise Image.DecompressionBombError
             if min(image.size) >= 4 * max(size):  # a large JPEG is decoded at a part of its size
                 image.draft(image.mode, (2 * width, 2 * height))
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
+            rgb = to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError:
         raise ValueError(f"This image has more than {MAX_PIXELS // 2**20} million pixels: make it smaller.") from None
     except Image.UnidentifiedImageError:
@@ -236,18 +237,3 @@ def open_upload(path: str, size: tuple[int, int]) -> Image.Image:
     left, top = (rgb.width - crop_width) // 2, (rgb.height - crop_height) // 2
     box = (left, top, left + crop_width, top + crop_height)
     return rgb.resize((width, height), Image.Resampling.BICUBIC, box=box)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Turn an image of any mode into RGB: transparency over white, 16-bit grey scaled to 8 bits."""
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64)
-        if not 0 <= grey.min() <= grey.max() <= 65535:
-            raise ValueError("32-bit pixels, whose range is unknown")
-        return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is unknown")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")

@@ -75,7 +75,7 @@ def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> Mod
         summary=method.summary,
         pictures=_pictures(folder / "samples", SAMPLES) or "No pictures were uploaded with it.",
         usage=_usage(repo_id, method),
-        departures=_departures(method),
+        departures=_departures(method, settings),
         data=_data(training),
         training=f"{_training(training, settings)}\n\n{_pictures(folder / 'samples', COURSE)}".strip(),
         scores=_scores(report, run_scores, training),
@@ -148,9 +148,11 @@ This needs nothing but torch and diffusers (0.38 or newer). {code} Where
 `hfgen.pipelines.{name}.from_pretrained("{repo_id}")`."""
 
 
-def _departures(method: Method) -> str:
+def _departures(method: Method, settings: dict[str, Any] | None) -> str:
     if not method.departures:
-        return "As in the paper, as far as is known: the settings of the training are not."
+        if settings is None:
+            return "As in the paper, as far as is known: the settings of the training are not."
+        return "In none of its settings does it depart from the paper."
     return "What differs from the paper:\n\n" + "\n".join(f"- {clause}" for clause in method.departures)
 
 

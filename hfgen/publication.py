@@ -218,7 +218,7 @@ def refuse_private_paths(folder: Path, paths: Sequence[str]) -> None:
     """Raise a `UserError` if a text file in a folder that is to be published names a path of this machine."""
     for file in sorted(folder.rglob("*")):
         if file.suffix in TEXT_FILES:
-            text = file.read_text()
+            text = file.read_text(encoding="utf-8")
             for path in paths:
                 # Not where a longer word begins with it or ends in it: "/cats" stands in "huggan/cats" too.
                 if len(path) > 1 and re.search(rf"(?<![\w.-]){re.escape(path)}(?!\w)", text):

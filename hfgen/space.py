@@ -8,7 +8,15 @@ from hfgen.errors import UserError
 
 
 # The demo, and what of hfgen it imports.
-COPIED = ("demo.py", "demo_drawing.py", "demo_fields.py", "interpolation.py", "randomness.py", "schedules.py")
+COPIED = (
+    "demo.py",
+    "demo_drawing.py",
+    "demo_fields.py",
+    "interpolation.py",
+    "randomness.py",
+    "rgb.py",
+    "schedules.py",
+)
 APP = '''"""Shows {what} on a web page."""
 
 import os

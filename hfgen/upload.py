@@ -143,8 +143,10 @@ def upload(folder: Path, target: Target, message: str, create_pr: bool = False) 
         )
     except UserError:
         raise
-    except Exception as error:  # of HTTP, of the network or of the disk: whatever it is, there is no commit
-        raise _explained(str(target), error, "the upload broke off and the repo stays as it was") from error
+    except Exception as error:  # of HTTP, of the network or of the disk; only the Hub's answer may be lost
+        raise _explained(
+            str(target), error, "the upload broke off, and without its one commit the repo stays as it was"
+        ) from error
     return Commit(str(commit.pr_url or commit.commit_url), commit.oid)
 
 

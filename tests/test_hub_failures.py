@@ -103,6 +103,15 @@ def test_a_hub_that_does_not_answer_is_told_before_anything_is_made(method, path
 # --------------------------------------------------------------------------------------------------- while it goes up
 
 
+def test_a_commit_whose_answer_was_lost_is_found_complete_by_the_next_attempt(client, hub, run, repo):
+    hub.cut("POST", "/commit/")  # carried out
+    refusal(client.command("publish", run, repo))
+    files, commits = hub.files(repo), len(hub.commits(repo))
+    assert files_to_publish("gan") <= files.keys()
+    assert client.command("publish", run, repo).status == 0
+    assert hub.files(repo) == files and len(hub.commits(repo)) == commits
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "remedy"),
     [
@@ -127,7 +136,7 @@ def test_a_failure_leaves_the_repo_as_it_was_and_the_next_attempt_completes_it(
     else:
         hub.fail(method, path, status=status)
     line = refusal(client.command("publish", source, repo))
-    assert f"{repo}: the upload broke off and the repo stays as it was: {remedy}" in line
+    assert f"{repo}: the upload broke off, and without its one commit the repo stays as it was: {remedy}" in line
     assert hub.files(repo) == files and len(hub.commits(repo)) == commits
     check_nothing_is_left(client, source, before)
     hub.mend()

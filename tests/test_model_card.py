@@ -137,6 +137,17 @@ def test_the_card_of_a_bare_pipeline_calls_unknown_what_it_does_not_know(runs, t
     assert "No pictures were uploaded with it." in check_card(tmp_path / "published")[0].text
 
 
+def test_a_run_in_the_settings_of_the_paper_is_said_to_be_one(runs, tmp_path):
+    """They are known, and depart from it in nothing."""
+    folder = tmp_path / "published"
+    make_publication(runs["library"], folder, "tester/toy")
+    file = folder / "scheduler" / "scheduler_config.json"
+    paper = {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "prediction_type": "epsilon"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | paper))
+    write_card(folder, "tester/toy")
+    assert check_card(folder)[1]["Method"].strip() == "In none of its settings does it depart from the paper."
+
+
 def test_the_licence_of_the_weights_is_told_or_said_to_be_open(runs, tmp_path):
     card, sections = card_of(runs["gan"], tmp_path / "one", license_id="cc-by-4.0")
     assert card.data.license == "cc-by-4.0" and "Weights: cc-by-4.0." in sections["Licence"]

@@ -113,7 +113,9 @@ def test_a_run_whose_upload_fails_is_whole_and_the_command_that_it_names_publish
     assert result.returncode == 2, result.stderr[-3000:]
     assert "Traceback" not in result.stderr
     error, later = result.stderr.splitlines()[-2:]
-    assert error.startswith(f"error: {repo}: the upload broke off and the repo stays as it was: run it again when")
+    assert error.startswith(
+        f"error: {repo}: the upload broke off, and without its one commit the repo stays as it was: run it again when"
+    )
     assert later.startswith(f"The run itself is whole, in {folder}. To publish it later: hfgen publish ")
     assert later.endswith(f"my run' {repo} --private")  # whether or not the repo is there already
     assert len(hub.commits(repo)) == 1

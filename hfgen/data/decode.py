@@ -9,6 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
+from hfgen.rgb import UnreadableImageError, to_rgb
 
 
 # Five-crop: the side of a crop, as a part of the image's short side.
@@ -17,10 +18,6 @@ FIVE_CROP_PART = 4 / 5
 # Pillow's remarks about odd metadata and sizes: both are judged here. Images are decoded in threads, in which
 # `warnings.catch_warnings` would leave the filters of the whole process changed.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-class UnreadableImageError(Exception):
-    """One image cannot be decoded: it is skipped and listed."""
 
 
 class DecodedImage(NamedTuple):
@@ -71,25 +68,6 @@ def decode_image(name: str, content: bytes, settings: DataSettings) -> DecodedIm
     except Exception as error:  # damaged files make Pillow's decoders raise almost anything
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
     return DecodedImage(_crops(name, rgb, settings), file_format, mode, size)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn an image of any mode into RGB: transparency over white, 16-bit grey scaled to 8 bits.
-
-    Raises:
-        UnreadableImageError: for floating-point or 32-bit pixels, whose range nobody knows.
-    """
-    if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image).astype(np.int64)
-        if grey.size and not 0 <= grey.min() <= grey.max() <= 65535:
-            raise UnreadableImageError("32-bit pixels beyond the range of 16 bits")
-        return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise UnreadableImageError("floating-point pixels, whose range is unknown")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
 
 
 def _crops(name: str, image: Image.Image, settings: DataSettings) -> list[np.ndarray]:

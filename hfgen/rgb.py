@@ -1,0 +1,30 @@
+"""Images of any mode as RGB, for the training and for the demo.
+
+This file imports numpy and Pillow alone: a copy of it is part of each Space.
+"""
+
+import numpy as np
+from PIL import Image
+
+
+class UnreadableImageError(Exception):
+    """One image cannot be decoded."""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn an image of any mode into RGB: transparency over white, 16-bit grey scaled to 8 bits.
+
+    Raises:
+        UnreadableImageError: for floating-point or 32-bit pixels, whose range nobody knows.
+    """
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.asarray(image).astype(np.int64)
+        if grey.size and not 0 <= grey.min() <= grey.max() <= 65535:
+            raise UnreadableImageError("32-bit pixels beyond the range of 16 bits")
+        return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise UnreadableImageError("floating-point pixels, whose range is unknown")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
