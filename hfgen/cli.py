@@ -28,12 +28,14 @@ from hfgen.export_command import export
 from hfgen.floor_command import floor
 from hfgen.kaggle_command import kaggle_zip
 from hfgen.publish_command import publish
+from hfgen.study_command import study_app
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Train, compare and ship small unconditional image generators.")  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
 app.add_typer(data_app, name="data")
+app.add_typer(study_app, name="study")
 app.command()(evaluate)
 app.command("evaluate-images")(evaluate_images)
 app.command()(compare)

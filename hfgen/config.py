@@ -91,16 +91,28 @@ def _preset_as_flags(preset: str, presets_folder: Path, settings_classes: Sequen
         raise UserError(f"--preset {path}: not valid JSON ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"--preset {path}: a JSON object of settings is needed, not a {type(values).__name__}")
+    return settings_as_flags(values, settings_classes, f"--preset {path}")
+
+
+def settings_as_flags(values: dict[str, Any], settings_classes: Sequence[type], where: str) -> list[str]:
+    """Write settings as command-line flags, so that their values are checked like typed ones.
+
+    Args:
+        values: by the name of the setting; None is left out, being the default of every setting that may be None.
+        settings_classes: dataclasses whose fields are made by `setting`.
+        where: the settings come from, for messages.
+
+    Raises:
+        UserError: if there is no such setting.
+    """
     known = [field.name for cls in settings_classes for field in dataclasses.fields(cls)]
     flags = []
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            raise UserError(
-                f"--preset {path}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" * bool(near))
-            )
+            raise UserError(f"{where}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" * bool(near)))
         if value is None:
-            continue  # None is the default of every setting that may be None
+            continue
         # With "=", because argparse takes a bare -1e-05 for a flag.
         flags += [f"--{key}", *map(str, value)] if isinstance(value, list) else [f"--{key}={value}"]
     return flags

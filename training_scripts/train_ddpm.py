@@ -91,11 +91,12 @@ class DDPMSettings:
             )
 
 
+SETTINGS = (RunSettings, DataSettings, DDPMSettings)  # all that the command line takes
+
+
 def main(arguments: list[str] | None = None) -> Path:
     """Train and return the folder of the pipeline."""
-    run_settings, data_settings, settings = parse_settings(
-        (RunSettings, DataSettings, DDPMSettings), PRESETS, arguments
-    )
+    run_settings, data_settings, settings = parse_settings(SETTINGS, PRESETS, arguments)
     run = Run(run_settings, data_settings, settings)
     accelerator = run.accelerator
 

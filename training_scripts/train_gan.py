@@ -129,11 +129,12 @@ class GANSettings:
         return self.network == "dcgan256" or (self.network == "dcgan" and self.normalization == "batch")
 
 
+SETTINGS = (RunSettings, DataSettings, GANSettings)  # all that the command line takes
+
+
 def main(arguments: list[str] | None = None) -> Path:
     """Train and return the folder of the pipeline."""
-    run_settings, data_settings, settings = parse_settings(
-        (RunSettings, DataSettings, GANSettings), PRESETS, arguments
-    )
+    run_settings, data_settings, settings = parse_settings(SETTINGS, PRESETS, arguments)
     run = Run(run_settings, data_settings, settings)
     accelerator, loss = run.accelerator, GAN_LOSSES[settings.loss]
     if settings.is_penalised and accelerator.mixed_precision == "fp16":

@@ -102,11 +102,12 @@ class VAESettings:
             raise UserError(f"--ema_decay {self.ema_decay}: must be from 0 to below 1")
 
 
+SETTINGS = (RunSettings, DataSettings, VAESettings)  # all that the command line takes
+
+
 def main(arguments: list[str] | None = None) -> Path:
     """Train and return the folder of the pipeline."""
-    run_settings, data_settings, settings = parse_settings(
-        (RunSettings, DataSettings, VAESettings), PRESETS, arguments
-    )
+    run_settings, data_settings, settings = parse_settings(SETTINGS, PRESETS, arguments)
     run = Run(run_settings, data_settings, settings)
     accelerator = run.accelerator
 

@@ -1,0 +1,149 @@
+"""Training a cell: a launch of the real training script, as a user would launch it, resumed where it stopped."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfgen.checkpoints import list_checkpoints, load_progress, write_text_atomically
+from hfgen.errors import UserError
+from hfgen.studies.cells import Cell
+from hfgen.studies.study_file import METHODS, Budget
+
+
+LAUNCHER = [
+    *("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no"),
+]
+TOLD_LINES = 12
+TRAINED, DIVERGED, BROKEN = "trained", "diverged", "broken"
+LEAST_SECONDS = 1
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a worker works.
+
+    Attributes:
+        output: folder of the study on this machine.
+        scripts: folder of the training scripts.
+        dataset: as `--dataset` takes it.
+        feature_weights: of the Inception network; found by itself if None.
+    """
+
+    output: Path
+    scripts: Path
+    dataset: str
+    feature_weights: str | None = None
+
+    def run_folder(self, cell: Cell) -> Path:
+        """Return the folder that the training script fills."""
+        return self.output / "cells" / cell.folder_name
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the training of a cell ended.
+
+    Attributes:
+        kind: "trained"; "diverged", if the training itself went wrong; "broken", if it did not get so far.
+        reason: why it did not end well.
+        step: at which it ended, if that is known.
+    """
+
+    kind: str
+    reason: str = ""
+    step: int | None = None
+
+
+def train_cell(cell: Cell, budget: Budget, place: Workplace) -> Ending:
+    """Train a cell to its end, from its newest checkpoint if there is one.
+
+    Raises:
+        KeyboardInterrupt: if this process was told to stop; the training has then been told, too, and has ended.
+    """
+    folder = place.run_folder(cell)
+    if _is_trained(folder, cell, budget):
+        return Ending(TRAINED, step=read_status(folder)["step"])
+    command = launch_command(cell, budget, place)
+    log = folder.with_name(f"{folder.name}.log")
+    with log.open("a") as output:
+        output.write(f"$ {shlex.join(command)}\n")
+        output.flush()
+        supervised = [sys.executable, "-m", "hfgen.studies.supervised", str(os.getpid()), *command]
+        process = subprocess.Popen(supervised, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            status = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    return _ending(folder, budget, status, log)
+
+
+def launch_command(cell: Cell, budget: Budget, place: Workplace) -> list[str]:
+    """Write the cell's settings beside its folder, as a preset, and return the command that trains it."""
+    folder = place.run_folder(cell)
+    preset = folder.with_name(f"{folder.name}.json")
+    write_text_atomically(preset, json.dumps(cell.settings, indent=2) + "\n")
+    command = [sys.executable, *LAUNCHER, str(place.scripts / METHODS[cell.method]), "--preset", str(preset)]
+    command += ["--dataset", place.dataset, "--output_dir", str(folder), "--resume", "latest"]
+    if budget.minutes is not None:
+        command += ["--max_train_time", f"{max(60 * budget.minutes - _seconds_so_far(folder), LEAST_SECONDS):.3f}s"]
+    return command
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """Return what a run says of itself; an empty dictionary if it has not begun."""
+    file = folder / "status.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _is_trained(folder: Path, cell: Cell, budget: Budget) -> bool:
+    """Whether an earlier launch, with these very settings, has come to its end."""
+    file = folder / "training_config.json"
+    if not file.is_file() or _ending(folder, budget, 0, None).kind != TRAINED:
+        return False
+    saved = json.loads(file.read_text())
+    return all(saved.get(key) == value for key, value in json.loads(json.dumps(cell.settings)).items())
+
+
+def _seconds_so_far(folder: Path) -> float:
+    """Return the seconds of training that the newest checkpoint has behind it."""
+    found = list_checkpoints(folder / "checkpoints")
+    return load_progress(found[-1])["seconds"] if found else 0.0
+
+
+def _ending(folder: Path, budget: Budget, exit_status: int, log: Path | None) -> Ending:
+    """Read from the run's folder how it ended."""
+    said = read_status(folder)
+    kind, step = said.get("status"), said.get("step")
+    in_time = budget.minutes is not None and said.get("reason") == "time is up"
+    if exit_status == 0 and (kind == "complete" or in_time) and (folder / "pipeline" / "model_index.json").is_file():
+        return Ending(TRAINED, step=step)
+    if kind in ("diverged", "collapsed"):
+        return Ending(DIVERGED, f"{kind}: {said['reason']}", step)
+    lines = log.read_text(errors="replace").splitlines()[-TOLD_LINES:] if log is not None else []
+    errors = [line for line in lines if line.startswith("error: ") or "Error" in line]
+    told = errors[0] if errors else " / ".join(lines[-2:])
+    return Ending(BROKEN, f"the training ended with status {exit_status}: {told}", step)
+
+
+def check_device(cell: Cell) -> str | None:
+    """Return why this machine cannot train the cell; None if it can."""
+    import torch
+
+    if cell.device == "cuda" and not torch.cuda.is_available():
+        return "needs a CUDA device, and this machine has none"
+    return None
+
+
+def check_data(place: Workplace) -> None:
+    """Raise a `UserError` if the data set of a worker is a path that is not there."""
+    named = place.dataset
+    if (named.startswith(("/", ".", "~")) or "\\" in named) and not Path(named).expanduser().exists():
+        raise UserError(f"--dataset {named}: not on this machine; say with --dataset where its images are")

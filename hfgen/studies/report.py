@@ -1,0 +1,177 @@
+"""The report of a study: a folder with the table in three forms, curves, sheets, and one page to look at."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from hfgen.checkpoints import write_atomically
+from hfgen.studies.cells import Study
+from hfgen.studies.launch import BROKEN, DIVERGED, TRAINED
+from hfgen.studies.page import page
+from hfgen.studies.pictures import draw_loss_curves, sample_rows, strip_rows
+from hfgen.studies.storage import Outcome
+from hfgen.studies.study_file import METRICS
+from hfgen.studies.table import (
+    Outcomes,
+    Row,
+    agreements,
+    csv_cells,
+    latex,
+    markdown_matrix,
+    markdown_rows,
+    rows_of,
+)
+
+
+FILES = {
+    "report.md": "the tables and the pictures",
+    "cells.csv": "a line for each cell, with all figures",
+    "table.tex": "the table for a paper",
+    "index.html": "one page to look at, complete in itself",
+    "study.json": "the study with all settings of every cell",
+}
+
+
+def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
+    """Write the report of a study as far as it has come, in the place of an earlier one.
+
+    Args:
+        study: as it is stored.
+        outcomes: of its cells, by name.
+        folder: made anew, whole or not at all.
+
+    Raises:
+        UserError: if the disk refuses.
+    """
+    rows = rows_of(study, outcomes)
+
+    def write(target: Path) -> None:
+        target.mkdir()
+        pictures = {}
+        if (figure := draw_loss_curves(rows)) is not None:
+            figure.savefig(target / "curves.png", dpi=80)
+            pictures["curves.png"] = "The losses of every cell; a line for each seed"
+        if (sheet := sample_rows(rows)) is not None:
+            sheet.save(target / "samples.jpg", quality=88)
+            pictures["samples.jpg"] = "What each cell draws: first seed, first images, not selected"
+        if (strip := strip_rows(rows)) is not None:
+            strip.save(target / "denoising.jpg", quality=88)
+            pictures["denoising.jpg"] = "Diffusion on its way from noise (left) to images"
+        (target / "report.md").write_text(markdown(study, rows, pictures))
+        (target / "cells.csv").write_text(csv_cells(study, rows))
+        (target / "table.tex").write_text(latex(study, rows))
+        plain = {**study.to_dict(), "dataset": dataset_name(study)}  # a report is shown to others: no paths
+        (target / "study.json").write_text(json.dumps(plain, indent=1) + "\n")
+        (target / "index.html").write_text(page(study, rows, statements(study, rows)))
+
+    write_atomically(folder, write)
+
+
+def markdown(study: Study, rows: list[Row], pictures: dict[str, str]) -> str:
+    """Write `report.md`."""
+    told = [f"# {study.title}", *statements(study, rows)]
+    if matrix := markdown_matrix(study, rows):
+        told.append(matrix.strip())
+    told.append(markdown_rows(study, rows).strip())
+    if lost := endings(study, rows):
+        told.append("\n".join(f"- {line}" for line in lost))
+    told += [f"![{caption}]({name})\n\n{caption}." for name, caption in pictures.items()]
+    files = ", ".join(f"[{name}]({name}) ({what})" for name, what in FILES.items() if name != "report.md")
+    return "\n\n".join([*told, f"Also here: {files}."]) + "\n"
+
+
+def statements(study: Study, rows: list[Row]) -> list[str]:
+    """Say what was done and how it compares, a paragraph each."""
+    told = [study.question] if study.question else []
+    told += [conditions(study, rows), *hardware(rows)]
+    if floor := floors(study, rows):
+        told.append(floor)
+    published = any(row.published for row in rows)
+    if published:
+        told.append(f"Published: {study.source}." if study.source else "Published figures stand beside ours.")
+    if agreed := agreements(study, rows):
+        told.append("How the order agrees with the published one: " + " ".join(agreed))
+    return told
+
+
+def conditions(study: Study, rows: list[Row]) -> str:
+    """Say data, budget, seeds and number of images, and what was reduced."""
+    finished = sum(outcome is not None for outcome in _unique(study, rows).values())
+    seeds = ", ".join(map(str, study.seeds))
+    evaluation = study.evaluation
+    told = (
+        f"{METRICS[study.metric]} of {len(study.cells)} cells ({finished} ended), each trained for {study.budget}; "
+        f"seeds {seeds}; ± is the standard deviation over the seeds. {evaluation.num_images:,} images of each are "
+        f"scored (drawn with seed {evaluation.seed}, diffusion in {evaluation.num_inference_steps} steps"
+        f"{f' of {evaluation.sampler}' if evaluation.sampler else ''})"
+    )
+    sizes = _common(rows, ("sample_size",), "{} pixels") + _common(rows, ("scores", "num_real"), "{:,} real images")
+    told += f" against {' of '.join(sizes[::-1])}" if sizes else " against the real ones"
+    told += f" of {dataset_name(study)}."
+    if study.asked is not None:
+        parts = [f"each cell trained for {study.full_budget}"]
+        if study.full_evaluation != study.evaluation and study.full_evaluation is not None:
+            parts.append(f"{study.full_evaluation.num_images:,} images scored")
+        if study.full_seeds != study.seeds and study.full_seeds is not None:
+            parts.append(f"seeds {', '.join(map(str, study.full_seeds))}")
+        told += f" Scaled down to {study.asked} of work in all; the study asks for more: {', '.join(parts)}."
+    return told
+
+
+def dataset_name(study: Study) -> str:
+    """Return the name of the data set, without the path that leads there on this machine."""
+    return Path(study.dataset).name if Path(study.dataset).is_absolute() else study.dataset
+
+
+def hardware(rows: list[Row]) -> list[str]:
+    """Say on what the cells were trained."""
+    found: Counter[str] = Counter()
+    for row in rows:
+        for outcome in row.outcomes:
+            if outcome is not None and outcome.result is not None:
+                one = outcome.result.summary["environment"]
+                precision = one["mixed_precision"] if one["mixed_precision"] != "no" else "fp32"
+                threads = f", {one['threads']} thread{'s' if one['threads'] > 1 else ''}"
+                found[f"{one['device']}{threads}, {precision}, torch {one['torch']}, hfgen {one['hfgen']}"] += 1
+    return [f"Trained on: {'; '.join(found)}."] if found else []
+
+
+def floors(study: Study, rows: list[Row]) -> str:
+    """Say what real images score by the same measure, at the same number."""
+    if study.metric != "fid":
+        return ""
+    halves = _common(rows, ("floor", "halves", "fid"), "{:.4g}")
+    at_n = _common(rows, ("floor", "fid_at_n"), "{:.4g}")
+    if not (halves and at_n):
+        return ""
+    return (
+        f"The floor: {study.evaluation.num_images:,} real images, drawn with replacement, score FID {at_n[0]}; one "
+        f"half of the real images against the other {halves[0]}."
+    )
+
+
+def endings(study: Study, rows: list[Row]) -> list[str]:
+    """Say of each cell that has no figure why, and of each whose settings were not what its place says."""
+    told = []
+    for name, outcome in _unique(study, rows).items():
+        if outcome is None:
+            told.append(f"{name}: not run yet")
+        elif outcome.kind in (DIVERGED, BROKEN):
+            at = f" at step {outcome.step:,}" if outcome.step is not None else ""
+            told.append(f"{name}: {'NaN' if outcome.kind == DIVERGED else 'not run'}{at}: {outcome.reason}")
+        elif outcome.kind == TRAINED and outcome.result is not None:
+            if back := outcome.result.summary["training"]["rollbacks"]:
+                told.append(f"{name}: went back {back} times, with half the learning rate each time")
+            told += [f"{name}: {warning}" for warning in outcome.result.summary["training"]["warnings"]]
+    return told
+
+
+def _unique(study: Study, rows: list[Row]) -> dict[str, Outcome | None]:
+    return {name: outcome for row in rows for name, outcome in zip(row.place.cells, row.outcomes, strict=True)}
+
+
+def _common(rows: list[Row], keys: tuple[str, ...], form: str) -> list[str]:
+    """Return, as a list of one, a figure that is the same in all cells; else nothing."""
+    found: set[Any] = {int(value) if value == int(value) else value for row in rows for value in row.numbers(keys)}
+    return [form.format(found.pop())] if len(found) == 1 else []

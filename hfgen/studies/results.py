@@ -1,0 +1,164 @@
+"""What a trained cell is worth: its scores, its curve, its pictures, as plain values that fit into a database."""
+
+import base64
+import io
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hfgen.curves import read_metrics
+from hfgen.data.settings import DataSettings
+from hfgen.data.store import load_images
+from hfgen.errors import UserError
+from hfgen.figures import denoising_strip, image_sheet
+from hfgen.inference import choose_device, draw_images, image_size, open_pipeline
+from hfgen.metrics.extraction import Extractor
+from hfgen.metrics.feature_spaces import build_extractor
+from hfgen.metrics.reference import Reference, load_reference
+from hfgen.score_report import finite
+from hfgen.scoring import Drawing, score_pipeline
+from hfgen.studies.cells import Cell
+from hfgen.studies.launch import Workplace, read_status
+from hfgen.studies.study_file import Evaluation
+
+
+SHEET_IMAGES, SHEET_COLUMNS = 32, 8
+STRIP_IMAGES, STRIP_COLUMNS = 3, 8
+# A sheet goes into a column of text, of which MySQL's holds 65,535 bytes.
+MAX_PICTURE_BYTES = 45_000
+MAX_CURVE_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is kept of a trained cell.
+
+    Attributes:
+        summary: of the training and of the scores.
+        curve: some two hundred entries of the run's log, losses and speed.
+        sheet: the first images of the evaluation, JPEG in base64.
+        strip: of diffusion: images on the way from noise, likewise; else "".
+    """
+
+    summary: dict[str, Any]
+    curve: list[dict[str, float]]
+    sheet: str
+    strip: str
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the generator drew something that can be scored."""
+        return math.isfinite(self.summary["scores"]["fid"] or math.nan)
+
+
+class Scorer:
+    """Scores trained cells in the features of one network, which is loaded once.
+
+    Args:
+        evaluation: how.
+        place: of the worker.
+
+    Raises:
+        UserError: if there are no weights for the features, or not on this machine.
+    """
+
+    def __init__(self, evaluation: Evaluation, place: Workplace):
+        self._evaluation, self._place = evaluation, place
+        self._extractor: Extractor = build_extractor(
+            evaluation.features, evaluation.mode, place.feature_weights, choose_device("auto")
+        )
+        self._references: dict[str, Reference] = {}
+
+    def score(self, cell: Cell) -> Result:
+        """Draw from a trained cell and score it against the images it was trained on.
+
+        Raises:
+            UserError: if the pipeline cannot be opened or does not draw in the way that the evaluation asks for.
+        """
+        wanted, folder = self._evaluation, self._place.run_folder(cell)
+        pipeline = open_pipeline(str(folder), sampler=wanted.sampler if cell.method == "ddpm" else None)
+        pipeline.set_progress_bar_config(disable=True)
+        source = wanted.sample_from if cell.method == "vae" else None
+        steps = wanted.num_inference_steps
+        if cell.method == "ddpm":
+            steps = min(steps, pipeline.scheduler.config.num_train_timesteps)
+        drawing = Drawing(wanted.num_images, wanted.seed, steps, sample_from=source)
+        reference = self._reference(cell, image_size(pipeline))
+        report = finite(score_pipeline(pipeline, reference, self._extractor, drawing).report)
+        shown = list(draw_images(pipeline, SHEET_IMAGES, wanted.seed, steps, 32, sample_from=source))
+        strip = ""
+        if cell.method == "ddpm":
+            last = pipeline.scheduler.config.num_train_timesteps - 1
+            shown_steps = [round(last * (1 - index / (STRIP_COLUMNS - 1))) for index in range(STRIP_COLUMNS)]
+            picture, _ = denoising_strip(pipeline, shown_steps, STRIP_IMAGES, wanted.seed, steps)
+            strip = encode_picture(picture)
+        curve = read_metrics(folder)
+        summary = {**training_summary(folder, curve), **report, "data_digest": reference.images.digest}
+        return Result(summary, thinned(curve), encode_picture(image_sheet(shown, SHEET_COLUMNS)), strip)
+
+    def _reference(self, cell: Cell, size: int) -> Reference:
+        settings = data_settings(cell, self._place)
+        key = repr(settings)
+        if key not in self._references:
+            if settings.sample_size != size:
+                raise UserError(f"{cell.name}: draws {size} pixels, but was to be trained at {settings.sample_size}")
+            self._references[key] = load_reference(settings, self._extractor, "--dataset")
+        return self._references[key]
+
+
+def data_settings(cell: Cell, place: Workplace) -> DataSettings:
+    """Return how the real images are read that a cell is scored against: whole squares, nothing altered."""
+    names = ("dataset_split", "dataset_column", "sample_size", "drop_duplicates", "cache_dir", "max_image_pixels")
+    return DataSettings(place.dataset, **{name: cell.settings[name] for name in names})
+
+
+def data_digest(cell: Cell, place: Workplace) -> str:
+    """Return the digest of the real images, by which workers know that they train on the same ones."""
+    return load_images(data_settings(cell, place)).digest
+
+
+def training_summary(folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a run's folder says of the training."""
+    status = read_status(folder)
+    launches = [json.loads(line) for line in (folder / "launches.jsonl").read_text().splitlines()]
+    events_file = folder / "events.jsonl"
+    events = [json.loads(line) for line in events_file.read_text().splitlines()] if events_file.is_file() else []
+    return {
+        "training": {
+            "steps": status["step"],
+            "images": log[-1]["images"],
+            "minutes": status["seconds"] / 60,
+            "images_per_second": statistics.median(entry["images_per_second"] for entry in log),
+            "launches": len(launches),
+            "rollbacks": sum(event["event"] == "rollback" for event in events),
+            "warnings": [f"step {event['step']}: {event['what']}" for event in events if event["event"] == "warning"],
+        },
+        "environment": {key: value for key, value in launches[-1].items() if key != "from_step"},
+    }
+
+
+def thinned(log: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Return evenly spaced entries of a log, the last one among them, with what a curve needs."""
+    stride = math.ceil(len(log) / MAX_CURVE_POINTS)
+    kept = log[::-1][::stride][::-1]
+    return [{key: float(f"{value:.5g}") for key, value in entry.items() if key != "images"} for entry in kept]
+
+
+def encode_picture(image: Image.Image) -> str:
+    """Return a JPEG in base64, of the best quality that is small enough."""
+    for quality in (92, 85, 75, 60, 40, 20):
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "jpeg", quality=quality)
+        if buffer.tell() <= MAX_PICTURE_BYTES:
+            break
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def decode_picture(text: str) -> Image.Image:
+    """Read what `encode_picture` has written."""
+    return Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")

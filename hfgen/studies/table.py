@@ -1,0 +1,257 @@
+"""The table of a study: means and spreads over the seeds, beside published figures; as Markdown, CSV and LaTeX."""
+
+import csv
+import io
+import math
+import re
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.stats import spearmanr
+
+from hfgen.studies.cells import Place, Study
+from hfgen.studies.launch import DIVERGED, TRAINED
+from hfgen.studies.storage import Outcome
+from hfgen.studies.study_file import METRICS
+
+
+Outcomes = Mapping[str, Outcome | None]
+NOT_RUN, NAN = "–", "NaN"
+HIGHER_IS_BETTER = ("images_per_second",)
+FEWEST_TO_RANK = 3
+# Columns of the long table: heading -> keys in a result's summary, and the format of a mean.
+COLUMNS: dict[str, tuple[tuple[str, ...], str]] = {
+    "FID": (("scores", "fid"), "{:.4g}"),
+    "KID": (("scores", "kid"), "{:.3g}"),
+    "precision": (("scores", "precision"), "{:.2f}"),
+    "recall": (("scores", "recall"), "{:.2f}"),
+    "coverage": (("scores", "coverage"), "{:.2f}"),
+    "copies by pixels": (("memorisation_by_pixels", "num_copies"), "{:.3g}"),
+    "images/s": (("training", "images_per_second"), "{:.3g}"),
+    "minutes": (("training", "minutes"), "{:.3g}"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A place of the table with what was found there.
+
+    Attributes:
+        place: family and point of the grid.
+        outcomes: one for each seed.
+    """
+
+    place: Place
+    outcomes: tuple[Outcome | None, ...]
+
+    @property
+    def label(self) -> str:
+        """The point of the grid, as text: "learning_rate 1e-4"; "" if there is no grid."""
+        return ", ".join(f"{key} {value}" for key, value in self.place.point.items())
+
+    @property
+    def values(self) -> list[float]:
+        """The figures of the seeds that were trained and scored."""
+        return [one.value for one in self.outcomes if one is not None and one.kind == TRAINED]
+
+    @property
+    def num_diverged(self) -> int:
+        """How many seeds ended as NaN."""
+        return sum(one is not None and one.kind == DIVERGED for one in self.outcomes)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every seed has either a figure or a reason why it can have none."""
+        return len(self.values) + self.num_diverged == len(self.outcomes)
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds; NaN if one of them diverged or none has ended."""
+        return statistics.fmean(self.values) if self.values and not self.num_diverged else math.nan
+
+    def shown(self, plus_minus: str = " ± ") -> str:
+        """The figure as it stands in the table: mean and standard deviation over the seeds."""
+        text = with_spread(self.values, "{:.4g}", plus_minus)
+        if self.num_diverged:
+            text = NAN if not self.values else f"{NAN} ({self.num_diverged} of {len(self.outcomes)}; else {text})"
+        elif not self.values:
+            return NOT_RUN
+        missing = len(self.outcomes) - len(self.values) - self.num_diverged
+        return text + (f" ({missing} of {len(self.outcomes)} seeds missing)" if missing else "")
+
+    def column(self, name: str) -> str:
+        """The mean and spread of another figure; see `COLUMNS`."""
+        keys, form = COLUMNS[name]
+        return with_spread(self.numbers(keys), form) or NOT_RUN
+
+    def numbers(self, keys: tuple[str, ...]) -> list[float]:
+        """One figure of every seed that has it."""
+        found = []
+        for outcome in self.outcomes:
+            value: Any = outcome.result.summary if outcome is not None and outcome.result is not None else None
+            for key in keys:
+                value = value.get(key) if value is not None else None
+            if value is not None:
+                found.append(float(value))
+        return found
+
+    @property
+    def published(self) -> str:
+        """What others have reported here; "" if nothing."""
+        value = self.place.published
+        if value is None:
+            return ""
+        return NAN if isinstance(value, float) and math.isnan(value) else f"{value}"
+
+
+def with_spread(values: list[float], form: str, plus_minus: str = " ± ") -> str:
+    """Write a mean, and if there are several values the standard deviation of one; "" for no values."""
+    if not values:
+        return ""
+    text = form.format(statistics.fmean(values))
+    return text + (f"{plus_minus}{statistics.stdev(values):.2g}" if len(values) > 1 else "")
+
+
+def rows_of(study: Study, outcomes: Outcomes) -> list[Row]:
+    """Return the rows in the order of the study file."""
+    return [Row(place, tuple(outcomes[name] for name in place.cells)) for place in study.places]
+
+
+def as_matrix(rows: list[Row]) -> tuple[str, list[str], dict[str, list[Row]]] | None:
+    """Arrange rows as a table of families against values, as studies print it.
+
+    Returns:
+        What the values are of, the values, and a row for each family; None if the families do not share one setting's
+        values.
+    """
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        families.setdefault(row.place.family, []).append(row)
+    if any(len(row.place.point) != 1 for row in rows):
+        return None
+    heads = {tuple(next(iter(row.place.point.values())) for row in line) for line in families.values()}
+    if len(heads) != 1:
+        return None
+    names = list(dict.fromkeys(name for row in rows for name in row.place.point))
+    return " / ".join(names), list(heads.pop()), families
+
+
+def agreements(study: Study, rows: list[Row]) -> list[str]:
+    """Say, a sentence a family, how the order of our figures agrees with that of the published ones."""
+    told = []
+    sign = -1 if study.metric in HIGHER_IS_BETTER else 1
+    families = {row.place.family for row in rows} if len(rows[0].place.point) else {""}
+    for family in sorted(families, key=lambda name: [row.place.family for row in rows].index(name) if name else 0):
+        line = [row for row in rows if row.place.family == family or not family]
+        line = [row for row in line if row.is_complete and isinstance(row.place.published, int | float)]
+        if len(line) < FEWEST_TO_RANK:
+            continue
+        # What diverged comes last.
+        ours = [sign * row.mean if math.isfinite(row.mean) else math.inf for row in line]
+        theirs = [sign * row.place.published if math.isfinite(row.place.published) else math.inf for row in line]
+        best, their_best = (line[figures.index(min(figures))] for figures in (ours, theirs))
+        correlation = float(spearmanr(ours, theirs).statistic)
+        name = f"{family}: " if family else ""
+        told.append(
+            f"{name}best at {_point(best)} here, at {_point(their_best)} there; "
+            f"rank correlation of the {len(line)} figures {correlation:+.2f}."
+        )
+    return told
+
+
+def _point(row: Row) -> str:
+    return row.label or row.place.family
+
+
+def markdown_matrix(study: Study, rows: list[Row]) -> str:
+    """Write the table as studies print it, ours above theirs; "" if the grid is not of that form."""
+    matrix = as_matrix(rows)
+    if matrix is None:
+        return ""
+    name, head, families = matrix
+    lines = [f"| {METRICS[study.metric]} by {name} | {' | '.join(head)} |", "| --- " * (len(head) + 1) + "|"]
+    for family, line in families.items():
+        lines.append(f"| {family} | {' | '.join(row.shown() for row in line)} |")
+        if any(row.published for row in line):
+            lines.append(f"| {family}, published | {' | '.join(row.published or NOT_RUN for row in line)} |")
+    return "\n".join(lines) + "\n"
+
+
+def markdown_rows(study: Study, rows: list[Row]) -> str:
+    """Write every place on a line of its own, with all figures."""
+    lines = ["| " + " | ".join(heads(study, rows)) + " |", "| --- " * len(heads(study, rows)) + "|"]
+    lines += ["| " + " | ".join(cells_of(study, row, rows)) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def heads(study: Study, rows: list[Row]) -> list[str]:
+    """Return the headings of the long table."""
+    point = ["setting"] if any(row.place.point for row in rows) else []
+    published = ["published"] if any(row.published for row in rows) else []
+    others = [name for name in COLUMNS if COLUMNS[name][0][-1] != study.metric]
+    return ["family", *point, METRICS[study.metric], *published, *others]
+
+
+def cells_of(study: Study, row: Row, rows: list[Row]) -> list[str]:
+    """Return a line of the long table."""
+    wanted = heads(study, rows)
+    cells = {"family": row.place.family, "setting": row.label, METRICS[study.metric]: row.shown()}
+    cells["published"] = row.published or NOT_RUN
+    return [cells[name] if name in cells else row.column(name) for name in wanted]
+
+
+def csv_cells(study: Study, rows: list[Row]) -> str:
+    """Write a line for each place and seed, with all figures as they were measured."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    settings = list(dict.fromkeys(key for row in rows for key in row.place.point))
+    others = {name: keys for name, (keys, _) in COLUMNS.items() if keys[-1] != study.metric}
+    figures = [re.sub(r"\W+", "_", name).lower() for name in others]
+    writer.writerow(["family", *settings, "seed", "outcome", study.metric, "step", "reason", *figures, "published"])
+    for row in rows:
+        point = [row.place.point.get(key, "") for key in settings]
+        for seed, outcome in zip(study.seeds, row.outcomes, strict=True):
+            alone = Row(row.place, (outcome,))
+            measured = [next(iter(alone.numbers(keys)), "") for keys in others.values()]
+            if outcome is None:
+                told: list[Any] = ["not run", "", "", ""]
+            else:
+                told = [outcome.kind, outcome.value, "" if outcome.step is None else outcome.step, outcome.reason]
+            writer.writerow([row.place.family, *point, seed, *told, *measured, row.published])
+    return buffer.getvalue()
+
+
+def latex(study: Study, rows: list[Row]) -> str:
+    """Write the table for a paper, with booktabs."""
+    matrix = as_matrix(rows)
+    if matrix is not None:
+        name, head, families = matrix
+        first = [f"{METRICS[study.metric]} by {name}", *head]
+        body = []
+        for family, line in families.items():
+            body.append([family, *(row.shown("PLUSMINUS") for row in line)])
+            if any(row.published for row in line):
+                body.append([f"{family}, published", *(row.published or NOT_RUN for row in line)])
+    else:
+        first = heads(study, rows)[: 3 + any(row.published for row in rows)]
+        body = [cells_of(study, row, rows)[: len(first)] for row in rows]
+    lines = [
+        "% \\usepackage{booktabs}",
+        f"\\begin{{tabular}}{{l{'r' * (len(first) - 1)}}}",
+        "\\toprule",
+        " & ".join(map(latex_text, first)) + r" \\",
+        "\\midrule",
+        *(" & ".join(map(latex_text, line)) + r" \\" for line in body),
+        "\\bottomrule",
+        "\\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def latex_text(text: str) -> str:
+    """Escape what LaTeX would take for a command, and write ± and – as it does."""
+    replaced = re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", "\\textbackslash "))
+    replaced = replaced.replace("~", r"\textasciitilde{}").replace("^", r"\textasciicircum{}")
+    return replaced.replace("PLUSMINUS", r" $\pm$ ").replace(" ± ", r" $\pm$ ").replace("–", "--")

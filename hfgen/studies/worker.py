@@ -1,0 +1,110 @@
+"""The work on a study: take a cell, train it, score it, until there is none left."""
+
+import math
+import signal
+import time
+from collections import Counter
+
+import typer
+
+from hfgen.errors import UserError
+from hfgen.studies.cells import Cell, Study
+from hfgen.studies.launch import BROKEN, DIVERGED, TRAINED, Workplace, check_data, check_device, train_cell
+from hfgen.studies.results import Result, Scorer, data_digest
+from hfgen.studies.storage import MISSING, RUNNING, WAITING, Outcome, StudyStore
+
+
+WAIT_SECONDS = 5.0
+# Cells that broke one after another, at the first ones of a worker: it is not the cells.
+MAX_BROKEN = 3
+
+
+def work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float = WAIT_SECONDS) -> None:
+    """Work on the cells of a study until all have ended, here or at other workers.
+
+    Args:
+        store: where the study is.
+        study: as it is stored there.
+        place: of this worker.
+        wait_seconds: between two looks at what other workers do.
+
+    Raises:
+        UserError: if the data set is not there or not the same as elsewhere, or if nothing works here.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # of a cluster that preempts: as Ctrl-C
+    check_data(place)
+    scorer = Scorer(study.evaluation, place)
+    digests: dict[int, str] = {}
+    broken: list[str] = []
+
+    def one(name: str) -> Outcome:
+        typer.echo(f"{name}: training")
+        outcome = _train_and_score(study.cells[name], study, place, scorer)
+        _tell(name, outcome, study.metric)
+        broken.append(outcome.reason) if outcome.kind == BROKEN else broken.clear()
+        return outcome
+
+    states = store.states(study)
+    store.enqueue([name for name, state in states.items() if state == BROKEN])  # another try
+    waited = False
+    while True:
+        states = store.states(study)
+        if missing := [name for name, state in states.items() if state == MISSING]:
+            store.enqueue(missing)
+        elif WAITING in states.values():
+            _check_same_data(store, study, place, digests)
+            store.run_next(one)
+            waited = False
+            if len(broken) >= MAX_BROKEN:
+                raise UserError(f"{MAX_BROKEN} cells in a row could not be trained here; the last: {broken[-1]}")
+        elif RUNNING in states.values():
+            if not waited:
+                typer.echo(f"waiting for {Counter(states.values())[RUNNING]} cells of other workers")
+            waited = True
+            time.sleep(wait_seconds)
+        else:
+            return
+
+
+def _train_and_score(cell: Cell, study: Study, place: Workplace, scorer: Scorer) -> Outcome:
+    if reason := check_device(cell):
+        return Outcome(BROKEN, reason=reason)
+    ending = train_cell(cell, study.budget, place)
+    if ending.kind != TRAINED:
+        return Outcome(ending.kind, reason=ending.reason, step=ending.step)
+    typer.echo(f"{cell.name}: scoring {study.evaluation.num_images:,} images")
+    try:
+        result = scorer.score(cell)
+    except UserError as error:
+        return Outcome(BROKEN, reason=f"it could not be scored: {error}", step=ending.step)
+    if not result.is_finite:
+        return Outcome(DIVERGED, reason="it draws what cannot be scored", step=ending.step, result=result)
+    return Outcome(TRAINED, value_of(result, study.metric), step=ending.step, result=result)
+
+
+def value_of(result: Result, metric: str) -> float:
+    """Return the figure that a study compares."""
+    source = result.summary["scores"] if metric in ("fid", "kid") else result.summary["training"]
+    value = source[metric]
+    return math.nan if value is None else float(value)
+
+
+def _tell(name: str, outcome: Outcome, metric: str) -> None:
+    if outcome.kind == TRAINED:
+        typer.echo(f"{name}: {metric} {outcome.value:.4g}")
+    else:
+        at = f" at step {outcome.step}" if outcome.step is not None else ""
+        typer.echo(f"{name}: {outcome.kind}{at}: {outcome.reason}")
+
+
+def _check_same_data(store: StudyStore, study: Study, place: Workplace, digests: dict[int, str]) -> None:
+    """Refuse to train on other images than those of the cells that are finished; digests are by image size."""
+    for name, outcome in store.outcomes(study).items():
+        if outcome is None or outcome.result is None:
+            continue
+        cell = study.cells[name]
+        size = cell.settings["sample_size"]
+        if size not in digests:
+            digests[size] = data_digest(cell, place)
+        if outcome.result.summary["data_digest"] != digests[size]:
+            raise UserError(f"--dataset {place.dataset}: holds other images than those that {name} was trained on")
