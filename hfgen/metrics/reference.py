@@ -69,12 +69,17 @@ def load_reference(settings: DataSettings, extractor: Extractor, argument: str) 
     else:
         told = f"{len(different)} different images" if len(different) < len(images) else f"{len(images)} images"
         raise UserError(f"{argument} {settings.dataset}: {told} are too few to be split and compared")
-    key = hashlib.sha256(f"{images.digest} {extractor.identity}".encode()).hexdigest()[:32]
-    file = cache_folder(settings) / "features" / f"{key}.npy"
+    file = features_file(images, settings, extractor)
     if not file.is_file():
         features = extractor((images[index] for index in range(len(images))), len(images))
         write_atomically(file, lambda temporary: _save(temporary, features))
     return Reference(images, np.load(file, mmap_mode="r", allow_pickle=False), file)
+
+
+def features_file(images: ImageStore, settings: DataSettings, extractor: Extractor) -> Path:
+    """Return where the features of real images are kept once they have been computed."""
+    key = hashlib.sha256(f"{images.digest} {extractor.identity}".encode()).hexdigest()[:32]
+    return cache_folder(settings) / "features" / f"{key}.npy"
 
 
 def _save(file, features: np.ndarray) -> None:

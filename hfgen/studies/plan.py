@@ -1,0 +1,291 @@
+"""What a study will cost, told beforehand after short real trainings; and scaling it down to the time there is."""
+
+import dataclasses
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfgen.curves import read_metrics
+from hfgen.data.store import load_images
+from hfgen.errors import UserError
+from hfgen.inference import choose_device, draw_images, open_pipeline
+from hfgen.metrics.extraction import Extractor
+from hfgen.metrics.feature_spaces import build_extractor
+from hfgen.metrics.reference import features_file
+from hfgen.studies.cells import Cell, Study, expand, images_per_step
+from hfgen.studies.launch import TRAINED, Workplace, check_device, train_cell
+from hfgen.studies.results import data_settings
+from hfgen.studies.study_file import Budget, StudyFile
+
+
+PROBE_SECONDS = 20.0
+# Settings that do not alter how long an update takes: cells that differ in nothing else share a probe.
+IDLE_SETTINGS = {
+    *("seed", "max_train_steps", "learning_rate", "learning_rate_d", "lr_scheduler", "lr_warmup_steps", "adam_beta1"),
+    *("adam_beta2", "weight_decay", "max_grad_norm", "ema_decay", "label_smoothing", "latent_dim", "kl_weight"),
+    *("kl_warmup_steps", "free_bits", "num_train_timesteps", "beta_schedule", "snr_gamma", "horizontal_flip"),
+}
+DRAWN, DRAWN_BY_DIFFUSION, DENOISING_STEPS = 32, 4, 3
+# Of the time of a reduced study the scoring takes at most this share, with as many images at least.
+SCORING_SHARE, LEAST_SCORED = 0.3, 250
+# With less than this share of the time for training, seeds are given up; with less than the other it makes no sense.
+TRAINING_SHARE, LEAST_TRAINING_SHARE = 0.5, 0.1
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a short training and drawing of one kind of cell took.
+
+    Attributes:
+        start_seconds: of a launch, until the first update.
+        images_per_second: of the training.
+        draw_seconds: for one image, in as many denoising steps as the evaluation takes.
+        kept_bytes: on the disk, that a cell leaves.
+        passing_bytes: of its checkpoints, which go when it has been scored.
+    """
+
+    start_seconds: float
+    images_per_second: float
+    draw_seconds: float
+    kept_bytes: int
+    passing_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the cells of a study cost on this machine.
+
+    Attributes:
+        probes: by kind of cell; None where this machine has not the device.
+        kinds: kind of each cell, by its name.
+        feature_seconds: for one image.
+        real_images: whose features are still to be computed, once.
+    """
+
+    probes: dict[str, Probe | None]
+    kinds: dict[str, str]
+    feature_seconds: float
+    real_images: int
+
+    def probe(self, cell: Cell) -> Probe | None:
+        """Return what was measured for a cell."""
+        return self.probes[self.kinds[cell.name]]
+
+    def train_seconds(self, cell: Cell, budget: Budget) -> float:
+        """Return the time of the updates of a cell."""
+        probe = self.probe(cell)
+        if probe is None:
+            return 0.0
+        if budget.minutes is not None:
+            return 60 * budget.minutes
+        return cell.settings["max_train_steps"] * images_per_step(cell.settings) / probe.images_per_second
+
+    def score_seconds(self, cell: Cell, num_images: int) -> float:
+        """Return the time of drawing and scoring so many images of a cell."""
+        probe = self.probe(cell)
+        return 0.0 if probe is None else num_images * (probe.draw_seconds + self.feature_seconds)
+
+    def fixed_seconds(self, study: Study) -> float:
+        """Return the time that goes by whatever the budget: the launches, and the features of the real images."""
+        probes = [self.probe(cell) for cell in study.cells.values()]
+        return sum(probe.start_seconds for probe in probes if probe) + self.real_images * self.feature_seconds
+
+    def seconds(self, study: Study) -> float:
+        """Return the time of the whole study with one worker on this machine."""
+        cells, scored = study.cells.values(), study.evaluation.num_images
+        times = [self.train_seconds(cell, study.budget) + self.score_seconds(cell, scored) for cell in cells]
+        return self.fixed_seconds(study) + sum(times)
+
+
+def make_plan(study: Study, place: Workplace, say: Callable[[str], None]) -> Plan:
+    """Train every kind of cell for some seconds, draw from it, and note how fast that is.
+
+    Args:
+        study: to be planned.
+        place: of the worker; its output folder is not touched.
+        say: told what is being measured.
+
+    Raises:
+        UserError: if the data set or the feature weights are not there, or a kind of cell cannot be trained.
+    """
+    evaluation = study.evaluation
+    extractor = build_extractor(evaluation.features, evaluation.mode, place.feature_weights, choose_device("auto"))
+    todo = 0
+    for settings in {
+        repr(data): data for data in (data_settings(cell, place) for cell in study.cells.values())
+    }.values():
+        images = load_images(settings)  # decoded now, and not within a probe's seconds
+        todo += 0 if features_file(images, settings, extractor).is_file() else len(images)
+    kinds = {name: _kind(cell) for name, cell in study.cells.items()}
+    probes: dict[str, Probe | None] = {}
+    for name, cell in study.cells.items():
+        if kinds[name] not in probes:
+            say(f"measuring {name}")
+            probes[kinds[name]] = None if check_device(cell) else _measure(cell, study, place)
+    size = max(cell.settings["sample_size"] for cell in study.cells.values())
+    return Plan(probes, kinds, _feature_seconds(extractor, size), todo)
+
+
+def _kind(cell: Cell) -> str:
+    parts = {key: value for key, value in cell.settings.items() if key not in IDLE_SETTINGS}
+    return json.dumps([cell.method, cell.device, parts], sort_keys=True)
+
+
+def _measure(cell: Cell, study: Study, place: Workplace) -> Probe:
+    probing = {"log_every": 2, "checkpoint_every": 0, "evaluate_every": 0, "density_components": 0}
+    settings = cell.settings | {key: value for key, value in probing.items() if key in cell.settings}
+    budget = Budget(minutes=PROBE_SECONDS / 60)
+    with tempfile.TemporaryDirectory() as folder:
+        probed = dataclasses.replace(cell, settings=settings)
+        there = dataclasses.replace(place, output=Path(folder))
+        started = time.monotonic()
+        ending = train_cell(probed, budget, there)
+        seconds = time.monotonic() - started
+        run = there.run_folder(probed)
+        if ending.kind != TRAINED:
+            raise UserError(f"{cell.name}: cannot be trained here: {ending.reason}")
+        log = read_metrics(run)
+        settled = log[len(log) // 3 :]
+        speed = statistics.median(entry["images_per_second"] for entry in settled)
+        start = max(0.0, seconds - log[-1]["images"] / speed)
+        passing = _size(run / "checkpoints")
+        drawing = _draw_seconds(run, study.evaluation.num_inference_steps)
+        # While a checkpoint is written there is one more than are kept.
+        return Probe(start, speed, drawing, _size(run) - passing, passing * (settings["checkpoints_total_limit"] + 1))
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _draw_seconds(run: Path, num_inference_steps: int) -> float:
+    pipeline: Any = open_pipeline(str(run))
+    pipeline.set_progress_bar_config(disable=True)
+    diffusion = hasattr(pipeline, "unet")
+    count = DRAWN_BY_DIFFUSION if diffusion else DRAWN
+    started = time.monotonic()
+    list(draw_images(pipeline, count, 0, DENOISING_STEPS, count))
+    seconds = (time.monotonic() - started) / count
+    return seconds * num_inference_steps / DENOISING_STEPS if diffusion else seconds
+
+
+def _feature_seconds(extractor: Extractor, size: int) -> float:
+    noise = np.random.default_rng(0).integers(0, 256, (2 * DRAWN, size, size, 3), dtype=np.uint8)
+    extractor(iter(noise[:8]), 8)  # the first call compiles
+    started = time.monotonic()
+    extractor(iter(noise), len(noise))
+    return (time.monotonic() - started) / len(noise)
+
+
+def describe_plan(study: Study, plan: Plan) -> str:
+    """Say what a study costs, a line for each kind of cell."""
+    lines = [f"{study.title}: {len(study.cells)} cells, each trained for {study.budget}, seeds {_listed(study.seeds)}"]
+    left_out = 0
+    for kind, probe in plan.probes.items():
+        names = [name for name in study.cells if plan.kinds[name] == kind]
+        if probe is None:
+            left_out += len(names)
+            lines.append(f"  {names[0]}{_and_others(names)}: left out, this machine has no such device")
+            continue
+        cell = study.cells[names[0]]
+        training = plan.train_seconds(cell, study.budget)
+        scoring = plan.score_seconds(cell, study.evaluation.num_images)
+        lines.append(
+            f"  {names[0]}{_and_others(names)}: {probe.images_per_second:.3g} images/s, {duration(training)} of "
+            f"training, {duration(scoring)} for {study.evaluation.num_images:,} scored images"
+        )
+    probes = [probe for cell in study.cells.values() if (probe := plan.probe(cell))]
+    disk = sum(probe.kept_bytes for probe in probes) + max((probe.passing_bytes for probe in probes), default=0)
+    trained = sum(plan.train_seconds(cell, study.budget) for cell in study.cells.values())
+    lines.append(
+        f"in all {duration(plan.seconds(study))} with one worker on this machine, {duration(trained)} of it training; "
+        f"{disk / GIGABYTE:.2g} GB on the disk at most"
+    )
+    if plan.real_images:
+        lines.append(f"the features of {plan.real_images:,} real images are computed once, which is counted in")
+    return "\n".join(lines)
+
+
+def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: float, place: Workplace) -> Study:
+    """Reduce a study so that it fits into the time: fewer scored images, then fewer seeds, then shorter training.
+
+    All cells are cut alike; what the study had asked for is kept with it, and told in its report.
+
+    Args:
+        file: the study as it is written.
+        study: the same, expanded.
+        plan: what it costs.
+        asked: the time, as the user wrote it.
+        seconds: the time.
+        place: of the worker.
+
+    Returns:
+        The study as it is, if it fits.
+
+    Raises:
+        UserError: if not even one seed fits.
+    """
+    if plan.seconds(study) <= seconds:
+        return study
+    reduced = file
+    while True:
+        cells = expand(reduced, place.scripts, study.dataset)
+        left = seconds - plan.fixed_seconds(cells)
+        one_each = sum(plan.score_seconds(cell, 1) for cell in cells.cells.values())
+        fitting = int(SCORING_SHARE * max(left, 0.0) / one_each) if one_each else file.evaluation.num_images
+        num_images = min(file.evaluation.num_images, max(LEAST_SCORED, fitting))
+        left -= num_images * one_each
+        if left >= TRAINING_SHARE * seconds or len(reduced.seeds) == 1:
+            break
+        reduced = dataclasses.replace(reduced, seeds=reduced.seeds[:-1])
+    if left < LEAST_TRAINING_SHARE * seconds:
+        needed = (seconds - left) / (1 - LEAST_TRAINING_SHARE)
+        raise UserError(
+            f"--budget {asked}: too little for {len(cells.cells)} cells, whose launches and scores of {num_images} "
+            f"images take {duration(seconds - left)}; give {duration(needed)} at least, or shorten the grid"
+        )
+    share = min(1.0, left / sum(plan.train_seconds(cell, file.budget) for cell in cells.cells.values()))
+    evaluation = dataclasses.replace(file.evaluation, num_images=num_images)
+    reduced = dataclasses.replace(reduced, budget=cut_budget(file.budget, share), evaluation=evaluation)
+    return marked(expand(reduced, place.scripts, study.dataset), file, asked)
+
+
+def marked(study: Study, file: StudyFile, asked: str) -> Study:
+    """Note in a reduced study what its file had asked for."""
+    full = {"full_budget": file.budget, "full_evaluation": file.evaluation, "full_seeds": file.seeds}
+    return dataclasses.replace(study, asked=asked, **full)
+
+
+def cut_budget(budget: Budget, share: float) -> Budget:
+    """Return a share of a budget, rounded down to two significant digits."""
+    if budget.minutes is not None:
+        return Budget(minutes=float(f"{budget.minutes * share:.3g}"))
+    whole = (budget.steps or budget.images or 0) * share
+    digits = 10 ** max(0, math.floor(math.log10(max(whole, 1))) - 1)
+    rounded = max(1, int(whole // digits * digits))
+    return Budget(steps=rounded) if budget.steps is not None else Budget(images=rounded)
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people: "35 s", "12 min", "3.4 h", "2.1 days"."""
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds / 86400:.3g} days"
+
+
+def _and_others(names: list[str]) -> str:
+    return f" and {len(names) - 1} more like it" if len(names) > 1 else ""
+
+
+def _listed(values: tuple[int, ...]) -> str:
+    return ", ".join(map(str, values))
