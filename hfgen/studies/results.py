@@ -31,6 +31,8 @@ SHEET_IMAGES, SHEET_COLUMNS = 32, 8
 STRIP_IMAGES, STRIP_COLUMNS = 3, 8
 # A sheet goes into a column of text, of which MySQL's holds 65,535 bytes.
 MAX_PICTURE_BYTES = 45_000
+# On a sheet, and of a strip: what is larger is reduced.
+MAX_SHOWN_PIXELS, MAX_STRIP_PIXELS = 96, 800
 MAX_CURVE_POINTS = 200
 
 
@@ -96,10 +98,10 @@ class Scorer:
             last = pipeline.scheduler.config.num_train_timesteps - 1
             shown_steps = [round(last * (1 - index / (STRIP_COLUMNS - 1))) for index in range(STRIP_COLUMNS)]
             picture, _ = denoising_strip(pipeline, shown_steps, STRIP_IMAGES, wanted.seed, steps)
-            strip = encode_picture(picture)
+            strip = encode_picture(reduced(picture, MAX_STRIP_PIXELS))
         curve = read_metrics(folder)
         summary = {**training_summary(folder, curve), **report, "data_digest": reference.images.digest}
-        return Result(summary, thinned(curve), encode_picture(image_sheet(shown, SHEET_COLUMNS)), strip)
+        return Result(summary, thinned(curve), encode_sheet(shown), strip)
 
     def _reference(self, cell: Cell, size: int) -> Reference:
         settings = data_settings(cell, self._place)
@@ -149,14 +151,37 @@ def thinned(log: list[dict[str, Any]]) -> list[dict[str, float]]:
     return [{key: float(f"{value:.5g}") for key, value in entry.items() if key != "images"} for entry in kept]
 
 
+def encode_sheet(images: list[Image.Image]) -> str:
+    """Return a sheet of images as `encode_picture` does; images of noise, which JPEG cannot shorten, are fewer."""
+    small = [reduced(image, MAX_SHOWN_PIXELS) for image in images]
+    for count in (len(small), len(small) // 2, SHEET_COLUMNS):
+        picture = _jpeg(image_sheet(small[:count], SHEET_COLUMNS))
+        if picture is not None:
+            return base64.b64encode(picture).decode()
+    return ""
+
+
 def encode_picture(image: Image.Image) -> str:
-    """Return a JPEG in base64, of the best quality that is small enough."""
+    """Return a JPEG in base64, of the best quality that is small enough; smaller if none is."""
+    while (picture := _jpeg(image)) is None:
+        image = reduced(image, image.width // 2)
+    return base64.b64encode(picture).decode()
+
+
+def reduced(image: Image.Image, width: int) -> Image.Image:
+    """Return an image that is no wider than that."""
+    if image.width <= width:
+        return image
+    return image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
+
+
+def _jpeg(image: Image.Image) -> bytes | None:
     for quality in (92, 85, 75, 60, 40, 20):
         buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "jpeg", quality=quality)
+        image.convert("RGB").save(buffer, "jpeg", quality=quality, subsampling=0)  # colours of small images stay
         if buffer.tell() <= MAX_PICTURE_BYTES:
-            break
-    return base64.b64encode(buffer.getvalue()).decode()
+            return buffer.getvalue()
+    return None
 
 
 def decode_picture(text: str) -> Image.Image:

@@ -1,0 +1,156 @@
+"""What a study is said to cost, and what is left of it when there is less time."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from stand_in_features import Colours
+
+import hfgen.studies.plan
+from hfgen.errors import UserError
+from hfgen.studies.cells import expand
+from hfgen.studies.launch import Workplace
+from hfgen.studies.plan import Plan, Probe, _kind, cut_budget, describe_plan, duration, make_plan, scale_down
+from hfgen.studies.study_file import Budget, Evaluation, Family, StudyFile, find_scripts
+
+
+# 10 s a launch, 100 images/s in training, 0.05 s to draw an image, 100 MB kept, 300 MB of checkpoints
+PROBE = Probe(10.0, 100.0, 0.05, 100_000_000, 300_000_000)
+FEATURE_SECONDS = 0.15
+SMALL = {"generator_channels": 4, "discriminator_channels": 4, "batch_size": 10}
+
+
+def study_file(budget=None, seeds=(0, 1, 2), num_images=5000, grid=None):
+    return StudyFile(
+        "toy",
+        "Toy",
+        {"GAN": Family("gan", "dcgan", SMALL)},
+        budget or Budget(images=100_000),
+        grid={"adam_beta1": [0.0, 0.5]} if grid is None else grid,
+        seeds=seeds,
+        evaluation=Evaluation(num_images=num_images),
+    )
+
+
+def place(folder=Path(), dataset="toy_paintings:24"):
+    return Workplace(folder, find_scripts(), dataset)
+
+
+def planned(file, real_images=0):
+    study = expand(file, find_scripts(), "toy_paintings:24")
+    kinds = {name: _kind(cell) for name, cell in study.cells.items()}
+    return study, Plan(dict.fromkeys(kinds.values(), PROBE), kinds, FEATURE_SECONDS, real_images)
+
+
+def test_the_time_is_that_of_launches_training_drawing_scoring_and_the_real_images():
+    study, plan = planned(study_file(), real_images=8000)
+    training, scoring = 100_000 / 100, 5000 * (0.05 + 0.15)
+    assert plan.seconds(study) == pytest.approx(6 * (10 + training + scoring) + 8000 * 0.15)
+    told = describe_plan(study, plan)
+    assert "6 cells" in told and "100,000 images" in told and "and 5 more like it" in told
+    assert "100 images/s, 16.7 min of training, 16.7 min for 5,000 scored images" in told
+    assert "in all 3.68 h" in told and "100 min of it training" in told
+    assert "0.9 GB" in told  # six that stay, and the checkpoints of the one in work
+
+
+def test_a_budget_in_minutes_costs_those_minutes_and_one_in_steps_its_images():
+    minutes, plan = planned(study_file(Budget(minutes=7)))
+    assert plan.train_seconds(next(iter(minutes.cells.values())), minutes.budget) == 420
+    steps, plan = planned(study_file(Budget(steps=50)))
+    assert plan.train_seconds(next(iter(steps.cells.values())), steps.budget) == pytest.approx(50 * 10 / 100)
+
+
+def test_cells_share_a_probe_unless_a_setting_alters_the_time_of_an_update():
+    idle = {"adam_beta1": [0.0, 0.5], "learning_rate": ["1e-4", "1e-3"], "latent_dim": [50, 100]}
+    assert len(planned(study_file(grid=idle))[1].probes) == 1
+    assert len(planned(study_file(grid={"loss": ["non_saturating", "hinge"]}))[1].probes) == 2
+    assert len(planned(study_file(grid={"n_critic": [1, 2]}))[1].probes) == 2
+
+
+def test_a_study_that_fits_is_left_as_it_is():
+    file = study_file()
+    study, plan = planned(file)
+    assert scale_down(file, study, plan, "4h", 4 * 3600, place()) is study
+
+
+@pytest.mark.parametrize(("hours", "seeds", "num_images"), [(3, 3, 2685), (1, 3, 885), (0.15, 2, 250), (0.07, 1, 250)])
+def test_what_is_scaled_down_fits_and_is_cut_in_order(hours, seeds, num_images):
+    file = study_file()
+    study, plan = planned(file)
+    reduced = scale_down(file, study, plan, f"{hours}h", 3600 * hours, place())
+    assert 0.85 * 3600 * hours <= plan.seconds(reduced) <= 3600 * hours
+    assert (len(reduced.seeds), reduced.evaluation.num_images) == (seeds, num_images)
+    assert reduced.seeds == file.seeds[:seeds] and len(reduced.cells) == 2 * seeds
+    assert len({cell.settings["max_train_steps"] for cell in reduced.cells.values()}) == 1  # all cells alike
+    assert reduced.budget.images < file.budget.images or hours == 3  # where fewer scored images are enough
+    assert (reduced.full_budget, reduced.full_seeds) == (file.budget, file.seeds)
+    assert (reduced.full_evaluation, reduced.asked) == (file.evaluation, f"{hours}h")
+    # Training never gets less than half, unless there is nothing left to give up.
+    trained = sum(plan.train_seconds(cell, reduced.budget) for cell in reduced.cells.values())
+    assert trained >= 0.45 * 3600 * hours or seeds == 1
+
+
+def test_the_time_of_the_real_images_is_left_for_them():
+    file = study_file()
+    study, plan = planned(file, real_images=2000)
+    reduced = scale_down(file, study, plan, "1h", 3600, place())
+    assert plan.seconds(reduced) <= 3600
+    assert reduced.budget.images < scale_down(file, *planned(file), "1h", 3600, place()).budget.images
+
+
+def test_a_time_that_not_even_one_seed_fits_into_is_refused_with_the_one_that_would():
+    file = study_file()
+    study, plan = planned(file)
+    with pytest.raises(UserError, match="--budget 1m: too little for 2 cells.*give .* at least") as refused:
+        scale_down(file, study, plan, "1m", 60, place())
+    number, unit = re.search(r"give ([\d.]+) (s|min)", str(refused.value)).groups()
+    enough = 1.01 * float(number) * {"s": 1, "min": 60}[unit]
+    assert plan.seconds(scale_down(file, study, plan, "more", enough, place())) <= enough
+    with pytest.raises(UserError):
+        scale_down(file, study, plan, "less", 0.95 * enough, place())
+
+
+def test_a_kind_of_cell_that_this_machine_cannot_train_costs_nothing_and_is_named():
+    file = dataclasses.replace(study_file(), families={"CUDA": Family("gan", "dcgan", SMALL, device="cuda")})
+    study, plan = planned(file)
+    nothing = dataclasses.replace(plan, probes=dict.fromkeys(plan.probes))
+    assert nothing.seconds(study) == 0
+    assert "left out, this machine has no such device" in describe_plan(study, nothing)
+
+
+@pytest.mark.parametrize(
+    ("budget", "share", "cut"),
+    [
+        (Budget(images=1_600_000), 0.0512, Budget(images=81_000)),
+        (Budget(images=1000), 0.9999, Budget(images=990)),
+        (Budget(steps=7), 0.5, Budget(steps=3)),
+        (Budget(steps=7), 0.01, Budget(steps=1)),
+        (Budget(minutes=30), 0.1, Budget(minutes=3)),
+    ],
+)
+def test_a_budget_is_cut_to_a_round_figure_below(budget, share, cut):
+    assert cut_budget(budget, share) == cut
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(35, "35 s"), (720, "12 min"), (12240, "3.4 h"), (260000, "3.01 days")])
+def test_times_are_told_in_units_that_people_use(seconds, told):
+    assert duration(seconds) == told
+
+
+def test_a_plan_is_made_by_training_for_real_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(hfgen.studies.plan, "PROBE_SECONDS", 2.0)
+    monkeypatch.setattr(hfgen.studies.plan, "build_extractor", lambda *_: Colours())
+    monkeypatch.chdir(tmp_path)
+    file = dataclasses.replace(
+        study_file(grid={"adam_beta1": [0.0, 0.5]}), data={"sample_size": 16}, seeds=(0,), settings={"cpu": True}
+    )
+    said = []
+    study = expand(file, find_scripts(), "toy_paintings:24")
+    plan = make_plan(study, place(tmp_path), said.append)
+    assert said == ["measuring GAN adam_beta1=0.0 seed=0"]
+    (probe,) = plan.probes.values()
+    assert probe.start_seconds > 1 and probe.images_per_second > 10  # a process starts, a tiny network trains
+    assert 0 < probe.draw_seconds < 1 and 0 < plan.feature_seconds < 1
+    assert 1e4 < probe.kept_bytes < 1e6 and probe.passing_bytes % 3 == 0 and probe.passing_bytes > 3e4
+    assert plan.real_images == 24 and list(tmp_path.iterdir()) == []

@@ -1,0 +1,144 @@
+"""What is kept of a trained cell: scores, curve, pictures."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from stand_in_features import Colours
+
+import hfgen.studies.results
+from hfgen.errors import UserError
+from hfgen.figures import image_sheet
+from hfgen.inference import draw_images, open_pipeline
+from hfgen.metrics.reference import load_reference
+from hfgen.scoring import Drawing, score_pipeline
+from hfgen.studies.cells import Cell
+from hfgen.studies.launch import Workplace
+from hfgen.studies.results import (
+    MAX_CURVE_POINTS,
+    MAX_PICTURE_BYTES,
+    MAX_SHOWN_PIXELS,
+    Scorer,
+    data_settings,
+    decode_picture,
+    encode_picture,
+    encode_sheet,
+    thinned,
+    training_summary,
+)
+from hfgen.studies.study_file import Evaluation
+
+
+METHODS = {"gan": "GAN", "vae": "VAE", "ddpm": "DDPM"}
+
+
+@pytest.fixture(scope="module")
+def place(runs, tmp_path_factory):
+    """A worker's place in which each toy run is the cell of that name."""
+    output = tmp_path_factory.mktemp("study")
+    (output / "cells").mkdir()
+    for method, folder in runs.items():
+        (output / "cells" / method).symlink_to(folder)
+    config = json.loads((runs["gan"] / "training_config.json").read_text())
+    return Workplace(output, output, config["dataset"])
+
+
+@pytest.fixture
+def scorer(place, monkeypatch):
+    monkeypatch.setattr(hfgen.studies.results, "build_extractor", lambda *_: Colours())
+    return Scorer(Evaluation(num_images=12, seed=3, num_inference_steps=4), place)
+
+
+def cell(place, method):
+    settings = json.loads((place.output / "cells" / method / "training_config.json").read_text())
+    return Cell(method, method, settings)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cell_is_scored_as_hfgen_evaluate_does_it(method, place, scorer):
+    result = scorer.score(cell(place, method))
+    pipeline = open_pipeline(str(place.output / "cells" / method))
+    steps = min(4, pipeline.scheduler.config.num_train_timesteps) if method == "ddpm" else 4
+    real = load_reference(data_settings(cell(place, method), place), Colours(), "--dataset")
+    evaluated = score_pipeline(pipeline, real, Colours(), Drawing(12, 3, steps)).report
+    assert result.summary["scores"] == evaluated["scores"] and result.is_finite
+    assert result.summary["floor"] == evaluated["floor"]
+    assert result.summary["weights_sha256"] == evaluated["weights_sha256"]
+    assert result.summary["data_digest"] == real.images.digest
+    # The pictures are the first ones of the evaluation, but for what JPEG does to them.
+    expected = np.asarray(image_sheet(list(draw_images(pipeline, 32, 3, steps, 32)), 8), np.float32)
+    assert np.abs(np.asarray(decode_picture(result.sheet), np.float32) - expected).mean() < 12
+    assert bool(result.strip) == (method == "ddpm")
+    assert json.loads(json.dumps(dataclasses.asdict(result), allow_nan=False)) == dataclasses.asdict(result)
+
+
+def test_the_training_is_summed_up_from_what_the_run_wrote(tmp_path):
+    (tmp_path / "status.json").write_text('{"status": "complete", "reason": "", "step": 30, "seconds": 90.0}')
+    launches = [{"from_step": 0, "device": "cpu", "torch": "2"}, {"from_step": 10, "device": "cuda", "torch": "2"}]
+    (tmp_path / "launches.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in launches))
+    events = [(5, "rollback", "worse"), (8, "warning", "copies"), (9, "rollback", "again")]
+    lines = [json.dumps({"step": step, "event": event, "what": what}) + "\n" for step, event, what in events]
+    (tmp_path / "events.jsonl").write_text("".join(lines))
+    log = [
+        {"step": 10 * index, "images": 40 * index, "images_per_second": speed} for index, speed in enumerate((1, 9, 5))
+    ]
+    summary = training_summary(tmp_path, log)
+    assert summary["environment"] == {"device": "cuda", "torch": "2"}  # of the last launch
+    training = summary["training"]
+    assert (training["steps"], training["images"], training["minutes"]) == (30, 80, 1.5)
+    assert (training["images_per_second"], training["launches"], training["rollbacks"]) == (5, 2, 2)
+    assert training["warnings"] == ["step 8: copies"]
+
+
+def test_a_curve_is_thinned_evenly_and_keeps_its_end():
+    log = [{"step": step, "images": 64 * step, "loss": 1 / step, "seconds": float(step)} for step in range(1, 1002)]
+    curve = thinned(log)
+    assert len(curve) <= MAX_CURVE_POINTS and curve[-1]["step"] == 1001
+    assert len({after["step"] - before["step"] for before, after in zip(curve[:-1], curve[1:], strict=True)}) == 1
+    assert curve[-1]["loss"] == pytest.approx(1 / 1001, rel=1e-4) and "images" not in curve[0]
+    assert [entry["step"] for entry in thinned(log[:150])] == list(range(1, 151))
+
+
+def test_a_picture_is_made_small_enough_for_a_database_and_not_worse_than_that():
+    smooth = Image.linear_gradient("L").resize((500, 300)).convert("RGB")
+    assert decode_picture(encode_picture(smooth)).size == (500, 300)
+    noise = noisy(600)
+    text = encode_picture(noise)
+    assert len(text) < 65_535  # a column of text in MySQL
+    assert len(text) * 3 / 4 <= MAX_PICTURE_BYTES < 2 * len(text) and 75 <= decode_picture(text).width < 600
+
+
+def test_a_sheet_of_large_images_is_reduced_and_one_of_noise_shows_fewer():
+    smooth = [Image.new("RGB", (256, 256), (8 * index, 100, 200)) for index in range(32)]
+    sheet = decode_picture(encode_sheet(smooth))
+    assert sheet.size == (8 * (MAX_SHOWN_PIXELS + 2) - 2, 4 * (MAX_SHOWN_PIXELS + 2) - 2)
+    text = encode_sheet([noisy(MAX_SHOWN_PIXELS)] * 32)
+    assert len(text) < 65_535 and decode_picture(text).width == sheet.width
+    assert decode_picture(text).height < sheet.height
+
+
+def test_the_colours_of_small_images_stay():
+    # One pixel red, the next blue: colours at half the resolution would make violet of it.
+    pattern = np.zeros((32, 32, 3), np.uint8)
+    pattern[:, ::2, 0], pattern[:, 1::2, 2] = 200, 200
+    kept = np.asarray(decode_picture(encode_sheet([Image.fromarray(pattern)] * 8)), np.float32)[:32, :32]
+    assert np.abs(kept - pattern).mean() < 10
+
+
+def noisy(size):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+def test_a_generator_whose_images_cannot_be_scored_is_not_finite(place, scorer):
+    result = scorer.score(cell(place, "gan"))
+    lost = dataclasses.replace(result, summary={**result.summary, "scores": {**result.summary["scores"], "fid": None}})
+    assert result.is_finite and not lost.is_finite
+
+
+def test_a_cell_whose_run_is_of_another_size_than_its_settings_say_is_refused(place, scorer):
+    other = cell(place, "gan")
+    other.settings["sample_size"] *= 2
+    with pytest.raises(UserError, match="gan: draws 16 pixels, but was to be trained at 32"):
+        scorer.score(other)
