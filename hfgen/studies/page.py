@@ -1,27 +1,30 @@
 """The report of a study as one page of HTML, complete in itself: nothing is fetched from anywhere."""
 
 import math
+import statistics
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 
+from hfgen.score_report import finite
 from hfgen.studies.cells import Study
 from hfgen.studies.launch import TRAINED
 from hfgen.studies.pictures import losses_of
 from hfgen.studies.storage import Outcome
 from hfgen.studies.study_file import METRICS
-from hfgen.studies.table import HIGHER_IS_BETTER, Row, as_matrix, cells_of, heads
+from hfgen.studies.table import COLUMNS, HIGHER_IS_BETTER, Row, as_matrix, cells_of, heads
 
 
-def page(study: Study, rows: list[Row], statements: list[str]) -> str:
+def page(study: Study, rows: list[Row], statements: list[str], remarks: list[str]) -> str:
     """Write the page.
 
     Args:
         study: as it is stored.
         rows: of its table.
         statements: what was done and how it compares, a paragraph each.
+        remarks: on single cells.
     """
     matrix = as_matrix(rows)
     numbers = {id(row): index for index, row in enumerate(rows)}
@@ -29,22 +32,57 @@ def page(study: Study, rows: list[Row], statements: list[str]) -> str:
     if matrix is not None:
         name, values, families = matrix
         table["head"] = [f"{METRICS[study.metric]} by {name}", *values]
+        named = list(families.items())
     else:
-        families = {" ".join(filter(None, (row.place.family, row.label))): [row] for row in rows}
         table["head"] = ["", METRICS[study.metric]]
+        named = [(" ".join(filter(None, (row.place.family, row.label))), [row]) for row in rows]
     best = best_rows(study, rows)
-    for family, line in families.items():
+    for title, line in named:
         cells = [{"text": row.shown(), "place": numbers[id(row)], "best": id(row) in best} for row in line]
         published = [row.published for row in line]
-        table["lines"].append({"name": family, "cells": cells, "published": published if any(published) else None})
+        table["lines"].append({"name": title, "cells": cells, "published": published if any(published) else None})
+    places = [_place(study, row) for row in rows]
     return _template().render(
         title=study.title,
         statements=statements,
+        remarks=remarks,
         table=table,
+        best="the best of its family" if any(row.place.point for row in rows) else "the best of all",
         heads=heads(study, rows),
-        lines=[{"place": numbers[id(row)], "cells": cells_of(study, row, rows)} for row in rows],
-        places=[_place(study, row) for row in rows],
+        lines=[
+            [{"text": text, "key": key} for text, key in zip(cells_of(study, row, rows), keys, strict=True)]
+            for row, keys in zip(rows, sort_keys(study, rows), strict=True)
+        ],
+        places=finite(places),
+        gallery=[_shown(place) for place in places if _shown(place) is not None],
     )
+
+
+def sort_keys(study: Study, rows: list[Row]) -> list[list[float | None]]:
+    """Return for each cell of the long table by which number it is sorted; None if it holds no figure."""
+    families = list(dict.fromkeys(row.place.family for row in rows))
+    points = list(dict.fromkeys(row.label for row in rows))
+    found = []
+    for row in rows:
+        keys: list[float | None] = []
+        for name in heads(study, rows):
+            if name in COLUMNS and COLUMNS[name][0][-1] != study.metric:
+                values = row.numbers(COLUMNS[name][0])
+                keys.append(statistics.fmean(values) if values else None)
+            elif name in ("family", "setting"):  # in the order of the study file
+                keys.append(families.index(row.place.family) if name == "family" else points.index(row.label))
+            else:
+                figure = row.place.published if name == "published" else row.mean
+                keys.append(figure if isinstance(figure, int | float) and math.isfinite(figure) else None)
+        found.append(keys)
+    return found
+
+
+def _shown(place: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what the gallery shows of a place: the first seed that has samples, if there is one."""
+    seeds = [seed for seed in place["seeds"] if seed["sheet"]]
+    name = f"{place['name']} {place['point']}".strip()
+    return {"name": name, "seed": seeds[0]["seed"], "sheet": seeds[0]["sheet"]} if seeds else None
 
 
 def best_rows(study: Study, rows: list[Row]) -> set[int]:
@@ -79,11 +117,9 @@ def _told(study: Study, outcome: Outcome | None) -> str:
     if outcome is None:
         return "not run yet"
     if outcome.kind == TRAINED and outcome.result is not None:
-        scores, training = outcome.result.summary["scores"], outcome.result.summary["training"]
-        return (
-            f"FID {scores['fid']:.4g}, KID {scores['kid']:.3g}, recall {scores['recall']:.2f}; {training['steps']:,} "
-            f"steps in {training['minutes']:.1f} minutes"
-        )
+        alone, training = Row(study.places[0], (outcome,)), outcome.result.summary["training"]
+        figures = ", ".join(f"{name} {alone.column(name)}" for name in ("FID", "KID", "precision", "recall"))
+        return f"{figures}; {training['steps']:,} steps in {alone.column('minutes')} minutes"
     at = f" at step {outcome.step:,}" if outcome.step is not None else ""
     return f"{outcome.kind}{at}: {outcome.reason}"
 

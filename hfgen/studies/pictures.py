@@ -1,20 +1,29 @@
 """Pictures of a study: the curves of its cells, and what they draw, side by side."""
 
 import math
+import textwrap
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from hfgen.figures import image_sheet
-from hfgen.studies.results import SHEET_COLUMNS, decode_picture
+from hfgen.studies.results import SHEET_COLUMNS, STRIP_COLUMNS, decode_picture
 from hfgen.studies.table import Row
 
 
-LABEL_WIDTH = 170
+LABEL_WIDTH, LABEL_SIZE, LABEL_LINE = 200, 12, 15
+GAP = 6
 FIGURE_COLUMNS = 3
+TITLE_LENGTH, LEGEND_LENGTH = 44, 32
 SHOWN_PER_ROW = 12
-LEAST_SHOWN_PIXELS = 64
+LEAST_SHOWN_PIXELS, MOST_SHOWN_PIXELS = 64, 128
+# A panel whose losses span more than this has a logarithmic axis, where they are all positive.
+MOST_LINEAR_SPAN = 20
+# The axis ends so many times the distance of the quartiles away from them: a curve that explodes leaves it.
+REACH = 20
+Curve = tuple[str, str, list[float], list[float]]
 
 
 def draw_loss_curves(rows: list[Row]) -> Figure | None:
@@ -23,32 +32,74 @@ def draw_loss_curves(rows: list[Row]) -> Figure | None:
     Returns:
         None if nothing has been trained.
     """
-    panels: dict[tuple[str, str], list[tuple[str, str, list[float], list[float]]]] = {}
-    colours = {label: f"C{index % 10}" for index, label in enumerate(dict.fromkeys(row.label for row in rows))}
+    panels: dict[tuple[str, str], list[Curve]] = {}
+    places: dict[str, int] = {}  # rows that a family has so far, for the colours
     for row in rows:
-        for index, outcome in enumerate(row.outcomes):
-            if outcome is None or outcome.result is None:
-                continue
-            for name in losses_of(outcome.result.curve):
-                entries = [entry for entry in outcome.result.curve if name in entry]
+        colour = f"C{places.setdefault(row.place.family, 0) % 10}"
+        places[row.place.family] += 1
+        results = [one.result for one in row.outcomes if one is not None and one.result is not None]
+        for index, result in enumerate(results):
+            label = (row.label or row.place.family) if index == 0 else ""
+            for name in losses_of(result.curve):
+                entries = [entry for entry in result.curve if name in entry]
                 line = [entry["step"] for entry in entries], [entry[name] for entry in entries]
-                label = (row.label or row.place.family) if index == 0 else "_nolegend_"
-                panels.setdefault((row.place.family, name), []).append((label, colours[row.label], *line))
+                panels.setdefault((row.place.family, name), []).append((label, colour, *line))
     if not panels:
         return None
-    lines = math.ceil(len(panels) / FIGURE_COLUMNS)
-    figure = Figure(figsize=(5 * min(len(panels), FIGURE_COLUMNS), 3.4 * lines), layout="constrained")
-    axes: list[Axes] = list(figure.subplots(lines, min(len(panels), FIGURE_COLUMNS), squeeze=False).flat)
+    columns = min(len(panels), FIGURE_COLUMNS)
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(6 * columns, 3.4 * lines), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(lines, columns, squeeze=False).flat)
     for ax, ((family, name), curves) in zip(axes, panels.items(), strict=False):
-        for label, colour, steps, values in curves:
-            ax.plot(steps, values, label=label, color=colour, linewidth=1)
-        ax.set(title=f"{family}: {name}", xlabel="steps")
-        ax.grid(alpha=0.3)
-        if len({label for label, *_ in curves} - {"_nolegend_"}) > 1:
-            ax.legend(fontsize="small")
+        _draw_panel(ax, _plain(f"{family}: {name}", TITLE_LENGTH), curves)
     for ax in axes[len(panels) :]:
         ax.axis("off")
     return figure
+
+
+def _draw_panel(ax: Axes, title: str, curves: list[Curve]) -> None:
+    for label, colour, steps, values in curves:
+        # A label that begins with an underscore is kept out of the legend.
+        told = f" {_plain(label, LEGEND_LENGTH)}" if label else "_nolegend_"
+        ax.plot(steps, values, label=told, color=colour, linewidth=1)
+    scale, low, high = loss_range([values for *_, values in curves])
+    if low < high:
+        ax.set_yscale(scale)
+        ax.set_ylim(low, high)
+    leaving = sum(any(not low <= value <= high for value in values) for *_, values in curves)
+    if leaving:
+        title += f"\n{leaving} of {len(curves)} curves leave{'s' if leaving == 1 else ''} the axis"
+    ax.set_title(title, fontsize="medium")
+    ax.set_xlabel("steps")
+    ax.grid(alpha=0.3)
+    if len({label for label, *_ in curves if label}) > 1:
+        ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)  # beside the curves
+
+
+def loss_range(curves: list[list[float]]) -> tuple[str, float, float]:
+    """Choose an axis on which most of the curves can be seen, though some may explode.
+
+    Returns:
+        "log" or "linear", and where the axis ends; 0 and 0 if no loss is finite.
+    """
+    found = np.array([value for values in curves for value in values if math.isfinite(value)], dtype=np.float64)
+    if not len(found):
+        return "linear", 0.0, 0.0
+    is_log = found.min() > 0 and found.max() > MOST_LINEAR_SPAN * found.min()
+    found = np.log10(found) if is_log else found
+    lower, upper = np.quantile(found, [0.25, 0.75])
+    reach = REACH * (upper - lower) or math.inf
+    low, high = max(found.min(), lower - reach), min(found.max(), upper + reach)
+    margin = 0.05 * (high - low) or 0.5
+    ends = low - margin, high + margin
+    low, high = (10.0 ** float(end) if is_log else float(end) for end in ends)
+    return "log" if is_log else "linear", low, high
+
+
+def _plain(text: str, length: int) -> str:
+    """Cut a text, and keep it from being read as a formula."""
+    text = " ".join(text.split())
+    return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
 
 
 def losses_of(curve: list[dict[str, float]]) -> list[str]:
@@ -59,30 +110,50 @@ def losses_of(curve: list[dict[str, float]]) -> list[str]:
 
 def labelled_rows(rows: list[tuple[str, Image.Image]]) -> Image.Image:
     """Lay pictures out below each other, each with its name on the left."""
-    width = max(picture.width for _, picture in rows)
-    sheet = Image.new("RGB", (LABEL_WIDTH + width, sum(picture.height + 6 for _, picture in rows)), "white")
+    labels = [_wrapped(name) for name, _ in rows]
+    heights = [
+        max(picture.height, LABEL_LINE * len(label)) + GAP for label, (_, picture) in zip(labels, rows, strict=True)
+    ]
+    sheet = Image.new("RGB", (LABEL_WIDTH + max(picture.width for _, picture in rows), sum(heights)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(LABEL_SIZE)
     top = 0
-    for name, picture in rows:
+    for label, height, (_, picture) in zip(labels, heights, rows, strict=True):
         sheet.paste(picture, (LABEL_WIDTH, top))
-        for index, part in enumerate(name.split("\n")):
-            ImageDraw.Draw(sheet).text((4, top + 4 + 12 * index), part, fill="black")
-        top += picture.height + 6
+        for index, part in enumerate(label):
+            pen.text((4, top + LABEL_LINE * index), part, fill="black", font=font)
+        top += height
     return sheet
 
 
+def _wrapped(name: str) -> list[str]:
+    """Break a name into lines that fit beside the pictures."""
+    font = ImageFont.load_default(LABEL_SIZE)
+    lines = []
+    for part in name.split("\n"):
+        characters = max(1, len(part))
+        while any(font.getlength(line) > LABEL_WIDTH - 8 for line in textwrap.wrap(part, characters)):
+            characters -= 1
+        lines += textwrap.wrap(part, characters)
+    return lines
+
+
 def sample_rows(rows: list[Row]) -> Image.Image | None:
-    """Show the first images of the first seed of each place, of the same latents or noise a column; None if none."""
-    shown = []
-    for row in rows:
-        if sheet := first_picture(row, "sheet"):
-            images = [_enlarged(image) for image in cut(decode_picture(sheet))[:SHOWN_PER_ROW]]
-            shown.append((_name(row), image_sheet(images, SHOWN_PER_ROW)))
-    return labelled_rows(shown) if shown else None
+    """Show the first images of each place, of the same latents or noise a column; None if there are none."""
+    return _rows_of(rows, "sheet", SHEET_COLUMNS, SHOWN_PER_ROW, SHOWN_PER_ROW)
 
 
 def strip_rows(rows: list[Row]) -> Image.Image | None:
     """Show how the diffusion cells draw, noise on the left; None if there are none."""
-    shown = [(_name(row), decode_picture(strip)) for row in rows if (strip := first_picture(row, "strip"))]
+    return _rows_of(rows, "strip", STRIP_COLUMNS, None, STRIP_COLUMNS)
+
+
+def _rows_of(rows: list[Row], kind: str, columns: int, most: int | None, shown_columns: int) -> Image.Image | None:
+    shown = []
+    for row in rows:
+        if picture := first_picture(row, kind):
+            images = [_resized(image) for image in cut(decode_picture(picture), columns)[:most]]
+            name = f"{row.place.family}\n{row.label}" if row.label else row.place.family
+            shown.append((name, image_sheet(images, shown_columns)))
     return labelled_rows(shown) if shown else None
 
 
@@ -92,19 +163,17 @@ def first_picture(row: Row, kind: str) -> str:
     return next(iter(filter(None, found)), "")
 
 
-def cut(sheet: Image.Image, gap: int = 2) -> list[Image.Image]:
-    """Cut a sheet of `SHEET_COLUMNS` columns into its images."""
-    size = (sheet.width + gap) // SHEET_COLUMNS - gap
-    rows = (sheet.height + gap) // (size + gap)
-    corners = [(column * (size + gap), row * (size + gap)) for row in range(rows) for column in range(SHEET_COLUMNS)]
+def cut(sheet: Image.Image, columns: int, gap: int = 2) -> list[Image.Image]:
+    """Cut a sheet, which may have been reduced as a whole, into its images, row by row."""
+    pitch = (sheet.width + gap) / columns
+    size, rows = int(pitch) - gap, round((sheet.height + gap) / pitch)
+    corners = [(round(column * pitch), round(row * pitch)) for row in range(rows) for column in range(columns)]
     return [sheet.crop((left, top, left + size, top + size)) for left, top in corners]
 
 
-def _enlarged(image: Image.Image) -> Image.Image:
-    """Repeat the pixels of a small image until one can see what it shows."""
+def _resized(image: Image.Image) -> Image.Image:
+    """Repeat the pixels of a small image until one can see what it shows; reduce a large one."""
+    if image.width > MOST_SHOWN_PIXELS:
+        return image.resize((MOST_SHOWN_PIXELS, MOST_SHOWN_PIXELS), Image.Resampling.LANCZOS)
     factor = max(1, LEAST_SHOWN_PIXELS // image.width)
     return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
-
-
-def _name(row: Row) -> str:
-    return f"{row.place.family}\n{row.label}" if row.label else row.place.family

@@ -1,8 +1,11 @@
 """The report of a study: a folder with the table in three forms, curves, sheets, and one page to look at."""
 
 import json
+import math
+import re
 from collections import Counter
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from hfgen.checkpoints import write_atomically
@@ -13,6 +16,7 @@ from hfgen.studies.pictures import draw_loss_curves, sample_rows, strip_rows
 from hfgen.studies.storage import Outcome
 from hfgen.studies.study_file import METRICS
 from hfgen.studies.table import (
+    NAN,
     Outcomes,
     Row,
     agreements,
@@ -20,6 +24,7 @@ from hfgen.studies.table import (
     latex,
     markdown_matrix,
     markdown_rows,
+    markdown_text,
     rows_of,
 )
 
@@ -31,6 +36,13 @@ FILES = {
     "index.html": "one page to look at, complete in itself",
     "study.json": "the study with all settings of every cell",
 }
+MAX_REASON = 300
+MAX_NAMED = 6
+# A path in quotes, or without blanks; of a URL only the one of a file or of a database.
+PATHS = re.compile(
+    r"""(?P<quote>['"`])(?P<quoted>(?:/|[A-Za-z]:[\\/])[^'"`\n]*)(?P=quote)"""
+    r"""|(?:(?<=:)/{3,}|(?<![\w./\\~<])(?:~?/(?!/)|[A-Za-z]:[\\/]))(?P<plain>[^\s'"`,;:()<>|]+)"""
+)
 
 
 def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
@@ -44,6 +56,7 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
     Raises:
         UserError: if the disk refuses.
     """
+    study, outcomes = for_others(study, outcomes)
     rows = rows_of(study, outcomes)
 
     def write(target: Path) -> None:
@@ -54,28 +67,81 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
             pictures["curves.png"] = "The losses of every cell; a line for each seed"
         if (sheet := sample_rows(rows)) is not None:
             sheet.save(target / "samples.jpg", quality=88)
-            pictures["samples.jpg"] = "What each cell draws: first seed, first images, not selected"
+            pictures["samples.jpg"] = "What each cell draws: first images of the first seed that has some"
         if (strip := strip_rows(rows)) is not None:
             strip.save(target / "denoising.jpg", quality=88)
             pictures["denoising.jpg"] = "Diffusion on its way from noise (left) to images"
-        (target / "report.md").write_text(markdown(study, rows, pictures))
-        (target / "cells.csv").write_text(csv_cells(study, rows))
-        (target / "table.tex").write_text(latex(study, rows))
-        plain = {**study.to_dict(), "dataset": dataset_name(study)}  # a report is shown to others: no paths
-        (target / "study.json").write_text(json.dumps(plain, indent=1) + "\n")
-        (target / "index.html").write_text(page(study, rows, statements(study, rows)))
+        texts = {
+            "report.md": markdown(study, rows, pictures),
+            "cells.csv": csv_cells(study, rows),
+            "table.tex": latex(study, rows),
+            "study.json": json.dumps(_nan_as_text(study.to_dict()), indent=1, allow_nan=False) + "\n",
+            "index.html": page(study, rows, statements(study, rows), endings(study, rows)),
+        }
+        for name, text in texts.items():
+            (target / name).write_text(text, encoding="utf-8")
 
     write_atomically(folder, write)
 
 
+def for_others(study: Study, outcomes: Outcomes) -> tuple[Study, Outcomes]:
+    """Take out of a study what only its machine knows: paths, of which the last part stays; and cut long reasons."""
+    cells = {name: replace(cell, settings=_without_paths(cell.settings, study)) for name, cell in study.cells.items()}
+    told: dict[str, Outcome | None] = {}
+    for name, outcome in outcomes.items():
+        if outcome is not None:
+            reason = _without_paths(outcome.reason, study)
+            reason = reason if len(reason) <= MAX_REASON else reason[: MAX_REASON - 2].rstrip() + " …"
+            result = outcome.result
+            if result is not None:
+                result = replace(result, summary=_without_paths(result.summary, study))
+            outcome = Outcome(outcome.kind, outcome.value, reason, outcome.step, result)
+        told[name] = outcome
+    return replace(study, dataset=dataset_name(study), cells=cells), told
+
+
+def _without_paths(value: Any, study: Study) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(part, study) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_paths(part, study) for part in value]
+    if not isinstance(value, str):
+        return value
+    name = dataset_name(study)
+    told = value.replace(study.dataset, name) if 0 < len(name) < len(study.dataset) else value  # it may hold blanks
+    return PATHS.sub(_last_part, told)
+
+
+def _last_part(found: re.Match[str]) -> str:
+    name = PureWindowsPath(found["quoted"] or found["plain"]).name
+    return f"{found['quote']}{name}{found['quote']}" if found["quote"] else name
+
+
+def dataset_name(study: Study) -> str:
+    """Return the name of the data set, without the path that leads there on this machine."""
+    is_path = study.dataset.startswith(("/", "~", ".")) or PureWindowsPath(study.dataset).is_absolute()
+    return PureWindowsPath(study.dataset).name if is_path else study.dataset
+
+
+def _nan_as_text(value: Any) -> Any:
+    """Replace what JSON has no word for, such as a published NaN, by its name."""
+    if isinstance(value, dict):
+        return {key: _nan_as_text(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_nan_as_text(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return NAN if math.isnan(value) else str(value)
+    return value
+
+
 def markdown(study: Study, rows: list[Row], pictures: dict[str, str]) -> str:
     """Write `report.md`."""
-    told = [f"# {study.title}", *statements(study, rows)]
+    told = [f"# {markdown_text(study.title)}", *map(markdown_text, statements(study, rows))]
     if matrix := markdown_matrix(study, rows):
         told.append(matrix.strip())
     told.append(markdown_rows(study, rows).strip())
     if lost := endings(study, rows):
-        told.append("\n".join(f"- {line}" for line in lost))
+        told.append("\n".join(f"- {markdown_text(line)}" for line in lost))
     told += [f"![{caption}]({name})\n\n{caption}." for name, caption in pictures.items()]
     files = ", ".join(f"[{name}]({name}) ({what})" for name, what in FILES.items() if name != "report.md")
     return "\n\n".join([*told, f"Also here: {files}."]) + "\n"
@@ -100,15 +166,19 @@ def conditions(study: Study, rows: list[Row]) -> str:
     finished = sum(outcome is not None for outcome in _unique(study, rows).values())
     seeds = ", ".join(map(str, study.seeds))
     evaluation = study.evaluation
+    of_seeds = f"seeds {seeds}; ± is the standard deviation over them" if len(study.seeds) > 1 else f"seed {seeds}"
+    diffusion = ""
+    if any(cell.method == "ddpm" for cell in study.cells.values()):
+        sampler = f" of {evaluation.sampler}" if evaluation.sampler else ""
+        diffusion = f", diffusion in {evaluation.num_inference_steps} steps{sampler}"
     told = (
         f"{METRICS[study.metric]} of {len(study.cells)} cells ({finished} ended), each trained for {study.budget}; "
-        f"seeds {seeds}; ± is the standard deviation over the seeds. {evaluation.num_images:,} images of each are "
-        f"scored (drawn with seed {evaluation.seed}, diffusion in {evaluation.num_inference_steps} steps"
-        f"{f' of {evaluation.sampler}' if evaluation.sampler else ''})"
+        f"{of_seeds}. {evaluation.num_images:,} images of each are scored (drawn with seed {evaluation.seed}"
+        f"{diffusion})"
     )
     sizes = _common(rows, ("sample_size",), "{} pixels") + _common(rows, ("scores", "num_real"), "{:,} real images")
     told += f" against {' of '.join(sizes[::-1])}" if sizes else " against the real ones"
-    told += f" of {dataset_name(study)}."
+    told += f" of {study.dataset}."
     if study.asked is not None:
         parts = [f"each cell trained for {study.full_budget}"]
         if study.full_evaluation != study.evaluation and study.full_evaluation is not None:
@@ -117,11 +187,6 @@ def conditions(study: Study, rows: list[Row]) -> str:
             parts.append(f"seeds {', '.join(map(str, study.full_seeds))}")
         told += f" Scaled down to {study.asked} of work in all; the study asks for more: {', '.join(parts)}."
     return told
-
-
-def dataset_name(study: Study) -> str:
-    """Return the name of the data set, without the path that leads there on this machine."""
-    return Path(study.dataset).name if Path(study.dataset).is_absolute() else study.dataset
 
 
 def hardware(rows: list[Row]) -> list[str]:
@@ -153,17 +218,22 @@ def floors(study: Study, rows: list[Row]) -> str:
 
 def endings(study: Study, rows: list[Row]) -> list[str]:
     """Say of each cell that has no figure why, and of each whose settings were not what its place says."""
-    told = []
+    told, waiting = [], []
     for name, outcome in _unique(study, rows).items():
         if outcome is None:
-            told.append(f"{name}: not run yet")
+            waiting.append(name)
         elif outcome.kind in (DIVERGED, BROKEN):
             at = f" at step {outcome.step:,}" if outcome.step is not None else ""
-            told.append(f"{name}: {'NaN' if outcome.kind == DIVERGED else 'not run'}{at}: {outcome.reason}")
+            told.append(f"{name}: {'NaN' if outcome.kind == DIVERGED else 'no figure'}{at}: {outcome.reason}")
         elif outcome.kind == TRAINED and outcome.result is not None:
-            if back := outcome.result.summary["training"]["rollbacks"]:
-                told.append(f"{name}: went back {back} times, with half the learning rate each time")
-            told += [f"{name}: {warning}" for warning in outcome.result.summary["training"]["warnings"]]
+            training = outcome.result.summary["training"]
+            if back := training["rollbacks"]:
+                times = "once" if back == 1 else f"{back} times"
+                told.append(f"{name}: went back {times}, with half the learning rate each time")
+            told += [f"{name}: {warning}" for warning in training["warnings"]]
+    if waiting:
+        more = f" and {len(waiting) - MAX_NAMED} more" if len(waiting) > MAX_NAMED else ""
+        told.append(f"not run yet: {', '.join(waiting[:MAX_NAMED])}{more}")
     return told
 
 

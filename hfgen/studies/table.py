@@ -1,6 +1,7 @@
 """The table of a study: means and spreads over the seeds, beside published figures; as Markdown, CSV and LaTeX."""
 
 import csv
+import html
 import io
 import math
 import re
@@ -21,6 +22,18 @@ Outcomes = Mapping[str, Outcome | None]
 NOT_RUN, NAN = "–", "NaN"
 HIGHER_IS_BETTER = ("images_per_second",)
 FEWEST_TO_RANK = 3
+IN_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{character: f"{{{character}}}" for character in "[]*"},  # the end of a line would take them for its own
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "–": "--",
+}
 # Columns of the long table: heading -> keys in a result's summary, and the format of a mean.
 COLUMNS: dict[str, tuple[tuple[str, ...], str]] = {
     "FID": (("scores", "fid"), "{:.4g}"),
@@ -54,12 +67,14 @@ class Row:
     @property
     def values(self) -> list[float]:
         """The figures of the seeds that were trained and scored."""
-        return [one.value for one in self.outcomes if one is not None and one.kind == TRAINED]
+        trained = [one for one in self.outcomes if one is not None and one.kind == TRAINED]
+        return [one.value for one in trained if math.isfinite(one.value)]
 
     @property
     def num_diverged(self) -> int:
         """How many seeds ended as NaN."""
-        return sum(one is not None and one.kind == DIVERGED for one in self.outcomes)
+        ended = [one for one in self.outcomes if one is not None]
+        return sum(one.kind == DIVERGED or one.kind == TRAINED and not math.isfinite(one.value) for one in ended)
 
     @property
     def is_complete(self) -> bool:
@@ -71,11 +86,12 @@ class Row:
         """Over the seeds; NaN if one of them diverged or none has ended."""
         return statistics.fmean(self.values) if self.values and not self.num_diverged else math.nan
 
-    def shown(self, plus_minus: str = " ± ") -> str:
+    def shown(self) -> str:
         """The figure as it stands in the table: mean and standard deviation over the seeds."""
-        text = with_spread(self.values, "{:.4g}", plus_minus)
+        text = with_spread(self.values, "{:.4g}")
         if self.num_diverged:
-            text = NAN if not self.values else f"{NAN} ({self.num_diverged} of {len(self.outcomes)}; else {text})"
+            partly = f"{NAN} ({self.num_diverged} of {len(self.outcomes)}; else {text})"
+            text = partly if self.values else NAN
         elif not self.values:
             return NOT_RUN
         missing = len(self.outcomes) - len(self.values) - self.num_diverged
@@ -106,12 +122,17 @@ class Row:
         return NAN if isinstance(value, float) and math.isnan(value) else f"{value}"
 
 
-def with_spread(values: list[float], form: str, plus_minus: str = " ± ") -> str:
+def with_spread(values: list[float], form: str) -> str:
     """Write a mean, and if there are several values the standard deviation of one; "" for no values."""
     if not values:
         return ""
-    text = form.format(statistics.fmean(values))
-    return text + (f"{plus_minus}{statistics.stdev(values):.2g}" if len(values) > 1 else "")
+    text = _without_power(form.format(statistics.fmean(values)))
+    return text + (f" ± {_without_power(f'{statistics.stdev(values):.2g}')}" if len(values) > 1 else "")
+
+
+def _without_power(text: str) -> str:
+    """Write out what Python shortens to a power of ten: "1.2e+02" as "120"."""
+    return f"{float(text):.0f}" if "e+" in text else text
 
 
 def rows_of(study: Study, outcomes: Outcomes) -> list[Row]:
@@ -142,15 +163,15 @@ def agreements(study: Study, rows: list[Row]) -> list[str]:
     """Say, a sentence a family, how the order of our figures agrees with that of the published ones."""
     told = []
     sign = -1 if study.metric in HIGHER_IS_BETTER else 1
-    families = {row.place.family for row in rows} if len(rows[0].place.point) else {""}
-    for family in sorted(families, key=lambda name: [row.place.family for row in rows].index(name) if name else 0):
+    families = dict.fromkeys(row.place.family for row in rows) if any(row.place.point for row in rows) else [""]
+    for family in families:
         line = [row for row in rows if row.place.family == family or not family]
         line = [row for row in line if row.is_complete and isinstance(row.place.published, int | float)]
-        if len(line) < FEWEST_TO_RANK:
-            continue
         # What diverged comes last.
         ours = [sign * row.mean if math.isfinite(row.mean) else math.inf for row in line]
         theirs = [sign * row.place.published if math.isfinite(row.place.published) else math.inf for row in line]
+        if len(line) < FEWEST_TO_RANK or len(set(ours)) == 1 or len(set(theirs)) == 1:
+            continue  # there is no order
         best, their_best = (line[figures.index(min(figures))] for figures in (ours, theirs))
         correlation = float(spearmanr(ours, theirs).statistic)
         name = f"{family}: " if family else ""
@@ -171,19 +192,28 @@ def markdown_matrix(study: Study, rows: list[Row]) -> str:
     if matrix is None:
         return ""
     name, head, families = matrix
-    lines = [f"| {METRICS[study.metric]} by {name} | {' | '.join(head)} |", "| --- " * (len(head) + 1) + "|"]
+    lines = []
     for family, line in families.items():
-        lines.append(f"| {family} | {' | '.join(row.shown() for row in line)} |")
+        lines.append([family, *(row.shown() for row in line)])
         if any(row.published for row in line):
-            lines.append(f"| {family}, published | {' | '.join(row.published or NOT_RUN for row in line)} |")
-    return "\n".join(lines) + "\n"
+            lines.append([f"{family}, published", *(row.published or NOT_RUN for row in line)])
+    return _markdown_table([f"{METRICS[study.metric]} by {name}", *head], lines)
 
 
 def markdown_rows(study: Study, rows: list[Row]) -> str:
     """Write every place on a line of its own, with all figures."""
-    lines = ["| " + " | ".join(heads(study, rows)) + " |", "| --- " * len(heads(study, rows)) + "|"]
-    lines += ["| " + " | ".join(cells_of(study, row, rows)) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return _markdown_table(heads(study, rows), [cells_of(study, row, rows) for row in rows])
+
+
+def _markdown_table(head: list[str], lines: list[list[str]]) -> str:
+    written = [f"| {' | '.join(map(markdown_text, line))} |" for line in (head, *lines)]
+    return "\n".join([written[0], "| --- " * len(head) + "|", *written[1:]]) + "\n"
+
+
+def markdown_text(text: str) -> str:
+    """Write text so that Markdown shows it as it is, on one line, also within a table."""
+    told = re.sub(r"([\\`*]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
+    return html.escape(told, quote=False).replace("|", "&#124;")
 
 
 def heads(study: Study, rows: list[Row]) -> list[str]:
@@ -231,7 +261,7 @@ def latex(study: Study, rows: list[Row]) -> str:
         first = [f"{METRICS[study.metric]} by {name}", *head]
         body = []
         for family, line in families.items():
-            body.append([family, *(row.shown("PLUSMINUS") for row in line)])
+            body.append([family, *(row.shown() for row in line)])
             if any(row.published for row in line):
                 body.append([f"{family}, published", *(row.published or NOT_RUN for row in line)])
     else:
@@ -251,7 +281,5 @@ def latex(study: Study, rows: list[Row]) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Escape what LaTeX would take for a command, and write ± and – as it does."""
-    replaced = re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", "\\textbackslash "))
-    replaced = replaced.replace("~", r"\textasciitilde{}").replace("^", r"\textasciicircum{}")
-    return replaced.replace("PLUSMINUS", r" $\pm$ ").replace(" ± ", r" $\pm$ ").replace("–", "--")
+    """Write text so that LaTeX takes nothing in it for a command."""
+    return "".join(IN_LATEX.get(character, character) for character in " ".join(text.split()))
