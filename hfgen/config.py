@@ -110,7 +110,7 @@ def settings_as_flags(values: dict[str, Any], settings_classes: Sequence[type], 
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            raise UserError(f"{where}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" * bool(near)))
+            raise UserError(f"{where}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         if value is None:
             continue
         # With "=", because argparse takes a bare -1e-05 for a flag.

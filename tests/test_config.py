@@ -35,6 +35,7 @@ def presets(tmp_path):
     values = {"steps": 20, "rate": -1e-05, "flag": True, "kind": "b", "widths": [1, 2], "where": None}
     (folder / "good.json").write_text(json.dumps(values))
     (folder / "misspelt.json").write_text('{"stepps": 3}')
+    (folder / "unlike.json").write_text('{"qqqq": 3}')
     (folder / "wrong_type.json").write_text('{"steps": "many"}')
     (folder / "wrong_kind.json").write_text('{"kind": "c"}')
     (folder / "list.json").write_text("[1]")
@@ -72,6 +73,7 @@ def test_the_settings_of_a_run_serve_as_a_preset(presets, tmp_path):
     ("preset", "told"),
     [
         ("misspelt", "misspelt.json: unknown setting 'stepps'; did you mean 'steps'?"),
+        ("unlike", "unlike.json: unknown setting 'qqqq'"),
         ("list", "a JSON object of settings is needed, not a list"),
         ("broken", "not valid JSON"),
         ("absent", "neither one of"),

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import io
-import itertools
 import json
 import math
 import re
@@ -24,6 +23,8 @@ QUIET = {"report_to": "none", "sample_every": 0}
 # With a budget in minutes the time ends a run, not the steps.
 ENDLESS_STEPS = 10**9
 MANY_DIFFERENCES = 20
+# Of a folder, so that the files beside it, and what is written for a moment, still have one that a disk takes.
+MAX_FOLDER_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,6 @@ class Study:
         name: of the study.
         version: of hfgen, whose defaults are part of the cells.
         dataset: where the images are, on the machine that the study was made on.
-        data_settings: of all cells, for the reference of the scores.
         budget: of each cell.
         full_budget: what the file asked for, if `--budget` has reduced it.
         evaluation: how cells are scored.
@@ -107,7 +107,22 @@ class Study:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Study":
-        """Build the study that `to_dict` has written."""
+        """Build the study that `to_dict` has written.
+
+        Raises:
+            UserError: if another version of hfgen has written it, of which this one cannot make sense.
+        """
+        try:
+            return cls._from_dict(values)
+        except (KeyError, TypeError) as error:
+            version = values.get("version", "of which nothing is known")
+            raise UserError(
+                f"the study was made with hfgen {version}, and this is {hfgen.__version__}, which cannot read it: use "
+                "the other, or start the study anew"
+            ) from error
+
+    @classmethod
+    def _from_dict(cls, values: dict[str, Any]) -> "Study":
         full = values["full_budget"], values["full_evaluation"], values["full_seeds"]
         return cls(
             **{
@@ -149,64 +164,88 @@ def expand(file: StudyFile, scripts: Path, dataset: str) -> Study:
     """
     cells: dict[str, Cell] = {}
     known: dict[str, str] = {}  # what a cell does -> its name
-    places = []
-    for family, points in _points(file).items():
-        published = file.published.get(family, [None] * len(points))
-        if len(published) != len(points):
-            raise UserError(f"published: {family}: {len(published)} figures for {len(points)} points of the grid")
-        for point, figure in zip(points, published, strict=True):
+    places: list[Place] = []
+    for family in file.families:
+        points = file.points(family)
+        for point, figure in zip(points, file.published.get(family, [None] * len(points)), strict=True):
             names = []
             for seed in file.seeds:
                 cell = _cell(file, scripts, family, point, seed)
                 same = known.setdefault(
                     json.dumps([cell.method, cell.device, cell.settings], sort_keys=True), cell.name
                 )
-                cells.setdefault(same, cell)
+                if same == cell.name and cells.setdefault(same, cell) != cell:
+                    raise UserError(f"study {file.name}: families: {family}: another has a cell named {same!r}, too")
                 names.append(same)
+            if any((one.family, one.cells) == (family, tuple(names)) for one in places):
+                raise UserError(
+                    f"study {file.name}: {_name(family, point)}: has the settings of another point of its grid; "
+                    "leave one out"
+                )
             places.append(Place(family, {key: str(value) for key, value in point.items()}, tuple(names), figure))
-    folders = {cell.folder_name.lower() for cell in cells.values()}
-    if len(folders) < len(cells):
-        raise UserError("families: two names differ only in letters that a folder's name cannot have")
+    _check_folder_names(file, cells)
+    # The whole table with the first seed before any of it with the second: a study that ends early has compared all.
+    cells = dict(sorted(cells.items(), key=lambda item: file.seeds.index(item[1].settings["seed"])))
     return Study(
         file.name, hfgen.__version__, file.title, file.question, file.source, file.metric, dataset, file.budget,
         file.evaluation, file.seeds, cells, tuple(places),
     )  # fmt: skip
 
 
-def _points(file: StudyFile) -> dict[str, list[dict[str, Any]]]:
-    """Return the points of the grid of each family."""
-    points = {}
-    for name, family in file.families.items():
-        grid = file.grid if family.grid is None else family.grid
-        points[name] = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    return points
+def _check_folder_names(file: StudyFile, cells: dict[str, Cell]) -> None:
+    taken: dict[str, str] = {}
+    for cell in cells.values():
+        if len(cell.folder_name) > MAX_FOLDER_NAME:
+            raise UserError(
+                f"study {file.name}: {cell.name}: is too long for the name of a folder; give the family a name that "
+                f"is shorter by {len(cell.folder_name) - MAX_FOLDER_NAME} letters"
+            )
+        # Many a disk takes capitals for small letters.
+        if (other := taken.setdefault(cell.folder_name.lower(), cell.name)) != cell.name:
+            raise UserError(
+                f"study {file.name}: {other!r} and {cell.name!r} would share a folder: tell the families apart by "
+                "letters a to z or digits"
+            )
+
+
+def _name(family: str, point: dict[str, Any]) -> str:
+    return " ".join([family, *(f"{key}={value}" for key, value in point.items())])
 
 
 def _cell(file: StudyFile, scripts: Path, family_name: str, point: dict[str, Any], seed: int) -> Cell:
-    family = file.families[family_name]
-    name = " ".join([family_name, *(f"{key}={value}" for key, value in point.items()), f"seed={seed}"])
+    """Make a cell; what is wrong with it is said with the study, the family and the point."""
+    family, name = file.families[family_name], f"{_name(family_name, point)} seed={seed}"
+    where = f"study {file.name}: {_name(family_name, point)}"
     own = {key: value for key, value in file.data.items() if key != "dataset"}
     own |= {**file.settings, **family.settings, **point, "seed": seed}
     if family.device == "cpu":
         own["cpu"] = True
-    settings = _resolve(load_method(scripts, family.method), family.preset, {**QUIET, **own}, name)
-    return Cell(name, family.method, with_budget(settings, file.budget), family.device)
+    try:
+        script = load_method(scripts, family.method)
+        settings = with_budget(_resolve(script, family.preset, {**QUIET, **own}), file.budget)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    if family.device == "cuda" and settings["cpu"]:
+        raise UserError(f"{where}: device cuda and the setting cpu contradict each other; leave one out")
+    return Cell(name, family.method, settings, family.device)
 
 
-def _resolve(script: ModuleType, preset: str | None, own: dict[str, Any], where: str) -> dict[str, Any]:
+def _resolve(script: ModuleType, preset: str | None, own: dict[str, Any]) -> dict[str, Any]:
     """Return all settings of a cell, without those of which the study decides."""
-    flags = settings_as_flags(own, script.SETTINGS, where)
+    flags = settings_as_flags(own, script.SETTINGS, "settings")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             parsed = parse_settings(
-                script.SETTINGS, script.PRESETS, [*(["--preset", preset] if preset else []), *flags]
+                script.SETTINGS, script.PRESETS, [*([f"--preset={preset}"] if preset else []), *flags]
             )
     except SystemExit:  # of argparse, which has told why
-        raise UserError(f"{where}: {complaint.getvalue().strip().splitlines()[-1]}") from None
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        told = complaint.getvalue().strip().splitlines()[-1]
+        raise UserError(told.split("error: ", 1)[-1]) from None
     settings = settings_to_dict(*parsed)
+    for key, value in own.items():
+        if value is None and settings[key] is not None:
+            raise UserError(f"settings: {key} null: leaves {settings[key]!r} as it is; give a value")
     return {key: value for key, value in settings.items() if key == "seed" or key not in DECIDED}
 
 
@@ -234,21 +273,33 @@ def images_per_step(settings: dict[str, Any]) -> int:
 
 def differences(stored: Study, now: Study) -> list[str]:
     """List, a line each, in what two studies differ, as far as it alters a figure; at most some twenty lines."""
-    lines = [
-        f"{name}: {getattr(stored, name)} -> {getattr(now, name)}"
-        for name in ("version", "metric", "budget", "evaluation", "seeds")
-        if getattr(stored, name) != getattr(now, name)
-    ]
+    lines = []
+    for name in ("version", "metric", "budget", "full_budget", "seeds", "full_seeds"):
+        old, new = getattr(stored, name), getattr(now, name)
+        if old != new and None not in (old, new):  # only what has been scaled down has a full one
+            lines.append(f"{name}: {old} -> {new}")
+    for name in ("evaluation", "full_evaluation"):
+        old, new = getattr(stored, name), getattr(now, name)
+        if None not in (old, new):
+            lines += _changes(name, asdict(old), asdict(new))
     for name in [*stored.cells, *(name for name in now.cells if name not in stored.cells)]:
         before, after = stored.cells.get(name), now.cells.get(name)
         if before is None or after is None:
             lines.append(f"cell {name}: {'new' if before is None else 'gone'}")
             continue
-        old, new = asdict(before)["settings"], json.loads(json.dumps(after.settings))
-        if (before.method, before.device) != (after.method, after.device):
-            lines.append(f"cell {name}: another script or device")
-        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-        lines += [f"cell {name}: {key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed]
+        for key in ("method", "device"):
+            lines += _changes(f"cell {name}", {key: getattr(before, key)}, {key: getattr(after, key)})
+        lines += _changes(f"cell {name}", before.settings, json.loads(json.dumps(after.settings)))
+    if not lines:  # a row may come or go without a cell of its own
+        rows = [{(_name(one.family, one.point), one.cells) for one in study.places} for study in (stored, now)]
+        lines = [
+            f"row {name}: new, gone or of other cells" for name in sorted({name for name, _ in rows[0] ^ rows[1]})
+        ]
     if len(lines) > MANY_DIFFERENCES:
         lines = [*lines[:MANY_DIFFERENCES], f"and {len(lines) - MANY_DIFFERENCES} more"]
     return lines
+
+
+def _changes(where: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return [f"{where}: {key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed]

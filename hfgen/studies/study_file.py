@@ -1,7 +1,10 @@
 """The file of a study: which families, which settings, what budget, which seeds, how it is scored."""
 
 import difflib
-from dataclasses import dataclass, field, fields
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,9 +56,10 @@ class Budget:
         given = [one for one in fields(self) if getattr(self, one.name) is not None]
         if len(given) != 1:
             raise UserError("budget: give one of steps, images and minutes")
-        value = getattr(self, given[0].name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise UserError(f"budget: {given[0].name} {value!r}: must be a number above 0")
+        name, value = given[0].name, getattr(self, given[0].name)
+        kind, told = (int | float, "") if name == "minutes" else (int, "whole ")
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf:
+            raise UserError(f"budget: {name} {value!r}: must be a {told}number above 0, in digits such as 90000")
 
     def __str__(self) -> str:
         if self.minutes is not None:
@@ -90,6 +94,18 @@ class Evaluation:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UserError(f"evaluation: {name} {value!r}: must be a whole number from {least}")
+        # The lists of the others lie beside their networks, which take seconds to import.
+        if self.sampler is not None:
+            from hfgen.schedules import SAMPLERS
+
+            _check_choice("evaluation: sampler", self.sampler, SAMPLERS)
+        _check_choice("evaluation: sample_from", self.sample_from, (None, "prior", "ex_post"))
+        _check_choice("evaluation: mode", self.mode, ("clean", "legacy"))
+        if self.features != "inception":
+            from hfgen.metrics.vision_transformers import FAMILIES
+
+            _check_choice("evaluation: features", self.features, ("inception", *FAMILIES))
+            _check_choice(f"evaluation: mode with features {self.features}", self.mode, ("clean",))
 
 
 @dataclass(frozen=True)
@@ -111,10 +127,13 @@ class Family:
     device: str | None = None
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise UserError(f"method: {self.method!r} is none of {', '.join(METHODS)}")
-        if self.device not in (None, "cpu", "cuda"):
-            raise UserError(f"device: {self.device!r} must be cpu or cuda, or left out")
+        _check_choice("method", self.method, METHODS)
+        if self.preset is not None and (not isinstance(self.preset, str) or not self.preset):
+            raise UserError(f"preset: {self.preset!r}: must be the name of a preset, or the path of its file")
+        _check_free_to_choose("settings", _mapping(self.settings, "settings"))
+        if self.grid is not None:
+            _check_grid("grid", self.grid, self.settings)
+        _check_choice("device", self.device, (None, "cpu", "cuda"))
 
 
 @dataclass(frozen=True)
@@ -152,22 +171,42 @@ class StudyFile:
     metric: str = "fid"
 
     def __post_init__(self):
-        if self.metric not in METRICS:
-            raise UserError(f"metric: {self.metric!r} is none of {', '.join(METRICS)}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise UserError("seeds: give at least one, each once")
+        for name in ("title", "question", "source"):
+            text = getattr(self, name)
+            if not isinstance(text, str) or (name == "title" and not text.strip()):
+                raise UserError(f"{name}: {text!r}: must be text; write it in quotes")
+        _check_choice("metric", self.metric, METRICS)
         for seed in self.seeds:
             if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
                 raise UserError(f"seeds: {seed!r}: must be a whole number from 0")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UserError("seeds: give at least one, each once")
+        if not isinstance(self.data.get("dataset", ""), str):
+            raise UserError(f"data: dataset: {self.data['dataset']!r}: must be text; write it in quotes")
+        _check_free_to_choose("data", {key: value for key, value in self.data.items() if key != "dataset"})
+        _check_free_to_choose("settings", self.settings)
+        _check_grid("grid", self.grid, self.settings)
         if not self.families:
             raise UserError("families: give at least one")
         for name, family in self.families.items():
-            _check_grid(f"families: {name}: grid", self.grid if family.grid is None else family.grid)
-            for where, settings in (("data", self.data), ("settings", {**self.settings, **family.settings})):
-                _check_free_to_choose(where, settings)
-        for name in self.published:
-            if name not in self.families:
-                raise UserError(f"published: {name!r} is none of the families ({', '.join(self.families)})")
+            if family.grid is None:
+                _check_grid(f"families: {name}: grid", self.grid, family.settings)
+        for name, figures in self.published.items():
+            self._check_published(name, figures)
+
+    def points(self, family: str) -> list[dict[str, Any]]:
+        """Return the points of a family's grid: all combinations of its values; one without a value if it has none."""
+        own = self.families[family].grid
+        grid = self.grid if own is None else own
+        return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+    def _check_published(self, family: str, figures: list[Any]) -> None:
+        _check_choice("published", family, self.families)
+        for figure in figures:
+            if isinstance(figure, bool) or not isinstance(figure, int | float | str | None):
+                raise UserError(f"published: {family}: {figure!r}: must be a figure, or a remark in quotes")
+        if len(figures) != (points := len(self.points(family))):
+            raise UserError(f"published: {family}: {len(figures)} figures for {points} points; write null for none")
 
 
 def find_study_file(name: str) -> Path:
@@ -205,69 +244,106 @@ def read_study_file(path: Path) -> StudyFile:
         UserError: if it is no YAML, or a part of it is missing, unknown or of no use; the message names both.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except (OSError, yaml.YAMLError, ValueError) as error:  # the last if it is no UTF-8, or of an impossible date
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     try:
+        _check_written_once(yaml.compose(text, yaml.SafeLoader))
         return _parse(path.stem, _mapping(content, "the file"))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
 def _parse(name: str, content: dict[str, Any]) -> StudyFile:
+    if "name" in content:
+        raise UserError("the file: name: leave it out, a study is called like its file")
     parts = dict(content)
-    for key in ("data", "settings", "grid", "published"):
+    for key in ("data", "settings", "grid", "published", "families"):
         parts[key] = _mapping(parts.get(key, {}), key)
     for key, cls in (("budget", Budget), ("evaluation", Evaluation)):
         if key in parts:
             parts[key] = _build(cls, _mapping(parts[key], key), key)
-    families = _mapping(parts.get("families", {}), "families")
     parts["families"] = {
-        str(row): _build(Family, _mapping(family, f"families: {row}"), f"families: {row}")
-        for row, family in families.items()
+        row: _build(Family, _mapping(family, f"families: {row}"), f"families: {row}")
+        for row, family in parts["families"].items()
     }
-    if "seeds" in parts:
-        if not isinstance(parts["seeds"], list):
-            raise UserError("seeds: write a list, such as [0, 1, 2]")
-        parts["seeds"] = tuple(parts["seeds"])
+    if not isinstance(seeds := parts.get("seeds", [0]), list):
+        raise UserError("seeds: write a list, such as [0, 1, 2]")
+    parts["seeds"] = tuple(seeds)
     parts["published"] = {
-        str(row): figures if isinstance(figures, list) else [figures] for row, figures in parts["published"].items()
+        row: [_figure(one) for one in (figures if isinstance(figures, list) else [figures])]
+        for row, figures in parts["published"].items()
     }
     return _build(StudyFile, {"name": name, **parts}, "the file")
 
 
+def _figure(value: Any) -> Any:
+    """Return a published figure as a number, also where YAML takes it for text: 1e-4, NaN; a remark as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def _build(cls: type[Part], values: dict[str, Any], where: str) -> Part:
     """Make a part of the study; a missing or an unknown key is an error that names it."""
-    known = [one.name for one in fields(cls)]  # type: ignore[arg-type]
+    parts = fields(cls)  # type: ignore[arg-type]
     for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise UserError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" * bool(near)))
+        _check_choice(f"{where}: unknown key", key, [one.name for one in parts])
+    needed = [one.name for one in parts if one.default is MISSING and one.default_factory is MISSING]
+    if missing := [name for name in needed if name not in values]:
+        raise UserError(f"{where}: {' and '.join(missing)} must be given")
     try:
         return cls(**values)
-    except TypeError as error:  # of a dataclass: which arguments are missing
-        raise UserError(f"{where}: {str(error).split('__init__() ')[-1]}") from error
     except UserError as error:
-        prefix = "" if cls is StudyFile or str(error).startswith(where) else f"{where}: "
+        prefix = "" if cls is StudyFile or str(error).startswith(f"{where}: ") else f"{where}: "
         raise UserError(f"{prefix}{error}") from error
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{where}: names with values are needed, not {type(value).__name__}")
+        told = "nothing" if value is None else type(value).__name__
+        raise UserError(f"{where}: names with values are needed, such as {{batch_size: 64}}, not {told}")
+    for key in value:
+        if not isinstance(key, str) or not key.strip():
+            raise UserError(f"{where}: {key!r}: a name must be text; write it in quotes")
     return value
 
 
-def _check_grid(where: str, grid: dict[str, list[Any]]) -> None:
-    _check_free_to_choose(where, grid)
+def _check_written_once(node: yaml.Node | None, above: frozenset[yaml.Node] = frozenset()) -> None:
+    """Refuse a name that stands twice in one place, of which YAML would take the second and forget the first."""
+    if not isinstance(node, yaml.CollectionNode) or node in above:  # an alias may lead back to where it stands
+        return
+    pairs = node.value if isinstance(node, yaml.MappingNode) else [(None, one) for one in node.value]
+    names = [key.value for key, _ in pairs if key is not None]
+    for index, (key, value) in enumerate(pairs):
+        if key is not None and key.value in names[:index]:
+            raise UserError(f"line {key.start_mark.line + 1}: {key.value!r} stands there twice; leave one out")
+        _check_written_once(value, above | {node})
+
+
+def _check_choice(where: str, value: Any, choices: Iterable[str | None]) -> None:
+    choices = list(choices)
+    if value not in choices:
+        known = [one for one in choices if one is not None]
+        near = difflib.get_close_matches(str(value), known, n=1)
+        told = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{where}: {value!r} is none of {', '.join(known)}{told}")
+
+
+def _check_grid(where: str, grid: dict[str, list[Any]], settings: dict[str, Any]) -> None:
+    _check_free_to_choose(where, _mapping(grid, where))
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{where}: {key}: write a list of values, such as [64, 128]")
         if len({str(value) for value in values}) < len(values):
-            raise UserError(f"{where}: {key}: a value stands there twice")
+            raise UserError(f"{where}: {key}: a value stands there twice; leave one out")
+        if key in settings:
+            raise UserError(f"{where}: {key}: is among the settings, too, where it would not count; leave one out")
 
 
 def _check_free_to_choose(where: str, settings: dict[str, Any]) -> None:
     for key in settings:
-        if key in DECIDED and not (where == "data" and key == "dataset"):
+        if key in DECIDED:
             raise UserError(f"{where}: {key} is not to be set there: {DECIDED[key]}")

@@ -1,0 +1,192 @@
+"""The shipped studies: where they are found, and that they are the tables which they are named after."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from hfgen.errors import UserError
+from hfgen.studies.cells import expand
+from hfgen.studies.study_file import Budget, Evaluation, find_scripts, find_study_file, read_study_file
+
+
+NAN = math.nan
+# Study A's tables 2 to 8, and what study B says of itself.
+PUBLISHED = {
+    "batch_size": {
+        "DCGAN": [346.018, 357.736, 370.288],
+        "VAE": [120.807, 133.822, 152.050],
+        "Diffusion": [196.418, 164.738, 182.891],
+    },
+    "learning_rate": {
+        "DCGAN": [38.589, 75.355, 83.213, 79.890, 50.029, 412.715],
+        "VAE": [109.137, 120.807, 306.088, 274.463, 347.216, 347.190],
+        "Diffusion": [147.226, 261.701, 230.554, 298.246, 340.721, NAN],
+    },
+    "beta1": {
+        "DCGAN": [38.09, 48.81, 38.59, 55.51],
+        "VAE": [111.22, 123.15, 109.14, 127.23],
+        "Diffusion": [278.665, 187.994, 237.30, 258.43],
+    },
+    "gan_loss": {"DCGAN": [44.180], "LSGAN": [35.731], "SNGAN": [30.976], "WGAN-GP": [None]},
+    "latent_dim": {"DCGAN": [39.454, 38.589, 41.928], "VAE": [113.689, 109.137, 104.949]},
+    "filters": {"ndf": [48.83, 38.59, 39.19], "ngf": [53.02, 38.59, 53.66]},
+    "timesteps": {"Diffusion": [83.648, 171.280, 140.617, 231.182, 200.919, 177.716]},
+    "cpu_vs_cuda": {"CPU": [120], "CUDA": [5]},
+    "monet_families": {
+        "B1 DCGAN 256px": ["mode collapse"],
+        "B2 WGAN-GP": ["their best"],
+        "B3 diffusion, linear": ["the baseline"],
+        "B4 library diffusion 128px": ["failed at step 999"],
+        "B5 attention, cosine": ["below B6"],
+        "B6 attention, linear": ["better than B5"],
+        "WGAN-GP, augmented": [None],
+        "SNGAN, augmented": [None],
+        "VAE": [None],
+    },
+}
+POINTS = {
+    "batch_size": [{"batch_size": size} for size in ("64", "128", "256")],
+    "learning_rate": [{"learning_rate": rate} for rate in ("1e-4", "2e-4", "5e-4", "1e-3", "5e-3", "1e-2")],
+    "beta1": [{"adam_beta1": value} for value in ("0.0", "0.3", "0.5", "0.7")],
+    "latent_dim": [{"latent_dim": size} for size in ("50", "100", "200")],
+    "timesteps": [{"num_train_timesteps": count} for count in ("100", "250", "500", "750", "1000", "1500")],
+}
+# What every cell of a table has in common, as study A states it.
+STATED = {
+    "batch_size": {"learning_rate": 2e-4, "adam_beta1": 0.5},
+    "learning_rate": {"batch_size": 64, "adam_beta1": 0.5},
+    "beta1": {"batch_size": 64, "learning_rate": 1e-4},
+    "gan_loss": {"batch_size": 64},
+    "latent_dim": {"batch_size": 64, "learning_rate": 1e-4, "adam_beta1": 0.5},
+    "filters": {"batch_size": 64, "learning_rate": 1e-4, "adam_beta1": 0.5, "loss": "non_saturating"},
+    "timesteps": {"batch_size": 64, "learning_rate": 1e-4},
+}
+SHIPPED = sorted(PUBLISHED)
+
+
+def expanded(name):
+    return expand(read_study_file(find_study_file(name)), find_scripts(), "pictures")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_published_figures_stand_at_their_points_as_they_were_published(name):
+    found = {}
+    for place in expanded(name).places:
+        found.setdefault(place.family, []).append(place.published)
+    assert repr(found) == repr(PUBLISHED[name])  # as text, in which NaN is NaN
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_a_table_has_the_columns_of_the_published_one(name):
+    study = expanded(name)
+    for family in {place.family for place in study.places}:
+        assert [place.point for place in study.places if place.family == family] == POINTS[name]
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_the_tables_of_study_a_have_its_recipe_at_every_cell(name):
+    study = expanded(name)
+    assert (study.budget, study.seeds) == (Budget(images=1_600_000), (0, 1, 2))
+    assert study.evaluation == Evaluation(num_images=5000, num_inference_steps=50)
+    assert len(study.cells) == 3 * {"filters": 5}.get(name, len(study.places))
+    recipe = {"sample_size": 64, "crop": "center", "horizontal_flip": False, "random_rotation": 0.0, **STATED[name]}
+    for cell in study.cells.values():
+        told = {**cell.settings, "augment": cell.settings.get("augment", "none")}
+        assert {key: told[key] for key in recipe} == recipe
+        assert told["augment"] == "none"
+        assert told.get("on_collapse", "warn") == "warn"
+        images = told["max_train_steps"] * told["batch_size"] * told.get("n_critic", 1)
+        assert 1_600_000 <= images < 1_600_000 + told["batch_size"] * told.get("n_critic", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "method", "settings"),
+    [
+        ("batch_size", "DCGAN", "gan", {"loss": "non_saturating", "normalization": "batch", "latent_dim": 100}),
+        ("batch_size", "VAE", "vae", {"latent_dim": 100}),
+        ("batch_size", "Diffusion", "ddpm", {"unet": "base", "loss": "l1", "num_train_timesteps": 1000}),
+        ("gan_loss", "DCGAN", "gan", {"loss": "non_saturating", "n_critic": 1}),
+        ("gan_loss", "LSGAN", "gan", {"loss": "least_squares", "n_critic": 1}),
+        ("gan_loss", "SNGAN", "gan", {"loss": "hinge", "normalization": "spectral"}),
+        ("gan_loss", "WGAN-GP", "gan", {"loss": "wasserstein", "n_critic": 5, "generator_channels": 64}),
+        ("monet_families", "B1 DCGAN 256px", "gan", {"network": "dcgan256", "augment": "none", "sample_size": 256}),
+        ("monet_families", "B2 WGAN-GP", "gan", {"loss": "wasserstein", "augment": "none", "generator_channels": 128}),
+        ("monet_families", "B3 diffusion, linear", "ddpm", {"unet": "base", "beta_schedule": "linear"}),
+        ("monet_families", "B4 library diffusion 128px", "ddpm", {"unet": "library", "sample_size": 128}),
+        ("monet_families", "B5 attention, cosine", "ddpm", {"unet": "attention", "beta_schedule": "cosine"}),
+        ("monet_families", "B6 attention, linear", "ddpm", {"unet": "attention", "beta_schedule": "linear"}),
+        ("monet_families", "WGAN-GP, augmented", "gan", {"loss": "wasserstein", "augment": "auto"}),
+        ("monet_families", "SNGAN, augmented", "gan", {"loss": "hinge", "augment": "auto"}),
+        ("monet_families", "VAE", "vae", {"latent_dim": 100}),
+    ],
+)
+def test_a_row_is_the_system_that_it_is_named_after(name, family, method, settings):
+    study = expanded(name)
+    (place, *_) = [place for place in study.places if place.family == family]
+    for cell in (study.cells[one] for one in place.cells):
+        assert cell.method == method
+        assert {key: cell.settings[key] for key in settings} == settings
+
+
+def test_the_middle_of_both_rows_of_the_filters_is_one_training():
+    study = expanded("filters")
+    widths = [
+        (cell.settings["discriminator_channels"], cell.settings["generator_channels"]) for cell in study.cells.values()
+    ]
+    assert sorted(set(widths)) == [(32, 64), (64, 32), (64, 64), (64, 128), (128, 64)]
+    places = {(place.family, *place.point.values()): place.cells for place in study.places}
+    assert places["ndf", "64"] == places["ngf", "64"]
+    assert len(study.places) == 6 and len({cell for place in study.places for cell in place.cells}) == 15
+
+
+def test_cpu_and_cuda_differ_in_the_device_alone():
+    study = expanded("cpu_vs_cuda")
+    on_cpu, on_cuda = (study.cells[place.cells[0]] for place in study.places)
+    assert (on_cpu.device, on_cuda.device, study.metric) == ("cpu", "cuda", "minutes")
+    assert {key for key in on_cpu.settings if on_cpu.settings[key] != on_cuda.settings[key]} == {"cpu"}
+    assert (on_cpu.settings["cpu"], on_cuda.settings["cpu"]) == (True, False)
+    assert on_cpu.settings["max_train_steps"] == math.ceil(100 * 300 / 128)
+
+
+# ------------------------------------------------------------------------------------------------- where studies are
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_study_is_found_by_its_name_in_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = Path(__file__).resolve().parents[2] / "training_scripts" / "studies" / f"{name}.yaml"
+    for written in (name, f"{name}.yaml", f"studies/{name}", f"studies/{name}.yaml", str(file)):
+        assert find_study_file(written) == file
+
+
+def test_a_file_in_the_working_folder_goes_before_a_shipped_one_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gan_loss.yaml").write_text("title: T")
+    assert find_study_file("gan_loss.yaml") == Path("gan_loss.yaml")
+    assert find_study_file("gan_loss") == find_scripts() / "studies" / "gan_loss.yaml"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_study_file("~/gan_loss.yaml") == tmp_path / "gan_loss.yaml"
+
+
+@pytest.mark.parametrize("name", ["gan_los", "studies/absent.yaml", "..", ""])
+def test_a_study_that_is_not_there_is_refused_with_the_shipped_ones(name):
+    with pytest.raises(UserError) as error:
+        find_study_file(name)
+    assert str(error.value) == f"{name}: neither a study file nor one of the shipped studies ({', '.join(SHIPPED)})"
+
+
+def test_training_scripts_of_the_working_folder_go_before_those_beside_the_library(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = Path(__file__).resolve().parents[2] / "training_scripts"
+    (tmp_path / "training_scripts").mkdir()
+    assert find_scripts() == shipped
+    (tmp_path / "training_scripts" / "train_gan.py").touch()
+    assert find_scripts() == tmp_path / "training_scripts"
+
+
+def test_without_training_scripts_a_study_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hfgen.studies.study_file.__file__", str(tmp_path / "hfgen" / "studies" / "study_file.py"))
+    with pytest.raises(UserError, match="there is no training_scripts/ here: run hfgen study in a checkout of hfgen"):
+        find_scripts()
