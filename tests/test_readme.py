@@ -11,11 +11,16 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import typer
+import yaml
 from conftest import load_script
 from demo_pages import free_port, heed_ctrl_c
 from loopback_hub import LoopbackHub
 
+from hfgen import cli
 from hfgen.data.toy_paintings import paint
+from hfgen.studies.cells import expand
+from hfgen.studies.study_file import find_scripts, find_study_file, read_study_file
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,7 +108,7 @@ def test_the_commands_in_order_train_draw_and_load(workplace, environment, run):
     for command in COMMANDS:
         if command.startswith("hfgen demo"):
             look_at_the_demo(workplace, environment, shlex.split(command))
-        elif command.startswith("hfgen "):
+        elif command.startswith("hfgen ") and not command.startswith("hfgen study "):
             number = {"sample": "2", "denoise": "2", "compare": "10", "evaluate": "10"}.get(command.split()[1])
             small = ["--num_inference_steps", "2", "--num_images", number] if number else []
             result = run([*shlex.split(command), *small])
@@ -132,6 +137,31 @@ def test_the_settings_of_a_run_are_a_preset_as_the_readme_says(workplace, run):
         json.loads((workplace / "runs" / name / "training_config.json").read_text()) for name in ("ddpm", "again")
     )
     assert {**first, "output_dir": ""} == {**again, "output_dir": ""}
+
+
+def test_the_study_of_the_readme_runs_and_is_reported_as_it_says(workplace, run):
+    (text,) = [text for language, text in BLOCKS if language == "yaml"]
+    (workplace / "my_study.yaml").write_text(text)
+    assert len(expand(read_study_file(workplace / "my_study.yaml"), find_scripts(), "photos").cells) == 18
+    tiny = yaml.safe_load(text)
+    tiny |= {"data": {"sample_size": 16}, "budget": {"images": 8}, "seeds": [0], "evaluation": {"num_images": 10}}
+    tiny |= {"grid": {"latent_dim": [4]}, "settings": {"batch_size": 4, "cpu": True}}
+    tiny["families"]["SNGAN"]["settings"] = {"generator_channels": 4, "discriminator_channels": 4}
+    tiny["families"]["VAE"]["settings"] = {"block_out_channels": [4, 8]}
+    (workplace / "my_study.yaml").write_text(yaml.safe_dump(tiny, sort_keys=False))
+    studies = [command for command in COMMANDS if command.startswith("hfgen study ")]
+    for command in studies:
+        words = shlex.split(command)
+        if "my_study" in command and "--storage" not in command:
+            result = run(words)
+            assert result.returncode == 0, result.stderr
+        else:  # hours, or machines that are not here: it is read as the command line does
+            typer.main.get_command(cli.app).commands["study"].commands[words[2]].make_context(words[2], words[3:])
+            assert words[2] == "work" or words[3] == "my_study.yaml" or find_study_file(words[3])
+    assert len(studies) == 5
+    for folder in ("runs/studies/my_study/report", "report"):
+        assert "| SNGAN | latent_dim 4 |" in (workplace / folder / "report.md").read_text()
+        assert (workplace / folder / "index.html").is_file()
 
 
 def test_data_inspect_works_as_the_readme_says(run):
@@ -180,6 +210,9 @@ def test_every_option_and_preset_that_the_readme_names_exists():
         "license",
         "space",
         "format",
+        "budget",
+        "storage",
+        "grace_seconds",
     }  # of `hfgen ...` and of the launcher, in the text
     assert set(re.findall(r"--(\w+)", README)) <= known | launcher | commands
     presets = {path.stem for script in scripts.values() for path in script.PRESETS.glob("*.json")}

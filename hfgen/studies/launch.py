@@ -1,7 +1,9 @@
 """Training a cell: a launch of the real training script, as a user would launch it, resumed where it stopped."""
 
+import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -19,6 +21,8 @@ LAUNCHER = [
     *("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"),
     *("--mixed_precision", "no", "--dynamo_backend", "no"),
 ]
+# How hfgen and Python end when something is wrong; the launcher then fails in its turn, which says nothing.
+ERROR = re.compile(r"error: |(?!subprocess\.CalledProcessError)[\w.]*(Error|Exception|Interrupt)\b")
 TOLD_LINES = 12
 TRAINED, DIVERGED, BROKEN = "trained", "diverged", "broken"
 LEAST_SECONDS = 1
@@ -127,10 +131,18 @@ def _ending(folder: Path, budget: Budget, exit_status: int, log: Path | None) ->
         return Ending(TRAINED, step=step)
     if kind in ("diverged", "collapsed"):
         return Ending(DIVERGED, f"{kind}: {said['reason']}", step)
-    lines = log.read_text(errors="replace").splitlines()[-TOLD_LINES:] if log is not None else []
-    errors = [line for line in lines if line.startswith("error: ") or "Error" in line]
-    told = errors[0] if errors else " / ".join(lines[-2:])
+    told = last_error(log.read_text(errors="replace")) if log is not None else ""
     return Ending(BROKEN, f"the training ended with status {exit_status}: {told}", step)
+
+
+def last_error(log: str) -> str:
+    """Return what the last launch of a log has ended with: an error with its indented lines, or its last lines."""
+    lines = log[log.rfind("\n$ ") + 1 :].splitlines()[1:]
+    found = [index for index, line in enumerate(lines) if ERROR.match(line)]
+    if not found:
+        return " / ".join(line.strip() for line in lines[-2:])
+    more = itertools.takewhile(lambda line: line.startswith("  "), lines[found[-1] + 1 :])
+    return " ".join([lines[found[-1]], *(line.strip() for line in list(more)[:TOLD_LINES])])
 
 
 def check_device(cell: Cell) -> str | None:

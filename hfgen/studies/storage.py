@@ -2,37 +2,40 @@
 
 The queue, and not `optuna.samplers.GridSampler`, hands the cells out: when workers run side by side the sampler gives
 one point of the grid to two of them now and then, as its documentation says. A queued trial changes from WAITING to
-RUNNING in one transaction of the database.
+RUNNING in one transaction of the database, for which Optuna asks every database but SQLite: that is done here.
 """
 
-import importlib.util
 import json
+import os
+import socket
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.storages import RDBStorage
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, TrialPruned, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from hfgen.errors import UserError
 from hfgen.studies.cells import Study, differences
+from hfgen.studies.database import DATABASE_ERRORS, open_database, shown, told, with_driver
 from hfgen.studies.launch import BROKEN, DIVERGED
 from hfgen.studies.results import Result
 
 
-DEFINITION, CELL = "hfgen_study", "cell"
+DEFINITION, CELL, WORKER = "hfgen_study", "cell", "worker"
 OUTCOME, REASON, STEP = "outcome", "reason", "step"
 SUMMARY, CURVE, SHEET, STRIP = "summary", "curve", "sheet", "strip"
 # States of a cell.
 DONE, RUNNING, WAITING, MISSING = "done", "running", "waiting", "missing"
-# A cell whose worker was lost so often takes its workers down with it.
+# An outcome of a trial, not of a cell: its worker was told to stop.
+GIVEN_BACK = "given back"
+# A cell whose worker was lost so often, one after another, takes its workers down with it.
 MAX_LOST = 3
-LOCK_SECONDS = 60
+# The one that makes a study says what it is a moment later.
+DEFINITION_SECONDS, LOOK_EVERY = 10.0, 0.2
 
 
 class StudyStore:
@@ -49,20 +52,13 @@ class StudyStore:
     def __init__(self, url: str, grace_seconds: int = 120):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats are called so since Optuna 2
-        self.url = with_driver(url)
-        shown = make_url(self.url).render_as_string(hide_password=True)
-        sqlite = make_url(self.url).get_backend_name() == "sqlite"
-        options: dict[str, Any] = {"connect_args": {"timeout": LOCK_SECONDS}} if sqlite else {"pool_pre_ping": True}
+        self.url, self._grace_seconds = with_driver(url), grace_seconds
+        self._unstarted: dict[int, float] = {}  # trial -> when it was first seen so
+        self._sampler = optuna.samplers.RandomSampler()  # has nothing to do: all that is in a trial was queued
         try:
-            self._storage = RDBStorage(
-                self.url,
-                engine_kwargs=options,
-                heartbeat_interval=max(1, grace_seconds // 4),
-                grace_period=grace_seconds,
-            )
-        except (SQLAlchemyError, ImportError) as error:
-            told = " ".join(str(getattr(error, "orig", None) or error).split())
-            raise UserError(f"--storage {shown}: the database cannot be opened: {told}") from error
+            self._storage = open_database(self.url, grace_seconds)
+        except (*DATABASE_ERRORS, ImportError, RuntimeError) as error:
+            raise UserError(f"--storage {shown(self.url)}: the database cannot be opened: {told(error)}") from error
 
     def open(self, name: str | None) -> Study:
         """Open a study that is there already.
@@ -73,13 +69,13 @@ class StudyStore:
         Raises:
             UserError: if there is none, or more than one to choose from.
         """
-        names = optuna.get_all_study_names(self._storage)
+        names = self._names()
         if name is None and len(names) != 1:
             told = f"choose one with --study: {', '.join(names)}" if names else "start one with hfgen study run"
             raise UserError(f"the database holds {len(names)} studies; {told}")
         if name is not None and name not in names:
             raise UserError(f"--study {name}: the database holds {', '.join(names) or 'none'}")
-        self._study = optuna.load_study(study_name=name or names[0], storage=self._storage)
+        self._load(name or names[0])
         return self._definition()
 
     def open_or_create(self, study: Study) -> Study:
@@ -88,10 +84,12 @@ class StudyStore:
         Raises:
             UserError: if it is there already and was another one, with the differences.
         """
-        self._study = optuna.create_study(study_name=study.name, storage=self._storage, load_if_exists=True)
-        if DEFINITION not in self._study.user_attrs:
+        try:
+            self._study = optuna.create_study(study_name=study.name, storage=self._storage, sampler=self._sampler)
             self._study.set_user_attr(DEFINITION, study.to_dict())
             return study
+        except DuplicatedStudyError:
+            self._load(study.name)
         stored = self._definition()
         if changes := differences(stored, study):
             raise UserError(
@@ -103,12 +101,26 @@ class StudyStore:
 
     def stored(self, name: str) -> Study | None:
         """Return the study of that name if the database has it, else None."""
-        return self.open(name) if name in optuna.get_all_study_names(self._storage) else None
+        return self.open(name) if name in self._names() else None
+
+    def _names(self) -> list[str]:
+        """Return the names of hfgen's studies: others may keep theirs in the same database."""
+        summaries = optuna.get_all_study_summaries(self._storage, include_best_trial=False)
+        return [summary.study_name for summary in summaries if DEFINITION in summary.user_attrs]
+
+    def _load(self, name: str) -> None:
+        self._study = optuna.load_study(study_name=name, storage=self._storage, sampler=self._sampler)
 
     def _definition(self) -> Study:
-        if DEFINITION not in self._study.user_attrs:
-            raise UserError(f"{self._study.study_name} is no study of hfgen's")
-        return Study.from_dict(self._study.user_attrs[DEFINITION])
+        deadline = time.monotonic() + DEFINITION_SECONDS
+        while DEFINITION not in (attributes := self._study.user_attrs):
+            if time.monotonic() > deadline or self._study.get_trials(deepcopy=False):
+                raise UserError(
+                    f"{self._study.study_name} in this database is no study of hfgen's; give the study file another "
+                    "name"
+                )
+            time.sleep(LOOK_EVERY)
+        return Study.from_dict(attributes[DEFINITION])
 
     def trials(self) -> dict[str, list[FrozenTrial]]:
         """Return the trials of each cell that has some, oldest first."""
@@ -121,6 +133,7 @@ class StudyStore:
     def states(self, study: Study) -> dict[str, str]:
         """Return the state of each cell; cells whose worker fell silent are taken from it first."""
         optuna.storages.fail_stale_trials(self._study)
+        self._fail_unstarted()
         trials = self.trials()
         return {name: state_of(trials.get(name, [])) for name in study.cells}
 
@@ -129,26 +142,60 @@ class StudyStore:
         for name in names:
             self._study.enqueue_trial({CELL: name}, user_attrs={CELL: name})
 
-    def run_next(self, work: Callable[[str], "Outcome"]) -> None:
+    def run_next(self, work: Callable[[str], "Outcome | None"]) -> None:
         """Take the next cell from the queue, if there is one, and keep what becomes of it.
 
         Args:
-            work: is given the name of the cell. If it raises, the cell goes back.
+            work: is given the name of the cell. If it raises, or has no outcome, the cell goes back.
         """
+        taken: list[int] = []
+        raised: list[BaseException] = []
 
         def objective(trial: Trial) -> float:
-            name = trial.user_attrs.get(CELL)
-            if name is None or self._is_taken(name, trial.number):  # the queue has run empty, or held it twice
-                raise optuna.TrialPruned
-            outcome = work(name)
-            for key, value in outcome.attributes():
-                trial.set_user_attr(key, value)
-            return outcome.value
+            try:
+                name = trial.user_attrs.get(CELL)
+                if name is None or self._is_taken(name, trial.number):  # the queue has run empty, or held it twice
+                    raise TrialPruned
+                taken.append(trial.number)
+                self._storage.record_heartbeat(trial._trial_id)  # the thread that does so is just starting
+                trial.set_user_attr(WORKER, f"{socket.gethostname()} {os.getpid()}")
+                outcome = work(name)
+                if outcome is None:
+                    self.enqueue([name])
+                    raise TrialPruned
+                for key, value in outcome.attributes():
+                    trial.set_user_attr(key, value)
+                return outcome.value
+            except (TrialPruned, UpdateFinishedTrialError):
+                raise
+            except BaseException as error:
+                raised.append(error)
+                if isinstance(error, KeyboardInterrupt | UserError):  # else it counts as lost
+                    trial.set_user_attr(OUTCOME, GIVEN_BACK)
+                raise
 
         try:
             self._study.optimize(objective, n_trials=1)
-        except UpdateFinishedTrialError:
-            pass  # silent for too long, as on a laptop that slept: the cell was given to another worker
+        except Exception as error:
+            if raised:
+                raise raised[0] from None
+            of_optuna = isinstance(error, UpdateFinishedTrialError | ValueError)
+            if not (of_optuna and taken and self._study.get_trials(deepcopy=False)[taken[0]].state.is_finished()):
+                raise
+            # Silent for too long, as on a laptop that slept: the cell was given to another worker.
+
+    def _fail_unstarted(self) -> None:
+        """Take cells from workers that were lost before their first heartbeat, which Optuna does not look for."""
+        now = time.monotonic()
+        running = [one for one in self._study.get_trials(deepcopy=False) if one.state == TrialState.RUNNING]
+        silent = [one.number for one in running if WORKER not in one.user_attrs]
+        self._unstarted = {number: self._unstarted.get(number, now) for number in silent}
+        for number, since in self._unstarted.items():
+            if now - since > self._grace_seconds:
+                try:
+                    self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+                except UpdateFinishedTrialError:
+                    pass  # another worker was quicker
 
     def _is_taken(self, name: str, number: int) -> bool:
         others = [trial for trial in self.trials()[name] if trial.number != number]
@@ -192,8 +239,11 @@ class Outcome:
 
 def outcome_of(trials: list[FrozenTrial]) -> Outcome | None:
     """Return what the trials of a cell have come to: the good one, or the newest that has ended badly."""
-    ended = [trial for trial in trials if trial.user_attrs.get(OUTCOME) == BROKEN and trial.state.is_finished()]
-    best = [trial for trial in trials if _has_ended_well(trial)] or ended[-1:]
+    lost = num_lost(trials)
+    broken = [trial for trial in trials if trial.user_attrs.get(OUTCOME) == BROKEN and trial.state.is_finished()]
+    best = [trial for trial in trials if _has_ended_well(trial)] or broken[-1:]
+    if lost >= MAX_LOST and not any(_has_ended_well(trial) for trial in trials):
+        return Outcome(BROKEN, reason=f"the workers that trained it were lost, {lost} of them one after another")
     if not best:
         return None
     trial, attributes = best[0], best[0].user_attrs
@@ -213,7 +263,8 @@ def state_of(trials: list[FrozenTrial]) -> str:
         return RUNNING
     if TrialState.WAITING in states:
         return WAITING
-    if any(trial.user_attrs.get(OUTCOME) == BROKEN for trial in trials):
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    if failed and failed[-1].user_attrs.get(OUTCOME) == BROKEN:
         return BROKEN
     return BROKEN if num_lost(trials) >= MAX_LOST else MISSING
 
@@ -225,26 +276,10 @@ def _has_ended_well(trial: FrozenTrial) -> bool:
 
 
 def num_lost(trials: list[FrozenTrial]) -> int:
-    """Return how many workers were lost at a cell."""
-    return sum(trial.state == TrialState.FAIL and OUTCOME not in trial.user_attrs for trial in trials)
-
-
-def with_driver(url: str) -> str:
-    """Return a database's URL with a driver that is installed.
-
-    Raises:
-        UserError: if it is no URL of a database.
-    """
-    try:
-        parsed = make_url(url)
-        if parsed.drivername == "postgresql" and importlib.util.find_spec("psycopg2") is None:
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        parsed.get_dialect()
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        raise UserError(
-            f"--storage: not the URL of a database such as sqlite:///study.db or postgresql://user@host/name: {error}"
-        ) from error
-    return parsed.render_as_string(hide_password=False)
+    """Return how many workers were lost at a cell, one after another, up to now."""
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    told = [index for index, trial in enumerate(failed) if OUTCOME in trial.user_attrs]
+    return len(failed) - (told[-1] + 1 if told else 0)
 
 
 def sqlite_url(folder: Path) -> str:

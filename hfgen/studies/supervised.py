@@ -20,20 +20,19 @@ GRACE = 60.0  # seconds to write a checkpoint in, after which the group is kille
 
 def main(parent: int, command: list[str]) -> int:
     """Return the exit status of the command when nothing of its group is left; see the module."""
-    process = subprocess.Popen(command, start_new_session=True)
     asked: list[float] = []
-
-    def end(*_: object) -> None:
-        if not asked:
-            asked.append(time.monotonic())
-            send(process, signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker has it too, and decides
+    told = False
+    # Both before the command starts, so that no signal is missed; as functions, which the command does not inherit.
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(time.monotonic()))
+    signal.signal(signal.SIGINT, lambda *_: None)  # the worker has it too, and decides
+    process = subprocess.Popen(command, start_new_session=True)
     # The launcher dies of SIGTERM at once, while the script that it has launched still writes its checkpoint.
     while process.poll() is None or (asked and lives(process.pid)):
         if os.getppid() != parent:
-            end()
+            asked.append(time.monotonic())
+        if asked and not told:
+            send(process, signal.SIGTERM)
+            told = True
         if asked and time.monotonic() - asked[0] > GRACE:
             send(process, signal.SIGKILL)
         time.sleep(LOOK_EVERY)

@@ -1,6 +1,7 @@
 """The work on a study: take a cell, train it, score it, until there is none left."""
 
 import math
+import shutil
 import signal
 import time
 from collections import Counter
@@ -9,8 +10,9 @@ import typer
 
 from hfgen.errors import UserError
 from hfgen.studies.cells import Cell, Study
+from hfgen.studies.database import DATABASE_ERRORS, shown, told
 from hfgen.studies.launch import BROKEN, DIVERGED, TRAINED, Workplace, check_data, check_device, train_cell
-from hfgen.studies.results import Result, Scorer, data_digest
+from hfgen.studies.results import Result, Scorer, data_digest, data_settings
 from hfgen.studies.storage import MISSING, RUNNING, WAITING, Outcome, StudyStore
 
 
@@ -29,15 +31,32 @@ def work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float 
         wait_seconds: between two looks at what other workers do.
 
     Raises:
-        UserError: if the data set is not there or not the same as elsewhere, or if nothing works here.
+        UserError: if the data set is not there or not the same as elsewhere, if nothing works here, or if the database
+            is gone.
+        KeyboardInterrupt: on Ctrl-C and SIGTERM, when the training has been ended and the cell given back.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # of a cluster that preempts: as Ctrl-C
-    check_data(place)
-    scorer = Scorer(study.evaluation, place)
-    digests: dict[int, str] = {}
-    broken: list[str] = []
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # of a cluster that preempts: as Ctrl-C
+    try:
+        check_data(place)
+        _work(store, study, place, wait_seconds)
+    except DATABASE_ERRORS as error:
+        raise UserError(
+            f"--storage {shown(store.url)}: the database does not answer: {told(error)}. What is trained is kept: "
+            "start this worker again when it does"
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
-    def one(name: str) -> Outcome:
+
+def _work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float) -> None:
+    scorer = Scorer(study.evaluation, place)
+    digests: dict[str, str] = {}
+    broken: list[str] = []
+    unfit = {name: reason for name, cell in study.cells.items() if (reason := check_device(cell))}
+
+    def one(name: str) -> Outcome | None:
+        if name in unfit:
+            return Outcome(BROKEN, reason=unfit[name]) if only_unfit else None
         typer.echo(f"{name}: training")
         outcome = _train_and_score(study.cells[name], study, place, scorer)
         _tell(name, outcome, study.metric)
@@ -45,19 +64,24 @@ def work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float 
         return outcome
 
     states = store.states(study)
-    store.enqueue([name for name, state in states.items() if state == BROKEN])  # another try
+    store.enqueue([name for name, state in states.items() if state == BROKEN and name not in unfit])  # another try
+    for name, reason in unfit.items():
+        typer.echo(f"{name}: left out: {reason}")
     waited = False
     while True:
         states = store.states(study)
+        for_us = {state for name, state in states.items() if name not in unfit}
+        # Cells that need another machine are left to those who have it; with nobody at work there is none.
+        only_unfit = not for_us & {WAITING, RUNNING} and RUNNING not in states.values()
         if missing := [name for name, state in states.items() if state == MISSING]:
             store.enqueue(missing)
-        elif WAITING in states.values():
+        elif WAITING in for_us or (only_unfit and WAITING in states.values()):
             _check_same_data(store, study, place, digests)
             store.run_next(one)
             waited = False
             if len(broken) >= MAX_BROKEN:
                 raise UserError(f"{MAX_BROKEN} cells in a row could not be trained here; the last: {broken[-1]}")
-        elif RUNNING in states.values():
+        elif RUNNING in for_us:
             if not waited:
                 typer.echo(f"waiting for {Counter(states.values())[RUNNING]} cells of other workers")
             waited = True
@@ -67,19 +91,22 @@ def work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float 
 
 
 def _train_and_score(cell: Cell, study: Study, place: Workplace, scorer: Scorer) -> Outcome:
-    if reason := check_device(cell):
-        return Outcome(BROKEN, reason=reason)
-    ending = train_cell(cell, study.budget, place)
+    try:
+        ending = train_cell(cell, study.budget, place)
+    except (UserError, OSError) as error:  # of a full disk
+        return Outcome(BROKEN, reason=f"its training could not be started: {error}")
     if ending.kind != TRAINED:
         return Outcome(ending.kind, reason=ending.reason, step=ending.step)
     typer.echo(f"{cell.name}: scoring {study.evaluation.num_images:,} images")
     try:
         result = scorer.score(cell)
-    except UserError as error:
+    except (UserError, OSError, RuntimeError) as error:  # RuntimeError: of PyTorch, out of memory
         return Outcome(BROKEN, reason=f"it could not be scored: {error}", step=ending.step)
-    if not result.is_finite:
+    shutil.rmtree(place.run_folder(cell) / "checkpoints", ignore_errors=True)  # nobody goes on from there
+    value = value_of(result, study.metric)
+    if not result.is_finite or not math.isfinite(value):
         return Outcome(DIVERGED, reason="it draws what cannot be scored", step=ending.step, result=result)
-    return Outcome(TRAINED, value_of(result, study.metric), step=ending.step, result=result)
+    return Outcome(TRAINED, value, step=ending.step, result=result)
 
 
 def value_of(result: Result, metric: str) -> float:
@@ -97,14 +124,14 @@ def _tell(name: str, outcome: Outcome, metric: str) -> None:
         typer.echo(f"{name}: {outcome.kind}{at}: {outcome.reason}")
 
 
-def _check_same_data(store: StudyStore, study: Study, place: Workplace, digests: dict[int, str]) -> None:
-    """Refuse to train on other images than those of the cells that are finished; digests are by image size."""
+def _check_same_data(store: StudyStore, study: Study, place: Workplace, digests: dict[str, str]) -> None:
+    """Refuse to train on other images than those of the cells that are finished; digests are by how they are read."""
     for name, outcome in store.outcomes(study).items():
         if outcome is None or outcome.result is None:
             continue
         cell = study.cells[name]
-        size = cell.settings["sample_size"]
-        if size not in digests:
-            digests[size] = data_digest(cell, place)
-        if outcome.result.summary["data_digest"] != digests[size]:
+        read = repr(data_settings(cell, place))
+        if read not in digests:
+            digests[read] = data_digest(cell, place)
+        if outcome.result.summary["data_digest"] != digests[read]:
             raise UserError(f"--dataset {place.dataset}: holds other images than those that {name} was trained on")

@@ -1,0 +1,94 @@
+import sqlite3
+
+import pytest
+from toy_studies import open_toys, toy_study, trained
+
+from hfgen.errors import UserError
+from hfgen.studies import database
+from hfgen.studies.database import shown, with_driver
+from hfgen.studies.storage import StudyStore, sqlite_url
+
+
+def without(monkeypatch, *missing):
+    monkeypatch.setattr(database.importlib.util, "find_spec", lambda name: None if name in missing else object())
+
+
+def test_a_url_of_postgresql_gets_the_driver_that_is_installed(monkeypatch):
+    url = "postgresql://me:p%40ss@host:5432/name?sslmode=require"
+    assert with_driver(url) == url.replace("postgresql:", "postgresql+psycopg:")
+    without(monkeypatch, "psycopg")
+    assert with_driver(url) == url.replace("postgresql:", "postgresql+psycopg2:")
+    without(monkeypatch, "psycopg", "psycopg2")
+    assert with_driver(url) == url.replace("postgresql:", "postgresql+psycopg:")  # of the extra; it is asked for
+
+
+@pytest.mark.parametrize("url", ["sqlite:///some/file.db", "postgresql+pg8000://me@host/name"])
+def test_any_other_url_stays_as_it_is(url):
+    assert with_driver(url) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("study.db", "--storage: not the URL of a database, such as sqlite:///study.db or postgresql://"),
+        ("", "--storage: not the URL of a database"),
+        ("postgresql://me:secret@host:port/name", "--storage: not the URL of a database"),
+        (
+            "postgres://me:secret@host/name",
+            "--storage: postgres is no database that SQLAlchemy knows; such as sqlite:",
+        ),
+        ("sqlite:////no/such/folder/study.db", "--storage sqlite:////no/such/folder/study.db: .*: unable to open"),
+        (
+            "postgresql://me:secret@127.0.0.1:1/name?password=secret",
+            r"--storage postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/name: the database cannot be opened: .*refused",
+        ),
+        ("oracle+none://me:secret@host/name", "--storage: oracle[+.]none is no database that SQLAlchemy knows"),
+    ],
+)
+def test_a_url_of_no_use_is_refused_without_its_password(url, told):
+    with pytest.raises(UserError, match=told) as refusal:
+        StudyStore(url)
+    assert "secret" not in str(refusal.value)
+
+
+def test_a_driver_that_is_not_installed_is_asked_for(monkeypatch):
+    with pytest.raises(UserError, match="the database cannot be opened: .*install") as refusal:
+        StudyStore("mysql+pymysql://me:secret@host/name")
+    assert "secret" not in str(refusal.value)
+
+
+def test_a_password_is_not_shown():
+    assert shown("postgresql://me:one@host/name?password=two") == "postgresql://me:***@host/name"
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path):
+    (tmp_path / "study.db").write_text("a diary, of more than a few words\n" * 40)
+    with pytest.raises(UserError, match=f"--storage sqlite:///{tmp_path}/study.db: .* file is not a database"):
+        StudyStore(sqlite_url(tmp_path))
+
+
+def test_tables_of_another_optuna_are_refused(tmp_path):
+    open_toys(tmp_path, toy_study("a"))
+    with sqlite3.connect(tmp_path / "study.db") as file:
+        file.execute("UPDATE alembic_version SET version_num = 'v99'")
+    file.close()
+    with pytest.raises(UserError, match="the database cannot be opened: .*updating optuna"):
+        StudyStore(sqlite_url(tmp_path))
+
+
+def test_a_folder_may_have_any_name(tmp_path):
+    folder = tmp_path / "runs {1} of {NAME}"
+    folder.mkdir()
+    open_toys(folder, toy_study("a"))
+    assert [path.name for path in folder.iterdir()] == ["study.db"]
+
+
+def test_a_study_in_a_file_that_must_not_be_written_can_still_be_read(tmp_path):
+    study = toy_study("a")
+    store = open_toys(tmp_path, study)
+    store.enqueue(["a"])
+    store.run_next(lambda name: trained(4.0))
+    before = (tmp_path / "study.db").read_bytes()
+    reader = StudyStore(f"sqlite:///file:{tmp_path}/study.db?mode=ro&uri=true")
+    assert reader.outcomes(reader.open(None))["a"].value == 4.0
+    assert (tmp_path / "study.db").read_bytes() == before

@@ -1,0 +1,278 @@
+import os
+import signal
+
+import pytest
+import toy_studies as toys
+from toy_studies import make_quick, open_toys, toy_cell, toy_study, workplace
+
+from hfgen.errors import UserError
+from hfgen.studies import worker
+from hfgen.studies.launch import Ending, train_cell
+from hfgen.studies.results import data_digest
+from hfgen.studies.storage import Outcome
+from hfgen.studies.worker import work
+
+
+@pytest.fixture
+def scorer(monkeypatch):
+    """Nothing takes time: see `make_quick`; what scores the cells."""
+    return make_quick(monkeypatch)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The names of the cells that were launched, in order; their settings say how it ended."""
+    names = []
+
+    def end(cell, budget, place):
+        names.append(cell.name)
+        if error := cell.settings.get("cannot_start"):
+            raise error
+        return Ending(*cell.settings.get("ending", ("trained", "", 20)))
+
+    monkeypatch.setattr(worker, "train_cell", end)
+    return names
+
+
+def broken(name, **settings):
+    return toy_cell(name, ending=("broken", f"the training of {name} ended with status 1", 4), **settings)
+
+
+def kinds(store, study):
+    return {name: outcome and outcome.kind for name, outcome in store.outcomes(study).items()}
+
+
+def told(store, study, name):
+    outcome = store.outcomes(study)[name]
+    return outcome.kind, outcome.reason, outcome.step
+
+
+def test_all_cells_are_trained_scored_and_told_and_a_second_worker_finds_nothing_to_do(tmp_path, scorer, capsys):
+    study = toy_study(toy_cell("a", fid=7.25), "b")
+    store, place = open_toys(tmp_path, study), workplace(tmp_path)
+    work(store, study, place)
+    assert [store.outcomes(study)[name].value for name in "ab"] == [7.25, 5.0]
+    said = capsys.readouterr().out
+    assert said.startswith("a: training\na: scoring 10 images\na: fid 7.25\nb: training\n")
+    kept = [path.name for path in (place.output / "cells" / "a").iterdir()]
+    assert "pipeline" in kept
+    assert "checkpoints" not in kept  # nobody goes on from there
+    work(store, study, place)
+    assert scorer.scored == ["a", "b"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_cell_that_is_trained_but_not_scored_is_not_trained_again(tmp_path, scorer):
+    study, place = toy_study("a"), workplace(tmp_path)
+    train_cell(study.cells["a"], study.budget, place)
+    work(open_toys(tmp_path, study), study, place)
+    assert scorer.scored == ["a"]
+    assert len((place.run_folder(study.cells["a"]) / "launches.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"), [("fid", 5.0), ("kid", 0.5), ("minutes", 2.0), ("images_per_second", 30.0)]
+)
+def test_the_figure_of_a_cell_is_what_the_study_compares(tmp_path, scorer, launched, metric, value):
+    study = toy_study("a", metric=metric)
+    store = open_toys(tmp_path, study)
+    work(store, study, workplace(tmp_path))
+    assert store.outcomes(study)["a"].value == value
+
+
+def test_what_diverges_or_cannot_be_scored_has_ended_with_its_reason_and_step(tmp_path, scorer, launched, capsys):
+    cells = [toy_cell("gone", ending=("diverged", "diverged: a loss is not finite", 3)), toy_cell("black", fid=None)]
+    cells += [toy_cell("flat", kid=None), toy_cell("endless", kid=float("inf"))]
+    study = toy_study(*cells, metric="kid")
+    store = open_toys(tmp_path, study)
+    work(store, study, workplace(tmp_path))
+    assert told(store, study, "gone") == ("diverged", "diverged: a loss is not finite", 3)
+    for name in ("black", "flat", "endless"):
+        assert told(store, study, name) == ("diverged", "it draws what cannot be scored", 20)
+        assert store.outcomes(study)[name].result is not None
+    assert "gone: diverged at step 3: diverged: a loss is not finite\n" in capsys.readouterr().out
+    assert launched == ["gone", "black", "flat", "endless"]  # each once
+
+
+# ------------------------------------------------------------------------------------------------------- broken cells
+
+
+def test_broken_cells_are_told_do_not_stop_others_and_are_tried_again_by_the_next_worker(
+    tmp_path, scorer, launched, capsys
+):
+    out = {"scoring_fails": RuntimeError("out of memory")}
+    study = toy_study(
+        broken("a"), "b", toy_cell("c", **out), "d", toy_cell("e", cannot_start=UserError("no space left")), "f"
+    )
+    stored = toy_study(*"abcdef")  # errors are no plain values
+    store, place = open_toys(tmp_path, stored), workplace(tmp_path)
+    work(store, study, place)
+    expected = {name: "broken" if name in "ace" else "trained" for name in "abcdef"}
+    assert kinds(store, study) == expected
+    assert told(store, study, "a") == ("broken", "the training of a ended with status 1", 4)
+    assert told(store, study, "c") == ("broken", "it could not be scored: out of memory", 20)
+    assert told(store, study, "e") == ("broken", "its training could not be started: no space left", None)
+    assert "a: broken at step 4: the training of a ended with status 1\n" in capsys.readouterr().out
+    with pytest.raises(UserError):
+        work(store, study, place)
+    assert launched == [*"abcdef", *"ace"]
+    work(store, stored, place)  # what was wrong is mended
+    assert set(kinds(store, study).values()) == {"trained"}
+
+
+def test_three_cells_in_a_row_that_cannot_be_trained_end_the_worker(tmp_path, scorer, launched):
+    study = toy_study(broken("a"), broken("b"), "c", broken("d"), broken("e"), broken("f"), "g")
+    store = open_toys(tmp_path, study)
+    reason = "3 cells in a row could not be trained here; the last: the training of f ended with status 1"
+    with pytest.raises(UserError, match=reason):
+        work(store, study, workplace(tmp_path))
+    assert launched == [*"abcdef"]
+    assert store.states(study)["g"] == "waiting"
+
+
+def test_an_error_that_nobody_foresaw_ends_the_worker_and_the_cell_is_missing(tmp_path, scorer, launched):
+    study = toy_study(toy_cell("a", cannot_start=ZeroDivisionError("a bug")))
+    store = open_toys(tmp_path, toy_study("a"))
+    for state in ("missing", "missing", "broken"):
+        with pytest.raises(ZeroDivisionError, match="a bug"):
+            work(store, study, workplace(tmp_path))
+        assert store.states(study) == {"a": state}
+
+
+# ------------------------------------------------------------------------------------------------- machines and data
+
+
+def test_a_machine_without_cuda_leaves_those_cells_to_the_others_as_long_as_there_are_some(
+    tmp_path, scorer, launched, monkeypatch, capsys
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    gpu = [toy_cell(name, device="cuda") for name in ("x", "y", "z", "u")]
+    study = toy_study(*gpu, "a", toy_cell("b", device="cpu"))
+    store, other = open_toys(tmp_path, study), open_toys(tmp_path, study)
+    other.enqueue(["x"])
+
+    def train_elsewhere(name):
+        work(store, study, workplace(tmp_path))  # ends, though cells are left: "x" has a worker
+        return toys.trained()
+
+    other.run_next(train_elsewhere)
+    done, left = {"a": "trained", "b": "trained", "x": "trained"}, {"y": None, "z": None, "u": None}
+    assert kinds(store, study) == done | left
+    said = capsys.readouterr().out
+    assert said.count("left out: needs a CUDA device, and this machine has none") == 4
+    work(store, study, workplace(tmp_path))  # nobody else is there
+    assert kinds(store, study) == done | dict.fromkeys(left, "broken")
+    assert told(store, study, "y") == ("broken", "needs a CUDA device, and this machine has none", None)
+    work(store, study, workplace(tmp_path))
+    assert sorted(launched) == ["a", "b"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    work(store, study, workplace(tmp_path))
+    assert set(kinds(store, study).values()) == {"trained"}
+
+
+def test_other_images_on_another_machine_are_refused_before_a_cell_is_taken(tmp_path, launched, scorer, monkeypatch):
+    monkeypatch.setattr(worker, "data_digest", data_digest)
+    study = toy_study(toy_cell("a"), toy_cell("b", sample_size=16), "c")
+    store, place = open_toys(tmp_path, study), workplace(tmp_path)
+    store.enqueue([*"abc"])
+
+    def train_elsewhere(name):
+        return Outcome("trained", 5.0, result=toys.toy_result(digest=data_digest(study.cells[name], place)))
+
+    for _ in "ab":
+        store.run_next(train_elsewhere)
+    with pytest.raises(
+        UserError, match="--dataset toy_paintings:13: holds other images than those that a was trained"
+    ):
+        work(store, study, workplace(tmp_path, "toy_paintings:13"))
+    assert store.states(study) == {"a": "done", "b": "done", "c": "waiting"}
+    work(store, study, place)
+    assert store.states(study)["c"] == "done"
+
+
+def test_a_data_set_that_is_not_there_is_refused_before_a_cell_is_taken(tmp_path, scorer):
+    study = toy_study("a")
+    store = open_toys(tmp_path, study)
+    with pytest.raises(UserError, match="--dataset ./photos: not on this machine"):
+        work(store, study, workplace(tmp_path, "./photos"))
+    assert store.states(study) == {"a": "missing"}
+
+
+# ------------------------------------------------------------------------------------------------------ other workers
+
+
+def test_the_last_cells_of_other_workers_are_waited_for_and_taken_if_they_are_lost(
+    tmp_path, scorer, launched, monkeypatch, capsys
+):
+    study = toy_study("a", "b", "c")
+    store, other = open_toys(tmp_path, study), open_toys(tmp_path, study)
+    naps = []
+    other.enqueue(["a"])
+
+    def hold(name):
+        def nap(seconds):
+            naps.append(seconds)
+            if len(naps) == 3:  # the other worker is told to stop
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(worker.time, "sleep", nap)
+        work(store, study, workplace(tmp_path), wait_seconds=0.5)
+
+    with pytest.raises(KeyboardInterrupt):
+        other.run_next(hold)
+    assert naps == [0.5] * 3
+    assert launched == ["b", "c"]
+    assert capsys.readouterr().out.count("waiting for 1 cells of other workers\n") == 1
+    work(store, study, workplace(tmp_path))
+    assert launched == ["b", "c", "a"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_told_to_stop_ends_its_training_with_a_checkpoint_and_gives_the_cell_back(
+    tmp_path, scorer, number
+):
+    study, place = toy_study(toy_cell("a", "linger"), "b"), workplace(tmp_path)
+    folder = place.run_folder(study.cells["a"])
+    store = open_toys(tmp_path, study)
+
+    def be_a_worker():
+        try:
+            work(open_toys(tmp_path, study), study, place)
+        except KeyboardInterrupt:
+            os._exit(130)
+
+    process = toys.FORK.Process(target=be_a_worker)
+    process.start()
+    toys.wait_until((folder / "begun").exists)
+    assert store.states(study) == {"a": "running", "b": "waiting"}
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 130
+    assert (folder / "checkpoints" / "step-00000007" / "progress.json").is_file()
+    assert store.states(study) == {"a": "missing", "b": "waiting"}
+    assert [trial.user_attrs["outcome"] for trial in store.trials()["a"]] == ["given back"]
+
+
+def test_what_sigterm_does_to_this_process_is_as_before(tmp_path, scorer, launched):
+    before, study = signal.getsignal(signal.SIGTERM), toy_study("a")
+    work(open_toys(tmp_path, study), study, workplace(tmp_path))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+
+def test_a_worker_of_another_version_is_refused(tmp_path, refusal, monkeypatch):
+    monkeypatch.setattr(toys.hfgen, "__version__", "0.0.1")
+    store = open_toys(tmp_path, toy_study("a"))
+    monkeypatch.undo()
+    line = refusal("study", "work", store.url)
+    assert line.startswith(f"error: the study was made with hfgen 0.0.1, and this is {toys.hfgen.__version__}")
+
+
+def test_a_worker_that_finds_no_study_or_no_database_says_so(tmp_path, refusal):
+    assert "the database holds 0 studies; start one" in refusal("study", "work", f"sqlite:///{tmp_path / 'new.db'}")
+    assert "not the URL of a database" in refusal("study", "work", "here")
+    open_toys(tmp_path, toy_study("a"))
+    line = refusal("study", "work", f"sqlite:///{tmp_path / 'study.db'}", "--study", "other")
+    assert line == "error: --study other: the database holds toy"
