@@ -11,6 +11,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class StudyStore:
         return self._definition()
 
     def open_or_create(self, study: Study) -> Study:
-        """Open the study, or make it; return it as it is stored.
+        """Open the study, or make it; return it, its data set being where it was when the study was made.
 
         Raises:
             UserError: if it is there already and was another one, with the differences.
@@ -97,7 +98,11 @@ class StudyStore:
                 + "\n  ".join(changes)
                 + "\nGive the study file another name, or the study another --output or --storage"
             )
-        return stored
+        # What alters no figure, such as the title or a published one, may be corrected.
+        study = replace(study, dataset=stored.dataset)
+        if study.to_dict() != stored.to_dict():
+            self._study.set_user_attr(DEFINITION, study.to_dict())
+        return study
 
     def stored(self, name: str) -> Study | None:
         """Return the study of that name if the database has it, else None."""

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 
 import typer
+from diffusers.utils import logging
 
 from hfgen.errors import UserError
 from hfgen.studies.cells import Cell, Study
@@ -49,6 +50,7 @@ def work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float 
 
 
 def _work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float) -> None:
+    logging.disable_progress_bar()  # of loading each cell's few parts
     scorer = Scorer(study.evaluation, place)
     digests: dict[str, str] = {}
     broken: list[str] = []

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import os
 import signal
@@ -272,6 +273,13 @@ def test_a_changed_study_is_refused_with_the_difference_and_the_stored_one_stays
         open_toys(tmp_path, changed)
     assert store.open_or_create(study) == study
     assert StudyStore(sqlite_url(tmp_path)).open("toy") == study
+
+
+def test_what_alters_no_figure_may_be_corrected_and_is_stored_but_where_the_images_were_stays(tmp_path):
+    study = toy_study("a")
+    open_toys(tmp_path, study)
+    corrected = dataclasses.replace(study, title="Better", dataset="elsewhere")
+    assert open_toys(tmp_path, corrected).open("toy") == dataclasses.replace(study, title="Better")
 
 
 def test_a_study_is_opened_by_its_name_or_as_the_only_one_of_hfgen(tmp_path):
