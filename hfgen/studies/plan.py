@@ -261,8 +261,9 @@ def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: f
 
 def marked(study: Study, file: StudyFile, asked: str) -> Study:
     """Note in a reduced study what its file had asked for."""
-    full = {"full_budget": file.budget, "full_evaluation": file.evaluation, "full_seeds": file.seeds}
-    return dataclasses.replace(study, asked=asked, **full)
+    return dataclasses.replace(
+        study, asked=asked, full_budget=file.budget, full_evaluation=file.evaluation, full_seeds=file.seeds
+    )
 
 
 def cut_budget(budget: Budget, share: float) -> Budget:
