@@ -1,0 +1,162 @@
+"""`hfgen study ...` as it is typed; the trainings themselves are those of test_worker.py and of the README."""
+
+import json
+
+import pytest
+
+import hfgen.studies.plan
+import hfgen.studies.worker
+from hfgen.studies.launch import TRAINED
+from hfgen.studies.plan import Plan, Probe, _kind
+from hfgen.studies.storage import Outcome, sqlite_url
+
+
+FILE = """
+title: Toy
+families: {GAN: {method: gan, settings: {generator_channels: 4, discriminator_channels: 4}}}
+data: {dataset: "toy_paintings:24", sample_size: 16}
+grid: {adam_beta1: [0.0, 0.5]}
+budget: {images: 100000}
+seeds: [0, 1, 2]
+evaluation: {num_images: 5000}
+"""
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.yaml").write_text(FILE)
+    return tmp_path / "toy.yaml"
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Every cell takes 10 s to launch, trains at 100 images/s and is scored at 5 images/s; counts the plans."""
+    made = []
+
+    def make_plan(study, place, say):
+        made.append(study)
+        kinds = {name: _kind(cell) for name, cell in study.cells.items()}
+        return Plan(dict.fromkeys(kinds.values(), Probe(10.0, 100.0, 0.05, 1000, 1000)), kinds, 0.15, 0)
+
+    monkeypatch.setattr(hfgen.studies.plan, "make_plan", make_plan)
+    return made
+
+
+@pytest.fixture
+def worked(monkeypatch):
+    """Nothing is trained: the first cell is said to have broken."""
+    studies = []
+
+    def work(store, study, place):
+        studies.append(study)
+        store.enqueue(list(study.cells)[:1])
+        store.run_next(lambda name: Outcome("broken", reason="nobody tried"))
+
+    monkeypatch.setattr(hfgen.studies.worker, "work", work)
+    return studies
+
+
+def test_a_plan_says_what_all_of_it_costs_and_what_is_left_of_it_in_less_time(file, planned, hfgen):
+    status, out, _ = hfgen("study", "plan", file, "--budget", "1h")
+    assert status == 0 and "6 cells, each trained for 100,000 images, seeds 0, 1, 2" in out
+    all_of_it, less = out.split("--budget 1h: scaled down to it:")
+    assert "in all 3.35 h" in all_of_it and "in all 59." in less and "885 scored images" in less
+    assert [path.name for path in file.parent.iterdir()] == ["toy.yaml"]
+    assert hfgen("study", "plan", file, "--budget", "4h")[1].endswith("--budget 4h: it fits\n")
+
+
+def test_a_study_that_was_scaled_down_is_taken_up_again_as_it_was(file, planned, worked, hfgen):
+    status, out, _ = hfgen("study", "run", file, "--budget", "1h")
+    assert status == 0 and "885 scored images" in out
+    assert hfgen("study", "run", file, "--budget", "1h")[0] == 0
+    assert worked[0] == worked[1] and len(planned) == 1  # measured once
+    report = (file.parent / "runs/studies/toy/report/report.md").read_text()
+    assert "Scaled down to 1h of work in all" in report and "100,000 images" in report
+    status, _, err = hfgen("study", "run", file)
+    assert status == 2 and "the study toy in this database is another one (stored -> now):" in err
+    assert "num_images: 885 -> 5000" in err
+    status, _, err = hfgen("study", "run", file, "--budget", "2h")
+    assert status == 2 and "is another one" in err
+
+
+def test_a_changed_file_is_refused_with_the_difference_also_under_the_same_budget(file, planned, worked, hfgen):
+    assert hfgen("study", "run", file, "--budget", "1h")[0] == 0
+    file.write_text(FILE.replace("generator_channels: 4,", "generator_channels: 8,"))
+    status, _, err = hfgen("study", "run", file, "--budget", "1h")
+    assert status == 2 and "cell GAN adam_beta1=0.0 seed=0: generator_channels: 4 -> 8" in err
+    file.write_text(FILE.replace("100000", "200000"))
+    status, _, err = hfgen("study", "run", file, "--budget", "1h")
+    assert status == 2 and "100,000 images -> 200,000 images" in err
+    assert len(worked) == 1
+
+
+def test_a_study_that_fits_its_budget_is_not_measured_again(file, planned, worked, hfgen):
+    assert hfgen("study", "run", file, "--budget", "9h")[0] == 0
+    assert hfgen("study", "run", file, "--budget", "8h")[0] == 0
+    assert len(planned) == 1 and worked[0].budget.images == 100_000 and worked[0].asked is None
+
+
+def test_an_interrupted_study_leaves_the_report_of_what_there_is(file, monkeypatch, hfgen):
+    def work(store, study, place):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hfgen_worker(), "work", work)
+    status, out, _ = hfgen("study", "run", file, "--output", "here")
+    assert status != 0 and "the report so far" in out
+    assert "not run yet" in (file.parent / "here/report/report.md").read_text()
+
+
+def hfgen_worker():
+    return hfgen.studies.worker
+
+
+def test_a_report_is_made_of_a_folder_or_a_database(file, worked, hfgen, refusal):
+    assert hfgen("study", "run", file, "--output", "here")[0] == 0
+    assert hfgen("study", "report", "here", "--output", "one")[0] == 0
+    assert hfgen("study", "report", sqlite_url(file.parent / "here"), "--output", "two")[0] == 0
+    one, two = ((file.parent / name / "report.md").read_text() for name in ("one", "two"))
+    assert one == two and "nobody tried" in one
+    assert "--output one exists and is not empty" in refusal("study", "report", "here", "--output", "one")
+    assert "nowhere: no study there" in refusal("study", "report", "nowhere", "--output", "three")
+    assert "--study other: the database holds toy" in refusal(
+        "study", "report", "here", "--output", "three", "--study", "other"
+    )
+    assert not (file.parent / "three").exists()
+
+
+def test_a_worker_takes_the_data_set_from_where_it_is_told_or_from_where_the_study_has_it(file, monkeypatch, hfgen):
+    places = []
+    monkeypatch.setattr(hfgen_worker(), "work", lambda store, study, place: places.append(place))
+    assert hfgen("study", "run", file, "--output", "here")[0] == 0
+    url = sqlite_url(file.parent / "here")
+    assert hfgen("study", "work", url)[0] == 0
+    assert hfgen("study", "work", url, "--dataset", "photos", "--output", "there")[0] == 0
+    assert [place.dataset for place in places] == ["toy_paintings:24", "toy_paintings:24", "photos"]
+    assert [str(place.output) for place in places] == ["here", "runs/studies/toy", "there"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("run", "gan_loss"), "gan_loss names no data set: give --dataset"),
+        (("plan", "gan_los", "--dataset", "photos"), "gan_los: neither a study file nor one of the shipped studies"),
+        (("run", "toy.yaml", "--budget", "soon"), "--budget soon: write a duration such as"),
+        (("plan", "toy.yaml", "--budget", "soon"), "--budget soon: write a duration such as"),
+        (("work", "study.db"), "--storage: not the URL of a database"),
+    ],
+)
+def test_mistakes_are_told_with_the_remedy(file, arguments, told, refusal):
+    assert told in refusal("study", *arguments)
+
+
+def test_a_relative_path_of_the_images_is_kept_as_it_is_seen_from_everywhere_and_not_told_in_the_report(
+    file, monkeypatch, hfgen
+):
+    stored = []
+    monkeypatch.setattr(hfgen_worker(), "work", lambda store, study, place: stored.append(study))
+    (file.parent / "photos").mkdir()
+    assert hfgen("study", "run", file, "--dataset", "photos", "--output", "here")[0] == 0
+    assert stored[0].dataset == str(file.parent / "photos")
+    assert json.loads((file.parent / "here/report/study.json").read_text())["dataset"] == "photos"
+    assert TRAINED not in (file.parent / "here/report/cells.csv").read_text()
