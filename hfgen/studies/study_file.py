@@ -63,7 +63,7 @@ class Budget:
 
     def __str__(self) -> str:
         if self.minutes is not None:
-            return f"{self.minutes:g} minutes of training"
+            return f"{self.minutes:g} minutes"
         return f"{self.images:,} images" if self.images is not None else f"{self.steps:,} steps"
 
 

@@ -100,7 +100,7 @@ def test_the_points_of_a_grid_are_all_combinations_the_last_setting_fastest(stud
 
 def test_the_units_of_a_budget_are_said_in_words():
     told = [str(Budget(steps=1200)), str(Budget(images=1600000)), str(Budget(minutes=2.5))]
-    assert told == ["1,200 steps", "1,600,000 images", "2.5 minutes of training"]
+    assert told == ["1,200 steps", "1,600,000 images", "2.5 minutes"]
 
 
 def test_numbers_that_yaml_takes_for_text_stay_as_they_are_written_in_a_grid_and_are_figures_when_published(study):
