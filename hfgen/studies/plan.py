@@ -119,12 +119,7 @@ def make_plan(study: Study, place: Workplace, say: Callable[[str], None]) -> Pla
     """
     evaluation = study.evaluation
     extractor = build_extractor(evaluation.features, evaluation.mode, place.feature_weights, choose_device("auto"))
-    todo = 0
-    for settings in {
-        repr(data): data for data in (data_settings(cell, place) for cell in study.cells.values())
-    }.values():
-        images = load_images(settings)  # decoded now, and not within a probe's seconds
-        todo += 0 if features_file(images, settings, extractor).is_file() else len(images)
+    todo = features_to_compute(study, place, extractor)
     kinds = {name: _kind(cell) for name, cell in study.cells.items()}
     probes: dict[str, Probe | None] = {}
     for name, cell in study.cells.items():
@@ -133,6 +128,17 @@ def make_plan(study: Study, place: Workplace, say: Callable[[str], None]) -> Pla
             probes[kinds[name]] = None if check_device(cell) else _measure(cell, study, place)
     size = max(cell.settings["sample_size"] for cell in study.cells.values())
     return Plan(probes, kinds, _feature_seconds(extractor, size), todo)
+
+
+def features_to_compute(study: Study, place: Workplace, extractor: Extractor) -> int:
+    """Return how many real images have no features yet; all of them are decoded now, and not within a probe's time."""
+    todo = 0
+    for settings in {
+        repr(data): data for data in (data_settings(cell, place) for cell in study.cells.values())
+    }.values():
+        images = load_images(settings)
+        todo += 0 if features_file(images, settings, extractor).is_file() else len(images)
+    return todo
 
 
 def _kind(cell: Cell) -> str:

@@ -74,6 +74,17 @@ def test_a_cell_is_scored_as_hfgen_evaluate_does_it(method, place, scorer):
     assert json.loads(json.dumps(dataclasses.asdict(result), allow_nan=False)) == dataclasses.asdict(result)
 
 
+def test_a_vae_is_sampled_from_where_the_study_says(place, monkeypatch):
+    monkeypatch.setattr(hfgen.studies.results, "build_extractor", lambda *_: Colours())
+    scored = {
+        source: Scorer(Evaluation(num_images=12, sample_from=source), place).score(cell(place, "vae"))
+        for source in ("prior", "ex_post", None)
+    }
+    fids = {source: result.summary["scores"]["fid"] for source, result in scored.items()}
+    assert fids["ex_post"] == fids[None] != fids["prior"]
+    assert scored["ex_post"].sheet == scored[None].sheet != scored["prior"].sheet
+
+
 def test_the_training_is_summed_up_from_what_the_run_wrote(tmp_path):
     (tmp_path / "status.json").write_text('{"status": "complete", "reason": "", "step": 30, "seconds": 90.0}')
     launches = [{"from_step": 0, "device": "cpu", "torch": "2"}, {"from_step": 10, "device": "cuda", "torch": "2"}]
