@@ -1,5 +1,6 @@
 """`hfgen study ...`: a grid of trainings under one budget, on one machine or many, and its report."""
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
     from hfgen.studies.study_file import StudyFile
 
 
-study_app = typer.Typer(no_args_is_help=True, help="Train a grid of settings and write the table.")
+study_app = typer.Typer(no_args_is_help=True)
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="a study file, or the name of a shipped one")]
 Dataset = Annotated[
@@ -40,6 +41,13 @@ Grace = Annotated[
 NameInDatabase = Annotated[
     str | None, typer.Option("--study", help="its name, if the database holds more than one study")
 ]
+
+
+@study_app.callback()
+def require_optuna() -> None:
+    """Train a grid of settings and write the table."""
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError('hfgen study needs Optuna: pip install "hfgen[study]"')
 
 
 @study_app.command()

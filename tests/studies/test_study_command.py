@@ -1,5 +1,6 @@
 """`hfgen study ...` as it is typed; the trainings themselves are those of test_worker.py and of the README."""
 
+import importlib.util
 import json
 
 import pytest
@@ -148,6 +149,12 @@ def test_a_worker_takes_the_data_set_from_where_it_is_told_or_from_where_the_stu
 )
 def test_mistakes_are_told_with_the_remedy(file, arguments, told, refusal):
     assert told in refusal("study", *arguments)
+
+
+def test_without_optuna_it_is_said_how_to_get_it(file, monkeypatch, refusal):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "optuna" else find_spec(name))
+    assert refusal("study", "plan", file) == 'error: hfgen study needs Optuna: pip install "hfgen[study]"'
 
 
 def test_a_relative_path_of_the_images_is_kept_as_it_is_seen_from_everywhere_and_not_told_in_the_report(
