@@ -28,7 +28,7 @@ from hfgen.studies.study_file import Evaluation
 
 
 SHEET_IMAGES, SHEET_COLUMNS = 32, 8
-STRIP_IMAGES, STRIP_COLUMNS = 3, 8
+STRIP_IMAGES, STRIP_COLUMNS = 2, 8
 # A sheet goes into a column of text, of which MySQL's holds 65,535 bytes.
 MAX_PICTURE_BYTES = 45_000
 # On a sheet, and of a strip: what is larger is reduced.
@@ -176,7 +176,7 @@ def reduced(image: Image.Image, width: int) -> Image.Image:
 
 
 def _jpeg(image: Image.Image) -> bytes | None:
-    for quality in (92, 85, 75, 60, 40, 20):
+    for quality in (85, 75, 60, 40, 20):
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "jpeg", quality=quality, subsampling=0)  # colours of small images stay
         if buffer.tell() <= MAX_PICTURE_BYTES:
