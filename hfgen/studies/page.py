@@ -42,6 +42,7 @@ def page(study: Study, rows: list[Row], statements: list[str], remarks: list[str
         published = [row.published for row in line]
         table["lines"].append({"name": title, "cells": cells, "published": published if any(published) else None})
     places = [_place(study, row) for row in rows]
+    gallery = take_for_gallery(places)
     return _template().render(
         title=study.title,
         statements=statements,
@@ -54,7 +55,7 @@ def page(study: Study, rows: list[Row], statements: list[str], remarks: list[str
             for row, keys in zip(rows, sort_keys(study, rows), strict=True)
         ],
         places=finite(places),
-        gallery=[_shown(place) for place in places if _shown(place) is not None],
+        gallery=gallery,
     )
 
 
@@ -78,11 +79,18 @@ def sort_keys(study: Study, rows: list[Row]) -> list[list[float | None]]:
     return found
 
 
-def _shown(place: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what the gallery shows of a place: the first seed that has samples, if there is one."""
-    seeds = [seed for seed in place["seeds"] if seed["sheet"]]
-    name = f"{place['name']} {place['point']}".strip()
-    return {"name": name, "seed": seeds[0]["seed"], "sheet": seeds[0]["sheet"]} if seeds else None
+def take_for_gallery(places: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the gallery shows: of each place the first seed that has samples.
+
+    That sheet is taken out of the place, which notes where in the gallery it is: so it stands once in the page.
+    """
+    gallery: list[dict[str, Any]] = []
+    for place in places:
+        for seed in [seed for seed in place["seeds"] if seed["sheet"]][:1]:
+            name = f"{place['name']} {place['point']}".strip()
+            gallery.append({"name": name, "seed": seed["seed"], "sheet": seed["sheet"]})
+            seed |= {"sheet": "", "in_gallery": len(gallery) - 1}
+    return gallery
 
 
 def best_rows(study: Study, rows: list[Row]) -> set[int]:
@@ -105,6 +113,7 @@ def _place(study: Study, row: Row) -> dict[str, Any]:
                 "seed": seed,
                 "told": _told(study, outcome),
                 "sheet": result.sheet if result is not None else "",
+                "in_gallery": None,
                 "strip": result.strip if result is not None else "",
                 "curves": _curves(result.curve) if result is not None else {},
                 "settings": study.cells[name].settings,

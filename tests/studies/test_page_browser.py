@@ -202,6 +202,13 @@ def test_text_can_be_read_by_day_and_by_night(page, scheme):
         assert contrast(page, selector) > 10
 
 
+def test_each_sheet_stands_in_the_page_once_as_it_makes_most_of_its_size(page):
+    sources = page.locator(".gallery img").evaluate_all("all => all.map(one => one.src)")
+    assert len(sources) > 2 and len(set(sources)) == len(sources)
+    written = page.evaluate("document.getElementById('places').textContent")
+    assert not any(source.split(",")[1] in written for source in sources)
+
+
 def test_without_scripts_the_tables_samples_and_reasons_are_there(opened):
     chromium, address, *_ = opened
     context = chromium.new_context(java_script_enabled=False)
