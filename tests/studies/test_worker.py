@@ -236,6 +236,7 @@ def test_a_worker_that_is_told_to_stop_ends_its_training_with_a_checkpoint_and_g
     store = open_toys(tmp_path, study)
 
     def be_a_worker():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
         try:
             work(open_toys(tmp_path, study), study, place)
         except KeyboardInterrupt:
@@ -246,8 +247,10 @@ def test_a_worker_that_is_told_to_stop_ends_its_training_with_a_checkpoint_and_g
     toys.wait_until((folder / "begun").exists)
     assert store.states(study) == {"a": "running", "b": "waiting"}
     os.kill(process.pid, number)
-    process.join()
-    assert process.exitcode == 130
+    process.join(60)
+    exit_code = process.exitcode
+    process.kill()  # if it has not heeded the signal
+    assert exit_code == 130
     assert (folder / "checkpoints" / "step-00000007" / "progress.json").is_file()
     assert store.states(study) == {"a": "missing", "b": "waiting"}
     assert [trial.user_attrs["outcome"] for trial in store.trials()["a"]] == ["given back"]
