@@ -1,6 +1,7 @@
 """From an encoded image to RGB pixels of the training size."""
 
 import io
+import threading
 import warnings
 from typing import NamedTuple
 
@@ -18,6 +19,9 @@ FIVE_CROP_PART = 4 / 5
 # Pillow's remarks about odd metadata and sizes: both are judged here. Images are decoded in threads, in which
 # `warnings.catch_warnings` would leave the filters of the whole process changed.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+# Pillow's limit is a setting of the whole process too: one thread at a time changes it, and puts it back.
+_pillow_limit = threading.Lock()
 
 
 class DecodedImage(NamedTuple):
@@ -49,9 +53,8 @@ def decode_image(name: str, content: bytes, settings: DataSettings) -> DecodedIm
         UnreadableImageError: if this is no image, or a damaged one.
         UserError: if the image has more than `max_image_pixels` pixels, in its file or resized.
     """
-    Image.MAX_IMAGE_PIXELS = settings.max_image_pixels  # Pillow's own limit would overrule a higher one of the user
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with _open(content, settings.max_image_pixels) as image:
             _refuse_bomb(name, image.size, settings.max_image_pixels)
             file_format, mode, size = image.format or "?", image.mode, image.size
             # A JPEG far larger than needed is decoded at a half, a quarter or an eighth of its size. At twice
@@ -68,6 +71,17 @@ def decode_image(name: str, content: bytes, settings: DataSettings) -> DecodedIm
     except Exception as error:  # damaged files make Pillow's decoders raise almost anything
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
     return DecodedImage(_crops(name, rgb, settings), file_format, mode, size)
+
+
+def _open(content: bytes, limit: int) -> Image.Image:
+    """Read the header of an image, with `limit` in place of Pillow's own, which would overrule a higher one."""
+    with _pillow_limit:
+        of_the_process = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = limit
+        try:
+            return Image.open(io.BytesIO(content))
+        finally:
+            Image.MAX_IMAGE_PIXELS = of_the_process
 
 
 def _crops(name: str, image: Image.Image, settings: DataSettings) -> list[np.ndarray]:

@@ -1,5 +1,8 @@
+import contextlib
 import io
 import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -302,6 +305,25 @@ def test_exactly_max_image_pixels_are_allowed_and_one_more_is_refused():
 def test_a_limit_above_that_of_pillow_is_heeded(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert decode(encoded(noise(20, 30)), max_image_pixels=600)
+
+
+@pytest.mark.parametrize("of_the_process", [100, None])
+def test_the_limit_of_the_process_is_left_as_it_was(monkeypatch, of_the_process):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", of_the_process)
+    allowed, bomb, broken = encoded(noise(20, 30)), encoded(noise(60, 60)), b"no image"
+
+    def each(content):
+        with contextlib.suppress(UserError, UnreadableImageError):
+            decode(content, max_image_pixels=600)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(each, [allowed, bomb, broken] * 200))
+    finally:
+        sys.setswitchinterval(interval)
+    assert of_the_process == Image.MAX_IMAGE_PIXELS
 
 
 def test_a_thin_strip_that_would_be_resized_to_a_huge_one_is_refused():
