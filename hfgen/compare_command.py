@@ -29,7 +29,6 @@ if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
     from PIL import Image
 
 
-LABEL_WIDTH = 150
 COLUMNS = ("precision", "recall", "coverage", "copies", "copies by pixels", "parameters", "steps", "images/s")
 
 
@@ -58,6 +57,7 @@ def compare(
     require_new_folder(output)
     all_steps = parse_steps(steps) if steps is not None else [num_inference_steps]
     from hfgen.data.settings import DataSettings
+    from hfgen.figures import image_sheet, labelled_rows
     from hfgen.metrics.feature_spaces import build_extractor
     from hfgen.metrics.reference import load_reference
     from hfgen.scoring import Drawing, score_pipeline
@@ -74,19 +74,20 @@ def compare(
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
 
     rows: list[dict[str, Any]] = []
-    shown: list[tuple[str, list[Image.Image]]] = []
+    shown: list[tuple[str, Image.Image]] = []
     for where, pipeline in loaded.items():
         source = sample_from if hasattr(pipeline, "vae") else None
         for wanted in all_steps if hasattr(pipeline, "unet") else [None]:
             drawing = Drawing(count, seed, wanted or 1, batch_size, source)
             scored = score_pipeline(pipeline, real, extractor, drawing)
             rows.append({"name": where, "steps": wanted, **scored.report})
-            shown.append((where if wanted is None else f"{where}, {wanted} steps", scored.shown))
-            typer.echo(f"{shown[-1][0]}: FID {scored.report['scores']['fid']:.4g}")
+            name = where if wanted is None else f"{where}, {wanted} steps"
+            shown.append((name, image_sheet(scored.shown, columns=len(scored.shown))))
+            typer.echo(f"{name}: FID {scored.report['scores']['fid']:.4g}")
     output.mkdir(parents=True, exist_ok=True)
     (output / "comparison.json").write_text(json.dumps({"reference": reference, "rows": rows}, indent=2) + "\n")
     (output / "comparison.md").write_text(table(rows))
-    labelled_sheet(shown).save(output / "sheet.png")
+    labelled_rows(shown).save(output / "sheet.png")
     typer.echo(table(rows))
     typer.echo(f"comparison.json, comparison.md and sheet.png in {output}")
 
@@ -156,19 +157,3 @@ def table(rows: list[dict[str, Any]]) -> str:
     name = f"floor: half of the real images against the other, {halves['num_fake']:,} each"
     lines.append(f"| {name} | {' | '.join(cells)} | | | | | |")
     return "\n".join(lines) + "\n"
-
-
-def labelled_sheet(rows: "list[tuple[str, list[Image.Image]]]") -> "Image.Image":
-    """Draw a row of images for each name, the name beside it."""
-    from PIL import Image, ImageDraw
-
-    from hfgen.figures import image_sheet
-
-    strips = [image_sheet(images, columns=len(images)) for _, images in rows]
-    height = strips[0].height + 4
-    sheet = Image.new("RGB", (LABEL_WIDTH + strips[0].width, height * len(rows)), "white")
-    for index, ((name, _), strip) in enumerate(zip(rows, strips, strict=True)):
-        sheet.paste(strip, (LABEL_WIDTH, index * height))
-        # The end of a path says more than its beginning.
-        ImageDraw.Draw(sheet).text((4, index * height + strip.height // 2 - 6), name[-24:], fill="black")
-    return sheet

@@ -2,16 +2,21 @@
 
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from hfgen.errors import UserError
 from hfgen.schedules import noise_schedule
+
+
+LABEL_WIDTH, LABEL_SIZE, LABEL_LINE = 200, 12, 15
+ROW_GAP = 6
 
 
 def image_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:
@@ -49,6 +54,40 @@ def reconstruction_sheet(
             row = list(images[start : start + columns])
             cells += row + [blank] * (columns - len(row))
     return image_sheet(cells, columns)
+
+
+def labelled_rows(rows: list[tuple[str, Image.Image]]) -> Image.Image:
+    """Lay pictures out below each other, each with its name on the left.
+
+    Args:
+        rows: at least one name, which may have several lines, and its picture, of any size.
+    """
+    labels = [_wrapped(name) for name, _ in rows]
+    heights = [
+        max(picture.height, LABEL_LINE * len(label)) + ROW_GAP
+        for label, (_, picture) in zip(labels, rows, strict=True)
+    ]
+    sheet = Image.new("RGB", (LABEL_WIDTH + max(picture.width for _, picture in rows), sum(heights)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(LABEL_SIZE)
+    top = 0
+    for label, height, (_, picture) in zip(labels, heights, rows, strict=True):
+        sheet.paste(picture, (LABEL_WIDTH, top))
+        for index, part in enumerate(label):
+            pen.text((4, top + LABEL_LINE * index), part, fill="black", font=font)
+        top += height
+    return sheet
+
+
+def _wrapped(name: str) -> list[str]:
+    """Break a name into lines that fit beside the pictures."""
+    font = ImageFont.load_default(LABEL_SIZE)
+    lines = []
+    for part in name.split("\n"):
+        characters = max(1, len(part))
+        while any(font.getlength(line) > LABEL_WIDTH - 8 for line in textwrap.wrap(part, characters)):
+            characters -= 1
+        lines += textwrap.wrap(part, characters)
+    return lines
 
 
 def denoising_strip(

@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 import torch
 from oracle_unet import OracleUNet
-from PIL import Image
+from PIL import Image, ImageFont
 
-from hfgen.figures import denoising_strip, forward_strip, image_sheet, reconstruction_sheet
+from hfgen.figures import (
+    LABEL_SIZE,
+    LABEL_WIDTH,
+    denoising_strip,
+    forward_strip,
+    image_sheet,
+    labelled_rows,
+    reconstruction_sheet,
+)
 from hfgen.models import UNetBase
 from hfgen.pipelines import DDPMPipeline
 from hfgen.schedules import noise_schedule, sampling_scheduler
@@ -186,3 +194,19 @@ def test_the_forward_strip_shows_the_linear_schedule_above_the_cosine_one_by_the
 def test_the_end_of_the_forward_strip_is_the_same_noise_in_both_schedules():
     strip = forward_strip(Image.new("RGB", (8, 8), (10, 200, 90)), [999], 1000, seed=2)
     np.testing.assert_allclose(cell(strip, 0, 0, 8), cell(strip, 1, 0, 8), atol=2.5 / 127.5)
+
+
+def test_names_stay_left_of_the_pictures_and_are_shown_whole():
+    words = "discriminator_channels 128, generator_channels 64, num_train_timesteps 1000, adam_beta1 0.5"
+    sheet = np.array(
+        labelled_rows(
+            [(f"Diffusion\n{words}", Image.new("RGB", (50, 20), "black")), ("W" * 60, Image.new("RGB", (9, 9), "red"))]
+        )
+    )
+    assert sheet[:, LABEL_WIDTH - 4 : LABEL_WIDTH].min() == 255  # nothing runs into the pictures
+    length = ImageFont.load_default(LABEL_SIZE).getlength(words)
+    ink_rows = (sheet[:, :LABEL_WIDTH].min(axis=(1, 2)) < 200).astype(int)
+    lines = int((np.diff(ink_rows, prepend=0) == 1).sum())
+    assert lines >= 2 + length / LABEL_WIDTH  # each line of text is one stripe of ink
+    top_of_second = np.flatnonzero((sheet[:, LABEL_WIDTH : LABEL_WIDTH + 9] == (255, 0, 0)).all(axis=(1, 2)))[0]
+    assert (sheet[top_of_second - 6 : top_of_second, :LABEL_WIDTH].min(axis=(1, 2)) == 255).any()

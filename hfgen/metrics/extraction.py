@@ -1,6 +1,7 @@
 """From images to features, a batch in memory at a time, whatever network computes them."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -60,7 +61,8 @@ def extract_features(
         bar.update(len(batch))
         batch.clear()
 
-    with tqdm(total=count, desc="features", unit="image", leave=False) as bar, _pool() as pool:
+    often = 0.1 if sys.stderr.isatty() else 30  # in a log each state of the bar stays
+    with tqdm(total=count, desc="features", unit="image", leave=False, mininterval=often) as bar, _pool() as pool:
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise ValueError(f"an image of {image.dtype} {image.shape}: uint8 (height, width, 3) is needed")

@@ -1,20 +1,17 @@
 """Pictures of a study: the curves of its cells, and what they draw, side by side."""
 
 import math
-import textwrap
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from hfgen.figures import image_sheet
+from hfgen.figures import image_sheet, labelled_rows
 from hfgen.studies.results import SHEET_COLUMNS, STRIP_COLUMNS, decode_picture
 from hfgen.studies.table import Row
 
 
-LABEL_WIDTH, LABEL_SIZE, LABEL_LINE = 200, 12, 15
-GAP = 6
 FIGURE_COLUMNS = 3
 TITLE_LENGTH, LEGEND_LENGTH = 44, 32
 SHOWN_PER_ROW = 12
@@ -106,35 +103,6 @@ def losses_of(curve: list[dict[str, float]]) -> list[str]:
     """Return the losses that a log holds: those of a GAN's two networks, or the whole loss."""
     names = list(curve[-1]) if curve else []
     return [name for name in names if name == "loss" or name.startswith("loss_")]
-
-
-def labelled_rows(rows: list[tuple[str, Image.Image]]) -> Image.Image:
-    """Lay pictures out below each other, each with its name on the left."""
-    labels = [_wrapped(name) for name, _ in rows]
-    heights = [
-        max(picture.height, LABEL_LINE * len(label)) + GAP for label, (_, picture) in zip(labels, rows, strict=True)
-    ]
-    sheet = Image.new("RGB", (LABEL_WIDTH + max(picture.width for _, picture in rows), sum(heights)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(LABEL_SIZE)
-    top = 0
-    for label, height, (_, picture) in zip(labels, heights, rows, strict=True):
-        sheet.paste(picture, (LABEL_WIDTH, top))
-        for index, part in enumerate(label):
-            pen.text((4, top + LABEL_LINE * index), part, fill="black", font=font)
-        top += height
-    return sheet
-
-
-def _wrapped(name: str) -> list[str]:
-    """Break a name into lines that fit beside the pictures."""
-    font = ImageFont.load_default(LABEL_SIZE)
-    lines = []
-    for part in name.split("\n"):
-        characters = max(1, len(part))
-        while any(font.getlength(line) > LABEL_WIDTH - 8 for line in textwrap.wrap(part, characters)):
-            characters -= 1
-        lines += textwrap.wrap(part, characters)
-    return lines
 
 
 def sample_rows(rows: list[Row]) -> Image.Image | None:

@@ -5,15 +5,12 @@ import math
 import numpy as np
 import pytest
 from made_up_studies import RATES, images, losses, outcomes, study, trained
-from PIL import Image, ImageFont
+from PIL import Image
 
-from hfgen.figures import image_sheet
+from hfgen.figures import LABEL_WIDTH, image_sheet
 from hfgen.studies.pictures import (
-    LABEL_SIZE,
-    LABEL_WIDTH,
     cut,
     draw_loss_curves,
-    labelled_rows,
     loss_range,
     sample_rows,
     strip_rows,
@@ -165,17 +162,3 @@ def test_strips_are_enlarged_and_reduced_alike():
     small, large = trained(size=16, strip=True), trained(size=256, strip=True)
     sheet = strip_rows(rows_with(made, small, large, trained()))
     assert sheet.size == (LABEL_WIDTH + 8 * 130 - 2, 3 * 66 - 2 + 6 + 128 + 6)
-
-
-def test_names_stay_left_of_the_pictures_and_are_shown_whole():
-    words = "discriminator_channels 128, generator_channels 64, num_train_timesteps 1000, adam_beta1 0.5"
-    sheet = np.array(
-        labelled_rows([(f"Diffusion\n{words}", Image.new("RGB", (50, 20), "black")), ("W" * 60, *images(1, 9))])
-    )
-    assert sheet[:, LABEL_WIDTH - 4 : LABEL_WIDTH].min() == 255  # nothing runs into the pictures
-    length = ImageFont.load_default(LABEL_SIZE).getlength(words)
-    ink_rows = (sheet[:, :LABEL_WIDTH].min(axis=(1, 2)) < 200).astype(int)
-    lines = int((np.diff(ink_rows, prepend=0) == 1).sum())
-    assert lines >= 2 + length / LABEL_WIDTH  # each line of text is one stripe of ink
-    top_of_second = np.flatnonzero((sheet[:, LABEL_WIDTH : LABEL_WIDTH + 9] == (255, 0, 0)).all(axis=(1, 2)))[0]
-    assert (sheet[top_of_second - 6 : top_of_second, :LABEL_WIDTH].min(axis=(1, 2)) == 255).any()
