@@ -25,7 +25,7 @@ from hfgen.config import settings_to_dict
 from hfgen.errors import UserError
 from hfgen.hardware import choose_mixed_precision, describe_environment, has_accelerator, use_all_cores
 from hfgen.randomness import keyed_seed
-from hfgen.run_folder import claim_folder, list_results, note_event, write_status
+from hfgen.run_folder import claim_folder, keep_settings, list_results, note_event, write_status
 from hfgen.run_log import RunLog
 from hfgen.run_settings import RunSettings, planned_steps
 from hfgen.run_state import RunState, SavablePipeline, Stateful
@@ -133,6 +133,7 @@ class Run:
         settings = settings_to_dict(*self._all_settings)
         self._log.open(self.step, self.max_train_steps, settings, self.settings.report_to)
         if self.is_main:
+            keep_settings(self.output_dir, self._all_settings)  # those that may change, now that nothing is refused
             write_status(self.output_dir, "running", "", self.step, self.seconds)
             with (self.output_dir / "launches.jsonl").open("a") as file:
                 launch = {"from_step": self.step, **describe_environment(self.accelerator)}

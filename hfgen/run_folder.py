@@ -15,7 +15,7 @@ EVALUATIONS_FILE = "evaluations.jsonl"
 
 
 def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> Path | None:
-    """Make the folder of a new run, or check that the run in it is the one to resume; write its settings.
+    """Make the folder of a new run, with its settings, or check that the run in it is the one to resume.
 
     Args:
         folder: of the run.
@@ -46,8 +46,14 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> P
             )
     checkpoint = find_checkpoint(folder / "checkpoints", resume) if resume else None
     remove_leftovers(folder / "checkpoints")
-    write_text_atomically(config_file, json.dumps(settings_to_dict(*settings), indent=2) + "\n")
+    if not used:
+        keep_settings(folder, settings)
     return checkpoint
+
+
+def keep_settings(folder: Path, settings: Sequence[Any]) -> None:
+    """Write `training_config.json`: all settings of this launch."""
+    write_text_atomically(folder / "training_config.json", json.dumps(settings_to_dict(*settings), indent=2) + "\n")
 
 
 def write_status(folder: Path, status: str, reason: str, step: int, seconds: float) -> None:

@@ -82,6 +82,8 @@ class RunState:
             UserError: if it was made with other data or another number of processes, or is damaged.
         """
         progress = checkpoints.load_progress(checkpoint)
+        if progress["data_digest"] != self._agreement["data_digest"]:
+            raise UserError(f"--dataset: holds other images than those that {checkpoint} was trained on")
         for key, value in self._agreement.items():
             if progress[key] != value:
                 raise UserError(

@@ -104,8 +104,16 @@ def test_changed_settings_are_refused_with_the_differences(tmp_path):
 
 def test_other_data_is_refused(tmp_path):
     fit(tmp_path / "run")
-    with pytest.raises(UserError, match="data_digest was 'd' and is 'other' now"):
-        fit(tmp_path / "run", resume="latest", digest="other")
+    config = (tmp_path / "run" / "training_config.json").read_text()
+    with pytest.raises(UserError, match="--dataset: holds other images than those that .*step-00000006 was"):
+        fit(tmp_path / "run", resume="latest", digest="other", log_every=5)
+    assert (tmp_path / "run" / "training_config.json").read_text() == config
+
+
+def test_settings_that_may_change_are_kept_as_they_are_now(tmp_path):
+    fit(tmp_path / "run", log_every=1)
+    fit(tmp_path / "run", resume="latest", log_every=5)
+    assert json.loads((tmp_path / "run" / "training_config.json").read_text())["log_every"] == 5
 
 
 def test_losses_are_logged_as_means_over_the_steps_between(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -197,6 +198,20 @@ def test_changed_settings_are_refused_on_resume(train_ddpm, tmp_path):
     train(train_ddpm, tmp_path / "run")
     with pytest.raises(UserError, match="batch_size: 4 -> 8"):
         train(train_ddpm, tmp_path / "run", "--resume", "latest", "--batch_size", "8")
+
+
+def test_the_images_may_have_moved_when_a_run_is_resumed_but_must_be_the_same(train_ddpm, tmp_path, image_folder):
+    moved, run = tmp_path / "moved", tmp_path / "run"
+    train(train_ddpm, run, "--dataset", str(image_folder))
+    config = (run / "training_config.json").read_text()
+    shutil.copytree(image_folder, moved)
+    next(moved.iterdir()).unlink()
+    with pytest.raises(UserError, match="--dataset: holds other images"):
+        train(train_ddpm, run, "--dataset", str(moved), "--resume", "latest")
+    assert (run / "training_config.json").read_text() == config
+    shutil.copytree(image_folder, moved, dirs_exist_ok=True)
+    train(train_ddpm, run, "--dataset", str(moved), "--resume", "latest")
+    assert json.loads((run / "training_config.json").read_text())["dataset"] == str(moved)
 
 
 @pytest.mark.parametrize(

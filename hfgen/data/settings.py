@@ -16,6 +16,7 @@ class DataSettings:
     dataset: str = setting(
         "toy_paintings",
         "a folder of images, a zip of one, parquet or TFRecord files, a Hub data set id, or toy_paintings[:COUNT]",
+        may_change=True,  # the images may lie elsewhere now; that they are the same ones is what a checkpoint checks
     )
     dataset_split: str = setting("train", "split of a Hub data set")
     dataset_column: str | None = setting(None, "column or feature that holds the images; found if there is one only")
