@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ LAUNCHER = [
 # How hfgen and Python end when something is wrong; the launcher then fails in its turn, which says nothing.
 ERROR = re.compile(r"error: |(?!subprocess\.CalledProcessError)[\w.]*(Error|Exception|Interrupt)\b")
 TOLD_LINES = 12
-TRAINED, DIVERGED, BROKEN = "trained", "diverged", "broken"
+TRAINED, DIVERGED, BROKEN, LOST = "trained", "diverged", "broken", "lost"
 LEAST_SECONDS = 1
+LOOK_EVERY = 5.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Ending:
     """How the training of a cell ended.
 
     Attributes:
-        kind: "trained"; "diverged", if the training itself went wrong; "broken", if it did not get so far.
+        kind: "trained"; "diverged", if the training itself went wrong; "broken", if it did not get so far; "lost", if
+            another worker has the cell now.
         reason: why it did not end well.
         step: at which it ended, if that is known.
     """
@@ -64,8 +67,14 @@ class Ending:
     step: int | None = None
 
 
-def train_cell(cell: Cell, budget: Budget, place: Workplace) -> Ending:
+def train_cell(cell: Cell, budget: Budget, place: Workplace, has_lost: Callable[[], bool] = lambda: False) -> Ending:
     """Train a cell to its end, from its newest checkpoint if there is one.
+
+    Args:
+        cell: to be trained.
+        budget: of the study.
+        place: where it is trained.
+        has_lost: whether the cell was given to another worker meanwhile, who may be training in the same folder.
 
     Raises:
         KeyboardInterrupt: if this process was told to stop; the training has then been told, too, and has ended.
@@ -81,12 +90,24 @@ def train_cell(cell: Cell, budget: Budget, place: Workplace) -> Ending:
         supervised = [sys.executable, "-m", "hfgen.studies.supervised", str(os.getpid()), *command]
         process = subprocess.Popen(supervised, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         try:
-            status = process.wait()
+            while (status := _wait(process)) is None:
+                if has_lost():
+                    process.terminate()
+                    process.wait()
+                    return Ending(LOST, "another worker has it now, as this one was silent for too long")
         except BaseException:
             process.terminate()
             process.wait()
             raise
     return _ending(folder, budget, status, log)
+
+
+def _wait(process: subprocess.Popen) -> int | None:
+    """Wait a moment; return the exit status if the process has ended."""
+    try:
+        return process.wait(LOOK_EVERY)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def launch_command(cell: Cell, budget: Budget, place: Workplace) -> list[str]:

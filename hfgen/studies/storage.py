@@ -55,6 +55,7 @@ class StudyStore:
         warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats are called so since Optuna 2
         self.url, self._grace_seconds = with_driver(url), grace_seconds
         self._unstarted: dict[int, float] = {}  # trial -> when it was first seen so
+        self._taken: int | None = None  # the trial of the cell that is worked on here
         self._sampler = optuna.samplers.RandomSampler()  # has nothing to do: all that is in a trial was queued
         try:
             self._storage = open_database(self.url, grace_seconds)
@@ -162,6 +163,7 @@ class StudyStore:
                 if name is None or self._is_taken(name, trial.number):  # the queue has run empty, or held it twice
                     raise TrialPruned
                 taken.append(trial.number)
+                self._taken = trial._trial_id
                 self._storage.record_heartbeat(trial._trial_id)  # the thread that does so is just starting
                 trial.set_user_attr(WORKER, f"{socket.gethostname()} {os.getpid()}")
                 outcome = work(name)
@@ -188,6 +190,13 @@ class StudyStore:
             if not (of_optuna and taken and self._study.get_trials(deepcopy=False)[taken[0]].state.is_finished()):
                 raise
             # Silent for too long, as on a laptop that slept: the cell was given to another worker.
+
+    def has_lost_its_cell(self) -> bool:
+        """Whether the cell that is worked on here was taken away, this worker having been silent for too long."""
+        try:
+            return self._taken is not None and self._storage.get_trial(self._taken).state.is_finished()
+        except DATABASE_ERRORS:  # it may answer again before there is something to keep
+            return False
 
     def _fail_unstarted(self) -> None:
         """Take cells from workers that were lost before their first heartbeat, which Optuna does not look for."""

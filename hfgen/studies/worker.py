@@ -60,7 +60,7 @@ def _work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float
         if name in unfit:
             return Outcome(BROKEN, reason=unfit[name]) if only_unfit else None
         typer.echo(f"{name}: training")
-        outcome = _train_and_score(study.cells[name], study, place, scorer)
+        outcome = _train_and_score(study.cells[name], study, place, scorer, store)
         _tell(name, outcome, study.metric)
         broken.append(outcome.reason) if outcome.kind == BROKEN else broken.clear()
         return outcome
@@ -92,9 +92,9 @@ def _work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float
             return
 
 
-def _train_and_score(cell: Cell, study: Study, place: Workplace, scorer: Scorer) -> Outcome:
+def _train_and_score(cell: Cell, study: Study, place: Workplace, scorer: Scorer, store: StudyStore) -> Outcome:
     try:
-        ending = train_cell(cell, study.budget, place)
+        ending = train_cell(cell, study.budget, place, store.has_lost_its_cell)
     except (UserError, OSError) as error:  # of a full disk
         return Outcome(BROKEN, reason=f"its training could not be started: {error}")
     if ending.kind != TRAINED:

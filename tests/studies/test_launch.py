@@ -100,6 +100,21 @@ def test_a_launch_that_fails_after_a_good_one_is_not_taken_for_good(place):
     assert (ending.kind, ending.step) == ("broken", 20)
 
 
+def test_a_training_whose_cell_another_worker_has_is_told_to_stop(place, monkeypatch):
+    monkeypatch.setattr(launch, "LOOK_EVERY", 0.02)
+    cell, looked = toy_cell("a", "linger"), []
+    folder = place.run_folder(cell)
+
+    def has_lost():
+        looked.append((folder / "begun").exists())
+        return looked[-1]
+
+    ending = train_cell(cell, STEPS, place, has_lost)
+    assert (ending.kind, ending.step) == ("lost", None)
+    assert looked.count(True) == 1 and len(looked) > 1
+    assert json.loads((folder / "status.json").read_text())["step"] == 7  # it had time for a checkpoint
+
+
 def test_the_error_of_the_script_is_told_and_not_that_of_the_launcher_after_it():
     launcher = [f"  File launch.py, line {line}, in main" for line in range(14)]
     log = ["$ python first", "ValueError: of an earlier launch", "$ python second", "Error rates: none", "  indented"]

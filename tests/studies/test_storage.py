@@ -2,24 +2,17 @@ import dataclasses
 import math
 import os
 import signal
-import sqlite3
 
 import optuna
 import pytest
 import toy_studies as toys
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState, create_trial
-from toy_studies import open_toys, side_by_side, toy_result, toy_study, trained
+from toy_studies import fall_silent, open_toys, side_by_side, toy_result, toy_study, trained
 
 from hfgen.errors import UserError
 from hfgen.studies import storage
 from hfgen.studies.storage import Outcome, StudyStore, num_lost, outcome_of, sqlite_url, state_of
-
-
-def fall_silent(folder):
-    """Let the last heartbeat of every trial be an hour ago."""
-    with sqlite3.connect(folder / "study.db") as database:
-        database.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')")
-    database.close()
 
 
 def history(*states):
@@ -127,18 +120,39 @@ def test_a_worker_that_slept_past_its_grace_period_drops_its_result_and_goes_on(
 
     def sleep(name):
         taken.append(name)
+        assert not one.has_lost_its_cell()
         if name == "a":
             fall_silent(tmp_path)
+            assert not one.has_lost_its_cell()  # as long as nobody has looked
             assert other.states(study) == {"a": "missing", "b": "waiting"}
             other.enqueue(["a"])
             for _ in range(2):
                 other.run_next(lambda name: taken.append(f"{name} elsewhere") or trained(9.0))
+            assert one.has_lost_its_cell()
         return trained(1.0)
 
     one.run_next(sleep)
     one.run_next(sleep)
     assert taken == ["a", "b elsewhere", "a elsewhere"]
     assert [one.outcomes(study)[name].value for name in "ab"] == [9.0, 9.0]
+
+
+def test_a_database_that_does_not_answer_takes_no_cell_away(tmp_path, monkeypatch):
+    store = open_toys(tmp_path, toy_study("a"))
+    store.enqueue(["a"])
+    answers = []
+
+    def fail(_):
+        raise StorageInternalError("gone")
+
+    def work(name):
+        with monkeypatch.context() as patch:
+            patch.setattr(store._storage, "get_trial", fail)
+            answers.append(store.has_lost_its_cell())
+        return trained()
+
+    store.run_next(work)
+    assert answers == [False]
 
 
 def test_a_worker_that_was_lost_before_its_first_heartbeat_loses_its_cell_too(tmp_path, monkeypatch):

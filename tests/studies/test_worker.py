@@ -1,12 +1,13 @@
+import json
 import os
 import signal
 
 import pytest
 import toy_studies as toys
-from toy_studies import make_quick, open_toys, toy_cell, toy_study, workplace
+from toy_studies import fall_silent, make_quick, open_toys, toy_cell, toy_study, workplace
 
 from hfgen.errors import UserError
-from hfgen.studies import worker
+from hfgen.studies import launch, worker
 from hfgen.studies.launch import Ending, train_cell
 from hfgen.studies.results import data_digest
 from hfgen.studies.storage import Outcome
@@ -24,7 +25,7 @@ def launched(monkeypatch):
     """The names of the cells that were launched, in order; their settings say how it ended."""
     names = []
 
-    def end(cell, budget, place):
+    def end(cell, budget, place, has_lost):
         names.append(cell.name)
         if error := cell.settings.get("cannot_start"):
             raise error
@@ -254,6 +255,32 @@ def test_a_worker_that_is_told_to_stop_ends_its_training_with_a_checkpoint_and_g
     assert (folder / "checkpoints" / "step-00000007" / "progress.json").is_file()
     assert store.states(study) == {"a": "missing", "b": "waiting"}
     assert [trial.user_attrs["outcome"] for trial in store.trials()["a"]] == ["given back"]
+
+
+def test_a_worker_that_slept_ends_its_training_and_goes_on_with_what_there_is(tmp_path, scorer, capfd):
+    study, place = toy_study(toy_cell("a", "linger"), "b"), workplace(tmp_path)
+    begun = place.run_folder(study.cells["a"]) / "begun"
+    store = open_toys(tmp_path, study)
+
+    def be_a_worker():
+        launch.LOOK_EVERY = 0.05
+        work(open_toys(tmp_path, study), study, place)
+
+    process = toys.FORK.Process(target=be_a_worker)
+    process.start()
+    try:
+        toys.wait_until(begun.exists)
+        first = begun.read_text()
+        fall_silent(tmp_path)
+        assert store.states(study) == {"a": "missing", "b": "waiting"}
+        toys.wait_until(lambda: store.states(study)["b"] == "done" and begun.read_text() != first)
+        assert not os.path.exists(f"/proc/{first}")
+    finally:
+        process.terminate()
+        process.join(60)
+    launches = (begun.parent / "launches.jsonl").read_text().splitlines()
+    assert [json.loads(launch)["from_step"] for launch in launches] == [0, 7]
+    assert "a: lost: another worker has it now, as this one was silent for too long\n" in capfd.readouterr().out
 
 
 def test_what_sigterm_does_to_this_process_is_as_before(tmp_path, scorer, launched):
