@@ -5,11 +5,13 @@ one point of the grid to two of them now and then, as its documentation says. A 
 RUNNING in one transaction of the database, for which Optuna asks every database but SQLite: that is done here.
 """
 
+import base64
 import json
 import os
 import socket
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -84,14 +86,16 @@ class StudyStore:
         """Open the study, or make it; return it, its data set being where it was when the study was made.
 
         Raises:
-            UserError: if it is there already and was another one, with the differences.
+            UserError: if it is there already and was another one, with the differences, or if the database cannot keep
+                it.
         """
         try:
             self._study = optuna.create_study(study_name=study.name, storage=self._storage, sampler=self._sampler)
-            self._study.set_user_attr(DEFINITION, study.to_dict())
-            return study
         except DuplicatedStudyError:
             self._load(study.name)
+        else:
+            self._define(study)
+            return study
         stored = self._definition()
         if changes := differences(stored, study):
             raise UserError(
@@ -102,8 +106,17 @@ class StudyStore:
         # What alters no figure, such as the title or a published one, may be corrected.
         study = replace(study, dataset=stored.dataset)
         if study.to_dict() != stored.to_dict():
-            self._study.set_user_attr(DEFINITION, study.to_dict())
+            self._study.set_user_attr(DEFINITION, packed(study))
         return study
+
+    def _define(self, study: Study) -> None:
+        try:
+            self._study.set_user_attr(DEFINITION, packed(study))
+        except DATABASE_ERRORS as error:
+            optuna.delete_study(study_name=study.name, storage=self._storage)  # else it is there, and nobody's
+            raise UserError(
+                f"--storage {shown(self.url)}: the database does not keep the study: {told(error)}"
+            ) from error
 
     def stored(self, name: str) -> Study | None:
         """Return the study of that name if the database has it, else None."""
@@ -126,7 +139,7 @@ class StudyStore:
                     "name"
                 )
             time.sleep(LOOK_EVERY)
-        return Study.from_dict(attributes[DEFINITION])
+        return unpacked(attributes[DEFINITION])
 
     def trials(self) -> dict[str, list[FrozenTrial]]:
         """Return the trials of each cell that has some, oldest first."""
@@ -294,6 +307,16 @@ def num_lost(trials: list[FrozenTrial]) -> int:
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]
     told = [index for index, trial in enumerate(failed) if OUTCOME in trial.user_attrs]
     return len(failed) - (told[-1] + 1 if told else 0)
+
+
+def packed(study: Study) -> str:
+    """Return a study as a short text: MySQL keeps 65,535 bytes in a field, which 50 cells would exceed as they are."""
+    return base64.b64encode(zlib.compress(json.dumps(study.to_dict()).encode())).decode()
+
+
+def unpacked(text: str) -> Study:
+    """Return the study that was packed."""
+    return Study.from_dict(json.loads(zlib.decompress(base64.b64decode(text))))
 
 
 def sqlite_url(folder: Path) -> str:

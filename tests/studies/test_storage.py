@@ -1,4 +1,3 @@
-import dataclasses
 import math
 import os
 import signal
@@ -12,7 +11,7 @@ from toy_studies import fall_silent, open_toys, side_by_side, toy_result, toy_st
 
 from hfgen.errors import UserError
 from hfgen.studies import storage
-from hfgen.studies.storage import Outcome, StudyStore, num_lost, outcome_of, sqlite_url, state_of
+from hfgen.studies.storage import Outcome, num_lost, outcome_of, sqlite_url, state_of
 
 
 def history(*states):
@@ -272,80 +271,3 @@ def test_an_outcome_of_a_trial_that_still_runs_is_none_yet():
     running = create_trial(state=TrialState.RUNNING, user_attrs={"cell": "a", "outcome": "broken", "reason": "why"})
     assert outcome_of([running]) is None
     assert outcome_of(history("given back", "lost", TrialState.PRUNED)) is None
-
-
-# ------------------------------------------------------------------------------------------------------------ opening
-
-
-def test_a_changed_study_is_refused_with_the_difference_and_the_stored_one_stays(tmp_path):
-    study = toy_study("a", toys.toy_cell("b", batch_size=4))
-    store = open_toys(tmp_path, study)
-    changed = toy_study("a", toys.toy_cell("b", batch_size=8))
-    with pytest.raises(
-        UserError, match=r"the study toy .* another one \(stored -> now\):\n  cell b: batch_size: 4 -> 8"
-    ):
-        open_toys(tmp_path, changed)
-    assert store.open_or_create(study) == study
-    assert StudyStore(sqlite_url(tmp_path)).open("toy") == study
-
-
-def test_what_alters_no_figure_may_be_corrected_and_is_stored_but_where_the_images_were_stays(tmp_path):
-    study = toy_study("a")
-    open_toys(tmp_path, study)
-    corrected = dataclasses.replace(study, title="Better", dataset="elsewhere")
-    assert open_toys(tmp_path, corrected).open("toy") == dataclasses.replace(study, title="Better")
-
-
-def test_a_study_is_opened_by_its_name_or_as_the_only_one_of_hfgen(tmp_path):
-    store = StudyStore(sqlite_url(tmp_path))
-    optuna.create_study(study_name="somebody's", storage=store._storage)
-    with pytest.raises(UserError, match="the database holds 0 studies; start one with hfgen study run"):
-        store.open(None)
-    assert store.stored("toy") is None
-    study = toy_study("a")
-    store.open_or_create(study)
-    assert store.open(None) == store.open("toy") == store.stored("toy") == study
-    with pytest.raises(UserError, match=r"--study somebody's: the database holds toy$"):
-        store.open("somebody's")
-    store.open_or_create(toy_study("a", name="other"))
-    with pytest.raises(UserError, match="the database holds 2 studies; choose one with --study: toy, other"):
-        store.open(None)
-
-
-@pytest.mark.parametrize("has_trials", [True, False])
-def test_the_study_of_somebody_else_by_the_same_name_is_left_alone(tmp_path, monkeypatch, has_trials):
-    monkeypatch.setattr(storage, "DEFINITION_SECONDS", 60.0 if has_trials else 0.0)
-    store = StudyStore(sqlite_url(tmp_path))
-    theirs = optuna.create_study(study_name="toy", storage=store._storage)
-    if has_trials:
-        theirs.add_trial(create_trial(value=1.0))
-    assert store.stored("toy") is None
-    with pytest.raises(
-        UserError, match="toy in this database is no study of hfgen's; give the study file another name"
-    ):
-        store.open_or_create(toy_study("a"))
-    assert theirs.user_attrs == {}
-
-
-def test_a_study_that_another_worker_is_just_making_is_waited_for(tmp_path, monkeypatch):
-    store, study = StudyStore(sqlite_url(tmp_path)), toy_study("a")
-    theirs = optuna.create_study(study_name="toy", storage=store._storage)
-    monkeypatch.setattr(storage.time, "sleep", lambda seconds: theirs.set_user_attr("hfgen_study", study.to_dict()))
-    assert store.open_or_create(study) == study
-
-
-def test_of_workers_that_make_a_study_at_once_one_has_its_way(tmp_path):
-    def start(index, wait):
-        study = toy_study(toys.toy_cell("a", batch_size=index % 2))
-        wait()
-        try:
-            return open_toys(tmp_path, study).open("toy").cells["a"].settings["batch_size"]
-        except UserError as error:
-            return str(error)
-
-    answers = side_by_side(4, start)
-    sizes = [answer for answer in answers if isinstance(answer, int)]
-    refused = [answer for answer in answers if isinstance(answer, str)]
-    assert len(set(sizes)) == 1
-    assert len(refused) == 2
-    assert all("is another one (stored -> now):\n  cell a: batch_size: " in answer for answer in refused)

@@ -1,0 +1,115 @@
+"""Opening a study in a database: made once, changed never, and told from those of others."""
+
+import dataclasses
+
+import optuna
+import pytest
+import toy_studies as toys
+from optuna.exceptions import StorageInternalError
+from optuna.trial import create_trial
+from toy_studies import open_toys, side_by_side, toy_study
+
+from hfgen.errors import UserError
+from hfgen.studies import storage
+from hfgen.studies.cells import expand
+from hfgen.studies.storage import StudyStore, packed, sqlite_url, unpacked
+from hfgen.studies.study_file import find_scripts, read_study_file
+
+
+def test_a_changed_study_is_refused_with_the_difference_and_the_stored_one_stays(tmp_path):
+    study = toy_study("a", toys.toy_cell("b", batch_size=4))
+    store = open_toys(tmp_path, study)
+    changed = toy_study("a", toys.toy_cell("b", batch_size=8))
+    with pytest.raises(
+        UserError, match=r"the study toy .* another one \(stored -> now\):\n  cell b: batch_size: 4 -> 8"
+    ):
+        open_toys(tmp_path, changed)
+    assert store.open_or_create(study) == study
+    assert StudyStore(sqlite_url(tmp_path)).open("toy") == study
+
+
+def test_what_alters_no_figure_may_be_corrected_and_is_stored_but_where_the_images_were_stays(tmp_path):
+    study = toy_study("a")
+    open_toys(tmp_path, study)
+    corrected = dataclasses.replace(study, title="Better", dataset="elsewhere")
+    assert open_toys(tmp_path, corrected).open("toy") == dataclasses.replace(study, title="Better")
+
+
+def test_a_study_is_opened_by_its_name_or_as_the_only_one_of_hfgen(tmp_path):
+    store = StudyStore(sqlite_url(tmp_path))
+    optuna.create_study(study_name="somebody's", storage=store._storage)
+    with pytest.raises(UserError, match="the database holds 0 studies; start one with hfgen study run"):
+        store.open(None)
+    assert store.stored("toy") is None
+    study = toy_study("a")
+    store.open_or_create(study)
+    assert store.open(None) == store.open("toy") == store.stored("toy") == study
+    with pytest.raises(UserError, match=r"--study somebody's: the database holds toy$"):
+        store.open("somebody's")
+    store.open_or_create(toy_study("a", name="other"))
+    with pytest.raises(UserError, match="the database holds 2 studies; choose one with --study: toy, other"):
+        store.open(None)
+
+
+@pytest.mark.parametrize("has_trials", [True, False])
+def test_the_study_of_somebody_else_by_the_same_name_is_left_alone(tmp_path, monkeypatch, has_trials):
+    monkeypatch.setattr(storage, "DEFINITION_SECONDS", 60.0 if has_trials else 0.0)
+    store = StudyStore(sqlite_url(tmp_path))
+    theirs = optuna.create_study(study_name="toy", storage=store._storage)
+    if has_trials:
+        theirs.add_trial(create_trial(value=1.0))
+    assert store.stored("toy") is None
+    with pytest.raises(
+        UserError, match="toy in this database is no study of hfgen's; give the study file another name"
+    ):
+        store.open_or_create(toy_study("a"))
+    assert theirs.user_attrs == {}
+
+
+def test_a_study_that_another_worker_is_just_making_is_waited_for(tmp_path, monkeypatch):
+    store, study = StudyStore(sqlite_url(tmp_path)), toy_study("a")
+    theirs = optuna.create_study(study_name="toy", storage=store._storage)
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: theirs.set_user_attr("hfgen_study", packed(study)))
+    assert store.open_or_create(study) == study
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "batch_size", "monet_families"])
+def test_a_shipped_study_fits_into_a_field_of_mysql(name):
+    scripts = find_scripts()
+    study = expand(read_study_file(scripts / "studies" / f"{name}.yaml"), scripts, "photos/")
+    assert len(study.cells) >= 27
+    assert repr(unpacked(packed(study))) == repr(study)  # not ==, as a published figure is NaN
+    assert len(packed(study)) < 65_535 / 4
+
+
+def test_a_database_that_cannot_keep_a_study_has_none_of_it_afterwards(tmp_path, monkeypatch):
+    store, study = StudyStore(sqlite_url(tmp_path)), toy_study("a")
+
+    def fail(*_):
+        raise StorageInternalError("data too long")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._storage, "set_study_user_attr", fail)
+        with pytest.raises(
+            UserError, match="--storage sqlite:.*: the database does not keep the study: data too long"
+        ):
+            store.open_or_create(study)
+    assert optuna.get_all_study_names(store._storage) == []
+    assert store.open_or_create(study) == study
+
+
+def test_of_workers_that_make_a_study_at_once_one_has_its_way(tmp_path):
+    def start(index, wait):
+        study = toy_study(toys.toy_cell("a", batch_size=index % 2))
+        wait()
+        try:
+            return open_toys(tmp_path, study).open("toy").cells["a"].settings["batch_size"]
+        except UserError as error:
+            return str(error)
+
+    answers = side_by_side(4, start)
+    sizes = [answer for answer in answers if isinstance(answer, int)]
+    refused = [answer for answer in answers if isinstance(answer, str)]
+    assert len(set(sizes)) == 1
+    assert len(refused) == 2
+    assert all("is another one (stored -> now):\n  cell a: batch_size: " in answer for answer in refused)
