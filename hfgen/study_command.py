@@ -104,6 +104,7 @@ def join(
     grace_seconds: Grace = 120,
 ) -> None:
     """Join a study that runs elsewhere: train and score its cells until none is left."""
+    from hfgen.evaluate_command import where_it_is
     from hfgen.studies.launch import Workplace
     from hfgen.studies.storage import StudyStore
     from hfgen.studies.study_file import find_scripts
@@ -116,7 +117,8 @@ def join(
             f"the study was made with hfgen {stored.version}, and this is {hfgen.__version__}: install the same"
         )
     output = output or Path("runs/studies") / stored.name
-    work(store, stored, Workplace(output, find_scripts(), dataset or stored.dataset, feature_weights))
+    images = where_it_is(dataset) if dataset else stored.dataset
+    work(store, stored, Workplace(output, find_scripts(), images, feature_weights))
 
 
 @study_app.command()

@@ -132,9 +132,12 @@ def test_a_worker_takes_the_data_set_from_where_it_is_told_or_from_where_the_stu
     assert hfgen("study", "run", file, "--output", "here")[0] == 0
     url = sqlite_url(file.parent / "here")
     assert hfgen("study", "work", url)[0] == 0
+    assert hfgen("study", "work", url, "--dataset", "some/photos", "--output", "there")[0] == 0
+    (file.parent / "photos").mkdir()
     assert hfgen("study", "work", url, "--dataset", "photos", "--output", "there")[0] == 0
-    assert [place.dataset for place in places] == ["toy_paintings:24", "toy_paintings:24", "photos"]
-    assert [str(place.output) for place in places] == ["here", "runs/studies/toy", "there"]
+    found = [place.dataset for place in places]
+    assert found == ["toy_paintings:24", "toy_paintings:24", "some/photos", str(file.parent / "photos")]
+    assert [str(place.output) for place in places] == ["here", "runs/studies/toy", "there", "there"]
 
 
 @pytest.mark.parametrize(
