@@ -14,6 +14,7 @@ from hfgen.errors import UserError
 if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
     from hfgen.studies.cells import Study
     from hfgen.studies.launch import Workplace
+    from hfgen.studies.storage import StudyStore
     from hfgen.studies.study_file import StudyFile
 
 
@@ -41,6 +42,7 @@ Grace = Annotated[
 NameInDatabase = Annotated[
     str | None, typer.Option("--study", help="its name, if the database holds more than one study")
 ]
+Where = Annotated[str, typer.Argument(metavar="WHERE", help="folder of a study, or URL of its database")]
 
 
 @study_app.callback()
@@ -122,22 +124,43 @@ def join(
 
 
 @study_app.command()
+def status(where: Where, study: NameInDatabase = None) -> None:
+    """Say how far a study has come: cells done, running and to do, at which workers, and how long it may take."""
+    import datetime
+
+    from hfgen.studies.progress import describe_progress
+
+    store, stored = find(where, study)
+    typer.echo(describe_progress(stored, store.trials(), datetime.datetime.now()))
+
+
+@study_app.command()
 def report(
-    where: Annotated[str, typer.Argument(metavar="WHERE", help="folder of a study, or URL of its database")],
+    where: Where,
     output: Annotated[Path, typer.Option("--output", help="new folder for the report")],
     study: NameInDatabase = None,
 ) -> None:
     """Write the report of a study as far as it has come, also while it runs."""
     require_new_folder(output)
     from hfgen.studies.report import write_report
+
+    store, stored = find(where, study)
+    write_report(stored, store.outcomes(stored), output)
+    typer.echo(f"{output / 'index.html'}, report.md, cells.csv, table.tex")
+
+
+def find(where: str, study: str | None) -> "tuple[StudyStore, Study]":
+    """Open a study that has been started, by its folder or the URL of its database.
+
+    Raises:
+        UserError: if there is none.
+    """
     from hfgen.studies.storage import StudyStore, sqlite_url
 
     if "://" not in where and not (Path(where) / "study.db").is_file():
         raise UserError(f"{where}: no study there: there is no study.db in it, and it is not the URL of a database")
     store = StudyStore(where if "://" in where else sqlite_url(Path(where)))
-    stored = store.open(study)
-    write_report(stored, store.outcomes(stored), output)
-    typer.echo(f"{output / 'index.html'}, report.md, cells.csv, table.tex")
+    return store, store.open(study)
 
 
 def read(

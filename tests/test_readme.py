@@ -158,7 +158,7 @@ def test_the_study_of_the_readme_runs_and_is_reported_as_it_says(workplace, run)
         else:  # hours, or machines that are not here: it is read as the command line does
             typer.main.get_command(cli.app).commands["study"].commands[words[2]].make_context(words[2], words[3:])
             assert words[2] == "work" or words[3] == "my_study.yaml" or find_study_file(words[3])
-    assert len(studies) == 5
+    assert len(studies) == 6
     for folder in ("runs/studies/my_study/report", "report"):
         assert "| SNGAN | latent_dim 4 |" in (workplace / folder / "report.md").read_text()
         assert (workplace / folder / "index.html").is_file()

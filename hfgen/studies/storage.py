@@ -314,9 +314,17 @@ def packed(study: Study) -> str:
     return base64.b64encode(zlib.compress(json.dumps(study.to_dict()).encode())).decode()
 
 
-def unpacked(text: str) -> Study:
-    """Return the study that was packed."""
-    return Study.from_dict(json.loads(zlib.decompress(base64.b64decode(text))))
+def unpacked(kept: Any) -> Study:
+    """Return the study that was packed; at first studies were kept as they are.
+
+    Raises:
+        UserError: if it is of another version of hfgen, and this one cannot read it.
+    """
+    try:
+        values = kept if isinstance(kept, dict) else json.loads(zlib.decompress(base64.b64decode(kept)))
+    except (TypeError, ValueError, zlib.error):
+        values = {}
+    return Study.from_dict(values)
 
 
 def sqlite_url(folder: Path) -> str:

@@ -82,6 +82,14 @@ def test_a_shipped_study_fits_into_a_field_of_mysql(name):
     assert len(packed(study)) < 65_535 / 4
 
 
+def test_a_study_that_was_kept_as_it_is_is_read_and_one_that_cannot_be_read_is_refused():
+    study = toy_study("a")
+    assert unpacked(study.to_dict()) == study
+    for kept in ("no base64!", "bm8gemxpYg==", 7, None, {"version": "9"}):
+        with pytest.raises(UserError, match="the study was made with hfgen .*, which cannot read it"):
+            unpacked(kept)
+
+
 def test_a_database_that_cannot_keep_a_study_has_none_of_it_afterwards(tmp_path, monkeypatch):
     store, study = StudyStore(sqlite_url(tmp_path)), toy_study("a")
 

@@ -1,0 +1,67 @@
+"""How far a study has come: what became of each cell, who works on it, and how long the rest may take."""
+
+import datetime
+import statistics
+
+from optuna.trial import FrozenTrial, TrialState
+
+from hfgen.studies.cells import Study
+from hfgen.studies.launch import TRAINED
+from hfgen.studies.plan import duration
+from hfgen.studies.storage import BROKEN, DONE, RUNNING, WORKER, Outcome, outcome_of, state_of
+
+
+def describe_progress(study: Study, trials: dict[str, list[FrozenTrial]], now: datetime.datetime) -> str:
+    """Say how a study stands: a line in all, a line for each cell, and an estimate of what is left.
+
+    Args:
+        study: as it is stored.
+        trials: of each cell that has some, oldest first; see `StudyStore.trials`.
+        now: by the clock of the workers, without a time zone, as Optuna notes the times of trials.
+    """
+    found = {name: trials.get(name, []) for name in study.cells}
+    states = {name: state_of(of_cell) for name, of_cell in found.items()}
+    counts = {told: list(states.values()).count(state) for state, told in ((DONE, "done"), (RUNNING, "running"))}
+    if broken := list(states.values()).count(BROKEN):
+        counts["broken"] = broken
+    counts["to do"] = len(states) - sum(counts.values())
+    cells = f"{len(states)} cell{'s' if len(states) > 1 else ''}"
+    lines = [f"{study.name}: {cells}, " + ", ".join(f"{count} {told}" for told, count in counts.items())]
+    lines += [f"  {name}: {_told(study, states[name], of_cell, now)}" for name, of_cell in found.items()]
+    if counts["running"] + counts["to do"]:
+        lines.append(_rest(found, counts["running"], counts["to do"]))
+    return "\n".join(lines)
+
+
+def _told(study: Study, state: str, trials: list[FrozenTrial], now: datetime.datetime) -> str:
+    if state == RUNNING:
+        running = next(trial for trial in trials if trial.state == TrialState.RUNNING)
+        where = running.user_attrs.get(WORKER)
+        since = f" for {duration(_seconds(running.datetime_start, now))}" if running.datetime_start else ""
+        return f"running{since}" + (f", worker {where}" if where else "")
+    outcome: Outcome | None = outcome_of(trials)
+    if state not in (DONE, BROKEN) or outcome is None:
+        return "to do"
+    if outcome.kind == TRAINED:
+        return f"{study.metric} {outcome.value:.4g}"
+    at = f" at step {outcome.step:,}" if outcome.step is not None else ""
+    return f"{outcome.kind}{at}: {outcome.reason}"
+
+
+def _rest(trials: dict[str, list[FrozenTrial]], running: int, to_do: int) -> str:
+    """Estimate the time that is left, by the cells that have ended; those that run now are taken for half done."""
+    if not running:
+        return "nobody is at work on it: hfgen study run or hfgen study work goes on"
+    ended = [one for of_cell in trials.values() for one in of_cell if one.state == TrialState.COMPLETE]
+    taken = [_seconds(one.datetime_start, one.datetime_complete) for one in ended]
+    if not taken:
+        return "no cell has ended yet, by which one could say how long the rest will take"
+    mean = statistics.fmean(taken)
+    left = mean * (to_do + running / 2) / running
+    workers = f"{running} worker{'s' if running > 1 else ''}"
+    return f"about {duration(left)} left for {workers}: a cell took {duration(mean)}, the mean of {len(taken)}"
+
+
+def _seconds(start: datetime.datetime | None, end: datetime.datetime | None) -> float:
+    """Return the time between; 0 if the clocks of two machines contradict each other."""
+    return max(0.0, (end - start).total_seconds()) if start and end else 0.0
