@@ -71,7 +71,9 @@ def test_each_cell_stands_with_what_became_of_it_or_who_works_on_it():
     ],
 )
 def test_the_time_that_is_left_is_that_of_the_cells_that_have_ended(trials, told):
-    assert describe_progress(toy_study("a", "b", "c"), trials, NOW).splitlines()[-1].startswith(told)
+    said = describe_progress(toy_study("a", "b", "c"), trials, NOW)
+    assert said.splitlines()[-1].startswith(told)
+    assert "for -" not in said
 
 
 def test_nothing_is_left_of_a_study_that_has_ended():
