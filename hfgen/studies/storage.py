@@ -6,6 +6,7 @@ RUNNING in one transaction of the database, for which Optuna asks every database
 """
 
 import base64
+import contextlib
 import json
 import os
 import socket
@@ -113,7 +114,8 @@ class StudyStore:
         try:
             self._study.set_user_attr(DEFINITION, packed(study))
         except DATABASE_ERRORS as error:
-            optuna.delete_study(study_name=study.name, storage=self._storage)  # else it is there, and nobody's
+            with contextlib.suppress(*DATABASE_ERRORS):  # if it has gone away altogether
+                optuna.delete_study(study_name=study.name, storage=self._storage)  # else it is there, and nobody's
             raise UserError(
                 f"--storage {shown(self.url)}: the database does not keep the study: {told(error)}"
             ) from error

@@ -98,11 +98,13 @@ def test_a_database_that_cannot_keep_a_study_has_none_of_it_afterwards(tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(store._storage, "set_study_user_attr", fail)
-        with pytest.raises(
-            UserError, match="--storage sqlite:.*: the database does not keep the study: data too long"
-        ):
+        told = "--storage sqlite:.*: the database does not keep the study: data too long"
+        with pytest.raises(UserError, match=told):
             store.open_or_create(study)
-    assert optuna.get_all_study_names(store._storage) == []
+        assert optuna.get_all_study_names(store._storage) == []
+        patch.setattr(store._storage, "delete_study", fail)  # it has gone away altogether
+        with pytest.raises(UserError, match=told):
+            store.open_or_create(toy_study("a", name="other"))
     assert store.open_or_create(study) == study
 
 
