@@ -284,9 +284,17 @@ def test_a_worker_that_slept_ends_its_training_and_goes_on_with_what_there_is(tm
 
 
 def test_what_sigterm_does_to_this_process_is_as_before(tmp_path, scorer, launched):
-    before, study = signal.getsignal(signal.SIGTERM), toy_study("a")
-    work(open_toys(tmp_path, study), study, workplace(tmp_path))
-    assert signal.getsignal(signal.SIGTERM) is before
+    study = toy_study("a")
+
+    def own(number, frame):
+        raise AssertionError("nobody sends it")
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        work(open_toys(tmp_path, study), study, workplace(tmp_path))
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # -------------------------------------------------------------------------------------------------------- command line
