@@ -213,14 +213,21 @@ def progress(
 def curves(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs, finished or not")],
     output: Annotated[Path, typer.Option("--output", help="the picture; png, pdf or svg")] = Path("curves.png"),
+    reference: Annotated[
+        bool, typer.Option("--reference", help="among the FID curves of the presets; needs runs with --evaluate_every")
+    ] = False,
 ) -> None:
-    """Draw the losses of runs against steps and against time."""
+    """Draw the losses and scores of runs against steps and against time."""
     refuse_to_replace(output)
     if output.suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--output {output}: must end in .png, .pdf or .svg")
-    from hfgen.curves import draw_curves
+    from hfgen.curves import compared_with_references, draw_curves
+    from hfgen.reference_curves import read_reference_curves
 
-    figure = draw_curves(runs)
+    figure = draw_curves(runs, read_reference_curves() if reference else ())
+    if reference:
+        for run in runs:
+            typer.echo(f"{run}: {compared_with_references(run)}")
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
     typer.echo(f"{output}: losses of {len(runs)} run(s)")

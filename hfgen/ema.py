@@ -1,8 +1,13 @@
 """The exponential moving average of a network's weights, which is what gets sampled, saved and shipped."""
 
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
+from diffusers import DiffusionPipeline
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
@@ -32,3 +37,50 @@ def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:
     averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
     averaged.eval().requires_grad_(False)
     return averaged
+
+
+@contextmanager
+def recomputed_statistics(network: nn.Module, batches: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Give BatchNorm the statistics of the network's own activations for a while; those of before come back after it.
+
+    An average of running statistics belongs to the networks that training passed through, whose weights are noisier
+    than their average: under averaged weights activations vary less. So a generator that is sampled with averaged
+    weights is normalised wrongly by averaged statistics.
+
+    Args:
+        network: with or without BatchNorm.
+        batches: inputs of the network, `(batch_size, ...)` each; every batch counts alike. None: nothing changes.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    if norms and batches:
+        update_bn(batches, network)
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm.load_state_dict(buffers, strict=False)
+
+
+class FreshStatistics:
+    """A pipeline around an averaged network, used under statistics that BatchNorm computes anew.
+
+    Args:
+        pipeline: samples with `network`.
+        network: the averaged one.
+        batches: what the statistics are computed from; see `recomputed_statistics`.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, network: nn.Module, batches: Sequence[torch.Tensor]):
+        self._pipeline, self._network, self._batches = pipeline, network, batches
+
+    @contextmanager
+    def use(self) -> Iterator[DiffusionPipeline]:
+        """Lend the pipeline with fresh statistics; afterwards training's are back."""
+        with recomputed_statistics(self._network, self._batches):
+            yield self._pipeline
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Save the pipeline with fresh statistics."""
+        with self.use() as pipeline:
+            pipeline.save_pretrained(save_directory)

@@ -1,5 +1,6 @@
 """What the machine can do, and what a run should record of it."""
 
+import ctypes
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +12,11 @@ import torch
 from accelerate import Accelerator
 
 from hfgen.errors import UserError
+
+
+# Of glibc's malloc.h; it takes no larger threshold for blocks that are mapped one by one.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MAX_MMAP_THRESHOLD, KEPT_BYTES = 32 * 2**20, 2**30
 
 
 def choose_mixed_precision(wanted: str, cpu: bool) -> str:
@@ -50,6 +56,20 @@ def use_all_cores(local_processes: int) -> None:
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
         torch.set_num_threads(max(1, cores // local_processes))
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep memory that was freed instead of returning it to the system, where it is glibc's.
+
+    Each update of a network allocates and frees the same tensors. By default glibc gives those above 128 KiB to 32 MiB
+    (it adapts) back to the system at once, and the next update pays for them with page faults. A user who has set
+    `MALLOC_MMAP_THRESHOLD_` or `MALLOC_TRIM_THRESHOLD_` has chosen, and is not overruled.
+    """
+    if {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys() or platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD)
+    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def cpu_multiplies_bf16() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 
 GOODFELLOW = "Goodfellow et al. 2014, [arXiv:1406.2661](https://arxiv.org/abs/1406.2661)"
+JOLICOEUR = "Jolicoeur-Martineau 2018, [arXiv:1807.00734](https://arxiv.org/abs/1807.00734)"
 OBJECTIVES = {
     "non_saturating": f"the non-saturating objective ({GOODFELLOW})",
     "least_squares": "the least-squares objective of LSGAN (Mao et al. 2017, "
@@ -18,11 +19,16 @@ OBJECTIVES = {
     "[arXiv:1701.07875](https://arxiv.org/abs/1701.07875))",
     "relativistic": "the relativistic objective of R3GAN (Huang et al. 2024, "
     "[arXiv:2501.05441](https://arxiv.org/abs/2501.05441))",
+    "relativistic_average": f"the relativistic average objective RaSGAN ({JOLICOEUR})",
+    "relativistic_average_least_squares": f"the relativistic average least-squares objective RaLSGAN ({JOLICOEUR})",
+    "relativistic_average_hinge": f"the relativistic average hinge objective RaHingeGAN ({JOLICOEUR})",
 }
 NETWORKS = {
     "DCGANGenerator": "DCGAN's generator of transposed convolutions (Radford et al. 2016, "
     "[arXiv:1511.06434](https://arxiv.org/abs/1511.06434))",
     "DCGAN256Generator": "a DCGAN for 256 pixels with a dense stem and 6x6 kernels",
+    "SNGANConvGenerator": "SNGAN's generator of convolutions (Miyato et al. 2018, "
+    "[arXiv:1802.05957](https://arxiv.org/abs/1802.05957))",
     "SNGANGenerator": "SNGAN's residual generator (Miyato et al. 2018, "
     "[arXiv:1802.05957](https://arxiv.org/abs/1802.05957))",
     "ConvVAE": "strided convolutions, DCGAN's stacks mirrored",
@@ -163,8 +169,15 @@ def _gan_departures(settings: dict[str, Any]) -> list[str]:
         "instance": "InstanceNorm in the discriminator, which a gradient penalty needs in the place of BatchNorm",
         "none": "no normalisation in the discriminator",
     }
-    if settings.get("network") == "dcgan" and settings.get("normalization") in norm:
+    judging = settings.get("discriminator_network") or settings.get("network")
+    if judging in ("dcgan", "sngan") and settings.get("normalization") in norm:
         told.append(norm[settings["normalization"]])
+    if settings.get("spectral_scale", 1.0) != 1.0:
+        told.append(f"each normalised weight multiplied by {settings['spectral_scale']:g}")
+    if settings.get("upsampling") == "nearest":
+        told.append("upsampling by repeated pixels and a convolution instead of transposed convolutions")
+    if settings.get("statistics_images"):
+        told.append("BatchNorm's statistics computed anew for the averaged generator")
     augment = {
         "auto": "augmentation of what the discriminator sees, chosen by the number of images",
         "diffaugment": "DiffAugment (Zhao et al. 2020, [arXiv:2006.10738](https://arxiv.org/abs/2006.10738))",

@@ -19,6 +19,7 @@ from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.kernel import kernel_distance
 from hfgen.metrics.memorisation import thumbnails
 from hfgen.metrics.reference import load_reference
+from hfgen.reference_curves import compare_with_reference
 from hfgen.run import Run
 from hfgen.run_folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE, best_scores
 from hfgen.scoring import Drawing, drawn_from
@@ -47,6 +48,7 @@ class RunEvaluation:
     def __init__(self, run: Run, data: DataSettings, num_inference_steps: int = 50):
         self._run, self._settings = run, run.settings
         self._drawing = Drawing(run.settings.evaluate_num_images, run.settings.seed, num_inference_steps)
+        self._was_behind = False
         if not run.settings.evaluate_every:
             return
         if data.streaming:
@@ -123,12 +125,24 @@ class RunEvaluation:
         # Scores of other numbers of images are no measure; and on few images the best FID is that of copies.
         if best is None or best["num_images"] != count or (line["copying"], scores[by]) < (best["copying"], best[by]):
             write_atomically(folder / BEST_FOLDER, lambda temporary: _save_best(temporary, pipeline, line))
+        self._warn_if_behind(scores["fid"])
         if line["copying"] and not any(one["copying"] for one in recorded):
             run.warn(
                 f"the samples have begun to copy: {scores['copies']:.1%} of them are nearer to a training image than "
                 f"{1 - COPY_QUANTILE:.0%} of the training images are to each other, {scores['copies_by_pixels']:.1%} "
                 "are copies by their pixels. More images, stronger augmentation or an earlier end help"
             )
+
+    def _warn_if_behind(self, fid: float) -> None:
+        """Say so, once a launch, if a run of one of the presets is far behind what that preset reaches."""
+        run, count = self._run, self._drawing.num_images
+        behind, told = compare_with_reference(run.all_settings, count, run.step * run.images_per_step, fid)
+        if behind and not self._was_behind:
+            run.warn(
+                f"{told}. Other data have other figures; but if yours are no harder, look at --batch_size, at the "
+                "learning rates and at the samples"
+            )
+        self._was_behind = self._was_behind or behind
 
 
 def is_copying(scores: dict[str, float], num_images: int) -> bool:

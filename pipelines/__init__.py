@@ -13,6 +13,7 @@ from hfgen.models import (
     DCGAN256Generator,
     DCGANGenerator,
     GaussianMixture,
+    SNGANConvGenerator,
     SNGANGenerator,
     UNetAttention,
     UNetBase,
@@ -28,7 +29,7 @@ class DDPMPipeline(SelfContainedPipelineMixin, pipeline_ddpm.DDPMPipeline):  # n
 
 class GANPipeline(SelfContainedPipelineMixin, pipeline_gan.GANPipeline):  # noqa: D101 (it has one)
     __doc__ = pipeline_gan.GANPipeline.__doc__
-    component_classes = (DCGAN256Generator, DCGANGenerator, SNGANGenerator)
+    component_classes = (DCGAN256Generator, DCGANGenerator, SNGANConvGenerator, SNGANGenerator)
 
 
 class VAEPipeline(SelfContainedPipelineMixin, pipeline_vae.VAEPipeline):  # noqa: D101 (it has one)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+from diffusers import UNet2DModel
 from huggingface_hub import snapshot_download
 
 from hfgen.model_card import is_somebodys_own, write_card
@@ -102,7 +103,12 @@ class SelfContainedPipelineMixin:
         if not os.path.isdir(folder):
             hub_arguments = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
             folder = snapshot_download(folder, ignore_patterns=["*.py", "*.md", "samples/*"], **hub_arguments)
-        return super().from_pretrained(folder, **kwargs)  # type: ignore[misc]
+        pipeline = super().from_pretrained(folder, **kwargs)  # type: ignore[misc]
+        for part in pipeline.components.values():
+            if isinstance(part, UNet2DModel):  # hfgen's own networks align their weights themselves
+                for tensor in (*part.parameters(), *part.buffers()):
+                    tensor.data = tensor.data.clone()
+        return pipeline
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any):

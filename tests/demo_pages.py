@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 
 
+# Only what hangs is to fail, on a machine that is busy with other tests.
+PATIENCE_MILLISECONDS = 300_000
+
+
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return taken.getsockname()[1]
@@ -62,6 +66,12 @@ def serving(command, ready, **environment):
         process.stdout.close()
 
 
+def patient(page):
+    """Let a page wait for as long as a busy machine may need."""
+    page.set_default_timeout(PATIENCE_MILLISECONDS)
+    return page
+
+
 @contextlib.contextmanager
 def browser():
     """Yield a headless browser; skip the test where there is none."""
@@ -71,7 +81,9 @@ def browser():
     if executable is None:
         pytest.skip(f"needs a browser: none of {', '.join(names)} is installed")
     with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(
+            executable_path=executable, args=["--no-sandbox"], timeout=PATIENCE_MILLISECONDS
+        )
         try:
             yield chromium
         finally:

@@ -54,7 +54,7 @@ class Client:
 
     def __exit__(self, kind, error, traceback) -> None:
         self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=300)
         self.process.stdout.close()
 
     def run(self, code: str, **given: Any) -> Said:

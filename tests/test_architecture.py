@@ -17,7 +17,7 @@ SHIPPED_FILES = [*MODEL_FILES, *sorted(PIPELINES.glob("pipeline_*.py"))]
 LOSS_FILES = sorted((LIBRARY / "losses").glob("*.py"))
 
 NUMBERS = ("float", "int", "torch.Tensor | float")
-MAX_FILE_LINES = 350
+MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_MAIN_LINES = 120  # a script's `main` is the whole method, from top to bottom
 MODULES_THAT_UNPICKLE = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -188,7 +188,12 @@ def test_the_docstring_of_every_public_function_of_the_losses_states_shapes(file
 def test_the_docstring_of_every_forward_of_a_model_states_shapes(file):
     forwards = [node for node in functions(file) if node.name == "forward"]
     assert forwards
-    assert [node.lineno for node in forwards if "(batch_size" not in (ast.get_docstring(node) or "")] == []
+
+    def is_silent(node: ast.FunctionDef) -> bool:  # a parametrization maps a weight, which has no batch
+        shape = "(out_channels" if [one.arg for one in node.args.args] == ["self", "weight"] else "(batch_size"
+        return shape not in (ast.get_docstring(node) or "")
+
+    assert [node.lineno for node in forwards if is_silent(node)] == []
 
 
 # --------------------------------------------------------------------------------------------------------------- size

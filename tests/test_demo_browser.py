@@ -6,7 +6,17 @@ import zipfile
 
 import numpy as np
 import pytest
-from demo_pages import Complaints, browser, command_line, free_port, picture, serving, shown_images, toy_pipelines
+from demo_pages import (
+    Complaints,
+    browser,
+    command_line,
+    free_port,
+    patient,
+    picture,
+    serving,
+    shown_images,
+    toy_pipelines,
+)
 from PIL import Image
 
 from hfgen.inference import image_generators, open_image
@@ -39,7 +49,7 @@ def served(folders):
 def page(served):
     """The page, newly opened; in the end nothing about it may be wrong."""
     chromium, address = served
-    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page = patient(chromium.new_page(viewport={"width": 1280, "height": 900}))
     complaints = Complaints(page, address)
     page.goto(address)
     shown_images(page, 12)  # of the first pipeline, without being asked
@@ -78,7 +88,7 @@ def single(page, label):
     return picture(page, images.first.get_attribute("src")) if images.count() else None
 
 
-def wait_for_picture(page, label, is_it, seconds=20):
+def wait_for_picture(page, label, is_it, seconds=300):
     """Wait until the picture with this label is the expected one; return it."""
     for _ in range(10 * seconds):
         pixels = single(page, label)
@@ -203,5 +213,5 @@ def test_ctrl_c_ends_it_cleanly_and_a_port_in_use_is_refused(folders, hfgen):
         status, _, err = hfgen("demo", folders / "gan", "--port", port)
         assert (status, err) == (2, f"error: --port {port} is in use, perhaps by another demo; choose another\n")
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(300) == 0
     assert "Traceback" not in "".join(lines)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from hfgen.ema import averaged_copy
-from hfgen.models import UNetBase
+from hfgen.ema import FreshStatistics, averaged_copy, recomputed_statistics
+from hfgen.models import DCGANGenerator, UNetBase
+from hfgen.pipelines import GANPipeline
 
 
 class Scale(nn.Module):
@@ -140,3 +141,67 @@ def test_averages_of_several_precisions_and_many_weights_are_all_updated():
     for key, average in ema.module.state_dict().items():
         torch.testing.assert_close(average, start[key] + 9 / 11)
         assert average.dtype == start[key].dtype
+
+
+# --------------------------------------------------------------------------------------------- BatchNorm's statistics
+
+
+def generator_with_statistics() -> DCGANGenerator:
+    torch.manual_seed(0)
+    network = DCGANGenerator(16, 5, base_channels=4)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.fill_(0.25)
+            module.running_var.fill_(3.0)
+    return network.eval()
+
+
+def test_recomputed_statistics_are_those_of_the_network_s_own_activations_and_go_again():
+    network = generator_with_statistics()
+    before = copy.deepcopy(network.state_dict())
+    batches = list(torch.randn(12, 5, generator=torch.Generator().manual_seed(1)).split(4))
+    expected = []
+    with torch.no_grad():
+        for batch in batches:  # the first normalisation's input depends on nothing that is recomputed
+            stem = network.stem(batch[:, :, None, None])
+            expected.append((stem.mean((0, 2, 3)), stem.var((0, 2, 3))))
+    with recomputed_statistics(network, batches):
+        first = next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+        torch.testing.assert_close(first.running_mean, torch.stack([mean for mean, _ in expected]).mean(0))
+        torch.testing.assert_close(first.running_var, torch.stack([variance for _, variance in expected]).mean(0))
+        # What follows each normalisation is as in training with the whole: about mean 0 and variance 1.
+        with torch.no_grad():
+            normalised = network.blocks[0][0](network.stem(torch.cat(batches)[:, :, None, None]))
+        assert normalised.mean().abs() < 0.1 and (normalised.std() - 1).abs() < 0.1
+        assert not network.training and first.momentum == 0.1
+    after = network.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_without_batches_or_without_a_batch_norm_nothing_is_recomputed():
+    network = generator_with_statistics()
+    before = copy.deepcopy(network.state_dict())
+    with recomputed_statistics(network, []):
+        assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    plain = nn.Linear(3, 2)
+    with recomputed_statistics(plain, [torch.zeros(4, 3)]):
+        assert plain.training
+
+
+def test_statistics_come_back_when_what_uses_them_fails():
+    network = generator_with_statistics()
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(RuntimeError), recomputed_statistics(network, [torch.randn(4, 5)]):
+        raise RuntimeError
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_a_pipeline_is_saved_with_fresh_statistics_as_it_draws_with_them(tmp_path):
+    network, latents = generator_with_statistics(), torch.randn(3, 5)
+    fresh = FreshStatistics(GANPipeline(network), network, [torch.randn(8, 5)])
+    stale = GANPipeline(network)(latents=latents, output_type="np").images
+    with fresh.use() as pipeline:
+        drawn = pipeline(latents=latents, output_type="np").images
+    fresh.save_pretrained(tmp_path)
+    saved = GANPipeline.from_pretrained(tmp_path)(latents=latents, output_type="np").images
+    assert (saved == drawn).all() and abs(drawn - stale).mean() > 0.01

@@ -17,6 +17,7 @@ from hfgen.models import (
     DCGAN256Generator,
     DCGANGenerator,
     GaussianMixture,
+    SNGANConvGenerator,
     SNGANGenerator,
     UNetAttention,
     UNetBase,
@@ -44,6 +45,7 @@ LIBRARY = {
 NETWORKS = {
     "dcgan": lambda: DCGANGenerator(SIZE, 6, base_channels=4),
     "dcgan256": lambda: DCGAN256Generator(32, 6, stem_channels=16),
+    "sngan_conv": lambda: SNGANConvGenerator(SIZE, 6, base_channels=4, upsampling="nearest"),
     "sngan": lambda: SNGANGenerator(SIZE, 6, base_channels=4),
     "vae": lambda: ConvVAE(SIZE, latent_dim=6, block_out_channels=(4, 8), layers_per_block=0),
     "residual vae": lambda: ConvVAE(SIZE, 3, 6, (4, 8), layers_per_block=1, normalization="group"),

@@ -50,7 +50,7 @@ def client(hub, tmp_path):
     def run(code: str, token: str | None = "hf_test") -> list[str]:
         command = [sys.executable, "-c", CLIENT + textwrap.dedent(code) + "\nprint('SAID', json.dumps(said))"]
         environment = hub.environment(tmp_path / "home", token)
-        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
         assert result.returncode == 0, result.stderr[-2000:]
         return json.loads(result.stdout.rpartition("SAID ")[2])
 

@@ -15,6 +15,7 @@ from hfgen.models import (
     DCGAN256Generator,
     DCGANGenerator,
     GaussianMixture,
+    SNGANConvGenerator,
     SNGANGenerator,
     UNetAttention,
     UNetBase,
@@ -29,7 +30,7 @@ PAPERS = {
     "2501.05441": "Huang", "1511.06434": "Radford", "1312.6114": "Kingma", "2006.11239": "Ho", "2010.02502": "Song",
     "2211.01095": "Lu", "2302.04867": "Zhao", "2102.09672": "Nichol", "2202.00512": "Salimans", "2303.09556": "Hang",
     "1704.00028": "Gulrajani", "1801.04406": "Mescheder", "2006.10738": "Zhao", "2006.06676": "Karras",
-    "2006.13202": "Rybkin", "1903.12436": "Ghosh",
+    "1807.00734": "Jolicoeur-Martineau", "2006.13202": "Rybkin", "1903.12436": "Ghosh",
 }  # fmt: skip
 
 
@@ -90,6 +91,9 @@ def test_every_setting_that_the_scripts_write_is_described(name, runs):
         ("hinge", "1802.05957", "hinge"),
         ("wasserstein", "1701.07875", "Wasserstein"),
         ("relativistic", "2501.05441", "R3GAN"),
+        ("relativistic_average", "1807.00734", "RaSGAN"),
+        ("relativistic_average_least_squares", "1807.00734", "RaLSGAN"),
+        ("relativistic_average_hinge", "1807.00734", "RaHingeGAN"),
     ],
 )
 def test_each_objective_of_a_gan_has_its_paper(loss, paper, words, folders):
@@ -102,7 +106,8 @@ def test_each_objective_of_a_gan_has_its_paper(loss, paper, words, folders):
 
 
 def test_every_network_of_hfgen_is_described(folders):
-    networks = {DCGANGenerator, DCGAN256Generator, SNGANGenerator, ConvVAE, UNetBase, UNetAttention, UNet2DModel}
+    networks = {DCGANGenerator, DCGAN256Generator, SNGANGenerator, SNGANConvGenerator}
+    networks |= {ConvVAE, UNetBase, UNetAttention, UNet2DModel}
     assert NETWORKS.keys() == {network.__name__ for network in networks}
     assert papers(describe_method(folders / "sngan", None).summary) == ["1406.2661", "1802.05957"]
     summary = describe_method(folders / "sngan", None).summary
@@ -127,9 +132,16 @@ AVERAGE = "sampled from the average of the generator's weights over the training
         ({"r1_weight": 0.0, "r2_weight": 2.0}, [("R1 and R2 penalties of 0 and 2 (", "1801.04406")]),
         ({"n_critic": 5}, [("5 updates of the discriminator for each of the generator", None)]),
         ({"normalization": "spectral"}, [("spectral normalisation of the discriminator", "1802.05957")]),
+        ({"network": "sngan", "normalization": "spectral"}, [("spectral normalisation of the disc", "1802.05957")]),
+        ({"network": "resnet", "normalization": "spectral"}, []),
+        (
+            {"normalization": "spectral", "spectral_scale": 2.0},
+            [("spectral normalisation of the disc", "1802.05957"), ("each normalised weight multiplied by 2", None)],
+        ),
+        ({"upsampling": "nearest"}, [("upsampling by repeated pixels", None)]),
+        ({"statistics_images": 64}, [("BatchNorm's statistics computed anew for the averaged generator", None)]),
         ({"normalization": "instance"}, [("InstanceNorm in the discriminator", None)]),
         ({"normalization": "none"}, [("no normalisation in the discriminator", None)]),
-        ({"normalization": "spectral", "network": "sngan"}, []),
         ({"augment": "diffaugment"}, [("DiffAugment (", "2006.10738")]),
         ({"augment": "ada"}, [("adaptive augmentation (", "2006.06676")]),
         ({"augment": "auto"}, [("augmentation of what the discriminator sees, chosen by the number", None)]),

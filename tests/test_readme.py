@@ -92,7 +92,7 @@ def look_at_the_demo(workplace, environment, command):
             assert b"gradio" in page.read()
     finally:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
 
 
 def test_the_commands_in_order_train_draw_and_load(workplace, environment, run):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -246,3 +247,11 @@ def test_a_tracker_that_is_not_installed_is_named_and_not_left_out(tmp_path, mon
     with pytest.raises((UserError, ValueError), match="wandb"):
         fit(tmp_path / "run", report_to="wandb")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # the latter stands for a device of which nothing is known
+def test_the_global_generator_is_seeded_as_torch_does_it(device):
+    Run._seed_global_generator(SimpleNamespace(device=torch.device(device)), 2**62 + 5)
+    drawn = torch.rand(3)
+    torch.manual_seed(2**62 + 5)
+    assert torch.equal(drawn, torch.rand(3))

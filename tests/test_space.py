@@ -9,7 +9,7 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 import yaml
-from demo_pages import Complaints, browser, free_port, hfgen_blocked, serving, shown_images, toy_pipelines
+from demo_pages import Complaints, browser, free_port, hfgen_blocked, patient, serving, shown_images, toy_pipelines
 
 from hfgen.errors import UserError
 from hfgen.inference import image_generators
@@ -97,7 +97,7 @@ def test_the_page_draws_where_hfgen_is_not_installed(tmp_path):
     assert b"hfgen is not installed here" in blocked.stderr
     command, address = [sys.executable, str(tmp_path / "space" / "app.py")], f"http://127.0.0.1:{port}"
     with browser() as chromium, serving(command, address, **environment):
-        page = chromium.new_page()
+        page = patient(chromium.new_page())
         complaints = Complaints(page, address)
         page.goto(address)
         drawn = shown_images(page, 12)

@@ -19,7 +19,7 @@ from hfgen.config import parse_settings, setting
 from hfgen.data.loading import TrainingData, load_training_data
 from hfgen.data.settings import DataSettings
 from hfgen.diffaugment import Augmentation, choose_augmentation
-from hfgen.ema import averaged_copy
+from hfgen.ema import FreshStatistics, averaged_copy
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.figures import image_sheet
 from hfgen.hub import publish_if_asked
@@ -30,6 +30,8 @@ from hfgen.models import (
     DCGAN256Generator,
     DCGANDiscriminator,
     DCGANGenerator,
+    SNGANConvDiscriminator,
+    SNGANConvGenerator,
     SNGANDiscriminator,
     SNGANGenerator,
 )
@@ -49,20 +51,38 @@ class GANSettings:
 
     _argument_group_name = "method"
 
-    network: Literal["dcgan", "dcgan256", "resnet"] = setting(
-        "dcgan", "dcgan: convolutions, sizes 8 to 256; dcgan256: study B's, for paintings; resnet: SNGAN's blocks"
+    network: Literal["dcgan", "dcgan256", "sngan", "resnet"] = setting(
+        "dcgan",
+        "dcgan: convolutions, sizes 8 to 256; dcgan256: large kernels, for paintings; sngan: SNGAN's convolutions; "
+        "resnet: SNGAN's residual blocks",
+    )
+    discriminator_network: Literal["dcgan", "dcgan256", "sngan", "resnet"] | None = setting(
+        None, "the discriminator's, if it is another one than the generator's"
     )
     normalization: Literal["batch", "spectral", "instance", "none"] = setting(
-        "batch", "of the dcgan discriminator; the other networks have their own"
+        "batch", "of the dcgan or sngan discriminator; the other networks have their own"
+    )
+    spectral_scale: float = setting(
+        1.0, "factor of each weight of the discriminator under --normalization spectral; above 1 it learns faster"
+    )
+    upsampling: Literal["transposed", "nearest"] = setting(
+        "transposed", "of the sngan generator: transposed convolutions, or repeated pixels and a convolution"
     )
     latent_dim: int = setting(100, "size of a latent")
     generator_channels: int | None = setting(None, "narrowest width of the generator (ngf); the paper's if not given")
     discriminator_channels: int | None = setting(
         None, "narrowest width of the discriminator (ndf); the paper's if not given"
     )
-    loss: Literal["non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"] = setting(
-        "non_saturating", "objective"
-    )
+    loss: Literal[
+        "non_saturating",
+        "least_squares",
+        "hinge",
+        "wasserstein",
+        "relativistic",
+        "relativistic_average",
+        "relativistic_average_least_squares",
+        "relativistic_average_hinge",
+    ] = setting("non_saturating", "objective")
     label_smoothing: float = setting(0.0, "real images aim at the label 1 minus this; non_saturating, least_squares")
     gradient_penalty_weight: float = setting(0.0, "lambda of WGAN-GP: 10 in the paper; 0 switches the penalty off")
     r1_weight: float = setting(0.0, "gamma of R1, the penalty on the gradient at real images")
@@ -74,6 +94,11 @@ class GANSettings:
     adam_beta1: float = setting(0.5, "decay of Adam's mean gradient")
     adam_beta2: float = setting(0.999, "decay of Adam's mean squared gradient")
     ema_decay: float = setting(0.999, "decay of the average of the generator, which is what gets sampled and saved")
+    statistics_images: int = setting(
+        1024,
+        "generated images from which BatchNorm's statistics are computed anew before the averaged generator is "
+        "sampled, scored or saved; 0: an average of the statistics of training",
+    )
     augment: Literal["auto", "none", "diffaugment", "ada"] = setting(
         "auto",
         "alter what the discriminator sees; diffaugment: always; ada: as often as it overfits; auto: by the number of "
@@ -88,12 +113,13 @@ class GANSettings:
     watch_every: int = setting(250, "steps between two looks of the watch; 0: no watch")
 
     def __post_init__(self):
-        positive = ("latent_dim", "n_critic", "batch_size", "learning_rate")
+        positive = ("latent_dim", "n_critic", "batch_size", "learning_rate", "spectral_scale")
         optional = ("generator_channels", "discriminator_channels", "learning_rate_d")
         for name in (*positive, *(name for name in optional if getattr(self, name) is not None)):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name} {getattr(self, name)}: must be positive")
-        for name in ("gradient_penalty_weight", "r1_weight", "r2_weight", "max_rollbacks", "watch_every"):
+        not_negative = ("gradient_penalty_weight", "r1_weight", "r2_weight", "max_rollbacks", "watch_every")
+        for name in (*not_negative, "statistics_images"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
         if self.batch_size < 2:
@@ -113,8 +139,15 @@ class GANSettings:
         if self.is_penalised and self.normalizes_batches:
             raise UserError(
                 "a penalty on the gradient of each image needs a discriminator without BatchNorm: --normalization "
-                "instance, spectral or none with --network dcgan, or --network resnet"
+                "instance, spectral or none with --network dcgan or sngan, or --network resnet"
             )
+        has_choice = self.judging_network in ("dcgan", "sngan")
+        if self.spectral_scale != 1 and not (has_choice and self.normalization == "spectral"):
+            raise UserError(
+                "--spectral_scale: only a dcgan or sngan discriminator under --normalization spectral has it"
+            )
+        if self.upsampling != "transposed" and self.network != "sngan":
+            raise UserError(f"--upsampling {self.upsampling}: only --network sngan has it")
         if self.loss == "wasserstein" and not self.gradient_penalty_weight:
             raise UserError("--loss wasserstein needs --gradient_penalty_weight (10 in the paper): else it diverges")
 
@@ -124,9 +157,16 @@ class GANSettings:
         return max(self.gradient_penalty_weight, self.r1_weight, self.r2_weight) > 0
 
     @property
+    def judging_network(self) -> str:
+        """The kind of the discriminator."""
+        return self.discriminator_network or self.network
+
+    @property
     def normalizes_batches(self) -> bool:
         """Whether the discriminator has BatchNorm, so that its logits depend on the batch."""
-        return self.network == "dcgan256" or (self.network == "dcgan" and self.normalization == "batch")
+        if self.judging_network in ("dcgan", "sngan"):
+            return self.normalization == "batch"
+        return self.judging_network == "dcgan256"
 
 
 SETTINGS = (RunSettings, DataSettings, GANSettings)  # all that the command line takes
@@ -158,7 +198,7 @@ def main(arguments: list[str] | None = None) -> Path:
     generator_network.to(run.device, memory_format=torch.channels_last)
     discriminator_network.to(run.device, memory_format=torch.channels_last)
     ema = averaged_copy(generator_network, settings.ema_decay)
-    pipeline = GANPipeline(ema.module)
+    pipeline = FreshStatistics(GANPipeline(ema.module), ema.module, statistics_latents(settings, run))
     for network in (generator_network, discriminator_network):
         use_matrix_products(network)  # on a CPU; the same numbers, sooner
     optimizer_g = build_optimizer(generator_network, settings.learning_rate, settings)
@@ -200,7 +240,7 @@ def main(arguments: list[str] | None = None) -> Path:
         # Generator: one update against the discriminator just trained, which gets no gradient.
         discriminator_network.requires_grad_(False)
         fake_logits = discriminator_network(augmentation.apply(fake_images, run.generator("augment generated")))
-        real_logits = discriminator_network(real_seen) if loss.compares_pairs else real_logits.detach()
+        real_logits = discriminator_network(real_seen) if loss.compares_sides else real_logits.detach()
         loss_g = loss.generator(real_logits, fake_logits)
         optimizer_g.zero_grad()
         accelerator.backward(loss_g)
@@ -214,7 +254,8 @@ def main(arguments: list[str] | None = None) -> Path:
         if run.sample_due:
             run.save_sheet(draw_sheet(pipeline, run))
         if run.evaluation_due:
-            evaluation.look(pipeline)
+            with pipeline.use() as fresh:
+                evaluation.look(fresh)
 
     if run.last_sheet_due:
         run.save_sheet(draw_sheet(pipeline, run))
@@ -229,22 +270,30 @@ def build_networks(settings: GANSettings, sample_size: int) -> tuple[ModelMixin,
     Raises:
         ValueError: if the architecture does not allow `sample_size` or a width, saying which it does.
     """
-    wide_g, wide_d = settings.generator_channels, settings.discriminator_channels
+    return build_generator(settings, sample_size), build_discriminator(settings, sample_size)
+
+
+def build_generator(settings: GANSettings, sample_size: int) -> ModelMixin:
+    """Build the network that draws; raises as `build_networks` does."""
+    size, width = (sample_size, settings.latent_dim), settings.generator_channels
     if settings.network == "dcgan256":
-        # The generator halves the width four times from its stem on.
-        return (
-            DCGAN256Generator(sample_size, settings.latent_dim, stem_channels=16 * (wide_g or 32)),
-            DCGAN256Discriminator(sample_size, base_channels=wide_d or 32),
-        )
+        return DCGAN256Generator(*size, stem_channels=16 * (width or 32))  # halved four times from the stem on
+    if settings.network == "sngan":
+        return SNGANConvGenerator(*size, base_channels=width or 64, upsampling=settings.upsampling)
     if settings.network == "resnet":
-        return (
-            SNGANGenerator(sample_size, settings.latent_dim, base_channels=wide_g or 64),
-            SNGANDiscriminator(sample_size, base_channels=wide_d or 64),
-        )
-    return (
-        DCGANGenerator(sample_size, settings.latent_dim, base_channels=wide_g or 64),
-        DCGANDiscriminator(sample_size, base_channels=wide_d or 64, normalization=settings.normalization),
-    )
+        return SNGANGenerator(*size, base_channels=width or 64)
+    return DCGANGenerator(*size, base_channels=width or 64)
+
+
+def build_discriminator(settings: GANSettings, sample_size: int) -> ModelMixin:
+    """Build the network that judges; raises as `build_networks` does."""
+    width, norm = settings.discriminator_channels, settings.normalization
+    if settings.judging_network == "dcgan256":
+        return DCGAN256Discriminator(sample_size, base_channels=width or 32)
+    if settings.judging_network == "resnet":
+        return SNGANDiscriminator(sample_size, base_channels=width or 64)
+    kind = SNGANConvDiscriminator if settings.judging_network == "sngan" else DCGANDiscriminator
+    return kind(sample_size, 3, width or 64, norm, settings.spectral_scale)
 
 
 def build_optimizer(network: torch.nn.Module, learning_rate: float, settings: GANSettings) -> torch.optim.Adam:
@@ -289,7 +338,7 @@ def build_watch(data: TrainingData, settings: GANSettings, num_processes: int) -
     return CollapseWatch(torch.cat(images)[: max(count, 2)], GAN_LOSSES[settings.loss].boundary)
 
 
-def look(watch: CollapseWatch, pipeline: GANPipeline, run: Run) -> dict[str, float]:
+def look(watch: CollapseWatch, pipeline: FreshStatistics, run: Run) -> dict[str, float]:
     """Let the watch judge images of the averaged generator, from the same latents all along the run."""
     images = draw_fixed(pipeline, run, watch.num_images, "pt", "watch").images
     verdict = watch.look(images * 2 - 1)
@@ -297,17 +346,26 @@ def look(watch: CollapseWatch, pipeline: GANPipeline, run: Run) -> dict[str, flo
     return verdict.signals
 
 
-def draw_sheet(pipeline: GANPipeline, run: Run) -> Image.Image:
+def draw_sheet(pipeline: FreshStatistics, run: Run) -> Image.Image:
     """Draw a sheet of samples, from the same latents all along the run."""
     return image_sheet(draw_fixed(pipeline, run, run.settings.num_sample_images, "pil", "samples").images)
 
 
-def draw_fixed(pipeline: GANPipeline, run: Run, count: int, output_type: str, purpose: str) -> ImagePipelineOutput:
+def draw_fixed(pipeline: FreshStatistics, run: Run, count: int, output_type: str, purpose: str) -> ImagePipelineOutput:
     """Draw images from latents that depend on the seed and the purpose alone."""
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, purpose))
-    latents = draw_latents(count, pipeline.generator.config.latent_dim, numbers)
-    with run.accelerator.autocast():
-        return pipeline(latents=latents, output_type=output_type)
+    with pipeline.use() as fresh, run.accelerator.autocast():
+        latents = draw_latents(count, fresh.generator.config.latent_dim, numbers)
+        return fresh(latents=latents, output_type=output_type)
+
+
+def statistics_latents(settings: GANSettings, run: Run) -> list[torch.Tensor]:
+    """Draw the latents for the statistics of the averaged generator, in batches of 64, the same all along the run."""
+    if not settings.statistics_images:
+        return []
+    numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, "statistics"))
+    latents = draw_latents(settings.statistics_images, settings.latent_dim, numbers).to(run.device)
+    return list(latents.split(64))
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ class GANLoss(NamedTuple):
         generator: `(real_logits, fake_logits)` -> loss.
         boundary: the logit at which the discriminator is undecided; None if its logits have no such zero.
         has_labels: whether there are labels to be smoothed; if not, label_smoothing is ignored.
-        compares_pairs: whether the generator's loss looks at `real_logits`; if not, they may be anything.
+        compares_sides: whether the generator's loss depends on `real_logits`; if not, they may be anything.
     """
 
     discriminator: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
     generator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     boundary: float | None
     has_labels: bool = False
-    compares_pairs: bool = False
+    compares_sides: bool = False
 
 
 GAN_LOSSES = {
@@ -64,7 +64,36 @@ GAN_LOSSES = {
         discriminator=lambda real, fake, smoothing: softplus(fake - real).mean(),
         generator=lambda real, fake: softplus(real - fake).mean(),
         boundary=None,
-        compares_pairs=True,
+        compares_sides=True,
+    ),
+    # Jolicoeur-Martineau 2018 (arXiv:1807.00734), the relativistic average: each logit is compared with the mean logit
+    # of the other side, so the discriminator asks whether an image is more realistic than those are on average. The
+    # generator's loss is the discriminator's with the sides exchanged. RaSGAN, then RaLSGAN, then RaHingeGAN.
+    "relativistic_average": GANLoss(
+        discriminator=lambda real, fake, smoothing: (
+            softplus(fake.mean() - real).mean() + softplus(fake - real.mean()).mean()
+        ),
+        generator=lambda real, fake: softplus(real.mean() - fake).mean() + softplus(real - fake.mean()).mean(),
+        boundary=None,
+        compares_sides=True,
+    ),
+    "relativistic_average_least_squares": GANLoss(
+        discriminator=lambda real, fake, smoothing: (
+            (real - fake.mean() - 1).square().mean() + (fake - real.mean() + 1).square().mean()
+        ),
+        generator=lambda real, fake: (
+            (fake - real.mean() - 1).square().mean() + (real - fake.mean() + 1).square().mean()
+        ),
+        boundary=None,
+        compares_sides=True,
+    ),
+    "relativistic_average_hinge": GANLoss(
+        discriminator=lambda real, fake, smoothing: (
+            relu(1 - (real - fake.mean())).mean() + relu(1 + (fake - real.mean())).mean()
+        ),
+        generator=lambda real, fake: relu(1 - (fake - real.mean())).mean() + relu(1 + (real - fake.mean())).mean(),
+        boundary=None,
+        compares_sides=True,
     ),
 }
 

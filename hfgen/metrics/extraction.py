@@ -53,7 +53,8 @@ def extract_features(
     batch: list[np.ndarray] = []
 
     def flush() -> None:
-        pixels = torch.from_numpy(np.stack(list(pool.map(resize, batch)))).to(device).permute(0, 3, 1, 2)
+        # Stacked by torch, whose memory is aligned: elsewhere a CPU's last bits would depend on the address.
+        pixels = torch.stack([torch.from_numpy(one) for one in pool.map(resize, batch)]).to(device).permute(0, 3, 1, 2)
         # Whoever draws in mixed precision: features of equal identity are computed alike.
         with torch.autocast(device.type, enabled=False):
             output = network(pixels.float().contiguous(memory_format=torch.channels_last))

@@ -7,6 +7,7 @@ from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from hfgen.models.dcgan256 import DCGAN256Discriminator, DCGAN256Generator
 from hfgen.models.gaussian_mixture import GaussianMixture
 from hfgen.models.sngan import SNGANDiscriminator, SNGANGenerator
+from hfgen.models.sngan_conv import SNGANConvDiscriminator, SNGANConvGenerator
 from hfgen.models.unet_attention import UNetAttention
 from hfgen.models.unet_base import UNetBase
 from hfgen.models.vae import ConvVAE
@@ -19,6 +20,8 @@ __all__ = [
     "DCGANDiscriminator",
     "DCGANGenerator",
     "GaussianMixture",
+    "SNGANConvDiscriminator",
+    "SNGANConvGenerator",
     "SNGANDiscriminator",
     "SNGANGenerator",
     "UNetAttention",

@@ -7,11 +7,31 @@ WGAN-GP that study B trained.
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
 
+from typing import Any
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import register_parametrization
+
+
+class AlignedModelMixin(ModelMixin):
+    """Loads weights to addresses that are multiples of 64, where PyTorch itself puts them.
+
+    safetensors maps a file into memory as it lies on the disk, and on some CPUs a matrix product of weights at another
+    address ends in other last bits. The same class stands in each network's file.
+    """
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load as diffusers does; same arguments, same result."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        network = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.data = tensor.data.clone()
+        return loaded
 
 
 def _level_channels(sample_size: int, base_channels: int) -> list[int]:
@@ -22,7 +42,7 @@ def _level_channels(sample_size: int, base_channels: int) -> list[int]:
     return [base_channels * min(2**level, 8) for level in range(levels)]
 
 
-class DCGANGenerator(ModelMixin, ConfigMixin):
+class DCGANGenerator(AlignedModelMixin, ConfigMixin):
     """Maps latents to images by transposed convolutions, each of which doubles the resolution.
 
     Args:
@@ -67,7 +87,7 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         return self.conv_out(hidden_states).tanh()
 
 
-class DCGANDiscriminator(ModelMixin, ConfigMixin):
+class DCGANDiscriminator(AlignedModelMixin, ConfigMixin):
     """Maps images to logits by convolutions, each of which halves the resolution.
 
     Args:
@@ -78,6 +98,8 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         normalization: "batch", after each convolution but the first and the last, as in DCGAN; "instance", with
             scale and shift, in the same places, as in study B's critic; "spectral", of every convolution's weight;
             or "none". A penalty on the gradient for each image needs one of the last three.
+        spectral_scale: factor of each weight with spectral norm, and thus about the Lipschitz constant of a layer: 1
+            in SNGAN's paper (Lee et al. 2020, arXiv:2009.02773, vary it).
 
     Raises:
         ValueError: if `sample_size` is no power of two, or for another normalisation.
@@ -85,7 +107,12 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, sample_size: int = 64, in_channels: int = 3, base_channels: int = 64, normalization: str = "batch"
+        self,
+        sample_size: int = 64,
+        in_channels: int = 3,
+        base_channels: int = 64,
+        normalization: str = "batch",
+        spectral_scale: float = 1.0,
     ):
         super().__init__()
         if normalization not in ("batch", "instance", "spectral", "none"):
@@ -107,6 +134,8 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
             for module in list(self.modules()):
                 if isinstance(module, nn.Conv2d):
                     spectral_norm(module)
+                    if spectral_scale != 1:
+                        register_parametrization(module, "weight", Scale(spectral_scale))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Judge images: the larger the logit, the more real.
@@ -121,6 +150,18 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         for block in self.blocks:
             hidden_states = block(hidden_states)
         return self.conv_out(hidden_states).flatten()
+
+
+class Scale(nn.Module):
+    """Multiplies a weight by a constant: a parametrization behind spectral norm."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return `factor * weight`; both `(out_channels, ...)`."""
+        return self.factor * weight
 
 
 def _initialise(module: nn.Module) -> None:

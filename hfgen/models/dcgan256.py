@@ -3,6 +3,8 @@
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
 
+from typing import Any
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -10,7 +12,24 @@ from torch import nn
 from torch.nn.functional import leaky_relu
 
 
-class DCGAN256Generator(ModelMixin, ConfigMixin):
+class AlignedModelMixin(ModelMixin):
+    """Loads weights to addresses that are multiples of 64, where PyTorch itself puts them.
+
+    safetensors maps a file into memory as it lies on the disk, and on some CPUs a matrix product of weights at another
+    address ends in other last bits. The same class stands in each network's file.
+    """
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load as diffusers does; same arguments, same result."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        network = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.data = tensor.data.clone()
+        return loaded
+
+
+class DCGAN256Generator(AlignedModelMixin, ConfigMixin):
     """Maps latents to images: a dense layer, four 6 x 6 transposed convolutions, a 6 x 6 convolution; no BatchNorm.
 
     Args:
@@ -54,7 +73,7 @@ class DCGAN256Generator(ModelMixin, ConfigMixin):
         return self.conv_out(self.pad(hidden_states)).tanh()
 
 
-class DCGAN256Discriminator(ModelMixin, ConfigMixin):
+class DCGAN256Discriminator(AlignedModelMixin, ConfigMixin):
     """Maps images to logits: four 6 x 6 convolutions of stride 2, BatchNorm from the second on, dropout.
 
     Args:

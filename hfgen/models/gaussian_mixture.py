@@ -6,13 +6,32 @@ fill the prior that they were drawn to, so that a draw from the prior may fall w
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
 
+from typing import Any
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 
-class GaussianMixture(ModelMixin, ConfigMixin):
+class AlignedModelMixin(ModelMixin):
+    """Loads weights to addresses that are multiples of 64, where PyTorch itself puts them.
+
+    safetensors maps a file into memory as it lies on the disk, and on some CPUs a matrix product of weights at another
+    address ends in other last bits. The same class stands in each network's file.
+    """
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load as diffusers does; same arguments, same result."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        network = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.data = tensor.data.clone()
+        return loaded
+
+
+class GaussianMixture(AlignedModelMixin, ConfigMixin):
     """Turns standard normal numbers into draws from a mixture of Gaussians.
 
     Its tensors are set by whoever fitted it; a new one is a single standard normal distribution, if it has one

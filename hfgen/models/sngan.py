@@ -6,6 +6,7 @@ This file imports only torch and diffusers: a copy of it is published with each 
 """
 
 import math
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -15,6 +16,23 @@ from torch.nn.functional import avg_pool2d, interpolate, relu
 from torch.nn.utils.parametrizations import spectral_norm
 
 
+class AlignedModelMixin(ModelMixin):
+    """Loads weights to addresses that are multiples of 64, where PyTorch itself puts them.
+
+    safetensors maps a file into memory as it lies on the disk, and on some CPUs a matrix product of weights at another
+    address ends in other last bits. The same class stands in each network's file.
+    """
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load as diffusers does; same arguments, same result."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        network = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.data = tensor.data.clone()
+        return loaded
+
+
 def _level_channels(sample_size: int, base_channels: int) -> list[int]:
     """Return the channels at full resolution, at half, ... down to 4 x 4 pixels: doubling, to 16 times."""
     if sample_size < 8 or sample_size & (sample_size - 1):
@@ -22,7 +40,7 @@ def _level_channels(sample_size: int, base_channels: int) -> list[int]:
     return [base_channels * min(2**level, 16) for level in range(sample_size.bit_length() - 2)]
 
 
-class SNGANGenerator(ModelMixin, ConfigMixin):
+class SNGANGenerator(AlignedModelMixin, ConfigMixin):
     """Maps latents to images: a dense layer, then residual blocks, each of which doubles the resolution.
 
     Args:
@@ -63,7 +81,7 @@ class SNGANGenerator(ModelMixin, ConfigMixin):
         return self.conv_out(relu(self.norm_out(hidden_states))).tanh()
 
 
-class SNGANDiscriminator(ModelMixin, ConfigMixin):
+class SNGANDiscriminator(AlignedModelMixin, ConfigMixin):
     """Maps images to logits: residual blocks that halve the resolution, a sum over pixels, a dense layer.
 
     Every weight has spectral norm, so the penalties on gradients are allowed but not needed.

@@ -3,6 +3,8 @@
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
@@ -12,7 +14,24 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 
-class UNetAttention(ModelMixin, ConfigMixin):
+class AlignedModelMixin(ModelMixin):
+    """Loads weights to addresses that are multiples of 64, where PyTorch itself puts them.
+
+    safetensors maps a file into memory as it lies on the disk, and on some CPUs a matrix product of weights at another
+    address ends in other last bits. The same class stands in each network's file.
+    """
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load as diffusers does; same arguments, same result."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        network = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.data = tensor.data.clone()
+        return loaded
+
+
+class UNetAttention(AlignedModelMixin, ConfigMixin):
     """`UNetBase` with a self-attention block after every level, so that distant pixels agree with each other.
 
     Args:

@@ -8,6 +8,7 @@ This file imports only torch and diffusers: a copy of it is published with each 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -17,6 +18,23 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils import BaseOutput
 from torch import nn
 from torch.nn.functional import silu
+
+
+class AlignedModelMixin(ModelMixin):
+    """Loads weights to addresses that are multiples of 64, where PyTorch itself puts them.
+
+    safetensors maps a file into memory as it lies on the disk, and on some CPUs a matrix product of weights at another
+    address ends in other last bits. The same class stands in each network's file.
+    """
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load as diffusers does; same arguments, same result."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        network = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.data = tensor.data.clone()
+        return loaded
 
 
 @dataclass
@@ -32,7 +50,7 @@ class ConvVAEOutput(BaseOutput):
     latent_dist: DiagonalGaussianDistribution
 
 
-class ConvVAE(ModelMixin, ConfigMixin):
+class ConvVAE(AlignedModelMixin, ConfigMixin):
     """Encodes images to Gaussians over latent vectors, and decodes latents to images.
 
     Args:

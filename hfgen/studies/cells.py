@@ -20,6 +20,8 @@ from hfgen.studies.study_file import DECIDED, METHODS, Budget, Evaluation, Study
 
 # Of all cells unless the study says otherwise: what is kept on the disk only for those who watch a single run.
 QUIET = {"report_to": "none", "sample_every": 0}
+# Where checkpoints are to be scored: none is deleted before it is.
+ALL_CHECKPOINTS = 10**6
 # With a budget in minutes the time ends a run, not the steps.
 ENDLESS_STEPS = 10**9
 MANY_DIFFERENCES = 20
@@ -223,6 +225,7 @@ def _cell(file: StudyFile, scripts: Path, family_name: str, point: dict[str, Any
     try:
         script = load_method(scripts, family.method)
         settings = with_budget(_resolve(script, family.preset, {**QUIET, **own}), file.budget)
+        settings = with_scores_on_the_way(settings, file.evaluation)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     if family.device == "cuda" and settings["cpu"]:
@@ -264,6 +267,22 @@ def with_budget(settings: dict[str, Any], budget: Budget) -> dict[str, Any]:
         return {**settings, "max_train_steps": ENDLESS_STEPS}
     steps = budget.steps or math.ceil((budget.images or 0) / images_per_step(settings))
     return {**settings, "max_train_steps": steps}
+
+
+def with_scores_on_the_way(settings: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
+    """Return the settings of a cell with a checkpoint kept wherever the evaluation asks for a score."""
+    if evaluation.every_images is None:
+        return settings
+    every = math.ceil(evaluation.every_images / images_per_step(settings))
+    return {**settings, "checkpoint_every": every, "checkpoints_total_limit": ALL_CHECKPOINTS}
+
+
+def scores_on_the_way(cell: Cell) -> int:
+    """Return how many checkpoints before the last step are scored."""
+    every = cell.settings["checkpoint_every"]
+    if cell.settings["checkpoints_total_limit"] != ALL_CHECKPOINTS or not every:
+        return 0
+    return max(0, math.ceil(cell.settings["max_train_steps"] / every) - 1)
 
 
 def images_per_step(settings: dict[str, Any]) -> int:

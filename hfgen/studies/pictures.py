@@ -54,6 +54,38 @@ def draw_loss_curves(rows: list[Row]) -> Figure | None:
     return figure
 
 
+def draw_score_curves(rows: list[Row]) -> Figure | None:
+    """Plot FID against training images: a line for each place, through the means of its seeds, which are points.
+
+    Returns:
+        None if no cell was scored in the course of its training.
+    """
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    ax = figure.subplots()
+    lowest = math.inf
+    for index, row in enumerate(rows):
+        points = row.course()
+        if not points:
+            continue
+        name = _plain(" ".join(filter(None, (row.place.family, row.label))), TITLE_LENGTH)
+        style = ("-", "--", ":")[index // 10 % 3]
+        ax.plot(list(points), [np.mean(found) for found in points.values()], style, color=f"C{index % 10}", label=name)
+        for images, found in points.items():
+            ax.plot([images] * len(found), found, ".", color=f"C{index % 10}")
+            lowest = min(lowest, *found)
+    if not math.isfinite(lowest):
+        return None
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:.0f}")
+    ax.yaxis.set_minor_formatter("{x:.0f}")
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.set_xlabel("training images seen")
+    ax.set_ylabel("FID")
+    ax.grid(alpha=0.3, which="both")
+    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
 def _draw_panel(ax: Axes, title: str, curves: list[Curve]) -> None:
     for label, colour, steps, values in curves:
         # A label that begins with an underscore is kept out of the legend.

@@ -20,7 +20,7 @@ from hfgen.inference import choose_device, draw_images, open_pipeline
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.reference import features_file
-from hfgen.studies.cells import Cell, Study, expand, images_per_step
+from hfgen.studies.cells import Cell, Study, expand, images_per_step, scores_on_the_way
 from hfgen.studies.launch import TRAINED, Workplace, check_device, train_cell
 from hfgen.studies.results import data_settings
 from hfgen.studies.study_file import Budget, StudyFile
@@ -92,7 +92,8 @@ class Plan:
     def score_seconds(self, cell: Cell, num_images: int) -> float:
         """Return the time of drawing and scoring so many images of a cell."""
         probe = self.probe(cell)
-        return 0.0 if probe is None else num_images * (probe.draw_seconds + self.feature_seconds)
+        points = scores_on_the_way(cell) + 1
+        return 0.0 if probe is None else points * num_images * (probe.draw_seconds + self.feature_seconds)
 
     def fixed_seconds(self, study: Study) -> float:
         """Return the time that goes by whatever the budget: the launches, and the features of the real images."""
@@ -166,7 +167,8 @@ def _measure(cell: Cell, study: Study, place: Workplace) -> Probe:
         passing = _size(run / "checkpoints")
         drawing = _draw_seconds(run, study.evaluation.num_inference_steps)
         # While a checkpoint is written there is one more than are kept.
-        return Probe(start, speed, drawing, _size(run) - passing, passing * (settings["checkpoints_total_limit"] + 1))
+        kept = scores_on_the_way(cell) + 1 if scores_on_the_way(cell) else cell.settings["checkpoints_total_limit"]
+        return Probe(start, speed, drawing, _size(run) - passing, passing * (kept + 1))
 
 
 def _size(folder: Path) -> int:

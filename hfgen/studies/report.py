@@ -12,7 +12,7 @@ from hfgen.checkpoints import write_atomically
 from hfgen.studies.cells import Study
 from hfgen.studies.launch import BROKEN, DIVERGED, TRAINED
 from hfgen.studies.page import page
-from hfgen.studies.pictures import draw_loss_curves, sample_rows, strip_rows
+from hfgen.studies.pictures import draw_loss_curves, draw_score_curves, sample_rows, strip_rows
 from hfgen.studies.storage import Outcome
 from hfgen.studies.study_file import METRICS
 from hfgen.studies.table import (
@@ -21,6 +21,7 @@ from hfgen.studies.table import (
     Row,
     agreements,
     csv_cells,
+    csv_course,
     latex,
     markdown_matrix,
     markdown_rows,
@@ -65,6 +66,9 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
         if (figure := draw_loss_curves(rows)) is not None:
             figure.savefig(target / "curves.png", dpi=80)
             pictures["curves.png"] = "The losses of every cell; a line for each seed"
+        if (figure := draw_score_curves(rows)) is not None:
+            figure.savefig(target / "scores.png", dpi=80)
+            pictures["scores.png"] = "FID against training images seen; a point for each seed"
         if (sheet := sample_rows(rows)) is not None:
             sheet.save(target / "samples.jpg", quality=88)
             pictures["samples.jpg"] = "What each cell draws: first images of the first seed that has some"
@@ -74,12 +78,14 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
         texts = {
             "report.md": markdown(study, rows, pictures),
             "cells.csv": csv_cells(study, rows),
+            "course.csv": csv_course(study, rows),
             "table.tex": latex(study, rows),
             "study.json": json.dumps(_nan_as_text(study.to_dict()), indent=1, allow_nan=False) + "\n",
             "index.html": page(study, rows, statements(study, rows), endings(study, rows)),
         }
         for name, text in texts.items():
-            (target / name).write_text(text, encoding="utf-8")
+            if text:  # there is a course only if the study asks for it
+                (target / name).write_text(text, encoding="utf-8")
 
     write_atomically(folder, write)
 
@@ -143,8 +149,14 @@ def markdown(study: Study, rows: list[Row], pictures: dict[str, str]) -> str:
     if lost := endings(study, rows):
         told.append("\n".join(f"- {markdown_text(line)}" for line in lost))
     told += [f"![{caption}]({name})\n\n{caption}." for name, caption in pictures.items()]
-    files = ", ".join(f"[{name}]({name}) ({what})" for name, what in FILES.items() if name != "report.md")
+    files = ", ".join(f"[{name}]({name}) ({what})" for name, what in files_of(rows).items() if name != "report.md")
     return "\n\n".join([*told, f"Also here: {files}."]) + "\n"
+
+
+def files_of(rows: list[Row]) -> dict[str, str]:
+    """Return the names of the texts that a report holds, and what is in them."""
+    course = {"course.csv": "FID in the course of the training"} if any(row.course() for row in rows) else {}
+    return FILES | course
 
 
 def statements(study: Study, rows: list[Row]) -> list[str]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from PIL import Image
 
+from hfgen.checkpoints import list_checkpoints, load_progress
 from hfgen.curves import read_metrics
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
@@ -19,9 +21,10 @@ from hfgen.figures import denoising_strip, image_sheet
 from hfgen.inference import choose_device, draw_images, image_size, open_pipeline
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.feature_spaces import build_extractor
+from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.reference import Reference, load_reference
 from hfgen.score_report import finite
-from hfgen.scoring import Drawing, score_pipeline
+from hfgen.scoring import Drawing, drawn_from, score_pipeline
 from hfgen.studies.cells import Cell
 from hfgen.studies.launch import Workplace, read_status
 from hfgen.studies.study_file import Evaluation
@@ -41,7 +44,7 @@ class Result:
     """What is kept of a trained cell.
 
     Attributes:
-        summary: of the training and of the scores.
+        summary: of the training and of the scores; "course" holds those on the way, if the evaluation asked for them.
         curve: some two hundred entries of the run's log, losses and speed.
         sheet: the first images of the evaluation, JPEG in base64.
         strip: of diffusion: images on the way from noise, likewise; else "".
@@ -83,8 +86,7 @@ class Scorer:
             UserError: if the pipeline cannot be opened or does not draw in the way that the evaluation asks for.
         """
         wanted, folder = self._evaluation, self._place.run_folder(cell)
-        pipeline = open_pipeline(str(folder), sampler=wanted.sampler if cell.method == "ddpm" else None)
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = self._open(cell, folder)
         source = wanted.sample_from if cell.method == "vae" else None
         steps = wanted.num_inference_steps
         if cell.method == "ddpm":
@@ -101,7 +103,28 @@ class Scorer:
             strip = encode_picture(reduced(picture, MAX_STRIP_PIXELS))
         curve = read_metrics(folder)
         summary = {**training_summary(folder, curve), **report, "data_digest": reference.images.digest}
+        if wanted.every_images is not None:
+            last = {"images": summary["training"]["images"], "fid": report["scores"]["fid"]}
+            summary["course"] = [*self._course(cell, drawing, reference, last["images"]), last]
         return Result(summary, thinned(curve), encode_sheet(shown), strip)
+
+    def _open(self, cell: Cell, folder: Path) -> DiffusionPipeline:
+        pipeline = open_pipeline(str(folder), sampler=self._evaluation.sampler if cell.method == "ddpm" else None)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _course(self, cell: Cell, drawing: Drawing, reference: Reference, last: int) -> list[dict[str, Any]]:
+        """Score the pipeline of each checkpoint before the last training image: FID by images seen."""
+        course = []
+        for checkpoint in list_checkpoints(self._place.run_folder(cell) / "checkpoints"):
+            images = load_progress(checkpoint)["images"]
+            if images >= last:
+                continue
+            pipeline = self._open(cell, checkpoint)
+            with drawn_from(pipeline, drawing, self._extractor) as drawn:
+                fid = float(frechet_distance(reference.features, drawn.features))
+            course.append(finite({"images": images, "fid": fid}))
+        return course
 
     def _reference(self, cell: Cell, size: int) -> Reference:
         settings = data_settings(cell, self._place)

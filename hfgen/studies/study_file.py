@@ -79,6 +79,8 @@ class Evaluation:
         sample_from: of a VAE: "prior" or "ex_post"; the latter if None.
         features: where images are compared.
         mode: how Inception's images are resized.
+        every_images: training images between two scores in the course of the training, for a curve; None: only at
+            the end.
     """
 
     num_images: int = 5000
@@ -88,9 +90,13 @@ class Evaluation:
     sample_from: str | None = None
     features: str = "inception"
     mode: str = "clean"
+    every_images: int | None = None
 
     def __post_init__(self):
-        for name, least in (("num_images", 10), ("num_inference_steps", 1), ("seed", 0)):
+        minima = {"num_images": 10, "num_inference_steps": 1, "seed": 0}
+        if self.every_images is not None:
+            minima["every_images"] = 1
+        for name, least in minima.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UserError(f"evaluation: {name} {value!r}: must be a whole number from {least}")

@@ -113,6 +113,16 @@ class Row:
                 found.append(float(value))
         return found
 
+    def course(self) -> dict[int, list[float]]:
+        """FID of every seed that has one, by training images seen; empty unless cells were scored on the way."""
+        found: dict[int, list[float]] = {}
+        for outcome in self.outcomes:
+            summary = outcome.result.summary if outcome is not None and outcome.result is not None else {}
+            for point in summary.get("course", []):
+                if point["fid"] is not None:
+                    found.setdefault(point["images"], []).append(point["fid"])
+        return dict(sorted(found.items()))
+
     @property
     def published(self) -> str:
         """What others have reported here; "" if nothing."""
@@ -230,6 +240,22 @@ def cells_of(study: Study, row: Row, rows: list[Row]) -> list[str]:
     cells = {"family": row.place.family, "setting": row.label, METRICS[study.metric]: row.shown()}
     cells["published"] = row.published or NOT_RUN
     return [cells[name] if name in cells else row.column(name) for name in wanted]
+
+
+def csv_course(study: Study, rows: list[Row]) -> str:
+    """Write the scores in the course of the training, a line for each; "" if there are none."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    lines = []
+    for row in rows:
+        for seed, outcome in zip(study.seeds, row.outcomes, strict=True):
+            summary = outcome.result.summary if outcome is not None and outcome.result is not None else {}
+            for point in summary.get("course", []):
+                lines.append([row.place.family, row.label, seed, point["images"], point["fid"]])
+    if not lines:
+        return ""
+    writer.writerows([["family", "setting", "seed", "images", "fid"], *lines])
+    return buffer.getvalue()
 
 
 def csv_cells(study: Study, rows: list[Row]) -> str:

@@ -73,7 +73,7 @@ def client(hub, tmp_path):
     def run(*command, token: str | None = "hf_test") -> tuple[int, str, str]:
         environment = hub.environment(tmp_path / "home", token)
         result = subprocess.run(
-            [sys.executable, "-c", *command], capture_output=True, text=True, env=environment, timeout=120
+            [sys.executable, "-c", *command], capture_output=True, text=True, env=environment, timeout=300
         )
         return result.returncode, result.stdout, result.stderr
 

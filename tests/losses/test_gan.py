@@ -12,6 +12,7 @@ FAKE_LOGITS = torch.tensor([0.7, -2.6])
 SMOOTHING = 0.2
 # softplus(x) = log(1 + exp(x)), to seven places; softplus(-x) = softplus(x) - x.
 SOFTPLUS = {-2.6: 0.0716446, -2.2: 0.1050833, -1.3: 0.2410085, -0.6: 0.4374880, 0.4: 0.9130152, 0.7: 1.1031860}
+SOFTPLUS |= {-3.05: 0.0462717, -2.25: 0.1002066, -0.55: 0.4554925, 0.25: 0.8259394}
 # (loss, discriminator's loss, with label smoothing, generator's loss): worked out by hand.
 CASES = [
     (
@@ -35,6 +36,26 @@ CASES = [
         (SOFTPLUS[-0.6] + SOFTPLUS[-2.2]) / 2,
         (SOFTPLUS[-0.6] + SOFTPLUS[-2.2]) / 2,
         (SOFTPLUS[-0.6] + 0.6 + SOFTPLUS[-2.2] + 2.2) / 2,
+    ),
+    # The mean of the real logits is 0.45 and that of the fake ones -0.95. So the real images are 2.25 and 0.55 above
+    # the mean of the fake ones, and the fake images 0.25 above and 3.05 below that of the real ones.
+    (
+        "relativistic_average",
+        (SOFTPLUS[-2.25] + SOFTPLUS[-0.55]) / 2 + (SOFTPLUS[0.25] + SOFTPLUS[-3.05]) / 2,
+        (SOFTPLUS[-2.25] + SOFTPLUS[-0.55]) / 2 + (SOFTPLUS[0.25] + SOFTPLUS[-3.05]) / 2,
+        (SOFTPLUS[0.25] - 0.25 + SOFTPLUS[-3.05] + 3.05) / 2 + (SOFTPLUS[-2.25] + 2.25 + SOFTPLUS[-0.55] + 0.55) / 2,
+    ),
+    (
+        "relativistic_average_least_squares",
+        (1.25**2 + 0.45**2) / 2 + (1.25**2 + 2.05**2) / 2,
+        (1.25**2 + 0.45**2) / 2 + (1.25**2 + 2.05**2) / 2,
+        (0.75**2 + 4.05**2) / 2 + (3.25**2 + 1.55**2) / 2,
+    ),
+    (
+        "relativistic_average_hinge",
+        (0 + 0.45) / 2 + (1.25 + 0) / 2,
+        (0 + 0.45) / 2 + (1.25 + 0) / 2,
+        (0.75 + 4.05) / 2 + (3.25 + 1.55) / 2,
     ),
 ]
 every_loss = pytest.mark.parametrize("name", GAN_LOSSES)
@@ -101,15 +122,15 @@ def test_the_losses_with_labels_are_those_that_say_so():
 def test_a_loss_tells_truly_whether_its_generator_looks_at_the_real_logits(name):
     loss = GAN_LOSSES[name]
     other = loss.generator(REAL_LOGITS * 3 - 1, FAKE_LOGITS)
-    assert loss.compares_pairs == (not torch.equal(loss.generator(REAL_LOGITS, FAKE_LOGITS), other))
+    assert loss.compares_sides == (not torch.equal(loss.generator(REAL_LOGITS, FAKE_LOGITS), other))
 
 
 @every_loss
-def test_a_loss_that_compares_pairs_and_no_other_cares_which_fake_image_stands_beside_which_real_one(name):
+def test_the_paired_relativistic_loss_and_no_other_cares_which_fake_image_stands_beside_which_real_one(name):
     loss, swapped = GAN_LOSSES[name], FAKE_LOGITS.flip(0)
     for function in (lambda real, fake: loss.discriminator(real, fake, 0.1), loss.generator):
         difference = float(function(REAL_LOGITS, FAKE_LOGITS) - function(REAL_LOGITS, swapped))
-        assert (abs(difference) > 0.01) == loss.compares_pairs
+        assert (abs(difference) > 0.01) == (name == "relativistic")
 
 
 @pytest.mark.parametrize("name", [name for name, loss in GAN_LOSSES.items() if loss.boundary is not None])
@@ -138,14 +159,14 @@ def test_the_boundary_of_the_hinge_is_the_middle_of_its_margins():
 
 def test_the_losses_without_a_boundary_do_not_change_when_all_logits_rise_by_the_same():
     unbounded = {name: loss for name, loss in GAN_LOSSES.items() if loss.boundary is None}
-    assert unbounded.keys() == {"wasserstein", "relativistic"}
+    assert unbounded.keys() == {"wasserstein"} | {name for name in GAN_LOSSES if name.startswith("relativistic")}
     for loss in unbounded.values():
         before = loss.discriminator(REAL_LOGITS, FAKE_LOGITS, 0.0)
         after = loss.discriminator(REAL_LOGITS + 2.3, FAKE_LOGITS + 2.3, 0.0)
         assert float(after) == pytest.approx(float(before), rel=1e-6)
-    loss = GAN_LOSSES["relativistic"]
-    after = loss.generator(REAL_LOGITS + 2.3, FAKE_LOGITS + 2.3)
-    assert float(after) == pytest.approx(float(loss.generator(REAL_LOGITS, FAKE_LOGITS)), rel=1e-6)
+    for loss in (loss for loss in unbounded.values() if loss.compares_sides):
+        after = loss.generator(REAL_LOGITS + 2.3, FAKE_LOGITS + 2.3)
+        assert float(after) == pytest.approx(float(loss.generator(REAL_LOGITS, FAKE_LOGITS)), rel=1e-6)
 
 
 @every_loss

@@ -72,6 +72,40 @@ def test_a_normalisation_of_features_stands_behind_every_convolution_but_the_fir
     assert not [module for module in (network.conv_in, network.conv_out) if not isinstance(module, nn.Conv2d)]
 
 
+@pytest.mark.parametrize("upsampling", ["transposed", "nearest"])
+def test_the_sngan_generator_ends_with_a_convolution_of_as_many_pixels_as_the_image_has(upsampling):
+    def up(coarse: int, fine: int) -> list[nn.Module]:
+        if upsampling == "transposed":
+            doubling = [nn.ConvTranspose2d(coarse, fine, 4, 2, 1, bias=False)]
+        else:
+            doubling = [nn.UpsamplingNearest2d(scale_factor=2), nn.Conv2d(coarse, fine, 3, 1, 1, bias=False)]
+        return [*doubling, nn.BatchNorm2d(fine), nn.ReLU()]
+
+    class ChannelsFirst(nn.Module):  # the dense layer's numbers are pixel by pixel
+        def forward(self, stem: torch.Tensor) -> torch.Tensor:
+            return stem.unflatten(1, (16, 24)).transpose(1, 2).unflatten(2, (4, 4))
+
+    chain = [nn.Linear(6, 24 * 16), ChannelsFirst(), *up(24, 12), *up(12, 6), *up(6, 3), nn.Conv2d(3, 3, 3, 1, 1)]
+    network = tiny("SNGANConvGenerator", upsampling=upsampling)
+    assert_same_answers(nn.Sequential(*chain, nn.Tanh()), network, "SNGANConvGenerator")
+
+
+@pytest.mark.parametrize("normalization", ["batch", "instance", "none"])
+def test_the_sngan_discriminator_halves_by_kernels_of_4_pixels_between_kernels_of_3(normalization):
+    def convolution(fine: int, coarse: int, *shape: int) -> list[nn.Module]:
+        if normalization == "none":
+            return [nn.Conv2d(fine, coarse, *shape), nn.LeakyReLU(0.1)]
+        norm = nn.BatchNorm2d(coarse) if normalization == "batch" else nn.InstanceNorm2d(coarse, affine=True)
+        return [nn.Conv2d(fine, coarse, *shape, bias=False), norm, nn.LeakyReLU(0.1)]
+
+    chain = [nn.Conv2d(3, 3, 3, 1, 1), nn.LeakyReLU(0.1)]
+    for fine, coarse in ((3, 6), (6, 12), (12, 24)):
+        chain += [*convolution(fine, fine, 4, 2, 1), *convolution(fine, coarse, 3, 1, 1)]
+    chain += [nn.Flatten(), nn.Linear(24 * 16, 1)]
+    network = tiny("SNGANConvDiscriminator", normalization=normalization)
+    assert_same_answers(nn.Sequential(*chain), network, "SNGANConvDiscriminator")
+
+
 def test_study_b_s_generator_is_a_dense_layer_and_a_chain_of_convolutions_with_leaky_relus():
     chain = [nn.Linear(6, 32 * 4), nn.Unflatten(1, (32, 2, 2))]
     for wide, narrow in itertools.pairwise((32, 16, 8, 4, 2)):

@@ -13,6 +13,8 @@ from hfgen.models import (
     DCGAN256Generator,
     DCGANDiscriminator,
     DCGANGenerator,
+    SNGANConvDiscriminator,
+    SNGANConvGenerator,
     SNGANDiscriminator,
     SNGANGenerator,
 )
@@ -119,6 +121,23 @@ def test_the_default_sngan_goes_from_64_channels_to_1024():
     assert (generator.conv_out.in_channels, discriminator.linear_out.in_features) == (64, 512)
 
 
+def test_the_convolutional_sngan_has_the_widths_of_table_3_at_32_pixels():
+    with torch.device("meta"):
+        generator, discriminator = SNGANConvGenerator(32), SNGANConvDiscriminator(32)
+    shape = [
+        (module.in_channels, module.out_channels, module.kernel_size[0], module.stride[0])
+        for module in discriminator.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    assert shape == [
+        *[(3, 64, 3, 1), (64, 64, 4, 2), (64, 128, 3, 1), (128, 128, 4, 2)],
+        *[(128, 256, 3, 1), (256, 256, 4, 2), (256, 512, 3, 1)],
+    ]
+    up = [module for module in generator.modules() if isinstance(module, nn.ConvTranspose2d)]
+    assert (generator.stem.in_features, generator.stem.out_features) == (128, 512 * 16)
+    assert [(module.in_channels, module.out_channels) for module in up] == pairs(512, 256, 128, 64)
+
+
 # ---------------------------------------------------------------------------------------------------- initial weights
 
 
@@ -178,12 +197,20 @@ def test_the_initial_weights_of_an_sngan_are_glorot_s_with_a_gain_of_root_2_in_t
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("DCGANDiscriminator", {"normalization": "spectral"}), ("SNGANDiscriminator", {})]
+    ("name", "options"),
+    [
+        ("DCGANDiscriminator", {"normalization": "spectral", "spectral_scale": 1.0}),
+        ("DCGANDiscriminator", {"normalization": "spectral"}),
+        ("SNGANConvDiscriminator", {"normalization": "spectral", "spectral_scale": 1.0}),
+        ("SNGANConvDiscriminator", {"normalization": "spectral"}),
+        ("SNGANDiscriminator", {}),
+    ],
 )
-def test_spectral_norm_brings_the_largest_singular_value_of_every_weight_to_one(name, options):
+def test_spectral_norm_brings_the_largest_singular_value_of_every_weight_to_its_scale(name, options):
     network = tiny(name, base_channels=4, **options).train()
     layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    assert len(layers) == (4 if name == "DCGANDiscriminator" else 12)
+    assert len(layers) == {"DCGANDiscriminator": 4, "SNGANConvDiscriminator": 8, "SNGANDiscriminator": 12}[name]
+    expected = network.config.get("spectral_scale", 1)
     with torch.no_grad():
         for seed, layer in enumerate(layers):  # other weights than those it was prepared for
             weight = layer.parametrizations.weight.original
@@ -192,7 +219,8 @@ def test_spectral_norm_brings_the_largest_singular_value_of_every_weight_to_one(
             network(inputs(name, count=1))
     network.eval()
     for layer in layers:
-        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-3)
+        norm = torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item()
+        assert norm == pytest.approx(expected, abs=1e-3 * expected)
 
 
 @pytest.mark.parametrize(

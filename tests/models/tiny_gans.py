@@ -10,6 +10,8 @@ from hfgen.models import (
     DCGAN256Generator,
     DCGANDiscriminator,
     DCGANGenerator,
+    SNGANConvDiscriminator,
+    SNGANConvGenerator,
 )
 
 
@@ -17,9 +19,11 @@ from hfgen.models import (
 # discriminator that joins `hfgen.models` joins this table.
 TINY = {
     "DCGANGenerator": {"latent_dim": 6, "base_channels": 3},
-    "DCGANDiscriminator": {"base_channels": 3, "normalization": "instance"},
+    "DCGANDiscriminator": {"base_channels": 3, "normalization": "instance", "spectral_scale": 1.5},
     "DCGAN256Generator": {"latent_dim": 6, "stem_channels": 32},
     "DCGAN256Discriminator": {"base_channels": 3, "dropout": 0.2},
+    "SNGANConvGenerator": {"latent_dim": 6, "base_channels": 3, "upsampling": "nearest"},
+    "SNGANConvDiscriminator": {"base_channels": 3, "normalization": "instance", "spectral_scale": 1.5},
     "SNGANGenerator": {"latent_dim": 6, "base_channels": 3},
     "SNGANDiscriminator": {"base_channels": 3},
 }
@@ -31,16 +35,25 @@ DISCRIMINATORS = [
     ("DCGANDiscriminator", {"normalization": "spectral"}, False),
     ("DCGANDiscriminator", {"normalization": "none"}, False),
     ("DCGAN256Discriminator", {}, True),
+    ("SNGANConvDiscriminator", {"normalization": "batch"}, True),
+    ("SNGANConvDiscriminator", {"normalization": "instance"}, False),
+    ("SNGANConvDiscriminator", {"normalization": "spectral"}, False),
+    ("SNGANConvDiscriminator", {"normalization": "none"}, False),
     ("SNGANDiscriminator", {}, False),
 ]
-NORMALIZATIONS = [options["normalization"] for _, options, _ in DISCRIMINATORS if options]
+NORMALIZATIONS = list(dict.fromkeys(options["normalization"] for _, options, _ in DISCRIMINATORS if options))
 # How much larger than the initial ones the weights of an untrained network are here: the signal must reach its end.
-GAINS = {DCGANGenerator: 5, DCGANDiscriminator: 5, DCGAN256Generator: 3, DCGAN256Discriminator: 3}
+GAINS = {
+    **{DCGANGenerator: 5, DCGANDiscriminator: 5, DCGAN256Generator: 3, DCGAN256Discriminator: 3},
+    **{SNGANConvGenerator: 9, SNGANConvDiscriminator: 9},
+}
 every_generator = pytest.mark.parametrize("name", GENERATORS)
 every_discriminator = pytest.mark.parametrize(("name", "options", "mixes"), DISCRIMINATORS)
 every_variant = pytest.mark.parametrize(
     ("name", "options"),
-    [(name, {}) for name in GENERATORS] + [(name, options) for name, options, _ in DISCRIMINATORS],
+    [(name, {}) for name in GENERATORS]
+    + [("SNGANConvGenerator", {"upsampling": "transposed"})]
+    + [(name, options) for name, options, _ in DISCRIMINATORS],
 )
 
 

@@ -7,7 +7,15 @@ import pytest
 
 import hfgen
 from hfgen.errors import UserError
-from hfgen.studies.cells import Cell, Study, expand, images_per_step, with_budget
+from hfgen.studies.cells import (
+    ALL_CHECKPOINTS,
+    Cell,
+    Study,
+    expand,
+    images_per_step,
+    scores_on_the_way,
+    with_budget,
+)
 from hfgen.studies.study_file import Budget, Evaluation, Family, StudyFile, find_scripts
 
 
@@ -234,6 +242,22 @@ def test_a_learning_rate_that_falls_to_the_last_step_needs_to_know_it(scheduler)
     assert settings_of(study_of(families, budget=Budget(steps=5)), "lr_scheduler") == [scheduler]
     families = {"VAE": Family("vae", settings={"lr_scheduler": "constant"})}
     assert settings_of(study_of(families, budget=Budget(minutes=5)), "lr_scheduler") == ["constant"]
+
+
+@pytest.mark.parametrize(("every", "steps", "scores"), [(32, 4, 2), (33, 5, 2), (64, 8, 1), (96, 12, 0), (500, 63, 0)])
+def test_where_scores_are_asked_for_on_the_way_a_checkpoint_is_kept(every, steps, scores):
+    study = study_of(
+        budget=Budget(images=96), evaluation=Evaluation(10, every_images=every), settings={"batch_size": 8}
+    )
+    (cell,) = study.cells.values()
+    assert cell.settings["checkpoint_every"] == steps and cell.settings["checkpoints_total_limit"] == ALL_CHECKPOINTS
+    assert scores_on_the_way(cell) == scores
+
+
+def test_without_scores_on_the_way_checkpoints_are_as_the_settings_say():
+    (cell,) = study_of(settings={"checkpoint_every": 3}).cells.values()
+    assert (cell.settings["checkpoint_every"], cell.settings["checkpoints_total_limit"]) == (3, 2)
+    assert scores_on_the_way(cell) == 0
 
 
 # ------------------------------------------------------------------------------------------------- names of folders

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from demo_pages import Complaints, browser
+from demo_pages import Complaints, browser, patient
 from made_up_studies import RATES, broken, diverged, losses, outcomes, study, trained
 
 from hfgen.studies.report import write_report
@@ -40,7 +40,7 @@ def opened(tmp_path_factory):
     write_report(made, found, folder)
     address = (folder / "index.html").as_uri()
     with browser() as chromium:
-        page = chromium.new_page()
+        page = patient(chromium.new_page())
         yield chromium, address, page, Complaints(page, address)
 
 
@@ -213,7 +213,7 @@ def test_each_sheet_stands_in_the_page_once_as_sheets_make_most_of_its_size(page
 def test_without_scripts_the_tables_samples_and_reasons_are_there(opened):
     chromium, address, *_ = opened
     context = chromium.new_context(java_script_enabled=False)
-    page = context.new_page()
+    page = patient(context.new_page())
     page.goto(address)
     text = page.locator("body").inner_text()
     assert text.count("45 ± 7.1") == 2 and "not run yet: " in text and "the best of its family" in text

@@ -10,13 +10,14 @@ from made_up_studies import RATES, broken, diverged, losses, outcomes, study, tr
 
 from hfgen.errors import UserError
 from hfgen.studies.launch import Workplace
+from hfgen.studies.pictures import draw_score_curves
 from hfgen.studies.report import FILES, MAX_REASON, endings, statements, write_report
 from hfgen.studies.storage import Outcome
 from hfgen.studies.study_file import Budget, Evaluation
 from hfgen.studies.table import rows_of
 
 
-PICTURES = ("curves.png", "samples.jpg", "denoising.jpg")
+PICTURES = ("curves.png", "samples.jpg", "denoising.jpg", "scores.png")
 
 
 def written(folder, made, *by_place):
@@ -38,7 +39,7 @@ def places_of(page):
 def test_the_report_holds_every_file_that_it_names(tmp_path):
     made = study({"GAN": RATES[:1], "DDPM": RATES[:1]}, methods={"DDPM": "ddpm"})
     files = written(tmp_path / "report", made, trained(curve=losses(2.0, 1.0)), trained(strip=True))
-    assert sorted(files) == sorted([*FILES, *PICTURES])
+    assert sorted(files) == sorted([*FILES, *PICTURES[:3]])  # nothing was scored on the way
     named = set(re.findall(r"\]\((\S+?)\)", files["report.md"]))
     assert named == files.keys() - {"report.md"}
     assert json.loads(files["study.json"])["cells"].keys() == made.cells.keys()
@@ -53,6 +54,30 @@ def test_a_study_in_which_nothing_has_ended_has_a_report(tmp_path):
     assert f"not run yet: {names}\n" in files["report.md"] and f"not run yet: {names}\n" in files[
         "index.html"
     ].replace("</li>", "")
+
+
+def test_scores_on_the_way_have_a_picture_and_a_file(tmp_path):
+    made = study({"GAN": RATES[:2]}, seeds=(0, 1))
+    course = [{"images": 8, "fid": 300.5}, {"images": 16, "fid": None}, {"images": 24, "fid": 100.0}]
+    figures = [trained(course=course), trained(course=course[:1])]
+    files = written(tmp_path / "report", made, figures, [None, trained()])
+    assert files["course.csv"].splitlines() == [
+        "family,setting,seed,images,fid",
+        "GAN,learning_rate 1e-4,0,8,300.5",
+        "GAN,learning_rate 1e-4,0,16,",
+        "GAN,learning_rate 1e-4,0,24,100.0",
+        "GAN,learning_rate 1e-4,1,8,300.5",
+    ]
+    assert "[course.csv](course.csv)" in files["report.md"] and "](scores.png)" in files["report.md"]
+    assert files["scores.png"].startswith(b"\x89PNG")
+    (row, other) = rows_of(made, outcomes(made, figures, [None, trained()]))
+    assert row.course() == {8: [300.5, 300.5], 24: [100.0]} and other.course() == {}
+    figure = draw_score_curves([row, other])
+    assert [line.get_label() for line in figure.axes[0].lines if not line.get_label().startswith("_")] == [
+        "GAN learning_rate 1e-4"
+    ]
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[8, 300.5], [24, 100.0]]
+    assert draw_score_curves([other]) is None
 
 
 def test_a_newer_report_replaces_the_earlier_one(tmp_path):

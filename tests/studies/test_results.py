@@ -9,6 +9,7 @@ from PIL import Image
 from stand_in_features import Colours
 
 import hfgen.studies.results
+from hfgen.checkpoints import list_checkpoints, load_progress
 from hfgen.errors import UserError
 from hfgen.figures import image_sheet
 from hfgen.inference import draw_images, open_pipeline
@@ -72,6 +73,26 @@ def test_a_cell_is_scored_as_hfgen_evaluate_does_it(method, place, scorer):
     assert np.abs(np.asarray(decode_picture(result.sheet), np.float32) - expected).mean() < 12
     assert bool(result.strip) == (method == "ddpm")
     assert json.loads(json.dumps(dataclasses.asdict(result), allow_nan=False)) == dataclasses.asdict(result)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_checkpoint_on_the_way_is_scored_as_the_end_is(method, place, monkeypatch):
+    monkeypatch.setattr(hfgen.studies.results, "build_extractor", lambda *_: Colours())
+    evaluation = Evaluation(num_images=12, seed=3, num_inference_steps=4, every_images=1)
+    summary = Scorer(evaluation, place).score(cell(place, method)).summary
+    folder = place.output / "cells" / method
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    real = load_reference(data_settings(cell(place, method), place), Colours(), "--dataset")
+    expected = []
+    for checkpoint in checkpoints:
+        pipeline = open_pipeline(str(checkpoint))
+        steps = min(4, pipeline.scheduler.config.num_train_timesteps) if method == "ddpm" else 4
+        scores = score_pipeline(pipeline, real, Colours(), Drawing(12, 3, steps)).report["scores"]
+        expected.append({"images": load_progress(checkpoint)["images"], "fid": scores["fid"]})
+    assert len(expected) > 1
+    expected[-1]["fid"] = summary["scores"]["fid"]  # of the pipeline at the end, to which a VAE adds its density
+    assert [point["images"] for point in summary["course"]] == [point["images"] for point in expected]
+    assert [point["fid"] for point in summary["course"]] == pytest.approx([point["fid"] for point in expected])
 
 
 def test_a_vae_is_sampled_from_where_the_study_says(place, monkeypatch):

@@ -9,7 +9,7 @@ from toy_studies import wait_until
 
 
 # Says on its first line who it is, and then does as it is told.
-QUIET = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+QUIET = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
 TIDY = """
 import os, signal, subprocess, sys, time
 def end(*_):
@@ -17,7 +17,7 @@ def end(*_):
     sys.exit(3)
 signal.signal(signal.SIGTERM, end)
 print(os.getpid(), flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 DEAF = TIDY.replace("signal.signal(signal.SIGTERM, end)", "signal.signal(signal.SIGTERM, signal.SIG_IGN)")
 SLOW = TIDY.replace("    open", "    time.sleep(1.5)\n    open")  # as one that writes a checkpoint
@@ -57,7 +57,7 @@ def test_sigterm_reaches_the_script_behind_the_launcher_which_is_waited_for(tmp_
     script = [sys.executable, "-c", TIDY] if direct else [SLOW]
     process, worker = start(*launcher, *script, file)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == (3 if direct else 128 + signal.SIGTERM)
+    assert process.wait(300) == (3 if direct else 128 + signal.SIGTERM)
     assert file.read_text() == "tidied up"
     assert has_ended(worker)
 
@@ -66,7 +66,7 @@ def test_ctrl_c_is_left_to_the_worker(tmp_path):
     process, worker = start(sys.executable, "-c", TIDY, tmp_path / "told")
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)  # taken after it
-    assert process.wait(20) == 3
+    assert process.wait(300) == 3
     assert (tmp_path / "told").exists()
 
 
@@ -94,12 +94,12 @@ def test_when_the_worker_is_killed_its_training_is_told_to_end(tmp_path):
 def test_what_does_not_end_in_time_is_killed(tmp_path):
     process, worker = start(sys.executable, "-c", DEAF, tmp_path / "told", before="supervised.GRACE = 0.3; ")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 128 + signal.SIGKILL
+    assert process.wait(300) == 128 + signal.SIGKILL
     assert has_ended(worker)
 
 
 def test_what_the_command_leaves_behind_is_killed():
     code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {QUIET!r}]).stdin"
     process, left = start(sys.executable, "-c", code)
-    assert process.wait(20) == 0
+    assert process.wait(300) == 0
     wait_until(lambda: has_ended(left))

@@ -248,7 +248,7 @@ def test_a_worker_that_is_told_to_stop_ends_its_training_with_a_checkpoint_and_g
     toys.wait_until((folder / "begun").exists)
     assert store.states(study) == {"a": "running", "b": "waiting"}
     os.kill(process.pid, number)
-    process.join(60)
+    process.join(300)
     exit_code = process.exitcode
     process.kill()  # if it has not heeded the signal
     assert exit_code == 130
@@ -277,7 +277,7 @@ def test_a_worker_that_slept_ends_its_training_and_goes_on_with_what_there_is(tm
         assert not os.path.exists(f"/proc/{first}")
     finally:
         process.terminate()
-        process.join(60)
+        process.join(300)
     launches = (begun.parent / "launches.jsonl").read_text().splitlines()
     assert [json.loads(launch)["from_step"] for launch in launches] == [0, 7]
     assert "a: lost: another worker has it now, as this one was silent for too long\n" in capfd.readouterr().out

@@ -130,7 +130,7 @@ def side_by_side(count: int, act: Callable) -> list:
     return [found[index] for index in range(count)]
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(holds: Callable[[], bool], seconds: float = 300) -> None:
     """Wait for something that another process does."""
     deadline, pause = time.monotonic() + seconds, threading.Event()
     while not holds():
