@@ -214,7 +214,11 @@ def curves(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs, finished or not")],
     output: Annotated[Path, typer.Option("--output", help="the picture; png, pdf or svg")] = Path("curves.png"),
     reference: Annotated[
-        bool, typer.Option("--reference", help="among the FID curves of the presets; needs runs with --evaluate_every")
+        bool,
+        typer.Option(
+            "--reference",
+            help="draw FID (of runs with --evaluate_every) among the curves of the presets",
+        ),
     ] = False,
 ) -> None:
     """Draw the losses and scores of runs against steps and against time."""

@@ -24,6 +24,8 @@ MAY_CHANGE_NOTE = " [may change on resume]"
 def setting(default: Any, help_text: str, *, may_change: bool = False) -> Any:
     """Declare a field of a settings dataclass.
 
+    A new setting's default is what hfgen did without it, unless it may change: so runs made before it can be resumed.
+
     Args:
         default: its value when neither the command line nor a preset gives one.
         help_text: what `--help` says of it, with its unit.
@@ -140,6 +142,9 @@ def changed_settings(saved: dict[str, Any], *settings: Any) -> list[str]:
         for field in dataclasses.fields(part)
         if field.metadata["help"].endswith(MAY_CHANGE_NOTE)
     }
+    # A setting that came later than the run: its default must be what hfgen did before, or it may change.
+    defaults = {field.name: field.default for part in settings for field in dataclasses.fields(part)}
+    saved = {**{key: value for key, value in defaults.items() if value is not dataclasses.MISSING}, **saved}
     # Through JSON, because tuples come back as lists.
     now = json.loads(json.dumps(now))
     return [

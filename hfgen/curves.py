@@ -42,14 +42,14 @@ def draw_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ())
     folder's name, or by the whole path if two folders have the same name.
 
     Raises:
-        UserError: if a folder holds no log, or if there are references but no FID to compare with them.
+        UserError: if a folder holds no log.
     """
     same_names = len({run.resolve().name for run in runs}) < len(runs)
     logs = {str(run) if same_names else run.resolve().name: read_metrics(run) for run in runs}
     found = {name for log in logs.values() for entry in log for name in entry}
     names = [*sorted(filter(_is_loss, found)), *(name for name in SCORES if name in found)]
-    if references and "fid" not in names:
-        raise UserError("--reference: none of these runs has been scored yet; train with --evaluate_every")
+    if references and "fid" not in names:  # none of the runs has been scored; the references can be looked at
+        names.append("fid")
     figure = Figure(figsize=(12, 3.2 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 2, squeeze=False)
     for (by_step, by_time), name in zip(axes, names, strict=True):
@@ -75,12 +75,13 @@ def compared_with_references(run: Path) -> str:
     scored = [entry for entry in read_metrics(run) if "fid" in entry]
     if not scored:
         return "not scored yet: train with --evaluate_every"
-    settings = json.loads((run / "training_config.json").read_text())
-    newest = scored[-1]
-    _, told = compare_with_reference(settings, settings["evaluate_num_images"], newest["images"], newest["fid"])
+    file, newest = run / "training_config.json", scored[-1]
+    settings = json.loads(file.read_text()) if file.is_file() else {}
+    count = settings.get("evaluate_num_images", 0)
+    _, told = compare_with_reference(settings, count, newest["images"], newest["fid"])
     return told or (
         "no reference curve is of these settings, this size, so few images and so many scored ones "
-        f"(--evaluate_num_images {settings['evaluate_num_images']})"
+        f"(--evaluate_num_images {count})"
     )
 
 
@@ -89,7 +90,8 @@ def _draw_references(by_images: Axes, by_time: Axes, references: Sequence[Refere
         images, minutes, fids = zip(*curve.points, strict=True)
         for ax, places in ((by_images, images), (by_time, minutes)):
             style = (0, (1 + number, 2))
-            ax.plot(places, fids, label=f"preset {curve.preset}", color="grey", linestyle=style, linewidth=1)
+            label = f"preset {curve.preset}"
+            ax.plot(places, fids, label=label, color="grey", linestyle=style, linewidth=1, marker=".")
     by_images.set(xlabel="training images seen", yscale="log")
     by_time.set(yscale="log")
     about = dict.fromkeys(curve.about for curve in references)

@@ -53,11 +53,15 @@ def recomputed_statistics(network: nn.Module, batches: Sequence[torch.Tensor]) -
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
-    if norms and batches:
-        update_bn(batches, network)
+    training, momenta = network.training, [norm.momentum for norm in norms]
     try:
+        if norms and batches:
+            update_bn(batches, network)
         yield
     finally:
+        network.train(training)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
         for norm, buffers in zip(norms, kept, strict=True):
             norm.load_state_dict(buffers, strict=False)
 

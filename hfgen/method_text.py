@@ -176,7 +176,7 @@ def _gan_departures(settings: dict[str, Any]) -> list[str]:
         told.append(f"each normalised weight multiplied by {settings['spectral_scale']:g}")
     if settings.get("upsampling") == "nearest":
         told.append("upsampling by repeated pixels and a convolution instead of transposed convolutions")
-    if settings.get("statistics_images"):
+    if settings.get("statistics_images") and settings.get("network") != "dcgan256":  # whose generator has no BatchNorm
         told.append("BatchNorm's statistics computed anew for the averaged generator")
     augment = {
         "auto": "augmentation of what the discriminator sees, chosen by the number of images",

@@ -68,7 +68,8 @@ def reference_of(settings: dict[str, Any], num_images: int) -> ReferenceCurve | 
         num_images: generated images that its FID is of.
     """
     for curve in read_reference_curves():
-        if curve.num_images == num_images and curve.settings.items() <= settings.items():
+        same = all(settings.get(name) == value for name, value in curve.settings.items())
+        if curve.num_images == num_images and same:
             return curve
     return None
 
@@ -93,11 +94,12 @@ def compare_with_reference(settings: dict[str, Any], num_images: int, images: in
     return fid > FAR_BEHIND * expected, f"{told}{expected:.0f} ({curve.about})"
 
 
-def curve_of(run: Path, preset: str, about: str) -> dict[str, Any]:
+def curve_of(run: Path, log: list[dict[str, Any]], preset: str, about: str) -> dict[str, Any]:
     """Make an entry of `reference_curves.json` from a run.
 
     Args:
-        run: its folder, with scores in the log.
+        run: its folder.
+        log: of it, with scores; see `hfgen.curves.read_metrics`.
         preset: that it was trained with.
         about: see `ReferenceCurve`.
 
@@ -106,8 +108,7 @@ def curve_of(run: Path, preset: str, about: str) -> dict[str, Any]:
     """
     settings = json.loads((run / "training_config.json").read_text())
     points, images, minutes = [], 0, 0.0
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        entry = json.loads(line)
+    for entry in log:
         minutes += (entry["images"] - images) / entry["images_per_second"] / 60
         images = entry["images"]
         if "fid" in entry:

@@ -139,8 +139,8 @@ class RunEvaluation:
         behind, told = compare_with_reference(run.all_settings, count, run.step * run.images_per_step, fid)
         if behind and not self._was_behind:
             run.warn(
-                f"{told}. Other data have other figures; but if yours are no harder, look at --batch_size, at the "
-                "learning rates and at the samples"
+                f"{told}. Other data have other figures; if yours are no harder, look at the samples, at what "
+                "--augment chose and at --learning_rate_d"
             )
         self._was_behind = self._was_behind or behind
 

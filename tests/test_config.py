@@ -112,6 +112,11 @@ def test_changed_settings_are_listed_unless_they_may_change():
     assert changed_settings(saved, *now) == ["steps: 10 -> 11"]
 
 
-def test_a_setting_that_the_saved_run_did_not_have_counts_as_changed():
-    saved = settings_to_dict(First())
-    assert changed_settings(saved, First(), Second()) == ["kind: None -> 'a'"]
+def test_a_setting_that_came_after_a_run_counts_as_its_default():
+    @dataclass
+    class Later:
+        steps: int = setting(3, "updates")
+        scale: float = setting(1.0, "new")
+
+    assert changed_settings({"steps": 3}, Later()) == []
+    assert changed_settings({"steps": 3}, Later(scale=2.0)) == ["scale: 1.0 -> 2.0"]

@@ -9,8 +9,7 @@ from typer.testing import CliRunner
 
 from hfgen import reference_curves, run_evaluation
 from hfgen.cli import app
-from hfgen.curves import draw_curves
-from hfgen.errors import UserError
+from hfgen.curves import compared_with_references, draw_curves, read_metrics
 from hfgen.reference_curves import FAR_BEHIND, ReferenceCurve, compare_with_reference, curve_of, read_reference_curves
 
 
@@ -78,9 +77,9 @@ def test_a_run_is_drawn_among_the_references_against_images(tmp_path, references
     }
 
 
-def test_without_a_score_there_is_nothing_to_compare(tmp_path, references):
-    with pytest.raises(UserError, match="--reference: none of these runs has been scored yet"):
-        draw_curves([scored_run(tmp_path / "mine", fid=None)], references)
+def test_without_a_score_the_references_stand_alone(tmp_path, references):
+    figure = draw_curves([scored_run(tmp_path / "mine", fid=None)], references)
+    assert [line.get_label() for line in figure.axes[-2].lines if len(line.get_xydata())] == ["preset toy"]
 
 
 def test_the_command_says_where_each_run_is(tmp_path, references):
@@ -92,13 +91,22 @@ def test_the_command_says_where_each_run_is(tmp_path, references):
     assert f"{runs[1]}: not scored yet: train with --evaluate_every" in told
 
 
+def test_a_run_of_another_family_or_without_settings_has_no_reference(tmp_path, references):
+    run = scored_run(tmp_path / "mine")
+    for settings in ({"loss": "l1", "evaluate_num_images": 12}, {}):
+        (run / "training_config.json").write_text(json.dumps(settings))
+        assert compared_with_references(run).startswith("no reference curve is of these settings")
+    (run / "training_config.json").unlink()
+    assert compared_with_references(run).startswith("no reference curve is of these settings")
+
+
 def test_a_curve_is_made_of_a_run_s_scores_and_of_the_minutes_of_its_updates(tmp_path):
     log = [(40, 10.0, None), (80, 20.0, 300.26), (200, 40.0, None), (320, 20.0, 99.99)]
     lines = [{"images": images, "images_per_second": speed, "fid": fid} for images, speed, fid in log]
     lines = [{key: value for key, value in line.items() if value is not None} for line in lines]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     (tmp_path / "training_config.json").write_text(json.dumps({**SETTINGS, "network": "dcgan"}))
-    assert curve_of(tmp_path, "toy", "toys") == {
+    assert curve_of(tmp_path, read_metrics(tmp_path), "toy", "toys") == {
         "preset": "toy",
         "settings": {"batch_size": 4, "loss": "hinge", "network": "dcgan"},
         "num_images": 12,

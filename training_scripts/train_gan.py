@@ -6,6 +6,7 @@
 Presets: dcgan, dcgan256, lsgan, sngan, wgan_gp. All settings: `--help`. One step is one update of the generator.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -98,6 +99,7 @@ class GANSettings:
         1024,
         "generated images from which BatchNorm's statistics are computed anew before the averaged generator is "
         "sampled, scored or saved; 0: an average of the statistics of training",
+        may_change=True,
     )
     augment: Literal["auto", "none", "diffaugment", "ada"] = setting(
         "auto",
@@ -365,7 +367,7 @@ def statistics_latents(settings: GANSettings, run: Run) -> list[torch.Tensor]:
         return []
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, "statistics"))
     latents = draw_latents(settings.statistics_images, settings.latent_dim, numbers).to(run.device)
-    return list(latents.split(64))
+    return list(latents.chunk(math.ceil(len(latents) / 64)))  # of about the same size, as each counts alike
 
 
 if __name__ == "__main__":

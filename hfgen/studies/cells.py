@@ -225,7 +225,7 @@ def _cell(file: StudyFile, scripts: Path, family_name: str, point: dict[str, Any
     try:
         script = load_method(scripts, family.method)
         settings = with_budget(_resolve(script, family.preset, {**QUIET, **own}), file.budget)
-        settings = with_scores_on_the_way(settings, file.evaluation)
+        settings = with_scores_on_the_way(settings, own, file.evaluation)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     if family.device == "cuda" and settings["cpu"]:
@@ -269,10 +269,17 @@ def with_budget(settings: dict[str, Any], budget: Budget) -> dict[str, Any]:
     return {**settings, "max_train_steps": steps}
 
 
-def with_scores_on_the_way(settings: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
-    """Return the settings of a cell with a checkpoint kept wherever the evaluation asks for a score."""
+def with_scores_on_the_way(settings: dict[str, Any], own: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
+    """Return the settings of a cell with a checkpoint kept wherever the evaluation asks for a score.
+
+    Raises:
+        UserError: if those that the study gives itself, `own`, say something else of checkpoints.
+    """
     if evaluation.every_images is None:
         return settings
+    for name in ("checkpoint_every", "checkpoints_total_limit"):
+        if name in own:
+            raise UserError(f"settings: {name}: evaluation: every_images decides it; leave one out")
     every = math.ceil(evaluation.every_images / images_per_step(settings))
     return {**settings, "checkpoint_every": every, "checkpoints_total_limit": ALL_CHECKPOINTS}
 

@@ -55,7 +55,7 @@ def draw_loss_curves(rows: list[Row]) -> Figure | None:
 
 
 def draw_score_curves(rows: list[Row]) -> Figure | None:
-    """Plot FID against training images: a line for each place, through the means of its seeds, which are points.
+    """Plot FID against training images: a line for each place, through the means of all its seeds, which are points.
 
     Returns:
         None if no cell was scored in the course of its training.
@@ -69,15 +69,17 @@ def draw_score_curves(rows: list[Row]) -> Figure | None:
             continue
         name = _plain(" ".join(filter(None, (row.place.family, row.label))), TITLE_LENGTH)
         style = ("-", "--", ":")[index // 10 % 3]
-        ax.plot(list(points), [np.mean(found) for found in points.values()], style, color=f"C{index % 10}", label=name)
+        most = max(map(len, points.values()))
+        means = {images: np.mean(found) for images, found in points.items() if len(found) == most}
+        ax.plot(list(means), list(means.values()), style, color=f"C{index % 10}", label=f" {name}")
         for images, found in points.items():
             ax.plot([images] * len(found), found, ".", color=f"C{index % 10}")
             lowest = min(lowest, *found)
     if not math.isfinite(lowest):
         return None
     ax.set_yscale("log")
-    ax.yaxis.set_major_formatter("{x:.0f}")
-    ax.yaxis.set_minor_formatter("{x:.0f}")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("{x:g}")
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.set_xlabel("training images seen")
     ax.set_ylabel("FID")

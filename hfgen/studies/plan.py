@@ -20,7 +20,7 @@ from hfgen.inference import choose_device, draw_images, open_pipeline
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.reference import features_file
-from hfgen.studies.cells import Cell, Study, expand, images_per_step, scores_on_the_way
+from hfgen.studies.cells import ALL_CHECKPOINTS, Cell, Study, expand, images_per_step, scores_on_the_way
 from hfgen.studies.launch import TRAINED, Workplace, check_device, train_cell
 from hfgen.studies.results import data_settings
 from hfgen.studies.study_file import Budget, StudyFile
@@ -167,7 +167,8 @@ def _measure(cell: Cell, study: Study, place: Workplace) -> Probe:
         passing = _size(run / "checkpoints")
         drawing = _draw_seconds(run, study.evaluation.num_inference_steps)
         # While a checkpoint is written there is one more than are kept.
-        kept = scores_on_the_way(cell) + 1 if scores_on_the_way(cell) else cell.settings["checkpoints_total_limit"]
+        limit = cell.settings["checkpoints_total_limit"]
+        kept = scores_on_the_way(cell) + 1 if limit == ALL_CHECKPOINTS else limit
         return Probe(start, speed, drawing, _size(run) - passing, passing * (kept + 1))
 
 
@@ -262,7 +263,9 @@ def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: f
             f"images take {duration(seconds - left)}; give {duration(needed)} at least, or shorten the grid"
         )
     share = min(1.0, left / sum(plan.train_seconds(cell, file.budget) for cell in cells.cells.values()))
-    evaluation = dataclasses.replace(file.evaluation, num_images=num_images)
+    every = file.evaluation.every_images
+    every = None if every is None else max(1, math.ceil(every * share))  # as many scores of a shorter training
+    evaluation = dataclasses.replace(file.evaluation, num_images=num_images, every_images=every)
     reduced = dataclasses.replace(reduced, budget=cut_budget(file.budget, share), evaluation=evaluation)
     return marked(expand(reduced, place.scripts, study.dataset), file, asked)
 

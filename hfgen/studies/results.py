@@ -44,7 +44,8 @@ class Result:
     """What is kept of a trained cell.
 
     Attributes:
-        summary: of the training and of the scores; "course" holds those on the way, if the evaluation asked for them.
+        summary: of the training and of the scores; "course" holds FID on the way, if the evaluation asked for it: of
+            a VAE from its prior, as the density comes at the end.
         curve: some two hundred entries of the run's log, losses and speed.
         sheet: the first images of the evaluation, JPEG in base64.
         strip: of diffusion: images on the way from noise, likewise; else "".
@@ -105,7 +106,10 @@ class Scorer:
         summary = {**training_summary(folder, curve), **report, "data_digest": reference.images.digest}
         if wanted.every_images is not None:
             last = {"images": summary["training"]["images"], "fid": report["scores"]["fid"]}
-            summary["course"] = [*self._course(cell, drawing, reference, last["images"]), last]
+            if cell.method == "vae" and source != "prior":  # a checkpoint has no density to draw from
+                drawing = drawing._replace(sample_from="prior")
+                last["fid"] = self._fid(pipeline, drawing, reference)
+            summary["course"] = finite([*self._course(cell, drawing, reference, last["images"]), last])
         return Result(summary, thinned(curve), encode_sheet(shown), strip)
 
     def _open(self, cell: Cell, folder: Path) -> DiffusionPipeline:
@@ -117,14 +121,17 @@ class Scorer:
         """Score the pipeline of each checkpoint before the last training image: FID by images seen."""
         course = []
         for checkpoint in list_checkpoints(self._place.run_folder(cell) / "checkpoints"):
-            images = load_progress(checkpoint)["images"]
-            if images >= last:
+            progress = load_progress(checkpoint)
+            # Those of launches that were interrupted lie between the cadence.
+            if progress["step"] % cell.settings["checkpoint_every"] or progress["images"] >= last:
                 continue
-            pipeline = self._open(cell, checkpoint)
-            with drawn_from(pipeline, drawing, self._extractor) as drawn:
-                fid = float(frechet_distance(reference.features, drawn.features))
-            course.append(finite({"images": images, "fid": fid}))
+            fid = self._fid(self._open(cell, checkpoint), drawing, reference)
+            course.append({"images": progress["images"], "fid": fid})
         return course
+
+    def _fid(self, pipeline: DiffusionPipeline, drawing: Drawing, reference: Reference) -> float:
+        with drawn_from(pipeline, drawing, self._extractor) as drawn:
+            return float(frechet_distance(reference.features, drawn.features))
 
     def _reference(self, cell: Cell, size: int) -> Reference:
         settings = data_settings(cell, self._place)

@@ -182,6 +182,8 @@ class StudyFile:
             if not isinstance(text, str) or (name == "title" and not text.strip()):
                 raise UserError(f"{name}: {text!r}: must be text; write it in quotes")
         _check_choice("metric", self.metric, METRICS)
+        if self.evaluation.every_images is not None and self.budget.minutes is not None:
+            raise UserError("evaluation: every_images needs a budget in images or steps, not in minutes")
         for seed in self.seeds:
             if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
                 raise UserError(f"seeds: {seed!r}: must be a whole number from 0")

@@ -254,6 +254,17 @@ def test_where_scores_are_asked_for_on_the_way_a_checkpoint_is_kept(every, steps
     assert scores_on_the_way(cell) == scores
 
 
+@pytest.mark.parametrize("name", ["checkpoint_every", "checkpoints_total_limit"])
+def test_scores_on_the_way_and_checkpoints_of_one_s_own_contradict_each_other(name):
+    told = refusal_of(evaluation=Evaluation(10, every_images=20), settings={name: 3})
+    assert told.endswith(f"settings: {name}: evaluation: every_images decides it; leave one out")
+
+
+def test_scores_on_the_way_need_a_budget_that_is_known_in_images():
+    told = refusal_of(evaluation=Evaluation(10, every_images=20), budget=Budget(minutes=3))
+    assert told == "evaluation: every_images needs a budget in images or steps, not in minutes"
+
+
 def test_without_scores_on_the_way_checkpoints_are_as_the_settings_say():
     (cell,) = study_of(settings={"checkpoint_every": 3}).cells.values()
     assert (cell.settings["checkpoint_every"], cell.settings["checkpoints_total_limit"]) == (3, 2)

@@ -79,18 +79,21 @@ def test_a_cell_is_scored_as_hfgen_evaluate_does_it(method, place, scorer):
 def test_each_checkpoint_on_the_way_is_scored_as_the_end_is(method, place, monkeypatch):
     monkeypatch.setattr(hfgen.studies.results, "build_extractor", lambda *_: Colours())
     evaluation = Evaluation(num_images=12, seed=3, num_inference_steps=4, every_images=1)
-    summary = Scorer(evaluation, place).score(cell(place, method)).summary
+    of_cell = cell(place, method)
+    of_cell.settings["checkpoint_every"] = 1
+    summary = Scorer(evaluation, place).score(of_cell).summary
     folder = place.output / "cells" / method
     checkpoints = list_checkpoints(folder / "checkpoints")
     real = load_reference(data_settings(cell(place, method), place), Colours(), "--dataset")
     expected = []
-    for checkpoint in checkpoints:
+    for checkpoint in [*checkpoints[:-1], place.output / "cells" / method]:
         pipeline = open_pipeline(str(checkpoint))
+        progress = load_progress(checkpoint if checkpoint in checkpoints else checkpoints[-1])
+        source = "prior" if method == "vae" else None  # the density comes at the end
         steps = min(4, pipeline.scheduler.config.num_train_timesteps) if method == "ddpm" else 4
-        scores = score_pipeline(pipeline, real, Colours(), Drawing(12, 3, steps)).report["scores"]
-        expected.append({"images": load_progress(checkpoint)["images"], "fid": scores["fid"]})
+        scores = score_pipeline(pipeline, real, Colours(), Drawing(12, 3, steps, sample_from=source)).report["scores"]
+        expected.append({"images": progress["images"], "fid": scores["fid"]})
     assert len(expected) > 1
-    expected[-1]["fid"] = summary["scores"]["fid"]  # of the pipeline at the end, to which a VAE adds its density
     assert [point["images"] for point in summary["course"]] == [point["images"] for point in expected]
     assert [point["fid"] for point in summary["course"]] == pytest.approx([point["fid"] for point in expected])
 
