@@ -146,7 +146,8 @@ class GANSettings:
         has_choice = self.judging_network in ("dcgan", "sngan")
         if self.spectral_scale != 1 and not (has_choice and self.normalization == "spectral"):
             raise UserError(
-                "--spectral_scale: only a dcgan or sngan discriminator under --normalization spectral has it"
+                f"--spectral_scale {self.spectral_scale:g} needs --normalization spectral and a dcgan or sngan "
+                "discriminator; with another one give --spectral_scale 1"
             )
         if self.upsampling != "transposed" and self.network != "sngan":
             raise UserError(f"--upsampling {self.upsampling}: only --network sngan has it")
