@@ -21,7 +21,8 @@ FAR_BEHIND = 1.5
 # Settings in which a run must be like a reference, of those that its script has.
 COMPARED = (
     *("sample_size", "batch_size", "loss", "learning_rate", "network", "discriminator_network", "normalization"),
-    *("generator_channels", "discriminator_channels", "n_critic", "unet", "block_out_channels", "latent_dim"),
+    *("generator_channels", "discriminator_channels", "spectral_scale", "n_critic", "unet", "block_out_channels"),
+    "latent_dim",
 )
 
 
