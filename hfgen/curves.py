@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hfgen.errors import UserError
-from hfgen.reference_curves import ReferenceCurve, compare_with_reference
+from hfgen.reference_curves import ReferenceCurve, compare_with_reference, minutes_of_updates
 
 
 METRICS_FILE = "metrics.jsonl"
@@ -56,10 +56,14 @@ def draw_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ())
         for run, log in logs.items():
             entries = [entry for entry in log if name in entry]
             values = [entry[name] for entry in entries]
+            minutes = [entry["seconds"] / 60 for entry in entries]
             marker = "." if name in SCORES else ""  # there are few of them
-            unit = "images" if references and name == "fid" else "step"
+            unit = "step"
+            if references and name == "fid":
+                unit, of_updates = "images", minutes_of_updates(log)
+                minutes = [of_updates[index] for index, entry in enumerate(log) if name in entry]
             by_step.plot([entry[unit] for entry in entries], values, label=run, linewidth=1, marker=marker)
-            by_time.plot([entry["seconds"] / 60 for entry in entries], values, label=run, linewidth=1, marker=marker)
+            by_time.plot(minutes, values, label=run, linewidth=1, marker=marker)
         by_step.set(xlabel="steps", ylabel=name)
         by_time.set(xlabel="minutes of training", ylabel=name)
         if references and name == "fid":
@@ -93,7 +97,10 @@ def _draw_references(by_images: Axes, by_time: Axes, references: Sequence[Refere
             label = f"preset {curve.preset}"
             ax.plot(places, fids, label=label, color="grey", linestyle=style, linewidth=1, marker=".")
     by_images.set(xlabel="training images seen", yscale="log")
-    by_time.set(yscale="log")
+    by_time.set(xlabel="minutes of updates, without scoring", yscale="log")
+    for ax in (by_images, by_time):
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
     about = dict.fromkeys(curve.about for curve in references)
     by_images.set_title("\n".join(f"grey: {one}" for one in about), fontsize="x-small")
     by_images.legend(fontsize="small")

@@ -95,6 +95,16 @@ def compare_with_reference(settings: dict[str, Any], num_images: int, images: in
     return fid > FAR_BEHIND * expected, f"{told}{expected:.0f} ({curve.about})"
 
 
+def minutes_of_updates(log: list[dict[str, Any]]) -> list[float]:
+    """Return for each entry of a run's log the minutes of its updates so far, without scoring and saving."""
+    images, minutes, found = 0, 0.0, []
+    for entry in log:
+        minutes += (entry["images"] - images) / entry["images_per_second"] / 60
+        images = entry["images"]
+        found.append(minutes)
+    return found
+
+
 def curve_of(run: Path, log: list[dict[str, Any]], preset: str, about: str) -> dict[str, Any]:
     """Make an entry of `reference_curves.json` from a run.
 
@@ -108,12 +118,11 @@ def curve_of(run: Path, log: list[dict[str, Any]], preset: str, about: str) -> d
         Plain values, ready for JSON. Minutes are those of the updates alone, without scoring and saving.
     """
     settings = json.loads((run / "training_config.json").read_text())
-    points, images, minutes = [], 0, 0.0
-    for entry in log:
-        minutes += (entry["images"] - images) / entry["images_per_second"] / 60
-        images = entry["images"]
-        if "fid" in entry:
-            points.append([images, round(minutes, 1), round(entry["fid"], 1)])
+    points = [
+        [entry["images"], round(minutes, 1), round(entry["fid"], 1)]
+        for entry, minutes in zip(log, minutes_of_updates(log), strict=True)
+        if "fid" in entry
+    ]
     return {
         "preset": preset,
         "settings": {name: settings[name] for name in COMPARED if name in settings},

@@ -58,7 +58,10 @@ def test_a_run_that_is_far_behind_says_so_once(tmp_path, monkeypatch):
 
 def scored_run(folder, fid=90.0):
     folder.mkdir()
-    lines = [{"step": step, "images": 4 * step, "seconds": 60.0 * step, "loss_g": 1.0} for step in (1, 25)]
+    lines = [
+        {"step": step, "images": 4 * step, "seconds": 60.0 * step, "loss_g": 1.0, "images_per_second": 0.5}
+        for step in (1, 25)
+    ]
     lines[-1] |= {"fid": fid} if fid else {}
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     (folder / "training_config.json").write_text(json.dumps(SETTINGS))
@@ -72,7 +75,7 @@ def test_a_run_is_drawn_among_the_references_against_images(tmp_path, references
     lines = {line.get_label(): line.get_xydata().tolist() for line in by_images.lines}
     assert lines == {"mine": [[100, 90.0]], "preset toy": [[10, 200.0], [1000, 20.0]]}
     assert {line.get_label(): line.get_xydata().tolist() for line in by_time.lines} == {
-        "mine": [[25.0, 90.0]],
+        "mine": [[pytest.approx(100 / 0.5 / 60), 90.0]],  # and not the 25 minutes that passed in all
         "preset toy": [[1.0, 200.0], [90.0, 20.0]],
     }
 
