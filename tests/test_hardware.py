@@ -1,4 +1,4 @@
-"""What the machine is told before a training."""
+"""Settings of the machine that a run makes before it trains."""
 
 import os
 import subprocess
