@@ -49,7 +49,8 @@ def recomputed_statistics(network: nn.Module, batches: Sequence[torch.Tensor]) -
 
     Args:
         network: with or without BatchNorm.
-        batches: inputs of the network, `(batch_size, ...)` each; every batch counts alike. None: nothing changes.
+        batches: inputs of the network, `(batch_size, ...)` each; every batch counts alike. If there are none,
+            nothing changes.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
