@@ -22,7 +22,7 @@ FAR_BEHIND = 1.5
 COMPARED = (
     *("sample_size", "batch_size", "loss", "learning_rate", "network", "discriminator_network", "normalization"),
     *("generator_channels", "discriminator_channels", "spectral_scale", "n_critic", "unet", "block_out_channels"),
-    "latent_dim",
+    *("latent_dim", "upsampling"),
 )
 
 
