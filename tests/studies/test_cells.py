@@ -143,7 +143,7 @@ def test_published_figures_stand_at_their_points():
 @pytest.mark.parametrize(
     ("family", "settings", "told"),
     [
-        (Family("gan", "dcgn"), {}, "--preset dcgn: neither one of dcgan, dcgan256, lsgan, sngan, wgan_gp nor a JSON"),
+        (Family("gan", "dcgn"), {}, "--preset dcgn: neither one of dcgan, dcgan256, dcgan_nearest, lsgan, "),
         (Family("gan", "--help"), {}, "--preset --help: neither one of dcgan, "),
         (Family("gan", "dcgan"), {"learning_rates": 1}, "'learning_rates'; did you mean 'learning_rate'?"),
         (Family("vae"), {"n_critic": 5}, "unknown setting 'n_critic'"),
@@ -156,7 +156,7 @@ def test_published_figures_stand_at_their_points():
         (Family("vae"), {"block_out_channels": []}, "block-out-channels: expected at least one argument"),
         (Family("gan"), {"batch_size": 1}, "--batch_size 1: BatchNorm needs at least 2 images"),
         (Family("gan", "wgan_gp"), {"augment": "ada"}, "--augment ada needs a loss that tells how far "),
-        (Family("gan", "wgan_gp"), {"generator_channels": None}, "generator_channels null: leaves 128 as it is"),
+        (Family("gan", "dcgan_nearest"), {"generator_channels": None}, "generator_channels null: leaves 32 as it is"),
         (Family("ddpm", device="cuda"), {"cpu": True}, "device cuda and the setting cpu contradict each other; leave"),
     ],
 )  # fmt: skip
@@ -216,7 +216,7 @@ def test_a_budget_in_images_is_rounded_up_to_whole_steps(images, steps):
 def test_of_a_gan_images_are_those_that_the_discriminator_has_seen():
     assert images_per_step({"batch_size": 16, "n_critic": 5}) == 80
     assert images_per_step({"batch_size": 16}) == 16
-    study = study_of({"WGAN": Family("gan", "wgan_gp")}, budget=Budget(images=801))
+    study = study_of({"WGAN": Family("gan", "wgan_gp", {"n_critic": 5})}, budget=Budget(images=801))
     assert settings_of(study, "max_train_steps") == [11]  # 16 images, 5 times
 
 
