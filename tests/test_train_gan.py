@@ -36,7 +36,7 @@ METHODS = {
     "dcgan": ["--augment", "none", "--label_smoothing", "0.1"],
     "lsgan": ["--preset", "lsgan", "--augment", "ada", "--mixed_precision", "bf16"],
     "sngan": ["--preset", "sngan", "--augment", "ada", "--n_critic", "2"],
-    "sngan_resnet": ["--preset", "sngan", "--network", "resnet", "--spectral_scale", "1", "--augment", "diffaugment"],
+    "sngan_resnet": ["--network", "resnet", "--loss", "hinge", "--augment", "diffaugment"],
     "wgan_gp": ["--preset", "wgan_gp", "--num_epochs", "99", "--n_critic", "3", "--mixed_precision", "bf16"],
     "r3gan": ["--loss", "relativistic", "--normalization", "none", "--r1_weight", "0.1", "--r2_weight", "0.2"],
     "sngan_conv": [
@@ -282,7 +282,8 @@ def test_without_a_watch_nothing_is_looked_at(train_gan, tmp_path):
         (["--preset", "wgan_gp", "--augment", "ada"], "--augment ada needs a loss"),
         (["--learning_rate_d", "0"], "--learning_rate_d 0.0: must be positive"),
         (["--n_critic", "0"], "--n_critic 0: must be positive"),
-        (["--preset", "sngan", "--network", "resnet"], "with another one give --spectral_scale 1"),
+        (["--network", "resnet", "--spectral_scale", "2"], "with another one give --spectral_scale 1"),
+        (["--preset", "sngan", "--network", "resnet"], "with --network resnet add --upsampling transposed"),
         (["--spectral_scale", "0"], "--spectral_scale 0.0: must be positive"),
         (["--upsampling", "nearest"], "--upsampling nearest: only --network sngan has it"),
         (["--statistics_images", "-1"], "--statistics_images -1: must not be negative"),

@@ -151,7 +151,10 @@ class GANSettings:
                 "discriminator; with another one give --spectral_scale 1"
             )
         if self.upsampling != "transposed" and self.network != "sngan":
-            raise UserError(f"--upsampling {self.upsampling}: only --network sngan has it")
+            raise UserError(
+                f"--upsampling {self.upsampling}: only --network sngan has it; with --network {self.network} add "
+                "--upsampling transposed"
+            )
         if self.loss == "wasserstein" and not self.gradient_penalty_weight:
             raise UserError("--loss wasserstein needs --gradient_penalty_weight (10 in the paper): else it diverges")
 
