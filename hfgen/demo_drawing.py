@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from hfgen.interpolation import interpolate_latents
 from hfgen.randomness import keyed_seed
 from hfgen.rgb import to_rgb
-from hfgen.schedules import sampling_scheduler
+from hfgen.schedules import is_edm, sampling_scheduler
 
 
 SAVED = "saved"
@@ -130,14 +130,18 @@ def denoise(
     """
     scheduler = own_scheduler(pipeline.scheduler, settings.sampler)
     scheduler.set_timesteps(settings.steps, device=pipeline.device)
-    timesteps = scheduler.timesteps[scheduler.timesteps >= 0]  # diffusers' "trailing" spacing may add a further one
+    timesteps = scheduler.timesteps
+    if not is_edm(scheduler):
+        timesteps = timesteps[timesteps >= 0]  # diffusers' "trailing" spacing may add a further one
+    last = scheduler.config.num_train_timesteps - 1
     sample = noise.to(pipeline.device, pipeline.unet.dtype) * scheduler.init_noise_sigma
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     random_numbers = {"generator": generators} if takes_generator else {}
     for index, timestep in enumerate(timesteps):
         model_output = pipeline.unet(scheduler.scale_model_input(sample, timestep), timestep).sample
         sample = scheduler.step(model_output, timestep, sample, **random_numbers).prev_sample
-        yield index + 1, len(timesteps), int(timestep), sample
+        counted = round(last * (1 - index / max(len(timesteps) - 1, 1))) if is_edm(scheduler) else int(timestep)
+        yield index + 1, len(timesteps), counted, sample
 
 
 def _denoised(

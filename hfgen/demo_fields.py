@@ -9,6 +9,7 @@ import gradio as gr
 from diffusers import DiffusionPipeline
 
 from hfgen.demo_drawing import SAVED, Settings, family, image_size
+from hfgen.schedules import samplers_of
 
 
 MAX_SEED = 2**53 - 1  # beyond it a browser does not tell neighbouring whole numbers apart
@@ -21,6 +22,8 @@ SCHEDULERS = {
     "UniPCMultistepScheduler": "unipc",
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ddpm",
+    "EDMDPMSolverMultistepScheduler": "dpm",
+    "EDMEulerScheduler": "ddim",
 }
 SAMPLE_FROM = [("ex-post density", "ex_post"), ("prior", "prior")]
 
@@ -42,7 +45,7 @@ def option_fields(pipeline: DiffusionPipeline, between: bool = False) -> list[gr
         return []
     if kind == "ddpm":
         most = most_steps(pipeline)
-        saved, keys = type(pipeline.scheduler).__name__, _samplers(between)
+        saved, keys = type(pipeline.scheduler).__name__, _samplers(pipeline, between)
         told = SAMPLER_NAMES[SCHEDULERS[saved]] if saved in SCHEDULERS else saved
         names = {SAVED: f"as saved ({told})", **SAMPLER_NAMES}
         return [
@@ -57,8 +60,9 @@ def option_fields(pipeline: DiffusionPipeline, between: bool = False) -> list[gr
     return [gr.Radio(SAMPLE_FROM, value="ex_post", label="Latents from")]
 
 
-def _samplers(between: bool) -> list[str]:
-    return [key for key in SAMPLER_NAMES if key != "ddpm"] if between else [SAVED, *SAMPLER_NAMES]
+def _samplers(pipeline: DiffusionPipeline, between: bool) -> list[str]:
+    keys = [key for key in SAMPLER_NAMES if key in samplers_of(pipeline.scheduler)]
+    return [key for key in keys if key != "ddpm"] if between else [SAVED, *keys]
 
 
 def read_settings(pipeline: DiffusionPipeline, options: tuple, between: bool = False) -> Settings:
@@ -70,7 +74,7 @@ def read_settings(pipeline: DiffusionPipeline, options: tuple, between: bool = F
     kind = family(pipeline)
     if kind == "ddpm":
         steps, sampler = options
-        if sampler not in _samplers(between):
+        if sampler not in _samplers(pipeline, between):
             raise refusal("Choose a sampler.")
         return Settings(steps=whole_number(steps, "Denoising steps", 1, most_steps(pipeline)), sampler=sampler)
     if kind == "gan" and options and options[0]:

@@ -1,5 +1,6 @@
 """What of a pipeline is exported: each network as a function of tensors, with the names and meanings of its ends."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,9 +86,9 @@ def how_to_draw(graphs: Sequence[Graph]) -> str:
     if "unet.onnx" in files:
         return (
             "Rebuild the scheduler from the config below, set its timesteps, start from standard normal noise times "
-            "its init_noise_sigma; at each timestep (as int64, once for each image of the batch) run the network on "
-            "scheduler.scale_model_input(sample, timestep) and let scheduler.step make the next sample; clip the last "
-            "one to [-1, 1]."
+            "its init_noise_sigma; at each timestep (in the type named below, once for each image of the batch) run "
+            "the network on scheduler.scale_model_input(sample, timestep) and let scheduler.step make the next "
+            "sample; clip the last one to [-1, 1]."
         )
     if "density.onnx" in files:
         return "Run density.onnx on standard normal noise, and decoder.onnx on the latents that it gives."
@@ -143,13 +144,20 @@ def _unet(unet: nn.Module, scheduler: Any, random: torch.Generator) -> Graph:
     if not isinstance(size, int):
         raise UserError(f"sample_size={size} of the U-Net: only square images can be exported")
     sample = Port("sample", (config.in_channels, size, size), "noisy images, at the noise level of the timestep")
-    timestep = Port("timestep", (), f"from 0 to {last}, of each image", "int64")
+    if is_edm := "sigma_data" in scheduler:
+        levels = (scheduler.sigma_min, scheduler.sigma_max)
+        told = f"a quarter of the logarithm of the noise level, from {levels[0]:g} to {levels[1]:g}, of each image"
+        timestep = Port("timestep", (), told, "float32")
+    else:
+        timestep = Port("timestep", (), f"from 0 to {last}, of each image", "int64")
     meaning = f"{scheduler.prediction_type}, as the scheduler calls what the network predicts"
     output = Port("model_output", (config.out_channels, size, size), meaning)
-    spread = [[0], [last // 2], [last]]  # each a batch of one image
-    spread += [torch.linspace(0, last, count).long().tolist() for count in BATCH_SIZES if count > 1]
+    first, last = (math.log(level) / 4 for level in levels) if is_edm else (0, last)
+    spread = [torch.linspace(first, last, 3)[index : index + 1] for index in range(3)]  # each a batch of one image
+    spread += [torch.linspace(first, last, count) for count in BATCH_SIZES if count > 1]
     checks = [
-        (torch.randn(len(steps), *sample.shape, generator=random), torch.tensor(steps)) for steps in spread
+        (torch.randn(len(steps), *sample.shape, generator=random), steps if is_edm else steps.long())
+        for steps in spread
     ]  # fmt: skip
     module = _UNet(unet)
     return Graph("unet.onnx", type(unet).__name__, module, module, [sample, timestep], output, checks)

@@ -66,7 +66,10 @@ def open_pipeline(
     except Exception as error:  # of JSON, safetensors, the disk or the network: whatever it is, there is no pipeline
         raise UserError(f"{problem}: {' '.join(str(error).split())}") from error
     if sampler is not None:
-        pipeline.scheduler = sampling_scheduler(pipeline.scheduler, sampler)
+        try:
+            pipeline.scheduler = sampling_scheduler(pipeline.scheduler, sampler)
+        except ValueError as error:
+            raise UserError(f"--sampler {sampler}: {error}") from error
     pipeline.set_progress_bar_config(desc="denoising", leave=False)
     if not plain and (network := _one_pass_network(pipeline)) is not None:
         network.to(memory_format=torch.channels_last)

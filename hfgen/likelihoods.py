@@ -11,7 +11,7 @@ from hfgen.metrics.kernel import thinned_out
 from hfgen.metrics.likelihood import diffusion_bits, vae_bits
 from hfgen.metrics.reference import Reference
 from hfgen.pipelines import DDPMPipeline, VAEPipeline
-from hfgen.schedules import sampling_scheduler
+from hfgen.schedules import is_edm, sampling_scheduler
 
 
 MAX_IMAGES = 256
@@ -24,6 +24,8 @@ def check_has_likelihood(pipeline: DiffusionPipeline) -> None:
     """Raise a `UserError` if the pipeline's model bounds no likelihood."""
     if not isinstance(pipeline, DDPMPipeline | VAEPipeline):
         raise UserError(f"--bits_per_dimension: a {type(pipeline).__name__} gives images no likelihood")
+    if isinstance(pipeline, DDPMPipeline) and is_edm(pipeline.scheduler):
+        raise UserError("--bits_per_dimension: hfgen has no bound for a network trained by EDM; leave it out")
 
 
 def likelihood_report(pipeline: DiffusionPipeline, real: Reference, seed: int, held_out: bool) -> dict[str, Any]:

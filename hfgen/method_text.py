@@ -34,12 +34,16 @@ NETWORKS = {
     "ConvVAE": "strided convolutions, DCGAN's stacks mirrored",
     "UNetBase": "a U-Net of convolutions without self-attention",
     "UNetAttention": "a U-Net with self-attention",
+    "UNetCompact": "a U-Net of residual blocks with self-attention at its coarse levels",
     "UNet2DModel": "diffusers' U-Net with self-attention",
 }
 SAMPLERS = {
     "DDIMScheduler": "DDIM (Song et al. 2020, [arXiv:2010.02502](https://arxiv.org/abs/2010.02502))",
     "DPMSolverMultistepScheduler": "DPM-Solver++ (Lu et al. 2022, "
     "[arXiv:2211.01095](https://arxiv.org/abs/2211.01095))",
+    "EDMDPMSolverMultistepScheduler": "DPM-Solver++ (Lu et al. 2022, "
+    "[arXiv:2211.01095](https://arxiv.org/abs/2211.01095))",
+    "EDMEulerScheduler": "Euler's method",
     "UniPCMultistepScheduler": "UniPC (Zhao et al. 2023, [arXiv:2302.04867](https://arxiv.org/abs/2302.04867))",
 }
 DENOISING_STEPS = 50
@@ -99,7 +103,11 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
         return Method("vae", size, summary, departures, "batch_size=16", trusted)
     schedule = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     summary = "A denoising diffusion model (Ho et al. 2020, [arXiv:2006.11239](https://arxiv.org/abs/2006.11239)) "
-    summary += f"that {drawn} from Gaussian noise. {made_of} It has {schedule['num_train_timesteps']:,} timesteps."
+    summary += f"that {drawn} from Gaussian noise. {made_of} "
+    if "sigma_data" in schedule:
+        summary += "It was trained by EDM (Karras et al. 2022, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364))."
+    else:
+        summary += f"It has {schedule['num_train_timesteps']:,} timesteps."
     departures = _ddpm_departures(settings or {}, schedule, index[name][1])
     steps = min(num_inference_steps or DENOISING_STEPS, schedule["num_train_timesteps"])
     return Method("ddpm", size, summary, departures, f"batch_size=16, num_inference_steps={steps}", trusted)
@@ -120,7 +128,9 @@ def count_parameters(folder: Path) -> int:
 
 def _ddpm_departures(settings: dict[str, Any], schedule: dict[str, Any], network: str) -> list[str]:
     told = []
-    if schedule["beta_schedule"] == "squaredcos_cap_v2":
+    if "sigma_data" in schedule:
+        told.append("noise levels, inputs, outputs and weights as EDM chooses them")
+    elif schedule["beta_schedule"] == "squaredcos_cap_v2":
         told.append(
             "a cosine noise schedule (Nichol and Dhariwal 2021, [arXiv:2102.09672](https://arxiv.org/abs/2102.09672)) "
             "instead of the linear one"
@@ -137,6 +147,11 @@ def _ddpm_departures(settings: dict[str, Any], schedule: dict[str, Any], network
     if settings.get("loss") in ("l1", "huber"):
         told.append(
             f"the {settings['loss'].replace('l1', 'L1').replace('huber', 'Huber')} error instead of the square"
+        )
+    if settings.get("match_noise"):
+        told.append(
+            "each image of a batch gets the noise near it (Li et al. 2024, "
+            "[arXiv:2406.12303](https://arxiv.org/abs/2406.12303))"
         )
     if settings.get("snr_gamma"):
         told.append(

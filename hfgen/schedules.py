@@ -7,12 +7,15 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
 
 
 SAMPLERS = ("ddim", "dpm", "unipc", "ddpm")
+EDM_SAMPLERS = ("ddim", "dpm")  # of a network that was trained by EDM
 # Of a scheduler's config, what the training has decided; the rest is the sampler's own.
 TRAINED_KEYS = (
     "num_train_timesteps",
@@ -23,6 +26,7 @@ TRAINED_KEYS = (
     "rescale_betas_zero_snr",
     "prediction_type",
 )
+EDM_TRAINED_KEYS = ("sigma_min", "sigma_max", "sigma_data", "rho", "sigma_schedule", "num_train_timesteps")
 
 
 def noise_schedule(
@@ -65,16 +69,54 @@ def noise_schedule(
     )
 
 
+def edm_schedule(sigma_data: float = 0.5) -> EDMEulerScheduler:
+    """Build the noise levels of EDM (Karras et al. 2022, arXiv:2206.00364): from 80 to 0.002, with rho = 7.
+
+    A network is trained at any level, not at those of a list; `num_train_timesteps` is only the scale of 0 to 999 on
+    which timesteps are told, and the most steps of a sampler.
+
+    Args:
+        sigma_data: standard deviation of the images' pixels in [-1, 1]; 0.5 in the paper.
+
+    Raises:
+        ValueError: if `sigma_data` is not positive.
+    """
+    if sigma_data <= 0:
+        raise ValueError(f"sigma_data={sigma_data} must be positive")
+    return EDMEulerScheduler(sigma_data=sigma_data)
+
+
+def is_edm(scheduler: SchedulerMixin) -> bool:
+    """Whether the network of this scheduler was trained by EDM."""
+    return "sigma_data" in scheduler.config
+
+
+def samplers_of(scheduler: SchedulerMixin) -> tuple[str, ...]:
+    """Return the names that `sampling_scheduler` takes with this scheduler."""
+    return EDM_SAMPLERS if is_edm(scheduler) else SAMPLERS
+
+
 def sampling_scheduler(training_schedule: SchedulerMixin, sampler: str) -> SchedulerMixin:
-    """Build the scheduler that a pipeline is saved with; it keeps the betas of the training.
+    """Build the scheduler that a pipeline is saved with; it keeps the betas, or EDM's noise levels, of the training.
 
     "ddim": Song et al. 2020 (arXiv:2010.02502), deterministic. "dpm": DPM-Solver++ of order 2, Lu et al. 2022
     (arXiv:2211.01095). "unipc": Zhao et al. 2023 (arXiv:2302.04867). "ddpm": the ancestral sampler of the training.
 
+    For a network trained by EDM: "ddim" is Euler's method, to which DDIM comes down there; "dpm" as above.
+
     Args:
-        training_schedule: from `noise_schedule`, or any sampler made from it: which one makes no difference.
+        training_schedule: from `noise_schedule` or `edm_schedule`, or any sampler made from it: which one makes no
+            difference.
         sampler: "ddim", "dpm", "unipc" or "ddpm".
+
+    Raises:
+        ValueError: if a network trained by EDM has no such sampler.
     """
+    if is_edm(training_schedule):
+        if sampler not in EDM_SAMPLERS:
+            raise ValueError(f"a network trained by EDM has {' and '.join(EDM_SAMPLERS)} only, not {sampler}")
+        config = {key: training_schedule.config[key] for key in EDM_TRAINED_KEYS}
+        return EDMEulerScheduler(**config) if sampler == "ddim" else EDMDPMSolverMultistepScheduler(**config)
     config = {key: training_schedule.config[key] for key in TRAINED_KEYS}
     # Start from the noisiest timestep however few the steps, as in Lin et al. 2023 (arXiv:2305.08891).
     config["timestep_spacing"] = "trailing"

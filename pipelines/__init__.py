@@ -17,6 +17,7 @@ from hfgen.models import (
     SNGANGenerator,
     UNetAttention,
     UNetBase,
+    UNetCompact,
 )
 from hfgen.pipelines import pipeline_ddpm, pipeline_gan, pipeline_vae
 from hfgen.pipelines.self_contained import SelfContainedPipelineMixin
@@ -24,7 +25,7 @@ from hfgen.pipelines.self_contained import SelfContainedPipelineMixin
 
 class DDPMPipeline(SelfContainedPipelineMixin, pipeline_ddpm.DDPMPipeline):  # noqa: D101 (it has one)
     __doc__ = pipeline_ddpm.DDPMPipeline.__doc__
-    component_classes = (UNetAttention, UNetBase)
+    component_classes = (UNetAttention, UNetBase, UNetCompact)
 
 
 class GANPipeline(SelfContainedPipelineMixin, pipeline_gan.GANPipeline):  # noqa: D101 (it has one)

@@ -65,7 +65,8 @@ class DDPMPipeline(DiffusionPipeline):
             return_dict: whether to return an `ImagePipelineOutput` instead of a plain tuple.
             latents: the noise to start from, standard normal, `(batch_size, channels, height, width)`; drawn if None.
             callback_on_step_end: called after each step as `callback(index, timestep, sample)`, where `sample` is the
-                image so far, `(batch_size, channels, height, width)`: what a denoising strip is made of.
+                image so far, `(batch_size, channels, height, width)`: what a denoising strip is made of. The timestep
+                is a whole number from 0 to below the trained steps, also where the scheduler's own is a noise level.
 
         Returns:
             An output whose `images` are the images.
@@ -83,8 +84,7 @@ class DDPMPipeline(DiffusionPipeline):
 
         # 1. noise, at the level of the scheduler's first timestep
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
-        # For some numbers of steps, such as 61 of 1000, diffusers' "trailing" spacing rounds to a further one, -1.
-        timesteps = self.scheduler.timesteps[self.scheduler.timesteps >= 0]
+        timesteps, counted = self._timesteps()
         sample = latents.to(self.device, self.unet.dtype) * self.scheduler.init_noise_sigma
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         random_numbers = {"generator": generator} if takes_generator else {}
@@ -95,7 +95,7 @@ class DDPMPipeline(DiffusionPipeline):
             model_output = self.unet(model_input, timestep).sample
             sample = self.scheduler.step(model_output, timestep, sample, **random_numbers).prev_sample
             if callback_on_step_end is not None:
-                callback_on_step_end(index, int(timestep), sample)
+                callback_on_step_end(index, counted[index], sample)
 
         # 3. [-1, 1] -> images
         images = self.image_processor.postprocess(sample.clamp(-1, 1), output_type=output_type)
@@ -114,6 +114,16 @@ class DDPMPipeline(DiffusionPipeline):
         _save_code(self, DDPMPipeline, Path(save_directory))
         if push_to_hub:  # diffusers would upload the folder before its code is in it
             self.push_to_hub(hub_arguments.pop("repo_id", Path(save_directory).name), **hub_arguments)
+
+    def _timesteps(self) -> tuple[torch.Tensor, list[int]]:
+        """Return the scheduler's timesteps, and as what the callback is told them."""
+        timesteps = self.scheduler.timesteps
+        if "sigma_data" in self.scheduler.config:  # EDM's are a quarter of the logarithm of the noise level
+            last, steps = self.scheduler.config.num_train_timesteps - 1, max(len(timesteps) - 1, 1)
+            return timesteps, [round(last * (1 - index / steps)) for index in range(len(timesteps))]
+        # For some numbers of steps, such as 61 of 1000, diffusers' "trailing" spacing rounds to a further one, -1.
+        timesteps = timesteps[timesteps >= 0]
+        return timesteps, timesteps.int().tolist()
 
     def _check_steps(self, num_inference_steps: int) -> None:
         trained_steps = self.scheduler.config.num_train_timesteps

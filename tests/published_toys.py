@@ -10,14 +10,22 @@ FAMILIES = {
     "vae": ("vae",),
     "ddpm": ("ddpm",),
     "library": ("ddpm", "--unet", "library"),
+    "edm": ("ddpm", "--formulation", "edm", "--unet", "compact"),
 }
 CODE = {
     "gan": {"pipeline_gan.py", "generator/dcgan.py"},
     "vae": {"pipeline_vae.py", "vae/vae.py", "density/gaussian_mixture.py"},
     "ddpm": {"pipeline_ddpm.py", "unet/unet_base.py"},
     "library": set(),
+    "edm": {"pipeline_ddpm.py", "unet/unet_compact.py"},
 }
-PARTS = {"gan": ("generator",), "vae": ("vae", "density"), "ddpm": ("unet",), "library": ("unet",)}
+PARTS = {
+    "gan": ("generator",),
+    "vae": ("vae", "density"),
+    "ddpm": ("unet",),
+    "library": ("unet",),
+    "edm": ("unet",),
+}
 OF_A_RUN = {"README.md", "model_index.json", "training_config.json", "training.json", "metrics.jsonl"}
 
 

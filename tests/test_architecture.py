@@ -180,7 +180,7 @@ def test_the_docstring_of_every_public_function_of_the_losses_states_shapes(file
 
     told = [node for node in public(file) if takes_tensors_only(node)]
     silent = [node.name for node in told if "(batch_size" not in (ast.get_docstring(node) or "")]
-    assert len(told) >= 2 or file.name == "__init__.py"
+    assert told or file.name == "__init__.py"
     assert silent == []
 
 

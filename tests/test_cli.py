@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from edm_pipelines import edm_pipeline
 from PIL import Image
 from safetensors.torch import save
 
@@ -91,6 +92,32 @@ def test_every_sampler_draws_and_none_gives_the_one_that_was_saved(sample, pipel
     drawn = {sampler: contents(sample(pipeline, "--sampler", sampler, name=sampler)) for sampler in SAMPLERS}
     assert contents(sample(pipeline)) == drawn["ddim"]
     assert len({images["sheet.png"] for images in drawn.values()}) == len(SAMPLERS)
+
+
+@pytest.fixture(scope="module")
+def of_edm(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("edm") / "pipeline"
+    edm_pipeline().save_pretrained(folder)
+    return folder
+
+
+def test_a_pipeline_of_edm_is_sampled_by_what_it_has_and_refuses_the_rest_by_name(sample, refusal, of_edm, tmp_path):
+    saved, dpm, ddim = (
+        contents(sample(of_edm, *arguments, name=name))
+        for name, arguments in (("saved", ()), ("dpm", ("--sampler", "dpm")), ("ddim", ("--sampler", "ddim")))
+    )
+    assert saved == dpm and dpm.keys() == ddim.keys() and dpm["sheet.png"] != ddim["sheet.png"]
+    told = refusal("sample", of_edm, "--output", tmp_path / "x", "--sampler", "unipc")
+    assert "--sampler unipc: a network trained by EDM has ddim and dpm only, not unipc" in told
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_pipeline_of_edm_is_denoised_on_the_scale_of_its_timesteps(hfgen, of_edm, tmp_path):
+    arguments = ("--num_inference_steps", 5, "--timesteps", "999,500,0", "--device", "cpu")
+    status, out, err = hfgen("denoise", of_edm, "--output", tmp_path / "strips", *arguments)
+    assert status == 0, err
+    assert "denoising.png (timesteps 999, 500, 0)" in out
+    assert sorted(contents(tmp_path / "strips")) == ["denoising.png", "forward.png"]
 
 
 def test_an_empty_folder_may_be_the_output(sample, pipeline, tmp_path):

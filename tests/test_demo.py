@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 import torch
 from demo_pages import command_line, toy_pipelines
+from edm_pipelines import edm_pipeline
 from PIL import Image
 
 from hfgen.errors import UserError
 from hfgen.inference import image_generators, open_image
-from hfgen.schedules import SAMPLERS, sampling_scheduler
+from hfgen.schedules import EDM_SAMPLERS, SAMPLERS, sampling_scheduler
 
 
-pytest.importorskip("gradio", reason='needs gradio: pip install "hfgen[demo]"')
+gr = pytest.importorskip("gradio", reason='needs gradio: pip install "hfgen[demo]"')
 
 from hfgen import demo_drawing  # noqa: E402
 from hfgen.demo import build_demo  # noqa: E402
 from hfgen.demo_command import pipeline_names, refuse_port_in_use  # noqa: E402
 from hfgen.demo_drawing import Settings, draw, image_generator, interpolate, open_upload  # noqa: E402
-from hfgen.demo_fields import MAX_SEED, read_settings, whole_number  # noqa: E402
+from hfgen.demo_fields import MAX_SEED, option_fields, read_settings, whole_number  # noqa: E402
 
 
 STEPS = 8
@@ -73,6 +74,27 @@ def test_a_sampler_is_that_of_the_option_of_sample_and_the_pipeline_keeps_its_ow
     other.set_progress_bar_config(disable=True)
     theirs = other(1, generator=image_generators(3, 0, 1), num_inference_steps=STEPS).images[0]
     assert np.array_equal(pixels(ours), pixels(theirs))
+
+
+@pytest.mark.parametrize("sampler", [*EDM_SAMPLERS, "saved"])
+def test_a_pipeline_of_edm_draws_what_its_call_draws_and_counts_its_timesteps_down(sampler):
+    pipeline = edm_pipeline()
+    (ours,) = draw(pipeline, generators(2, 1), Settings(5, sampler))
+    other = edm_pipeline(sampler="dpm" if sampler == "saved" else sampler)
+    theirs = other(1, generator=image_generators(2, 0, 1), num_inference_steps=5).images[0]
+    assert np.array_equal(pixels(ours), pixels(theirs))
+    noise = demo_drawing.starting_noise(pipeline, generators(2, 1))
+    left = demo_drawing.denoise(pipeline, noise, generators(2, 1), Settings(5, sampler))
+    assert [timestep for _, _, timestep, _ in left] == [999, 749, 500, 250, 0]
+
+
+def test_the_page_offers_a_pipeline_of_edm_the_samplers_that_it_has(pipelines):
+    choices = [[key for _, key in option_fields(one)[1].choices] for one in (edm_pipeline(), pipelines["ddpm"])]
+    assert choices == [["saved", "dpm", "ddim"], ["saved", "dpm", "unipc", "ddim", "ddpm"]]
+    assert "DPM-Solver++" in option_fields(edm_pipeline())[1].choices[0][0]
+    assert read_settings(edm_pipeline(), (5, "ddim")).sampler == "ddim"
+    with pytest.raises(gr.Error, match="Choose a sampler"):
+        read_settings(edm_pipeline(), (5, "unipc"))
 
 
 def test_the_samplers_draw_different_images(pipelines):

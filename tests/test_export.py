@@ -21,9 +21,10 @@ from hfgen.models import (
     SNGANGenerator,
     UNetAttention,
     UNetBase,
+    UNetCompact,
 )
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
-from hfgen.schedules import noise_schedule, sampling_scheduler
+from hfgen.schedules import edm_schedule, noise_schedule, sampling_scheduler
 
 
 onnx = pytest.importorskip("onnx")
@@ -52,6 +53,7 @@ NETWORKS = {
     "unet": lambda: UNetBase(SIZE, block_out_channels=(4, 8), time_embedding_dim=6),
     "attention": lambda: UNetAttention(SIZE, block_out_channels=(4, 8), time_embedding_dim=6),
     "library": lambda: UNet2DModel(SIZE, **LIBRARY),
+    "edm": lambda: UNetCompact(SIZE, block_out_channels=(4, 8), layers_per_block=1, patch_size=2, time_scale=1000.0),
 }
 
 
@@ -65,6 +67,9 @@ def pipeline_of(name: str, density: bool = False):
                 values.normal_(0, math.sqrt(2 / values[0].numel()))
             elif values.is_floating_point():
                 values.uniform_(0.5, 1.5) if key.endswith(("weight", "var")) else values.normal_(0, 0.3)
+    if name == "edm":
+        network.unet.conv_out.weight.data *= 0.1
+        return DDPMPipeline(network.eval(), sampling_scheduler(edm_schedule(), "dpm"))
     if "unet" in name or name in ("attention", "library"):
         network.conv_out.weight.data *= 0.1  # a network that answers wildly makes rounding grow from step to step
         return DDPMPipeline(network.eval(), sampling_scheduler(noise_schedule("cosine", 100), "dpm"))
@@ -149,7 +154,7 @@ def test_a_vae_is_exported_as_decoder_and_encoder_and_with_its_density_if_it_has
 
 
 @pytest.mark.filterwarnings("error::torch.jit.TracerWarning")  # the check is what finds a wrong trace
-@pytest.mark.parametrize("name", ["unet", "attention", "library"])
+@pytest.mark.parametrize("name", ["unet", "attention", "library", "edm"])
 def test_a_unet_in_onnx_with_the_scheduler_of_export_json_draws_what_the_pipeline_draws(name, tmp_path):
     pipeline_of(name).save_pretrained(tmp_path / "pipeline")
     pipeline = open_pipeline(str(tmp_path / "pipeline"), "cpu", plain=True)
@@ -159,7 +164,7 @@ def test_a_unet_in_onnx_with_the_scheduler_of_export_json_draws_what_the_pipelin
     images = ["batch", 3, SIZE, SIZE]
     assert ends(file) == [
         ("sample", "tensor(float)", images),
-        ("timestep", "tensor(int64)", ["batch"]),
+        ("timestep", "tensor(float)" if name == "edm" else "tensor(int64)", ["batch"]),
         ("model_output", "tensor(float)", images),
     ]
     assert str(tmp_path) not in text

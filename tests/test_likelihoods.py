@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from edm_pipelines import edm_pipeline
 from stand_in_features import paintings
 
 from hfgen import likelihoods
@@ -107,3 +108,8 @@ def test_a_gan_has_no_likelihood():
         check_has_likelihood(GANPipeline(DCGANGenerator(16, 4, base_channels=4)))
     for pipeline in (vae(), ddpm()):
         check_has_likelihood(pipeline)
+
+
+def test_a_network_trained_by_edm_has_no_bound_here():
+    with pytest.raises(UserError, match="--bits_per_dimension: hfgen has no bound for a network trained by EDM"):
+        check_has_likelihood(edm_pipeline())

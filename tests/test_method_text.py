@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from diffusers import UNet2DModel
+from edm_pipelines import edm_pipeline
 from published_toys import FAMILIES
 
 from hfgen.inference import open_pipeline
@@ -19,6 +20,7 @@ from hfgen.models import (
     SNGANGenerator,
     UNetAttention,
     UNetBase,
+    UNetCompact,
 )
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
 from hfgen.schedules import noise_schedule, sampling_scheduler
@@ -31,6 +33,7 @@ PAPERS = {
     "2211.01095": "Lu", "2302.04867": "Zhao", "2102.09672": "Nichol", "2202.00512": "Salimans", "2303.09556": "Hang",
     "1704.00028": "Gulrajani", "1801.04406": "Mescheder", "2006.10738": "Zhao", "2006.06676": "Karras",
     "1807.00734": "Jolicoeur-Martineau", "2006.13202": "Rybkin", "1903.12436": "Ghosh",
+    "2206.00364": "Karras", "2406.12303": "Li",
 }  # fmt: skip
 
 
@@ -49,6 +52,7 @@ def folders(tmp_path_factory):
     density = GaussianMixture(latent_dim=6, num_components=2)
     VAEPipeline(ConvVAE(16, latent_dim=6, block_out_channels=(4, 8)), density).save_pretrained(root / "density")
     DDPMPipeline(UNetBase(8, time_embedding_dim=6, **small), schedule).save_pretrained(root / "base")
+    edm_pipeline().save_pretrained(root / "edm")
     DDPMPipeline(UNet2DModel(**library, **small, **blocks), schedule).save_pretrained(root / "library")
     for name, sampler in (("cosine", "dpm"), ("velocity", "unipc"), ("clean", "ddpm")):
         prediction = {"cosine": "epsilon", "velocity": "v_prediction", "clean": "sample"}[name]
@@ -71,7 +75,7 @@ def papers(text):
 def test_every_setting_that_the_scripts_write_is_described(name, runs):
     settings = json.loads((runs[name] / "training_config.json").read_text())
     method = describe_method(runs[name] / "pipeline", settings)
-    assert (method.family, method.sample_size) == (name.replace("library", "ddpm"), 16)
+    assert (method.family, method.sample_size) == (name.replace("library", "ddpm").replace("edm", "ddpm"), 16)
     assert method.needs_trust is (name != "library")
     assert papers(method.summary) and len(method.departures) == len(set(method.departures)) > 0
     papers("; ".join(method.departures))
@@ -107,7 +111,7 @@ def test_each_objective_of_a_gan_has_its_paper(loss, paper, words, folders):
 
 def test_every_network_of_hfgen_is_described(folders):
     networks = {DCGANGenerator, DCGAN256Generator, SNGANGenerator, SNGANConvGenerator}
-    networks |= {ConvVAE, UNetBase, UNetAttention, UNet2DModel}
+    networks |= {ConvVAE, UNetBase, UNetAttention, UNetCompact, UNet2DModel}
     assert NETWORKS.keys() == {network.__name__ for network in networks}
     assert papers(describe_method(folders / "sngan", None).summary) == ["1406.2661", "1802.05957"]
     summary = describe_method(folders / "sngan", None).summary
@@ -116,6 +120,7 @@ def test_every_network_of_hfgen_is_described(folders):
     assert papers(describe_method(folders / "vae", None).summary) == ["1312.6114"]
     assert papers(describe_method(folders / "base", None).summary) == ["2006.11239"]
     assert "It has 40 timesteps." in describe_method(folders / "base", None).summary
+    assert papers(describe_method(folders / "edm", None).summary) == ["2006.11239", "2206.00364"]
 
 
 GAN = {"network": "dcgan", "normalization": "batch", "gradient_penalty_weight": 0.0, "r1_weight": 0.0,
@@ -181,6 +186,12 @@ def test_what_a_vae_was_changed_in_is_told_clause_by_clause(settings, clauses, f
     [
         ("base", {}, [("no self-attention", None), ("sampled by DDIM", "2010.02502")]),
         ("library", {}, [("sampled by DDIM", "2010.02502")]),
+        ("edm", {}, [("noise levels, inputs, outputs and weights as EDM", None), ("sampled by DPM-S", "2211.01095")]),
+        (
+            "library",
+            {"match_noise": True},
+            [("each image of a batch", "2406.12303"), ("sampled by DDIM", "2010.02502")],
+        ),
         ("cosine", {}, [("a cosine noise schedule", "2102.09672"), ("sampled by DPM-Solver++", "2211.01095")]),
         ("velocity", {}, [("the network predicts the velocity", "2202.00512"), ("sampled by UniPC", "2302.04867")]),
         ("clean", {}, [("the network predicts the clean image", None)]),

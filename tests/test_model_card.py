@@ -88,7 +88,7 @@ def test_a_card_with_an_empty_part_cannot_be_made(name, empty):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_card_of_a_run_tells_what_it_is_of_what_and_how_it_was_made(name, runs, tmp_path):
     card, sections = card_of(runs[name], tmp_path / "published")
-    family = name.replace("library", "ddpm")
+    family = name.replace("library", "ddpm").replace("edm", "ddpm")
     assert card.data.tags == ["hfgen", family, "image-generation"]
     assert card.data.license is None and card.data.datasets is None and card.data.eval_results is None
     assert "# toy" in card.text

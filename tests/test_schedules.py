@@ -4,10 +4,18 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from oracle_unet import OracleUNet
 
 from hfgen.pipelines import DDPMPipeline
-from hfgen.schedules import SAMPLERS, noise_schedule, sampling_scheduler
+from hfgen.schedules import (
+    EDM_SAMPLERS,
+    SAMPLERS,
+    edm_schedule,
+    noise_schedule,
+    samplers_of,
+    sampling_scheduler,
+)
 
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -224,3 +232,54 @@ def test_only_the_ancestral_sampler_draws_noise_on_the_way(sampler, deterministi
             callback_on_step_end=lambda index, timestep, sample: halfway.append(sample) if index == 1 else None,
         )
     assert torch.equal(*halfway) == deterministic
+
+
+# ---------------------------------------------------------------------------------------------------------------- EDM
+
+
+class EDMOracle(OracleUNet):
+    """Knows the clean image, and answers as a network trained by EDM on it would."""
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, return_dict: bool = True) -> UNet2DOutput:
+        level = (4 * timestep).exp()
+        total = (level**2 + 0.5**2).sqrt()
+        return UNet2DOutput((self.clean_image - 0.5**2 / total * sample) * total / (0.5 * level))
+
+
+def edm_oracle() -> EDMOracle:
+    oracle = EDMOracle(4, 3)
+    oracle.clean_image.copy_(clean_image())
+    return oracle
+
+
+@pytest.mark.parametrize("num_inference_steps", [2, 5, 18, 61])
+@pytest.mark.parametrize("sampler", EDM_SAMPLERS)
+def test_the_samplers_of_edm_end_on_the_clean_image_that_the_network_knows(sampler, num_inference_steps):
+    scheduler = sampling_scheduler(edm_schedule(), sampler)
+    steps = []
+    images = draw(
+        scheduler,
+        edm_oracle(),
+        num_inference_steps,
+        callback_on_step_end=lambda index, timestep, sample: steps.append(timestep),
+    )
+    torch.testing.assert_close(images, clean_image().expand(2, -1, -1, -1), rtol=0, atol=1e-3)
+    assert len(steps) == num_inference_steps and steps[0] == 999 and steps[-1] == 0
+    assert steps == sorted(set(steps), reverse=True)
+
+
+@pytest.mark.parametrize("earlier", EDM_SAMPLERS)
+@pytest.mark.parametrize("sampler", EDM_SAMPLERS)
+def test_a_sampler_of_edm_is_the_same_whichever_the_pipeline_was_saved_with(sampler, earlier):
+    training = edm_schedule(0.3)
+    changed = sampling_scheduler(sampling_scheduler(training, earlier), sampler)
+    assert dict(changed.config) == dict(sampling_scheduler(training, sampler).config)
+    assert changed.config.sigma_data == 0.3
+
+
+def test_what_edm_lacks_is_refused_by_name():
+    assert samplers_of(edm_schedule()) == EDM_SAMPLERS
+    assert samplers_of(noise_schedule("linear", 10)) == SAMPLERS
+    for sampler in set(SAMPLERS) - set(EDM_SAMPLERS):
+        with pytest.raises(ValueError, match=f"a network trained by EDM has ddim and dpm only, not {sampler}"):
+            sampling_scheduler(edm_schedule(), sampler)

@@ -59,10 +59,11 @@ def assert_equal_weights(one, other):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("unet", ["base", "attention", "library"])
+@pytest.mark.parametrize("unet", ["base", "attention", "library", "compact"])
 def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(train_ddpm, tmp_path, unet):
     folder = tmp_path / "run"
-    augmented = ["--unet", unet, "--horizontal_flip", "--random_rotation", "10", "--random_erasing", "0.5"]
+    edm = ["--formulation", "edm", "--match_noise"] if unet == "compact" else []
+    augmented = [*edm, "--unet", unet, "--horizontal_flip", "--random_rotation", "10", "--random_erasing", "0.5"]
     uninterrupted = train(train_ddpm, folder, *augmented)
     states = [torch.load(folder / "checkpoints" / "step-00000006" / "state.pt", weights_only=True)]
     resumed = train(train_ddpm, folder, *augmented, "--resume", str(folder / "checkpoints" / "step-00000002"))
@@ -156,6 +157,8 @@ def test_a_batch_in_parts_trains_as_a_whole_one(train_ddpm, tmp_path):
     [
         ["--prediction_type", "v_prediction", "--beta_schedule", "cosine", "--loss", "huber", "--sampler", "dpm"],
         ["--prediction_type", "sample", "--loss", "l1", "--num_train_timesteps", "100", "--sampler", "unipc"],
+        ["--unet", "compact", "--patch_size", "2", "--dropout", "0.3", "--prediction_type", "v_prediction"],
+        ["--unet", "compact", "--formulation", "edm", "--sampler", "ddim", "--gradient_accumulation_steps", "2"],
         ["--crop", "random", "--five_crop", "--lr_scheduler", "cosine", "--num_epochs", "0.5", "--sampler", "ddpm"],
     ],
 )
@@ -221,6 +224,13 @@ def test_the_images_may_have_moved_when_a_run_is_resumed_but_must_be_the_same(tr
         (["--batch_size", "6", "--gradient_accumulation_steps", "4"], "--batch_size 6 must be a multiple"),
         (["--dataset", "nowhere/at/all"], "--dataset nowhere/at/all: no such file or folder"),
         (["--num_inference_steps", "2000"], "--num_inference_steps 2000"),
+        (["--unet", "compact", "--patch_size", "3"], "patch_size=3: it must be a multiple of 6"),
+        (["--patch_size", "2"], "--patch_size 2: only --unet compact takes patches"),
+        (["--unet", "compact", "--patch_size", "0"], "patch_size=0.*must be positive"),
+        (["--dropout", "1"], "--dropout 1.0: must be from 0 to below 1"),
+        (["--formulation", "edm"], "--formulation edm needs --unet compact"),
+        (["--formulation", "edm", "--unet", "compact", "--sampler", "ddpm"], "--sampler ddpm: .* give ddim or dpm"),
+        (["--formulation", "edm", "--unet", "compact", "--snr_gamma", "5"], "--snr_gamma 5.0: EDM has its own"),
     ],
 )
 def test_bad_input_is_named(train_ddpm, tmp_path, arguments, told):

@@ -7,12 +7,12 @@ Presets: ddpm_base, ddpm_attention_linear, ddpm_attention_cosine, ddpm_library, 
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import ModelMixin, UNet2DModel
+from diffusers import ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.optimization import get_scheduler
 from PIL import Image
 
@@ -23,14 +23,15 @@ from hfgen.ema import averaged_copy
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.figures import image_sheet
 from hfgen.hub import publish_if_asked
-from hfgen.losses.diffusion import diffusion_loss, min_snr_weights, prediction_target
-from hfgen.models import UNetAttention, UNetBase
+from hfgen.losses.diffusion import diffusion_loss, match_noise, min_snr_weights, prediction_target
+from hfgen.losses.edm import draw_noise_levels, edm_batch
+from hfgen.models import UNetAttention, UNetBase, UNetCompact
 from hfgen.pipelines import DDPMPipeline
 from hfgen.randomness import keyed_seed
 from hfgen.run import Run
 from hfgen.run_evaluation import RunEvaluation
 from hfgen.run_settings import RunSettings
-from hfgen.schedules import noise_schedule, sampling_scheduler
+from hfgen.schedules import EDM_SAMPLERS, edm_schedule, noise_schedule, sampling_scheduler
 
 
 PRESETS = Path(__file__).resolve().parent / "presets" / "ddpm"
@@ -42,11 +43,20 @@ class DDPMSettings:
 
     _argument_group_name = "method"
 
-    unet: Literal["base", "attention", "library"] = setting(
-        "base", "base: convolutions only; attention: self-attention at every level; library: diffusers' UNet2DModel"
+    formulation: Literal["ddpm", "edm"] = setting(
+        "ddpm",
+        "ddpm: timesteps of a noise schedule; edm: noise levels, inputs and outputs as in Karras et al. 2022, with "
+        "--unet compact",
+    )
+    unet: Literal["base", "attention", "library", "compact"] = setting(
+        "base",
+        "base: convolutions only; attention: self-attention at every level; library: diffusers' UNet2DModel; compact: "
+        "residual blocks, attention at coarse levels",
     )
     block_out_channels: list[int] | None = setting(None, "channels of each level, from the finest")
-    layers_per_block: int = setting(2, "residual blocks a level, of the library U-Net alone")
+    layers_per_block: int = setting(2, "residual blocks a level, of the library and the compact U-Net")
+    patch_size: int = setting(1, "side of the patches of pixels that the compact U-Net takes as channels; 2 is faster")
+    dropout: float = setting(0.1, "share of the compact U-Net's activations that are dropped in training")
     beta_schedule: Literal["linear", "cosine"] = setting("linear", "noise schedule")
     num_train_timesteps: int = setting(1000, "diffusion steps")
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = setting(
@@ -54,6 +64,7 @@ class DDPMSettings:
     )
     loss: Literal["l1", "l2", "huber"] = setting("l2", "error of the prediction")
     snr_gamma: float | None = setting(None, "Min-SNR weights with this gamma (5 in the paper); none if not given")
+    match_noise: bool = setting(False, "give each image of a batch the noise near it (immiscible diffusion)")
     batch_size: int = setting(64, "images of one update, on each process")
     gradient_accumulation_steps: int = setting(
         1, "parts that an update's batch is split into: less memory, the same batch size"
@@ -84,11 +95,29 @@ class DDPMSettings:
             raise UserError("--learning_rate and --max_grad_norm must be positive")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema_decay {self.ema_decay}: must be from 0 to below 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout {self.dropout}: must be from 0 to below 1")
+        if self.unet != "compact" and self.patch_size != 1:
+            raise UserError(f"--patch_size {self.patch_size}: only --unet compact takes patches")
+        if self.formulation == "edm":
+            self._check_edm()
         if not 1 <= self.num_inference_steps <= self.num_train_timesteps:
             raise UserError(
                 f"--num_inference_steps {self.num_inference_steps}: must be from 1 to "
                 f"--num_train_timesteps {self.num_train_timesteps}"
             )
+
+    def _check_edm(self) -> None:
+        if self.unet != "compact":
+            raise UserError("--formulation edm needs --unet compact: the other U-Nets embed counted timesteps")
+        if self.sampler not in EDM_SAMPLERS:
+            raise UserError(f"--sampler {self.sampler}: with --formulation edm give {' or '.join(EDM_SAMPLERS)}")
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in ("beta_schedule", "prediction_type", "snr_gamma"):
+            if getattr(self, name) != defaults[name]:
+                raise UserError(
+                    f"--{name} {getattr(self, name)}: EDM has its own; leave it out or take --formulation ddpm"
+                )
 
 
 SETTINGS = (RunSettings, DataSettings, DDPMSettings)  # all that the command line takes
@@ -108,7 +137,7 @@ def main(arguments: list[str] | None = None) -> Path:
     # 2. Network, its average, schedule, optimizer
     try:
         network = build_unet(settings, data_settings.sample_size)
-        schedule = noise_schedule(settings.beta_schedule, settings.num_train_timesteps, settings.prediction_type)
+        schedule = build_schedule(settings)
     except ValueError as error:
         raise UserError(str(error)) from error
     network = network.to(run.device, memory_format=torch.channels_last)
@@ -137,15 +166,8 @@ def main(arguments: list[str] | None = None) -> Path:
     for _ in run.steps():
         clean_images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
         noise = torch.randn(clean_images.shape, generator=run.generator("noise"), device=run.device)
-        timesteps = torch.randint(
-            settings.num_train_timesteps,
-            clean_images.shape[:1],
-            generator=run.generator("timesteps"),
-            device=run.device,
-        )
-        noisy_images = schedule.add_noise(clean_images, noise, timesteps)
-        target = prediction_target(schedule, clean_images, noise, timesteps)
-        weights = min_snr_weights(schedule, timesteps, settings.snr_gamma) if settings.snr_gamma else None
+        noise = match_noise(clean_images, noise) if settings.match_noise else noise
+        inputs, timesteps, target, weights = noised(clean_images, noise, schedule, settings, run)
 
         parts = settings.gradient_accumulation_steps
         total_loss = torch.zeros((), device=run.device)
@@ -153,7 +175,7 @@ def main(arguments: list[str] | None = None) -> Path:
             chosen = slice(part * settings.batch_size // parts, (part + 1) * settings.batch_size // parts)
             # The processes exchange gradients once an update, with its last part.
             with nullcontext() if part == parts - 1 else accelerator.no_sync(unet):
-                prediction = unet(noisy_images[chosen], timesteps[chosen]).sample
+                prediction = unet(inputs[chosen], timesteps[chosen]).sample
                 part_weights = None if weights is None else weights[chosen]
                 loss = diffusion_loss(prediction, target[chosen], settings.loss, part_weights) / parts
                 accelerator.backward(loss)
@@ -177,6 +199,36 @@ def main(arguments: list[str] | None = None) -> Path:
     return pipeline_folder
 
 
+def build_schedule(settings: DDPMSettings) -> SchedulerMixin:
+    """Build the schedule of the training that the settings name.
+
+    Raises:
+        ValueError: if the schedule cannot be made, saying why.
+    """
+    if settings.formulation == "edm":
+        return edm_schedule()
+    return noise_schedule(settings.beta_schedule, settings.num_train_timesteps, settings.prediction_type)
+
+
+def noised(
+    clean_images: torch.Tensor, noise: torch.Tensor, schedule: SchedulerMixin, settings: DDPMSettings, run: Run
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Noise a batch.
+
+    Returns:
+        What the network sees, `(batch_size, channels, height, width)`; its timesteps, `(batch_size,)`; what it should
+        predict, of the images' shape; and the weight of each image, `(batch_size,)`, or None.
+    """
+    batch_size, numbers = len(clean_images), run.generator("timesteps")
+    if settings.formulation == "edm":
+        noise_levels = draw_noise_levels(batch_size, numbers)
+        return *edm_batch(clean_images, noise, noise_levels, schedule.config.sigma_data), None
+    timesteps = torch.randint(settings.num_train_timesteps, (batch_size,), generator=numbers, device=run.device)
+    target = prediction_target(schedule, clean_images, noise, timesteps)
+    weights = min_snr_weights(schedule, timesteps, settings.snr_gamma) if settings.snr_gamma else None
+    return schedule.add_noise(clean_images, noise, timesteps), timesteps, target, weights
+
+
 def build_unet(settings: DDPMSettings, sample_size: int) -> ModelMixin:
     """Build the network that the settings name.
 
@@ -187,6 +239,15 @@ def build_unet(settings: DDPMSettings, sample_size: int) -> ModelMixin:
         return UNetBase(sample_size, block_out_channels=settings.block_out_channels or (64, 128, 256, 512, 1024))
     if settings.unet == "attention":
         return UNetAttention(sample_size, block_out_channels=settings.block_out_channels or (64, 128, 256, 512, 1024))
+    if settings.unet == "compact":
+        return UNetCompact(
+            sample_size,
+            block_out_channels=settings.block_out_channels or (64, 128, 256, 256),
+            layers_per_block=settings.layers_per_block,
+            patch_size=settings.patch_size,
+            dropout=settings.dropout,
+            time_scale=1000.0 if settings.formulation == "edm" else 1.0,
+        )
     channels = tuple(settings.block_out_channels or (64, 128, 256, 512))
     factor = 2 ** (len(channels) - 1)
     if sample_size % factor:

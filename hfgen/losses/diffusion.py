@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
+from scipy.optimize import linear_sum_assignment
 
 
 # Each maps (model_output, target), both (batch_size, channels, height, width), to the loss of every pixel.
@@ -88,3 +89,21 @@ def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: fl
         "epsilon": lambda: (gamma * (1 - alphas_cumprod) / alphas_cumprod.clamp(min=1e-20)).clamp(max=1.0),
         "v_prediction": lambda: clipped / (snr + 1),
     }[scheduler.config.prediction_type]()
+
+
+def match_noise(clean_images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Give each image of a batch the noise near it: a permutation with the least sum of distances.
+
+    Immiscible diffusion (Li et al. 2024, arXiv:2406.12303, algorithm 1): an image then sees noise from a part of the
+    whole only, and what the network must tell apart is less mixed. The noise of a batch stays the same as a whole.
+
+    Args:
+        clean_images: `(batch_size, channels, height, width)`.
+        noise: same shape, standard normal.
+
+    Returns:
+        The same noise in another order.
+    """
+    distances = torch.cdist(clean_images.flatten(1).float(), noise.flatten(1).float())  # (B, B)
+    _, chosen = linear_sum_assignment(distances.cpu().numpy())
+    return noise[torch.from_numpy(chosen).to(noise.device)]

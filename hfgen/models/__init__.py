@@ -10,6 +10,7 @@ from hfgen.models.sngan import SNGANDiscriminator, SNGANGenerator
 from hfgen.models.sngan_conv import SNGANConvDiscriminator, SNGANConvGenerator
 from hfgen.models.unet_attention import UNetAttention
 from hfgen.models.unet_base import UNetBase
+from hfgen.models.unet_compact import UNetCompact
 from hfgen.models.vae import ConvVAE
 
 
@@ -26,4 +27,5 @@ __all__ = [
     "SNGANGenerator",
     "UNetAttention",
     "UNetBase",
+    "UNetCompact",
 ]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from hfgen.losses.diffusion import PIXEL_LOSSES, diffusion_loss, min_snr_weights, prediction_target
+from hfgen.losses.diffusion import PIXEL_LOSSES, diffusion_loss, match_noise, min_snr_weights, prediction_target
 from hfgen.schedules import noise_schedule
 
 
@@ -198,3 +198,23 @@ def test_where_a_schedule_ends_in_pure_noise_the_noise_keeps_the_weight_of_one_a
         scheduler = DDPMScheduler(rescale_betas_zero_snr=True, prediction_type=prediction_type)
         scheduler.alphas_cumprod[-1] = 0  # diffusers keeps it at 2^-24
         assert float(min_snr_weights(scheduler, torch.tensor([999]), 5.0)) == last
+
+
+# ---------------------------------------------------------------------------------------------- noise near its images
+
+
+def test_each_image_gets_the_noise_near_it_and_none_is_lost():
+    clean_images = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1)
+    noise = torch.tensor([0.9, -0.8, 0.2]).view(3, 1, 1, 1)
+    assert match_noise(clean_images, noise).flatten().tolist() == pytest.approx([-0.8, 0.2, 0.9])
+    # The sum decides, not each by itself: -1 is nearer to -0.8 than 0 is, but both cannot have it.
+    noise = torch.tensor([-0.8, -3.0, 0.9]).view(3, 1, 1, 1)
+    assert match_noise(clean_images, noise).flatten().tolist() == pytest.approx([-3.0, -0.8, 0.9])
+
+
+def test_matched_noise_is_nearer_and_the_same_as_a_whole():
+    numbers = torch.Generator().manual_seed(0)
+    clean_images, noise = (torch.randn(16, 3, 4, 4, generator=numbers) for _ in range(2))
+    matched = match_noise(clean_images, noise)
+    assert (matched - clean_images).flatten(1).norm(dim=1).sum() < (noise - clean_images).flatten(1).norm(dim=1).sum()
+    assert torch.equal(matched.flatten(1).sort(dim=0).values, noise.flatten(1).sort(dim=0).values)

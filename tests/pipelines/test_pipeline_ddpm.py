@@ -21,12 +21,15 @@ from diffusers import (
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
-from hfgen.models import UNetAttention, UNetBase
+from hfgen.models import UNetAttention, UNetBase, UNetCompact
 from hfgen.pipelines import DDPMPipeline
 from hfgen.schedules import SAMPLERS, noise_schedule, sampling_scheduler
 
 
 NETWORKS = {
+    "compact": lambda **options: UNetCompact(
+        8, block_out_channels=(4, 8), layers_per_block=1, patch_size=2, **options
+    ),
     "base": lambda **options: UNetBase(8, block_out_channels=(4, 8), time_embedding_dim=6, **options),
     "attention": lambda **options: UNetAttention(
         8, block_out_channels=(4, 8), time_embedding_dim=6, num_attention_heads=2, max_attention_size=4, **options

@@ -12,7 +12,13 @@ from hfgen.inference import open_pipeline
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-CLASSES = {"gan": "GANPipeline", "vae": "VAEPipeline", "ddpm": "DDPMPipeline", "library": "DDPMPipeline"}
+CLASSES = {
+    "gan": "GANPipeline",
+    "vae": "VAEPipeline",
+    "ddpm": "DDPMPipeline",
+    "library": "DDPMPipeline",
+    "edm": "DDPMPipeline",
+}
 LOAD = "pipeline = DiffusionPipeline.from_pretrained(where, trust_remote_code=True)\n"
 LOAD_WITH_HFGEN = "import hfgen.pipelines\npipeline = getattr(hfgen.pipelines, name).from_pretrained(where)\n"
 OWN_CARD = b"---\nlicense: mit\n---\n# Cats\n\nMy own words about hfgen.\n"
