@@ -131,6 +131,5 @@ class UNetCompact(AlignedModelMixin, ConfigMixin):
 
 
 def _start_at_zero(layer: nn.Module) -> None:
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    for weight in layer.parameters():
+        nn.init.zeros_(weight)
