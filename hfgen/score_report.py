@@ -66,6 +66,12 @@ def score_table(report: dict[str, Any]) -> str:
         f"{fid} of {scores['num_fake']:,} real images, drawn with replacement, against all: {floor['fid_at_n']:.4g}. "
         f"± is the standard error, which does not contain the bias of {fid}: compare at equal numbers of images."
     ]
+    if "reconstructions" in report:
+        part = report["reconstructions"]
+        told.append(
+            f"{fid} of {part['num_images']:,} real images that were encoded and decoded again: {part['fid']:.4g}. "
+            "So much is due to the decoder; the rest to where latents are drawn from."
+        )
     if "fid_at_infinity" in report:
         told.append(f"{fid} extrapolated to infinitely many generated images: {report['fid_at_infinity']:.4g}.")
     if "likelihood" in report:

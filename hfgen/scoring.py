@@ -24,9 +24,11 @@ from hfgen.metrics.evaluation import (
     spread_over_seeds,
 )
 from hfgen.metrics.extraction import Extractor
-from hfgen.metrics.frechet import FEWEST_TO_EXTRAPOLATE, extrapolated_distance
+from hfgen.metrics.frechet import FEWEST_TO_EXTRAPOLATE, extrapolated_distance, frechet_distance
+from hfgen.metrics.kernel import thinned_out
 from hfgen.metrics.memorisation import nearest_images, nearest_pixels, thumbnails
 from hfgen.metrics.reference import Reference
+from hfgen.pipelines import VAEPipeline
 
 
 CLOSEST_PAIRS = 16
@@ -166,9 +168,37 @@ def score_pipeline(
         "weights_sha256": weights_digest(pipeline),
     }
     report = {**facts, **scored.report}
+    if isinstance(pipeline, VAEPipeline):
+        report["reconstructions"] = reconstruction_scores(pipeline, real, extractor, drawing)
     if repeats > 1:
         report["repeats"] = repeat_scores(pipeline, real, extractor, drawing, repeats, report["scores"])
     return scored._replace(report=report)
+
+
+def reconstruction_scores(
+    pipeline: VAEPipeline, real: Reference, extractor: Extractor, drawing: Drawing
+) -> dict[str, Any]:
+    """Score what comes back of real images: what a VAE would draw if its latents were drawn perfectly.
+
+    Args:
+        pipeline: of a VAE; images are decoded from the mean of their posterior.
+        real: the real images, of the size that the pipeline draws.
+        extractor: made their features.
+        drawing: how many images, at most all real ones, and how many at once; its seed chooses them.
+
+    Returns:
+        Plain values: `num_images`, and `fid` against all real images.
+    """
+    chosen = thinned_out(np.arange(len(real.features)), drawing.num_images, drawing.seed)
+
+    def reconstructions() -> Iterator[np.ndarray]:
+        for start in range(0, len(chosen), drawing.batch_size):
+            part = chosen[start : start + drawing.batch_size]
+            images = [Image.fromarray(np.array(real.images[int(index)])) for index in part]
+            yield from map(np.asarray, pipeline.reconstruct(images).images)
+
+    features = extractor(reconstructions(), len(chosen))
+    return {"num_images": len(chosen), "fid": float(frechet_distance(real.features, features))}
 
 
 def score_images(

@@ -67,7 +67,7 @@ def sort_keys(study: Study, rows: list[Row]) -> list[list[float | None]]:
     for row in rows:
         keys: list[float | None] = []
         for name in heads(study, rows):
-            if name in COLUMNS and COLUMNS[name][0][-1] != study.metric:
+            if name in COLUMNS and name != METRICS[study.metric]:
                 values = row.numbers(COLUMNS[name][0])
                 keys.append(statistics.fmean(values) if values else None)
             elif name in ("family", "setting"):  # in the order of the study file

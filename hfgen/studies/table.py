@@ -41,6 +41,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str]] = {
     "precision": (("scores", "precision"), "{:.2f}"),
     "recall": (("scores", "recall"), "{:.2f}"),
     "coverage": (("scores", "coverage"), "{:.2f}"),
+    "FID of reconstructions": (("reconstructions", "fid"), "{:.4g}"),
     "copies by pixels": (("memorisation_by_pixels", "num_copies"), "{:.3g}"),
     "images/s": (("training", "images_per_second"), "{:.3g}"),
     "minutes": (("training", "minutes"), "{:.3g}"),
@@ -230,8 +231,15 @@ def heads(study: Study, rows: list[Row]) -> list[str]:
     """Return the headings of the long table."""
     point = ["setting"] if any(row.place.point for row in rows) else []
     published = ["published"] if any(row.published for row in rows) else []
-    others = [name for name in COLUMNS if COLUMNS[name][0][-1] != study.metric]
+    others = [name for name, (keys, _) in COLUMNS.items() if not _is_left_out(keys, study, rows)]
     return ["family", *point, METRICS[study.metric], *published, *others]
+
+
+def _is_left_out(keys: tuple[str, ...], study: Study, rows: list[Row]) -> bool:
+    """Whether the long table lacks a figure: the study's own stands elsewhere, and some only VAEs have."""
+    if keys[0] == "reconstructions":
+        return not any(row.numbers(keys) for row in rows)
+    return keys[-1] == study.metric
 
 
 def cells_of(study: Study, row: Row, rows: list[Row]) -> list[str]:
@@ -263,7 +271,7 @@ def csv_cells(study: Study, rows: list[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     settings = list(dict.fromkeys(key for row in rows for key in row.place.point))
-    others = {name: keys for name, (keys, _) in COLUMNS.items() if keys[-1] != study.metric}
+    others = {name: keys for name, (keys, _) in COLUMNS.items() if not _is_left_out(keys, study, rows)}
     figures = [re.sub(r"\W+", "_", name).lower() for name in others]
     writer.writerow(["family", *settings, "seed", "outcome", study.metric, "step", "reason", *figures, "published"])
     for row in rows:

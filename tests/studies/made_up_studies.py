@@ -57,6 +57,7 @@ def result(fid=100.0, size=16, curve=(), strip=False, seed=0, **figures):
         "memorisation_by_pixels": {"num_copies": figures.get("copies", 0)},
         "floor": {"halves": {"fid": 20.0}, "fid_at_n": 9.5},
         **({"course": figures["course"]} if "course" in figures else {}),
+        **({"reconstructions": {"fid": figures["reconstructed"]}} if "reconstructed" in figures else {}),
     }
     rows = (4, 3) if size < 128 else (1, 1)  # larger ones would be reduced to fit into the database
     sheet = encode_picture(image_sheet(images(rows[0] * SHEET_COLUMNS, size, seed), SHEET_COLUMNS))

@@ -178,7 +178,18 @@ def test_each_metric_stands_first_and_once(metric):
     lines = read_markdown(markdown_rows(made, rows))
     assert lines[0][:3] == ["family", METRICS[metric], "published"] and len(set(lines[0])) == len(lines[0])
     assert lines[1][:3] == ["GAN", "12.5", "7"] and lines[1][1:].count("12.5") == 1
-    assert len(lines[0]) == 3 + len(COLUMNS) - 1
+    assert len(lines[0]) == 3 + len(COLUMNS) - 2  # the metric stands first; only VAEs have reconstructions
+
+
+def test_where_a_vae_was_scored_there_is_a_column_for_its_reconstructions():
+    made = study({"GAN": [{}], "VAE": [{}]})
+    rows = table(made, 12.5, trained(50.0, reconstructed=33.25))
+    head, *lines = read_markdown(markdown_rows(made, rows))
+    lines = [dict(zip(head, line, strict=True)) for line in lines]
+    assert [line["FID of reconstructions"] for line in lines] == ["–", "33.25"]
+    assert [line["FID"] for line in lines] == ["12.5", "50"]
+    cells = list(csv.DictReader(io.StringIO(csv_cells(made, rows))))
+    assert [(cell["fid"], cell["fid_of_reconstructions"]) for cell in cells] == [("12.5", ""), ("50.0", "33.25")]
 
 
 # ---------------------------------------------------------------------------------------------------------- agreements
@@ -269,7 +280,8 @@ def test_the_csv_has_every_figure_once_whatever_is_compared(metric):
     made = study({"GAN": [{}], "VAE": RATES[:1]}, metric=metric)
     first, second = read_csv(made, table(made, 1.25, 2.5))
     assert (first[metric], second[metric], first["learning_rate"]) == ("1.25", "2.5", "")
-    assert len(first) == len(["family", "learning_rate", "seed", "outcome", "step", "reason", "published", *COLUMNS])
+    figures = [name for name in COLUMNS if name != "FID of reconstructions"]  # of VAEs that were scored
+    assert len(first) == len(["family", "learning_rate", "seed", "outcome", "step", "reason", "published", *figures])
 
 
 def test_nasty_names_break_no_table():
