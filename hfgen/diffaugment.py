@@ -17,6 +17,9 @@ TRANSLATION, CUTOUT = 1 / 8, 1 / 2
 
 # From so many training images on none is altered; see `choose_augmentation`.
 FEW_IMAGES, MANY_IMAGES = 2_000, 50_000
+# Where overfitting cannot be measured. On a set of 8,000 images WGAN-GP has FID 34 after 100,000 unaltered ones, and 159
+# after as many that were all altered.
+FEW_UNMEASURED = 5_000
 
 # ADA: the share of the discriminator's signs, over updates between two adjustments, and the images in which the
 # probability can go from 0 to 1.
@@ -49,9 +52,13 @@ def choose_augmentation(wanted: str, num_images: int | None, measures_overfittin
             "diffaugment", f"{num_images:,} images are fewer than {FEW_IMAGES:,}: every image is altered"
         )
     if not measures_overfitting:
-        few = f"{num_images:,} images are fewer than {MANY_IMAGES:,}"
+        unknown = "and this loss cannot tell how far the discriminator overfits"
+        if num_images < FEW_UNMEASURED:
+            few = f"{num_images:,} images are fewer than {FEW_UNMEASURED:,}"
+            return AugmentationChoice("diffaugment", f"{few}, {unknown}: every image is altered")
+        enough = f"{num_images:,} images are {FEW_UNMEASURED:,} or more"
         return AugmentationChoice(
-            "diffaugment", f"{few}, and this loss cannot tell how far the discriminator overfits"
+            "none", f"{enough}, {unknown}; --augment diffaugment alters every image, which is slow"
         )
     return AugmentationChoice(
         "ada", f"{num_images:,} images are fewer than {MANY_IMAGES:,}: altered as often as the overfitting demands"

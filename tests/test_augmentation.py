@@ -11,6 +11,7 @@ from hfgen.diffaugment import (
     ADA_INTERVAL,
     ADA_TARGET,
     FEW_IMAGES,
+    FEW_UNMEASURED,
     MANY_IMAGES,
     Augmentation,
     choose_augmentation,
@@ -164,7 +165,16 @@ def test_augmentation_that_goes_on_from_a_saved_state_adapts_exactly_as_without_
             2_000,
             False,
             "diffaugment",
-            "2,000 images are fewer than 50,000, and this loss cannot tell how far the discriminator overfits",
+            "2,000 images are fewer than 5,000, and this loss cannot tell how far the discriminator overfits: every "
+            "image is altered",
+        ),
+        (
+            "auto",
+            5_000,
+            False,
+            "none",
+            "5,000 images are 5,000 or more, and this loss cannot tell how far the discriminator overfits; --augment "
+            "diffaugment alters every image, which is slow",
         ),
         (
             "auto",
@@ -181,4 +191,4 @@ def test_the_number_of_images_decides_unless_something_was_asked_for(
     wanted, num_images, measures_overfitting, kind, reason
 ):
     assert choose_augmentation(wanted, num_images, measures_overfitting) == (kind, reason)
-    assert (FEW_IMAGES, MANY_IMAGES) == (2_000, 50_000)
+    assert (FEW_IMAGES, FEW_UNMEASURED, MANY_IMAGES) == (2_000, 5_000, 50_000)
