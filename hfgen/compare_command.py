@@ -156,7 +156,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     cells += [f"{halves[name]:.2f}" for name in ("precision", "recall", "coverage")]
     name = f"floor: half of the real images against the other, {halves['num_fake']:,} each"
     lines.append(f"| {name} | {' | '.join(cells)} | | | | | |")
-    decoded = [f"{row['name']} {row['reconstructions']['fid']:.4g}" for row in rows if "reconstructions" in row]
+    decoded = {row["name"]: row["reconstructions"] for row in rows if "reconstructions" in row}
     if decoded:
-        lines += ["", f"{names['fid']} of real images that were encoded and decoded again: {', '.join(decoded)}."]
+        count = next(iter(decoded.values()))["num_images"]
+        told = ", ".join(f"{name} {part['fid']:.4g}" for name, part in decoded.items())
+        lines += ["", f"{names['fid']} of {count:,} real images that were encoded and decoded again: {told}."]
     return "\n".join(lines) + "\n"

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from hfgen.interpolation import interpolate_latents
 from hfgen.randomness import keyed_seed
 from hfgen.rgb import to_rgb
-from hfgen.schedules import is_edm, sampling_scheduler
+from hfgen.schedules import is_edm, on_the_scale_of_images, sampling_scheduler
 
 
 SAVED = "saved"
@@ -138,10 +138,10 @@ def denoise(
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     random_numbers = {"generator": generators} if takes_generator else {}
     for index, timestep in enumerate(timesteps):
-        model_output = pipeline.unet(scheduler.scale_model_input(sample, timestep), timestep).sample
+        model_output = pipeline.unet(scheduler.scale_model_input(sample, timestep), timestep).sample.to(sample.dtype)
         sample = scheduler.step(model_output, timestep, sample, **random_numbers).prev_sample
         counted = round(last * (1 - index / max(len(timesteps) - 1, 1))) if is_edm(scheduler) else int(timestep)
-        yield index + 1, len(timesteps), counted, sample
+        yield index + 1, len(timesteps), counted, on_the_scale_of_images(scheduler, index, sample)
 
 
 def _denoised(

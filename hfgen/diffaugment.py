@@ -17,8 +17,8 @@ TRANSLATION, CUTOUT = 1 / 8, 1 / 2
 
 # From so many training images on none is altered; see `choose_augmentation`.
 FEW_IMAGES, MANY_IMAGES = 2_000, 50_000
-# Where overfitting cannot be measured. On a set of 8,000 images WGAN-GP has FID 34 after 100,000 unaltered ones, and 159
-# after as many that were all altered.
+# Where overfitting cannot be measured. Of a set of 8,000 images WGAN-GP has FID 34 after seeing 100,000 unaltered, and
+# 159 after as many that were all altered.
 FEW_UNMEASURED = 5_000
 
 # ADA: the share of the discriminator's signs, over updates between two adjustments, and the images in which the
@@ -142,10 +142,13 @@ class Augmentation:
         boundary: the logit at which the discriminator is undecided; only "ada" needs it.
         images_per_update: real images of an update of the discriminator, over all processes.
         accelerator: averages over the processes.
+
+    Attributes:
+        kind: as given, or as loaded.
     """
 
     def __init__(self, kind: str, boundary: float | None, images_per_update: int, accelerator: Accelerator):
-        self._kind, self._boundary, self._accelerator = kind, boundary or 0.0, accelerator
+        self.kind, self._boundary, self._accelerator = kind, boundary or 0.0, accelerator
         self._step_size = ADA_INTERVAL * images_per_update / ADA_IMAGES
         self.probability = torch.tensor(1.0 if kind == "diffaugment" else 0.0, device=accelerator.device)
         self._signs = torch.zeros((), device=accelerator.device)
@@ -158,12 +161,12 @@ class Augmentation:
             images: `(batch_size, channels, height, width)`, in [-1, 1].
             generator: the random number generator, on the images' device.
         """
-        return images if self._kind == "none" else diff_augment(images, self.probability, generator)
+        return images if self.kind == "none" else diff_augment(images, self.probability, generator)
 
     @torch.no_grad()
     def adapt(self, real_logits: torch.Tensor) -> None:
         """Take the logits of an update's real images into account, `(batch_size,)`."""
-        if self._kind != "ada":
+        if self.kind != "ada":
             return
         self._signs += (real_logits - self._boundary).sign().mean()
         self._updates += 1
@@ -174,10 +177,19 @@ class Augmentation:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
-        return {"probability": self.probability, "signs": self._signs.clone(), "updates": self._updates}
+        return {
+            "kind": self.kind,
+            "probability": self.probability,
+            "signs": self._signs.clone(),
+            "updates": self._updates,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from where `state_dict` was taken."""
         self.probability = state_dict["probability"].to(self.probability.device)
+        # A run goes on as it began, whatever would be chosen today. What came before kinds were kept altered all or as
+        # often as its probability says.
+        always = self.kind == "none" and bool(self.probability == 1)
+        self.kind = state_dict.get("kind", "diffaugment" if always else self.kind)
         self._signs = state_dict["signs"].to(self._signs.device, copy=True)
         self._updates = state_dict["updates"]

@@ -8,6 +8,7 @@ it until `check_parity` has run the file at several batch sizes.
 import importlib.util
 import io
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -219,10 +220,16 @@ def describe(pipeline: DiffusionPipeline, graphs: Sequence[Graph], exported: Seq
 
 
 def _scheduler_config(scheduler: Any) -> dict[str, Any]:
-    """Return what `from_config` of the scheduler's class takes; no path of this machine, which a loaded one has."""
+    """Return what `from_config` of the scheduler's class takes; no path of this machine, which a loaded one has.
+
+    An infinite bound, for which JSON has no word, is the scheduler's own default and is left out.
+    """
     config = json.loads(scheduler.to_json_string())
     kept = ("_class_name", "_diffusers_version")
-    return {key: value for key, value in config.items() if key in kept or not key.startswith("_")}
+    infinite = {key for key, value in config.items() if isinstance(value, float) and not math.isfinite(value)}
+    return {
+        key: value for key, value in config.items() if (key in kept or not key.startswith("_")) and key not in infinite
+    }
 
 
 def _check(graph: Graph, file: Path) -> Exported:

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from hfgen.errors import UserError
-from hfgen.schedules import noise_schedule
+from hfgen.schedules import noise_schedule, on_the_scale_of_images
 
 
 LABEL_WIDTH, LABEL_SIZE, LABEL_LINE = 200, 12, 15
@@ -109,7 +109,7 @@ def denoising_strip(
     states: dict[int, torch.Tensor] = {}
 
     def keep(index: int, timestep: int, sample: torch.Tensor) -> None:
-        states[timestep] = sample.float().cpu()
+        states[timestep] = on_the_scale_of_images(pipeline.scheduler, index, sample).float().cpu()
 
     finished = pipeline(
         num_images, generator=generator, num_inference_steps=num_inference_steps, callback_on_step_end=keep

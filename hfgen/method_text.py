@@ -34,7 +34,7 @@ NETWORKS = {
     "ConvVAE": "strided convolutions, DCGAN's stacks mirrored",
     "UNetBase": "a U-Net of convolutions without self-attention",
     "UNetAttention": "a U-Net with self-attention",
-    "UNetCompact": "a U-Net of residual blocks with self-attention at its coarse levels",
+    "UNetCompact": "a U-Net of residual blocks",
     "UNet2DModel": "diffusers' U-Net with self-attention",
 }
 SAMPLERS = {
@@ -86,6 +86,9 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
     config = json.loads((folder / name / "config.json").read_text())
     network = NETWORKS.get(index[name][1], index[name][1])
     size = config["sample_size"]
+    if index[name][1] == "UNetCompact":
+        coarsest = size // config["patch_size"] // 2 ** (len(config["block_out_channels"]) - 1)
+        network += " with self-attention at its coarse levels" if coarsest <= config["attention_size"] else ""
     made_of = f"The network is {network}, {count_parameters(folder / name):,} parameters."
     drawn = f"draws images of {size}x{size} pixels, without a prompt,"
     if name == "generator":

@@ -1,8 +1,9 @@
 """Noise schedules: the one of the training, and the samplers that follow it.
 
-This file imports diffusers alone: a copy of it is part of each Space.
+This file imports torch and diffusers alone: a copy of it is part of each Space.
 """
 
+import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -89,6 +90,18 @@ def edm_schedule(sigma_data: float = 0.5) -> EDMEulerScheduler:
 def is_edm(scheduler: SchedulerMixin) -> bool:
     """Whether the network of this scheduler was trained by EDM."""
     return "sigma_data" in scheduler.config
+
+
+def on_the_scale_of_images(scheduler: SchedulerMixin, index: int, sample: torch.Tensor) -> torch.Tensor:
+    """Scale what a step has left so that it can be shown: EDM's noise adds up to 80 times the images' range.
+
+    Args:
+        scheduler: has done step `index`.
+        index: of the step, from 0.
+        sample: `(batch_size, channels, height, width)`; of a network trained by EDM `image + level * noise`, which is
+            divided by `sqrt(1 + level^2)`, so that noise alone is standard normal.
+    """
+    return sample / (1 + scheduler.sigmas[index + 1] ** 2) ** 0.5 if is_edm(scheduler) else sample
 
 
 def samplers_of(scheduler: SchedulerMixin) -> tuple[str, ...]:

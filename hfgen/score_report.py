@@ -69,8 +69,7 @@ def score_table(report: dict[str, Any]) -> str:
     if "reconstructions" in report:
         part = report["reconstructions"]
         told.append(
-            f"{fid} of {part['num_images']:,} real images that were encoded and decoded again: {part['fid']:.4g}. "
-            "So much is due to the decoder; the rest to where latents are drawn from."
+            f"{fid} of {part['num_images']:,} real images that were encoded and decoded again: {part['fid']:.4g}."
         )
     if "fid_at_infinity" in report:
         told.append(f"{fid} extrapolated to infinitely many generated images: {report['fid_at_infinity']:.4g}.")

@@ -92,7 +92,7 @@ class DDPMPipeline(DiffusionPipeline):
         # 2. denoise
         for index, timestep in enumerate(self.progress_bar(timesteps)):
             model_input = self.scheduler.scale_model_input(sample, timestep)
-            model_output = self.unet(model_input, timestep).sample
+            model_output = self.unet(model_input, timestep).sample.to(sample.dtype)  # autocast lowers it
             sample = self.scheduler.step(model_output, timestep, sample, **random_numbers).prev_sample
             if callback_on_step_end is not None:
                 callback_on_step_end(index, counted[index], sample)

@@ -192,3 +192,20 @@ def test_the_number_of_images_decides_unless_something_was_asked_for(
 ):
     assert choose_augmentation(wanted, num_images, measures_overfitting) == (kind, reason)
     assert (FEW_IMAGES, FEW_UNMEASURED, MANY_IMAGES) == (2_000, 5_000, 50_000)
+
+
+def test_a_run_goes_on_with_the_augmentation_that_it_began_with():
+    accelerator = Accelerator(cpu=True)
+    began = Augmentation("diffaugment", None, 8, accelerator)
+    state = began.state_dict()
+    for saved in (state, {key: value for key, value in state.items() if key != "kind"}):  # the latter from before
+        today = Augmentation("none", None, 8, accelerator)
+        today.load_state_dict(saved)
+        images = noisy_images(4)
+        assert today.kind == "diffaugment"
+        assert torch.equal(today.apply(images, rng()), began.apply(images, rng()))
+    untouched = Augmentation("none", None, 8, accelerator).state_dict()
+    for saved in (untouched, {key: value for key, value in untouched.items() if key != "kind"}):
+        today = Augmentation("none", None, 8, accelerator)
+        today.load_state_dict(saved)
+        assert today.kind == "none"

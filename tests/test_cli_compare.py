@@ -116,7 +116,7 @@ def test_every_column_has_the_numbers_of_its_row_and_the_floor_those_of_the_halv
         assert float(row["images/s"]) > 0 and report["seed"] == 2
     decoded = f"{both[1]} {reports[1]['reconstructions']['fid']:.4g}."
     text = (tmp_path / "out" / "comparison.md").read_text()
-    assert text.endswith(f"\nFID of real images that were encoded and decoded again: {decoded}\n")
+    assert text.endswith(f"\nFID of 12 real images that were encoded and decoded again: {decoded}\n")
     # In features a darker image has the same direction; by pixels a mirrored one is the same.
     assert [(row["copies"], row["copies by pixels"]) for row in rows] == [("5", "3"), ("0", "0")]
     halves = reports[0]["floor"]["halves"]

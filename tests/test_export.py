@@ -24,7 +24,7 @@ from hfgen.models import (
     UNetCompact,
 )
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
-from hfgen.schedules import edm_schedule, noise_schedule, sampling_scheduler
+from hfgen.schedules import SAMPLERS, edm_schedule, noise_schedule, sampling_scheduler
 
 
 onnx = pytest.importorskip("onnx")
@@ -151,6 +151,18 @@ def test_a_vae_is_exported_as_decoder_and_encoder_and_with_its_density_if_it_has
         assert_close(run(folder / "density.onnx", noise), pipeline.density(noise))
     ends_of_range = torch.tensor([[-9.0], [9.0]]).repeat(1, 7)
     assert_close(run(folder / "density.onnx", ends_of_range), pipeline.density(ends_of_range))
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_scheduler_of_every_kind_is_described_in_json_and_comes_back_from_it(kind, sampler, tmp_path):
+    pipeline = pipeline_of("unet")
+    pipeline.scheduler = sampling_scheduler(noise_schedule(kind, 100), sampler)
+    export.export_onnx(pipeline, tmp_path / "onnx")
+    config = json.loads((tmp_path / "onnx" / "export.json").read_text())["scheduler"]
+    again = type(pipeline.scheduler).from_config(config)
+    settings = type(again)._get_init_keys(type(again)) - {"self"}
+    assert {key: again.config[key] for key in settings} == {key: pipeline.scheduler.config[key] for key in settings}
 
 
 @pytest.mark.filterwarnings("error::torch.jit.TracerWarning")  # the check is what finds a wrong trace

@@ -121,6 +121,10 @@ def test_every_network_of_hfgen_is_described(folders):
     assert papers(describe_method(folders / "base", None).summary) == ["2006.11239"]
     assert "It has 40 timesteps." in describe_method(folders / "base", None).summary
     assert papers(describe_method(folders / "edm", None).summary) == ["2006.11239", "2206.00364"]
+    assert "with self-attention at its coarse levels" in describe_method(folders / "edm", None).summary
+    fine = UNetCompact(64, block_out_channels=(4, 4), layers_per_block=1)
+    DDPMPipeline(fine, edm_pipeline().scheduler).save_pretrained(folders / "fine")
+    assert "a U-Net of residual blocks, " in describe_method(folders / "fine", None).summary
 
 
 GAN = {"network": "dcgan", "normalization": "batch", "gradient_penalty_weight": 0.0, "r1_weight": 0.0,

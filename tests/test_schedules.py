@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from diffusers.models.unets.unet_2d import UNet2DOutput
+from edm_pipelines import edm_pipeline
 from oracle_unet import OracleUNet
 
 from hfgen.pipelines import DDPMPipeline
@@ -13,6 +14,7 @@ from hfgen.schedules import (
     SAMPLERS,
     edm_schedule,
     noise_schedule,
+    on_the_scale_of_images,
     samplers_of,
     sampling_scheduler,
 )
@@ -275,6 +277,29 @@ def test_a_sampler_of_edm_is_the_same_whichever_the_pipeline_was_saved_with(samp
     changed = sampling_scheduler(sampling_scheduler(training, earlier), sampler)
     assert dict(changed.config) == dict(sampling_scheduler(training, sampler).config)
     assert changed.config.sigma_data == 0.3
+
+
+def test_what_edm_has_left_on_the_way_is_shown_on_the_scale_of_images():
+    scheduler, shown = sampling_scheduler(edm_schedule(), "dpm"), []
+    draw(
+        scheduler,
+        edm_oracle(),
+        8,
+        callback_on_step_end=lambda index, _, sample: shown.append(on_the_scale_of_images(scheduler, index, sample)),
+    )
+    assert all(0.3 < images.std() < 1.3 for images in shown)
+    torch.testing.assert_close(shown[-1], clean_image().expand(2, -1, -1, -1), rtol=0, atol=1e-3)
+    counted = sampling_scheduler(noise_schedule("linear", 10), "ddim")
+    assert on_the_scale_of_images(counted, 0, shown[0]) is shown[0]
+
+
+def test_under_autocast_the_state_stays_in_full_precision():
+    dtypes = []
+    with torch.autocast("cpu", torch.bfloat16):
+        for sampler in EDM_SAMPLERS:
+            pipeline = edm_pipeline(sampler=sampler)
+            pipeline(1, num_inference_steps=3, callback_on_step_end=lambda *told: dtypes.append(told[2].dtype))
+    assert dtypes == [torch.float32] * 6
 
 
 def test_what_edm_lacks_is_refused_by_name():

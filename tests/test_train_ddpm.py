@@ -229,6 +229,10 @@ def test_the_images_may_have_moved_when_a_run_is_resumed_but_must_be_the_same(tr
         (["--unet", "compact", "--patch_size", "0"], "patch_size=0.*must be positive"),
         (["--dropout", "1"], "--dropout 1.0: must be from 0 to below 1"),
         (["--formulation", "edm"], "--formulation edm needs --unet compact"),
+        (
+            ["--formulation", "edm", "--unet", "compact", "--num_train_timesteps", "99"],
+            "--num_train_timesteps 99: EDM",
+        ),
         (["--formulation", "edm", "--unet", "compact", "--sampler", "ddpm"], "--sampler ddpm: .* give ddim or dpm"),
         (["--formulation", "edm", "--unet", "compact", "--snr_gamma", "5"], "--snr_gamma 5.0: EDM has its own"),
     ],

@@ -113,7 +113,7 @@ class DDPMSettings:
         if self.sampler not in EDM_SAMPLERS:
             raise UserError(f"--sampler {self.sampler}: with --formulation edm give {' or '.join(EDM_SAMPLERS)}")
         defaults = {field.name: field.default for field in fields(self)}
-        for name in ("beta_schedule", "prediction_type", "snr_gamma"):
+        for name in ("beta_schedule", "num_train_timesteps", "prediction_type", "snr_gamma"):
             if getattr(self, name) != defaults[name]:
                 raise UserError(
                     f"--{name} {getattr(self, name)}: EDM has its own; leave it out or take --formulation ddpm"

@@ -221,6 +221,9 @@ def main(arguments: list[str] | None = None) -> Path:
     stateful |= {"augmentation": augmentation, "watch": watch}
     run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
 
+    if run.is_main and augmentation.kind != choice.kind:
+        print(f"augmentation: {augmentation.kind}, as this run began")
+
     # 4. One update of the generator a step
     for step in run.steps():
         # Discriminator: n_critic updates, each on new images. The generator gets no gradient.

@@ -89,6 +89,8 @@ class UNetCompact(AlignedModelMixin, ConfigMixin):
         sides = [sample_size // patch_size // 2**level for level in range(len(block_out_channels))]
         attends = [side <= attention_size for side in sides]
         groups = math.gcd(32, *block_out_channels)
+        if groups > 1 and groups == min(block_out_channels):  # a group of one channel has nothing to be normalised by
+            groups //= 2
         self.unet = UNet2DModel(
             sample_size=sides[0],
             in_channels=in_channels * patch_size**2,
@@ -125,7 +127,8 @@ class UNetCompact(AlignedModelMixin, ConfigMixin):
         """
         patch_size = self.config.patch_size
         patches = nn.functional.pixel_unshuffle(sample, patch_size)  # (B, C p^2, H / p, W / p)
-        predicted = self.unet(patches, timestep * self.config.time_scale, return_dict=False)[0]
+        timesteps = torch.as_tensor(timestep, device=sample.device) * self.config.time_scale
+        predicted = self.unet(patches, timesteps, return_dict=False)[0]
         predicted = nn.functional.pixel_shuffle(predicted, patch_size)
         return UNet2DOutput(sample=predicted) if return_dict else (predicted,)
 

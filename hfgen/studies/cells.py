@@ -7,7 +7,7 @@ import json
 import math
 import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import hfgen
 from hfgen.config import parse_settings, settings_as_flags, settings_to_dict
 from hfgen.errors import UserError
-from hfgen.studies.study_file import DECIDED, METHODS, Budget, Evaluation, StudyFile
+from hfgen.studies.study_file import DECIDED, METHODS, Budget, Evaluation, StudyFile, find_scripts
 
 
 # Of all cells unless the study says otherwise: what is kept on the disk only for those who watch a single run.
@@ -228,6 +228,11 @@ def _cell(file: StudyFile, scripts: Path, family_name: str, point: dict[str, Any
         settings = with_scores_on_the_way(settings, own, file.evaluation)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+    if settings.get("formulation") == "edm" and (sampler := file.evaluation.sampler) is not None:
+        from hfgen.schedules import EDM_SAMPLERS
+
+        if sampler not in EDM_SAMPLERS:
+            raise UserError(f"{where}: evaluation: sampler: {sampler}: EDM has {' and '.join(EDM_SAMPLERS)} only")
     if family.device == "cuda" and settings["cpu"]:
         raise UserError(f"{where}: device cuda and the setting cpu contradict each other; leave one out")
     return Cell(name, family.method, settings, family.device)
@@ -315,7 +320,10 @@ def differences(stored: Study, now: Study) -> list[str]:
             continue
         for key in ("method", "device"):
             lines += _changes(f"cell {name}", {key: getattr(before, key)}, {key: getattr(after, key)})
-        lines += _changes(f"cell {name}", before.settings, json.loads(json.dumps(after.settings)))
+        old, new = before.settings, json.loads(json.dumps(after.settings))
+        if old.keys() != new.keys():  # a setting that came later than a study: its default is what hfgen did before
+            old, new = ({**_defaults(cell.method), **own} for cell, own in ((before, old), (after, new)))
+        lines += _changes(f"cell {name}", old, new)
     if not lines:  # a row may come or go without a cell of its own
         rows = [{(_name(one.family, one.point), one.cells) for one in study.places} for study in (stored, now)]
         lines = [
@@ -324,6 +332,12 @@ def differences(stored: Study, now: Study) -> list[str]:
     if len(lines) > MANY_DIFFERENCES:
         lines = [*lines[:MANY_DIFFERENCES], f"and {len(lines) - MANY_DIFFERENCES} more"]
     return lines
+
+
+def _defaults(method: str) -> dict[str, Any]:
+    """Return the defaults of a training script's settings."""
+    parts = load_method(find_scripts(), method).SETTINGS
+    return {field.name: field.default for part in parts for field in fields(part) if field.default is not MISSING}
 
 
 def _changes(where: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:

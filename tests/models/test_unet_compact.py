@@ -96,3 +96,15 @@ def test_what_must_be_positive_is_named(options):
     with pytest.raises(ValueError, match="must be positive") as refusal:
         UNetCompact(16, **{**SMALL, **options})
     assert all(name in str(refusal.value) for name in options)
+
+
+def test_no_group_is_of_one_channel():
+    network = awake(UNetCompact(16, block_out_channels=(32, 32, 32, 32, 32), layers_per_block=1))
+    assert network(noise(1, 3, 16, 16), 3).sample.shape == (1, 3, 16, 16)  # the coarsest level has one pixel
+    groups = {module.num_groups for module in network.modules() if isinstance(module, nn.GroupNorm)}
+    assert groups == {16}
+
+
+def test_a_plain_number_is_scaled_as_a_tensor_is():
+    network, images = awake(UNetCompact(16, time_scale=1000.0, **SMALL)), noise(1, 3, 16, 16)
+    assert torch.equal(network(images, 0.1234).sample, network(images, torch.tensor(0.1234)).sample)

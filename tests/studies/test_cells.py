@@ -213,6 +213,13 @@ def test_a_budget_in_images_is_rounded_up_to_whole_steps(images, steps):
     assert with_budget({"batch_size": 64}, Budget(images=images))["max_train_steps"] == steps
 
 
+def test_a_sampler_that_edm_lacks_is_refused_before_anything_is_trained():
+    family = Family("ddpm", settings={"formulation": "edm", "unet": "compact"})
+    told = refusal_of({"EDM": family}, evaluation=Evaluation(num_images=20, sampler="unipc"))
+    assert told == "study toy: EDM: evaluation: sampler: unipc: EDM has ddim and dpm only"
+    assert study_of({"EDM": family}, evaluation=Evaluation(num_images=20, sampler="ddim")).cells
+
+
 def test_of_a_gan_images_are_those_that_the_discriminator_has_seen():
     assert images_per_step({"batch_size": 16, "n_critic": 5}) == 80
     assert images_per_step({"batch_size": 16}) == 16

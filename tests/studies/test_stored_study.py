@@ -25,6 +25,18 @@ def full_study() -> Study:
     return study_of(families, grid={"latent_dim": [8, 9]}, published={"VAE": [3.5, "failed"]}, seeds=(0, 1))
 
 
+def test_a_setting_that_came_later_than_a_stored_study_counts_as_its_default():
+    study = study_of({"Diffusion": Family("ddpm")})
+    (cell,) = study.cells.values()
+    older = {key: value for key, value in cell.settings.items() if key not in ("formulation", "dropout")}
+    stored = replace(study, cells={cell.name: replace(cell, settings=older)})
+    assert differences(stored, study) == differences(study, stored) == []
+    changed = replace(cell, settings={**cell.settings, "dropout": 0.5})
+    assert differences(stored, replace(study, cells={cell.name: changed})) == [
+        f"cell {cell.name}: dropout: 0.1 -> 0.5"
+    ]
+
+
 def test_a_study_comes_back_from_json_as_it_was():
     study = full_study()
     full = {
