@@ -195,7 +195,7 @@ def reconstruction_scores(
         for start in range(0, len(chosen), drawing.batch_size):
             part = chosen[start : start + drawing.batch_size]
             images = [Image.fromarray(np.array(real.images[int(index)])) for index in part]
-            yield from map(np.asarray, pipeline.reconstruct(images).images)
+            yield from map(np.asarray, pipeline.reconstruct(images, return_dict=False)[0])
 
     features = extractor(reconstructions(), len(chosen))
     return {"num_images": len(chosen), "fid": float(frechet_distance(real.features, features))}
