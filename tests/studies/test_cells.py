@@ -223,7 +223,7 @@ def test_a_sampler_that_edm_lacks_is_refused_before_anything_is_trained():
 def test_of_a_gan_images_are_those_that_the_discriminator_has_seen():
     assert images_per_step({"batch_size": 16, "n_critic": 5}) == 80
     assert images_per_step({"batch_size": 16}) == 16
-    study = study_of({"WGAN": Family("gan", "wgan_gp", {"n_critic": 5})}, budget=Budget(images=801))
+    study = study_of({"WGAN": Family("gan", "wgan_gp", {"n_critic": 5, "batch_size": 16})}, budget=Budget(images=801))
     assert settings_of(study, "max_train_steps") == [11]  # 16 images, 5 times
 
 
