@@ -116,7 +116,7 @@ class DDPMPipeline(DiffusionPipeline):
             self.push_to_hub(hub_arguments.pop("repo_id", Path(save_directory).name), **hub_arguments)
 
     def _timesteps(self) -> tuple[torch.Tensor, list[int]]:
-        """Return the scheduler's timesteps, and as what the callback is told them."""
+        """Return the scheduler's timesteps, and the whole numbers that the callback gets for them."""
         timesteps = self.scheduler.timesteps
         if "sigma_data" in self.scheduler.config:  # EDM's are a quarter of the logarithm of the noise level
             last, steps = self.scheduler.config.num_train_timesteps - 1, max(len(timesteps) - 1, 1)

@@ -4,13 +4,21 @@ import json
 
 import pytest
 from stand_in_features import Colours
-from toy_runs import events, train
+from toy_runs import events, script, train
 from typer.testing import CliRunner
 
 from hfgen import reference_curves, run_evaluation
 from hfgen.cli import app
+from hfgen.config import settings_to_dict
 from hfgen.curves import compared_with_references, draw_curves, read_metrics
-from hfgen.reference_curves import FAR_BEHIND, ReferenceCurve, compare_with_reference, curve_of, read_reference_curves
+from hfgen.reference_curves import (
+    FAR_BEHIND,
+    ReferenceCurve,
+    compare_with_reference,
+    curve_of,
+    read_reference_curves,
+    reference_of,
+)
 
 
 POINTS = [(10, 1.0, 200.0), (1000, 90.0, 20.0)]
@@ -126,3 +134,10 @@ def test_the_shipped_curves_are_those_of_presets_and_say_what_they_are_of():
         images, minutes, fids = zip(*curve.points, strict=True)
         assert list(images) == sorted(images) and list(minutes) == sorted(minutes)
         assert fids[0] >= fids[-1] > 5
+
+
+@pytest.mark.parametrize("curve", read_reference_curves(), ids=lambda curve: curve.preset)
+def test_a_run_of_a_preset_as_it_is_finds_the_shipped_curve_of_that_preset(curve):
+    module = script("gan")
+    settings = settings_to_dict(*module.parse_settings(module.SETTINGS, module.PRESETS, ["--preset", curve.preset]))
+    assert reference_of(settings, curve.num_images) == curve
