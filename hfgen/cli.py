@@ -28,6 +28,7 @@ from hfgen.export_command import export
 from hfgen.floor_command import floor
 from hfgen.kaggle_command import kaggle_zip
 from hfgen.publish_command import publish
+from hfgen.steps_command import steps
 from hfgen.study_command import study_app
 
 
@@ -39,6 +40,7 @@ app.add_typer(study_app, name="study")
 app.command()(evaluate)
 app.command("evaluate-images")(evaluate_images)
 app.command()(compare)
+app.command()(steps)
 app.command("kaggle-zip")(kaggle_zip)
 app.command()(publish)
 app.command()(demo)
@@ -57,7 +59,7 @@ def sample(
     output: Annotated[Path, typer.Option("--output", help="new folder for sheet.png and the single images")],
     num_images: Annotated[int, typer.Option("--num_images", min=1, help="how many")] = 64,
     seed: Seed = 0,
-    num_inference_steps: Steps = 50,
+    num_inference_steps: Steps = None,
     sampler: Sampler = None,
     truncation: Annotated[
         float | None, typer.Option("--truncation", help="of a GAN: cuts latents off there; 1 is tame, 3 hardly cuts")
@@ -91,7 +93,7 @@ def denoise(
     ] = None,
     num_images: Annotated[int, typer.Option("--num_images", min=1, help="rows of the strip")] = 4,
     seed: Seed = 0,
-    num_inference_steps: Steps = 50,
+    num_inference_steps: Steps = None,
     sampler: Sampler = None,
     image: Annotated[
         Path | None, typer.Option("--image", help="noised in the forward strip; a drawn one if not given")

@@ -9,7 +9,10 @@ from hfgen.errors import UserError
 
 
 PipelineFolder = Annotated[str, typer.Argument(metavar="DIR", help="a run, a checkpoint, a pipeline, or a Hub repo")]
-Steps = Annotated[int, typer.Option("--num_inference_steps", min=1, help="denoising steps")]
+Steps = Annotated[
+    int | None,
+    typer.Option("--num_inference_steps", min=1, help="denoising steps; as many as were saved with it if not given"),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="the same seed draws the same images")]
 Sampler = Annotated[str | None, typer.Option("--sampler", help="ddim, dpm, unipc or ddpm; as saved if not given")]
 SampleFrom = Annotated[

@@ -42,7 +42,7 @@ def compare(
         int | None, typer.Option("--num_images", min=10, help="of each; as many as real ones if not given, up to 5000")
     ] = None,
     seed: Seed = 0,
-    num_inference_steps: Steps = 50,
+    num_inference_steps: Steps = None,
     steps: Annotated[
         str | None, typer.Option("--steps", help="of diffusion: a row for each of these, such as 10,25,50")
     ] = None,
@@ -77,9 +77,10 @@ def compare(
     shown: list[tuple[str, Image.Image]] = []
     for where, pipeline in loaded.items():
         source = sample_from if hasattr(pipeline, "vae") else None
-        for wanted in all_steps if hasattr(pipeline, "unet") else [None]:
-            drawing = Drawing(count, seed, wanted or 1, batch_size, source)
+        for asked in all_steps if hasattr(pipeline, "unet") else [None]:
+            drawing = Drawing(count, seed, asked, batch_size, source)
             scored = score_pipeline(pipeline, real, extractor, drawing)
+            wanted = scored.report["num_inference_steps"]
             rows.append({"name": where, "steps": wanted, **scored.report})
             name = where if wanted is None else f"{where}, {wanted} steps"
             shown.append((name, image_sheet(scored.shown, columns=len(scored.shown))))

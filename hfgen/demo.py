@@ -43,6 +43,7 @@ from hfgen.demo_fields import (
     single_picture,
     whole_number,
 )
+from hfgen.schedules import steps_of
 
 
 # Pipelines are not thread-safe: one drawing at a time, whoever asks for it.
@@ -245,8 +246,9 @@ def _compare_tab(pipelines: dict[str, DiffusionPipeline]) -> None:
         chosen = [gr.Dropdown(names, value=names[index], label=label) for index, label in enumerate(("Left", "Right"))]
         seed = seed_field("Seed", 0)
         count = gr.Slider(1, MAX_IMAGES, 8, step=1, label="Images")
-        denoises = any(family(pipeline) == "ddpm" for pipeline in pipelines.values())
-        steps = gr.Slider(1, MAX_STEPS, 50, step=1, label="Denoising steps", info="of diffusion", visible=denoises)
+        own = [steps_of(pipeline) for pipeline in pipelines.values() if family(pipeline) == "ddpm"]
+        most = min(MAX_STEPS, max(own, default=1))  # the better of two pipelines is not to look worse for want of steps
+        steps = gr.Slider(1, MAX_STEPS, most, step=1, label="Denoising steps", info="of diffusion", visible=bool(own))
     button = gr.Button("Compare", variant="primary")
     sides: list[Any] = []
     with gr.Row():

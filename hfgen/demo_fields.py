@@ -9,7 +9,7 @@ import gradio as gr
 from diffusers import DiffusionPipeline
 
 from hfgen.demo_drawing import SAVED, Settings, family, image_size
-from hfgen.schedules import samplers_of
+from hfgen.schedules import samplers_of, steps_of
 
 
 MAX_SEED = 2**53 - 1  # beyond it a browser does not tell neighbouring whole numbers apart
@@ -49,7 +49,7 @@ def option_fields(pipeline: DiffusionPipeline, between: bool = False) -> list[gr
         told = SAMPLER_NAMES[SCHEDULERS[saved]] if saved in SCHEDULERS else saved
         names = {SAVED: f"as saved ({told})", **SAMPLER_NAMES}
         return [
-            gr.Slider(1, most, min(50, most), step=1, label="Denoising steps", info="fewer are faster and rougher"),
+            gr.Slider(1, most, min(steps_of(pipeline), most), step=1, label="Denoising steps", info="fewer are faster and rougher"),
             gr.Dropdown([(names[key], key) for key in keys], value=keys[0], label="Sampler"),
         ]
     if kind == "gan":

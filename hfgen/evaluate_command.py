@@ -59,7 +59,7 @@ def evaluate(
         int | None, typer.Option("--num_images", min=10, help="drawn; as many as real ones if not given, up to 5000")
     ] = None,
     seed: Seed = 0,
-    num_inference_steps: Steps = 50,
+    num_inference_steps: Steps = None,
     sampler: Sampler = None,
     sample_from: SampleFrom = None,
     batch_size: BatchSize = 32,

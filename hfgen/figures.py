@@ -91,7 +91,7 @@ def _wrapped(name: str) -> list[str]:
 
 
 def denoising_strip(
-    pipeline: DiffusionPipeline, timesteps: Sequence[int], num_images: int, seed: int, num_inference_steps: int
+    pipeline: DiffusionPipeline, timesteps: Sequence[int], num_images: int, seed: int, num_inference_steps: int | None
 ) -> tuple[Image.Image, Image.Image]:
     """Draw images and show them on the way: a row an image, a column a timestep.
 
@@ -100,7 +100,7 @@ def denoising_strip(
         timesteps: shown, noisiest first; of the sampler's steps the nearest is shown.
         num_images: rows.
         seed: of the noise.
-        num_inference_steps: denoising steps.
+        num_inference_steps: denoising steps; the pipeline's own number if None.
 
     Returns:
         The strip, and the last of the finished images.

@@ -148,7 +148,7 @@ def draw_images(
     pipeline: DiffusionPipeline,
     num_images: int,
     seed: int,
-    num_inference_steps: int,
+    num_inference_steps: int | None,
     batch_size: int,
     truncation: float | None = None,
     sample_from: str | None = None,
@@ -160,7 +160,7 @@ def draw_images(
         pipeline: of any family.
         num_images: how many.
         seed: an image is a function of the seed and its index.
-        num_inference_steps: of a diffusion pipeline.
+        num_inference_steps: of a diffusion pipeline; its own number if None.
         batch_size: images drawn at once.
         truncation: of a GAN's latents.
         sample_from: of a VAE: "prior" or "ex_post"; from the ex-post density if None and if it has one.

@@ -30,7 +30,7 @@ def kaggle_zip(
     num_images: Annotated[int, typer.Option("--num_images", help="from 7,000 to 10,000")] = FEWEST,
     size: Annotated[int, typer.Option("--size", help="height and width in pixels; the competition wants 256")] = SIDE,
     seed: Seed = 0,
-    num_inference_steps: Steps = 50,
+    num_inference_steps: Steps = None,
     sampler: Sampler = None,
     sample_from: SampleFrom = None,
     batch_size: BatchSize = 32,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfgen.schedules import DEFAULT_STEPS
+
 
 GOODFELLOW = "Goodfellow et al. 2014, [arXiv:1406.2661](https://arxiv.org/abs/1406.2661)"
 JOLICOEUR = "Jolicoeur-Martineau 2018, [arXiv:1807.00734](https://arxiv.org/abs/1807.00734)"
@@ -46,7 +48,6 @@ SAMPLERS = {
     "EDMEulerScheduler": "Euler's method",
     "UniPCMultistepScheduler": "UniPC (Zhao et al. 2023, [arXiv:2302.04867](https://arxiv.org/abs/2302.04867))",
 }
-DENOISING_STEPS = 50
 # What BatchNorm keeps beside its parameters.
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -78,7 +79,7 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
     Args:
         folder: as `save_pretrained` of a pipeline of hfgen leaves it.
         settings: of its training, as in `training_config.json`; None if they are not known.
-        num_inference_steps: that a diffusion model should be called with; `DENOISING_STEPS` if None.
+        num_inference_steps: that a diffusion model should be called with; the pipeline's own number if None.
     """
     index = json.loads((folder / "model_index.json").read_text())
     trusted = isinstance(index["_class_name"], list)
@@ -112,7 +113,8 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
     else:
         summary += f"It has {schedule['num_train_timesteps']:,} timesteps."
     departures = _ddpm_departures(settings or {}, schedule, index[name][1])
-    steps = min(num_inference_steps or DENOISING_STEPS, schedule["num_train_timesteps"])
+    steps = num_inference_steps or index.get("num_inference_steps", DEFAULT_STEPS)
+    steps = min(steps, schedule["num_train_timesteps"])
     return Method("ddpm", size, summary, departures, f"batch_size=16, num_inference_steps={steps}", trusted)
 
 

@@ -18,7 +18,6 @@ from hfgen.curves import METRICS_FILE, draw_curves
 from hfgen.errors import UserError
 from hfgen.figures import denoising_strip, image_sheet, progress_frames, write_gif
 from hfgen.inference import draw_images, find_pipeline, interpolate, latents_of_seeds, open_pipeline, weights_digest
-from hfgen.method_text import DENOISING_STEPS
 from hfgen.model_card import EARLIER, REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE, TRAINING_FILE, write_card
 from hfgen.model_index import reference_name
 from hfgen.run_folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE
@@ -62,7 +61,7 @@ def make_publication(
     if report is not None:
         report["reference"] = reference_name(report["reference"])
         (target / REPORT_FILE).write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
-    draw_pictures(pipeline, target / "samples", (report or {}).get("num_inference_steps") or DENOISING_STEPS)
+    draw_pictures(pipeline, target / "samples", (report or {}).get("num_inference_steps"))
     if run is not None:
         add_figures_of_run(run, folder, target)
         add_pictures_of_run(run, target / "samples")
@@ -94,11 +93,10 @@ def scores_of(scores: Path, pipeline: DiffusionPipeline) -> dict[str, Any]:
     return report
 
 
-def draw_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps: int) -> None:
+def draw_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps: int | None) -> None:
     """Draw what the card shows of a pipeline: samples, and walks through its latents or the denoising."""
     folder.mkdir(exist_ok=True)
     trained_steps = pipeline.scheduler.config.num_train_timesteps if hasattr(pipeline, "unet") else None
-    num_inference_steps = min(num_inference_steps, trained_steps or num_inference_steps)
     images = list(draw_images(pipeline, NUM_SAMPLES, 0, num_inference_steps, NUM_SAMPLES))
     image_sheet(images).save(folder / "sheet.png")
     if trained_steps is not None:

@@ -45,7 +45,7 @@ class RunEvaluation:
         UserError: if evaluations are asked for and there are no weights for them, too few images, or a stream.
     """
 
-    def __init__(self, run: Run, data: DataSettings, num_inference_steps: int = 50):
+    def __init__(self, run: Run, data: DataSettings, num_inference_steps: int | None = None):
         self._run, self._settings = run, run.settings
         self._drawing = Drawing(run.settings.evaluate_num_images, run.settings.seed, num_inference_steps)
         self._was_behind = False

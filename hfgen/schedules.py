@@ -7,6 +7,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
@@ -16,6 +17,7 @@ from diffusers import (
 
 
 SAMPLERS = ("ddim", "dpm", "unipc", "ddpm")
+DEFAULT_STEPS = 50  # of denoising, where a pipeline was saved without a number
 EDM_SAMPLERS = ("ddim", "dpm")  # of a network that was trained by EDM
 # Of a scheduler's config, what the training has decided; the rest is the sampler's own.
 TRAINED_KEYS = (
@@ -102,6 +104,12 @@ def on_the_scale_of_images(scheduler: SchedulerMixin, index: int, sample: torch.
             divided by `sqrt(1 + level^2)`, so that noise alone is standard normal.
     """
     return sample / (1 + scheduler.sigmas[index + 1] ** 2) ** 0.5 if is_edm(scheduler) else sample
+
+
+def steps_of(pipeline: DiffusionPipeline) -> int:
+    """Return how many denoising steps a diffusion pipeline takes if nobody says how many."""
+    trained = pipeline.scheduler.config.num_train_timesteps
+    return min(pipeline.config.get("num_inference_steps", DEFAULT_STEPS), trained)
 
 
 def samplers_of(scheduler: SchedulerMixin) -> tuple[str, ...]:

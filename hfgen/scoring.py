@@ -29,6 +29,7 @@ from hfgen.metrics.kernel import thinned_out
 from hfgen.metrics.memorisation import nearest_images, nearest_pixels, thumbnails
 from hfgen.metrics.reference import Reference
 from hfgen.pipelines import VAEPipeline
+from hfgen.schedules import steps_of
 
 
 CLOSEST_PAIRS = 16
@@ -42,14 +43,14 @@ class Drawing(NamedTuple):
     Attributes:
         num_images: how many.
         seed: of the first set of images, and of the resamplings.
-        num_inference_steps: of a diffusion pipeline.
+        num_inference_steps: of a diffusion pipeline; its own number if None.
         batch_size: images drawn at once.
         sample_from: of a VAE; see `draw_images`.
     """
 
     num_images: int
     seed: int = 0
-    num_inference_steps: int = 50
+    num_inference_steps: int | None = None
     batch_size: int = 32
     sample_from: str | None = None
 
@@ -162,7 +163,7 @@ def score_pipeline(
     networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     facts = {
         "pipeline": type(pipeline).__name__,
-        "num_inference_steps": drawing.num_inference_steps if hasattr(pipeline, "unet") else None,
+        "num_inference_steps": (drawing.num_inference_steps or steps_of(pipeline)) if hasattr(pipeline, "unet") else None,
         "num_parameters": sum(weight.numel() for network in networks for weight in network.parameters()),
         "drawing_images_per_second": round(drawn.images_per_second, 2),
         "weights_sha256": weights_digest(pipeline),

@@ -33,13 +33,16 @@ class DDPMPipeline(DiffusionPipeline):
             `sample_size` and `in_channels`.
         scheduler: any diffusers scheduler: the DDPMScheduler of the training samples ancestrally; DDIM, DPM-Solver++
             or UniPC (`SchedulerClass.from_config(pipeline.scheduler.config)`) need a few dozen steps only.
+        num_inference_steps: of a call that does not say; saved with the weights. `hfgen steps` measures where more
+            steps no longer make better images.
     """
 
     model_cpu_offload_seq = "unet"
 
-    def __init__(self, unet, scheduler):
+    def __init__(self, unet, scheduler, num_inference_steps: int = 50):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(num_inference_steps=num_inference_steps)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)  # [-1, 1] -> PIL, numpy or torch
 
     @torch.no_grad()
@@ -47,7 +50,7 @@ class DDPMPipeline(DiffusionPipeline):
         self,
         batch_size: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         latents: torch.Tensor | None = None,
@@ -59,7 +62,8 @@ class DDPMPipeline(DiffusionPipeline):
             batch_size: how many.
             generator: the random number generator, or one for each image: then an image does not depend on the
                 others of its batch.
-            num_inference_steps: network evaluations; at most the steps that the scheduler was trained with.
+            num_inference_steps: network evaluations; at most the steps that the scheduler was trained with. If None,
+                as many as the pipeline was saved with.
             output_type: "pil", "np" (float `(batch_size, height, width, channels)` in [0, 1]), or "pt" (float
                 `(batch_size, channels, height, width)` in [0, 1]).
             return_dict: whether to return an `ImagePipelineOutput` instead of a plain tuple.
@@ -76,7 +80,7 @@ class DDPMPipeline(DiffusionPipeline):
         """
         config = self.unet.config
         shape = (batch_size, config.in_channels, config.sample_size, config.sample_size)
-        self._check_steps(num_inference_steps)
+        num_inference_steps = self._check_steps(num_inference_steps)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
         elif tuple(latents.shape) != shape:
@@ -125,8 +129,10 @@ class DDPMPipeline(DiffusionPipeline):
         timesteps = timesteps[timesteps >= 0]
         return timesteps, timesteps.int().tolist()
 
-    def _check_steps(self, num_inference_steps: int) -> None:
+    def _check_steps(self, num_inference_steps: int | None) -> int:
         trained_steps = self.scheduler.config.num_train_timesteps
+        if num_inference_steps is None:
+            num_inference_steps = min(self.config.num_inference_steps, trained_steps)
         if not 1 <= num_inference_steps <= trained_steps:
             raise ValueError(f"num_inference_steps={num_inference_steps} must be from 1 to {trained_steps}")
         if isinstance(self.scheduler, DDIMScheduler) and trained_steps % num_inference_steps:
@@ -134,6 +140,7 @@ class DDPMPipeline(DiffusionPipeline):
                 f"DDIM of diffusers goes {trained_steps // num_inference_steps} timesteps at once, so that "
                 f"num_inference_steps={num_inference_steps} leaves noise behind: it should divide {trained_steps}"
             )
+        return num_inference_steps
 
 
 def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> None:

@@ -1,0 +1,119 @@
+"""`hfgen steps`: in how many denoising steps a diffusion pipeline draws best, measured, and kept as its default."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hfgen.cli_options import (
+    BatchSize,
+    DatasetColumn,
+    DatasetSplit,
+    Device,
+    FeatureMode,
+    Features,
+    FeatureWeights,
+    PipelineFolder,
+    Reference,
+    Sampler,
+    Seed,
+    require_new_folder,
+)
+from hfgen.compare_command import parse_steps, table
+from hfgen.errors import UserError
+from hfgen.evaluate_command import MAX_DEFAULT_IMAGES, where_it_is
+
+
+DEFAULT_STEPS = "5,10,18,25,50"
+
+
+def steps(
+    pipeline: PipelineFolder,
+    reference: Reference,
+    output: Annotated[Path, typer.Option("--output", help="new folder for steps.json, steps.md and sheet.png")],
+    numbers: Annotated[str, typer.Option("--steps", help="numbers of steps to try")] = DEFAULT_STEPS,
+    save: Annotated[
+        bool,
+        typer.Option("--save", help="make the best number the pipeline's default; its model_index.json is changed"),
+    ] = False,
+    num_images: Annotated[
+        int | None, typer.Option("--num_images", min=10, help="for each; as many as real ones if not given, up to 5000")
+    ] = None,
+    seed: Seed = 0,
+    sampler: Sampler = None,
+    batch_size: BatchSize = 32,
+    dataset_split: DatasetSplit = "train",
+    dataset_column: DatasetColumn = None,
+    features: Features = "inception",
+    mode: FeatureMode = "clean",
+    feature_weights: FeatureWeights = None,
+    device: Device = "auto",
+) -> None:
+    """Score a diffusion pipeline in several numbers of denoising steps, and say which is enough."""
+    require_new_folder(output)
+    all_steps = sorted(set(parse_steps(numbers)))
+    if save and sampler is not None:
+        raise UserError("--save --sampler: the number is saved for the pipeline's own sampler; leave one of the two out")
+    from hfgen.data.settings import DataSettings
+    from hfgen.figures import image_sheet, labelled_rows
+    from hfgen.inference import find_pipeline, image_size, open_pipeline
+    from hfgen.metrics.feature_spaces import build_extractor
+    from hfgen.metrics.reference import load_reference
+    from hfgen.scoring import Drawing, score_pipeline
+
+    loaded = open_pipeline(pipeline, device, sampler)
+    if not hasattr(loaded, "unet"):
+        raise UserError(f"{pipeline} is no diffusion pipeline: it draws in one step")
+    trained = loaded.scheduler.config.num_train_timesteps
+    if all_steps[-1] > trained:
+        raise UserError(f"--steps {numbers}: this pipeline takes {trained} at most")
+    if save and not Path(pipeline).expanduser().is_dir():
+        raise UserError(f"--save: {pipeline} is on the Hub; download it, or leave --save out")
+    extractor = build_extractor(features, mode, feature_weights, loaded.device)
+    settings = DataSettings(
+        reference, sample_size=image_size(loaded), dataset_split=dataset_split, dataset_column=dataset_column
+    )
+    real = load_reference(settings, extractor, "--reference")
+    count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
+
+    rows: list[dict[str, Any]] = []
+    shown = []
+    for number in all_steps:
+        scored = score_pipeline(loaded, real, extractor, Drawing(count, seed, number, batch_size))
+        name = f"{number} step{'' if number == 1 else 's'}"
+        rows.append({"name": name, "steps": number, **scored.report})
+        shown.append((name, image_sheet(scored.shown, columns=len(scored.shown))))
+        typer.echo(f"{name}: FID {scored.report['scores']['fid']:.4g}")
+    enough = fewest_that_suffice(rows)
+    report = {"reference": where_it_is(reference), "enough": enough, "rows": rows}
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "steps.json").write_text(json.dumps(report, indent=2) + "\n")
+    (output / "steps.md").write_text(table(rows))
+    labelled_rows(shown).save(output / "sheet.png")
+    typer.echo(table(rows))
+    typer.echo(f"{enough} steps are enough: the fewest within one standard error of the lowest FID")
+    if save:
+        folder = find_pipeline(Path(pipeline).expanduser())
+        save_number_of_steps(folder, enough)
+        typer.echo(f"saved in {folder / 'model_index.json'}")
+
+
+def fewest_that_suffice(rows: list[dict[str, Any]]) -> int:
+    """Return the fewest steps whose FID is within one standard error of the lowest.
+
+    Args:
+        rows: for each number of `steps` its `scores`, with `fid` and `fid_standard_error`.
+    """
+    best = min(rows, key=lambda row: row["scores"]["fid"])["scores"]
+    limit = best["fid"] + best["fid_standard_error"]
+    return min(row["steps"] for row in rows if row["scores"]["fid"] <= limit)
+
+
+def save_number_of_steps(folder: Path, number: int) -> None:
+    """Make a number of denoising steps the default of the pipeline in a folder."""
+    from hfgen.checkpoints import write_text_atomically
+
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text()) | {"num_inference_steps": number}
+    write_text_atomically(file, json.dumps(index, indent=2) + "\n")
