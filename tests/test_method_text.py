@@ -218,7 +218,7 @@ def test_what_diffusion_was_changed_in_is_told_clause_by_clause(name, settings, 
 def test_diffusion_is_called_with_no_more_steps_than_it_was_trained_on(folders, runs):
     called = [describe_method(folders / "base", None, steps).call for steps in (None, 25, 40, 50)]
     assert called == [f"batch_size=16, num_inference_steps={steps}" for steps in (40, 25, 40, 40)]
-    assert describe_method(runs["ddpm"] / "pipeline", None).call == "batch_size=16, num_inference_steps=50"
+    assert describe_method(runs["ddpm"] / "pipeline", None).call == "batch_size=16, num_inference_steps=2"  # its own
 
 
 @pytest.mark.parametrize("name", ["dcgan", "vae", "base"])

@@ -24,9 +24,11 @@ from hfgen.ema import averaged_copy
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.figures import image_sheet, reconstruction_sheet
 from hfgen.hub import publish_if_asked
+from hfgen.losses.gan import GAN_LOSSES
+from hfgen.losses.learned import balanced, feature_distance, judge
 from hfgen.losses.vae import kl_loss, kl_per_dimension, reconstruction_loss, warmed_up
 from hfgen.matrix_convolution import use_matrix_products
-from hfgen.models import ConvVAE
+from hfgen.models import ConvVAE, DCGANDiscriminator
 from hfgen.pipelines import VAEPipeline
 from hfgen.posterior import EncodedImages, PosteriorWatch, encode_images
 from hfgen.randomness import keyed_seed
@@ -42,6 +44,8 @@ NUM_RECONSTRUCTIONS = 16
 # The ex-post density and the report on the posteriors look at so many training images at most.
 MAX_ENCODED = 20_000
 
+POSITIVE = ("latent_dim", "batch_size", "learning_rate", "max_grad_norm")
+
 
 @dataclass
 class VAESettings:
@@ -56,12 +60,23 @@ class VAESettings:
     layers_per_block: int = setting(
         0, "residual blocks a level, in encoder and decoder: slower; 1 or 2 where there is time"
     )
+    upsampling: Literal["transposed", "nearest"] = setting(
+        "transposed", "of the decoder: transposed convolutions, or pixels repeated before a convolution: no grid"
+    )
     normalization: Literal["batch", "group"] = setting("batch", "batch: faster; group: for small batches")
     reconstruction: Literal["calibrated", "mse", "l1", "bce"] = setting(
         "calibrated",
         "likelihood; calibrated: a Gaussian of the best-fitting variance; mse, l1: of scale 1; bce: binary",
     )
     kl_weight: float = setting(1.0, "of the KL; 1 is the ELBO, other values make a beta-VAE")
+    feature_weight: float = setting(
+        0.0, "pull towards the images in the features of a discriminator, as a multiple of that of the likelihood"
+    )
+    adversarial_weight: float = setting(
+        0.0, "pull towards what the discriminator takes for real, as a multiple of that of the likelihood"
+    )
+    discriminator_channels: int = setting(32, "channels of its finest level")
+    learning_rate_d: float = setting(2e-4, "of its Adam")
     kl_warmup_steps: int = setting(0, "updates over which the weight of the KL rises from 0")
     free_bits: float = setting(0.0, "nats that the KL of each latent dimension has for free (the paper's lambda)")
     batch_size: int = setting(64, "images of one update, on each process")
@@ -89,10 +104,11 @@ class VAESettings:
     max_rollbacks: int = setting(3, "rollbacks after which the run gives up", may_change=True)
 
     def __post_init__(self):
-        for name in ("latent_dim", "batch_size", "learning_rate", "max_grad_norm"):
+        for name in (*POSITIVE, "discriminator_channels", "learning_rate_d"):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name} {getattr(self, name)}: must be positive")
         not_negative = ("layers_per_block", "kl_weight", "kl_warmup_steps", "free_bits", "lr_warmup_steps")
+        not_negative += ("feature_weight", "adversarial_weight")
         for name in (*not_negative, "density_components", "watch_every", "max_rollbacks"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
@@ -100,6 +116,11 @@ class VAESettings:
             raise UserError("--batch_size 1: BatchNorm needs at least 2 images; use --normalization group")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema_decay {self.ema_decay}: must be from 0 to below 1")
+
+    @property
+    def learns_a_term(self) -> bool:
+        """Whether there is a discriminator."""
+        return self.feature_weight > 0 or self.adversarial_weight > 0
 
 
 SETTINGS = (RunSettings, DataSettings, VAESettings)  # all that the command line takes
@@ -143,8 +164,10 @@ def main(arguments: list[str] | None = None) -> Path:
         num_training_steps=max_train_steps,
     )
     vae, optimizer = accelerator.prepare(network, optimizer)
+    term = LearnedTerm(settings, data_settings.sample_size, run) if settings.learns_a_term else None
     watch = PosteriorWatch(settings.latent_dim, run.device)
     stateful = {"vae": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "watch": watch}
+    stateful |= term.stateful() if term else {}
     run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
 
     # 3. One update a step
@@ -159,7 +182,11 @@ def main(arguments: list[str] | None = None) -> Path:
         loss = likelihood_loss + kl_weight * kl_loss(kl_dimensions, settings.free_bits)
 
         # Per dimension, so that one clipping norm serves all sizes of images; Adam's update is the same.
-        accelerator.backward(loss / images[0].numel())
+        objective, learned = loss / images[0].numel(), {}
+        if term:
+            pull, learned = term.learn(images, reconstruction, likelihood_loss / images[0].numel())
+            objective = objective + (reconstruction * pull).sum()  # whose gradient by the reconstruction is the pull
+        accelerator.backward(objective)
         grad_norm = accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
         optimizer.step()
         lr_scheduler.step()
@@ -169,6 +196,7 @@ def main(arguments: list[str] | None = None) -> Path:
         watch.observe(posterior.mean, kl_dimensions)
         losses = {"loss": loss, "reconstruction_loss": likelihood_loss, "kl_loss": kl_dimensions.sum()}
         losses |= {"rmse": (reconstruction.detach() - images).square().mean().sqrt(), "grad_norm": grad_norm}
+        losses |= learned
         notes = {"learning_rate": lr_scheduler.get_last_lr()[0], "kl_weight": kl_weight}
         if settings.watch_every and step % settings.watch_every == 0:
             verdict = watch.look()
@@ -191,6 +219,60 @@ def main(arguments: list[str] | None = None) -> Path:
     return pipeline_folder
 
 
+class LearnedTerm:
+    """A discriminator of reconstructions, and how it pulls at them; see hfgen/losses/learned.py."""
+
+    def __init__(self, settings: VAESettings, sample_size: int, run: Run):
+        self._settings, self._accelerator = settings, run.accelerator
+        try:
+            network = DCGANDiscriminator(sample_size, 3, settings.discriminator_channels)
+        except ValueError as error:
+            raise UserError(f"--feature_weight, --adversarial_weight: {error}") from error
+        self._network = network.to(run.device, memory_format=torch.channels_last)
+        use_matrix_products(self._network)
+        fused = run.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate_d, betas=(0.5, 0.999), fused=fused)
+        self._discriminator, self._optimizer = run.accelerator.prepare(self._network, optimizer)
+
+    def stateful(self) -> dict[str, Any]:
+        """Return what a checkpoint carries."""
+        return {"discriminator": self._network, "optimizer_d": self._optimizer}
+
+    def learn(
+        self, images: torch.Tensor, reconstruction: torch.Tensor, likelihood_loss: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Update the discriminator, and ask it which way the reconstructions should go.
+
+        Args:
+            images: `(batch_size, channels, height, width)`, in [-1, 1].
+            reconstruction: of the same shape.
+            likelihood_loss: a scalar, from the reconstruction.
+
+        Returns:
+            What to add to the gradient by the reconstruction, and losses for the log.
+        """
+        loss, seen = GAN_LOSSES["non_saturating"], reconstruction.detach().float()
+        self._network.requires_grad_(True)
+        loss_d = loss.discriminator(self._discriminator(images), self._discriminator(seen), 0.0)
+        self._optimizer.zero_grad()
+        self._accelerator.backward(loss_d)
+        self._optimizer.step()
+
+        self._network.requires_grad_(False)
+        seen.requires_grad_(True)
+        with torch.no_grad():
+            _, real_features = judge(self._network, images)
+        logits, features = judge(self._network, seen)
+        distance, loss_g = feature_distance(features, real_features), loss.generator(logits, logits)
+        (beside,) = torch.autograd.grad(likelihood_loss, reconstruction, retain_graph=True)
+        pull = torch.zeros_like(seen)
+        for one, weight in ((distance, self._settings.feature_weight), (loss_g, self._settings.adversarial_weight)):
+            if weight:
+                (gradient,) = torch.autograd.grad(one, seen, retain_graph=True)
+                pull += balanced(gradient, beside.float(), weight)
+        return pull, {"loss_d": loss_d, "loss_g": loss_g, "feature_distance": distance}
+
+
 def build_vae(settings: VAESettings, sample_size: int) -> ConvVAE:
     """Build the network that the settings describe.
 
@@ -207,6 +289,7 @@ def build_vae(settings: VAESettings, sample_size: int) -> ConvVAE:
         block_out_channels=tuple(channels),
         layers_per_block=settings.layers_per_block,
         normalization=settings.normalization,
+        upsampling=settings.upsampling,
     )
 
 

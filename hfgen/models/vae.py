@@ -61,9 +61,11 @@ class ConvVAE(AlignedModelMixin, ConfigMixin):
         layers_per_block: residual blocks a level, in the encoder and in the decoder; 0 leaves strided convolutions.
         normalization: "batch", or "group" for small batches: groups of 8 channels or more (Wu and He 2018,
             arXiv:1803.08494).
+        upsampling: of the decoder: "transposed" convolutions, as in DCGAN, or "nearest": pixels repeated before a
+            convolution, which leaves no grid (Odena et al. 2016, doi:10.23915/distill.00003).
 
     Raises:
-        ValueError: if the levels do not divide `sample_size`, or for another normalisation.
+        ValueError: if the levels do not divide `sample_size`, or for another normalisation or upsampling.
     """
 
     @register_to_config
@@ -75,6 +77,7 @@ class ConvVAE(AlignedModelMixin, ConfigMixin):
         block_out_channels: tuple[int, ...] = (64, 128, 256, 512),
         layers_per_block: int = 1,
         normalization: str = "batch",
+        upsampling: str = "transposed",
     ):
         super().__init__()
         widths = list(block_out_channels)
@@ -85,6 +88,8 @@ class ConvVAE(AlignedModelMixin, ConfigMixin):
             )
         if normalization not in ("batch", "group"):
             raise ValueError(f"normalization={normalization!r} must be batch or group")
+        if upsampling not in ("transposed", "nearest"):
+            raise ValueError(f"upsampling={upsampling!r} must be transposed or nearest")
         self.coarse_size = sample_size // 2 ** len(widths)
         coarse_features = widths[-1] * self.coarse_size**2
 
@@ -101,8 +106,9 @@ class ConvVAE(AlignedModelMixin, ConfigMixin):
             blocks = [_ResidualBlock(widths[level], normalization) for _ in range(layers_per_block)]
             self.up_blocks.append(nn.Sequential(*blocks, _norm(widths[level], normalization), nn.SiLU(inplace=True)))
             if level > 0:
-                self.up_blocks.append(nn.ConvTranspose2d(widths[level], widths[level - 1], 4, stride=2, padding=1))
-        self.conv_out = nn.ConvTranspose2d(widths[0], in_channels, 4, stride=2, padding=1)
+                self.up_blocks.extend(_upsample(widths[level], widths[level - 1], upsampling))
+        *repeat, self.conv_out = _upsample(widths[0], in_channels, upsampling)
+        self.up_blocks.extend(repeat)
         # The posterior starts near the prior, at means of about 0 and variances of about 1, and the image as grey.
         for layer in (self.to_posterior, self.conv_out):
             nn.init.normal_(layer.weight, 0.0, 0.1 * layer.weight[0].numel() ** -0.5)
@@ -185,6 +191,13 @@ class _ResidualBlock(nn.Module):
         """Map `(batch_size, channels, height, width)` to the same shape."""
         change = self.conv1(silu(self.norm1(hidden_states), inplace=True))
         return hidden_states + self.conv2(silu(self.norm2(change), inplace=True))
+
+
+def _upsample(coarse: int, fine: int, kind: str) -> list[nn.Module]:
+    """Return the layers that double height and width; the last one is the convolution."""
+    if kind == "nearest":
+        return [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(coarse, fine, 3, padding=1)]
+    return [nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1)]
 
 
 def _norm(channels: int, normalization: str) -> nn.Module:
