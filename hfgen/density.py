@@ -1,14 +1,15 @@
-"""Fitting the ex-post density: a mixture of Gaussians over the latents of the training set."""
+"""Fitting the ex-post density, a mixture of Gaussians or a flow, to the latents of the training set."""
 
+import math
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Fit
 
-from hfgen.models import GaussianMixture
+from hfgen.models import GaussianMixture, LatentFlow
 
 
 # Latents that a mixture is fitted to, drawn from the posteriors: of few images several each, for full covariances.
@@ -16,67 +17,135 @@ NUM_LATENTS = 20_000
 # One of so many images is held out to choose the number of components.
 HELD_OUT_PART = 10
 CANDIDATES = (1, 2, 5, 10, 20, 50, 100)
+# Of the flow: so many updates at most, fewer if at so many looks in a row held-out latents have got no likelier.
+FLOW_STEPS, FLOW_LOOK_EVERY, FLOW_PATIENCE = 4000, 100, 5
+FLOW_BATCH, FLOW_LEARNING_RATE = 256, 5e-4
 
 
 class FittedDensity(NamedTuple):
-    """A mixture and how well it fits.
+    """A density of latents, and how well it fits.
 
     Attributes:
-        mixture: fitted to all images.
-        held_out_nats: mean log-density, in nats, of latents of images that a mixture of as many components had not
-            been fitted to.
+        model: a mixture, fitted to all images; or a flow, fitted to all but the held-out ones.
+        held_out_nats: mean log-density, in nats, of latents of images that it, or a mixture of as many components, had
+            not been fitted to.
         prior_nats: mean log-density of the same latents under the standard normal prior.
+        tried: the held-out nats of the best of each kind that was fitted, "mixture" and "flow".
     """
 
-    mixture: GaussianMixture
+    model: GaussianMixture | LatentFlow
     held_out_nats: float
     prior_nats: float
+    tried: dict[str, float]
 
-    def report(self) -> dict[str, float]:
+    def report(self) -> dict[str, Any]:
         """Return what there is to tell, as plain values."""
+        kind = "mixture" if isinstance(self.model, GaussianMixture) else "flow"
+        components = {"num_components": self.model.config.num_components} if kind == "mixture" else {}
         return {
-            "num_components": self.mixture.config.num_components,
+            "kind": kind,
+            **components,
             "held_out_nats": self.held_out_nats,
             "prior_nats": self.prior_nats,
+            "tried": self.tried,
         }
 
 
-def fit_density(mean: torch.Tensor, logvar: torch.Tensor, max_components: int, seed: int) -> FittedDensity:
-    """Fit a mixture of Gaussians with full covariances to draws from the posteriors of the training images.
+def fit_density(
+    mean: torch.Tensor, logvar: torch.Tensor, max_components: int, seed: int, kind: str = "mixture"
+) -> FittedDensity:
+    """Fit a density to draws from the posteriors of the training images.
 
-    Of 1, 2, 5, 10, ... components, those are taken under which the latents of held-out images are likeliest: with few
-    images many components would be so many copies of them.
+    A mixture of Gaussians with full covariances: of 1, 2, 5, 10, ... components, those are taken under which the
+    latents of held-out images are likeliest: with few images many components would be so many copies of them. Or a
+    flow, trained until the latents of the held-out images get no likelier.
 
     Args:
         mean: of the posteriors, `(num_images, latent_dim)`, at least 2 images.
         logvar: logarithm of their variances, of the same shape.
-        max_components: at most so many.
+        max_components: of the mixture, at most so many.
         seed: of the draws and of the fit's start.
+        kind: "mixture", "flow", or "auto": the one under which the latents of held-out images are likelier.
 
     Returns:
-        The mixture, on the CPU.
+        The density, on the CPU.
+
+    Raises:
+        ValueError: for another kind.
     """
+    if kind not in ("mixture", "flow", "auto"):
+        raise ValueError(f"kind={kind!r} must be mixture, flow or auto")
     generator = torch.Generator().manual_seed(seed)
     draws = max(1, NUM_LATENTS // len(mean))
     noise = torch.randn(draws, *mean.shape, generator=generator)
     latents = (mean + (logvar / 2).exp() * noise).double().numpy()  # (draws, num_images, latent_dim)
-
     held_out = torch.randperm(len(mean), generator=generator).numpy() < max(1, len(mean) // HELD_OUT_PART)
-    seen, unseen = (part.reshape(-1, mean.shape[1]) for part in (latents[:, ~held_out], latents[:, held_out]))
+    unseen = latents[:, held_out].reshape(-1, mean.shape[1])
+    prior = float(-0.5 * (np.square(unseen) + np.log(2 * np.pi)).sum(axis=1).mean())
+
+    fitted: dict[str, tuple[GaussianMixture | LatentFlow, float]] = {}
+    if kind != "flow" or mean.shape[1] < 2:
+        fitted["mixture"] = _fit_mixture(latents, held_out, max_components, seed)
+    if kind != "mixture" and mean.shape[1] >= 2:
+        seen = (mean[~held_out], logvar[~held_out])
+        fitted["flow"] = _fit_flow(*seen, torch.from_numpy(unseen).float(), generator)
+    best = max(fitted, key=lambda name: fitted[name][1])
+    tried = {name: nats for name, (_, nats) in fitted.items()}
+    return FittedDensity(fitted[best][0].eval(), fitted[best][1], prior, tried)
+
+
+def _fit_mixture(
+    latents: np.ndarray, held_out: np.ndarray, max_components: int, seed: int
+) -> tuple[GaussianMixture, float]:
+    """Fit a mixture to `(draws, num_images, latent_dim)`; also return the log-density of what was held out."""
+    dimension = latents.shape[2]
+    seen, unseen = (part.reshape(-1, dimension) for part in (latents[:, ~held_out], latents[:, held_out]))
     scores: dict[int, float] = {}
     for components in [count for count in CANDIDATES if count <= min(max_components, (~held_out).sum())]:
         scores[components] = _fit(seen, components, seed).score(unseen)
         if scores[components] < max(scores.values()):  # more will not help either
             break
     best = max(scores, key=lambda components: scores[components])
-
-    fit = _fit(latents.reshape(-1, mean.shape[1]), best, seed)
-    mixture = GaussianMixture(mean.shape[1], best)
+    fit = _fit(latents.reshape(-1, dimension), best, seed)
+    mixture = GaussianMixture(dimension, best)
     mixture.weights.copy_(torch.from_numpy(fit.weights_))
     mixture.means.copy_(torch.from_numpy(fit.means_))
     mixture.scale_trils.copy_(torch.linalg.cholesky(torch.from_numpy(fit.covariances_)))
-    prior = -0.5 * (np.square(unseen) + np.log(2 * np.pi)).sum(axis=1).mean()
-    return FittedDensity(mixture.eval(), scores[best], float(prior))
+    return mixture, float(scores[best])
+
+
+def _fit_flow(
+    mean: torch.Tensor, logvar: torch.Tensor, unseen: torch.Tensor, generator: torch.Generator
+) -> tuple[LatentFlow, float]:
+    """Train a flow on new draws from the posteriors, `(num_images, latent_dim)`, until `unseen` gets no likelier."""
+    with torch.random.fork_rng(devices=[]):  # of the layers' start
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        flow = LatentFlow(mean.shape[1])
+    # It starts as the Gaussian that fits best, of the means and the posteriors' own width.
+    covariance = torch.cov(mean.double().T) + torch.diag(logvar.double().exp().mean(dim=0))
+    flow.location.copy_(mean.mean(dim=0))
+    flow.scale_tril.copy_(torch.linalg.cholesky(covariance + 1e-6 * torch.eye(mean.shape[1])))
+    weights = [weight for weight in flow.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=FLOW_LEARNING_RATE, weight_decay=0.01)
+    best, best_state, since = -math.inf, {}, 0
+    for step in range(FLOW_STEPS + 1):
+        if step % FLOW_LOOK_EVERY == 0:
+            with torch.no_grad():
+                nats = float(torch.cat([flow.log_density(part) for part in unseen.split(4096)]).mean())
+            since = 0 if nats > best else since + 1
+            if nats > best:
+                best, best_state = nats, {key: value.clone() for key, value in flow.state_dict().items()}
+            if since == FLOW_PATIENCE:
+                break
+        chosen = torch.randint(len(mean), (FLOW_BATCH,), generator=generator)
+        noise = torch.randn(FLOW_BATCH, mean.shape[1], generator=generator)
+        loss = -flow.log_density(mean[chosen] + (logvar[chosen] / 2).exp() * noise).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 10.0)
+        optimizer.step()
+    flow.load_state_dict(best_state)
+    return flow, best
 
 
 def _fit(latents: np.ndarray, components: int, seed: int) -> Fit:

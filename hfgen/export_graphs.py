@@ -127,9 +127,13 @@ def _encoder(vae: nn.Module, random: torch.Generator) -> Graph:
 
 def _density(density: nn.Module, random: torch.Generator) -> Graph:
     dimension: int = density.config.latent_dim  # type: ignore[union-attr,assignment]
-    noise = Port("noise", (1 + dimension,), "standard normal; the first number chooses the component")
+    mixes = hasattr(density, "weights")
+    meaning = "the first number chooses the component" if mixes else "the first number is not used"
+    noise = Port("noise", (1 + dimension,), f"standard normal; {meaning}")
     latents = Port("latents", (dimension,), "drawn from the ex-post density")
     checks = _latents(1 + dimension, random)
+    if not mixes:  # a flow, which is made of what ONNX has
+        return Graph("density.onnx", type(density).__name__, density, density, [noise], latents, checks)
     # Once from each component: the middle of its share.
     weights = density.weights.detach().double()  # type: ignore[operator]
     middles = torch.special.ndtri((weights.cumsum(0) - weights / 2) / weights.sum()).float()

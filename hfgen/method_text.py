@@ -102,8 +102,7 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
             "A variational autoencoder (Kingma and Welling 2014, [arXiv:1312.6114](https://arxiv.org/abs/1312.6114)) "
         )
         summary += f"that {drawn} from latents of {config['latent_dim']}, and encodes images. {made_of}"
-        has_density = index.get("density", [None])[0] is not None
-        departures = _vae_departures(settings or {}, has_density)
+        departures = _vae_departures(settings or {}, index.get("density", [None, None])[1])
         return Method("vae", size, summary, departures, "batch_size=16", trusted)
     schedule = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     summary = "A denoising diffusion model (Ho et al. 2020, [arXiv:2006.11239](https://arxiv.org/abs/2006.11239)) "
@@ -208,7 +207,7 @@ def _gan_departures(settings: dict[str, Any]) -> list[str]:
     return told
 
 
-def _vae_departures(settings: dict[str, Any], has_density: bool) -> list[str]:
+def _vae_departures(settings: dict[str, Any], density: str | None) -> list[str]:
     told = []
     if settings.get("reconstruction") == "calibrated":
         told.append(
@@ -222,9 +221,17 @@ def _vae_departures(settings: dict[str, Any], has_density: bool) -> list[str]:
         told.append(f"a KL of weight {settings['kl_weight']:g}, which makes it a beta-VAE")
     if settings.get("free_bits"):
         told.append(f"{settings['free_bits']:g} nats that each latent dimension has for free")
-    if has_density:
+    if settings.get("feature_weight") or settings.get("adversarial_weight"):
         told.append(
-            "sampled from a mixture of Gaussians that was fitted to the latents of the training images (ex-post "
+            "beside the likelihood of pixels a term that is learnt: features and verdict of a discriminator (Larsen et "
+            "al. 2016, [arXiv:1512.09300](https://arxiv.org/abs/1512.09300))"
+        )
+    if density:
+        kind = "a mixture of Gaussians"
+        if density == "LatentFlow":
+            kind = "a flow (Dinh et al. 2017, [arXiv:1605.08803](https://arxiv.org/abs/1605.08803))"
+        told.append(
+            f"sampled from {kind} that was fitted to the latents of the training images (ex-post "
             "density estimation, Ghosh et al. 2020, [arXiv:1903.12436](https://arxiv.org/abs/1903.12436)); "
             '`sample_from="prior"` draws from the prior'
         )

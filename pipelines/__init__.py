@@ -13,6 +13,7 @@ from hfgen.models import (
     DCGAN256Generator,
     DCGANGenerator,
     GaussianMixture,
+    LatentFlow,
     SNGANConvGenerator,
     SNGANGenerator,
     UNetAttention,
@@ -35,7 +36,7 @@ class GANPipeline(SelfContainedPipelineMixin, pipeline_gan.GANPipeline):  # noqa
 
 class VAEPipeline(SelfContainedPipelineMixin, pipeline_vae.VAEPipeline):  # noqa: D101 (it has one)
     __doc__ = pipeline_vae.VAEPipeline.__doc__
-    component_classes = (ConvVAE, GaussianMixture)
+    component_classes = (ConvVAE, GaussianMixture, LatentFlow)
 
 
 __all__ = ["DDPMPipeline", "GANPipeline", "VAEPipeline"]

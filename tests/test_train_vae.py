@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import load_script
 from PIL import Image
 from run_files import assert_equal, metrics, state_of
@@ -266,3 +268,54 @@ def test_two_processes_hold_the_same_weights_and_resume_exactly(tmp_path):
     subprocess.run([*launch, *arguments, *resume], check=True, capture_output=True, env=environment, timeout=300)
     assert_equal(first, state_of(folder, 6))
     assert_equal(latents, report(folder))
+
+
+LEARNED = ("--feature_weight", "1", "--adversarial_weight", "0.5", "--discriminator_channels", "4")
+
+
+def test_a_run_with_a_learned_term_resumes_bit_equal_and_its_discriminator_learns(train_vae, tmp_path):
+    folder = tmp_path / "run"
+    train(train_vae, folder, *LEARNED, "--density_components", "2", "--density", "auto")
+    before, first = state_of(folder, 2), state_of(folder, 6)
+    assert first.keys() == {
+        "vae", "ema", "optimizer", "lr_scheduler", "watch", "batches", "discriminator", "optimizer_d"
+    }  # fmt: skip
+    weights = [key for key in first["discriminator"] if key.endswith("weight")]
+    assert all(not torch.equal(before["discriminator"][key], first["discriminator"][key]) for key in weights)
+    assert {"loss_d", "loss_g", "feature_distance"} <= metrics(folder)[-1].keys()
+    assert report(folder)["density"]["tried"].keys() == {"mixture", "flow"}
+    train(train_vae, folder, *LEARNED, "--resume", str(folder / "checkpoints" / "step-00000002"))
+    assert_equal(first, state_of(folder, 6))
+
+
+def test_a_learned_term_pulls_as_hard_as_its_weights_say(train_vae, tmp_path):
+    """By the gradient of what is added to the objective, against that of the likelihood."""
+    settings = train_vae.VAESettings(feature_weight=0.7, discriminator_channels=4)
+    run = SimpleNamespace(device=torch.device("cpu"), accelerator=Accelerator(cpu=True))
+    torch.manual_seed(0)
+    term = train_vae.LearnedTerm(settings, 16, run)
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    for weights in ((0.7, 0.0), (0.0, 0.3)):
+        settings.feature_weight, settings.adversarial_weight = weights
+        reconstruction = (torch.rand(4, 3, 16, 16) * 2 - 1).requires_grad_()
+        likelihood = (reconstruction - images).square().mean()
+        pull, losses = term.learn(images, reconstruction, likelihood)
+        (beside,) = torch.autograd.grad(likelihood, reconstruction)
+        assert pull.norm().item() == pytest.approx(sum(weights) * beside.norm().item(), rel=1e-4)
+        assert not pull.requires_grad and all(value.isfinite() for value in losses.values())
+
+
+def test_without_a_learned_term_nothing_of_it_is_built(train_vae, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_vae, "LearnedTerm", None)
+    train(train_vae, tmp_path / "run")
+    assert "loss_d" not in metrics(tmp_path / "run")[-1]
+
+
+def test_nearest_upsampling_is_passed_on(train_vae):
+    settings = train_vae.VAESettings(upsampling="nearest", block_out_channels=[4, 8])
+    assert train_vae.build_vae(settings, 16).config.upsampling == "nearest"
+
+
+def test_sizes_that_the_discriminator_does_not_take_are_named(train_vae, tmp_path):
+    with pytest.raises(UserError, match="--feature_weight, --adversarial_weight: .*power of two"):
+        train(train_vae, tmp_path / "run", *LEARNED, "--sample_size", "24")

@@ -95,6 +95,11 @@ class VAESettings:
         "Gaussians, at most, of the ex-post density that is fitted to the latents after training; 0: no fit",
         may_change=True,
     )
+    density: Literal["mixture", "flow", "auto"] = setting(
+        "mixture",
+        "what is fitted to the latents; auto: the one of the two under which held-out latents are likelier",
+        may_change=True,
+    )
     watch_every: int = setting(250, "steps between two looks at the posterior; 0: no watch")
     on_collapse: Literal["rollback", "stop", "warn"] = setting(
         "rollback",
@@ -317,8 +322,8 @@ def add_density(
         encoded = encode_images(pipeline.vae, data.batches, count, run.generator("encode"), run.accelerator)
     if not (run.is_main and settings.density_components and count > 1):
         return encoded, None
-    density = fit_density(encoded.mean, encoded.logvar, settings.density_components, run.settings.seed)
-    pipeline.register_modules(density=density.mixture.to(run.device))
+    density = fit_density(encoded.mean, encoded.logvar, settings.density_components, run.settings.seed, settings.density)
+    pipeline.register_modules(density=density.model.to(run.device))
     return encoded, density
 
 

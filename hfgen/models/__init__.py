@@ -6,6 +6,7 @@ A new network is one file here and one line below; the tests in `tests/models/` 
 from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from hfgen.models.dcgan256 import DCGAN256Discriminator, DCGAN256Generator
 from hfgen.models.gaussian_mixture import GaussianMixture
+from hfgen.models.latent_flow import LatentFlow
 from hfgen.models.sngan import SNGANDiscriminator, SNGANGenerator
 from hfgen.models.sngan_conv import SNGANConvDiscriminator, SNGANConvGenerator
 from hfgen.models.unet_attention import UNetAttention
@@ -21,6 +22,7 @@ __all__ = [
     "DCGANDiscriminator",
     "DCGANGenerator",
     "GaussianMixture",
+    "LatentFlow",
     "SNGANConvDiscriminator",
     "SNGANConvGenerator",
     "SNGANDiscriminator",

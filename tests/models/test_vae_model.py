@@ -10,7 +10,7 @@ from torch import nn
 
 import hfgen.models
 from hfgen.losses.vae import kl_loss, kl_per_dimension, reconstruction_loss
-from hfgen.models import ConvVAE, GaussianMixture
+from hfgen.models import ConvVAE, GaussianMixture, LatentFlow
 
 
 # Each network small, with options that are not the defaults, so that one that is lost on reload shows. A network that
@@ -23,7 +23,9 @@ TINY = {
         "block_out_channels": (4, 16),
         "layers_per_block": 2,
         "normalization": "group",
+        "upsampling": "nearest",
     },
+    "LatentFlow": {"latent_dim": 6, "num_couplings": 3, "hidden_dim": 5},
     "GaussianMixture": {"latent_dim": 6, "num_components": 3},
 }
 every_network = pytest.mark.parametrize("name", TINY)
@@ -59,6 +61,17 @@ def awake(sample_size: int = 32, **options) -> ConvVAE:
     return network.eval()
 
 
+def shaken_flow(**options) -> LatentFlow:
+    """A flow none of whose layers is as it was at the start."""
+    torch.manual_seed(0)
+    flow = LatentFlow(**options)
+    with torch.no_grad():
+        for weight in flow.parameters():
+            weight += 0.2 * torch.randn_like(weight)
+        flow.scale_tril.copy_(flow.scale_tril.tril())
+    return flow.eval()
+
+
 def residual_blocks(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if hasattr(module, "conv2")]
 
@@ -67,11 +80,13 @@ def build(name: str) -> nn.Module:
     """The network of the table, with no tensor as it was at the start."""
     if name == "ConvVAE":
         return awake(**TINY[name])
+    if name == "LatentFlow":
+        return shaken_flow(**TINY[name])
     return mixture([0.2, 0.5, 0.3], draw(3, 6).tolist(), (draw(3, 6, 6, seed=2).tril() + 2 * torch.eye(6)).tolist())
 
 
 def answer(network: nn.Module) -> torch.Tensor:
-    if isinstance(network, GaussianMixture):
+    if isinstance(network, GaussianMixture | LatentFlow):
         return network(draw(20, 7))
     output = network(draw_images(3, 2, 24))
     return torch.cat([output.sample.flatten(1), output.latent_dist.parameters.flatten(1)], dim=1)
@@ -346,3 +361,51 @@ def test_a_mixture_in_bfloat16_draws_nearly_the_same_in_it():
     expected, latents = two_components()(draw(50, 3)), two_components().bfloat16()(draw(50, 3))
     assert latents.dtype == torch.bfloat16
     assert (latents.float() - expected).abs().median() < 0.02
+
+
+# ------------------------------------------------------------------------------------------------------------ the flow
+
+
+def test_a_new_flow_is_the_identity_but_for_the_gaussian_behind_it():
+    flow = LatentFlow(5)
+    noise = draw(7, 6)
+    torch.testing.assert_close(flow(noise).sort().values, noise[:, 1:].sort().values)
+    flow.location.fill_(3.0)
+    flow.scale_tril.copy_(2 * torch.eye(5))
+    torch.testing.assert_close(flow(noise).sort().values, (3 + 2 * noise[:, 1:]).sort().values)
+    normal = torch.distributions.Normal(3.0, 2.0)
+    latents = draw(7, 5, seed=2)
+    torch.testing.assert_close(flow.log_density(latents), normal.log_prob(latents).sum(dim=1))
+
+
+@pytest.mark.parametrize("latent_dim", [2, 5, 6])
+def test_the_density_of_a_flow_is_that_of_the_change_of_variables(latent_dim):
+    flow = shaken_flow(latent_dim=latent_dim, num_couplings=5, hidden_dim=7).double()
+    for noise in draw(4, 1 + latent_dim).double():
+        jacobian = torch.autograd.functional.jacobian(lambda one: flow(one[None])[0], noise)[:, 1:]
+        normal = torch.distributions.Normal(0.0, 1.0).log_prob(noise[1:]).sum()
+        expected = normal - torch.linalg.slogdet(jacobian).logabsdet
+        torch.testing.assert_close(flow.log_density(flow(noise[None])), expected[None])
+        assert (jacobian.abs() > 1e-9).any(dim=0).all()
+
+
+def test_a_flow_in_autocast_draws_the_same_and_one_number_is_too_few():
+    flow, noise = shaken_flow(latent_dim=6), draw(4, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(flow(noise), flow(noise)) and flow(noise).dtype == torch.float32
+        inside = flow(noise)
+    assert torch.equal(flow(noise), inside)
+    with pytest.raises(ValueError, match="latent_dim=1"):
+        LatentFlow(1)
+
+
+# ------------------------------------------------------------------------------------------------- nearest upsampling
+
+
+def test_nearest_upsampling_leaves_no_transposed_convolution_and_other_kinds_are_refused():
+    network = awake(upsampling="nearest")
+    kinds = [type(module).__name__ for module in network.modules()]
+    assert "ConvTranspose2d" not in kinds and kinds.count("Upsample") == 2
+    assert network(draw_images()).sample.shape == (3, 3, 32, 32)
+    with pytest.raises(ValueError, match="upsampling='bilinear' must be transposed or nearest"):
+        ConvVAE(32, block_out_channels=(4, 8), upsampling="bilinear")
