@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 
 from hfgen.errors import UserError
 from hfgen.metrics.kernel import thinned_out
-from hfgen.metrics.likelihood import diffusion_bits, vae_bits
+from hfgen.metrics.likelihood import diffusion_bits, edm_bits, vae_bits
 from hfgen.metrics.reference import Reference
 from hfgen.pipelines import DDPMPipeline, VAEPipeline
 from hfgen.schedules import is_edm, sampling_scheduler
@@ -24,8 +24,6 @@ def check_has_likelihood(pipeline: DiffusionPipeline) -> None:
     """Raise a `UserError` if the pipeline's model bounds no likelihood."""
     if not isinstance(pipeline, DDPMPipeline | VAEPipeline):
         raise UserError(f"--bits_per_dimension: a {type(pipeline).__name__} gives images no likelihood")
-    if isinstance(pipeline, DDPMPipeline) and is_edm(pipeline.scheduler):
-        raise UserError("--bits_per_dimension: hfgen has no bound for a network trained by EDM; leave it out")
 
 
 def likelihood_report(pipeline: DiffusionPipeline, real: Reference, seed: int, held_out: bool) -> dict[str, Any]:
@@ -47,9 +45,11 @@ def likelihood_report(pipeline: DiffusionPipeline, real: Reference, seed: int, h
     if isinstance(pipeline, VAEPipeline):
         bits = vae_bits(pipeline.vae, images, numbers)
     else:
-        schedule = sampling_scheduler(pipeline.scheduler, "ddpm")
+        edm = is_edm(pipeline.scheduler)
+        schedule = pipeline.scheduler if edm else sampling_scheduler(pipeline.scheduler, "ddpm")
+        bound = edm_bits if edm else diffusion_bits
         parts = (part.to(pipeline.device) for part in images.split(BATCH_SIZE))
-        each = [diffusion_bits(pipeline.unet, schedule, part, TIMESTEPS_PER_IMAGE, numbers) for part in parts]
+        each = [bound(pipeline.unet, schedule, part, TIMESTEPS_PER_IMAGE, numbers) for part in parts]
         bits = float(torch.cat(each).mean())
     kind = "held-out images" if held_out else "images that it may have been trained on"
     return {

@@ -11,7 +11,7 @@ from stand_in_features import paintings
 from hfgen import likelihoods
 from hfgen.errors import UserError
 from hfgen.likelihoods import check_has_likelihood, likelihood_report
-from hfgen.metrics.likelihood import diffusion_bits, vae_bits
+from hfgen.metrics.likelihood import diffusion_bits, edm_bits, vae_bits
 from hfgen.metrics.reference import Reference
 from hfgen.models import ConvVAE, DCGANGenerator, UNetBase
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
@@ -106,10 +106,15 @@ def test_a_vae_that_has_seen_the_images_needs_fewer_bits_for_them_and_one_for_no
 def test_a_gan_has_no_likelihood():
     with pytest.raises(UserError, match="--bits_per_dimension: a GANPipeline gives images no likelihood"):
         check_has_likelihood(GANPipeline(DCGANGenerator(16, 4, base_channels=4)))
-    for pipeline in (vae(), ddpm()):
+    for pipeline in (vae(), ddpm(), edm_pipeline()):
         check_has_likelihood(pipeline)
 
 
-def test_a_network_trained_by_edm_has_no_bound_here():
-    with pytest.raises(UserError, match="--bits_per_dimension: hfgen has no bound for a network trained by EDM"):
-        check_has_likelihood(edm_pipeline())
+def test_a_network_trained_by_edm_is_measured_by_its_bound_whatever_sampler_it_was_saved_with():
+    pipeline = edm_pipeline(16)
+    report = likelihood_report(pipeline, reference(4), 5, held_out=True)
+    numbers = torch.Generator().manual_seed(5)
+    by_hand = edm_bits(pipeline.unet, pipeline.scheduler, pixels(range(4)), 50, numbers).mean().item()
+    assert report["bits_per_dimension"] == pytest.approx(by_hand, rel=1e-6)
+    other = likelihood_report(edm_pipeline(16, "ddim"), reference(4), 5, held_out=True)
+    assert other["bits_per_dimension"] == pytest.approx(by_hand, rel=1e-6)

@@ -35,9 +35,29 @@ def edm_batch(
         The network's input, `(batch_size, channels, height, width)`; its timesteps, `(batch_size,)`: a quarter of the
         logarithm of the noise level; and its target, of the input's shape.
     """
-    sigma = noise_levels.view(-1, 1, 1, 1)
-    noisy_images = clean_images + sigma * noise
-    total = (sigma**2 + sigma_data**2).sqrt()
-    c_skip, c_out = (sigma_data / total) ** 2, sigma * sigma_data / total
+    noisy_images = clean_images + noise_levels.view(-1, 1, 1, 1) * noise
+    c_skip, c_out, c_in = _factors(noise_levels, sigma_data)
     target = (clean_images - c_skip * noisy_images) / c_out
-    return noisy_images / total, noise_levels.log() / 4, target
+    return c_in * noisy_images, noise_levels.log() / 4, target
+
+
+def edm_denoised(
+    noisy_images: torch.Tensor, output: torch.Tensor, noise_levels: torch.Tensor, sigma_data: float
+) -> torch.Tensor:
+    """Return the clean images that the network takes noisy ones for: D of equation 7.
+
+    Args:
+        noisy_images: `(batch_size, channels, height, width)`, before they were scaled for the network.
+        output: of the network, F; same shape.
+        noise_levels: `(batch_size,)`, positive.
+        sigma_data: standard deviation of the images' pixels.
+    """
+    c_skip, c_out, _ = _factors(noise_levels, sigma_data)
+    return c_skip * noisy_images + c_out * output
+
+
+def _factors(noise_levels: torch.Tensor, sigma_data: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return `c_skip`, `c_out` and `c_in` of table 1, each `(batch_size, 1, 1, 1)`."""
+    sigma = noise_levels.view(-1, 1, 1, 1)
+    total = (sigma**2 + sigma_data**2).sqrt()
+    return (sigma_data / total) ** 2, sigma * sigma_data / total, 1 / total

@@ -21,8 +21,8 @@ from likelihood_oracle import (
 )
 from scipy.special import ndtr
 
-from hfgen.metrics.likelihood import _strata, diffusion_bits, vae_bits
-from hfgen.schedules import noise_schedule
+from hfgen.metrics.likelihood import _strata, diffusion_bits, edm_bits, vae_bits
+from hfgen.schedules import edm_schedule, noise_schedule
 
 
 # ------------------------------------------------------------------------------------------------------- the equations
@@ -302,3 +302,62 @@ def test_other_images_are_refused(images, complaint):
         diffusion_bits(Network(lambda noisy, timesteps: noisy, few_steps()), few_steps(), images, 1, seeded())
     with pytest.raises(ValueError, match=complaint):
         vae_bits(tiny_vae(), images, seeded())
+
+
+# ------------------------------------------------------------------------------------------------------------- EDM
+
+
+class DenoiserOfGaussians:
+    """What the best network trained by EDM says of Gaussian data of a standard deviation; notes the levels."""
+
+    def __init__(self, schedule, spread: float = SPREAD):
+        self.sigma_data, self.spread, self.levels = schedule.config.sigma_data, spread, []
+
+    def __call__(self, scaled, timesteps):
+        assert scaled.dtype == torch.float32 and not torch.is_grad_enabled()
+        sigma = (4 * timesteps.double()).exp().view(-1, 1, 1, 1)
+        self.levels.append(sigma.flatten())
+        total = (sigma**2 + self.sigma_data**2).sqrt()
+        noisy = scaled.double() * total
+        denoised = self.spread**2 / (self.spread**2 + sigma**2) * noisy
+        c_skip, c_out = (self.sigma_data / total) ** 2, sigma * self.sigma_data / total
+        return SimpleNamespace(sample=((denoised - c_skip * noisy) / c_out).float())
+
+
+def test_of_gaussian_data_edm_s_bound_is_the_one_expected_and_close_to_the_entropy():
+    schedule = edm_schedule()
+    bits = edm_bits(DenoiserOfGaussians(schedule), schedule, gaussian_images(), 400, seeded(1)).mean().item()
+    # E |error|^2 / sigma^2 over the logarithm of sigma is 0.5 log(1 + (SPREAD / sigma)^2), end against end.
+    ends = [0.5 * math.log1p((SPREAD / sigma) ** 2) for sigma in (0.002, 80.0)]
+    prior = SPREAD**2 / (2 * 80.0**2)
+    errors = np.linspace(-6, 6, 2001)
+    density = np.exp(-(errors**2) / 2) / np.exp(-(errors**2) / 2).sum()
+    errors = np.abs(errors) * 0.002
+    last = -(density * np.log(ndtr((1 / 255 - errors) / 0.002) - ndtr((-1 / 255 - errors) / 0.002))).sum()
+    assert bits == pytest.approx((prior + ends[0] - ends[1] + last) / math.log(2), rel=0.003)
+    assert entropy() < bits < 1.15 * entropy()
+
+
+def test_a_worse_denoiser_needs_more_bits_and_each_image_gets_a_level_of_each_stratum():
+    schedule, images = edm_schedule(), gaussian_images(8)
+    network = DenoiserOfGaussians(schedule)
+    best = edm_bits(network, schedule, images, 30, seeded()).mean().item()
+    assert edm_bits(DenoiserOfGaussians(schedule, 1.0), schedule, images, 30, seeded()).mean().item() > best + 0.1
+    levels = torch.stack(network.levels)  # (31, 8)
+    edges = torch.linspace(math.log(0.002), math.log(80), 31, dtype=torch.float64)
+    drawn = levels[:30].log()
+    slack = 1e-5
+    assert (drawn >= edges[:-1, None] - slack).all() and (drawn <= edges[1:, None] + slack).all()
+    assert all(len(set(row.tolist())) == 8 for row in drawn)
+    torch.testing.assert_close(levels[30], torch.full((8,), 0.002, dtype=torch.float64), rtol=1e-4, atol=0)
+
+
+def test_edm_s_bound_is_a_function_of_the_generator_and_needs_a_level():
+    schedule, images = edm_schedule(), random_images(3)
+    network = DenoiserOfGaussians(schedule)
+    one, two, other = (edm_bits(network, schedule, images, 4, seeded(seed)) for seed in (0, 0, 1))
+    assert torch.equal(one, two) and not torch.equal(one, other) and one.shape == (3,)
+    with pytest.raises(ValueError, match="levels_per_image=0"):
+        edm_bits(network, schedule, images, 0, seeded())
+    with pytest.raises(ValueError, match="8-bit"):
+        edm_bits(network, schedule, images + 0.001, 4, seeded())
