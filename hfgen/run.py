@@ -230,6 +230,11 @@ class Run:
         return self._stop_requests.request >= INTERRUPTED
 
     @property
+    def is_complete(self) -> bool:
+        """Whether the last update is done, also if the run was asked to stop in it."""
+        return self.step >= self.max_train_steps
+
+    @property
     def last_sheet_due(self) -> bool:
         """Whether a run that ended because its time is up still lacks a sheet of its last step; main process alone."""
         return self.is_main and self._stop_requests.request == TIME_IS_UP and not self._sheet_path().exists()
@@ -249,7 +254,7 @@ class Run:
                 interrupted run for a finished one.
         """
         target = self.output_dir / "pipeline"
-        complete = self.step >= self.max_train_steps
+        complete = self.is_complete
         reason = "complete" if complete else REASONS[self._stop_requests.request]
         if self.is_main:
             write_atomically(target, self._state.pipeline.save_pretrained)

@@ -111,6 +111,8 @@ def test_the_commands_in_order_train_draw_and_load(workplace, environment, run):
         elif command.startswith("hfgen ") and not command.startswith("hfgen study "):
             number = {"sample": "2", "denoise": "2", "compare": "10", "evaluate": "10"}.get(command.split()[1])
             small = ["--num_inference_steps", "2", "--num_images", number] if number else []
+            if command.startswith("hfgen steps"):
+                small = ["--steps", "1,2", "--num_images", "10"]
             result = run([*shlex.split(command), *small])
             assert result.returncode == 0, result.stderr
     made = ("samples/sheet.png", "strips/denoising.png", "walk/sheet.png", "walk/walk.gif", "sngan.gif", "curves.png")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import load_script
 from PIL import Image
 from run_files import assert_equal, metrics, state_of
 from safetensors.torch import load_file
+from torch.optim.swa_utils import AveragedModel
 
 from hfgen.errors import UserError
 from hfgen.losses.vae import RECONSTRUCTIONS
@@ -175,6 +177,38 @@ def test_the_density_is_fitted_to_the_training_set_and_saved(train_vae, tmp_path
     # A finished run can be given another density, or none.
     train(train_vae, tmp_path / "run", "--max_train_steps", "30", "--batch_size", "5", "--resume", "latest")
     assert VAEPipeline.from_pretrained(tmp_path / "run" / "pipeline").density is None
+
+
+@pytest.mark.parametrize(("step", "complete"), [(6, True), (4, False)])
+def test_a_run_that_is_stopped_in_its_last_step_has_its_density_all_the_same(
+    train_vae, tmp_path, monkeypatch, step, complete
+):
+    def average_and_stop(averaged, network):
+        updates.append(network)
+        if len(updates) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        AveragedModel.update_parameters(averaged, network)
+
+    updates: list = []
+    averaged_copy = train_vae.averaged_copy
+
+    def watched(network, decay):
+        average = averaged_copy(network, decay)
+        average.update_parameters = lambda other: average_and_stop(average, other)
+        return average
+
+    monkeypatch.setattr(train_vae, "averaged_copy", watched)
+    arguments = [*TINY, "--output_dir", str(tmp_path / "run"), "--density_components", "2"]
+    if complete:
+        train_vae.main(arguments)
+    else:
+        with pytest.raises(SystemExit, match="143"):
+            train_vae.main(arguments)
+    assert (tmp_path / "run" / "latents.json").is_file() == complete
+    pipeline = VAEPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert (pipeline.density is not None) == complete
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["status"] == ("complete" if complete else "stopped")
 
 
 def test_a_collapsed_posterior_ends_the_run_with_reason_and_remedy(train_vae, tmp_path):

@@ -1,15 +1,15 @@
 #!/usr/bin/env python
 """Train a denoising diffusion model (Ho et al. 2020, arXiv:2006.11239) on a folder of images.
 
-    accelerate launch training_scripts/train_ddpm.py --preset ddpm_base --dataset path/to/images --output_dir runs/ddpm
+    accelerate launch training_scripts/train_ddpm.py --preset ddpm --dataset path/to/images --output_dir runs/ddpm
 
-Presets: ddpm_base, ddpm_attention_linear, ddpm_attention_cosine, ddpm_library, quickstart. All settings: `--help`.
+Presets: ddpm, ddpm_base, ddpm_attention_linear, ddpm_attention_cosine, ddpm_library, quickstart. All settings: `--help`.
 """
 
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import ModelMixin, SchedulerMixin, UNet2DModel
@@ -35,6 +35,8 @@ from hfgen.schedules import EDM_SAMPLERS, edm_schedule, noise_schedule, sampling
 
 
 PRESETS = Path(__file__).resolve().parent / "presets" / "ddpm"
+# Settings that not every U-Net has.
+TAKEN_BY = {"layers_per_block": ("library", "compact"), "patch_size": ("compact",), "dropout": ("compact",)}
 
 
 @dataclass
@@ -97,26 +99,30 @@ class DDPMSettings:
             raise UserError(f"--ema_decay {self.ema_decay}: must be from 0 to below 1")
         if not 0 <= self.dropout < 1:
             raise UserError(f"--dropout {self.dropout}: must be from 0 to below 1")
-        if self.unet != "compact" and self.patch_size != 1:
-            raise UserError(f"--patch_size {self.patch_size}: only --unet compact takes patches")
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, networks in TAKEN_BY.items():
+            if self.unet not in networks and getattr(self, name) != defaults[name]:
+                raise UserError(
+                    f"--{name} {getattr(self, name)}: only --unet {' and '.join(networks)} takes it; give "
+                    f"--{name} {defaults[name]} with --unet {self.unet}"
+                )
         if self.formulation == "edm":
-            self._check_edm()
+            self._check_edm(defaults)
         if not 1 <= self.num_inference_steps <= self.num_train_timesteps:
             raise UserError(
                 f"--num_inference_steps {self.num_inference_steps}: must be from 1 to "
                 f"--num_train_timesteps {self.num_train_timesteps}"
             )
 
-    def _check_edm(self) -> None:
+    def _check_edm(self, defaults: dict[str, Any]) -> None:
         if self.unet != "compact":
             raise UserError("--formulation edm needs --unet compact: the other U-Nets embed counted timesteps")
         if self.sampler not in EDM_SAMPLERS:
             raise UserError(f"--sampler {self.sampler}: with --formulation edm give {' or '.join(EDM_SAMPLERS)}")
-        defaults = {field.name: field.default for field in fields(self)}
         for name in ("beta_schedule", "num_train_timesteps", "prediction_type", "snr_gamma"):
             if getattr(self, name) != defaults[name]:
                 raise UserError(
-                    f"--{name} {getattr(self, name)}: EDM has its own; leave it out or take --formulation ddpm"
+                    f"--{name} {getattr(self, name)}: EDM has its own; take --formulation ddpm, or leave {name} at {defaults[name]}"
                 )
 
 

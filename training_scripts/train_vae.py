@@ -215,8 +215,8 @@ def main(arguments: list[str] | None = None) -> Path:
 
     if run.last_sheet_due:
         save_sheets(pipeline, shown_images, run)
-    # 4. Where the encoder puts the data, once it no longer changes
-    if not run.stop_requested:
+    # 4. Where the encoder puts the data, once it no longer changes; a complete run is not complete without it
+    if run.is_complete or not run.stop_requested:
         data.batches.load_state_dict(first_batch)
         describe_latents(pipeline, data, settings, run)
     pipeline_folder = run.finish()
