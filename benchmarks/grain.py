@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Where the grain of a diffusion model's samples comes from: FID and fine noise of one checkpoint, altered in turn.
 
-    python benchmarks/grain.py RUN --dataset path/to/images [--checkpoint step-00001564] [--num_images 250] [--steps 25]
+    python benchmarks/grain.py RUN --dataset path/to/images [--checkpoint step-00001564] [--num_images 250]
 
 Each row alters one thing in drawing: the number of steps, the weights (averaged or as the last step left them),
 BatchNorm's statistics, the last timestep, the order of the solver, or the size of the predicted noise. A second table
@@ -68,7 +68,7 @@ def fine_noise(images: np.ndarray) -> float:
 
 
 def noisy_inputs(pipeline: Any, images: torch.Tensor, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Noise batches of images at random levels, as the training does: inputs of the U-Net for BatchNorm's statistics."""
+    """Noise batches of images as the training does: inputs of the U-Net for BatchNorm's statistics."""
     random = torch.Generator().manual_seed(seed)
     noise = torch.randn(images.shape, generator=random)
     schedule = pipeline.scheduler

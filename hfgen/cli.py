@@ -32,6 +32,7 @@ from hfgen.steps_command import steps
 from hfgen.study_command import study_app
 
 
+MAX_ON_SHEET = 400  # images on the sheet of `hfgen sample`
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Train, compare and ship small unconditional image generators.")  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
@@ -74,14 +75,16 @@ def sample(
     from hfgen.inference import draw_images, open_pipeline
 
     loaded = open_pipeline(pipeline, device, sampler)
-    images = []
+    shown = []
     drawn = draw_images(loaded, num_images, seed, num_inference_steps, batch_size, truncation, sample_from)
     for index, image in enumerate(drawn):
         output.mkdir(parents=True, exist_ok=True)  # when there is something to put into it
         image.save(output / f"{index:06d}.png")
-        images.append(image)
-    image_sheet(images).save(output / "sheet.png")
-    typer.echo(f"{num_images} images and sheet.png in {output}")
+        if len(shown) < MAX_ON_SHEET:  # no more are kept, so that the memory does not grow with their number
+            shown.append(image)
+    image_sheet(shown).save(output / "sheet.png")
+    of_all = f", of the first {len(shown)}," if len(shown) < num_images else ""
+    typer.echo(f"{num_images} images and sheet.png{of_all} in {output}")
 
 
 @app.command()

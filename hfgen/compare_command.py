@@ -60,6 +60,7 @@ def compare(
     from hfgen.figures import image_sheet, labelled_rows
     from hfgen.metrics.feature_spaces import build_extractor
     from hfgen.metrics.reference import load_reference
+    from hfgen.score_report import finite
     from hfgen.scoring import Drawing, score_pipeline
 
     loaded, size = open_all(pipelines, device)
@@ -86,7 +87,8 @@ def compare(
             shown.append((name, image_sheet(scored.shown, columns=len(scored.shown))))
             typer.echo(f"{name}: FID {scored.report['scores']['fid']:.4g}")
     output.mkdir(parents=True, exist_ok=True)
-    (output / "comparison.json").write_text(json.dumps({"reference": reference, "rows": rows}, indent=2) + "\n")
+    report = finite({"reference": reference, "rows": rows})
+    (output / "comparison.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     (output / "comparison.md").write_text(table(rows))
     labelled_rows(shown).save(output / "sheet.png")
     typer.echo(table(rows))

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hfgen.errors import UserError
+from hfgen.files import read_json_lines
 from hfgen.reference_curves import ReferenceCurve, compare_with_reference, minutes_of_updates
 
 
@@ -23,10 +24,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: if the folder holds no log, or an empty one.
     """
-    file = run / METRICS_FILE
-    lines = file.read_text().splitlines() if file.is_file() else []
-    # The run may be going on, and its last line half written.
-    entries = [json.loads(line) for line in lines if line.endswith("}")]
+    entries = read_json_lines(run / METRICS_FILE)
     if not entries:
         raise UserError(f"{run}: no log of a run there: {METRICS_FILE} is missing or empty")
     return entries

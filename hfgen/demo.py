@@ -247,7 +247,7 @@ def _compare_tab(pipelines: dict[str, DiffusionPipeline]) -> None:
         seed = seed_field("Seed", 0)
         count = gr.Slider(1, MAX_IMAGES, 8, step=1, label="Images")
         own = [steps_of(pipeline) for pipeline in pipelines.values() if family(pipeline) == "ddpm"]
-        most = min(MAX_STEPS, max(own, default=1))  # the better of two pipelines is not to look worse for want of steps
+        most = min(MAX_STEPS, max(own, default=1))  # no pipeline is to look worse for want of steps
         steps = gr.Slider(1, MAX_STEPS, most, step=1, label="Denoising steps", info="of diffusion", visible=bool(own))
     button = gr.Button("Compare", variant="primary")
     sides: list[Any] = []

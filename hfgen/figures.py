@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from hfgen.errors import UserError
+from hfgen.inference import image_generators
 from hfgen.schedules import noise_schedule, on_the_scale_of_images
 
 
@@ -99,23 +100,28 @@ def denoising_strip(
         pipeline: of diffusion.
         timesteps: shown, noisiest first; of the sampler's steps the nearest is shown.
         num_images: rows.
-        seed: of the noise.
+        seed: of the noise; the images are those of `draw_images` with this seed.
         num_inference_steps: denoising steps; the pipeline's own number if None.
 
     Returns:
         The strip, and the last of the finished images.
     """
-    generator = torch.Generator().manual_seed(seed)
-    states: dict[int, torch.Tensor] = {}
+    # For each shown timestep the state that the nearest step so far has left, and how far that is.
+    nearest: dict[int, tuple[int, torch.Tensor]] = {}
 
     def keep(index: int, timestep: int, sample: torch.Tensor) -> None:
-        states[timestep] = on_the_scale_of_images(pipeline.scheduler, index, sample).float().cpu()
+        closer = [shown for shown in timesteps if shown not in nearest or abs(shown - timestep) < nearest[shown][0]]
+        if closer:
+            state = on_the_scale_of_images(pipeline.scheduler, index, sample).float().cpu()
+            nearest.update({shown: (abs(shown - timestep), state) for shown in closer})
 
     finished = pipeline(
-        num_images, generator=generator, num_inference_steps=num_inference_steps, callback_on_step_end=keep
+        num_images,
+        generator=image_generators(seed, 0, num_images),
+        num_inference_steps=num_inference_steps,
+        callback_on_step_end=keep,
     ).images
-    # The state kept with a timestep is what that step left; the first column shows the noise nearest to it.
-    columns = [states[min(states, key=lambda step: abs(step - timestep))] for timestep in timesteps]
+    columns = [nearest[timestep][1] for timestep in timesteps]
     cells = [_to_image(column[row]) for row in range(num_images) for column in columns]
     return image_sheet(cells, columns=len(timesteps)), finished[-1]
 

@@ -30,6 +30,7 @@ def floor(
     from hfgen.metrics.feature_spaces import build_extractor
     from hfgen.metrics.reference import load_reference
     from hfgen.model_index import score_names
+    from hfgen.score_report import finite
 
     settings = DataSettings(path, sample_size=sample_size, dataset_split=dataset_split, dataset_column=dataset_column)
     extractor = build_extractor(features, mode, feature_weights, choose_device(device))
@@ -48,4 +49,4 @@ def floor(
     )
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(scores, indent=2) + "\n")
+        json_file.write_text(json.dumps(finite(scores), indent=2, allow_nan=False) + "\n")

@@ -72,7 +72,7 @@ def publish(
             return Published(target.repo_id, commit, replaces)
         app = Path(temporary) / "its space"  # no repo can be called so
         # The revision, so that the Space goes on running the code that it was published with.
-        write_space(app, target.repo_id, commit.revision, target.repo_id.split("/")[1])
+        write_space(app, target.repo_id, commit.revision, target.repo_id.split("/")[1], license_id)
         return Published(target.repo_id, commit, replaces, upload(app, of_space, "Publish the demo"))
 
 

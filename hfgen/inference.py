@@ -115,9 +115,9 @@ def choose_device(name: str) -> torch.device:
         UserError: if it is not on this machine.
     """
     if name == "auto":
-        mps = torch.backends.mps.is_available()
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    if name not in ("cpu", "cuda", "mps") or (name == "cuda" and not torch.cuda.is_available()):
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(name):
         raise UserError(f"--device {name}: not on this machine; use auto or cpu")
     return torch.device(name)
 

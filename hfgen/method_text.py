@@ -223,8 +223,8 @@ def _vae_departures(settings: dict[str, Any], density: str | None) -> list[str]:
         told.append(f"{settings['free_bits']:g} nats that each latent dimension has for free")
     if settings.get("feature_weight") or settings.get("adversarial_weight"):
         told.append(
-            "beside the likelihood of pixels a term that is learnt: features and verdict of a discriminator (Larsen et "
-            "al. 2016, [arXiv:1512.09300](https://arxiv.org/abs/1512.09300))"
+            "beside the likelihood of pixels a learnt term: features and verdict of a discriminator (Larsen et al. "
+            "2016, [arXiv:1512.09300](https://arxiv.org/abs/1512.09300))"
         )
     if density:
         kind = "a mixture of Gaussians"

@@ -189,9 +189,11 @@ def _training(training: dict[str, Any] | None, settings: dict[str, Any] | None) 
         passes = f", {training['images']:,} images"
         if training["data"]["training_images"]:
             passes += f", {training['images'] / training['data']['training_images']:.1f} epochs"
+    time = "unknown" if training["seconds"] is None else f"{training['seconds']:,.0f} s"
+    time += f", in {count} launches" if count > 1 else ""
     rows = {
         "steps": f"{training['step']:,}{passes}",
-        "time": f"{training['seconds']:,.0f} s" + (f", in {count} launches" if count > 1 else ""),
+        "time": time,
         "hardware": hardware,
         "software": ", ".join(
             f"{package} {launch[package]}" for package in ("hfgen", "torch", "diffusers", "accelerate", "python")

@@ -17,6 +17,7 @@ from hfgen.checkpoints import PROGRESS_FILE
 from hfgen.curves import METRICS_FILE, draw_curves
 from hfgen.errors import UserError
 from hfgen.figures import denoising_strip, image_sheet, progress_frames, write_gif
+from hfgen.files import read_json_lines
 from hfgen.inference import draw_images, find_pipeline, interpolate, latents_of_seeds, open_pipeline, weights_digest
 from hfgen.model_card import EARLIER, REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE, TRAINING_FILE, write_card
 from hfgen.model_index import reference_name
@@ -34,7 +35,7 @@ class Moment(NamedTuple):
     """When in a training a pipeline was saved."""
 
     step: int
-    seconds: float
+    seconds: float | None  # of training; None if the log does not reach there
 
 
 def make_publication(
@@ -131,9 +132,9 @@ def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
     public |= {"output_dir": Path(settings["output_dir"]).resolve().name, "dataset": name}
     _write_json(target / SETTINGS_FILE, public)
 
-    log = _read_lines(run / METRICS_FILE)
+    log = read_json_lines(run / METRICS_FILE)
     moment = moment_of(run, pipeline_folder, log)
-    launches = _read_lines(run / "launches.jsonl")
+    launches = read_json_lines(run / "launches.jsonl")
     status = json.loads((run / "status.json").read_text())
     training = {
         "end": end_of(status, moment.step),
@@ -147,7 +148,7 @@ def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
     _write_json(target / TRAINING_FILE, training)
     if log:
         shutil.copyfile(run / METRICS_FILE, target / METRICS_FILE)
-    evaluations = _read_lines(run / EVALUATIONS_FILE)
+    evaluations = read_json_lines(run / EVALUATIONS_FILE)
     if evaluations:
         shutil.copyfile(run / EVALUATIONS_FILE, target / EVALUATIONS_FILE)
     of_this_moment = [line for line in evaluations if line["step"] == moment.step]
@@ -180,7 +181,7 @@ def moment_of(run: Path, pipeline_folder: Path, log: Sequence[dict[str, Any]]) -
         return Moment(progress["step"], progress["seconds"])
     if above.name == BEST_FOLDER:
         step = json.loads((above / SCORES_FILE).read_text())["step"]
-        return Moment(step, next((entry["seconds"] for entry in log if entry["step"] >= step), 0.0))
+        return Moment(step, next((entry["seconds"] for entry in log if entry["step"] >= step), None))
     status = json.loads((run / "status.json").read_text())
     return Moment(status["step"], status["seconds"])
 
@@ -225,9 +226,3 @@ def refuse_private_paths(folder: Path, paths: Sequence[str]) -> None:
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    """Read a file of a JSON object a line; a run that goes on may have left its last line half written."""
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]

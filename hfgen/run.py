@@ -5,7 +5,6 @@ seed, the steps, the log, the sample sheets, the checkpoints and the end. `Run` 
 """
 
 import importlib.util
-import json
 import math
 import os
 import time
@@ -23,6 +22,7 @@ from hfgen import checkpoints
 from hfgen.checkpoints import write_atomically
 from hfgen.config import settings_to_dict
 from hfgen.errors import UserError
+from hfgen.files import append_json_line
 from hfgen.hardware import (
     choose_mixed_precision,
     describe_environment,
@@ -141,9 +141,8 @@ class Run:
         if self.is_main:
             keep_settings(self.output_dir, self._all_settings)  # those that may change, now that nothing is refused
             write_status(self.output_dir, "running", "", self.step, self.seconds)
-            with (self.output_dir / "launches.jsonl").open("a") as file:
-                launch = {"from_step": self.step, **describe_environment(self.accelerator)}
-                file.write(json.dumps(launch) + "\n")
+            launch = {"from_step": self.step, **describe_environment(self.accelerator)}
+            append_json_line(self.output_dir / "launches.jsonl", launch)
 
     def steps(self) -> Iterator[int]:
         """Yield the number of each update, from the one after the restored one to the last.

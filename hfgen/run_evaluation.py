@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from hfgen.checkpoints import PIPELINE_FOLDER, write_atomically, write_text_atomically
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
+from hfgen.files import read_json_lines
 from hfgen.metrics.evaluation import COPY_QUANTILE, distances_among, memorisation_report, pixel_report
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.frechet import frechet_distance
@@ -157,8 +158,7 @@ def is_copying(scores: dict[str, float], num_images: int) -> bool:
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     """Return the evaluations of the run in `folder`, oldest first."""
-    file = folder / EVALUATIONS_FILE
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return read_json_lines(folder / EVALUATIONS_FILE)
 
 
 def _save_best(folder: Path, pipeline: DiffusionPipeline, line: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from hfgen.checkpoints import find_checkpoint, remove_leftovers, write_text_atomically
 from hfgen.config import changed_settings, settings_to_dict
 from hfgen.errors import UserError
+from hfgen.files import append_json_line
 
 
 BEST_FOLDER, SCORES_FILE = "best", "scores.json"
@@ -64,8 +65,7 @@ def write_status(folder: Path, status: str, reason: str, step: int, seconds: flo
 
 def note_event(folder: Path, step: int, event: str, what: str) -> None:
     """Keep what happened to the run in `events.jsonl`, which no rollback takes back."""
-    with (folder / "events.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, "event": event, "what": what}) + "\n")
+    append_json_line(folder / "events.jsonl", {"step": step, "event": event, "what": what})
 
 
 def best_scores(folder: Path) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from hfgen.checkpoints import write_text_atomically
 from hfgen.errors import UserError
+from hfgen.files import append_json_line, read_json_lines
 
 
 class RunLog:
@@ -100,8 +101,7 @@ class RunLog:
         values = {**losses, **self._notes, "images_per_second": round(speed, 3)}
         if self._accelerator.is_main_process:
             entry = {"step": step, "images": step * self._images_per_step, "seconds": round(seconds, 2), **values}
-            with self._metrics_file.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+            append_json_line(self._metrics_file, entry)
         shown = [f"{name} {value:.4g}" for name, value in losses.items()]
         self.bar.set_postfix_str(", ".join([*shown, f"{speed:.1f} images/s"]), refresh=False)
         self._accelerator.log(values, step=step)
@@ -136,10 +136,8 @@ class RunLog:
 
     def _drop_beyond(self, step: int) -> None:
         if self._accelerator.is_main_process:
-            lines = self._metrics_file.read_text().splitlines() if self._metrics_file.is_file() else []
-            # A killed process may leave its last line half written.
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-            write_text_atomically(self._metrics_file, "".join(f"{line}\n" for line in kept))
+            kept = [entry for entry in read_json_lines(self._metrics_file) if entry["step"] <= step]
+            write_text_atomically(self._metrics_file, "".join(f"{json.dumps(entry)}\n" for entry in kept))
 
     def _clear_window(self) -> None:
         self._steps, self._window_started = 0, time.monotonic()

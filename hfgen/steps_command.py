@@ -38,7 +38,8 @@ def steps(
         typer.Option("--save", help="make the best number the pipeline's default; its model_index.json is changed"),
     ] = False,
     num_images: Annotated[
-        int | None, typer.Option("--num_images", min=10, help="for each; as many as real ones if not given, up to 5000")
+        int | None,
+        typer.Option("--num_images", min=10, help="for each; as many as real ones if not given, up to 5000"),
     ] = None,
     seed: Seed = 0,
     sampler: Sampler = None,
@@ -54,12 +55,15 @@ def steps(
     require_new_folder(output)
     all_steps = sorted(set(parse_steps(numbers)))
     if save and sampler is not None:
-        raise UserError("--save --sampler: the number is saved for the pipeline's own sampler; leave one of the two out")
+        raise UserError(
+            "--save --sampler: the number is saved for the pipeline's own sampler; leave one of the two out"
+        )
     from hfgen.data.settings import DataSettings
     from hfgen.figures import image_sheet, labelled_rows
     from hfgen.inference import find_pipeline, image_size, open_pipeline
     from hfgen.metrics.feature_spaces import build_extractor
     from hfgen.metrics.reference import load_reference
+    from hfgen.score_report import finite
     from hfgen.scoring import Drawing, score_pipeline
 
     loaded = open_pipeline(pipeline, device, sampler)
@@ -88,7 +92,7 @@ def steps(
     enough = fewest_that_suffice(rows)
     report = {"reference": where_it_is(reference), "enough": enough, "rows": rows}
     output.mkdir(parents=True, exist_ok=True)
-    (output / "steps.json").write_text(json.dumps(report, indent=2) + "\n")
+    (output / "steps.json").write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
     (output / "steps.md").write_text(table(rows))
     labelled_rows(shown).save(output / "sheet.png")
     typer.echo(table(rows))

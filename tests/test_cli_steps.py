@@ -66,7 +66,11 @@ def test_commands_take_the_saved_number(hfgen, folder, tmp_path, command):
     pipeline.register_to_config(num_inference_steps=4)
     pipeline.save_pretrained(folder / "pipeline")
     outputs = []
-    for name, asked in (("own", ()), ("asked", ("--num_inference_steps", "4")), ("more", ("--num_inference_steps", "7"))):
+    for name, asked in (
+        ("own", ()),
+        ("asked", ("--num_inference_steps", "4")),
+        ("more", ("--num_inference_steps", "7")),
+    ):
         target = tmp_path / name
         assert hfgen(command, folder, "--num_images", "1", "--device", "cpu", *asked, "--output", target)[0] == 0
         outputs.append((target / {"sample": "sheet.png", "denoise": "denoising.png"}[command]).read_bytes())
@@ -115,5 +119,3 @@ def test_steps_refuses_before_anything_is_drawn(hfgen, folder, tmp_path, colours
     ):
         status, _, errors = hfgen("steps", where, *options, *arguments)
         assert status == 2 and said in errors and not (tmp_path / "tried").exists()
-
-

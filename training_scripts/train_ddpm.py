@@ -83,7 +83,9 @@ class DDPMSettings:
     ema_decay: float = setting(0.9999, "decay of the average of the weights, which is what gets sampled and saved")
     compile: bool = setting(False, "compile the network with torch.compile: minutes at the start, faster on CUDA")
     sampler: Literal["ddim", "dpm", "unipc", "ddpm"] = setting("dpm", "default sampler of the saved pipeline")
-    num_inference_steps: int = setting(50, "sampling steps of the sheets and, unless asked otherwise, of the saved pipeline", may_change=True)
+    num_inference_steps: int = setting(
+        50, "sampling steps of the sheets, and of the saved pipeline unless it is asked for others", may_change=True
+    )
 
     def __post_init__(self):
         if self.batch_size < 1 or self.gradient_accumulation_steps < 1:
@@ -122,7 +124,8 @@ class DDPMSettings:
         for name in ("beta_schedule", "num_train_timesteps", "prediction_type", "snr_gamma"):
             if getattr(self, name) != defaults[name]:
                 raise UserError(
-                    f"--{name} {getattr(self, name)}: EDM has its own; take --formulation ddpm, or leave {name} at {defaults[name]}"
+                    f"--{name} {getattr(self, name)}: EDM has its own; take --formulation ddpm, or leave it at "
+                    f"{defaults[name]}"
                 )
 
 

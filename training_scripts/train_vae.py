@@ -322,7 +322,9 @@ def add_density(
         encoded = encode_images(pipeline.vae, data.batches, count, run.generator("encode"), run.accelerator)
     if not (run.is_main and settings.density_components and count > 1):
         return encoded, None
-    density = fit_density(encoded.mean, encoded.logvar, settings.density_components, run.settings.seed, settings.density)
+    density = fit_density(
+        encoded.mean, encoded.logvar, settings.density_components, run.settings.seed, settings.density
+    )
     pipeline.register_modules(density=density.model.to(run.device))
     return encoded, density
 

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import math
 import statistics
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 from hfgen.errors import UserError
 from hfgen.figures import denoising_strip, image_sheet
+from hfgen.files import read_json_lines
 from hfgen.inference import choose_device, draw_images, image_size, open_pipeline
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.feature_spaces import build_extractor
@@ -59,7 +59,8 @@ class Result:
     @property
     def is_finite(self) -> bool:
         """Whether the generator drew something that can be scored."""
-        return math.isfinite(self.summary["scores"]["fid"] or math.nan)
+        fid = self.summary["scores"]["fid"]
+        return fid is not None and math.isfinite(fid)
 
 
 class Scorer:
@@ -157,9 +158,7 @@ def data_digest(cell: Cell, place: Workplace) -> str:
 def training_summary(folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what a run's folder says of the training."""
     status = read_status(folder)
-    launches = [json.loads(line) for line in (folder / "launches.jsonl").read_text().splitlines()]
-    events_file = folder / "events.jsonl"
-    events = [json.loads(line) for line in events_file.read_text().splitlines()] if events_file.is_file() else []
+    launches, events = (read_json_lines(folder / name) for name in ("launches.jsonl", "events.jsonl"))
     return {
         "training": {
             "steps": status["step"],
