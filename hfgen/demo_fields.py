@@ -50,14 +50,7 @@ def option_fields(pipeline: DiffusionPipeline, between: bool = False) -> list[gr
         told = SAMPLER_NAMES[SCHEDULERS[saved]] if saved in SCHEDULERS else saved
         names = {SAVED: f"as saved ({told})", **SAMPLER_NAMES}
         return [
-            gr.Slider(
-                1,
-                most,
-                min(steps_of(pipeline), most),
-                step=1,
-                label="Denoising steps",
-                info="fewer are faster and rougher",
-            ),
+            gr.Slider(1, most, own, step=1, label="Denoising steps", info="fewer are faster and rougher"),
             gr.Dropdown([(names[key], key) for key in keys], value=keys[0], label="Sampler"),
         ]
     if kind == "gan":

@@ -161,11 +161,10 @@ def score_pipeline(
             drawn.images, drawn.features, real, extractor.identity, drawing.seed, extrapolate, held_out
         )
     networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    steps = (drawing.num_inference_steps or steps_of(pipeline)) if hasattr(pipeline, "unet") else None
     facts = {
         "pipeline": type(pipeline).__name__,
-        "num_inference_steps": (drawing.num_inference_steps or steps_of(pipeline))
-        if hasattr(pipeline, "unet")
-        else None,
+        "num_inference_steps": steps,
         "num_parameters": sum(weight.numel() for network in networks for weight in network.parameters()),
         "drawing_images_per_second": round(drawn.images_per_second, 2),
         "weights_sha256": weights_digest(pipeline),
