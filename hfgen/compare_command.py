@@ -79,8 +79,7 @@ def compare(
     for where, pipeline in loaded.items():
         source = sample_from if hasattr(pipeline, "vae") else None
         for asked in all_steps if hasattr(pipeline, "unet") else [None]:
-            drawing = Drawing(count, seed, asked, batch_size, source)
-            scored = score_pipeline(pipeline, real, extractor, drawing)
+            scored = score_pipeline(pipeline, real, extractor, Drawing(count, seed, asked, batch_size, source))
             wanted = scored.report["num_inference_steps"]
             rows.append({"name": where, "steps": wanted, **scored.report})
             name = where if wanted is None else f"{where}, {wanted} steps"

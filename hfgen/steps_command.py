@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,10 @@ from hfgen.cli_options import (
 from hfgen.compare_command import parse_steps, table
 from hfgen.errors import UserError
 from hfgen.evaluate_command import MAX_DEFAULT_IMAGES, where_it_is
+
+
+if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
+    from diffusers import DiffusionPipeline
 
 
 DEFAULT_STEPS = "5,10,18,25,50"
@@ -53,7 +57,6 @@ def steps(
 ) -> None:
     """Score a diffusion pipeline in several numbers of denoising steps, and say which is enough."""
     require_new_folder(output)
-    all_steps = sorted(set(parse_steps(numbers)))
     if save and sampler is not None:
         raise UserError(
             "--save --sampler: the number is saved for the pipeline's own sampler; leave one of the two out"
@@ -63,17 +66,10 @@ def steps(
     from hfgen.inference import find_pipeline, image_size, open_pipeline
     from hfgen.metrics.feature_spaces import build_extractor
     from hfgen.metrics.reference import load_reference
-    from hfgen.score_report import finite
     from hfgen.scoring import Drawing, score_pipeline
 
     loaded = open_pipeline(pipeline, device, sampler)
-    if not hasattr(loaded, "unet"):
-        raise UserError(f"{pipeline} is no diffusion pipeline: it draws in one step")
-    trained = loaded.scheduler.config.num_train_timesteps
-    if all_steps[-1] > trained:
-        raise UserError(f"--steps {numbers}: this pipeline takes {trained} at most")
-    if save and not Path(pipeline).expanduser().is_dir():
-        raise UserError(f"--save: {pipeline} is on the Hub; download it, or leave --save out")
+    check_takes_steps(loaded, pipeline, numbers)
     extractor = build_extractor(features, mode, feature_weights, loaded.device)
     settings = DataSettings(
         reference, sample_size=image_size(loaded), dataset_split=dataset_split, dataset_column=dataset_column
@@ -81,26 +77,40 @@ def steps(
     real = load_reference(settings, extractor, "--reference")
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
 
-    rows: list[dict[str, Any]] = []
-    shown = []
-    for number in all_steps:
+    rows, shown = [], []
+    for number in sorted(set(parse_steps(numbers))):
         scored = score_pipeline(loaded, real, extractor, Drawing(count, seed, number, batch_size))
         name = f"{number} step{'' if number == 1 else 's'}"
         rows.append({"name": name, "steps": number, **scored.report})
         shown.append((name, image_sheet(scored.shown, columns=len(scored.shown))))
         typer.echo(f"{name}: FID {scored.report['scores']['fid']:.4g}")
     enough = fewest_that_suffice(rows)
-    report = {"reference": where_it_is(reference), "enough": enough, "rows": rows}
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "steps.json").write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
-    (output / "steps.md").write_text(table(rows))
+    write_report(output, {"reference": where_it_is(reference), "enough": enough, "rows": rows})
     labelled_rows(shown).save(output / "sheet.png")
-    typer.echo(table(rows))
     typer.echo(f"{enough} steps are enough: the fewest within one standard error of the lowest FID")
     if save:
         folder = find_pipeline(Path(pipeline).expanduser())
         save_number_of_steps(folder, enough)
         typer.echo(f"saved in {folder / 'model_index.json'}")
+
+
+def check_takes_steps(loaded: "DiffusionPipeline", pipeline: str, numbers: str) -> None:
+    """Raise a `UserError` if a pipeline does not draw in these numbers of steps."""
+    if not hasattr(loaded, "unet"):
+        raise UserError(f"{pipeline} is no diffusion pipeline: it draws in one step")
+    trained = loaded.scheduler.config.num_train_timesteps
+    if max(parse_steps(numbers)) > trained:
+        raise UserError(f"--steps {numbers}: this pipeline takes {trained} at most")
+
+
+def write_report(output: Path, report: dict[str, Any]) -> None:
+    """Write the scores into a new folder, as JSON and as a table, which is printed as well."""
+    from hfgen.score_report import finite
+
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "steps.json").write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
+    (output / "steps.md").write_text(table(report["rows"]))
+    typer.echo(table(report["rows"]))
 
 
 def fewest_that_suffice(rows: list[dict[str, Any]]) -> int:

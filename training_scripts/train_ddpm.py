@@ -3,7 +3,8 @@
 
     accelerate launch training_scripts/train_ddpm.py --preset ddpm --dataset path/to/images --output_dir runs/ddpm
 
-Presets: ddpm, ddpm_base, ddpm_attention_linear, ddpm_attention_cosine, ddpm_library, quickstart. All settings: `--help`.
+Presets: ddpm, ddpm_base, ddpm_attention_linear, ddpm_attention_cosine, ddpm_library, quickstart. All settings:
+`--help`.
 """
 
 from contextlib import nullcontext

@@ -41,7 +41,7 @@ def feature_distance(fake: Sequence[torch.Tensor], real: Sequence[torch.Tensor])
     The Gaussian likelihood of equation 7 of the paper, without its constants, averaged over several levels.
 
     Args:
-        fake: features of reconstructions from `judge`.
+        fake: features of reconstructions from `judge`, `(batch_size, channels, height, width)` each.
         real: of the images that were reconstructed; they get no gradient.
 
     Returns:
