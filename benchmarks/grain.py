@@ -148,6 +148,8 @@ def variants(pipeline: Any, raw: dict[str, torch.Tensor], images: torch.Tensor, 
     first = copy.deepcopy(pipeline)
     first.scheduler = DPMSolverMultistepScheduler.from_config(first.scheduler.config, solver_order=1)
     rows[f"{steps} steps, solver of order 1"] = (first, steps, nullcontext)
+    if pipeline.scheduler.config.prediction_type != "v_prediction":
+        return rows
     for factor in (1.01, 1.03, 0.99):
         scaled = copy.copy(pipeline)
         network = ScaledNoise(pipeline.unet, pipeline.scheduler.alphas_cumprod, factor)

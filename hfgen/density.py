@@ -17,8 +17,10 @@ NUM_LATENTS = 20_000
 # One of so many images is held out to choose the number of components.
 HELD_OUT_PART = 10
 CANDIDATES = (1, 2, 5, 10, 20, 50, 100)
-# Of the flow: so many updates at most, fewer if at so many looks in a row held-out latents have got no likelier.
+# The flow is trained for at most FLOW_STEPS updates; it stops when in FLOW_PATIENCE looks in a row the latents of images
+# that it does not see, one in HELD_OUT_PART, have got no likelier. Fewer than MIN_FLOW_IMAGES get a mixture.
 FLOW_STEPS, FLOW_LOOK_EVERY, FLOW_PATIENCE = 4000, 100, 5
+MIN_FLOW_IMAGES = 20
 FLOW_BATCH, FLOW_LEARNING_RATE = 256, 5e-4
 
 
@@ -26,7 +28,7 @@ class FittedDensity(NamedTuple):
     """A density of latents, and how well it fits.
 
     Attributes:
-        model: a mixture, fitted to all images; or a flow, fitted to all but the held-out ones.
+        model: a mixture, fitted to all images; or a flow, fitted to four fifths of them.
         held_out_nats: mean log-density, in nats, of latents of images that it, or a mixture of as many components, had
             not been fitted to.
         prior_nats: mean log-density of the same latents under the standard normal prior.
@@ -58,14 +60,15 @@ def fit_density(
 
     A mixture of Gaussians with full covariances: of 1, 2, 5, 10, ... components, those are taken under which the
     latents of held-out images are likeliest: with few images many components would be so many copies of them. Or a
-    flow, trained until the latents of the held-out images get no likelier.
+    flow, trained until the latents of other images that it does not see get no likelier.
 
     Args:
         mean: of the posteriors, `(num_images, latent_dim)`, at least 2 images.
         logvar: logarithm of their variances, of the same shape.
         max_components: of the mixture, at most so many.
         seed: of the draws and of the fit's start.
-        kind: "mixture", "flow", or "auto": the one under which the latents of held-out images are likelier.
+        kind: "mixture", "flow", or "auto": the one under which the latents of held-out images are likelier. Latents
+            of one number, or of fewer than `MIN_FLOW_IMAGES` images, get a mixture in any case.
 
     Returns:
         The density, on the CPU.
@@ -84,11 +87,12 @@ def fit_density(
     prior = float(-0.5 * (np.square(unseen) + np.log(2 * np.pi)).sum(axis=1).mean())
 
     fitted: dict[str, tuple[GaussianMixture | LatentFlow, float]] = {}
-    if kind != "flow" or mean.shape[1] < 2:
+    can_flow = mean.shape[1] >= 2 and len(mean) >= MIN_FLOW_IMAGES
+    if kind != "flow" or not can_flow:
         fitted["mixture"] = _fit_mixture(latents, held_out, max_components, seed)
-    if kind != "mixture" and mean.shape[1] >= 2:
-        seen = (mean[~held_out], logvar[~held_out])
-        fitted["flow"] = _fit_flow(*seen, torch.from_numpy(unseen).float(), generator)
+    if kind != "mixture" and can_flow:
+        flow = _fit_flow(mean[~held_out], logvar[~held_out], generator)
+        fitted["flow"] = (flow, _mean_log_density(flow, torch.from_numpy(unseen).float()))
     best = max(fitted, key=lambda name: fitted[name][1])
     tried = {name: nats for name, (_, nats) in fitted.items()}
     return FittedDensity(fitted[best][0].eval(), fitted[best][1], prior, tried)
@@ -114,10 +118,12 @@ def _fit_mixture(
     return mixture, float(scores[best])
 
 
-def _fit_flow(
-    mean: torch.Tensor, logvar: torch.Tensor, unseen: torch.Tensor, generator: torch.Generator
-) -> tuple[LatentFlow, float]:
-    """Train a flow on new draws from the posteriors, `(num_images, latent_dim)`, until `unseen` gets no likelier."""
+def _fit_flow(mean: torch.Tensor, logvar: torch.Tensor, generator: torch.Generator) -> LatentFlow:
+    """Train a flow on new draws from most posteriors, `(num_images, latent_dim)`, watching the latents of the rest."""
+    watched = torch.randperm(len(mean), generator=generator) < max(1, len(mean) // HELD_OUT_PART)
+    noise = torch.randn(int(watched.sum()), mean.shape[1], generator=generator)
+    unseen = mean[watched] + (logvar[watched] / 2).exp() * noise
+    mean, logvar = mean[~watched], logvar[~watched]
     with torch.random.fork_rng(devices=[]):  # of the layers' start
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         flow = LatentFlow(mean.shape[1])
@@ -130,8 +136,7 @@ def _fit_flow(
     best, best_state, since = -math.inf, {}, 0
     for step in range(FLOW_STEPS + 1):
         if step % FLOW_LOOK_EVERY == 0:
-            with torch.no_grad():
-                nats = float(torch.cat([flow.log_density(part) for part in unseen.split(4096)]).mean())
+            nats = _mean_log_density(flow, unseen)
             since = 0 if nats > best else since + 1
             if nats > best:
                 best, best_state = nats, {key: value.clone() for key, value in flow.state_dict().items()}
@@ -145,7 +150,12 @@ def _fit_flow(
         torch.nn.utils.clip_grad_norm_(weights, 10.0)
         optimizer.step()
     flow.load_state_dict(best_state)
-    return flow, best
+    return flow
+
+
+@torch.no_grad()
+def _mean_log_density(flow: LatentFlow, latents: torch.Tensor) -> float:
+    return float(torch.cat([flow.log_density(part) for part in latents.split(4096)]).mean())
 
 
 def _fit(latents: np.ndarray, components: int, seed: int) -> Fit:

@@ -97,6 +97,7 @@ class RunState:
         state = checkpoints.load_state(checkpoint)
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
+            _lay_out_like_parameters(part)
         self._batches.load_state_dict(state["batches"][self._accelerator.process_index])
         return progress
 
@@ -107,6 +108,17 @@ class RunState:
                 group["lr"] *= factor
             if hasattr(part, "base_lrs"):  # of a schedule, which sets the learning rate anew at each step
                 part.base_lrs = [rate * factor for rate in part.base_lrs]
+
+
+def _lay_out_like_parameters(part: Stateful) -> None:
+    """Give an optimizer's state its parameters' memory format; a checkpoint may have been saved with another one.
+
+    PyTorch's fused optimizers walk through the memory of both side by side, and would mix the numbers up.
+    """
+    for parameter, state in getattr(part, "state", {}).items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _is_finite(part: Stateful) -> bool:

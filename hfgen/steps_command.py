@@ -1,6 +1,7 @@
 """`hfgen steps`: in how many denoising steps a diffusion pipeline draws best, measured, and kept as its default."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,7 +40,7 @@ def steps(
     numbers: Annotated[str, typer.Option("--steps", help="numbers of steps to try")] = DEFAULT_STEPS,
     save: Annotated[
         bool,
-        typer.Option("--save", help="make the best number the pipeline's default; its model_index.json is changed"),
+        typer.Option("--save", help="make the fewest steps that suffice the default of the pipeline in DIR"),
     ] = False,
     num_images: Annotated[
         int | None,
@@ -61,6 +62,9 @@ def steps(
         raise UserError(
             "--save --sampler: the number is saved for the pipeline's own sampler; leave one of the two out"
         )
+    if save and not Path(pipeline).expanduser().is_dir():
+        raise UserError(f"--save: {pipeline} is no folder here; download it, or leave --save out")
+    all_steps = sorted(set(parse_steps(numbers)))
     from hfgen.data.settings import DataSettings
     from hfgen.figures import image_sheet, labelled_rows
     from hfgen.inference import find_pipeline, image_size, open_pipeline
@@ -69,7 +73,7 @@ def steps(
     from hfgen.scoring import Drawing, score_pipeline
 
     loaded = open_pipeline(pipeline, device, sampler)
-    check_takes_steps(loaded, pipeline, numbers)
+    check_takes_steps(loaded, pipeline, all_steps, save)
     extractor = build_extractor(features, mode, feature_weights, loaded.device)
     settings = DataSettings(
         reference, sample_size=image_size(loaded), dataset_split=dataset_split, dataset_column=dataset_column
@@ -78,7 +82,7 @@ def steps(
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
 
     rows, shown = [], []
-    for number in sorted(set(parse_steps(numbers))):
+    for number in all_steps:
         scored = score_pipeline(loaded, real, extractor, Drawing(count, seed, number, batch_size))
         name = f"{number} step{'' if number == 1 else 's'}"
         rows.append({"name": name, "steps": number, **scored.report})
@@ -87,20 +91,25 @@ def steps(
     enough = fewest_that_suffice(rows)
     write_report(output, {"reference": where_it_is(reference), "enough": enough, "rows": rows})
     labelled_rows(shown).save(output / "sheet.png")
-    typer.echo(f"{enough} steps are enough: the fewest within one standard error of the lowest FID")
+    typer.echo(f"enough: {enough}, the fewest steps within one standard error of the lowest FID")
     if save:
         folder = find_pipeline(Path(pipeline).expanduser())
         save_number_of_steps(folder, enough)
         typer.echo(f"saved in {folder / 'model_index.json'}")
 
 
-def check_takes_steps(loaded: "DiffusionPipeline", pipeline: str, numbers: str) -> None:
-    """Raise a `UserError` if a pipeline does not draw in these numbers of steps."""
+def check_takes_steps(loaded: "DiffusionPipeline", pipeline: str, all_steps: list[int], save: bool) -> None:
+    """Raise a `UserError` if a pipeline does not draw in these numbers of steps, or cannot keep one."""
     if not hasattr(loaded, "unet"):
         raise UserError(f"{pipeline} is no diffusion pipeline: it draws in one step")
     trained = loaded.scheduler.config.num_train_timesteps
-    if max(parse_steps(numbers)) > trained:
-        raise UserError(f"--steps {numbers}: this pipeline takes {trained} at most")
+    if all_steps[-1] > trained:
+        raise UserError(f"--steps {all_steps[-1]}: this pipeline takes {trained} at most")
+    if save and type(loaded.unet).__module__.startswith("diffusers."):
+        raise UserError(
+            f"--save: {pipeline} is made of diffusers' own classes, which keep no number of steps; leave --save out, "
+            "and give num_inference_steps to each call"
+        )
 
 
 def write_report(output: Path, report: dict[str, Any]) -> None:
@@ -118,16 +127,25 @@ def fewest_that_suffice(rows: list[dict[str, Any]]) -> int:
 
     Args:
         rows: for each number of `steps` its `scores`, with `fid` and `fid_standard_error`.
+
+    Raises:
+        UserError: if no FID is finite.
     """
-    best = min(rows, key=lambda row: row["scores"]["fid"])["scores"]
+    finite_rows = [row for row in rows if math.isfinite(row["scores"]["fid"])]
+    if not finite_rows:
+        raise UserError("no number of steps has a finite FID: this pipeline draws no images")
+    best = min(finite_rows, key=lambda row: row["scores"]["fid"])["scores"]
     limit = best["fid"] + best["fid_standard_error"]
-    return min(row["steps"] for row in rows if row["scores"]["fid"] <= limit)
+    return min(row["steps"] for row in finite_rows if row["scores"]["fid"] <= limit)
 
 
 def save_number_of_steps(folder: Path, number: int) -> None:
     """Make a number of denoising steps the default of the pipeline in a folder."""
+    import hfgen.pipelines.pipeline_ddpm as code
     from hfgen.checkpoints import write_text_atomically
 
+    # The code beside the weights may be of a version that knows of no such number.
+    write_text_atomically(folder / "pipeline_ddpm.py", Path(code.__file__).read_text())
     file = folder / "model_index.json"
     index = json.loads(file.read_text()) | {"num_inference_steps": number}
     write_text_atomically(file, json.dumps(index, indent=2) + "\n")

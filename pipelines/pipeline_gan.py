@@ -128,6 +128,8 @@ def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> No
         file = Path(inspect.getfile(own_class))
         shutil.copyfile(file, folder / file.name)
         index["_class_name"] = [file.stem, own_class.__name__]
+    else:
+        index.pop("num_inference_steps", None)  # unknown to that class, which would warn of it
     index_file.write_text(json.dumps(index, indent=2) + "\n")
     for config_file in folder.glob("*/config.json"):
         config = json.loads(config_file.read_text())

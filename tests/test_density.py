@@ -233,7 +233,8 @@ def test_fitting_a_flow_is_a_function_of_the_seed_and_leaves_the_random_numbers_
     assert torch.equal(one(noise), two(noise)) and not torch.equal(one(noise), other(noise))
 
 
-def test_one_number_has_no_flow_and_other_kinds_are_refused():
-    assert isinstance(fit_density(draw(40, 1), torch.zeros(40, 1), 2, 0, "flow").model, GaussianMixture)
+def test_one_number_and_few_images_have_no_flow_and_other_kinds_are_refused():
+    for shape in ((40, 1), (2, 3), (19, 3)):
+        assert isinstance(fit_density(draw(*shape), torch.zeros(shape), 2, 0, "flow").model, GaussianMixture)
     with pytest.raises(ValueError, match="kind='spline' must be"):
         fit_density(draw(40, 2), torch.zeros(40, 2), 2, 0, "spline")

@@ -17,6 +17,7 @@ from hfgen.models import (
     DCGAN256Generator,
     DCGANGenerator,
     GaussianMixture,
+    LatentFlow,
     SNGANConvGenerator,
     SNGANGenerator,
     UNetAttention,
@@ -121,6 +122,20 @@ def test_a_generator_maps_any_number_of_latents_to_the_images_of_the_network(nam
         assert_close(run(file, latents), pipeline.generator(latents))
     assert (exported.file, exported.num_bytes) == ("generator.onnx", file.stat().st_size)
     assert exported.max_difference <= exported.tolerance < 1.1e-4  # of values up to 1
+
+
+def test_a_flow_and_nearest_upsampling_are_exported(tmp_path):
+    torch.manual_seed(0)
+    network = ConvVAE(SIZE, latent_dim=6, block_out_channels=(4, 8), upsampling="nearest").eval()
+    flow = LatentFlow(6, num_couplings=3, hidden_dim=5)
+    with torch.no_grad():
+        for weight in flow.parameters():
+            weight += 0.2 * torch.randn_like(weight)
+    export.export_onnx(VAEPipeline(network, flow.eval()), tmp_path / "onnx")
+    latents, noise = torch.randn(3, 6), torch.randn(50, 7)
+    with torch.no_grad():
+        assert_close(run(tmp_path / "onnx" / "decoder.onnx", latents), network.decode(latents).sample)
+        assert_close(run(tmp_path / "onnx" / "density.onnx", noise), flow(noise))
 
 
 @pytest.mark.parametrize("name", ["vae", "residual vae"])

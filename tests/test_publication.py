@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hub_client import contents, digest_of
 from PIL import Image
 from published_toys import FAMILIES, files_to_publish

@@ -76,6 +76,24 @@ def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(train_ddpm, tmp_pa
         assert all(torch.equal(moments[key], assert_same[key]) for key in moments)
 
 
+def test_a_checkpoint_in_another_memory_format_goes_on_alike(train_ddpm, tmp_path):
+    """One from a GPU, say: a fused optimizer would match its moments with the wrong weights."""
+    folder, compact = tmp_path / "run", ["--unet", "compact"]
+    uninterrupted = train(train_ddpm, folder, *compact)
+    file = folder / "checkpoints" / "step-00000002" / "state.pt"
+    state = torch.load(file, weights_only=True)
+    turned = 0
+    for moments in state["optimizer"]["state"].values():
+        for key, value in moments.items():
+            if value.ndim == 4:
+                moments[key] = value.contiguous(memory_format=torch.channels_last)
+                turned += moments[key].stride() != value.stride()
+    assert turned > 10
+    torch.save(state, file)
+    resumed = train(train_ddpm, folder, *compact, "--resume", str(file.parent))
+    assert_equal_weights(uninterrupted, resumed)
+
+
 def test_a_run_killed_at_any_moment_and_resumed_ends_bit_equal(train_ddpm, tmp_path):
     """The real thing: processes killed with -9 while they train, the same command until it is done."""
     uninterrupted = train(train_ddpm, tmp_path / "uninterrupted", "--max_train_steps", "40")
@@ -225,9 +243,9 @@ def test_the_images_may_have_moved_when_a_run_is_resumed_but_must_be_the_same(tr
         (["--dataset", "nowhere/at/all"], "--dataset nowhere/at/all: no such file or folder"),
         (["--num_inference_steps", "2000"], "--num_inference_steps 2000"),
         (["--unet", "compact", "--patch_size", "3"], "patch_size=3: it must be a multiple of 6"),
-        (["--patch_size", "2"], "--patch_size 2: only --unet compact takes it; give --patch_size 1 with --unet base"),
-        (["--dropout", "0.3"], "--dropout 0.3: only --unet compact takes it"),
-        (["--layers_per_block", "3"], "--layers_per_block 3: only --unet library and compact takes it"),
+        (["--patch_size", "2"], "--patch_size 2: it is for --unet compact; give --patch_size 1 with --unet base"),
+        (["--dropout", "0.3"], "--dropout 0.3: it is for --unet compact"),
+        (["--layers_per_block", "3"], "--layers_per_block 3: it is for --unet library or compact"),
         (["--unet", "compact", "--patch_size", "0"], "patch_size=0.*must be positive"),
         (["--dropout", "1"], "--dropout 1.0: must be from 0 to below 1"),
         (["--formulation", "edm"], "--formulation edm needs --unet compact"),

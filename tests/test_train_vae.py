@@ -285,12 +285,16 @@ def test_the_network_goes_down_to_a_few_pixels_whatever_the_size(train_vae, size
     assert network.coarse_size == coarse and max(network.config.block_out_channels) == (256 if size == 32 else 512)
 
 
-def test_two_processes_hold_the_same_weights_and_resume_exactly(tmp_path):
+LEARNED = ("--feature_weight", "1", "--adversarial_weight", "0.5", "--discriminator_channels", "4")
+
+
+@pytest.mark.parametrize("term", [(), LEARNED], ids=["plain", "learned"])
+def test_two_processes_hold_the_same_weights_and_resume_exactly(tmp_path, term):
     """Without --cpu: where there is no accelerator the processes must find each other all the same."""
     folder = tmp_path / "run"
     cpu = [] if not torch.cuda.is_available() else ["--cpu"]
     tiny = [argument for argument in TINY if argument != "--cpu"]
-    arguments = [str(SCRIPT), *tiny, *cpu, "--density_components", "1", "--output_dir", str(folder)]
+    arguments = [str(SCRIPT), *tiny, *cpu, *term, "--density_components", "1", "--output_dir", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*launch, *arguments], check=True, capture_output=True, env=environment, timeout=300)
@@ -302,9 +306,6 @@ def test_two_processes_hold_the_same_weights_and_resume_exactly(tmp_path):
     subprocess.run([*launch, *arguments, *resume], check=True, capture_output=True, env=environment, timeout=300)
     assert_equal(first, state_of(folder, 6))
     assert_equal(latents, report(folder))
-
-
-LEARNED = ("--feature_weight", "1", "--adversarial_weight", "0.5", "--discriminator_channels", "4")
 
 
 def test_a_run_with_a_learned_term_resumes_bit_equal_and_its_discriminator_learns(train_vae, tmp_path):
@@ -343,6 +344,23 @@ def test_without_a_learned_term_nothing_of_it_is_built(train_vae, tmp_path, monk
     monkeypatch.setattr(train_vae, "LearnedTerm", None)
     train(train_vae, tmp_path / "run")
     assert "loss_d" not in metrics(tmp_path / "run")[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--discriminator_channels", "8"], "--discriminator_channels: give --feature_weight"),
+        (["--learning_rate_d", "1e-3"], "--learning_rate_d: give --feature_weight"),
+        (["--density", "flow"], "--density flow: needs .* --density_components 1 or more"),
+        (
+            ["--density", "auto", "--density_components", "2", "--latent_dim", "1"],
+            "--density auto: needs --latent_dim 2",
+        ),
+    ],
+)
+def test_what_would_be_ignored_is_refused(train_vae, tmp_path, arguments, told):
+    with pytest.raises(UserError, match=told):
+        train(train_vae, tmp_path / "run", *arguments)
 
 
 def test_nearest_upsampling_is_passed_on(train_vae):

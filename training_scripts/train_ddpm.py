@@ -106,7 +106,7 @@ class DDPMSettings:
         for name, networks in TAKEN_BY.items():
             if self.unet not in networks and getattr(self, name) != defaults[name]:
                 raise UserError(
-                    f"--{name} {getattr(self, name)}: only --unet {' and '.join(networks)} takes it; give "
+                    f"--{name} {getattr(self, name)}: it is for --unet {' or '.join(networks)}; give "
                     f"--{name} {defaults[name]} with --unet {self.unet}"
                 )
         if self.formulation == "edm":

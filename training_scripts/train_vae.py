@@ -8,7 +8,7 @@ Presets: vae, vae_200. All settings: `--help`.
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,8 +75,10 @@ class VAESettings:
     adversarial_weight: float = setting(
         0.0, "pull towards what the discriminator takes for real, as a multiple of that of the likelihood"
     )
-    discriminator_channels: int = setting(32, "channels of its finest level")
-    learning_rate_d: float = setting(2e-4, "of its Adam")
+    discriminator_channels: int = setting(
+        32, "channels of the finest level of the discriminator that these two weights need"
+    )
+    learning_rate_d: float = setting(2e-4, "of that discriminator's Adam")
     kl_warmup_steps: int = setting(0, "updates over which the weight of the KL rises from 0")
     free_bits: float = setting(0.0, "nats that the KL of each latent dimension has for free (the paper's lambda)")
     batch_size: int = setting(64, "images of one update, on each process")
@@ -97,7 +99,8 @@ class VAESettings:
     )
     density: Literal["mixture", "flow", "auto"] = setting(
         "mixture",
-        "what is fitted to the latents; auto: the one of the two under which held-out latents are likelier",
+        "density that is fitted to the latents; flow: takes minutes; auto: the one under which held-out latents are "
+        "likelier",
         may_change=True,
     )
     watch_every: int = setting(250, "steps between two looks at the posterior; 0: no watch")
@@ -121,6 +124,20 @@ class VAESettings:
             raise UserError("--batch_size 1: BatchNorm needs at least 2 images; use --normalization group")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema_decay {self.ema_decay}: must be from 0 to below 1")
+        self._refuse_unused()
+
+    def _refuse_unused(self) -> None:
+        """Raise a `UserError` for what would be ignored."""
+        if not self.learns_a_term:
+            for field in fields(self):
+                if field.name in ("discriminator_channels", "learning_rate_d"):
+                    if getattr(self, field.name) != field.default:
+                        raise UserError(f"--{field.name}: give --feature_weight or --adversarial_weight with it")
+        if self.density != "mixture" and (self.density_components == 0 or self.latent_dim == 1):
+            raise UserError(
+                f"--density {self.density}: needs --latent_dim 2 or more, and --density_components 1 or more: 0 "
+                "switches all fitting off"
+            )
 
     @property
     def learns_a_term(self) -> bool:

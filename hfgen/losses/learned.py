@@ -14,7 +14,7 @@ def judge(discriminator: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor,
     """Run a discriminator and keep what it sees on the way.
 
     Args:
-        discriminator: maps images to logits, with modules `LeakyReLU` between its convolutions.
+        discriminator: `DCGANDiscriminator`, or one that is made like it.
         images: `(batch_size, channels, height, width)`, in [-1, 1].
 
     Returns:
@@ -25,7 +25,8 @@ def judge(discriminator: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor,
     hooks = [
         module.register_forward_hook(lambda _module, _inputs, output: features.append(output))
         for module in discriminator.modules()
-        if isinstance(module, nn.LeakyReLU)
+        # The first convolution's output is activated in place, and is thus what its activation gives as well.
+        if isinstance(module, nn.LeakyReLU) or module is discriminator.conv_in
     ]
     try:
         logits = discriminator(images)

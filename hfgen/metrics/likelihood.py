@@ -1,7 +1,7 @@
-"""How many bits a model needs for images it is shown: bounds on the negative log-likelihood of DDPMs and VAEs.
+"""How many bits a model needs for images it is shown: bounds on the negative log-likelihood of DDPMs, EDM and VAEs.
 
-The two are not of one kind: a DDPM's is on the probability of the 8-bit values themselves, a VAE's on a density that
-is taken as constant within a grey level.
+They are not of one kind: those of diffusion are on the probability of the 8-bit values themselves, a VAE's on a
+density that is taken as constant within a grey level.
 """
 
 import math

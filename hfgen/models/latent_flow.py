@@ -41,7 +41,7 @@ class LatentFlow(AlignedModelMixin, ConfigMixin):
 
     Args:
         latent_dim: size of a latent, at least 2.
-        num_couplings: each changes the half of the numbers that the one before left alone.
+        num_couplings: each scales and shifts one half of the numbers.
         hidden_dim: width of the couplings' networks.
 
     Raises:
@@ -56,10 +56,10 @@ class LatentFlow(AlignedModelMixin, ConfigMixin):
         self.couplings = nn.ModuleList(
             _Coupling(latent_dim, hidden_dim, second_half=bool(index % 2)) for index in range(num_couplings)
         )
-        # Which numbers are in which half changes after every second coupling; the same in each new flow.
-        orders = torch.stack(
-            [torch.randperm(latent_dim, generator=torch.Generator().manual_seed(i)) for i in range(num_couplings)]
-        )
+        # Two couplings change all numbers, half by half; then the halves are mixed, alike in each new flow.
+        numbers = torch.Generator().manual_seed(0)
+        mixed = [torch.randperm(latent_dim, generator=numbers) for _ in range(num_couplings)]
+        orders = torch.stack([torch.arange(latent_dim) if index % 2 else one for index, one in enumerate(mixed)])
         self.register_buffer("orders", orders)
         self.location = nn.Parameter(torch.zeros(latent_dim), requires_grad=False)
         self.scale_tril = nn.Parameter(torch.eye(latent_dim), requires_grad=False)

@@ -21,12 +21,18 @@ def test_the_judge_says_what_the_discriminator_says_and_what_it_saw(discriminato
     images = draw(5, 3, 32, 32).tanh()
     logits, features = judge(discriminator.eval(), images)
     assert torch.equal(logits, discriminator(images))
-    assert [tuple(level.shape) for level in features] == [(5, 8, 8, 8), (5, 16, 4, 4)]
+    assert [tuple(level.shape) for level in features] == [(5, 4, 16, 16), (5, 8, 8, 8), (5, 16, 4, 4)]
     by_hand = torch.nn.functional.leaky_relu(discriminator.conv_in(images), 0.2)
+    assert torch.equal(features[0], by_hand) and (by_hand < 0).any()
     for block in discriminator.blocks[:3]:
         by_hand = block(by_hand)
-    assert torch.equal(features[0], by_hand)
+    assert torch.equal(features[1], by_hand)
     assert not any(module._forward_hooks for module in discriminator.modules())
+
+
+def test_the_smallest_discriminator_has_features_too():
+    _, features = judge(DCGANDiscriminator(8, 3, 4).eval(), draw(2, 3, 8, 8))
+    assert [tuple(level.shape) for level in features] == [(2, 4, 4, 4)]
 
 
 def test_a_judge_that_fails_leaves_no_hook_behind(discriminator):

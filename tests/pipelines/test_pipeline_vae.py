@@ -4,12 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from hfgen.models import ConvVAE, GaussianMixture
+from hfgen.models import ConvVAE, GaussianMixture, LatentFlow
 from hfgen.pipelines import VAEPipeline
 
 
@@ -81,6 +82,25 @@ def test_a_reloaded_pipeline_draws_the_same_images_bit_for_bit_and_saves_the_sam
     if density:
         expected |= {"density/config.json", "density/gaussian_mixture.py", f"density/{weights}"}
     assert contents(tmp_path / "one").keys() == expected
+
+
+def test_a_flow_is_saved_with_its_code_and_draws_the_same_by_remote_code(tmp_path):
+    torch.manual_seed(0)
+    flow = LatentFlow(5, num_couplings=2, hidden_dim=5)
+    with torch.no_grad():
+        for weight in flow.parameters():
+            weight += 0.2 * torch.randn_like(weight)
+    pipeline = build(density=False)
+    pipeline.register_modules(density=flow.eval())
+    pipeline.save_pretrained(tmp_path / "one")
+    assert (tmp_path / "one" / "density" / "latent_flow.py").is_file()
+    for kind, options in ((VAEPipeline, {}), (diffusers.DiffusionPipeline, {"trust_remote_code": True})):
+        loaded = kind.from_pretrained(tmp_path / "one", **options)
+        assert type(loaded.density).__name__ == "LatentFlow"
+        one, other = (
+            two.draw_latents(5, torch.Generator().manual_seed(1)) for two in (loaded, pipeline)
+        )  # fmt: skip
+        assert torch.equal(one, other)
 
 
 def test_a_pipeline_saved_without_a_density_may_get_one_later(tmp_path):
