@@ -12,13 +12,13 @@ from sklearn.mixture import GaussianMixture as Fit
 from hfgen.models import GaussianMixture, LatentFlow
 
 
-# Latents that a mixture is fitted to, drawn from the posteriors: of few images several each, for full covariances.
+# Latents that a mixture is fitted to, drawn from the posteriors: several of each if the images are few, for full covariances.
 NUM_LATENTS = 20_000
-# One of so many images is held out to choose the number of components.
+# One in so many images is held out to choose the number of components.
 HELD_OUT_PART = 10
 CANDIDATES = (1, 2, 5, 10, 20, 50, 100)
-# The flow is trained for at most FLOW_STEPS updates; it stops when in FLOW_PATIENCE looks in a row the latents of images
-# that it does not see, one in HELD_OUT_PART, have got no likelier. Fewer than MIN_FLOW_IMAGES get a mixture.
+# The flow is trained for at most FLOW_STEPS updates. It stops when the latents of images that it is not shown, one in
+# HELD_OUT_PART, have got no likelier in FLOW_PATIENCE looks in a row. Fewer than MIN_FLOW_IMAGES get a mixture.
 FLOW_STEPS, FLOW_LOOK_EVERY, FLOW_PATIENCE = 4000, 100, 5
 MIN_FLOW_IMAGES = 20
 FLOW_BATCH, FLOW_LEARNING_RATE = 256, 5e-4

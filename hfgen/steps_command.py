@@ -80,7 +80,6 @@ def steps(
     )
     real = load_reference(settings, extractor, "--reference")
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
-
     rows, shown = [], []
     for number in all_steps:
         scored = score_pipeline(loaded, real, extractor, Drawing(count, seed, number, batch_size))
@@ -93,9 +92,7 @@ def steps(
     labelled_rows(shown).save(output / "sheet.png")
     typer.echo(f"enough: {enough}, the fewest steps within one standard error of the lowest FID")
     if save:
-        folder = find_pipeline(Path(pipeline).expanduser())
-        save_number_of_steps(folder, enough)
-        typer.echo(f"saved in {folder / 'model_index.json'}")
+        save_number_of_steps(find_pipeline(Path(pipeline).expanduser()), enough)
 
 
 def check_takes_steps(loaded: "DiffusionPipeline", pipeline: str, all_steps: list[int], save: bool) -> None:
@@ -149,3 +146,4 @@ def save_number_of_steps(folder: Path, number: int) -> None:
     file = folder / "model_index.json"
     index = json.loads(file.read_text()) | {"num_inference_steps": number}
     write_text_atomically(file, json.dumps(index, indent=2) + "\n")
+    typer.echo(f"saved in {file}")

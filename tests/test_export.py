@@ -127,6 +127,7 @@ def test_a_generator_maps_any_number_of_latents_to_the_images_of_the_network(nam
 def test_a_flow_and_nearest_upsampling_are_exported(tmp_path):
     torch.manual_seed(0)
     network = ConvVAE(SIZE, latent_dim=6, block_out_channels=(4, 8), upsampling="nearest").eval()
+    network.conv_out.weight.data *= 10
     flow = LatentFlow(6, num_couplings=3, hidden_dim=5)
     with torch.no_grad():
         for weight in flow.parameters():
