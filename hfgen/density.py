@@ -12,7 +12,8 @@ from sklearn.mixture import GaussianMixture as Fit
 from hfgen.models import GaussianMixture, LatentFlow
 
 
-# Latents that a mixture is fitted to, drawn from the posteriors: several of each if the images are few, for full covariances.
+# Latents that a mixture is fitted to, drawn from the posteriors: several of each if the images are few, since full
+# covariances need many.
 NUM_LATENTS = 20_000
 # One in so many images is held out to choose the number of components.
 HELD_OUT_PART = 10
