@@ -21,7 +21,7 @@ from hfgen.interpolation import interpolate_latents
 from hfgen.matrix_convolution import use_matrix_products
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
 from hfgen.randomness import keyed_seed
-from hfgen.schedules import SAMPLERS, sampling_scheduler
+from hfgen.schedules import SAMPLERS, is_edm, sampling_scheduler
 
 
 PIPELINES: dict[str, type[DiffusionPipeline]] = {
@@ -202,9 +202,14 @@ def _check_sample_from(pipeline: DiffusionPipeline, sample_from: str | None) -> 
 
 
 def fast_precision(pipeline: DiffusionPipeline) -> AbstractContextManager:
-    """Let a GAN or a VAE draw in bf16 where the hardware multiplies it natively; diffusion draws as it was saved."""
+    """Let a pipeline draw in bf16 where the hardware multiplies it natively.
+
+    A DDPM draws as it was saved: its steps add the rounding up. Those of EDM do not, as the network's output counts the
+    less the cleaner the images are: 18 steps differ by 0.1 grey levels on average.
+    """
     device = pipeline.device.type
-    fast = _one_pass_network(pipeline) is not None and choose_mixed_precision("auto", cpu=device != "cuda") == "bf16"
+    robust = _one_pass_network(pipeline) is not None or is_edm(pipeline.scheduler)
+    fast = robust and choose_mixed_precision("auto", cpu=device != "cuda") == "bf16"
     return torch.autocast(device, torch.bfloat16) if fast else nullcontext()
 
 
