@@ -23,15 +23,15 @@ def serve_without(connection: Connection, lever: str, output_dir: str, *argument
     """Run train_gan step by step without one of the levers, or with all if it is ""; for `Worker`."""
     import torch
 
-    import hfgen.matrix_convolution
-    import hfgen.run
+    import hfgen.methods.matrix_convolution
+    import hfgen.training.run
 
     if lever == "kept memory":
-        hfgen.run.keep_freed_memory = lambda: None
+        hfgen.training.run.keep_freed_memory = lambda: None
     elif lever == "matrix products":
-        hfgen.matrix_convolution.use_matrix_products = lambda network: None
+        hfgen.methods.matrix_convolution.use_matrix_products = lambda network: None
     elif lever == "few seeds":
-        hfgen.run.Run._seed_global_generator = lambda run, seed: torch.manual_seed(seed) and None
+        hfgen.training.run.Run._seed_global_generator = lambda run, seed: torch.manual_seed(seed) and None
     serve_script(connection, "train_gan", output_dir, *arguments)
 
 

@@ -107,7 +107,7 @@ def serve_sampling(connection: Connection, folder: str, count: int, batch_size: 
     import numpy as np
     import torch
 
-    from hfgen.inference import draw_images, open_pipeline
+    from hfgen.inference.draw import draw_images, open_pipeline
     from hfgen.models import DCGANGenerator
     from hfgen.pipelines import GANPipeline
 

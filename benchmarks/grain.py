@@ -21,16 +21,16 @@ from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
-from hfgen.checkpoints import list_checkpoints, load_state
 from hfgen.data.settings import DataSettings
-from hfgen.ema import recomputed_statistics
+from hfgen.evaluation.reference import load_reference
 from hfgen.hardware import choose_mixed_precision
-from hfgen.inference import draw_images, image_size, open_pipeline
+from hfgen.inference.draw import draw_images, image_size, open_pipeline
 from hfgen.losses.edm import edm_batch, edm_denoised
+from hfgen.methods.ema import recomputed_statistics
+from hfgen.methods.schedules import is_edm
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.frechet import frechet_distance
-from hfgen.metrics.reference import load_reference
-from hfgen.schedules import is_edm
+from hfgen.training.checkpoints import list_checkpoints, load_state
 
 
 LEVELS = (0.02, 0.04, 0.07, 0.17, 0.4, 1.0, 3.0)

@@ -1,304 +1,40 @@
-"""`hfgen ...`: what one does with a trained pipeline and with a data set.
+"""`hfgen ...`: the commands, each of which is a function in `hfgen/commands/`.
 
 Heavy imports stand inside the commands, so that `hfgen --help` answers at once.
 """
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from hfgen.cli_options import (
-    BatchSize,
-    DatasetColumn,
-    DatasetSplit,
-    Device,
-    PipelineFolder,
-    SampleFrom,
-    Sampler,
-    Seed,
-    Steps,
-    require_new_folder,
-)
-from hfgen.compare_command import compare
-from hfgen.demo_command import demo
-from hfgen.errors import UserError, run_reporting_user_errors
-from hfgen.evaluate_command import evaluate, evaluate_images
-from hfgen.export_command import export
-from hfgen.floor_command import floor
-from hfgen.kaggle_command import kaggle_zip
-from hfgen.publish_command import publish
-from hfgen.steps_command import steps
-from hfgen.study_command import study_app
+from hfgen.commands.compare import compare
+from hfgen.commands.data import floor, inspect
+from hfgen.commands.demo import demo
+from hfgen.commands.evaluate import evaluate, evaluate_images
+from hfgen.commands.export import export
+from hfgen.commands.kaggle import kaggle_zip
+from hfgen.commands.publish import publish
+from hfgen.commands.runs import curves, progress
+from hfgen.commands.sample import denoise, interpolate, reconstruct, sample
+from hfgen.commands.steps import steps
+from hfgen.commands.study import study_app
+from hfgen.errors import run_reporting_user_errors
 
 
-MAX_ON_SHEET = 400  # images on the sheet of `hfgen sample`
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Train, compare and ship small unconditional image generators.")  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
-app.command()(evaluate)
+for command in (
+    *(sample, denoise, interpolate, reconstruct, progress, curves),
+    *(evaluate, compare, steps, publish, demo, export),
+):
+    app.command()(command)
 app.command("evaluate-images")(evaluate_images)
-app.command()(compare)
-app.command()(steps)
 app.command("kaggle-zip")(kaggle_zip)
-app.command()(publish)
-app.command()(demo)
-app.command()(export)
-data_app.command("floor")(floor)
+data_app.command()(inspect)
+data_app.command()(floor)
 
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one message, not in a traceback."""
     run_reporting_user_errors(app)
-
-
-@app.command()
-def sample(
-    pipeline: PipelineFolder,
-    output: Annotated[Path, typer.Option("--output", help="new folder for sheet.png and the single images")],
-    num_images: Annotated[int, typer.Option("--num_images", min=1, help="how many")] = 64,
-    seed: Seed = 0,
-    num_inference_steps: Steps = None,
-    sampler: Sampler = None,
-    truncation: Annotated[
-        float | None, typer.Option("--truncation", help="of a GAN: cuts latents off there; 1 is tame, 3 hardly cuts")
-    ] = None,
-    sample_from: SampleFrom = None,
-    batch_size: BatchSize = 32,
-    device: Device = "auto",
-) -> None:
-    """Draw images from a pipeline: a sheet and single files."""
-    require_new_folder(output)
-    from hfgen.figures import image_sheet
-    from hfgen.inference import draw_images, open_pipeline
-
-    loaded = open_pipeline(pipeline, device, sampler)
-    shown = []
-    drawn = draw_images(loaded, num_images, seed, num_inference_steps, batch_size, truncation, sample_from)
-    for index, image in enumerate(drawn):
-        output.mkdir(parents=True, exist_ok=True)  # when there is something to put into it
-        image.save(output / f"{index:06d}.png")
-        if len(shown) < MAX_ON_SHEET:  # no more are kept, so that the memory does not grow with their number
-            shown.append(image)
-    image_sheet(shown).save(output / "sheet.png")
-    of_all = f", of the first {len(shown)}," if len(shown) < num_images else ""
-    typer.echo(f"{num_images} images and sheet.png{of_all} in {output}")
-
-
-@app.command()
-def denoise(
-    pipeline: PipelineFolder,
-    output: Annotated[Path, typer.Option("--output", help="new folder for denoising.png and forward.png")],
-    timesteps: Annotated[
-        str | None, typer.Option("--timesteps", help="shown, such as 999,750,500,250,0; eight if not given")
-    ] = None,
-    num_images: Annotated[int, typer.Option("--num_images", min=1, help="rows of the strip")] = 4,
-    seed: Seed = 0,
-    num_inference_steps: Steps = None,
-    sampler: Sampler = None,
-    image: Annotated[
-        Path | None, typer.Option("--image", help="noised in the forward strip; a drawn one if not given")
-    ] = None,
-    device: Device = "auto",
-) -> None:
-    """Show how a diffusion pipeline draws, and how a linear and a cosine schedule turn an image into noise."""
-    require_new_folder(output)
-    from hfgen.figures import denoising_strip, forward_strip
-    from hfgen.inference import open_image, open_pipeline
-
-    loaded = open_pipeline(pipeline, device, sampler)
-    if not hasattr(loaded, "unet"):
-        raise UserError(f"{pipeline} is no diffusion pipeline: there is nothing to denoise")
-    trained_steps = loaded.scheduler.config.num_train_timesteps
-    chosen = parse_timesteps(timesteps, trained_steps)
-    size = loaded.unet.config.sample_size
-    clean_image = open_image(image, size) if image is not None else None
-    try:
-        strip, last = denoising_strip(loaded, chosen, num_images, seed, num_inference_steps)
-    except ValueError as error:  # the pipeline does not take so many steps
-        raise UserError(str(error)) from error
-    output.mkdir(parents=True, exist_ok=True)
-    strip.save(output / "denoising.png")
-    forward_strip(clean_image or last, chosen[::-1], trained_steps, seed).save(output / "forward.png")
-    typer.echo(
-        f"denoising.png (timesteps {', '.join(map(str, chosen))}) and forward.png (linear above cosine) in {output}"
-    )
-
-
-@app.command()
-def interpolate(
-    pipeline: PipelineFolder,
-    output: Annotated[Path, typer.Option("--output", help="new folder for sheet.png and walk.gif")],
-    seeds: Annotated[
-        str | None, typer.Option("--seeds", help="walked through in this order, such as 1,2,3; 0,1 if not given")
-    ] = None,
-    image: Annotated[
-        list[Path] | None,
-        typer.Option("--image", help="of a VAE: walk between your images instead; give it for each of them"),
-    ] = None,
-    num_steps: Annotated[int, typer.Option("--num_steps", min=1, help="images between two ends on the sheet")] = 8,
-    num_frames: Annotated[int, typer.Option("--num_frames", min=1, help="frames of the GIF between two ends")] = 24,
-    sample_from: SampleFrom = None,
-    device: Device = "auto",
-) -> None:
-    """Walk from image to image of a GAN or a VAE: a sheet (for each two, straight above spherical) and a GIF."""
-    require_new_folder(output)
-    if image and (seeds is not None or sample_from is not None):
-        raise UserError("--image: your images are the ends of the walk; leave out --seeds and --sample_from")
-    if image and len(image) < 2:
-        raise UserError(f"--image {image[0]}: a walk needs two images at least; give --image again")
-    chosen = parse_seeds("0,1" if seeds is None else seeds)
-    import hfgen.inference as inference
-    from hfgen.figures import image_sheet, write_gif
-
-    loaded = inference.open_pipeline(pipeline, device)
-    if image:
-        ends, _ = inference.latents_of_images(loaded, image, "--image")
-    else:
-        ends = inference.latents_of_seeds(loaded, chosen, sample_from)
-    parts = [step / (num_steps + 1) for step in range(num_steps + 2)]  # both ends, and 1/9 to 8/9 for 8 steps
-    cells = []
-    for first in range(len(ends) - 1):
-        cells += inference.interpolate(loaded, ends[first : first + 2], parts, spherical=False)
-        cells += inference.interpolate(loaded, ends[first : first + 2], parts, spherical=True)
-    circle = ends[[*range(len(ends)), 0]]  # back to the start, so that the GIF has no jump
-    frames = inference.interpolate(loaded, circle, [part / num_frames for part in range(num_frames)], spherical=True)
-    output.mkdir(parents=True, exist_ok=True)
-    image_sheet(cells, columns=len(parts)).save(output / "sheet.png")
-    write_gif(frames, output / "walk.gif", frame_seconds=0.08)
-    names = f"seeds {', '.join(map(str, chosen))}" if not image else ", ".join(path.name for path in image)
-    typer.echo(f"sheet.png (straight above spherical, {names}) and walk.gif in {output}")
-
-
-@app.command()
-def reconstruct(
-    pipeline: PipelineFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="of any size; their middle is used")],
-    output: Annotated[Path, typer.Option("--output", help="new folder for sheet.png and the single images")],
-    columns: Annotated[int, typer.Option("--columns", min=1, help="images a row of the sheet")] = 8,
-    device: Device = "auto",
-) -> None:
-    """Encode and decode images by a VAE: a sheet, originals above reconstructions, and the reconstructions."""
-    require_new_folder(output)
-    import hfgen.inference as inference
-    from hfgen.figures import reconstruction_sheet
-
-    loaded = inference.open_pipeline(pipeline, device)
-    latents, originals = inference.latents_of_images(loaded, images, "IMAGES")
-    reconstructions = inference.decode_latents(loaded, latents)
-    output.mkdir(parents=True, exist_ok=True)
-    for index, (path, reconstruction) in enumerate(zip(images, reconstructions, strict=True)):
-        reconstruction.save(output / f"{index:06d}-{path.stem}.png")
-    reconstruction_sheet(originals, reconstructions, columns).save(output / "sheet.png")
-    typer.echo(f"{len(images)} reconstructions and sheet.png (originals above them) in {output}")
-
-
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, finished or not")]
-
-
-@app.command()
-def progress(
-    run: RunFolder,
-    output: Annotated[Path, typer.Option("--output", help="the GIF")] = Path("progress.gif"),
-    frame_seconds: Annotated[float, typer.Option("--frame_seconds", min=0.02, help="time of a frame")] = 0.5,
-) -> None:
-    """Make a GIF of the sheets of a run: what the same latents became in the course of the training."""
-    refuse_to_replace(output)
-    from hfgen.figures import progress_frames, write_gif
-
-    frames = progress_frames(run)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_gif([*frames, *frames[-1:] * 3], output, frame_seconds)  # it stays a while at the end
-    typer.echo(f"{output}: {len(frames)} sheets")
-
-
-@app.command()
-def curves(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs, finished or not")],
-    output: Annotated[Path, typer.Option("--output", help="the picture; png, pdf or svg")] = Path("curves.png"),
-    reference: Annotated[
-        bool,
-        typer.Option(
-            "--reference",
-            help="draw FID (of runs with --evaluate_every) among the curves of the presets",
-        ),
-    ] = False,
-) -> None:
-    """Draw the losses and scores of runs against steps and against time."""
-    refuse_to_replace(output)
-    if output.suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--output {output}: must end in .png, .pdf or .svg")
-    from hfgen.curves import compared_with_references, draw_curves
-    from hfgen.reference_curves import read_reference_curves
-
-    figure = draw_curves(runs, read_reference_curves() if reference else ())
-    if reference:
-        for run in runs:
-            typer.echo(f"{run}: {compared_with_references(run)}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=110)
-    typer.echo(f"{output}: losses of {len(runs)} run(s)")
-
-
-@data_app.command("inspect")
-def inspect_data(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="what --dataset takes")],
-    sample_size: Annotated[int, typer.Option("--sample_size", help="training size in pixels")] = 64,
-    dataset_split: DatasetSplit = "train",
-    dataset_column: DatasetColumn = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="also write the whole report here")] = None,
-) -> None:
-    """Report what a data set holds: counts, sizes, modes, unreadable files, duplicates."""
-    import json
-
-    from hfgen.data.settings import DataSettings
-    from hfgen.data.store import load_images
-
-    settings = DataSettings(
-        dataset=path, sample_size=sample_size, dataset_split=dataset_split, dataset_column=dataset_column
-    )
-    report = load_images(settings).report
-    typer.echo(str(report))
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
-
-
-def refuse_to_replace(file: Path) -> None:
-    """Raise a `UserError` if there is something at the place of a file to be written."""
-    if file.exists():
-        raise UserError(f"--output {file} exists; choose another name")
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Read seeds such as "1,2,3".
-
-    Raises:
-        UserError: if there are fewer than two, or one is no number from 0.
-    """
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--seeds {text}: write numbers with commas between them") from error
-    if len(seeds) < 2 or min(seeds) < 0:
-        raise UserError(f"--seeds {text}: at least two numbers from 0 are needed")
-    return seeds
-
-
-def parse_timesteps(text: str | None, trained_steps: int) -> list[int]:
-    """Read timesteps such as "999,500,0", noisiest first; eight from the noisiest to 0 if there is no text.
-
-    Raises:
-        UserError: if one is no number from 0 to `trained_steps - 1`.
-    """
-    if text is None:
-        return [round((trained_steps - 1) * part / 7) for part in range(7, -1, -1)]
-    try:
-        chosen = sorted({int(part) for part in text.split(",")}, reverse=True)
-    except ValueError as error:
-        raise UserError(f"--timesteps {text}: write numbers with commas between them") from error
-    if not 0 <= chosen[-1] <= chosen[0] < trained_steps:
-        raise UserError(f"--timesteps {text}: each must be from 0 to {trained_steps - 1}")
-    return chosen

@@ -18,8 +18,8 @@ import diffusers
 from diffusers import UNet2DModel
 from huggingface_hub import snapshot_download
 
-from hfgen.model_card import is_somebodys_own, write_card
-from hfgen.upload import check_access, read_card, upload
+from hfgen.hub.card import is_somebodys_own, write_card
+from hfgen.hub.upload import check_access, read_card, upload
 
 
 SHIPPED_IMPORTS = {"torch", "diffusers", *sys.stdlib_module_names}

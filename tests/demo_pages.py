@@ -123,9 +123,9 @@ def toy_pipelines():
     """One of each family, untrained, whose images differ from seed to seed."""
     import torch
 
+    from hfgen.methods.schedules import noise_schedule, sampling_scheduler
     from hfgen.models import ConvVAE, DCGANGenerator, GaussianMixture, UNetBase
     from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
-    from hfgen.schedules import noise_schedule, sampling_scheduler
 
     torch.manual_seed(0)
     generator = DCGANGenerator(16, latent_dim=5, base_channels=4).eval()

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
+from hfgen.methods.schedules import edm_schedule, sampling_scheduler
 from hfgen.models import UNetCompact
 from hfgen.pipelines import DDPMPipeline
-from hfgen.schedules import edm_schedule, sampling_scheduler
 
 
 def edm_pipeline(size: int = 8, sampler: str = "dpm") -> DDPMPipeline:

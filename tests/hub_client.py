@@ -46,7 +46,7 @@ class Client:
         self.process = subprocess.Popen(
             command, env=environment, cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.ask("import hfgen.hub" if with_hfgen else "")
+        self.ask("import hfgen.publishing.publish" if with_hfgen else "")
         self._of_imports = set(self.temporary.iterdir())  # torch 2.5 leaves a folder
 
     def __enter__(self) -> "Client":

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from hfgen.config import setting
-from hfgen.run import Run
-from hfgen.run_settings import RunSettings
+from hfgen.training.run import Run
+from hfgen.training.settings import RunSettings
 
 
 @dataclass

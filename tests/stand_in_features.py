@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import hfgen.scoring
+import hfgen.evaluation.scoring
 from hfgen.data.toy_paintings import paint
 
 
@@ -31,13 +31,13 @@ def quarters(image) -> np.ndarray:
 
 def watch_drawing(monkeypatch, before: Callable) -> None:
     """Call `before(pipeline, index)` before each image that is drawn; what it returns takes the image's place."""
-    draw_images = hfgen.scoring.draw_images
+    draw_images = hfgen.evaluation.scoring.draw_images
 
     def watched(pipeline, *arguments, **options):
         for index, image in enumerate(draw_images(pipeline, *arguments, **options)):
             yield before(pipeline, index) or image
 
-    monkeypatch.setattr(hfgen.scoring, "draw_images", watched)
+    monkeypatch.setattr(hfgen.evaluation.scoring, "draw_images", watched)
 
 
 def paintings(indices, size=16) -> list[Image.Image]:

@@ -98,17 +98,46 @@ def test_the_list_of_models_imports_model_files_alone():
     assert all(below(module, "hfgen.models") for module in imports_of_hfgen(LIBRARY / "models" / "__init__.py"))
 
 
-def test_the_run_knows_no_model_no_loss_and_no_pipeline():
-    forbidden = ("hfgen.models", "hfgen.losses", "hfgen.pipelines", "hfgen.schedules", "diffusers")
-    assert [module for module in imports(LIBRARY / "run.py") if below(module, *forbidden)] == []
+@each(sorted((LIBRARY / "training").glob("*.py")))
+def test_the_rails_know_no_method_no_model_no_loss_and_no_pipeline(file):
+    forbidden = ("hfgen.methods", "hfgen.models", "hfgen.losses", "hfgen.pipelines", "diffusers")
+    assert [module for module in imports(file) if below(module, *forbidden)] == []
 
 
 @each(sorted(PIPELINES.glob("*.py")))
 def test_pipelines_know_of_hfgen_only_the_models_and_how_to_publish(file):
     known = ["hfgen.models", "hfgen.pipelines"]
     if file.name == "self_contained.py":  # `push_to_hub` of a pipeline
-        known += ["hfgen.model_card", "hfgen.upload"]
+        known += ["hfgen.hub"]
     assert all(below(module, *known) for module in imports_of_hfgen(file))
+
+
+# A room is a folder of hfgen/, or one of the files beside them, which anybody may import. From below to above: a room
+# knows only rooms that stand before it.
+ROOMS = (
+    *("models", "losses", "data", "methods", "metrics", "hub", "training", "pipelines", "inference", "evaluation"),
+    *("demo", "export", "publishing", "studies", "commands", "cli"),
+)
+FILES = ("errors", "config", "randomness", "hardware", "files", "__init__")
+
+
+def rooms_of(file: Path) -> set[str]:
+    """The rooms that a file imports from."""
+    found = {module.split(".")[1] for module in imports_of_hfgen(file) if module != "hfgen"}
+    return {name for name in found if name not in FILES and not name.startswith("__")}
+
+
+def test_every_folder_and_file_of_the_library_is_a_room_or_one_that_anybody_may_import():
+    names = {path.stem for path in LIBRARY.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert names | {"pipelines"} == {*ROOMS, *FILES}
+
+
+@each([file for file in SOURCES if SCRIPTS not in file.parents])
+def test_a_room_knows_only_those_below_it(file):
+    room = "pipelines" if PIPELINES in file.parents else file.relative_to(LIBRARY).parts[0].removesuffix(".py")
+    above = () if room not in ROOMS else ROOMS[ROOMS.index(room) + 1 :]
+    assert rooms_of(file) & {*above} == set()
+    assert room in ROOMS or not rooms_of(file)  # the files that anybody may import know no room
 
 
 def test_what_each_pipeline_s_file_brings_along_is_word_for_word_the_same():

@@ -20,19 +20,19 @@ from PIL import Image
 from hfgen.config import parse_settings, setting
 from hfgen.data.loading import load_training_data
 from hfgen.data.settings import DataSettings
-from hfgen.ema import averaged_copy
 from hfgen.errors import UserError, run_reporting_user_errors
-from hfgen.figures import image_sheet
-from hfgen.hub import publish_if_asked
+from hfgen.evaluation.during_training import RunEvaluation
+from hfgen.inference.figures import image_sheet
 from hfgen.losses.diffusion import diffusion_loss, match_noise, min_snr_weights, prediction_target
 from hfgen.losses.edm import draw_noise_levels, edm_batch
+from hfgen.methods.ema import averaged_copy
+from hfgen.methods.schedules import EDM_SAMPLERS, edm_schedule, noise_schedule, sampling_scheduler
 from hfgen.models import UNetAttention, UNetBase, UNetCompact
 from hfgen.pipelines import DDPMPipeline
+from hfgen.publishing.publish import publish_if_asked
 from hfgen.randomness import keyed_seed
-from hfgen.run import Run
-from hfgen.run_evaluation import RunEvaluation
-from hfgen.run_settings import RunSettings
-from hfgen.schedules import EDM_SAMPLERS, edm_schedule, noise_schedule, sampling_scheduler
+from hfgen.training.run import Run
+from hfgen.training.settings import RunSettings
 
 
 PRESETS = Path(__file__).resolve().parent / "presets" / "ddpm"

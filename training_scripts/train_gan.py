@@ -16,17 +16,17 @@ import torch
 from diffusers import ImagePipelineOutput, ModelMixin
 from PIL import Image
 
-from hfgen.collapse import SHEET_SIZE, CollapseWatch
 from hfgen.config import parse_settings, setting
 from hfgen.data.loading import TrainingData, load_training_data
 from hfgen.data.settings import DataSettings
-from hfgen.diffaugment import Augmentation, choose_augmentation
-from hfgen.ema import FreshStatistics, averaged_copy
 from hfgen.errors import UserError, run_reporting_user_errors
-from hfgen.figures import image_sheet
-from hfgen.hub import publish_if_asked
+from hfgen.evaluation.during_training import RunEvaluation
+from hfgen.inference.figures import image_sheet
 from hfgen.losses.gan import GAN_LOSSES, gradient_penalty, zero_centred_penalty
-from hfgen.matrix_convolution import use_matrix_products
+from hfgen.methods.augmentation import Augmentation, choose_augmentation
+from hfgen.methods.collapse import SHEET_SIZE, CollapseWatch
+from hfgen.methods.ema import FreshStatistics, averaged_copy
+from hfgen.methods.matrix_convolution import use_matrix_products
 from hfgen.models import (
     DCGAN256Discriminator,
     DCGAN256Generator,
@@ -38,10 +38,10 @@ from hfgen.models import (
     SNGANGenerator,
 )
 from hfgen.pipelines import GANPipeline
+from hfgen.publishing.publish import publish_if_asked
 from hfgen.randomness import keyed_seed
-from hfgen.run import Run
-from hfgen.run_evaluation import RunEvaluation
-from hfgen.run_settings import RunSettings
+from hfgen.training.run import Run
+from hfgen.training.settings import RunSettings
 
 
 PRESETS = Path(__file__).resolve().parent / "presets" / "gan"

@@ -15,26 +15,26 @@ from typing import Any, Literal
 import torch
 from diffusers.optimization import get_scheduler
 
-from hfgen.checkpoints import write_text_atomically
 from hfgen.config import parse_settings, setting
 from hfgen.data.loading import TrainingData, load_training_data
 from hfgen.data.settings import DataSettings
-from hfgen.density import FittedDensity, fit_density
-from hfgen.ema import averaged_copy
 from hfgen.errors import UserError, run_reporting_user_errors
-from hfgen.figures import image_sheet, reconstruction_sheet
-from hfgen.hub import publish_if_asked
+from hfgen.evaluation.during_training import RunEvaluation
+from hfgen.files import write_text_atomically
+from hfgen.inference.figures import image_sheet, reconstruction_sheet
 from hfgen.losses.gan import GAN_LOSSES
 from hfgen.losses.learned import balanced, feature_distance, judge
 from hfgen.losses.vae import kl_loss, kl_per_dimension, reconstruction_loss, warmed_up
-from hfgen.matrix_convolution import use_matrix_products
+from hfgen.methods.density import FittedDensity, fit_density
+from hfgen.methods.ema import averaged_copy
+from hfgen.methods.matrix_convolution import use_matrix_products
+from hfgen.methods.posterior import EncodedImages, PosteriorWatch, encode_images
 from hfgen.models import ConvVAE, DCGANDiscriminator
 from hfgen.pipelines import VAEPipeline
-from hfgen.posterior import EncodedImages, PosteriorWatch, encode_images
+from hfgen.publishing.publish import publish_if_asked
 from hfgen.randomness import keyed_seed
-from hfgen.run import Run
-from hfgen.run_evaluation import RunEvaluation
-from hfgen.run_settings import RunSettings
+from hfgen.training.run import Run
+from hfgen.training.settings import RunSettings
 
 
 PRESETS = Path(__file__).resolve().parent / "presets" / "vae"

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hfgen.data.rgb import UnreadableImageError, to_rgb
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
-from hfgen.rgb import UnreadableImageError, to_rgb
 
 
 # Five-crop: the side of a crop, as a part of the image's short side.

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from accelerate import Accelerator
 
-from hfgen.checkpoints import write_text_atomically
 from hfgen.data.batches import ImageBatches
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
+from hfgen.files import write_text_atomically
 
 
 class Batches(Protocol):

@@ -42,7 +42,7 @@ def open_source(settings: DataSettings) -> Source:
         ".zip", ".parquet", *TFRECORD_SUFFIXES, *IMAGE_SUFFIXES
     }:  # fmt: skip
         raise UserError(f"--dataset {name}: no such file or folder")
-    from hfgen.data.hub import hub_source  # imports `datasets`, which takes its time
+    from hfgen.data.hub_datasets import hub_source  # imports `datasets`, which takes its time
 
     return hub_source(settings)
 

@@ -23,13 +23,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from filelock import FileLock
 
-from hfgen.checkpoints import write_atomically
 from hfgen.data.decode import DecodedImage, UnreadableImageError, decode_image
 from hfgen.data.intake import ImageFacts, IntakeReport, image_facts, write_report
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source
 from hfgen.data.sources import open_source
 from hfgen.errors import UserError
+from hfgen.files import write_atomically
 
 
 # Raise it when the same settings give other pixels than before.

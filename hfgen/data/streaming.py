@@ -24,7 +24,7 @@ import torch
 from hfgen.data.augment import prepare_batch
 from hfgen.data.batches import random_crop
 from hfgen.data.decode import UnreadableImageError, decode_image
-from hfgen.data.hub import encoded_image, hub_commit, load_hub_dataset
+from hfgen.data.hub_datasets import encoded_image, hub_commit, load_hub_dataset
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 from hfgen.randomness import keyed_seed

@@ -229,7 +229,7 @@ def _cell(file: StudyFile, scripts: Path, family_name: str, point: dict[str, Any
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     if settings.get("formulation") == "edm" and (sampler := file.evaluation.sampler) is not None:
-        from hfgen.schedules import EDM_SAMPLERS
+        from hfgen.methods.schedules import EDM_SAMPLERS
 
         if sampler not in EDM_SAMPLERS:
             raise UserError(f"{where}: evaluation: sampler: {sampler}: EDM has {' and '.join(EDM_SAMPLERS)} only")

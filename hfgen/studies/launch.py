@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfgen.checkpoints import list_checkpoints, load_progress, write_text_atomically
 from hfgen.errors import UserError
+from hfgen.files import write_text_atomically
 from hfgen.studies.cells import Cell
 from hfgen.studies.study_file import METHODS, Budget
+from hfgen.training.checkpoints import list_checkpoints, load_progress
 
 
 LAUNCHER = [

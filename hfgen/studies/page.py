@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from hfgen.score_report import finite
+from hfgen.metrics.report import finite
 from hfgen.studies.cells import Study
 from hfgen.studies.launch import TRAINED
 from hfgen.studies.pictures import losses_of

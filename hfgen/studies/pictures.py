@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hfgen.figures import image_sheet, labelled_rows
+from hfgen.inference.figures import image_sheet, labelled_rows
 from hfgen.studies.results import SHEET_COLUMNS, STRIP_COLUMNS, decode_picture
 from hfgen.studies.table import Row
 

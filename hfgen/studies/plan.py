@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from hfgen.curves import read_metrics
 from hfgen.data.store import load_images
 from hfgen.errors import UserError
-from hfgen.inference import choose_device, draw_images, open_pipeline
+from hfgen.evaluation.reference import features_file
+from hfgen.inference.curves import read_metrics
+from hfgen.inference.draw import choose_device, draw_images, open_pipeline
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.feature_spaces import build_extractor
-from hfgen.metrics.reference import features_file
 from hfgen.studies.cells import ALL_CHECKPOINTS, Cell, Study, expand, images_per_step, scores_on_the_way
 from hfgen.studies.launch import TRAINED, Workplace, check_device, train_cell
 from hfgen.studies.results import data_settings

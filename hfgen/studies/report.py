@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from hfgen.checkpoints import write_atomically
+from hfgen.files import write_atomically
 from hfgen.studies.cells import Study
 from hfgen.studies.launch import BROKEN, DIVERGED, TRAINED
 from hfgen.studies.page import page

@@ -11,23 +11,23 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from hfgen.checkpoints import list_checkpoints, load_progress
-from hfgen.curves import read_metrics
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 from hfgen.errors import UserError
-from hfgen.figures import denoising_strip, image_sheet
+from hfgen.evaluation.reference import Reference, load_reference
+from hfgen.evaluation.scoring import Drawing, drawn_from, score_pipeline
 from hfgen.files import read_json_lines
-from hfgen.inference import choose_device, draw_images, image_size, open_pipeline
+from hfgen.inference.curves import read_metrics
+from hfgen.inference.draw import choose_device, draw_images, image_size, open_pipeline
+from hfgen.inference.figures import denoising_strip, image_sheet
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.frechet import frechet_distance
-from hfgen.metrics.reference import Reference, load_reference
-from hfgen.score_report import finite
-from hfgen.scoring import Drawing, drawn_from, score_pipeline
+from hfgen.metrics.report import finite
 from hfgen.studies.cells import Cell
 from hfgen.studies.launch import Workplace, read_status
 from hfgen.studies.study_file import Evaluation
+from hfgen.training.checkpoints import list_checkpoints, load_progress
 
 
 SHEET_IMAGES, SHEET_COLUMNS = 32, 8

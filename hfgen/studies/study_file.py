@@ -102,7 +102,7 @@ class Evaluation:
                 raise UserError(f"evaluation: {name} {value!r}: must be a whole number from {least}")
         # The lists of the others lie beside their networks, which take seconds to import.
         if self.sampler is not None:
-            from hfgen.schedules import SAMPLERS
+            from hfgen.methods.schedules import SAMPLERS
 
             _check_choice("evaluation: sampler", self.sampler, SAMPLERS)
         _check_choice("evaluation: sample_from", self.sample_from, (None, "prior", "ex_post"))

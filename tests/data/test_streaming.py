@@ -232,7 +232,7 @@ def nothing_readable(folder):
 
 @answer
 def rows_without_image(folder):
-    from hfgen.data.hub import encoded_image
+    from hfgen.data.hub_datasets import encoded_image
 
     found = []
     for path in (None, str(folder / "nowhere.png"), "https://elsewhere.example/0.png", "zip://0.png::file:///0.zip"):

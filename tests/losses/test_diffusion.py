@@ -3,7 +3,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from hfgen.losses.diffusion import PIXEL_LOSSES, diffusion_loss, match_noise, min_snr_weights, prediction_target
-from hfgen.schedules import noise_schedule
+from hfgen.methods.schedules import noise_schedule
 
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")

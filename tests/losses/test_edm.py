@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hfgen.losses.edm import LOG_MEAN, LOG_STD, draw_noise_levels, edm_batch
-from hfgen.schedules import EDM_SAMPLERS, edm_schedule, sampling_scheduler
+from hfgen.methods.schedules import EDM_SAMPLERS, edm_schedule, sampling_scheduler
 
 
 LEVELS = torch.tensor([0.002, 0.05, 0.5, 3.0, 80.0])

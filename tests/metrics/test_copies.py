@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from hfgen.data.toy_paintings import paint
-from hfgen.metrics.evaluation import COPY_RATIO, pixel_report
+from hfgen.evaluation.scores import COPY_RATIO, pixel_report
 from hfgen.metrics.memorisation import nearest_pixels, thumbnails
 
 

@@ -21,8 +21,8 @@ from likelihood_oracle import (
 )
 from scipy.special import ndtr
 
+from hfgen.methods.schedules import edm_schedule, noise_schedule
 from hfgen.metrics.likelihood import _strata, diffusion_bits, edm_bits, vae_bits
-from hfgen.schedules import edm_schedule, noise_schedule
 
 
 # ------------------------------------------------------------------------------------------------------- the equations

@@ -14,8 +14,8 @@ from likelihood_oracle import (
     tiny_vae,
 )
 
+from hfgen.methods.posterior import encode_images
 from hfgen.metrics.likelihood import vae_bits
-from hfgen.posterior import encode_images
 
 
 def mixed_images() -> torch.Tensor:

@@ -21,9 +21,9 @@ from diffusers import (
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
+from hfgen.methods.schedules import SAMPLERS, noise_schedule, sampling_scheduler
 from hfgen.models import UNetAttention, UNetBase, UNetCompact
 from hfgen.pipelines import DDPMPipeline
-from hfgen.schedules import SAMPLERS, noise_schedule, sampling_scheduler
 
 
 NETWORKS = {

@@ -7,7 +7,7 @@ from PIL import Image
 
 pytest.importorskip("optuna", reason='needs optuna: pip install "hfgen[study]"')
 
-from hfgen.figures import image_sheet
+from hfgen.inference.figures import image_sheet
 from hfgen.studies.cells import Cell, Place, Study
 from hfgen.studies.launch import BROKEN, DIVERGED, TRAINED
 from hfgen.studies.results import SHEET_COLUMNS, STRIP_COLUMNS, Result, encode_picture

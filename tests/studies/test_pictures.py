@@ -7,7 +7,7 @@ import pytest
 from made_up_studies import RATES, images, losses, outcomes, study, trained
 from PIL import Image
 
-from hfgen.figures import LABEL_WIDTH, image_sheet
+from hfgen.inference.figures import LABEL_WIDTH, image_sheet
 from hfgen.studies.pictures import (
     cut,
     draw_loss_curves,

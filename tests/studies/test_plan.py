@@ -9,7 +9,7 @@ from stand_in_features import Colours
 
 import hfgen.studies.plan
 from hfgen.errors import UserError
-from hfgen.metrics.reference import load_reference
+from hfgen.evaluation.reference import load_reference
 from hfgen.studies.cells import expand
 from hfgen.studies.launch import Workplace
 from hfgen.studies.plan import (

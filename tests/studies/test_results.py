@@ -9,12 +9,11 @@ from PIL import Image
 from stand_in_features import Colours
 
 import hfgen.studies.results
-from hfgen.checkpoints import list_checkpoints, load_progress
 from hfgen.errors import UserError
-from hfgen.figures import image_sheet
-from hfgen.inference import draw_images, open_pipeline
-from hfgen.metrics.reference import load_reference
-from hfgen.scoring import Drawing, score_pipeline
+from hfgen.evaluation.reference import load_reference
+from hfgen.evaluation.scoring import Drawing, score_pipeline
+from hfgen.inference.draw import draw_images, open_pipeline
+from hfgen.inference.figures import image_sheet
 from hfgen.studies.cells import Cell
 from hfgen.studies.launch import Workplace
 from hfgen.studies.results import (
@@ -30,6 +29,7 @@ from hfgen.studies.results import (
     training_summary,
 )
 from hfgen.studies.study_file import Evaluation
+from hfgen.training.checkpoints import list_checkpoints, load_progress
 
 
 METHODS = {"gan": "GAN", "vae": "VAE", "ddpm": "DDPM"}

@@ -1,0 +1,166 @@
+"""`hfgen compare`: several pipelines on the same terms, in one table and on one sheet."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES
+from hfgen.commands.options import (
+    BatchSize,
+    DatasetColumn,
+    DatasetSplit,
+    Device,
+    FeatureMode,
+    Features,
+    FeatureWeights,
+    Reference,
+    SampleFrom,
+    Seed,
+    Steps,
+    require_new_folder,
+)
+from hfgen.errors import UserError
+
+
+if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
+    from diffusers import DiffusionPipeline
+    from PIL import Image
+
+
+COLUMNS = ("precision", "recall", "coverage", "copies", "copies by pixels", "parameters", "steps", "images/s")
+
+
+def compare(
+    pipelines: Annotated[list[str], typer.Argument(metavar="DIR...", help="runs, checkpoints, pipelines, Hub repos")],
+    reference: Reference,
+    output: Annotated[Path, typer.Option("--output", help="new folder for comparison.json, .md and sheet.png")],
+    dataset_split: DatasetSplit = "train",
+    dataset_column: DatasetColumn = None,
+    num_images: Annotated[
+        int | None, typer.Option("--num_images", min=10, help="of each; as many as real ones if not given, up to 5000")
+    ] = None,
+    seed: Seed = 0,
+    num_inference_steps: Steps = None,
+    steps: Annotated[
+        str | None, typer.Option("--steps", help="of diffusion: a row for each of these, such as 10,25,50")
+    ] = None,
+    sample_from: SampleFrom = None,
+    batch_size: BatchSize = 32,
+    features: Features = "inception",
+    mode: FeatureMode = "clean",
+    feature_weights: FeatureWeights = None,
+    device: Device = "auto",
+) -> None:
+    """Score several pipelines against the same real images: quality, copies, size and speed side by side."""
+    require_new_folder(output)
+    all_steps = parse_steps(steps) if steps is not None else [num_inference_steps]
+    from hfgen.data.settings import DataSettings
+    from hfgen.evaluation.reference import load_reference
+    from hfgen.evaluation.scoring import Drawing, score_pipeline
+    from hfgen.inference.figures import image_sheet, labelled_rows
+    from hfgen.metrics.feature_spaces import build_extractor
+    from hfgen.metrics.report import finite
+
+    loaded, size = open_all(pipelines, device)
+    extractor = build_extractor(features, mode, feature_weights, loaded[pipelines[0]].device)
+    settings = DataSettings(
+        reference,
+        sample_size=size,
+        dataset_split=dataset_split,
+        dataset_column=dataset_column,
+    )
+    real = load_reference(settings, extractor, "--reference")
+    count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
+
+    rows: list[dict[str, Any]] = []
+    shown: list[tuple[str, Image.Image]] = []
+    for where, pipeline in loaded.items():
+        source = sample_from if hasattr(pipeline, "vae") else None
+        for asked in all_steps if hasattr(pipeline, "unet") else [None]:
+            scored = score_pipeline(pipeline, real, extractor, Drawing(count, seed, asked, batch_size, source))
+            wanted = scored.report["num_inference_steps"]
+            rows.append({"name": where, "steps": wanted, **scored.report})
+            name = where if wanted is None else f"{where}, {wanted} steps"
+            shown.append((name, image_sheet(scored.shown, columns=len(scored.shown))))
+            typer.echo(f"{name}: FID {scored.report['scores']['fid']:.4g}")
+    output.mkdir(parents=True, exist_ok=True)
+    report = finite({"reference": reference, "rows": rows})
+    (output / "comparison.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    (output / "comparison.md").write_text(table(rows))
+    labelled_rows(shown).save(output / "sheet.png")
+    typer.echo(table(rows))
+    typer.echo(f"comparison.json, comparison.md and sheet.png in {output}")
+
+
+def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPipeline], int]":
+    """Open all pipelines before the first is scored, as a misspelt one must not cost the work on the others.
+
+    Returns:
+        The pipelines by what names them, and the height and width of their images.
+
+    Raises:
+        UserError: if one cannot be opened, or they draw images of several sizes.
+    """
+    from hfgen.inference.draw import image_size, open_pipeline
+
+    loaded = {where: open_pipeline(where, device) for where in pipelines}
+    sizes = {where: image_size(pipeline) for where, pipeline in loaded.items()}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{where} {size}" for where, size in sizes.items())
+        raise UserError(f"the pipelines draw images of several sizes and cannot be compared: {told} pixels")
+    return loaded, sizes[pipelines[0]]
+
+
+def parse_steps(text: str) -> list[int]:
+    """Read numbers of denoising steps such as "10,25,50".
+
+    Raises:
+        UserError: if one is no number from 1.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--steps {text}: write numbers with commas between them") from error
+    if min(numbers) < 1:
+        raise UserError(f"--steps {text}: each must be at least 1")
+    return numbers
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Write the scores of all pipelines as a table, the data's own floor below."""
+    from hfgen.metrics.report import score_names
+
+    scores, floor, names = rows[0]["scores"], rows[0]["floor"], score_names(rows[0]["features"])
+    head = ["pipeline", names["fid"], names["kid"], *COLUMNS]
+    lines = [
+        f"{scores['num_fake']:,} images of {rows[0]['sample_size']} pixels of each against {scores['num_real']:,} "
+        f"real ones, seed {rows[0]['seed']}; features: {rows[0]['features']}. ±: standard error.",
+        "",
+        f"| {' | '.join(head)} |",
+        "| --- " * len(head) + "|",
+    ]
+    for row in rows:
+        one = row["scores"]
+        cells = [
+            f"{one['fid']:.4g} ± {one['fid_standard_error']:.2g}",
+            f"{one['kid']:.4g} ± {one['kid_standard_error']:.2g}",
+            *(f"{one[name]:.2f}" for name in ("precision", "recall", "coverage")),
+            *(str(row[kind]["num_copies"]) for kind in ("memorisation", "memorisation_by_pixels")),
+            f"{row['num_parameters'] / 1e6:.1f}M",
+            str(row["steps"] or 1),
+            f"{row['drawing_images_per_second']:.4g}",
+        ]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    halves = floor["halves"]
+    cells = [f"{halves['fid']:.4g}", f"{halves['kid']:.2g}"]
+    cells += [f"{halves[name]:.2f}" for name in ("precision", "recall", "coverage")]
+    name = f"floor: half of the real images against the other, {halves['num_fake']:,} each"
+    lines.append(f"| {name} | {' | '.join(cells)} | | | | | |")
+    decoded = {row["name"]: row["reconstructions"] for row in rows if "reconstructions" in row}
+    if decoded:
+        count = next(iter(decoded.values()))["num_images"]
+        told = ", ".join(f"{name} {part['fid']:.4g}" for name, part in decoded.items())
+        lines += ["", f"{names['fid']} of {count:,} real images that were encoded and decoded again: {told}."]
+    return "\n".join(lines) + "\n"

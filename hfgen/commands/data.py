@@ -1,0 +1,72 @@
+"""`hfgen data inspect` and `hfgen data floor`: what a data set holds, and what it scores against itself."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfgen.commands.options import DatasetColumn, DatasetSplit, Device, FeatureMode, Features, FeatureWeights, Seed
+
+
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="what --dataset takes")],
+    sample_size: Annotated[int, typer.Option("--sample_size", help="training size in pixels")] = 64,
+    dataset_split: DatasetSplit = "train",
+    dataset_column: DatasetColumn = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write the whole report here")] = None,
+) -> None:
+    """Report what a data set holds: counts, sizes, modes, unreadable files, duplicates."""
+    from hfgen.data.settings import DataSettings
+    from hfgen.data.store import load_images
+
+    settings = DataSettings(
+        dataset=path, sample_size=sample_size, dataset_split=dataset_split, dataset_column=dataset_column
+    )
+    report = load_images(settings).report
+    typer.echo(str(report))
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+
+
+def floor(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="what --dataset takes")],
+    sample_size: Annotated[int, typer.Option("--sample_size", help="pixels that the images are reduced to")] = 64,
+    num_images: Annotated[
+        int | None, typer.Option("--num_images", min=10, help="of a generator; as many as there are if not given")
+    ] = None,
+    seed: Seed = 0,
+    dataset_split: DatasetSplit = "train",
+    dataset_column: DatasetColumn = None,
+    features: Features = "inception",
+    mode: FeatureMode = "clean",
+    feature_weights: FeatureWeights = None,
+    device: Device = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write all scores here")] = None,
+) -> None:
+    """Score a data set against itself: one half against the other, and draws with replacement against all."""
+    from hfgen.data.settings import DataSettings
+    from hfgen.evaluation.reference import load_reference
+    from hfgen.inference.draw import choose_device
+    from hfgen.metrics.feature_spaces import build_extractor
+    from hfgen.metrics.report import finite, score_names
+
+    settings = DataSettings(path, sample_size=sample_size, dataset_split=dataset_split, dataset_column=dataset_column)
+    extractor = build_extractor(features, mode, feature_weights, choose_device(device))
+    real = load_reference(settings, extractor, "PATH")
+    count = num_images or len(real.features)
+    scores = real.floor(count, seed)
+    halves, names = scores["halves"], score_names(extractor.identity)
+    typer.echo(
+        f"{path}: {len(real.features):,} images of {sample_size} pixels, seed {seed}; features: {extractor.identity}\n"
+        f"one half against the other ({halves['num_fake']:,} each): "
+        f"{names['fid']} {halves['fid']:.4g} ± {halves['fid_standard_error']:.2g}, "
+        f"{names['kid']} {halves['kid']:.2g} ± {halves['kid_standard_error']:.2g}, "
+        f"precision {halves['precision']:.2f}, recall {halves['recall']:.2f}, density {halves['density']:.2f}, "
+        f"coverage {halves['coverage']:.2f}, {names['mifid']} {halves['mifid']:.4g}\n"
+        f"{count:,} drawn with replacement, against all: {names['fid']} {scores['fid_at_n']:.4g}"
+    )
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(finite(scores), indent=2, allow_nan=False) + "\n")

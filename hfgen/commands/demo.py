@@ -1,0 +1,72 @@
+"""`hfgen demo`: trained pipelines on a web page."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfgen.commands.options import Device
+from hfgen.errors import UserError
+
+
+def demo(
+    pipelines: Annotated[
+        list[str], typer.Argument(metavar="DIR...", help="runs, checkpoints, pipelines, or Hub repos, of any family")
+    ],
+    device: Device = "auto",
+    host: Annotated[str, typer.Option("--host", help="0.0.0.0: also for other machines of the network")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="of the page")] = 7860,
+    share: Annotated[bool, typer.Option("--share", help="also at a public address of gradio's, for a week")] = False,
+) -> None:
+    """Show pipelines on a web page: draw, interpolate, denoise, reconstruct, compare."""
+    names = pipeline_names(pipelines)
+    refuse_port_in_use(host, port)  # before pipelines are loaded for nothing
+    import os
+
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when a page is made
+    try:
+        import gradio  # noqa: F401 (tells whether it is there)
+    except ImportError as error:
+        raise UserError('the demo needs gradio: pip install "hfgen[demo]"') from error
+    from hfgen.demo.page import build_demo, launch
+    from hfgen.inference.draw import open_pipeline
+
+    loaded = {name: open_pipeline(where, device) for name, where in zip(names, pipelines, strict=True)}
+    page = build_demo(loaded, title=names[0] if len(names) == 1 else "hfgen demo")
+    try:
+        launch(page, host, port, share, prevent_thread_lock=True)
+    except OSError as error:  # taken while the pipelines were loaded
+        raise UserError(f"--port {port} cannot be listened on: {error}") from error
+    typer.echo(f"{', '.join(names)}: {page.share_url or page.local_url} (Ctrl-C ends it)")
+    page.block_thread()
+
+
+def pipeline_names(pipelines: list[str]) -> list[str]:
+    """Name pipelines by their folders, or by the whole paths where two folders have one name.
+
+    Raises:
+        UserError: if one is given twice.
+    """
+    if len(set(pipelines)) < len(pipelines):
+        raise UserError(f"{' '.join(pipelines)}: each pipeline can be given once only")
+    names = []
+    for where in pipelines:
+        folder = Path(where).expanduser()
+        inside_a_run = folder.exists() and folder.resolve().name in ("pipeline", "best")
+        local = folder.resolve().parent if inside_a_run else folder.resolve()
+        names.append(local.name if folder.exists() else where)
+    return [name if names.count(name) == 1 else where for name, where in zip(names, pipelines, strict=True)]
+
+
+def refuse_port_in_use(host: str, port: int) -> None:
+    """Raise a `UserError` if a page cannot be served there."""
+    import errno
+    import socket
+
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"--port {port} is in use, perhaps by another demo; choose another") from error
+        raise UserError(f"--host {host} --port {port} cannot be listened on: {error}") from error

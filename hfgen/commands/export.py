@@ -1,0 +1,34 @@
+"""`hfgen export`: a pipeline's networks as files for other runtimes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfgen.commands.options import PipelineFolder, require_new_folder
+from hfgen.errors import UserError
+
+
+FORMATS = ("onnx",)
+
+
+def export(
+    pipeline: PipelineFolder,
+    output: Annotated[Path, typer.Option("--output", help="new folder for the .onnx files and export.json")],
+    file_format: Annotated[str, typer.Option("--format", help="onnx, which is all there is")] = "onnx",
+) -> None:
+    """Export the networks that draw, to run without PyTorch; nothing is written that does not give what it gives."""
+    require_new_folder(output)
+    if file_format not in FORMATS:
+        raise UserError(f"--format {file_format}: must be {' or '.join(FORMATS)}, which is all there is")
+    from hfgen.export.onnx import export_onnx, require_onnx
+    from hfgen.inference.draw import open_pipeline
+
+    require_onnx()
+    for result in export_onnx(open_pipeline(pipeline, "cpu", plain=True), output):
+        typer.echo(
+            f"{result.file}: {result.num_bytes / 1e6:.3g} MB, differs from PyTorch by {result.max_difference:.1e} at "
+            f"most (allowed: {result.tolerance:.1e}); one image in {1000 * result.seconds:.3g} ms by onnxruntime, "
+            f"{1000 * result.torch_seconds:.3g} ms by plain PyTorch"
+        )
+    typer.echo(f"export.json, which says how to use it, in {output}")

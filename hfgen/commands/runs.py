@@ -1,0 +1,59 @@
+"""`hfgen progress` and `hfgen curves`: how a training went."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfgen.errors import UserError
+
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, finished or not")]
+
+
+def progress(
+    run: RunFolder,
+    output: Annotated[Path, typer.Option("--output", help="the GIF")] = Path("progress.gif"),
+    frame_seconds: Annotated[float, typer.Option("--frame_seconds", min=0.02, help="time of a frame")] = 0.5,
+) -> None:
+    """Make a GIF of the sheets of a run: what the same latents became in the course of the training."""
+    refuse_to_replace(output)
+    from hfgen.inference.figures import progress_frames, write_gif
+
+    frames = progress_frames(run)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_gif([*frames, *frames[-1:] * 3], output, frame_seconds)  # it stays a while at the end
+    typer.echo(f"{output}: {len(frames)} sheets")
+
+
+def curves(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs, finished or not")],
+    output: Annotated[Path, typer.Option("--output", help="the picture; png, pdf or svg")] = Path("curves.png"),
+    reference: Annotated[
+        bool,
+        typer.Option(
+            "--reference",
+            help="draw FID (of runs with --evaluate_every) among the curves of the presets",
+        ),
+    ] = False,
+) -> None:
+    """Draw the losses and scores of runs against steps and against time."""
+    refuse_to_replace(output)
+    if output.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--output {output}: must end in .png, .pdf or .svg")
+    from hfgen.inference.curves import compared_with_references, draw_curves
+    from hfgen.inference.reference_curves import read_reference_curves
+
+    figure = draw_curves(runs, read_reference_curves() if reference else ())
+    if reference:
+        for run in runs:
+            typer.echo(f"{run}: {compared_with_references(run)}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=110)
+    typer.echo(f"{output}: losses of {len(runs)} run(s)")
+
+
+def refuse_to_replace(file: Path) -> None:
+    """Raise a `UserError` if there is something at the place of a file to be written."""
+    if file.exists():
+        raise UserError(f"--output {file} exists; choose another name")

@@ -1,0 +1,149 @@
+"""`hfgen steps`: in how many denoising steps a diffusion pipeline draws best, measured, and kept as its default."""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hfgen.commands.compare import parse_steps, table
+from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES, where_it_is
+from hfgen.commands.options import (
+    BatchSize,
+    DatasetColumn,
+    DatasetSplit,
+    Device,
+    FeatureMode,
+    Features,
+    FeatureWeights,
+    PipelineFolder,
+    Reference,
+    Sampler,
+    Seed,
+    require_new_folder,
+)
+from hfgen.errors import UserError
+
+
+if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
+    from diffusers import DiffusionPipeline
+
+
+DEFAULT_STEPS = "5,10,18,25,50"
+
+
+def steps(
+    pipeline: PipelineFolder,
+    reference: Reference,
+    output: Annotated[Path, typer.Option("--output", help="new folder for steps.json, steps.md and sheet.png")],
+    numbers: Annotated[str, typer.Option("--steps", help="numbers of steps to try")] = DEFAULT_STEPS,
+    save: Annotated[
+        bool,
+        typer.Option("--save", help="make the fewest steps that suffice the default of the pipeline in DIR"),
+    ] = False,
+    num_images: Annotated[
+        int | None,
+        typer.Option("--num_images", min=10, help="for each; as many as real ones if not given, up to 5000"),
+    ] = None,
+    seed: Seed = 0,
+    sampler: Sampler = None,
+    batch_size: BatchSize = 32,
+    dataset_split: DatasetSplit = "train",
+    dataset_column: DatasetColumn = None,
+    features: Features = "inception",
+    mode: FeatureMode = "clean",
+    feature_weights: FeatureWeights = None,
+    device: Device = "auto",
+) -> None:
+    """Score a diffusion pipeline in several numbers of denoising steps, and say which is enough."""
+    require_new_folder(output)
+    if save and sampler is not None:
+        raise UserError(
+            "--save --sampler: the number is saved for the pipeline's own sampler; leave one of the two out"
+        )
+    if save and not Path(pipeline).expanduser().is_dir():
+        raise UserError(f"--save: {pipeline} is no folder here; download it, or leave --save out")
+    all_steps = sorted(set(parse_steps(numbers)))
+    from hfgen.data.settings import DataSettings
+    from hfgen.evaluation.reference import load_reference
+    from hfgen.evaluation.scoring import Drawing, score_pipeline
+    from hfgen.inference.draw import find_pipeline, image_size, open_pipeline
+    from hfgen.inference.figures import image_sheet, labelled_rows
+    from hfgen.metrics.feature_spaces import build_extractor
+
+    loaded = open_pipeline(pipeline, device, sampler)
+    check_takes_steps(loaded, pipeline, all_steps, save)
+    extractor = build_extractor(features, mode, feature_weights, loaded.device)
+    settings = DataSettings(
+        reference, sample_size=image_size(loaded), dataset_split=dataset_split, dataset_column=dataset_column
+    )
+    real = load_reference(settings, extractor, "--reference")
+    count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
+    rows, shown = [], []
+    for number in all_steps:
+        scored = score_pipeline(loaded, real, extractor, Drawing(count, seed, number, batch_size))
+        name = f"{number} step{'' if number == 1 else 's'}"
+        rows.append({"name": name, "steps": number, **scored.report})
+        shown.append((name, image_sheet(scored.shown, columns=len(scored.shown))))
+        typer.echo(f"{name}: FID {scored.report['scores']['fid']:.4g}")
+    enough = fewest_that_suffice(rows)
+    write_report(output, {"reference": where_it_is(reference), "enough": enough, "rows": rows})
+    labelled_rows(shown).save(output / "sheet.png")
+    typer.echo(f"enough: {enough}, the fewest steps within one standard error of the lowest FID")
+    if save:
+        save_number_of_steps(find_pipeline(Path(pipeline).expanduser()), enough)
+
+
+def check_takes_steps(loaded: "DiffusionPipeline", pipeline: str, all_steps: list[int], save: bool) -> None:
+    """Raise a `UserError` if a pipeline does not draw in these numbers of steps, or cannot keep one."""
+    if not hasattr(loaded, "unet"):
+        raise UserError(f"{pipeline} is no diffusion pipeline: it draws in one step")
+    trained = loaded.scheduler.config.num_train_timesteps
+    if all_steps[-1] > trained:
+        raise UserError(f"--steps {all_steps[-1]}: this pipeline takes {trained} at most")
+    if save and type(loaded.unet).__module__.startswith("diffusers."):
+        raise UserError(
+            f"--save: {pipeline} is made of diffusers' own classes, which keep no number of steps; leave --save out, "
+            "and give num_inference_steps to each call"
+        )
+
+
+def write_report(output: Path, report: dict[str, Any]) -> None:
+    """Write the scores into a new folder, as JSON and as a table, which is printed as well."""
+    from hfgen.metrics.report import finite
+
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "steps.json").write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
+    (output / "steps.md").write_text(table(report["rows"]))
+    typer.echo(table(report["rows"]))
+
+
+def fewest_that_suffice(rows: list[dict[str, Any]]) -> int:
+    """Return the fewest steps whose FID is within one standard error of the lowest.
+
+    Args:
+        rows: for each number of `steps` its `scores`, with `fid` and `fid_standard_error`.
+
+    Raises:
+        UserError: if no FID is finite.
+    """
+    finite_rows = [row for row in rows if math.isfinite(row["scores"]["fid"])]
+    if not finite_rows:
+        raise UserError("no number of steps has a finite FID: this pipeline draws no images")
+    best = min(finite_rows, key=lambda row: row["scores"]["fid"])["scores"]
+    limit = best["fid"] + best["fid_standard_error"]
+    return min(row["steps"] for row in finite_rows if row["scores"]["fid"] <= limit)
+
+
+def save_number_of_steps(folder: Path, number: int) -> None:
+    """Make a number of denoising steps the default of the pipeline in a folder."""
+    import hfgen.pipelines.pipeline_ddpm as code
+    from hfgen.files import write_text_atomically
+
+    # The code beside the weights may be of a version that knows of no such number.
+    write_text_atomically(folder / "pipeline_ddpm.py", Path(code.__file__).read_text())
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text()) | {"num_inference_steps": number}
+    write_text_atomically(file, json.dumps(index, indent=2) + "\n")
+    typer.echo(f"saved in {file}")

@@ -1,0 +1,211 @@
+"""`hfgen study ...`: a grid of trainings under one budget, on one machine or many, and its report."""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import hfgen
+from hfgen.commands.options import require_new_folder
+from hfgen.errors import UserError
+
+
+if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
+    from hfgen.studies.cells import Study
+    from hfgen.studies.launch import Workplace
+    from hfgen.studies.storage import StudyStore
+    from hfgen.studies.study_file import StudyFile
+
+
+study_app = typer.Typer(no_args_is_help=True)
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="a study file, or the name of a shipped one")]
+Dataset = Annotated[
+    str | None, typer.Option("--dataset", help="what the training scripts take; as in the file if not given")
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", help="folder of the runs and the report; runs/studies/NAME if not given")
+]
+Storage = Annotated[
+    str | None, typer.Option("--storage", help="URL of a database; study.db in the folder if not given")
+]
+BudgetOption = Annotated[
+    str | None, typer.Option("--budget", help="time of this machine for all of it, such as 2h or 45m: scales it down")
+]
+Weights = Annotated[
+    str | None, typer.Option("--feature_weights", help="TorchScript file of Inception, found by itself if installed")
+]
+Grace = Annotated[
+    int, typer.Option("--grace_seconds", min=2, help="a worker silent for so long has lost its cell to the others")
+]
+NameInDatabase = Annotated[
+    str | None, typer.Option("--study", help="its name, if the database holds more than one study")
+]
+Where = Annotated[str, typer.Argument(metavar="WHERE", help="folder of a study, or URL of its database")]
+
+
+@study_app.callback()
+def require_optuna() -> None:
+    """Train a grid of settings and write the table."""
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError('hfgen study needs Optuna: pip install "hfgen[study]"')
+
+
+@study_app.command()
+def run(
+    file: File,
+    dataset: Dataset = None,
+    output: Output = None,
+    storage: Storage = None,
+    budget: BudgetOption = None,
+    feature_weights: Weights = None,
+    grace_seconds: Grace = 120,
+) -> None:
+    """Train and score all cells of a study that are not finished, and write the report."""
+    from hfgen.studies.report import write_report
+    from hfgen.studies.storage import StudyStore, sqlite_url
+    from hfgen.studies.worker import work
+
+    study_file, study, place = read(file, dataset, output, feature_weights)
+    place.output.mkdir(parents=True, exist_ok=True)
+    store = StudyStore(storage or sqlite_url(place.output), grace_seconds)
+    if budget is not None:
+        study = reduced(store.stored(study.name), study_file, study, place, budget)
+    study = store.open_or_create(study)
+    try:
+        work(store, study, place)
+    finally:  # as far as it has come
+        write_report(study, store.outcomes(study), place.output / "report")
+        typer.echo(f"the report so far: {place.output / 'report' / 'index.html'}, report.md, cells.csv, table.tex")
+
+
+@study_app.command()
+def plan(file: File, dataset: Dataset = None, budget: BudgetOption = None, feature_weights: Weights = None) -> None:
+    """Say what a study will cost: cells, images/s in a short probe, hours, disk. Nothing is kept."""
+    from hfgen.studies.plan import describe_plan, make_plan, scale_down
+    from hfgen.training.stopping import parse_duration
+
+    seconds = parse_duration("--budget", budget)
+    study_file, study, place = read(file, dataset, None, feature_weights)
+    made = make_plan(study, place, typer.echo)
+    typer.echo(describe_plan(study, made))
+    if budget is not None and seconds is not None:
+        scaled = scale_down(study_file, study, made, budget, seconds, place)
+        told = "it fits" if scaled is study else f"scaled down to it:\n{describe_plan(scaled, made)}"
+        typer.echo(f"\n--budget {budget}: {told}")
+
+
+@study_app.command("work")
+def join(
+    url: Annotated[str, typer.Argument(metavar="URL", help="of the database that holds the study")],
+    study: NameInDatabase = None,
+    dataset: Dataset = None,
+    output: Output = None,
+    feature_weights: Weights = None,
+    grace_seconds: Grace = 120,
+) -> None:
+    """Join a study that runs elsewhere: train and score its cells until none is left."""
+    from hfgen.commands.evaluate import where_it_is
+    from hfgen.studies.launch import Workplace
+    from hfgen.studies.storage import StudyStore
+    from hfgen.studies.study_file import find_scripts
+    from hfgen.studies.worker import work
+
+    store = StudyStore(url, grace_seconds)
+    stored = store.open(study)
+    if stored.version != hfgen.__version__:
+        raise UserError(
+            f"the study was made with hfgen {stored.version}, and this is {hfgen.__version__}: install the same"
+        )
+    output = output or Path("runs/studies") / stored.name
+    images = where_it_is(dataset) if dataset else stored.dataset
+    work(store, stored, Workplace(output, find_scripts(), images, feature_weights))
+
+
+@study_app.command()
+def status(where: Where, study: NameInDatabase = None) -> None:
+    """Say how far a study has come: cells done, running and to do, at which workers, and how long it may take."""
+    import datetime
+
+    from hfgen.studies.progress import describe_progress
+
+    store, stored = find(where, study)
+    typer.echo(describe_progress(stored, store.trials(), datetime.datetime.now()))
+
+
+@study_app.command()
+def report(
+    where: Where,
+    output: Annotated[Path, typer.Option("--output", help="new folder for the report")],
+    study: NameInDatabase = None,
+) -> None:
+    """Write the report of a study as far as it has come, also while it runs."""
+    require_new_folder(output)
+    from hfgen.studies.report import write_report
+
+    store, stored = find(where, study)
+    write_report(stored, store.outcomes(stored), output)
+    typer.echo(f"{output / 'index.html'}, report.md, cells.csv, table.tex")
+
+
+def find(where: str, study: str | None) -> "tuple[StudyStore, Study]":
+    """Open a study that has been started, by its folder or the URL of its database.
+
+    Raises:
+        UserError: if there is none.
+    """
+    from hfgen.studies.storage import StudyStore, sqlite_url
+
+    if "://" not in where and not (Path(where) / "study.db").is_file():
+        raise UserError(f"{where}: no study there: there is no study.db in it, and it is not the URL of a database")
+    store = StudyStore(where if "://" in where else sqlite_url(Path(where)))
+    return store, store.open(study)
+
+
+def read(
+    file: str, dataset: str | None, output: Path | None, feature_weights: str | None
+) -> "tuple[StudyFile, Study, Workplace]":
+    """Read a study file and work out its cells, for this machine.
+
+    Raises:
+        UserError: if the file is not there or of no use, or nobody says which data set.
+    """
+    from hfgen.commands.evaluate import where_it_is
+    from hfgen.studies.cells import expand
+    from hfgen.studies.launch import Workplace
+    from hfgen.studies.study_file import find_scripts, find_study_file, read_study_file
+
+    study_file = read_study_file(find_study_file(file))
+    named = dataset or study_file.data.get("dataset")
+    if not named:
+        raise UserError(f"{file} names no data set: give --dataset")
+    folder = output or Path("runs/studies") / study_file.name
+    place = Workplace(folder, find_scripts(), where_it_is(str(named)), feature_weights)
+    return study_file, expand(study_file, place.scripts, place.dataset), place
+
+
+def reduced(
+    stored: "Study | None", study_file: "StudyFile", study: "Study", place: "Workplace", budget: str
+) -> "Study":
+    """Scale a study down to a budget of time, or take up the one that was scaled down to it before.
+
+    Raises:
+        UserError: if the budget is no time, or not even one seed fits into it.
+    """
+    from dataclasses import replace
+
+    from hfgen.studies.cells import differences, expand
+    from hfgen.studies.plan import describe_plan, make_plan, marked, scale_down
+    from hfgen.training.stopping import parse_duration
+
+    seconds = parse_duration("--budget", budget)
+    if stored is not None and stored.asked == budget:
+        before = replace(study_file, budget=stored.budget, evaluation=stored.evaluation, seeds=stored.seeds)
+        return marked(expand(before, place.scripts, study.dataset), study_file, budget)
+    if stored is not None and not differences(stored, study):
+        return study  # it had fitted
+    plan = make_plan(study, place, typer.echo)
+    scaled = scale_down(study_file, study, plan, budget, seconds or 0.0, place)
+    typer.echo(describe_plan(scaled, plan))
+    return scaled

@@ -1,0 +1,1 @@
+"""The page on which a pipeline can be tried, here or as a Space."""

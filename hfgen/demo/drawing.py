@@ -1,0 +1,243 @@
+"""What the demo draws with: a pipeline of any family, as it is loaded here or where hfgen is not installed.
+
+A copy of this file is part of each Space, with those few that it imports. An image is a function of its seed and
+its place among the images of that seed, the same as in `hfgen sample`.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from PIL import Image, ImageOps
+
+from hfgen.data.rgb import to_rgb
+from hfgen.inference.interpolation import interpolate_latents
+from hfgen.methods.schedules import is_edm, on_the_scale_of_images, sampling_scheduler
+from hfgen.randomness import keyed_seed
+
+
+SAVED = "saved"
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not those that Pillow hands to other programs
+MAX_PIXELS = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to draw; each family takes its own.
+
+    Attributes:
+        steps: denoising steps of a diffusion pipeline.
+        sampler: of a diffusion pipeline: one of the `SAMPLERS` of schedules.py, or "saved".
+        truncation: of a GAN's latents.
+        sample_from: of a VAE's latents: "prior" or "ex_post"; the latter, where there is one, if None.
+    """
+
+    steps: int = 50
+    sampler: str = SAVED
+    truncation: float | None = None
+    sample_from: str | None = None
+
+
+def family(pipeline: DiffusionPipeline) -> str:
+    """Tell by its parts whether a pipeline is a "gan", a "vae" or a "ddpm".
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    parts = set(pipeline.components)
+    for name, needed in {"gan": {"generator"}, "vae": {"vae"}, "ddpm": {"unet", "scheduler"}}.items():
+        if parts - {"density"} == needed:
+            return name
+    raise ValueError(f"a {type(pipeline).__name__} ({', '.join(sorted(parts))}) draws no image from noise alone")
+
+
+def network_of(pipeline: DiffusionPipeline) -> Any:
+    """Return the network that makes the images."""
+    return pipeline.components[{"gan": "generator", "vae": "vae", "ddpm": "unet"}[family(pipeline)]]
+
+
+def image_size(pipeline: DiffusionPipeline) -> tuple[int, int]:
+    """Return height and width of the images, in pixels."""
+    size = network_of(pipeline).config.sample_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def describe(pipeline: DiffusionPipeline) -> str:
+    """Say in one line what a pipeline is: family, size, parameters, network."""
+    network, (height, width) = network_of(pipeline), image_size(pipeline)
+    told = {"gan": "GAN", "vae": "VAE", "ddpm": "Diffusion (DDPM)"}[family(pipeline)]
+    parameters = sum(weight.numel() for weight in network.parameters())
+    count = f"{parameters / 1e6:.1f} million" if parameters >= 1e6 else f"{parameters:,}"
+    return f"{told} · {width} × {height} pixels · {count} parameters · {type(network).__name__}"
+
+
+def image_generator(seed: int, index: int = 0) -> torch.Generator:
+    """Return the random numbers of one image: those of `hfgen sample`."""
+    return torch.Generator().manual_seed(keyed_seed(seed, index))
+
+
+def draw(
+    pipeline: DiffusionPipeline,
+    generators: list[torch.Generator],
+    settings: Settings,
+    after_each_step: Callable[[int, int], None] = lambda done, steps: None,
+) -> list[Image.Image]:
+    """Draw one image with each of the random number generators.
+
+    Args:
+        pipeline: of any family.
+        generators: from `image_generator`.
+        settings: how.
+        after_each_step: of a diffusion pipeline: called with the steps done and those there are.
+
+    Raises:
+        ValueError: if the pipeline does not take the settings.
+    """
+    kind, count = family(pipeline), len(generators)
+    # One at a time: several at once round otherwise, and an image must not depend on its neighbours.
+    if kind == "gan":
+        return pipeline(count, generator=generators, truncation=settings.truncation, chunk_size=1).images
+    if kind == "vae":
+        return pipeline(count, generator=generators, sample_from=settings.sample_from, chunk_size=1).images
+    return _denoised(pipeline, starting_noise(pipeline, generators), generators, settings, after_each_step)
+
+
+def starting_noise(pipeline: DiffusionPipeline, generators: list[torch.Generator]) -> torch.Tensor:
+    """Draw what denoising starts from, `(batch_size, channels, height, width)`, standard normal, on the CPU."""
+    shape = (1, pipeline.unet.config.in_channels, *image_size(pipeline))
+    return torch.cat([torch.randn(shape, generator=own, dtype=pipeline.unet.dtype) for own in generators])
+
+
+@torch.no_grad()
+def denoise(
+    pipeline: DiffusionPipeline, noise: torch.Tensor, generators: list[torch.Generator], settings: Settings
+) -> Iterator[tuple[int, int, int, torch.Tensor]]:
+    """Denoise step by step; the pipeline's own scheduler stays as it is.
+
+    Args:
+        pipeline: of diffusion, hfgen's or diffusers' own.
+        noise: from `starting_noise`.
+        generators: for samplers that add noise on the way.
+        settings: `steps` and `sampler` are used.
+
+    Yields:
+        Steps done, steps there are, the timestep, and what it left, `(batch_size, channels, height, width)`.
+    """
+    scheduler = own_scheduler(pipeline.scheduler, settings.sampler)
+    scheduler.set_timesteps(settings.steps, device=pipeline.device)
+    timesteps = scheduler.timesteps
+    if not is_edm(scheduler):
+        timesteps = timesteps[timesteps >= 0]  # diffusers' "trailing" spacing may add a further one
+    last = scheduler.config.num_train_timesteps - 1
+    sample = noise.to(pipeline.device, pipeline.unet.dtype) * scheduler.init_noise_sigma
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    random_numbers = {"generator": generators} if takes_generator else {}
+    for index, timestep in enumerate(timesteps):
+        model_output = pipeline.unet(scheduler.scale_model_input(sample, timestep), timestep).sample.to(sample.dtype)
+        sample = scheduler.step(model_output, timestep, sample, **random_numbers).prev_sample
+        counted = round(last * (1 - index / max(len(timesteps) - 1, 1))) if is_edm(scheduler) else int(timestep)
+        yield index + 1, len(timesteps), counted, on_the_scale_of_images(scheduler, index, sample)
+
+
+def _denoised(
+    pipeline: DiffusionPipeline,
+    noise: torch.Tensor,
+    generators: list[torch.Generator],
+    settings: Settings,
+    after_each_step: Callable[[int, int], None],
+) -> list[Image.Image]:
+    sample = noise
+    for done, steps, _, left in denoise(pipeline, noise, generators, settings):
+        sample = left
+        after_each_step(done, steps)
+    return to_images(sample)
+
+
+def own_scheduler(saved: SchedulerMixin, sampler: str) -> SchedulerMixin:
+    """Build a scheduler for one drawing, with the settings of `hfgen sample --sampler`.
+
+    Args:
+        saved: the pipeline's.
+        sampler: one of the `SAMPLERS` of schedules.py, or "saved" for a copy of the pipeline's.
+    """
+    if sampler == SAVED:
+        return copy.deepcopy(saved)  # from_config forgets settings that were given by position
+    return sampling_scheduler(saved, sampler)
+
+
+@torch.no_grad()
+def interpolate(
+    pipeline: DiffusionPipeline,
+    ends: tuple[int, int],
+    part: float,
+    settings: Settings,
+    after_each_step: Callable[[int, int], None] = lambda done, steps: None,
+) -> Image.Image:
+    """Draw the image at a part of the way from one seed's image to another's.
+
+    Args:
+        pipeline: of any family.
+        ends: two seeds.
+        part: from 0 at the first to 1 at the second.
+        settings: how; of a diffusion pipeline the sampler must add no noise on the way.
+        after_each_step: see `draw`.
+    """
+    generators, kind = [image_generator(seed) for seed in ends], family(pipeline)
+    if kind == "ddpm":
+        noise = spherical(starting_noise(pipeline, generators), part)
+        return _denoised(pipeline, noise, generators[:1], settings, after_each_step)[0]
+    if kind == "vae":
+        latents = pipeline.draw_latents(2, generators, settings.sample_from).cpu()
+    else:
+        latent_dim = pipeline.generator.config.latent_dim
+        latents = torch.stack([torch.randn(latent_dim, generator=own) for own in generators])
+    return pipeline(latents=spherical(latents, part)).images[0]
+
+
+def spherical(ends: torch.Tensor, part: float) -> torch.Tensor:
+    """Go a part of the way on the sphere from the first of two tensors, `(2, ...)`, to the second: `(1, ...)`."""
+    start, end = ends.flatten(1)
+    return interpolate_latents(start, end, torch.tensor([part]), spherical=True).reshape(1, *ends.shape[1:])
+
+
+def to_images(sample: torch.Tensor) -> list[Image.Image]:
+    """Turn `(batch_size, channels, height, width)` in [-1, 1], clipped to it, into images."""
+    pixels = (sample.float().cpu().clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
+    levels = (pixels * 255).round().astype(np.uint8)
+    return [Image.fromarray(one[..., 0] if one.shape[2] == 1 else one) for one in levels]
+
+
+def open_upload(path: str, size: tuple[int, int]) -> Image.Image:
+    """Read an image as the training does: RGB, the largest middle part of that shape, resized.
+
+    Args:
+        path: of the file.
+        size: height and width, in pixels.
+
+    Raises:
+        ValueError: with a sentence for whoever uploaded it, if it cannot be read.
+    """
+    height, width = size
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            if min(image.size) >= 4 * max(size):  # a large JPEG is decoded at a part of its size
+                image.draft(image.mode, (2 * width, 2 * height))
+            rgb = to_rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError:
+        raise ValueError(f"This image has more than {MAX_PIXELS // 2**20} million pixels: make it smaller.") from None
+    except Image.UnidentifiedImageError:
+        raise ValueError("This file is not an image that can be read: JPEG, PNG, WebP, BMP, TIFF or GIF.") from None
+    except Exception:  # damaged files make Pillow's decoders raise almost anything
+        raise ValueError("This image is damaged, or of a kind that cannot be read: save it as PNG or JPEG.") from None
+    scale = min(rgb.width / width, rgb.height / height)
+    crop_width, crop_height = round(scale * width), round(scale * height)
+    left, top = (rgb.width - crop_width) // 2, (rgb.height - crop_height) // 2
+    box = (left, top, left + crop_width, top + crop_height)
+    return rgb.resize((width, height), Image.Resampling.BICUBIC, box=box)

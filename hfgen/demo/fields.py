@@ -1,0 +1,139 @@
+"""Fields of the demo's page, and what users may enter in them.
+
+A copy of this file is part of each Space, with those few that it imports.
+"""
+
+from typing import Any
+
+import gradio as gr
+from diffusers import DiffusionPipeline
+
+from hfgen.demo.drawing import SAVED, Settings, family, image_size
+from hfgen.methods.schedules import samplers_of, steps_of
+
+
+MAX_SEED = 2**53 - 1  # beyond it a browser does not tell neighbouring whole numbers apart
+MAX_IMAGES = 16
+MAX_STEPS = 250
+SMALL = 200  # pixels: images below are shown with their pixels sharp
+SAMPLER_NAMES = {"dpm": "DPM-Solver++", "unipc": "UniPC", "ddim": "DDIM", "ddpm": "DDPM (ancestral)"}
+SCHEDULERS = {
+    "DPMSolverMultistepScheduler": "dpm",
+    "UniPCMultistepScheduler": "unipc",
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "EDMDPMSolverMultistepScheduler": "dpm",
+    "EDMEulerScheduler": "ddim",
+}
+SAMPLE_FROM = [("ex-post density", "ex_post"), ("prior", "prior")]
+
+
+def seed_field(label: str, value: int, info: str | None = None) -> gr.Number:
+    """Make a field for a seed; it is checked when it is used, as gradio would round it silently."""
+    return gr.Number(value, label=label, info=info)
+
+
+def option_fields(pipeline: DiffusionPipeline, between: bool = False) -> list[gr.components.Component]:
+    """Make the fields that the pipeline's family has, for `read_settings`.
+
+    Args:
+        pipeline: of any family.
+        between: for interpolation, which takes samplers that add no noise on the way, and no truncation.
+    """
+    kind = family(pipeline)
+    if kind == "gan" and between:
+        return []
+    if kind == "ddpm":
+        most = most_steps(pipeline)
+        own = min(steps_of(pipeline), most)
+        saved, keys = type(pipeline.scheduler).__name__, _samplers(pipeline, between)
+        told = SAMPLER_NAMES[SCHEDULERS[saved]] if saved in SCHEDULERS else saved
+        names = {SAVED: f"as saved ({told})", **SAMPLER_NAMES}
+        return [
+            gr.Slider(1, most, own, step=1, label="Denoising steps", info="fewer are faster and rougher"),
+            gr.Dropdown([(names[key], key) for key in keys], value=keys[0], label="Sampler"),
+        ]
+    if kind == "gan":
+        truncate = gr.Checkbox(False, label="Truncate latents")
+        return [truncate, gr.Slider(0.1, 3, 1, step=0.1, label="Truncation", info="1 is tame, 3 hardly cuts")]
+    if pipeline.density is None:
+        return []
+    return [gr.Radio(SAMPLE_FROM, value="ex_post", label="Latents from")]
+
+
+def _samplers(pipeline: DiffusionPipeline, between: bool) -> list[str]:
+    keys = [key for key in SAMPLER_NAMES if key in samplers_of(pipeline.scheduler)]
+    return [key for key in keys if key != "ddpm"] if between else [SAVED, *keys]
+
+
+def read_settings(pipeline: DiffusionPipeline, options: tuple, between: bool = False) -> Settings:
+    """Read what is in the fields of `option_fields`.
+
+    Raises:
+        gr.Error: if something in them cannot be used.
+    """
+    kind = family(pipeline)
+    if kind == "ddpm":
+        steps, sampler = options
+        if sampler not in _samplers(pipeline, between):
+            raise refusal("Choose a sampler.")
+        return Settings(steps=whole_number(steps, "Denoising steps", 1, most_steps(pipeline)), sampler=sampler)
+    if kind == "gan" and options and options[0]:
+        return Settings(truncation=number(options[1], "Truncation", 0.1, 3))
+    return Settings(sample_from=options[0]) if kind == "vae" and options else Settings()
+
+
+def image_gallery(label: str, look: list[str], columns: int = 4) -> gr.Gallery:
+    """Make a place for several images; `look` is from `look_of`."""
+    return gr.Gallery(
+        label=label,
+        show_label=False,
+        format="png",
+        columns=columns,
+        fit_columns=False,
+        object_fit="contain",
+        interactive=False,
+        elem_classes=["images", *look],
+    )
+
+
+def single_picture(label: str, look: list[str]) -> gr.Image:
+    """Make a place for one image; `look` is from `look_of`."""
+    return gr.Image(
+        label=label,
+        type="pil",
+        format="png",
+        height=384,
+        interactive=False,
+        elem_classes=["picture", *look],
+        buttons=["download", "fullscreen"],
+    )
+
+
+def look_of(pipeline: DiffusionPipeline) -> list[str]:
+    """Return the classes of the page's style for a pipeline's images: small ones are shown with their pixels sharp."""
+    return ["pixels"] if max(image_size(pipeline)) < SMALL else []
+
+
+def most_steps(pipeline: DiffusionPipeline) -> int:
+    """Return the most denoising steps that the page takes from a pipeline."""
+    return min(MAX_STEPS, pipeline.scheduler.config.num_train_timesteps) if family(pipeline) == "ddpm" else MAX_STEPS
+
+
+def number(value: Any, label: str, lowest: float, highest: float) -> float:
+    """Return the value of a field if it is a number in a range; raise a `gr.Error` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value <= highest:
+        raise refusal(f"{label} must be a number from {lowest} to {highest}.")
+    return value
+
+
+def whole_number(value: Any, label: str, lowest: int, highest: int) -> int:
+    """Return the value of a field if it is a whole number in a range; raise a `gr.Error` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value <= highest or value % 1:
+        raise refusal(f"{label} must be a whole number from {lowest} to {highest}.")
+    return int(value)
+
+
+def refusal(sentence: str) -> gr.Error:
+    """Return an error that the page shows and the terminal does not."""
+    return gr.Error(sentence, print_exception=False)

@@ -1,0 +1,309 @@
+"""The demo: a web page to draw, interpolate, denoise, reconstruct and compare with trained pipelines.
+
+A copy of this file is part of each Space, with those few that it imports.
+"""
+
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from hfgen.demo.drawing import (
+    Settings,
+    denoise,
+    describe,
+    draw,
+    family,
+    image_generator,
+    image_size,
+    interpolate,
+    open_upload,
+    starting_noise,
+    to_images,
+)
+from hfgen.demo.fields import (
+    MAX_IMAGES,
+    MAX_SEED,
+    MAX_STEPS,
+    image_gallery,
+    look_of,
+    most_steps,
+    number,
+    option_fields,
+    read_settings,
+    refusal,
+    seed_field,
+    single_picture,
+    whole_number,
+)
+from hfgen.methods.schedules import steps_of
+
+
+# Pipelines are not thread-safe: one drawing at a time, whoever asks for it.
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "drawing"}
+NUM_FRAMES = 8  # pictures kept on the way of a denoising
+UPLOADS = """JPEG, PNG, WebP, BMP, TIFF or GIF. The middle is cropped to a square and made as small as the images
+that the VAE was trained on."""
+CSS = """
+.gradio-container { width: 100%; max-width: 1200px !important; margin: 0 auto !important; }
+.images .grid-wrap { height: auto !important; max-height: 640px; min-height: 0; }
+.images .grid-container { height: auto !important; }
+.pixels img { image-rendering: pixelated; }
+.picture img { width: 100%; height: 100%; object-fit: contain; }
+.told p { opacity: 0.75; }
+"""
+
+
+def build_demo(pipelines: dict[str, DiffusionPipeline], title: str = "hfgen demo") -> gr.Blocks:
+    """Build the page; `launch` serves it.
+
+    Args:
+        pipelines: by the names that the page shows; of any family, on any device.
+        title: of the page.
+
+    Raises:
+        ValueError: if there is no pipeline, or one of another kind.
+    """
+    if not pipelines:
+        raise ValueError("a demo needs a pipeline")
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        gr.Markdown(f"# {title}")
+        if len(pipelines) == 1:
+            for name, pipeline in pipelines.items():
+                _pipeline_tabs(page, name, pipeline)
+        else:
+            with gr.Tabs():
+                for name, pipeline in pipelines.items():
+                    with gr.Tab(name):
+                        _pipeline_tabs(page, name, pipeline)
+                with gr.Tab("Compare"):
+                    _compare_tab(pipelines)
+    return page
+
+
+def launch(
+    page: gr.Blocks,
+    host: str | None = None,
+    port: int | None = None,
+    share: bool = False,
+    prevent_thread_lock: bool = False,
+) -> None:
+    """Serve a page with the look that it was made for.
+
+    Args:
+        page: from `build_demo`.
+        host: address to listen on; of this machine alone if None.
+        port: a free one from 7860 if None.
+        share: also at a public address of gradio's, for a week.
+        prevent_thread_lock: return at once instead of when the page is closed.
+    """
+    fonts = ("system-ui", "sans-serif")  # nothing is fetched from elsewhere
+    theme = gr.themes.Default(font=fonts, font_mono=("ui-monospace", "monospace"))
+    quiet = prevent_thread_lock  # who gets the thread back says where the page is
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        prevent_thread_lock=prevent_thread_lock,
+        quiet=quiet,
+        theme=theme,
+        css=CSS,
+        max_file_size="32mb",
+        footer_links=["gradio", "settings"],
+    )
+
+
+def _pipeline_tabs(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> None:
+    """Lay out what a pipeline's family can do."""
+    gr.Markdown(describe(pipeline), elem_classes="told")
+    with gr.Tabs():
+        with gr.Tab("Draw"):
+            _draw_tab(page, name, pipeline)
+        with gr.Tab("Interpolate"):
+            _interpolate_tab(page, pipeline)
+        if family(pipeline) == "ddpm":
+            with gr.Tab("Denoise"):
+                _denoise_tab(pipeline)
+        if family(pipeline) == "vae":
+            with gr.Tab("Reconstruct"):
+                _reconstruct_tab(pipeline)
+
+
+def _draw_tab(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> None:
+    folder = tempfile.TemporaryDirectory(prefix="hfgen-demo-")
+    one_pass = family(pipeline) != "ddpm"
+    with gr.Row():
+        with gr.Column(scale=1, min_width=260):
+            seed = seed_field("Seed", 0, "the same seed draws the same images")
+            count = gr.Slider(1, MAX_IMAGES, 12 if one_pass else 4, step=1, label="Images")
+            options = option_fields(pipeline)
+            button = gr.Button("Draw", variant="primary")
+            download = gr.DownloadButton("Download as PNG", interactive=False)
+        with gr.Column(scale=3):
+            gallery = image_gallery("Images", look_of(pipeline))
+            told = gr.Markdown(elem_classes="told")
+
+    def handle(seed, count, *options, progress=gr.Progress()):  # noqa: B008 (where gradio looks for it)
+        seed, count = whole_number(seed, "Seed", 0, MAX_SEED), whole_number(count, "Images", 1, MAX_IMAGES)
+        settings = read_settings(pipeline, options)
+        start = time.monotonic()
+        generators = [image_generator(seed, index) for index in range(count)]
+        images = draw(pipeline, generators, settings, _follow(progress))
+        seconds = time.monotonic() - start
+        archive = _write_zip(Path(folder.name), f"{Path(name).name}-seed-{seed}.zip", images)
+        return images, f"{_plural(count)} in {seconds:.1f} s", gr.DownloadButton(value=archive, interactive=True)
+
+    triggers = [button.click, seed.submit, *([page.load] if one_pass else [])]
+    gr.on(triggers, handle, [seed, count, *options], [gallery, told, download], api_name="draw", **ONE_AT_A_TIME)
+
+
+def _interpolate_tab(page: gr.Blocks, pipeline: DiffusionPipeline) -> None:
+    with gr.Row():
+        with gr.Column(scale=1, min_width=260):
+            first, second = seed_field("From seed", 0), seed_field("To seed", 1)
+            options = option_fields(pipeline, between=True)
+            button = gr.Button("Draw", variant="primary")
+        with gr.Column(scale=3):
+            picture = single_picture("On the way", look_of(pipeline))
+            part = gr.Slider(0, 1, 0.5, step=0.01, label="Part of the way", info="0 and 1 are the seeds' own images")
+
+    def handle(first, second, part, *options, progress=gr.Progress()):  # noqa: B008 (where gradio looks for it)
+        ends = whole_number(first, "From seed", 0, MAX_SEED), whole_number(second, "To seed", 0, MAX_SEED)
+        part = number(part, "Part of the way", 0, 1)
+        return interpolate(pipeline, ends, part, read_settings(pipeline, options, between=True), _follow(progress))
+
+    triggers = [button.click, part.release, first.submit, second.submit]
+    triggers += [page.load] if family(pipeline) != "ddpm" else []
+    inputs = [first, second, part, *options]
+    gr.on(triggers, handle, inputs, picture, api_name="interpolate", trigger_mode="always_last", **ONE_AT_A_TIME)
+
+
+def _denoise_tab(pipeline: DiffusionPipeline) -> None:
+    folder = tempfile.TemporaryDirectory(prefix="hfgen-demo-")
+    with gr.Row():
+        with gr.Column(scale=1, min_width=260):
+            seed = seed_field("Seed", 0)
+            options = option_fields(pipeline)
+            button = gr.Button("Watch", variant="primary")
+            stop = gr.Button("Stop")
+        with gr.Column(scale=3):
+            picture = single_picture("Now", look_of(pipeline))
+            told = gr.Markdown("From pure noise to an image, step by step.", elem_classes="told")
+    frames = image_gallery("On the way", look_of(pipeline), columns=NUM_FRAMES + 1)
+
+    def handle(seed, *options):
+        seed, settings = whole_number(seed, "Seed", 0, MAX_SEED), read_settings(pipeline, options)
+        generators = [image_generator(seed)]
+        noise = starting_noise(pipeline, generators)
+        frame = _write_frame(Path(folder.name), 0, noise)
+        kept = [(frame, "noise")]
+        yield frame, "noise", kept
+        for done, steps, timestep, sample in denoise(pipeline, noise, generators, settings):
+            if _due(done, steps, 3 * NUM_FRAMES):
+                frame = _write_frame(Path(folder.name), done, sample)
+                kept = [*kept, (frame, f"after {timestep}")] if _due(done, steps, NUM_FRAMES) else kept
+                yield frame, f"step {done} of {steps}, timestep {timestep}", kept
+
+    outputs = [picture, told, frames]
+    start = [button.click, seed.submit]
+    event = gr.on(
+        start, handle, [seed, *options], outputs, api_name="denoise", show_progress="hidden", **ONE_AT_A_TIME
+    )
+    stop.click(None, cancels=[event])
+
+
+def _reconstruct_tab(pipeline: DiffusionPipeline) -> None:
+    with gr.Row():
+        with gr.Column(scale=1, min_width=260):
+            file = gr.File(label="Your image", type="filepath", height=180)
+            gr.Markdown(UPLOADS, elem_classes="told")
+        original = single_picture("Original, cropped", look_of(pipeline))
+        reconstruction = single_picture("Reconstruction", look_of(pipeline))
+
+    def handle(path):
+        if path is None:
+            return None, None
+        try:
+            image = open_upload(path, image_size(pipeline))
+        except ValueError as error:
+            raise refusal(str(error)) from error
+        return image, pipeline.reconstruct(image).images[0]
+
+    outputs = [original, reconstruction]
+    gr.on([file.upload, file.clear], handle, file, outputs, api_name="reconstruct", **ONE_AT_A_TIME)
+
+
+def _compare_tab(pipelines: dict[str, DiffusionPipeline]) -> None:
+    names = list(pipelines)
+    with gr.Row():
+        chosen = [gr.Dropdown(names, value=names[index], label=label) for index, label in enumerate(("Left", "Right"))]
+        seed = seed_field("Seed", 0)
+        count = gr.Slider(1, MAX_IMAGES, 8, step=1, label="Images")
+        own = [steps_of(pipeline) for pipeline in pipelines.values() if family(pipeline) == "ddpm"]
+        most = min(MAX_STEPS, max(own, default=1))  # no pipeline is to look worse for want of steps
+        steps = gr.Slider(1, MAX_STEPS, most, step=1, label="Denoising steps", info="of diffusion", visible=bool(own))
+    button = gr.Button("Compare", variant="primary")
+    sides: list[Any] = []
+    with gr.Row():
+        for label in ("Left", "Right"):
+            with gr.Column():
+                told = gr.Markdown(elem_classes="told")
+                sides += [image_gallery(label, ["pixels"]), told]
+
+    def handle(left, right, seed, count, steps, progress=gr.Progress()):  # noqa: B008 (where gradio looks for it)
+        seed, count = whole_number(seed, "Seed", 0, MAX_SEED), whole_number(count, "Images", 1, MAX_IMAGES)
+        steps = whole_number(steps, "Denoising steps", 1, MAX_STEPS)
+        results: list[Any] = []
+        for name in (left, right):
+            if name not in pipelines:
+                raise refusal("Choose two pipelines.")
+            pipeline = pipelines[name]
+            settings = Settings(steps=min(steps, most_steps(pipeline)))
+            start = time.monotonic()
+            images = draw(pipeline, [image_generator(seed, i) for i in range(count)], settings, _follow(progress))
+            seconds = time.monotonic() - start
+            with_steps = f" ({settings.steps} steps)" if family(pipeline) == "ddpm" else ""
+            told = f"**{name}**: {_plural(count)} in {seconds:.2f} s{with_steps}  \n{describe(pipeline)}"
+            results += [images, told]
+        return results
+
+    inputs = [*chosen, seed, count, steps]
+    gr.on([button.click, seed.submit], handle, inputs, sides, api_name="compare", **ONE_AT_A_TIME)
+
+
+def _due(done: int, steps: int, times: int) -> bool:
+    """Whether this step is one of so many, evenly spread, the last among them."""
+    return done * times // steps > (done - 1) * times // steps
+
+
+def _write_frame(folder: Path, done: int, sample: torch.Tensor) -> str:
+    """Write a picture once: of an image in memory gradio would write a file again while the page still reads it."""
+    file = folder / f"{done:04d}.png"
+    to_images(sample)[0].save(file)
+    return str(file)
+
+
+def _follow(progress: gr.Progress) -> Callable[[int, int], None]:
+    return lambda done, steps: progress((done, steps), desc="denoising", unit="steps")
+
+
+def _write_zip(folder: Path, name: str, images: list[Image.Image]) -> str:
+    """Write PNGs, named as `hfgen sample` does; the zip of the drawing before has been handed on and goes."""
+    for earlier in folder.iterdir():
+        earlier.unlink()
+    with zipfile.ZipFile(folder / name, "w") as archive:
+        for index, image in enumerate(images):
+            with archive.open(f"{index:06d}.png", "w") as file:
+                image.save(file, "PNG")
+    return str(folder / name)
+
+
+def _plural(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"

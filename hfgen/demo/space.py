@@ -1,0 +1,103 @@
+"""A Space of the Hub that shows a published pipeline: the demo, without hfgen."""
+
+import json
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import hfgen
+from hfgen.errors import UserError
+
+
+# The demo and the modules of hfgen that it imports. No two have one name: in a Space they lie side by side.
+COPIED = (
+    "demo/page.py",
+    "demo/drawing.py",
+    "demo/fields.py",
+    "inference/interpolation.py",
+    "randomness.py",
+    "data/rgb.py",
+    "methods/schedules.py",
+)
+APP = '''"""Shows {what} on a web page."""
+
+import os
+
+import torch
+from diffusers import DiffusionPipeline
+
+from page import build_demo, launch
+
+
+REPO_ID = {repo_id}
+REVISION = {revision}
+
+# The pipeline's code comes with its weights. Where the repository is private, the Space needs a secret HF_TOKEN.
+pipeline = DiffusionPipeline.from_pretrained(
+    REPO_ID, revision=REVISION, token=os.environ.get("HF_TOKEN"), trust_remote_code=True
+)
+pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+if __name__ == "__main__":
+    launch(build_demo({{REPO_ID: pipeline}}, {title}))
+'''
+
+
+def write_space(folder: Path, repo_id: str, revision: str | None, title: str, license_name: str | None = None) -> None:
+    """Write the files of a Space: `app.py`, the demo, `requirements.txt` and `README.md`.
+
+    Args:
+        folder: a new one.
+        repo_id: of the pipeline on the Hub; its folder, to try the Space here.
+        revision: branch, tag or commit; the main branch if None.
+        title: of the page and of the Space.
+        license_name: as the Hub names it, such as "apache-2.0"; the card says nothing if None.
+
+    Raises:
+        UserError: if the folder is not empty, or gradio is not installed, whose version the Space asks for.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; choose another folder for the Space")
+    gradio = gradio_version()
+    what = repo_id.replace("\\", "/").replace('"', "'")
+    app = APP.format(what=what, repo_id=repr(repo_id), revision=repr(revision), title=repr(title))
+    files = {
+        "app.py": app,
+        "requirements.txt": _requirements(gradio),
+        "README.md": _card(repo_id, title, gradio, license_name),
+    }
+    for name in COPIED:
+        file = Path(hfgen.__file__).parent / name
+        files[file.name] = re.sub(r"from hfgen\.(?:\w+\.)*(\w+) import", r"from \1 import", file.read_text("utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def gradio_version() -> str:
+    """Return the version of gradio that a Space asks for: the installed one.
+
+    Raises:
+        UserError: if there is none.
+    """
+    try:
+        return version("gradio")
+    except PackageNotFoundError as error:
+        raise UserError('a Space needs gradio, to ask for its version: pip install "hfgen[demo]"') from error
+
+
+def _requirements(gradio: str) -> str:
+    """Ask for what the pipeline was saved with, or newer; for gradio, whose majors break pages, of this major."""
+    lines = [f"{package}>={version(package).split('+')[0]}" for package in ("torch", "diffusers")]
+    major = int(gradio.split(".")[0])
+    return "\n".join([*lines, f"gradio>={major},<{major + 1}"]) + "\n"
+
+
+def _card(repo_id: str, title: str, gradio: str, license_name: str | None) -> str:
+    """Write the Space's settings, as YAML, and a line for its readers; strings of JSON are strings of YAML."""
+    settings = {"title": title, "sdk": "gradio", "sdk_version": gradio, "app_file": "app.py", "models": [repo_id]}
+    if license_name is not None:
+        settings["license"] = license_name
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
+    told = f"Draws images by [{repo_id}](https://huggingface.co/{repo_id}), on a page of hfgen."
+    return "\n".join(["---", *lines, "---", "", f"# {title}", "", told, ""])

@@ -1,0 +1,1 @@
+"""Scoring pipelines against real images."""

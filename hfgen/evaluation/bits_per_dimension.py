@@ -1,0 +1,60 @@
+"""How likely a pipeline finds real images, where its model says so: a VAE and a DDPM bound it, a GAN does not."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+from hfgen.errors import UserError
+from hfgen.evaluation.reference import Reference
+from hfgen.methods.schedules import is_edm, sampling_scheduler
+from hfgen.metrics.kernel import thinned_out
+from hfgen.metrics.likelihood import diffusion_bits, edm_bits, vae_bits
+from hfgen.pipelines import DDPMPipeline, VAEPipeline
+
+
+MAX_IMAGES = 256
+BATCH_SIZE = 32
+# Of a DDPM's timesteps, for each image: the bound is an estimate of the sum over all of them.
+TIMESTEPS_PER_IMAGE = 50
+
+
+def check_has_likelihood(pipeline: DiffusionPipeline) -> None:
+    """Raise a `UserError` if the pipeline's model bounds no likelihood."""
+    if not isinstance(pipeline, DDPMPipeline | VAEPipeline):
+        raise UserError(f"--bits_per_dimension: a {type(pipeline).__name__} gives images no likelihood")
+
+
+def likelihood_report(pipeline: DiffusionPipeline, real: Reference, seed: int, held_out: bool) -> dict[str, Any]:
+    """Measure the bits per dimension of at most `MAX_IMAGES` real images.
+
+    Args:
+        pipeline: of a VAE or a DDPM.
+        real: the images.
+        seed: chooses the images, and draws latents, timesteps and noise.
+        held_out: whether the model was trained on other images, which the statement says.
+
+    Returns:
+        Plain values: `bits_per_dimension`, an upper bound, `num_images`, `held_out`, and `statement`, a clause.
+    """
+    chosen = thinned_out(np.arange(len(real.images)), MAX_IMAGES, seed)
+    pixels = torch.from_numpy(np.stack([real.images[int(index)] for index in chosen])).permute(0, 3, 1, 2)
+    images = (pixels.float() / 127.5 - 1).clamp(-1, 1)
+    numbers = torch.Generator().manual_seed(seed)
+    if isinstance(pipeline, VAEPipeline):
+        bits = vae_bits(pipeline.vae, images, numbers)
+    else:
+        edm = is_edm(pipeline.scheduler)
+        schedule = pipeline.scheduler if edm else sampling_scheduler(pipeline.scheduler, "ddpm")
+        bound = edm_bits if edm else diffusion_bits
+        parts = (part.to(pipeline.device) for part in images.split(BATCH_SIZE))
+        each = [bound(pipeline.unet, schedule, part, TIMESTEPS_PER_IMAGE, numbers) for part in parts]
+        bits = float(torch.cat(each).mean())
+    kind = "held-out images" if held_out else "images that it may have been trained on"
+    return {
+        "bits_per_dimension": bits,
+        "num_images": len(images),
+        "held_out": held_out,
+        "statement": f"at most {bits:.3f} bits per dimension for {len(images)} {kind}",
+    }

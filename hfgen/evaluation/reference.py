@@ -1,0 +1,87 @@
+"""The real images that a generator is measured against, and their features, which are kept."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hfgen.data.settings import DataSettings
+from hfgen.data.store import ImageStore, cache_folder, load_images
+from hfgen.errors import UserError
+from hfgen.evaluation.scores import score_floor
+from hfgen.files import write_atomically, write_text_atomically
+from hfgen.metrics.extraction import Extractor
+from hfgen.metrics.memorisation import thumbnails
+
+
+# Each half must have more images than the neighbours that precision and recall look at.
+MIN_IMAGES = 12
+# Raised when `score_floor` comes to say something else, so that what was kept is not taken for it.
+FLOOR_VERSION = 3
+
+
+class Reference(NamedTuple):
+    """Real images, decoded as a training decodes them, and their features.
+
+    Attributes:
+        images: uint8 `(height, width, 3)` each, by index.
+        features: float32 `(num_images, num_features)`, mapped into memory.
+        file: where the features are kept.
+    """
+
+    images: ImageStore
+    features: np.ndarray
+    file: Path
+
+    def floor(self, num_fake: int, seed: int) -> dict[str, Any]:
+        """Return what `score_floor` says of the real images, or what it said the last time."""
+        file = self.file.with_name(f"{self.file.stem}-floor{FLOOR_VERSION}-{num_fake}-{seed}.json")
+        if not file.is_file():
+            write_text_atomically(file, json.dumps(score_floor(self.features, num_fake, seed)))
+        return json.loads(file.read_text())
+
+    def thumbnails(self) -> np.ndarray:
+        """Return the images as `nearest_pixels` compares them."""
+        return thumbnails(self.images[index] for index in range(len(self.images)))
+
+
+def load_reference(settings: DataSettings, extractor: Extractor, argument: str) -> Reference:
+    """Open a data set and compute the features of all its images, or take those that an earlier call kept.
+
+    They are kept beside the decoded images, under the digest of those and what computed them.
+
+    Args:
+        settings: of the data set.
+        extractor: computes the features.
+        argument: of the command line that named the data set, for messages.
+
+    Raises:
+        UserError: if the data set cannot be opened, is refused, or has fewer than `MIN_IMAGES` different images.
+    """
+    images = load_images(settings)
+    different = set()
+    for index in range(len(images)):
+        different.add(hash(images[index].tobytes()))
+        if len(different) == MIN_IMAGES:
+            break
+    else:
+        told = f"{len(different)} different images" if len(different) < len(images) else f"{len(images)} images"
+        raise UserError(f"{argument} {settings.dataset}: {told} are too few to be split and compared")
+    file = features_file(images, settings, extractor)
+    if not file.is_file():
+        features = extractor((images[index] for index in range(len(images))), len(images))
+        write_atomically(file, lambda temporary: _save(temporary, features))
+    return Reference(images, np.load(file, mmap_mode="r", allow_pickle=False), file)
+
+
+def features_file(images: ImageStore, settings: DataSettings, extractor: Extractor) -> Path:
+    """Return where the features of real images are kept once they have been computed."""
+    key = hashlib.sha256(f"{images.digest} {extractor.identity}".encode()).hexdigest()[:32]
+    return cache_folder(settings) / "features" / f"{key}.npy"
+
+
+def _save(file, features: np.ndarray) -> None:
+    with open(file, "wb") as opened:  # given a name, numpy would add to it
+        np.save(opened, features)

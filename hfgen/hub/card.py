@@ -1,0 +1,305 @@
+"""The card of a published pipeline, from what lies beside it: nothing blank, and nothing that was not measured.
+
+The text stands in `TEMPLATE.md`; each of its blanks is a field of `CardText`.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hfgen.hub.method import Method, describe_method
+from hfgen.hub.model_index import TASK, eval_results, eval_results_of_run, reference_name
+from hfgen.metrics.report import read_report, score_table
+
+
+# What a folder to be published may hold beside the pipeline; see hfgen/publishing/folder.py.
+SETTINGS_FILE, TRAINING_FILE = "training_config.json", "training.json"
+# How a training ended that was not over at this step.
+EARLIER = "an earlier moment"
+REPORT_FILE, RUN_SCORES_FILE = "evaluation.json", "scores.json"
+# Settings of a run that its weights do not depend on.
+SETTINGS_OF_THE_LAUNCH = frozenset(
+    (
+        *("output_dir", "resume", "max_train_time", "mixed_precision", "cpu", "log_every", "sample_every"),
+        *(
+            "report_to",
+            "num_sample_images",
+            "checkpoint_every",
+            "checkpoints_total_limit",
+            "evaluate_every",
+            "evaluate_num_images",
+        ),
+        *("evaluate_num_images", "best_by", "feature_weights", "push_to_hub", "hub_model_id", "hub_private_repo"),
+    )
+)
+CLOSING = "This card was written by hfgen {version} from the files beside it."
+# file in samples/ -> caption
+SAMPLES = {
+    "sheet.png": "drawn with seed 0 and not selected",
+    "interpolation.png": "walks from one image to another in the latents, on the sphere; a row a walk",
+    "denoising.png": "denoising, from noise on the left to the image on the right",
+}
+COURSE = {
+    "progress.gif": "what became of the same latents in the course of the training",
+    "curves.png": "losses of the training, and scores if it was scored on the way",
+}
+
+
+@dataclass(frozen=True)
+class CardText:
+    """The text of a card, part by part, as Markdown; none may be empty."""
+
+    title: str
+    summary: str
+    pictures: str
+    usage: str
+    departures: str
+    data: str
+    training: str
+    scores: str
+    memorisation: str
+    limits: str
+    licence: str
+    closing: str
+
+    def __post_init__(self):
+        for name, text in asdict(self).items():
+            if not text.strip():
+                raise ValueError(f"the card's part {name!r} is empty")
+
+
+def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> ModelCard:
+    """Write `README.md` of a folder to be published.
+
+    Args:
+        folder: holds the pipeline, and what of `training_config.json`, `training.json`, `evaluation.json`,
+            `scores.json` and `samples/` there is; what is missing is said to be unknown or unmeasured.
+        repo_id: "owner/name".
+        license_id: of the weights, as the Hub writes it, such as "apache-2.0"; None if it is not settled.
+    """
+    settings, training = _read(folder / SETTINGS_FILE), _read(folder / TRAINING_FILE)
+    report = read_report(folder / REPORT_FILE) if (folder / REPORT_FILE).is_file() else None
+    run_scores = _read(folder / RUN_SCORES_FILE)
+    method = describe_method(folder, settings, report["num_inference_steps"] if report else None)
+    text = CardText(
+        title=repo_id.split("/")[-1],
+        summary=method.summary,
+        pictures=_pictures(folder / "samples", SAMPLES) or "No pictures were uploaded with it.",
+        usage=_usage(repo_id, method),
+        departures=_departures(method, settings),
+        data=_data(training),
+        training=f"{_training(training, settings)}\n\n{_pictures(folder / 'samples', COURSE)}".strip(),
+        scores=_scores(report, run_scores, training),
+        memorisation=_memorisation(report, run_scores),
+        limits=_limits(method, training, report),
+        licence=_licence(license_id),
+        closing=CLOSING.format(version=_version()),
+    )
+    card_data = _card_data(repo_id, method, training, report, run_scores, license_id)
+    template = files("hfgen.model_cards") / "TEMPLATE.md"
+    card = ModelCard.from_template(card_data, template_str=template.read_text(), **asdict(text))
+    card.save(folder / "README.md")
+    return card
+
+
+def is_somebodys_own(card: str | None) -> bool:
+    """Whether there is a card whose text is not one of `write_card`."""
+    return card is not None and CLOSING.split("{")[0] not in card
+
+
+def _card_data(
+    repo_id: str,
+    method: Method,
+    training: dict[str, Any] | None,
+    report: dict[str, Any] | None,
+    run_scores: dict[str, Any] | None,
+    license_id: str | None,
+) -> ModelCardData:
+    """Collect the head of the card, which the Hub reads."""
+    results: list[EvalResult] = []
+    data = training["data"] if training else None
+    if report:
+        results = eval_results(report)
+    elif run_scores and data:
+        results = eval_results_of_run(run_scores, data["name"], data["training_images"])
+    return ModelCardData(
+        model_name=repo_id.split("/")[-1],
+        library_name="diffusers",
+        pipeline_tag=TASK,
+        tags=["hfgen", method.family, "image-generation"],
+        license=license_id,
+        datasets=[data["name"]] if data and data["on_hub"] else None,
+        eval_results=results or None,
+    )
+
+
+def _pictures(folder: Path, captions: dict[str, str]) -> str:
+    """Show the pictures that there are, a caption below each."""
+    shown = [name for name in captions if (folder / name).is_file()]
+    return "\n\n".join(f"![{captions[name]}](samples/{name})\n\n*{captions[name]}*" for name in shown)
+
+
+def _usage(repo_id: str, method: Method) -> str:
+    trust = ", trust_remote_code=True" if method.needs_trust else ""
+    code = (
+        "Its code lies beside the weights, and `trust_remote_code=True` lets diffusers run it."
+        if method.needs_trust
+        else "It is made of diffusers' own parts: no code of this repo is run."
+    )
+    name = {"gan": "GANPipeline", "vae": "VAEPipeline", "ddpm": "DDPMPipeline"}[method.family]
+    return f"""```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{repo_id}"{trust})
+images = pipeline({method.call}).images
+```
+
+This needs nothing but torch and diffusers (0.38 or newer). {code} Where
+[hfgen](https://github.com/hfgen/hfgen) is installed, no code of the repo is run at all:
+`hfgen.pipelines.{name}.from_pretrained("{repo_id}")`."""
+
+
+def _departures(method: Method, settings: dict[str, Any] | None) -> str:
+    if not method.departures:
+        if settings is None:
+            return "As in the paper, as far as is known: the settings of the training are not."
+        return "In none of its settings does it depart from the paper."
+    return "What differs from the paper:\n\n" + "\n".join(f"- {clause}" for clause in method.departures)
+
+
+def _data(training: dict[str, Any] | None) -> str:
+    if training is None:
+        return "Not known: the pipeline was uploaded without its training run."
+    data = training["data"]
+    where = f"[{data['name']}](https://huggingface.co/datasets/{data['name']})" if data["on_hub"] else data["name"]
+    if data["images"] is None:
+        return f"{where}, streamed: it was not counted or examined."
+    lines = [
+        f"{where}: {data['images']:,} images, trained on as {data['training_images']:,} of {data['sample_size']} x "
+        f"{data['sample_size']} pixels.",
+        "",
+        "| what the intake found | |",
+        "| --- | --- |",
+        *(f"| {key} | {value} |" for key, value in data["intake"].items()),
+    ]
+    return "\n".join(lines + [f"\n{warning[0].upper()}{warning[1:]}." for warning in data["warnings"]])
+
+
+def _training(training: dict[str, Any] | None, settings: dict[str, Any] | None) -> str:
+    if training is None or settings is None:
+        return "Not known: the pipeline was uploaded without its training run."
+    launch = training["launches"][-1]
+    processes = launch["num_processes"]
+    hardware = (
+        f"{processes} process{'es' if processes > 1 else ''} on {launch['device']} (threads: {launch['threads']}), "
+        f"mixed precision {launch['mixed_precision']}"
+    )
+    count = len(training["launches"])
+    passes = ""
+    if training["images"]:
+        passes = f", {training['images']:,} images"
+        if training["data"]["training_images"]:
+            passes += f", {training['images'] / training['data']['training_images']:.1f} epochs"
+    time = "unknown" if training["seconds"] is None else f"{training['seconds']:,.0f} s"
+    time += f", in {count} launches" if count > 1 else ""
+    rows = {
+        "steps": f"{training['step']:,}{passes}",
+        "time": time,
+        "hardware": hardware,
+        "software": ", ".join(
+            f"{package} {launch[package]}" for package in ("hfgen", "torch", "diffusers", "accelerate", "python")
+        ),
+        "end": training["end"],
+    }
+    table = ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())]
+    chosen = ", ".join(f"`{key}` {_plain(value)}" for key, value in settings.items() if _is_of_method(key, value))
+    return "\n".join(table) + f"\n\nSettings, of which [`{SETTINGS_FILE}`]({SETTINGS_FILE}) is all: {chosen}."
+
+
+def _scores(report: dict[str, Any] | None, run_scores: dict[str, Any] | None, training: dict[str, Any] | None) -> str:
+    if report:
+        steps = report["num_inference_steps"]
+        in_steps = f" in {steps} denoising steps" if steps else ""
+        speed = f"Drawn{in_steps} at {report['drawing_images_per_second']:.3g} images/s."
+        return f"Reference: {reference_name(report['reference'])}. {speed} {score_table(report)}"
+    if run_scores:
+        return (
+            f"Measured in the training, at step {run_scores['step']:,}: FID {run_scores['fid']:.4g} and KID "
+            f"{run_scores['kid']:.4g} of {run_scores['num_images']:,} images against the training images, in the "
+            "features of the 2015 Inception network. The floor, which is what real images score against real ones, is "
+            "unmeasured, so this is for comparing moments of this training only."
+        )
+    return "Unmeasured. `hfgen evaluate` scores it, beside the floor that the data itself reaches."
+
+
+def _memorisation(report: dict[str, Any] | None, run_scores: dict[str, Any] | None) -> str:
+    if report:
+        told = [report["memorisation"]["statement"], report["memorisation_by_pixels"]["statement"]]
+        if "held_out" in report:
+            told.append(report["held_out"]["statement"])
+        return " ".join(f"{part[0].upper()}{part[1:]}." for part in told)
+    if run_scores:
+        verdict = "more than" if run_scores["copying"] else "no more than"
+        return (
+            f"Of {run_scores['num_images']:,} samples {run_scores['copies']:.1%} are nearer to a training image than "
+            f"{1 - run_scores['copies_expected']:.0%} of those are to each other "
+            f"({run_scores['copies_expected']:.1%} are expected), and {run_scores['copies_by_pixels']:.1%} are copies "
+            "by their pixels "
+            f"({run_scores['copies_by_pixels_expected']:.1%}): {verdict} chance explains."
+        )
+    return "Unmeasured: whether its samples copy training images is not known."
+
+
+def _limits(method: Method, training: dict[str, Any] | None, report: dict[str, Any] | None) -> str:
+    data = training["data"] if training else None
+    told = [
+        f"It draws {method.sample_size}x{method.sample_size} pixels of the kind that it was trained on, and nothing "
+        "else: there is no prompt.",
+        "Who and what is in the training images, and in which style, comes back in what it draws; which of it is "
+        "over-represented or missing was not examined. Nothing filters its samples.",
+    ]
+    if data and data["images"] is not None and data["images"] < 1000:
+        told.append(f"{data['images']:,} images are few: variety is limited, and learning by heart is near.")
+    if method.family == "vae":
+        told.append("As VAEs do, it blurs: fine detail is averaged out.")
+    if method.family == "gan":
+        seen = ": see recall and coverage" if report else ""
+        told.append(f"As GANs do, it may leave out kinds of images that the data has{seen}.")
+    if report and report["scores"]["recall"] < report["floor"]["halves"]["recall"] / 2:
+        told.append(
+            f"Its recall of {report['scores']['recall']:.2g} is less than half of what real images reach "
+            f"({report['floor']['halves']['recall']:.2g}): it misses much of the data's variety."
+        )
+    if training and training["end"] != "complete" and not training["end"].startswith(EARLIER):
+        told.append(f"Its training ended early: {training['end']}.")
+    return "\n".join(f"- {sentence}" for sentence in told)
+
+
+def _licence(license_id: str | None) -> str:
+    of_code = "The code files of hfgen in this repo are under Apache-2.0."
+    if license_id is None:
+        return f"The author has not settled on a licence for the weights: ask before you use them. {of_code}"
+    return f"Weights: {license_id}. {of_code}"
+
+
+def _is_of_method(key: str, value: Any) -> bool:
+    """Whether a setting is worth telling: it is set, and the trained weights depend on it."""
+    return value is not None and value is not False and key not in SETTINGS_OF_THE_LAUNCH
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _version() -> str:
+    from hfgen import __version__
+
+    return __version__
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    return json.loads(file.read_text()) if file.is_file() else None

@@ -1,0 +1,238 @@
+"""What a pipeline is, in words for its card: the method, its papers, and in what it departs from them."""
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfgen.methods.schedules import DEFAULT_STEPS
+
+
+GOODFELLOW = "Goodfellow et al. 2014, [arXiv:1406.2661](https://arxiv.org/abs/1406.2661)"
+JOLICOEUR = "Jolicoeur-Martineau 2018, [arXiv:1807.00734](https://arxiv.org/abs/1807.00734)"
+OBJECTIVES = {
+    "non_saturating": f"the non-saturating objective ({GOODFELLOW})",
+    "least_squares": "the least-squares objective of LSGAN (Mao et al. 2017, "
+    "[arXiv:1611.04076](https://arxiv.org/abs/1611.04076))",
+    "hinge": "the hinge objective (Miyato et al. 2018, [arXiv:1802.05957](https://arxiv.org/abs/1802.05957))",
+    "wasserstein": "the Wasserstein objective (Arjovsky et al. 2017, "
+    "[arXiv:1701.07875](https://arxiv.org/abs/1701.07875))",
+    "relativistic": "the relativistic objective of R3GAN (Huang et al. 2024, "
+    "[arXiv:2501.05441](https://arxiv.org/abs/2501.05441))",
+    "relativistic_average": f"the relativistic average objective RaSGAN ({JOLICOEUR})",
+    "relativistic_average_least_squares": f"the relativistic average least-squares objective RaLSGAN ({JOLICOEUR})",
+    "relativistic_average_hinge": f"the relativistic average hinge objective RaHingeGAN ({JOLICOEUR})",
+}
+NETWORKS = {
+    "DCGANGenerator": "DCGAN's generator of transposed convolutions (Radford et al. 2016, "
+    "[arXiv:1511.06434](https://arxiv.org/abs/1511.06434))",
+    "DCGAN256Generator": "a DCGAN for 256 pixels with a dense stem and 6x6 kernels",
+    "SNGANConvGenerator": "SNGAN's generator of convolutions (Miyato et al. 2018, "
+    "[arXiv:1802.05957](https://arxiv.org/abs/1802.05957))",
+    "SNGANGenerator": "SNGAN's residual generator (Miyato et al. 2018, "
+    "[arXiv:1802.05957](https://arxiv.org/abs/1802.05957))",
+    "ConvVAE": "strided convolutions, DCGAN's stacks mirrored",
+    "UNetBase": "a U-Net of convolutions without self-attention",
+    "UNetAttention": "a U-Net with self-attention",
+    "UNetCompact": "a U-Net of residual blocks",
+    "UNet2DModel": "diffusers' U-Net with self-attention",
+}
+SAMPLERS = {
+    "DDIMScheduler": "DDIM (Song et al. 2020, [arXiv:2010.02502](https://arxiv.org/abs/2010.02502))",
+    "DPMSolverMultistepScheduler": "DPM-Solver++ (Lu et al. 2022, "
+    "[arXiv:2211.01095](https://arxiv.org/abs/2211.01095))",
+    "EDMDPMSolverMultistepScheduler": "DPM-Solver++ (Lu et al. 2022, "
+    "[arXiv:2211.01095](https://arxiv.org/abs/2211.01095))",
+    "EDMEulerScheduler": "Euler's method",
+    "UniPCMultistepScheduler": "UniPC (Zhao et al. 2023, [arXiv:2302.04867](https://arxiv.org/abs/2302.04867))",
+}
+# What BatchNorm keeps beside its parameters.
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A pipeline in words.
+
+    Attributes:
+        family: "gan", "vae" or "ddpm".
+        sample_size: height and width of what it draws, in pixels.
+        summary: one paragraph: method, paper, network, size.
+        departures: what differs from the paper, a clause each.
+        call: the arguments of a call that draws 16 images.
+        needs_trust: whether `DiffusionPipeline` has to run the code beside the weights.
+    """
+
+    family: str
+    sample_size: int
+    summary: str
+    departures: list[str]
+    call: str
+    needs_trust: bool
+
+
+def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference_steps: int | None = None) -> Method:
+    """Describe the pipeline in a folder.
+
+    Args:
+        folder: as `save_pretrained` of a pipeline of hfgen leaves it.
+        settings: of its training, as in `training_config.json`; None if they are not known.
+        num_inference_steps: that a diffusion model should be called with; the pipeline's own number if None.
+    """
+    index = json.loads((folder / "model_index.json").read_text())
+    trusted = isinstance(index["_class_name"], list)
+    name = next(part for part in ("generator", "vae", "unet") if part in index)
+    config = json.loads((folder / name / "config.json").read_text())
+    network = NETWORKS.get(index[name][1], index[name][1])
+    size = config["sample_size"]
+    if index[name][1] == "UNetCompact":
+        coarsest = size // config["patch_size"] // 2 ** (len(config["block_out_channels"]) - 1)
+        network += " with self-attention at its coarse levels" if coarsest <= config["attention_size"] else ""
+    made_of = f"The network is {network}, {count_parameters(folder / name):,} parameters."
+    drawn = f"draws images of {size}x{size} pixels, without a prompt,"
+    if name == "generator":
+        objective = OBJECTIVES.get((settings or {}).get("loss", ""), "an objective that is not known")
+        summary = f"A generative adversarial network ({GOODFELLOW}) that {drawn} from latents of "
+        summary += f"{config['latent_dim']}. {made_of} It was trained by {objective}."
+        return Method("gan", size, summary, _gan_departures(settings or {}), "batch_size=16", trusted)
+    if name == "vae":
+        summary = (
+            "A variational autoencoder (Kingma and Welling 2014, [arXiv:1312.6114](https://arxiv.org/abs/1312.6114)) "
+        )
+        summary += f"that {drawn} from latents of {config['latent_dim']}, and encodes images. {made_of}"
+        departures = _vae_departures(settings or {}, index.get("density", [None, None])[1])
+        return Method("vae", size, summary, departures, "batch_size=16", trusted)
+    schedule = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    summary = "A denoising diffusion model (Ho et al. 2020, [arXiv:2006.11239](https://arxiv.org/abs/2006.11239)) "
+    summary += f"that {drawn} from Gaussian noise. {made_of} "
+    if "sigma_data" in schedule:
+        summary += "It was trained by EDM (Karras et al. 2022, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364))."
+    else:
+        summary += f"It has {schedule['num_train_timesteps']:,} timesteps."
+    departures = _ddpm_departures(settings or {}, schedule, index[name][1])
+    steps = num_inference_steps or index.get("num_inference_steps", DEFAULT_STEPS)
+    steps = min(steps, schedule["num_train_timesteps"])
+    return Method("ddpm", size, summary, departures, f"batch_size=16, num_inference_steps={steps}", trusted)
+
+
+def count_parameters(folder: Path) -> int:
+    """Count the parameters in a network's safetensors files, by their headers, without the statistics of BatchNorm."""
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        for tensor, described in header.items():
+            if tensor != "__metadata__" and tensor.split(".")[-1] not in STATISTICS:
+                count += math.prod(described["shape"])
+    return count
+
+
+def _ddpm_departures(settings: dict[str, Any], schedule: dict[str, Any], network: str) -> list[str]:
+    told = []
+    if "sigma_data" in schedule:
+        told.append("noise levels, inputs, outputs and weights as EDM chooses them")
+    elif schedule["beta_schedule"] == "squaredcos_cap_v2":
+        told.append(
+            "a cosine noise schedule (Nichol and Dhariwal 2021, [arXiv:2102.09672](https://arxiv.org/abs/2102.09672)) "
+            "instead of the linear one"
+        )
+    if schedule["prediction_type"] == "v_prediction":
+        told.append(
+            "the network predicts the velocity (Salimans and Ho 2022, "
+            "[arXiv:2202.00512](https://arxiv.org/abs/2202.00512)) instead of the noise"
+        )
+    elif schedule["prediction_type"] == "sample":
+        told.append("the network predicts the clean image instead of the noise")
+    if network == "UNetBase":
+        told.append("no self-attention")
+    if settings.get("loss") in ("l1", "huber"):
+        told.append(
+            f"the {settings['loss'].replace('l1', 'L1').replace('huber', 'Huber')} error instead of the square"
+        )
+    if settings.get("match_noise"):
+        told.append(
+            "each image of a batch gets the noise near it (Li et al. 2024, "
+            "[arXiv:2406.12303](https://arxiv.org/abs/2406.12303))"
+        )
+    if settings.get("snr_gamma"):
+        told.append(
+            f"Min-SNR weights, gamma {settings['snr_gamma']:g} (Hang et al. 2023, "
+            "[arXiv:2303.09556](https://arxiv.org/abs/2303.09556))"
+        )
+    sampler = SAMPLERS.get(schedule["_class_name"])
+    if sampler:
+        told.append(f"sampled by {sampler} in a few dozen steps instead of ancestrally in all of them")
+    return told
+
+
+def _gan_departures(settings: dict[str, Any]) -> list[str]:
+    told = ["sampled from the average of the generator's weights over the training"] if settings else []
+    if settings.get("gradient_penalty_weight"):
+        told.append(
+            f"a gradient penalty of weight {settings['gradient_penalty_weight']:g} (WGAN-GP, Gulrajani et al. 2017, "
+            "[arXiv:1704.00028](https://arxiv.org/abs/1704.00028))"
+        )
+    if settings.get("r1_weight") or settings.get("r2_weight"):
+        told.append(
+            f"R1 and R2 penalties of {settings['r1_weight']:g} and {settings['r2_weight']:g} (Mescheder et al. 2018, "
+            "[arXiv:1801.04406](https://arxiv.org/abs/1801.04406))"
+        )
+    if settings.get("n_critic", 1) > 1:
+        told.append(f"{settings['n_critic']} updates of the discriminator for each of the generator")
+    norm = {
+        "spectral": "spectral normalisation of the discriminator (Miyato et al. 2018, "
+        "[arXiv:1802.05957](https://arxiv.org/abs/1802.05957))",
+        "instance": "InstanceNorm in the discriminator, which a gradient penalty needs in the place of BatchNorm",
+        "none": "no normalisation in the discriminator",
+    }
+    judging = settings.get("discriminator_network") or settings.get("network")
+    if judging in ("dcgan", "sngan") and settings.get("normalization") in norm:
+        told.append(norm[settings["normalization"]])
+    if settings.get("spectral_scale", 1.0) != 1.0:
+        told.append(f"each normalised weight multiplied by {settings['spectral_scale']:g}")
+    if settings.get("upsampling") == "nearest":
+        told.append("upsampling by repeated pixels and a convolution instead of transposed convolutions")
+    if settings.get("statistics_images") and settings.get("network") != "dcgan256":  # whose generator has no BatchNorm
+        told.append("BatchNorm's statistics computed anew for the averaged generator")
+    augment = {
+        "auto": "augmentation of what the discriminator sees, chosen by the number of images",
+        "diffaugment": "DiffAugment (Zhao et al. 2020, [arXiv:2006.10738](https://arxiv.org/abs/2006.10738))",
+        "ada": "adaptive augmentation (Karras et al. 2020, [arXiv:2006.06676](https://arxiv.org/abs/2006.06676))",
+    }
+    if settings.get("augment") in augment:
+        told.append(augment[settings["augment"]])
+    return told
+
+
+def _vae_departures(settings: dict[str, Any], density: str | None) -> list[str]:
+    told = []
+    if settings.get("reconstruction") == "calibrated":
+        told.append(
+            "a Gaussian decoder whose variance is the best-fitting one at each step (Rybkin et al. 2021, "
+            "[arXiv:2006.13202](https://arxiv.org/abs/2006.13202))"
+        )
+    elif settings.get("reconstruction"):
+        likelihood = {"mse": "Gaussian of variance 1", "l1": "Laplacian of scale 1", "bce": "binary cross-entropy"}
+        told.append(f"likelihood of the decoder: {likelihood[settings['reconstruction']]}")
+    if settings.get("kl_weight", 1.0) != 1.0:
+        told.append(f"a KL of weight {settings['kl_weight']:g}, which makes it a beta-VAE")
+    if settings.get("free_bits"):
+        told.append(f"{settings['free_bits']:g} nats that each latent dimension has for free")
+    if settings.get("feature_weight") or settings.get("adversarial_weight"):
+        told.append(
+            "beside the likelihood of pixels a learnt term: features and verdict of a discriminator (Larsen et al. "
+            "2016, [arXiv:1512.09300](https://arxiv.org/abs/1512.09300))"
+        )
+    if density:
+        kind = "a mixture of Gaussians"
+        if density == "LatentFlow":
+            kind = "a flow (Dinh et al. 2017, [arXiv:1605.08803](https://arxiv.org/abs/1605.08803))"
+        told.append(
+            f"sampled from {kind} that was fitted to the latents of the training images (ex-post "
+            "density estimation, Ghosh et al. 2020, [arXiv:1903.12436](https://arxiv.org/abs/1903.12436)); "
+            '`sample_from="prior"` draws from the prior'
+        )
+    return told

@@ -1,0 +1,1 @@
+"""Drawing with a trained pipeline, and pictures of what it draws."""

@@ -1,0 +1,108 @@
+"""Curves of losses and scores of runs, against steps and against time, side by side."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hfgen.errors import UserError
+from hfgen.files import read_json_lines
+from hfgen.inference.reference_curves import ReferenceCurve, compare_with_reference, minutes_of_updates
+
+
+METRICS_FILE = "metrics.jsonl"
+# What `--evaluate_every` adds to the losses.
+SCORES = ("fid", "kid", "copies")
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Read the log of a run, one entry every `log_every` steps.
+
+    Raises:
+        UserError: if the folder holds no log, or an empty one.
+    """
+    entries = read_json_lines(run / METRICS_FILE)
+    if not entries:
+        raise UserError(f"{run}: no log of a run there: {METRICS_FILE} is missing or empty")
+    return entries
+
+
+def draw_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ()) -> Figure:
+    """Draw every loss and score of every run: a row each, against steps on the left, against minutes on the right.
+
+    With `references`, FID is drawn against training images instead of steps, among the curves of the presets.
+
+    Losses are those whose name is "loss", begins with "loss_" or ends with "_loss", so that a GAN's two and a VAE's
+    parts stand above each other and runs of different families share what they have in common. A run is called by its
+    folder's name, or by the whole path if two folders have the same name.
+
+    Raises:
+        UserError: if a folder holds no log.
+    """
+    same_names = len({run.resolve().name for run in runs}) < len(runs)
+    logs = {str(run) if same_names else run.resolve().name: read_metrics(run) for run in runs}
+    found = {name for log in logs.values() for entry in log for name in entry}
+    names = [*sorted(filter(_is_loss, found)), *(name for name in SCORES if name in found)]
+    if references and "fid" not in names:  # none of the runs has been scored; the references can be looked at
+        names.append("fid")
+    figure = Figure(figsize=(12, 3.2 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), 2, squeeze=False)
+    for (by_step, by_time), name in zip(axes, names, strict=True):
+        for run, log in logs.items():
+            entries = [entry for entry in log if name in entry]
+            values = [entry[name] for entry in entries]
+            minutes = [entry["seconds"] / 60 for entry in entries]
+            marker = "." if name in SCORES else ""  # there are few of them
+            unit = "step"
+            if references and name == "fid":
+                unit, of_updates = "images", minutes_of_updates(log)
+                minutes = [of_updates[index] for index, entry in enumerate(log) if name in entry]
+            by_step.plot([entry[unit] for entry in entries], values, label=run, linewidth=1, marker=marker)
+            by_time.plot(minutes, values, label=run, linewidth=1, marker=marker)
+        by_step.set(xlabel="steps", ylabel=name)
+        by_time.set(xlabel="minutes of training", ylabel=name)
+        if references and name == "fid":
+            _draw_references(by_step, by_time, references)
+        by_step.grid(alpha=0.3)
+        by_time.grid(alpha=0.3)
+    axes[0][0].legend(fontsize="small")
+    return figure
+
+
+def compared_with_references(run: Path) -> str:
+    """Say where a run is beside the reference curve of its preset, by its newest score."""
+    scored = [entry for entry in read_metrics(run) if "fid" in entry]
+    if not scored:
+        return "not scored yet: train with --evaluate_every"
+    file, newest = run / "training_config.json", scored[-1]
+    settings = json.loads(file.read_text()) if file.is_file() else {}
+    count = settings.get("evaluate_num_images", 0)
+    _, told = compare_with_reference(settings, count, newest["images"], newest["fid"])
+    return told or (
+        "no reference curve is of these settings, this size, so few images and so many scored ones "
+        f"(--evaluate_num_images {count})"
+    )
+
+
+def _draw_references(by_images: Axes, by_time: Axes, references: Sequence[ReferenceCurve]) -> None:
+    for number, curve in enumerate(references):
+        images, minutes, fids = zip(*curve.points, strict=True)
+        for ax, places in ((by_images, images), (by_time, minutes)):
+            style = (0, (1 + number, 2))
+            label = f"preset {curve.preset}"
+            ax.plot(places, fids, label=label, color="grey", linestyle=style, linewidth=1, marker=".")
+    by_images.set(xlabel="training images seen", yscale="log")
+    by_time.set(xlabel="minutes of updates, without scoring", yscale="log")
+    for ax in (by_images, by_time):
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
+    about = dict.fromkeys(curve.about for curve in references)
+    by_images.set_title("\n".join(f"grey: {one}" for one in about), fontsize="x-small")
+    by_images.legend(fontsize="small")
+
+
+def _is_loss(name: str) -> bool:
+    return name == "loss" or name.startswith("loss_") or name.endswith("_loss")

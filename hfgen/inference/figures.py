@@ -1,0 +1,178 @@
+"""Pictures of pictures: sheets of samples, strips of the diffusion process, walks between latents, films of a run."""
+
+import math
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image, ImageDraw, ImageFont
+
+from hfgen.errors import UserError
+from hfgen.inference.draw import image_generators
+from hfgen.methods.schedules import noise_schedule, on_the_scale_of_images
+
+
+LABEL_WIDTH, LABEL_SIZE, LABEL_LINE = 200, 12, 15
+ROW_GAP = 6
+
+
+def image_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:
+    """Lay images of one size out on a white sheet, row by row.
+
+    Args:
+        images: at least one; all as large as the first.
+        columns: images a row; as square as possible if None.
+        gap: white pixels between two images.
+    """
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    width, height = images[0].size
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for index, image in enumerate(images):
+        sheet.paste(image, (index % columns * (width + gap), index // columns * (height + gap)))
+    return sheet
+
+
+def reconstruction_sheet(
+    originals: Sequence[Image.Image], reconstructions: Sequence[Image.Image], columns: int = 8
+) -> Image.Image:
+    """Lay originals out above their reconstructions, in pairs of rows.
+
+    Args:
+        originals: at least one; all as large as the first.
+        reconstructions: as many, as large.
+        columns: pairs a row.
+    """
+    columns = min(columns, len(originals))
+    blank = Image.new("RGB", originals[0].size, "white")
+    cells: list[Image.Image] = []
+    for start in range(0, len(originals), columns):
+        for images in (originals, reconstructions):
+            row = list(images[start : start + columns])
+            cells += row + [blank] * (columns - len(row))
+    return image_sheet(cells, columns)
+
+
+def labelled_rows(rows: list[tuple[str, Image.Image]]) -> Image.Image:
+    """Lay pictures out below each other, each with its name on the left.
+
+    Args:
+        rows: at least one name, which may have several lines, and its picture, of any size.
+    """
+    labels = [_wrapped(name) for name, _ in rows]
+    heights = [
+        max(picture.height, LABEL_LINE * len(label)) + ROW_GAP
+        for label, (_, picture) in zip(labels, rows, strict=True)
+    ]
+    sheet = Image.new("RGB", (LABEL_WIDTH + max(picture.width for _, picture in rows), sum(heights)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(LABEL_SIZE)
+    top = 0
+    for label, height, (_, picture) in zip(labels, heights, rows, strict=True):
+        sheet.paste(picture, (LABEL_WIDTH, top))
+        for index, part in enumerate(label):
+            pen.text((4, top + LABEL_LINE * index), part, fill="black", font=font)
+        top += height
+    return sheet
+
+
+def _wrapped(name: str) -> list[str]:
+    """Break a name into lines that fit beside the pictures."""
+    font = ImageFont.load_default(LABEL_SIZE)
+    lines = []
+    for part in name.split("\n"):
+        characters = max(1, len(part))
+        while any(font.getlength(line) > LABEL_WIDTH - 8 for line in textwrap.wrap(part, characters)):
+            characters -= 1
+        lines += textwrap.wrap(part, characters)
+    return lines
+
+
+def denoising_strip(
+    pipeline: DiffusionPipeline, timesteps: Sequence[int], num_images: int, seed: int, num_inference_steps: int | None
+) -> tuple[Image.Image, Image.Image]:
+    """Draw images and show them on the way: a row an image, a column a timestep.
+
+    Args:
+        pipeline: of diffusion.
+        timesteps: shown, noisiest first; of the sampler's steps the nearest is shown.
+        num_images: rows.
+        seed: of the noise; the images are those of `draw_images` with this seed.
+        num_inference_steps: denoising steps; the pipeline's own number if None.
+
+    Returns:
+        The strip, and the last of the finished images.
+    """
+    # For each shown timestep the state that the nearest step so far has left, and how far that is.
+    nearest: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def keep(index: int, timestep: int, sample: torch.Tensor) -> None:
+        closer = [shown for shown in timesteps if shown not in nearest or abs(shown - timestep) < nearest[shown][0]]
+        if closer:
+            state = on_the_scale_of_images(pipeline.scheduler, index, sample).float().cpu()
+            nearest.update({shown: (abs(shown - timestep), state) for shown in closer})
+
+    finished = pipeline(
+        num_images,
+        generator=image_generators(seed, 0, num_images),
+        num_inference_steps=num_inference_steps,
+        callback_on_step_end=keep,
+    ).images
+    columns = [nearest[timestep][1] for timestep in timesteps]
+    cells = [_to_image(column[row]) for row in range(num_images) for column in columns]
+    return image_sheet(cells, columns=len(timesteps)), finished[-1]
+
+
+def forward_strip(image: Image.Image, timesteps: Sequence[int], trained_steps: int, seed: int) -> Image.Image:
+    """Show an image turning into noise: linear schedule above, cosine below, a column a timestep.
+
+    Args:
+        image: the clean image.
+        timesteps: shown, cleanest first.
+        trained_steps: diffusion steps of both schedules.
+        seed: of the noise, which is the same in all cells.
+    """
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed))
+    cells = []
+    for kind in ("linear", "cosine"):
+        schedule = noise_schedule(kind, trained_steps)
+        cells += [_to_image(schedule.add_noise(pixels, noise, torch.tensor([step]))[0]) for step in timesteps]
+    return image_sheet(cells, columns=len(timesteps))
+
+
+def write_gif(frames: Sequence[Image.Image], target: Path, frame_seconds: float) -> None:
+    """Write an endless GIF of images of one size."""
+    milliseconds = round(1000 * frame_seconds)
+    frames[0].save(target, format="gif", save_all=True, append_images=list(frames[1:]), duration=milliseconds, loop=0)
+
+
+def progress_frames(run: Path) -> list[Image.Image]:
+    """Read the sheets of a run, all of the same latents, and write the step below each.
+
+    Raises:
+        UserError: if there are none, or if they are of several sizes.
+    """
+    files = sorted((run / "samples").glob("step-*.png"))
+    if not files:
+        raise UserError(f"{run}: no sheets of samples there (samples/step-*.png); train with --sample_every")
+    sheets = [Image.open(file).convert("RGB") for file in files]
+    if len({sheet.size for sheet in sheets}) > 1:
+        raise UserError(f"{run}: its sheets differ in size, because --num_sample_images was changed on resume")
+    frames = []
+    for file, sheet in zip(files, sheets, strict=True):
+        frame = Image.new("RGB", (sheet.width, sheet.height + 14), "white")
+        frame.paste(sheet)
+        step = int(re.sub(r"\D", "", file.stem))
+        ImageDraw.Draw(frame).text((2, sheet.height + 1), f"step {step}", fill="black")
+        frames.append(frame)
+    return frames
+
+
+def _to_image(pixels: torch.Tensor) -> Image.Image:
+    """Turn `(3, height, width)` in [-1, 1], clipped to it, into an image."""
+    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).numpy())

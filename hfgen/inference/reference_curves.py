@@ -1,0 +1,132 @@
+"""Where a training should be by now: FID against training images of runs that went well, to compare one's own with.
+
+The curves lie beside this file, in `reference_curves.json`: for each the preset, the settings by which a run is known
+as one of it, on what data and hardware it was measured, and its points `[images, minutes, fid]`. `curve_of` makes one
+from a run that was trained with `--evaluate_every`.
+"""
+
+import json
+import math
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+# So many times the FID of the reference is far behind: two seeds of one preset differ by less than a third.
+FAR_BEHIND = 1.5
+
+
+# Settings in which a run must be like a reference, of those that its script has.
+COMPARED = (
+    *("sample_size", "batch_size", "loss", "learning_rate", "network", "discriminator_network", "normalization"),
+    *("generator_channels", "discriminator_channels", "spectral_scale", "n_critic", "unet", "block_out_channels"),
+    *("latent_dim", "upsampling"),
+)
+
+
+class ReferenceCurve(NamedTuple):
+    """A training that went well.
+
+    Attributes:
+        preset: of the training script.
+        settings: by name; a run in which they are the same is compared with this one.
+        num_images: generated images that each FID is of: with another number it is another measure.
+        about: data, number of real images, hardware, version; a sentence without its full stop.
+        points: (training images seen, minutes of training, FID), in order.
+    """
+
+    preset: str
+    settings: dict[str, Any]
+    num_images: int
+    about: str
+    points: list[tuple[int, float, float]]
+
+    def fid_at(self, images: int) -> float | None:
+        """Return the FID after so many training images, between two points on a line of both logarithms.
+
+        Returns:
+            None before the first point; after the last one the FID of that.
+        """
+        if images < self.points[0][0]:
+            return None
+        seen, _, fids = zip(*self.points, strict=True)
+        return math.exp(np.interp(math.log(images), np.log(seen), np.log(fids)))
+
+
+def read_reference_curves() -> list[ReferenceCurve]:
+    """Read the curves that are shipped."""
+    entries = json.loads(files("hfgen.inference").joinpath("reference_curves.json").read_text())
+    return [ReferenceCurve(**{**entry, "points": [tuple(point) for point in entry["points"]]}) for entry in entries]
+
+
+def reference_of(settings: dict[str, Any], num_images: int) -> ReferenceCurve | None:
+    """Return the curve of a run's preset.
+
+    Args:
+        settings: of the run, all of them.
+        num_images: generated images that its FID is of.
+    """
+    for curve in read_reference_curves():
+        same = all(settings.get(name) == value for name, value in curve.settings.items())
+        if curve.num_images == num_images and same:
+            return curve
+    return None
+
+
+def compare_with_reference(settings: dict[str, Any], num_images: int, images: int, fid: float) -> tuple[bool, str]:
+    """Say where a run is beside the reference of its preset.
+
+    Args:
+        settings: of the run.
+        num_images: generated images that `fid` is of.
+        images: training images that it has seen.
+        fid: its own.
+
+    Returns:
+        Whether it is far behind, and the comparison as a sentence without its full stop; "" if there is no reference.
+    """
+    curve = reference_of(settings, num_images)
+    expected = curve.fid_at(images) if curve is not None else None
+    if curve is None or expected is None:
+        return False, ""
+    told = f"FID {fid:.0f} after {images:,} training images, where the reference run of preset {curve.preset} had "
+    return fid > FAR_BEHIND * expected, f"{told}{expected:.0f} ({curve.about})"
+
+
+def minutes_of_updates(log: list[dict[str, Any]]) -> list[float]:
+    """Return for each entry of a run's log the minutes of its updates so far, without scoring and saving."""
+    images, minutes, found = 0, 0.0, []
+    for entry in log:
+        minutes += (entry["images"] - images) / entry["images_per_second"] / 60
+        images = entry["images"]
+        found.append(minutes)
+    return found
+
+
+def curve_of(run: Path, log: list[dict[str, Any]], preset: str, about: str) -> dict[str, Any]:
+    """Make an entry of `reference_curves.json` from a run.
+
+    Args:
+        run: its folder.
+        log: of it, with scores; see `hfgen.inference.curves.read_metrics`.
+        preset: that it was trained with.
+        about: see `ReferenceCurve`.
+
+    Returns:
+        Plain values, ready for JSON. Minutes are those of the updates alone, without scoring and saving.
+    """
+    settings = json.loads((run / "training_config.json").read_text())
+    points = [
+        [entry["images"], round(minutes, 1), round(entry["fid"], 1)]
+        for entry, minutes in zip(log, minutes_of_updates(log), strict=True)
+        if "fid" in entry
+    ]
+    return {
+        "preset": preset,
+        "settings": {name: settings[name] for name in COMPARED if name in settings},
+        "num_images": settings["evaluate_num_images"],
+        "about": about,
+        "points": points,
+    }

@@ -1,0 +1,1 @@
+"""What one or two methods need beside networks and losses: averages, schedules, augmentation, watches."""

@@ -1,0 +1,94 @@
+"""What a report of `hfgen evaluate` says, for people: a table and sentences; and how it is written and read."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+# key of the scores -> key of its standard error
+TABLE = {
+    "fid": "fid_standard_error",
+    "kid": "kid_standard_error",
+    "precision": None,
+    "recall": None,
+    "density": None,
+    "coverage": None,
+    "mifid": None,
+}
+
+
+def finite(value: Any) -> Any:
+    """Replace what JSON has no word for, such as the infinite MiFID of a generator that only copies, by null."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Write a report as a table, with the floor in a column beside the scores, and the statements on copies."""
+    told = [score_table(report)]
+    told.append(
+        f"Memorisation: {report['memorisation']['statement']}; {report['memorisation_by_pixels']['statement']}."
+    )
+    if "held_out" in report:
+        part, fid = report["held_out"], score_names(report["features"])["fid"]
+        told.append(f"Held out: {fid} {part['fid']:.4g} against {part['num_held_out']:,} images; {part['statement']}.")
+    return "\n\n".join(told) + "\n"
+
+
+def score_table(report: dict[str, Any]) -> str:
+    """Write the scores of a report as a table, and what is needed to read them."""
+    scores, floor, spread = report["scores"], report["floor"], report.get("repeats")
+    halves, names = floor["halves"], score_names(report["features"])
+    head = ["score", "generated"]
+    if spread:
+        head.append(f"mean ± standard deviation over {len(spread['seeds'])} seeds")
+    head.append(f"floor: half of the real images against the other ({halves['num_fake']:,} each)")
+    lines = [
+        f"{scores['num_fake']:,} images of {report['sample_size']} pixels against {scores['num_real']:,} real ones, "
+        f"seed {report['seed']}; features: {report['features']}.",
+        "",
+        f"| {' | '.join(head)} |",
+        "| --- " * len(head) + "|",
+    ]
+    for key, error in TABLE.items():
+        cells = [f"{part[key]:.4g}" + (f" ± {part[error]:.2g}" if error else "") for part in (scores, halves)]
+        if spread:
+            cells.insert(1, f"{spread['mean'][key]:.4g} ± {spread['standard_deviation'][key]:.2g}")
+        lines.append(f"| {names.get(key, key)} | {' | '.join(cells)} |")
+    fid = names["fid"]
+    told = [
+        f"{fid} of {scores['num_fake']:,} real images, drawn with replacement, against all: {floor['fid_at_n']:.4g}. "
+        f"± is the standard error, which does not contain the bias of {fid}: compare at equal numbers of images."
+    ]
+    if "reconstructions" in report:
+        part = report["reconstructions"]
+        told.append(
+            f"{fid} of {part['num_images']:,} real images that were encoded and decoded again: {part['fid']:.4g}."
+        )
+    if "fid_at_infinity" in report:
+        told.append(f"{fid} extrapolated to infinitely many generated images: {report['fid_at_infinity']:.4g}.")
+    if "likelihood" in report:
+        told.append(f"Likelihood: {report['likelihood']['statement']}.")
+    return "\n".join(lines) + "\n\n" + "\n\n".join(told)
+
+
+def read_report(file: Path) -> dict[str, Any]:
+    """Read `evaluation.json`; a score that JSON had no word for is infinite again."""
+    report = json.loads(file.read_text())
+    spread = report.get("repeats", {})
+    parts = [spread[key] for key in ("mean", "standard_deviation") if key in spread]
+    for scores in (report["scores"], report["floor"]["halves"], *parts):
+        scores |= {key: math.inf for key in TABLE if scores[key] is None}
+    return report
+
+
+def score_names(features: str) -> dict[str, str]:
+    """Return how FID and its kin are called in these features: the names say Inception, whatever that is."""
+    if features.startswith("inception"):
+        return {"fid": "FID", "kid": "KID", "mifid": "MiFID"}
+    family = {"dinov2": "DINOv2", "clip": "CLIP"}[features.split()[0]]
+    return {"fid": f"Frechet distance ({family})", "kid": f"kernel distance ({family})", "mifid": f"MiFD ({family})"}

@@ -1,0 +1,1 @@
+"""From a run to a repo of the Hub that loads anywhere."""

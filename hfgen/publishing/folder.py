@@ -1,0 +1,235 @@
+"""The folder that is published: a pipeline with its code, a card, pictures, settings and figures; nothing private.
+
+What never goes up: checkpoints and optimizer states, logs, file names of the data, sheets that show training images,
+and paths of this machine.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffusers import DiffusionPipeline
+
+from hfgen.errors import UserError
+from hfgen.files import read_json_lines
+from hfgen.hub.card import EARLIER, REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE, TRAINING_FILE, write_card
+from hfgen.hub.model_index import reference_name
+from hfgen.inference.curves import METRICS_FILE, draw_curves
+from hfgen.inference.draw import (
+    draw_images,
+    find_pipeline,
+    interpolate,
+    latents_of_seeds,
+    open_pipeline,
+    weights_digest,
+)
+from hfgen.inference.figures import denoising_strip, image_sheet, progress_frames, write_gif
+from hfgen.metrics.report import finite, read_report
+from hfgen.training.checkpoints import PROGRESS_FILE
+from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE
+
+
+# Settings that say where things lie on this machine or where they go, and nothing of the training.
+PRIVATE_SETTINGS = ("resume", "cache_dir", "feature_weights", "push_to_hub", "hub_model_id", "hub_private_repo")
+NUM_SAMPLES, DENOISING_ROWS, WALKS, WALK_STEPS, MAX_FRAMES = 16, 4, 4, 8, 24
+TEXT_FILES = (".json", ".jsonl", ".md", ".py", ".txt", ".yml")
+
+
+class Moment(NamedTuple):
+    """When in a training a pipeline was saved."""
+
+    step: int
+    seconds: float | None  # of training; None if the log does not reach there
+
+
+def make_publication(
+    source: Path, target: Path, repo_id: str, scores: Path | None = None, license_id: str | None = None
+) -> None:
+    """Fill a new folder with what is to be published.
+
+    Args:
+        source: a run, its `best/`, one of its checkpoints, or the folder of a pipeline.
+        target: empty, or not there.
+        repo_id: "owner/name", which the card names.
+        scores: a folder from `hfgen evaluate`, or the `evaluation.json` in it.
+        license_id: of the weights, for the card.
+
+    Raises:
+        UserError: if there is no pipeline, the scores are those of another one, or a path of this machine would be
+            published.
+    """
+    folder = find_pipeline(source)
+    pipeline = open_pipeline(str(folder), plain=True)
+    report = None if scores is None else scores_of(scores, pipeline)
+    pipeline.save_pretrained(target)
+    run = run_of(folder)
+    if report is not None:
+        report["reference"] = reference_name(report["reference"])
+        (target / REPORT_FILE).write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
+    draw_pictures(pipeline, target / "samples", (report or {}).get("num_inference_steps"))
+    if run is not None:
+        add_figures_of_run(run, folder, target)
+        add_pictures_of_run(run, target / "samples")
+    write_card(target, repo_id, license_id)
+    private = [Path.home(), Path.cwd(), source.expanduser().resolve(), *([run.resolve()] if run else [])]
+    refuse_private_paths(target, [str(path) for path in private])
+
+
+def run_of(pipeline_folder: Path) -> Path | None:
+    """Return the run of RUN/pipeline, RUN/best/pipeline or RUN/checkpoints/*/pipeline; None if it is of no run."""
+    parents = pipeline_folder.resolve().parents
+    return next((folder for folder in parents[:3] if (folder / "launches.jsonl").is_file()), None)
+
+
+def scores_of(scores: Path, pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """Read a report of `hfgen evaluate`.
+
+    Raises:
+        UserError: if it is none, or not one of these weights.
+    """
+    file = scores / REPORT_FILE if scores.is_dir() else scores
+    try:
+        report = read_report(file)
+        digest = report.get("weights_sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"--scores {scores}: no {REPORT_FILE} of hfgen evaluate there ({error!r})") from error
+    if digest != weights_digest(pipeline):
+        raise UserError(f"--scores {scores}: these are scores of other weights; run hfgen evaluate for this pipeline")
+    return report
+
+
+def draw_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps: int | None) -> None:
+    """Draw what the card shows of a pipeline: samples, and walks through its latents or the denoising."""
+    folder.mkdir(exist_ok=True)
+    trained_steps = pipeline.scheduler.config.num_train_timesteps if hasattr(pipeline, "unet") else None
+    images = list(draw_images(pipeline, NUM_SAMPLES, 0, num_inference_steps, NUM_SAMPLES))
+    image_sheet(images).save(folder / "sheet.png")
+    if trained_steps is not None:
+        timesteps = [round((trained_steps - 1) * part / 7) for part in range(7, -1, -1)]
+        strip, _ = denoising_strip(pipeline, timesteps, DENOISING_ROWS, 0, num_inference_steps)
+        strip.save(folder / "denoising.png")
+        return
+    ends = latents_of_seeds(pipeline, range(WALKS + 1), None)
+    parts = [step / (WALK_STEPS - 1) for step in range(WALK_STEPS)]
+    image_sheet(interpolate(pipeline, ends, parts, spherical=True), WALK_STEPS).save(folder / "interpolation.png")
+
+
+def add_pictures_of_run(run: Path, folder: Path) -> None:
+    """Add a film of the training and its curves, as far as the run has left what they are made of."""
+    try:
+        frames = progress_frames(run)
+    except UserError:  # none, or of several sizes
+        frames = []
+    if len(frames) > 1:
+        shown = [frames[round(index * (len(frames) - 1) / (MAX_FRAMES - 1))] for index in range(MAX_FRAMES)]
+        shown = frames if len(frames) <= MAX_FRAMES else shown
+        write_gif([*shown, *shown[-1:] * 3], folder / "progress.gif", frame_seconds=0.5)
+    if (run / METRICS_FILE).is_file() and (run / METRICS_FILE).stat().st_size:
+        draw_curves([run]).savefig(folder / "curves.png", dpi=80)
+
+
+def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
+    """Write the settings, the course and the scores of the training, without what is private in them."""
+    settings = json.loads((run / SETTINGS_FILE).read_text())
+    name, on_hub, intake = data_of(run, settings)
+    public = {key: value for key, value in settings.items() if key not in PRIVATE_SETTINGS}
+    public |= {"output_dir": Path(settings["output_dir"]).resolve().name, "dataset": name}
+    _write_json(target / SETTINGS_FILE, public)
+
+    log = read_json_lines(run / METRICS_FILE)
+    moment = moment_of(run, pipeline_folder, log)
+    launches = read_json_lines(run / "launches.jsonl")
+    status = json.loads((run / "status.json").read_text())
+    training = {
+        "end": end_of(status, moment.step),
+        "step": moment.step,
+        "seconds": moment.seconds,
+        "images": round(log[-1]["images"] / log[-1]["step"] * moment.step) if log else None,
+        # One that went on from this very step came after it.
+        "launches": [launch for launch in launches if launch["from_step"] < max(moment.step, 1)],
+        "data": {"name": name, "on_hub": on_hub, **summary_of_intake(intake)},
+    }
+    _write_json(target / TRAINING_FILE, training)
+    if log:
+        shutil.copyfile(run / METRICS_FILE, target / METRICS_FILE)
+    evaluations = read_json_lines(run / EVALUATIONS_FILE)
+    if evaluations:
+        shutil.copyfile(run / EVALUATIONS_FILE, target / EVALUATIONS_FILE)
+    of_this_moment = [line for line in evaluations if line["step"] == moment.step]
+    if of_this_moment:
+        _write_json(target / RUN_SCORES_FILE, of_this_moment[-1])
+
+
+def end_of(status: dict[str, Any], step: int) -> str:
+    """Say how the training of a pipeline of this step ended, by the `status.json` of its run."""
+    if step < status["step"]:
+        return f"{EARLIER} of a run that went on to step {status['step']:,}"
+    return status["reason"] if status["status"] != "running" else "published while it went on"
+
+
+def data_of(run: Path, settings: dict[str, Any]) -> tuple[str, bool, dict[str, Any] | None]:
+    """Return how to call the training images in public, whether they are a data set of the Hub, and their intake."""
+    file = run / "intake.json"
+    intake = json.loads(file.read_text()) if file.is_file() else None
+    dataset = settings["dataset"]
+    on_hub = settings["streaming"] or (intake is not None and intake["source"].startswith("Hub data set"))
+    is_path = not on_hub and dataset.partition(":")[0] != "toy_paintings"
+    return Path(dataset).expanduser().resolve().name if is_path else dataset, on_hub, intake
+
+
+def moment_of(run: Path, pipeline_folder: Path, log: Sequence[dict[str, Any]]) -> Moment:
+    """Tell when in its training a pipeline was saved: at the end, at its best, or with a checkpoint."""
+    above = pipeline_folder.resolve().parent
+    if (above / PROGRESS_FILE).is_file():
+        progress = json.loads((above / PROGRESS_FILE).read_text())
+        return Moment(progress["step"], progress["seconds"])
+    if above.name == BEST_FOLDER:
+        step = json.loads((above / SCORES_FILE).read_text())["step"]
+        return Moment(step, next((entry["seconds"] for entry in log if entry["step"] >= step), None))
+    status = json.loads((run / "status.json").read_text())
+    return Moment(status["step"], status["seconds"])
+
+
+def summary_of_intake(intake: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the counts of an intake report, without the names of files; without an intake there are none."""
+    if intake is None:
+        return {"images": None, "training_images": None, "sample_size": None, "intake": {}, "warnings": []}
+    near = intake["near_duplicates"]
+    low, median, high = intake["short_side"]
+    counts = {
+        key: ", ".join(f"{name}: {count:,}" for name, count in intake[key].items())
+        for key in ("formats", "modes", "sizes")
+    }
+    return {
+        "images": intake["images"],
+        "training_images": intake["training_images"],
+        "sample_size": intake["sample_size"],
+        "intake": counts
+        | {
+            "short side": f"{low} to {high}, median {median} pixels",
+            "enlarged": intake["upsampled"],
+            "unreadable": len(intake["unreadable"]),
+            "exact duplicates": sum(len(group) - 1 for group in intake["exact_duplicates"]),
+            "of these left out": intake["dropped"],
+            "pairs that look nearly the same": "not searched" if near is None else len(near),
+        },
+        "warnings": intake["warnings"],
+    }
+
+
+def refuse_private_paths(folder: Path, paths: Sequence[str]) -> None:
+    """Raise a `UserError` if a text file in a folder that is to be published names a path of this machine."""
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in TEXT_FILES:
+            text = file.read_text(encoding="utf-8")
+            for path in paths:
+                # Not where a longer word begins with it or ends in it: "/cats" stands in "huggan/cats" too.
+                if len(path) > 1 and re.search(rf"(?<![\w.-]){re.escape(path)}(?!\w)", text):
+                    raise UserError(f"{file.name} would publish {path}, a path of this machine; nothing was uploaded")
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n")

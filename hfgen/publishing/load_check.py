@@ -1,0 +1,53 @@
+"""The check before an upload: what is published loads where hfgen is not installed, and draws the same images."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from hfgen.errors import UserError
+from hfgen.inference.draw import open_pipeline
+from hfgen.publishing import fresh_load
+
+
+# Runs a file as a script without putting its folder before the installed packages, and with no hfgen to import.
+RUN_WITHOUT_HFGEN = (
+    "import runpy, sys; file = sys.argv.pop(1); sys.modules['hfgen'] = None; runpy.run_path(file, run_name='__main__')"
+)
+
+
+def check_loads_anywhere(folder: Path) -> None:
+    """Load a folder in a clean process, by diffusers alone, and compare what it draws with what hfgen draws.
+
+    Nothing is taken from the network or from the cache of remote code, and nothing is left there.
+
+    Raises:
+        UserError: if it does not load or draws other images.
+    """
+    index = json.loads((folder / "model_index.json").read_text())
+    trust = "trust" if isinstance(index["_class_name"], list) else "no"
+    with tempfile.TemporaryDirectory() as temporary:
+        images = Path(temporary) / "images.npy"
+        environment = {key: value for key, value in os.environ.items() if key != "DIFFUSERS_DISABLE_REMOTE_CODE"}
+        environment |= {"HF_MODULES_CACHE": f"{temporary}/modules", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        result = subprocess.run(
+            [sys.executable, "-c", RUN_WITHOUT_HFGEN, fresh_load.__file__, folder.resolve(), images, trust],
+            cwd=temporary,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        if result.returncode:
+            reason = " ".join(result.stderr.strip().splitlines()[-1:])
+            raise UserError(f"{folder}: does not load where hfgen is not installed: {reason}; nothing was uploaded")
+        fresh = np.load(images, allow_pickle=False)
+    ours = fresh_load.draw(open_pipeline(str(folder), "cpu", plain=True))
+    if fresh.shape != ours.shape or not np.array_equal(fresh, ours):
+        raise UserError(
+            f"{folder}: draws other images where hfgen is not installed; nothing was uploaded. This is a fault of "
+            "hfgen or of the installed diffusers: please report it with their versions"
+        )

@@ -1,0 +1,123 @@
+"""Publishing: from a run or a pipeline to a repo of the Hub that loads anywhere, and to a Space with its demo.
+
+The way of a folder: publication.py (pipeline, code, pictures, figures, card), load_check.py, upload.py.
+"""
+
+import shlex
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from hfgen.demo.space import gradio_version, write_space
+from hfgen.errors import UserError
+from hfgen.hub.card import is_somebodys_own
+from hfgen.hub.upload import Commit, check_access, read_card, upload
+from hfgen.inference.draw import find_pipeline
+from hfgen.publishing.folder import make_publication
+from hfgen.publishing.load_check import check_loads_anywhere
+from hfgen.training.run import Run
+
+
+class Published(NamedTuple):
+    """Where something went.
+
+    Attributes:
+        repo_id: "owner/name".
+        commit: what was made of it.
+        replaced_card: whether a README.md that somebody had written gave way to the card; it is in the history.
+        space_commit: of the Space, if there is one.
+    """
+
+    repo_id: str
+    commit: Commit
+    replaced_card: bool
+    space_commit: Commit | None = None
+
+
+def publish(
+    source: str | Path,
+    repo_id: str,
+    private: bool = False,
+    scores: Path | None = None,
+    license_id: str | None = None,
+    space: bool = False,
+    token: str | None = None,
+) -> Published:
+    """Publish a pipeline on the Hub, after it was seen to load without hfgen.
+
+    Args:
+        source: a run, its `best/`, one of its checkpoints, or the folder of a pipeline. Nothing in it is changed.
+        repo_id: "owner/name", or "name" for a repo of your own. It is made if there is none; what an earlier
+            publication left in it is replaced, in one commit.
+        private: make the repo (and the Space) private; refused if it exists and is public.
+        scores: a folder from `hfgen evaluate`, for the card.
+        license_id: of the weights, as the Hub writes it, such as "apache-2.0".
+        space: also publish the demo as a Space of the same name.
+        token: of the Hub; the one that you are logged in with if None.
+
+    Raises:
+        UserError: if there is nothing to publish, it does not load by itself, or the Hub refuses; then the repo is as
+            it was before, and the same call completes it later.
+    """
+    find_pipeline(_existing(source))  # a misspelt path is told before anybody is asked for a token
+    if space:
+        gradio_version()
+    target = check_access(repo_id, private, token)
+    of_space = check_access(target.repo_id, private, token, "space") if space else None
+    with tempfile.TemporaryDirectory(prefix="hfgen-publication-") as temporary:
+        folder = prepare(source, Path(temporary) / target.repo_id.split("/")[1], target.repo_id, scores, license_id)
+        replaces = is_somebodys_own(read_card(target))
+        commit = upload(folder, target, "Publish the pipeline with its card")
+        if of_space is None:
+            return Published(target.repo_id, commit, replaces)
+        app = Path(temporary) / "its space"  # no repo can be called so
+        # The revision, so that the Space goes on running the code that it was published with.
+        write_space(app, target.repo_id, commit.revision, target.repo_id.split("/")[1], license_id)
+        return Published(target.repo_id, commit, replaces, upload(app, of_space, "Publish the demo"))
+
+
+def publish_if_asked(run: Run) -> None:
+    """Publish what a run has left, if `--push_to_hub` was given; the main process alone does.
+
+    Raises:
+        UserError: as `publish` does, and how to make up for it.
+    """
+    settings = run.settings
+    if not (settings.push_to_hub and run.is_main):
+        return
+    try:
+        published = publish(run.output_dir, settings.hub_repo_id, settings.hub_private_repo)
+    except UserError as error:
+        private = " --private" if settings.hub_private_repo else ""
+        again = f"hfgen publish {shlex.quote(str(run.output_dir))} {settings.hub_repo_id}{private}"
+        raise UserError(
+            f"{error}\nThe run itself is whole, in {run.output_dir}. To publish it later: {again}"
+        ) from error
+    print(f"published {published.repo_id}: {published.commit.address}")
+
+
+def prepare(
+    source: str | Path, folder: Path, repo_id: str, scores: Path | None = None, license_id: str | None = None
+) -> Path:
+    """Make the folder that `publish` uploads, check that it loads without hfgen, and return it.
+
+    Args:
+        source: as of `publish`.
+        folder: empty, or not there.
+        repo_id: that the card names.
+        scores: as of `publish`.
+        license_id: as of `publish`.
+
+    Raises:
+        UserError: as `publish` does, but for the Hub.
+    """
+    make_publication(_existing(source), folder, repo_id, scores, license_id)
+    check_loads_anywhere(folder)
+    return folder
+
+
+def _existing(source: str | Path) -> Path:
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        raise UserError(f"{source}: no such folder")
+    return path

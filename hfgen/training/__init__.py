@@ -1,0 +1,1 @@
+"""What every training run shares: settings, folder, log, checkpoints, and how it ends."""

@@ -1,0 +1,144 @@
+"""The log of a run: `metrics.jsonl`, the tracker (TensorBoard or wandb) and the progress bar."""
+
+import hashlib
+import importlib
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from tqdm.auto import tqdm
+
+from hfgen.errors import UserError
+from hfgen.files import append_json_line, read_json_lines, write_text_atomically
+
+
+class RunLog:
+    """Writes means of losses on a cadence, once for all processes.
+
+    Args:
+        folder: the run's folder.
+        accelerator: reduces over the processes and holds the trackers.
+        images_per_step: images of one update, over all processes.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, images_per_step: int):
+        self._metrics_file = folder / "metrics.jsonl"
+        self._folder, self._accelerator, self._images_per_step = folder, accelerator, images_per_step
+        self._clear_window()
+
+    def open(self, step: int, max_train_steps: int, settings: dict[str, Any], report_to: str) -> None:
+        """Start the tracker and the bar at `step`, dropping what an interrupted launch logged beyond it.
+
+        Raises:
+            UserError: if wandb cannot start.
+        """
+        self._drop_beyond(step)
+        if report_to != "none":
+            self._start_tracker(step, settings, report_to)
+        self.bar = tqdm(
+            total=max_train_steps,
+            initial=step,
+            desc="training",
+            unit="step",
+            disable=not self._accelerator.is_main_process,
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        )
+        self._clear_window()
+
+    def rewind(self, step: int) -> None:
+        """Go back to `step`, dropping what was logged beyond it."""
+        self._drop_beyond(step)
+        self.bar.n = step
+        self.bar.refresh()
+        self._clear_window()
+
+    def say(self, message: str) -> None:
+        """Print a line above the progress bar. Main process only."""
+        self.bar.write(message)
+
+    def add(self, losses: dict[str, torch.Tensor], notes: dict[str, float]) -> None:
+        """Add the losses of one update to the current window; see `Run.log`."""
+        self._steps += 1
+        for name, loss in losses.items():
+            # Summed on the device: reading each loss off it would stall it.
+            self._sums[name] = (
+                self._sums[name] + loss.detach().float() if name in self._sums else loss.detach().float()
+            )
+        self._notes.update(notes)
+
+    def note(self, values: dict[str, float], seconds: float) -> None:
+        """Add numbers to the next entry, and leave the seconds that they took out of its speed."""
+        self._notes.update(values)
+        self._window_started += seconds
+
+    def is_finite(self) -> bool:
+        """Whether every loss since the last entry is finite. Waits for the device."""
+        return all(math.isfinite(total.item()) for total in self._sums.values())
+
+    def write(self, step: int, seconds: float) -> dict[str, float]:
+        """Write the means since the last entry and start a new window.
+
+        Args:
+            step: updates so far.
+            seconds: of training so far, over all launches.
+
+        Returns:
+            The mean of each loss over the window and the processes.
+        """
+        if not self._steps:
+            return {}
+        sums = {name: total / self._steps for name, total in self._sums.items()}
+        losses = {name: mean.item() for name, mean in self._accelerator.reduce(sums, "mean").items()}
+        speed = self._steps * self._images_per_step / (time.monotonic() - self._window_started)
+        values = {**losses, **self._notes, "images_per_second": round(speed, 3)}
+        if self._accelerator.is_main_process:
+            entry = {"step": step, "images": step * self._images_per_step, "seconds": round(seconds, 2), **values}
+            append_json_line(self._metrics_file, entry)
+        shown = [f"{name} {value:.4g}" for name, value in losses.items()]
+        self.bar.set_postfix_str(", ".join([*shown, f"{speed:.1f} images/s"]), refresh=False)
+        self._accelerator.log(values, step=step)
+        self._clear_window()
+        return losses
+
+    def show_image(self, name: str, image: Image.Image, step: int) -> None:
+        """Give an image to the tracker. Main process only."""
+        for tracker in self._accelerator.trackers:
+            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({name: np.asarray(image)[None]}, step=step, **options)
+
+    def _start_tracker(self, step: int, settings: dict[str, Any], report_to: str) -> None:
+        logs, name = self._folder / "logs", self._folder.resolve().name
+        run_id = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:12]
+        logs.mkdir(parents=True, exist_ok=True)  # or wandb would write to a temporary folder
+        init_kwargs = {
+            "tensorboard": {"purge_step": step + 1 if step else None},
+            "wandb": {"id": run_id, "name": name, "resume": "allow", "dir": str(logs)},
+        }
+        config = {
+            key: value if isinstance(value, int | float | str) else str(value) for key, value in settings.items()
+        }
+        tracker_errors = (importlib.import_module("wandb.errors").Error,) if report_to == "wandb" else ()
+        try:
+            self._accelerator.init_trackers("hfgen", config, {report_to: init_kwargs[report_to]})
+        except tracker_errors as error:  # most often no login or no network
+            raise UserError(
+                f"--report_to wandb: cannot start: {error}; log in with `wandb login`, set WANDB_MODE=offline to send "
+                "the run later with `wandb sync`, or use tensorboard"
+            ) from error
+
+    def _drop_beyond(self, step: int) -> None:
+        if self._accelerator.is_main_process:
+            kept = [entry for entry in read_json_lines(self._metrics_file) if entry["step"] <= step]
+            write_text_atomically(self._metrics_file, "".join(f"{json.dumps(entry)}\n" for entry in kept))
+
+    def _clear_window(self) -> None:
+        self._steps, self._window_started = 0, time.monotonic()
+        self._sums: dict[str, torch.Tensor] = {}
+        self._notes: dict[str, float] = {}

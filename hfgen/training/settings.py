@@ -1,0 +1,97 @@
+"""Settings of the rails: how long, how often, where to."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hfgen.config import setting
+from hfgen.errors import UserError
+from hfgen.training.stopping import parse_duration
+
+
+DEFAULT_TRAIN_STEPS = 100_000
+MIN_EVALUATED = 10
+
+
+@dataclass
+class RunSettings:
+    """Settings of the rails: how long, how often, where to."""
+
+    _argument_group_name = "run"
+
+    output_dir: str = setting("runs/run", "folder of the run: settings, checkpoints, samples, logs, pipeline")
+    seed: int = setting(0, "fixes the initial weights, the data order, the noise and every other random number")
+    resume: str | None = setting(
+        None, "'latest' or the path of a checkpoint; 'latest' starts anew where there is none", may_change=True
+    )
+    max_train_steps: int | None = setting(None, "updates of the weights; 100000 if num_epochs is not given either")
+    num_epochs: float | None = setting(None, "passes over the data; the run ends at whichever comes first")
+    max_train_time: str | None = setting(
+        None, "stop with a checkpoint after this time of this launch, for example 45m or 8h50m", may_change=True
+    )
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = setting(
+        "auto", "auto: bf16 where the hardware multiplies it natively, else no"
+    )
+    cpu: bool = setting(False, "stay on the CPU although there is an accelerator")
+    log_every: int = setting(50, "steps between two entries of the log", may_change=True)
+    sample_every: int = setting(1000, "steps between two sheets of samples; 0: only at the end", may_change=True)
+    num_sample_images: int = setting(16, "images on a sheet of samples", may_change=True)
+    checkpoint_every: int = setting(1000, "steps between two checkpoints; 0: only at the end", may_change=True)
+    checkpoints_total_limit: int = setting(2, "checkpoints to keep", may_change=True)
+    evaluate_every: int = setting(
+        0, "steps between two scores against the training images: FID, KID, copies; 0: none", may_change=True
+    )
+    evaluate_num_images: int = setting(1000, "images drawn for each score", may_change=True)
+    best_by: Literal["fid", "kid"] = setting("fid", "score whose best pipeline is kept under best/", may_change=True)
+    feature_weights: str | None = setting(
+        None, "TorchScript file of the Inception network; found by itself if installed", may_change=True
+    )
+    push_to_hub: bool = setting(False, "publish the pipeline on the Hub when the run ends", may_change=True)
+    hub_model_id: str | None = setting(
+        None, "repo to publish in, as owner/name; the name of output_dir, of your own, if not given", may_change=True
+    )
+    hub_private_repo: bool = setting(False, "make that repo private", may_change=True)
+    report_to: Literal["tensorboard", "wandb", "none"] = setting("tensorboard", "where curves go", may_change=True)
+
+    def __post_init__(self):
+        if self.max_train_steps is not None and self.max_train_steps < 1:
+            raise UserError(f"--max_train_steps {self.max_train_steps}: must be at least 1")
+        for name in ("log_every", "num_sample_images", "checkpoints_total_limit"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+        if self.evaluate_num_images < MIN_EVALUATED:
+            raise UserError(f"--evaluate_num_images {self.evaluate_num_images}: must be at least {MIN_EVALUATED}")
+        for name in ("sample_every", "checkpoint_every", "evaluate_every", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
+        if self.num_epochs is not None and self.num_epochs <= 0:
+            raise UserError(f"--num_epochs {self.num_epochs}: must be positive")
+        parse_duration("--max_train_time", self.max_train_time)
+        if (self.hub_model_id or self.hub_private_repo) and not self.push_to_hub:
+            given = "hub_model_id" if self.hub_model_id else "hub_private_repo"
+            raise UserError(f"--{given} does nothing without --push_to_hub")
+
+    @property
+    def hub_repo_id(self) -> str:
+        """Where `--push_to_hub` publishes: "owner/name", or "name" for a repo of the user's own."""
+        return self.hub_model_id or Path(self.output_dir).resolve().name
+
+
+def planned_steps(settings: RunSettings, images_per_step: int, images_per_epoch: int | None) -> int:
+    """Return the number of updates, from `--max_train_steps` or `--num_epochs`.
+
+    Args:
+        settings: of the run.
+        images_per_step: images of one update, over all processes.
+        images_per_epoch: images of the data set; None for a stream, whose length nobody knows.
+
+    Raises:
+        UserError: if nothing but epochs is asked for, of a stream.
+    """
+    limits = [] if settings.max_train_steps is None else [settings.max_train_steps]
+    if settings.num_epochs is not None and images_per_epoch is not None:
+        limits.append(math.ceil(settings.num_epochs * images_per_epoch / images_per_step))
+    elif settings.num_epochs is not None and not limits:
+        raise UserError("--num_epochs: a streamed data set has no length; give --max_train_steps instead")
+    return min(limits, default=DEFAULT_TRAIN_STEPS)

@@ -1,0 +1,129 @@
+"""What a checkpoint of a run carries: everything that decides how training goes on."""
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from hfgen.errors import UserError
+from hfgen.training import checkpoints
+
+
+class Stateful(Protocol):
+    """What a checkpoint can carry: networks, averages, optimizers, learning-rate schedules, data positions."""
+
+    def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...  # noqa: D102
+
+
+class SavablePipeline(Protocol):
+    """A diffusers pipeline, as far as a run needs one."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> Any: ...  # noqa: D102
+
+
+class RunState:
+    """The parts of a run that a checkpoint carries.
+
+    Args:
+        parts: networks (unwrapped), averages, optimizers and the like by name.
+        batches: the source of batches, whose state may differ from process to process.
+        pipeline: draws with the averaged network; saved with every checkpoint.
+        data_digest: changes when the training images do.
+        accelerator: knows the processes.
+    """
+
+    def __init__(
+        self,
+        parts: dict[str, Stateful],
+        batches: Stateful,
+        pipeline: SavablePipeline,
+        data_digest: str,
+        accelerator: Accelerator,
+    ):
+        self._parts, self._batches, self.pipeline = dict(parts), batches, pipeline
+        if accelerator.scaler is not None:
+            self._parts["grad_scaler"] = accelerator.scaler
+        self._accelerator = accelerator
+        self._agreement = {"num_processes": accelerator.num_processes, "data_digest": data_digest}
+
+    def not_finite(self) -> list[str]:
+        """Return the names of the networks that have a parameter or buffer that is not finite."""
+        return [name for name, part in self._parts.items() if not _is_finite(part)]
+
+    def save(self, folder: Path, progress: dict[str, Any], total_limit: int) -> None:
+        """Write a checkpoint; all processes must call this.
+
+        Args:
+            folder: the run's `checkpoints` folder.
+            progress: plain values with the key "step", to be kept with it.
+            total_limit: how many checkpoints to keep.
+        """
+        batches_states = gather_object([self._batches.state_dict()])
+        if self._accelerator.is_main_process:
+            state = {name: part.state_dict() for name, part in self._parts.items()}
+            checkpoints.save_checkpoint(
+                folder,
+                {**progress, "torch_version": torch.__version__, **self._agreement},
+                {**state, "batches": batches_states},
+                self.pipeline.save_pretrained,
+                total_limit,
+            )
+        self._accelerator.wait_for_everyone()
+
+    def load(self, checkpoint: Path) -> dict[str, Any]:
+        """Load a checkpoint and return the plain values that were kept with it.
+
+        Raises:
+            UserError: if it was made with other data or another number of processes, or is damaged.
+        """
+        progress = checkpoints.load_progress(checkpoint)
+        if progress["data_digest"] != self._agreement["data_digest"]:
+            raise UserError(f"--dataset: holds other images than those that {checkpoint} was trained on")
+        for key, value in self._agreement.items():
+            if progress[key] != value:
+                raise UserError(
+                    f"{checkpoint}: {key} was {progress[key]!r} and is {value!r} now; a resumed run needs the same"
+                )
+        if progress["torch_version"] != torch.__version__ and self._accelerator.is_main_process:
+            print(
+                f"note: the checkpoint is from torch {progress['torch_version']} and this is {torch.__version__}: "
+                "the run goes on, but not bit for bit as it would have"
+            )
+        state = checkpoints.load_state(checkpoint)
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+            _lay_out_like_parameters(part)
+        self._batches.load_state_dict(state["batches"][self._accelerator.process_index])
+        return progress
+
+    def scale_learning_rates(self, factor: float) -> None:
+        """Multiply the learning rate of every optimizer by a factor."""
+        for part in self._parts.values():
+            for group in getattr(part, "param_groups", []):
+                group["lr"] *= factor
+            if hasattr(part, "base_lrs"):  # of a schedule, which sets the learning rate anew at each step
+                part.base_lrs = [rate * factor for rate in part.base_lrs]
+
+
+def _lay_out_like_parameters(part: Stateful) -> None:
+    """Give an optimizer's state its parameters' memory format; a checkpoint may have been saved with another one.
+
+    PyTorch's fused optimizers walk through the memory of both side by side, and would mix the numbers up.
+    """
+    for parameter, state in getattr(part, "state", {}).items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _is_finite(part: Stateful) -> bool:
+    """Whether every floating-point parameter and buffer of a network is finite; True for what is no network."""
+    if not isinstance(part, torch.nn.Module):
+        return True
+    tensors = [tensor for tensor in part.state_dict().values() if tensor.is_floating_point()]
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all()) if tensors else True

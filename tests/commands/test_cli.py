@@ -1,0 +1,370 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from edm_pipelines import edm_pipeline
+from PIL import Image
+from safetensors.torch import save
+
+from hfgen import cli
+from hfgen.commands.sample import parse_timesteps
+from hfgen.errors import UserError
+from hfgen.inference.figures import image_sheet
+from hfgen.methods.schedules import SAMPLERS, noise_schedule, sampling_scheduler
+from hfgen.models import UNetBase
+from hfgen.pipelines import DDPMPipeline
+
+
+# Of diffusers, with numpy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def save_pipeline(folder: Path, seed: int = 0) -> Path:
+    """An untrained pipeline of 8 x 8 pixels and 20 training steps."""
+    torch.manual_seed(seed)
+    unet = UNetBase(8, block_out_channels=(4, 8), time_embedding_dim=6).eval()
+    DDPMPipeline(unet, sampling_scheduler(noise_schedule("linear", 20), "ddim")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    return save_pipeline(tmp_path_factory.mktemp("cli") / "pipeline")
+
+
+@pytest.fixture
+def sample(hfgen, tmp_path):
+    """Run `hfgen sample` on the CPU with 4 steps into a new folder; return that folder."""
+
+    def run(pipeline, *arguments, name: str = "images") -> Path:
+        settings = ("--num_images", 5, "--num_inference_steps", 4, "--device", "cpu")
+        status, _, err = hfgen("sample", pipeline, "--output", tmp_path / name, *settings, *arguments)
+        assert status == 0, err
+        return tmp_path / name
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def pixels(folder: Path) -> np.ndarray:
+    """The single images of a folder, in order, `(count, 8, 8, 3)`."""
+    return np.stack([np.asarray(Image.open(file)) for file in sorted(folder.glob("0*.png"))]).astype(int)
+
+
+# ------------------------------------------------------------------------------------------------------------- sample
+
+
+def test_sample_writes_exactly_the_images_asked_for_and_their_sheet(sample, pipeline):
+    folder = sample(pipeline)
+    names = [f"{index:06d}.png" for index in range(5)]
+    assert sorted(contents(folder)) == [*names, "sheet.png"]
+    images = [Image.open(folder / name) for name in names]
+    assert [(image.mode, image.size) for image in images] == [("RGB", (8, 8))] * 5
+    assert np.array_equal(np.asarray(Image.open(folder / "sheet.png")), np.asarray(image_sheet(images)))
+
+
+def test_the_same_seed_draws_the_same_bytes_and_another_seed_other_images(sample, pipeline):
+    first = sample(pipeline, "--seed", 7, name="first")
+    assert contents(sample(pipeline, "--seed", 7, name="second")) == contents(first)
+    other = pixels(sample(pipeline, "--seed", 8, name="other"))
+    assert np.abs(other - pixels(first)).max(axis=(1, 2, 3)).min() > 10
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_neither_the_batch_size_nor_the_number_of_images_changes_an_image(sample, pipeline, sampler):
+    at_once = pixels(sample(pipeline, "--sampler", sampler, "--batch_size", 5))
+    for batch_size in 1, 2:
+        batched = pixels(sample(pipeline, "--sampler", sampler, "--batch_size", batch_size, name=str(batch_size)))
+        assert np.abs(batched - at_once).max() <= 1  # convolutions of another batch size may round otherwise
+    fewer = pixels(sample(pipeline, "--sampler", sampler, "--num_images", 3, name="fewer"))
+    assert np.abs(fewer - at_once[:3]).max() <= 1
+    assert all(np.abs(one - other).max() > 10 for one, other in zip(at_once[:-1], at_once[1:], strict=True))
+
+
+def test_every_sampler_draws_and_none_gives_the_one_that_was_saved(sample, pipeline):
+    drawn = {sampler: contents(sample(pipeline, "--sampler", sampler, name=sampler)) for sampler in SAMPLERS}
+    assert contents(sample(pipeline)) == drawn["ddim"]
+    assert len({images["sheet.png"] for images in drawn.values()}) == len(SAMPLERS)
+
+
+@pytest.fixture(scope="module")
+def of_edm(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("edm") / "pipeline"
+    edm_pipeline().save_pretrained(folder)
+    return folder
+
+
+def test_a_pipeline_of_edm_is_sampled_by_what_it_has_and_refuses_the_rest_by_name(sample, refusal, of_edm, tmp_path):
+    saved, dpm, ddim = (
+        contents(sample(of_edm, *arguments, name=name))
+        for name, arguments in (("saved", ()), ("dpm", ("--sampler", "dpm")), ("ddim", ("--sampler", "ddim")))
+    )
+    assert saved == dpm and dpm.keys() == ddim.keys() and dpm["sheet.png"] != ddim["sheet.png"]
+    told = refusal("sample", of_edm, "--output", tmp_path / "x", "--sampler", "unipc")
+    assert "--sampler unipc: a network trained by EDM has ddim and dpm only, not unipc" in told
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_pipeline_of_edm_is_denoised_on_the_scale_of_its_timesteps(hfgen, of_edm, tmp_path):
+    arguments = ("--num_inference_steps", 5, "--timesteps", "999,500,0", "--device", "cpu")
+    status, out, err = hfgen("denoise", of_edm, "--output", tmp_path / "strips", *arguments)
+    assert status == 0, err
+    assert "denoising.png (timesteps 999, 500, 0)" in out
+    assert sorted(contents(tmp_path / "strips")) == ["denoising.png", "forward.png"]
+
+
+def test_an_empty_folder_may_be_the_output(sample, pipeline, tmp_path):
+    (tmp_path / "images").mkdir()
+    assert len(contents(sample(pipeline))) == 6
+
+
+@pytest.mark.parametrize("command", ["sample", "denoise"])
+def test_an_output_that_holds_something_is_refused_and_left_alone(command, refusal, pipeline, tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    assert "is not empty" in refusal(command, pipeline, "--output", tmp_path)
+    assert "is not empty" in refusal(command, pipeline, "--output", tmp_path / "note.txt")
+    assert contents(tmp_path) == {"note.txt": b"mine"}
+
+
+def test_an_unknown_sampler_is_refused_with_those_there_are(refusal, pipeline, tmp_path):
+    line = refusal("sample", pipeline, "--output", tmp_path / "images", "--sampler", "euler")
+    assert line == "error: --sampler euler: must be one of ddim, dpm, unipc, ddpm"
+    assert not (tmp_path / "images").exists()
+
+
+def test_a_device_that_is_not_there_is_refused(refusal, pipeline, tmp_path):
+    line = refusal("sample", pipeline, "--output", tmp_path / "images", "--device", "abacus")
+    assert line == "error: --device abacus: not on this machine; use auto or cpu"
+
+
+def test_more_steps_than_the_training_had_are_refused(refusal, pipeline, tmp_path):
+    line = refusal("sample", pipeline, "--output", tmp_path / "images", "--num_inference_steps", 21)
+    assert line == "error: num_inference_steps=21 must be from 1 to 20"
+
+
+@pytest.mark.parametrize("option", ["--num_images", "--batch_size", "--num_inference_steps"])
+def test_a_count_of_zero_is_a_mistake_in_the_command(option, hfgen, pipeline, tmp_path):
+    status, _, err = hfgen("sample", pipeline, "--output", tmp_path / "images", option, 0)
+    assert status == 2
+    assert option in err
+
+
+# ------------------------------------------------------------------------------------------------- finding a pipeline
+
+
+def test_a_run_without_a_pipeline_is_sampled_from_its_newest_whole_checkpoint(sample, pipeline, tmp_path):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for step in 9, 10, 200:
+        save_pipeline(checkpoints / f"step-{step:08d}" / "pipeline", seed=step)
+    for step in 9, 10:
+        (checkpoints / f"step-{step:08d}" / "progress.json").write_text("{}")  # without it, a checkpoint is not whole
+    newest = contents(sample(checkpoints / "step-00000010" / "pipeline", name="pipeline of the newest"))
+    older = contents(sample(checkpoints / "step-00000009", name="older checkpoint"))
+    assert newest != older
+    assert contents(sample(tmp_path / "run", name="unfinished run")) == newest
+    shutil.copytree(pipeline, tmp_path / "run" / "pipeline")
+    finished = contents(sample(tmp_path / "run", name="finished run"))
+    assert finished == contents(sample(pipeline, name="pipeline")) != newest
+
+
+def test_a_folder_without_a_pipeline_is_refused(refusal, tmp_path):
+    (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    line = refusal("sample", tmp_path / "run", "--output", tmp_path / "images")
+    assert line.startswith(f"error: {tmp_path / 'run'}: no pipeline in this folder")
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize("where", ["missing", "./missing", "runs/missing", "/runs/missing", "~/runs/missing"])
+def test_a_pipeline_that_is_nowhere_is_refused(where, refusal, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = refusal("sample", where, "--output", tmp_path / "images")
+    assert line.startswith(f"error: {where}: no such folder")
+
+
+def test_the_pipeline_of_something_else_is_refused_by_name(refusal, pipeline, tmp_path):
+    shutil.copytree(pipeline, tmp_path / "pipeline")
+    index = tmp_path / "pipeline" / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "FluxPipeline"}))
+    line = refusal("denoise", tmp_path / "pipeline", "--output", tmp_path / "images")
+    assert "a FluxPipeline is none of hfgen's pipelines (DDPMPipeline, GANPipeline, VAEPipeline)" in line
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("model_index.json", b"{"),
+        ("unet/config.json", b"{"),
+        ("unet/diffusion_pytorch_model.safetensors", b"short"),
+        ("unet/diffusion_pytorch_model.safetensors", None),
+        ("unet/diffusion_pytorch_model.safetensors", save({"of another network": torch.zeros(1)})),
+        ("scheduler/scheduler_config.json", None),
+    ],
+)
+def test_a_damaged_pipeline_is_refused_by_name(file, damage, refusal, pipeline, tmp_path):
+    shutil.copytree(pipeline, tmp_path / "pipeline")
+    if damage is None:
+        (tmp_path / "pipeline" / file).unlink()
+    else:
+        (tmp_path / "pipeline" / file).write_bytes(damage)
+    line = refusal("sample", tmp_path / "pipeline", "--output", tmp_path / "images")
+    assert line.startswith(f"error: {tmp_path / 'pipeline'} cannot be loaded: ")
+
+
+# ------------------------------------------------------------------------------------------------------------ denoise
+
+
+@pytest.fixture
+def denoise(hfgen, pipeline, tmp_path):
+    """Run `hfgen denoise`; return the two strips and what it printed."""
+
+    def run(*arguments) -> tuple[Image.Image, Image.Image, str]:
+        settings = ("--num_inference_steps", 4, "--device", "cpu")
+        status, out, err = hfgen("denoise", pipeline, "--output", tmp_path / "strips", *settings, *arguments)
+        assert status == 0, err
+        assert sorted(contents(tmp_path / "strips")) == ["denoising.png", "forward.png"]
+        return Image.open(tmp_path / "strips" / "denoising.png"), Image.open(tmp_path / "strips" / "forward.png"), out
+
+    return run
+
+
+def test_denoise_draws_a_row_an_image_and_a_column_a_timestep(denoise):
+    denoising, forward, out = denoise("--timesteps", "3,19,11", "--num_images", 3)
+    assert denoising.size == (3 * 10 - 2, 3 * 10 - 2)
+    assert forward.size == (3 * 10 - 2, 2 * 10 - 2)
+    assert "timesteps 19, 11, 3" in out
+
+
+def test_denoise_shows_eight_timesteps_unless_told_otherwise(denoise):
+    denoising, forward, out = denoise()
+    assert denoising.size == (8 * 10 - 2, 4 * 10 - 2)
+    assert "timesteps 19, 16, 14, 11, 8, 5, 3, 0" in out
+    assert parse_timesteps(None, 1000) == [999, 856, 714, 571, 428, 285, 143, 0]
+
+
+def test_the_forward_strip_starts_from_the_image_given_cropped_to_the_size_of_the_network(denoise, tmp_path):
+    Image.new("RGB", (32, 16), (250, 20, 130)).save(tmp_path / "flat.png")
+    _, forward, _ = denoise("--timesteps", "19,0", "--image", tmp_path / "flat.png")
+    # After the first of 20 steps 0.5 % of the variance is noise in the linear schedule, and 0.8 % in the cosine one.
+    first_column = np.asarray(forward.crop((0, 0, 8, 18))).astype(int)
+    for row in first_column[:8], first_column[10:]:
+        assert np.abs(row.mean(axis=(0, 1)) - [250, 20, 130]).max() < 12
+
+
+def test_without_an_image_the_forward_strip_starts_from_the_last_one_drawn(denoise):
+    denoising, forward, _ = denoise("--timesteps", "19,0", "--num_images", 2)
+    drawn = np.asarray(denoising.crop((10, 10, 18, 18))).astype(int)
+    started = np.asarray(forward.crop((0, 10, 8, 18))).astype(int)
+    assert np.abs(started - drawn).mean() < 15
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "message"),
+    [
+        ("20,3", "--timesteps 20,3: each must be from 0 to 19"),
+        ("3,-1", "--timesteps 3,-1: each must be from 0 to 19"),
+        ("3,x", "--timesteps 3,x: write numbers with commas between them"),
+        ("3,,4", "--timesteps 3,,4: write numbers with commas between them"),
+    ],
+)
+def test_timesteps_that_the_training_did_not_have_are_refused(timesteps, message, refusal, pipeline, tmp_path):
+    assert refusal("denoise", pipeline, "--output", tmp_path / "x", "--timesteps", timesteps) == f"error: {message}"
+    with pytest.raises(UserError, match=message):
+        parse_timesteps(timesteps, 20)
+
+
+@pytest.mark.parametrize("content", [None, b"no image"])
+def test_an_image_that_cannot_be_read_is_refused_by_name(content, refusal, pipeline, tmp_path):
+    image = tmp_path / "image.png"
+    if content is not None:
+        image.write_bytes(content)
+    assert f"--image {image}" in refusal("denoise", pipeline, "--output", tmp_path / "x", "--image", image)
+    assert not (tmp_path / "x").exists()
+
+
+def test_denoise_refuses_more_steps_than_the_training_had(refusal, pipeline, tmp_path):
+    line = refusal("denoise", pipeline, "--output", tmp_path / "x", "--num_inference_steps", 21)
+    assert line == "error: num_inference_steps=21 must be from 1 to 20"
+
+
+# ------------------------------------------------------------------------------------------------------- data inspect
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch) -> Path:
+    """Three pictures, one of them a copy, one broken file and one text."""
+    monkeypatch.setenv("HFGEN_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, seed in (("a.png", 0), ("b.png", 1), ("c.png", 0)):
+        noise = np.random.default_rng(seed).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name)
+    (folder / "broken.png").write_bytes((folder / "b.png").read_bytes()[:100])
+    (folder / "readme.txt").write_text("no picture")
+    return folder
+
+
+def test_data_inspect_counts_the_images_and_lists_the_broken_one(hfgen, pictures):
+    status, out, _ = hfgen("data", "inspect", pictures, "--sample_size", 8)
+    assert status == 0
+    assert f"folder {pictures}: 3 images" in out
+    assert "sizes 20 x 12 3" in out
+    assert "unreadable: 1; exact duplicates: 1" in out
+    assert "skipped broken.png: " in out
+    assert "identical: a.png, c.png" in out
+
+
+def test_data_inspect_writes_the_whole_report_as_json(hfgen, pictures, tmp_path):
+    status, _, _ = hfgen("data", "inspect", pictures, "--sample_size", 8, "--json", tmp_path / "new" / "report.json")
+    assert status == 0
+    report = json.loads((tmp_path / "new" / "report.json").read_text())
+    assert (report["images"], report["sample_size"], report["not_read"]) == (3, 8, 1)
+    assert [name for name, _ in report["unreadable"]] == ["broken.png"]
+    assert report["exact_duplicates"] == [["a.png", "c.png"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("./nowhere",), "error: --dataset ./nowhere: no such file or folder"),
+        (("PICTURES", "--sample_size", 4), "error: --sample_size 4: must be from 8 to 1024 pixels"),
+    ],
+)
+def test_data_inspect_refuses_what_cannot_be_inspected(arguments, message, refusal, pictures):
+    assert refusal("data", "inspect", *(pictures if word == "PICTURES" else word for word in arguments)) == message
+
+
+# ----------------------------------------------------------------------------------------------------------- the rest
+
+
+def test_help_names_every_command(hfgen):
+    status, out, _ = hfgen("--help")
+    assert status == 0
+    assert all(command in out for command in ("sample", "denoise", "data"))
+    status, out, _ = hfgen("data", "--help")
+    assert status == 0
+    assert "inspect" in out
+
+
+def test_an_error_that_is_no_mistake_of_the_user_keeps_its_traceback(monkeypatch, tmp_path, pipeline):
+    monkeypatch.setattr("hfgen.inference.draw.open_pipeline", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["hfgen", "sample", str(pipeline), "--output", str(tmp_path / "images")])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_the_command_line_answers_without_importing_torch_or_diffusers():
+    code = (
+        "import sys, hfgen.cli, hfgen\n"
+        "heavy = {'torch', 'diffusers', 'numpy', 'PIL'} & sys.modules.keys()\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr

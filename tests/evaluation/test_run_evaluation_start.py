@@ -1,0 +1,153 @@
+"""Scores in the course of a run: what is refused before it begins, several processes, and the real features."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from line_method import fit
+from run_files import state_of
+from stand_in_features import Colours
+from toy_runs import METHODS, TINY, files_of, train
+
+from hfgen.data.settings import DataSettings
+from hfgen.errors import UserError
+from hfgen.evaluation import during_training as run_evaluation
+from hfgen.evaluation.during_training import RunEvaluation, read_evaluations
+from hfgen.metrics import feature_spaces
+from hfgen.metrics.extraction import extract_features
+from hfgen.training.settings import RunSettings
+
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
+TESTS = Path(__file__).resolve().parent
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+# A training script whose features are cheap.
+WITH_STAND_IN = """
+import os, pathlib, sys
+sys.path.insert(0, {tests!r})
+from stand_in_features import Colours
+from hfgen.evaluation import during_training as run_evaluation
+colours = Colours()
+run_evaluation.build_extractor = lambda *_: colours
+from toy_runs import script
+script("vae").main(sys.argv[1:])
+pathlib.Path(__file__).with_name("calls-" + os.environ["RANK"]).write_text(str(colours.calls))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("evaluate_num_images", 9), ("evaluate_num_images", 0), ("evaluate_every", -1)]
+)
+def test_impossible_settings_are_named(name, value):
+    with pytest.raises(UserError, match=f"--{name} {value}: must"):
+        RunSettings(**{name: value})
+    assert RunSettings(evaluate_num_images=10).evaluate_every == 0
+
+
+def test_a_stream_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_evaluation, "build_extractor", lambda *_: pytest.fail("loaded"))
+    stream = DataSettings("someone/paintings", streaming=True)
+    run, _ = fit(tmp_path / "run", max_train_steps=1, evaluate_every=1)
+    with pytest.raises(UserError, match="--evaluate_every: the images of a stream cannot be compared with"):
+        RunEvaluation(run, stream)
+    without, _ = fit(tmp_path / "without", max_train_steps=1)
+    RunEvaluation(without, stream)  # nothing is to be evaluated
+
+
+def test_too_few_training_images_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_evaluation, "build_extractor", lambda *_: Colours())
+    with pytest.raises(UserError, match="--evaluate_every: --dataset toy_paintings:11: 11 images are too few"):
+        train("gan", tmp_path / "run", "--dataset", "toy_paintings:11", "--evaluate_every", "1")
+
+
+def test_missing_weights_are_refused_before_training_and_the_run_can_still_be_started(tmp_path, monkeypatch):
+    pytest.importorskip("cleanfid")
+
+    def missing(path):
+        raise UserError(f"no weights at {path}")
+
+    find_weights = feature_spaces.find_weights
+    with pytest.raises(UserError, match=r"--feature_weights gone\.pt: no such file"):
+        train("gan", tmp_path / "run", "--evaluate_every", "2", "--feature_weights", "gone.pt")
+    monkeypatch.setattr(feature_spaces, "find_weights", missing)
+    with pytest.raises(UserError, match="no weights at None"):
+        train("gan", tmp_path / "run", "--evaluate_every", "2", "--resume", "latest")
+    begun = {"metrics.jsonl", "status.json", "checkpoints"}
+    assert not begun & {path.name for path in (tmp_path / "run").iterdir()}
+    monkeypatch.setattr(feature_spaces, "find_weights", find_weights)
+    monkeypatch.setattr(run_evaluation, "build_extractor", lambda *_: Colours())
+    train("gan", tmp_path / "run", "--evaluate_every", "2", "--resume", "latest")
+    train("gan", tmp_path / "other", "--evaluate_every", "2")
+    assert [row["step"] for row in read_evaluations(tmp_path / "run")] == [2, 4, 6]
+    assert files_of(tmp_path / "run" / "pipeline") == files_of(tmp_path / "other" / "pipeline")
+
+
+def test_features_do_not_depend_on_the_precision_that_images_are_drawn_in():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 5))
+    images = [np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8) for index in range(4)]
+
+    def features():
+        cpu = torch.device("cpu")
+        return extract_features(images, 4, lambda image: image.astype(np.float32), network, cpu)
+
+    plain = features()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(plain, features())
+
+
+def test_the_scores_are_those_that_evaluate_gives_of_the_best_pipeline(inception_weights, hfgen, tmp_path):
+    """With the real features, in mixed precision."""
+    few = ("--dataset", "toy_paintings:12", "--evaluate_num_images", "10", "--max_train_steps", "1")
+    train("gan", tmp_path / "run", *few, "--evaluate_every", "5", "--mixed_precision", "bf16", "--seed", "7")
+    (row,) = read_evaluations(tmp_path / "run")
+    arguments = ("--reference", "toy_paintings:12", "--num_images", "10", "--seed", "7", "--device", "cpu")
+    assert hfgen("evaluate", tmp_path / "run" / "best", *arguments, "--output", tmp_path / "scores")[0] == 0
+    report = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
+    assert row["fid"] == pytest.approx(report["scores"]["fid"], rel=1e-3)
+    assert row["kid"] == pytest.approx(report["scores"]["kid"], rel=1e-2)
+    assert row["copies"] * 10 == report["memorisation"]["num_copies"]
+    assert row["copies_by_pixels"] * 10 == report["memorisation_by_pixels"]["num_copies"]
+    ratio = report["memorisation"]["median_distance"] / report["memorisation"]["median_distance_among_real"]
+    assert row["nearest_distance_ratio"] == pytest.approx(ratio, rel=1e-2)
+    # Training feels nothing of the network of the features.
+    train("gan", tmp_path / "without", *few, "--mixed_precision", "bf16", "--seed", "7")
+    assert files_of(tmp_path / "run" / "pipeline") == files_of(tmp_path / "without" / "pipeline")
+
+
+def test_two_processes_evaluate_once_and_end_together(tmp_path):
+    """A VAE, of which all processes encode the data and the main one fits and scores."""
+    program, folder = tmp_path / "train.py", tmp_path / "run"
+    program.write_text(WITH_STAND_IN.format(tests=str(TESTS)))
+    arguments = [*TINY, *METHODS["vae"], "--max_train_steps", "4", "--output_dir", str(folder)]
+    launch([str(program), *arguments, "--evaluate_every", "2"])
+    # Features of the training images, then of two evaluations, by the main process alone.
+    assert [(tmp_path / f"calls-{rank}").read_text() for rank in (0, 1)] == ["3", "0"]
+    assert [row["step"] for row in read_evaluations(folder)] == [2, 4]
+    assert json.loads((folder / "launches.jsonl").read_text())["num_processes"] == 2
+    assert (folder / "best" / "pipeline" / "density").is_dir() and (folder / "pipeline" / "density").is_dir()
+    # Each is back at its place in the data after it was encoded.
+    assert state_of(folder, 4)["batches"] == [{"position": 4}] * 2
+
+
+def test_two_processes_fail_together_where_weights_are_missing(tmp_path):
+    pytest.importorskip("cleanfid")
+    arguments = [*TINY, *METHODS["gan"], "--output_dir", str(tmp_path / "run"), "--evaluate_every", "1"]
+    gone = ["--feature_weights", "gone.pt"]
+    failed = launch([str(TESTS.parent / "training_scripts" / "train_gan.py"), *arguments, *gone], status=1)
+    # Each of them says it, and neither was killed because it waited for the other.
+    assert failed.stderr.count("error: --feature_weights gone.pt: no such file") == 2
+    assert "Signal" not in failed.stderr and "Traceback" in failed.stderr  # the launcher's own
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def launch(arguments, status=0):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([*TWO_PROCESSES, *arguments], capture_output=True, text=True, env=environment, timeout=300)
+    assert ended.returncode == status, ended.stderr[-3000:]
+    return ended

@@ -1,0 +1,264 @@
+"""Scores with their spread and floor, copies counted, reference features kept: on features made by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hfgen.data.settings import DataSettings
+from hfgen.errors import UserError
+from hfgen.evaluation import scores as evaluation
+from hfgen.evaluation.reference import load_reference
+from hfgen.evaluation.scores import (
+    distances_among,
+    held_out_report,
+    memorisation_report,
+    pixel_report,
+    score_features,
+    score_floor,
+    spread_over_seeds,
+)
+from hfgen.metrics import kernel, manifold
+from hfgen.metrics.frechet import frechet_distance
+from hfgen.metrics.kernel import kernel_distance, thinned_out
+from hfgen.metrics.manifold import manifold_scores
+from hfgen.metrics.memorisation import copying_test, memorisation_informed_fid, nearest_images
+
+
+def features(seed, count, shift=0.0):
+    return np.random.default_rng(seed).gamma(0.5, size=(count, 12)) + shift
+
+
+def test_every_score_is_that_of_its_function_and_real_comes_first():
+    real, fake = features(0, 60), features(1, 40, 0.5)
+    scores = score_features(real, fake)
+    assert (scores["num_real"], scores["num_fake"]) == (60, 40)
+    assert scores["fid"] == frechet_distance(real, fake)
+    assert (scores["kid"], scores["kid_standard_error"]) == kernel_distance(real, fake)
+    overlap = manifold_scores(real, fake)
+    assert {name: scores[name] for name in overlap._fields} == overlap._asdict()
+    assert overlap.precision != overlap.recall
+    assert scores["mifid"] == memorisation_informed_fid(real, fake) != memorisation_informed_fid(fake, real)
+    assert json.loads(json.dumps(scores)) == scores
+
+
+def test_the_standard_error_of_fid_is_about_its_spread_over_new_draws_and_follows_the_seed():
+    draws = [score_features(features(2 * seed, 200), features(2 * seed + 1, 200, 0.3)) for seed in range(12)]
+    spread = np.std([one["fid"] for one in draws], ddof=1)
+    assert 0.5 * spread < np.mean([one["fid_standard_error"] for one in draws]) < 2 * spread
+    real, fake = features(0, 60), features(1, 40)
+    errors = [score_features(real, fake, seed)["fid_standard_error"] for seed in (0, 0, 1)]
+    assert errors[0] == errors[1] != errors[2]
+
+
+def test_the_intervals_lie_1_96_standard_errors_to_either_side():
+    scores = score_features(features(0, 60), features(1, 40, 0.5))
+    for name in ("fid", "kid"):
+        low, high = scores[f"{name}_interval"]
+        assert (low + high) / 2 == pytest.approx(scores[name])
+        assert high - low == pytest.approx(2 * 1.96 * scores[f"{name}_standard_error"])
+        assert low < scores[name] < high
+
+
+def test_all_that_is_drawn_follows_the_seed(monkeypatch):
+    for module in (kernel, manifold):
+        monkeypatch.setattr(module, "MAX_IMAGES", 30)
+    real, fake = features(0, 60), features(1, 40, 0.5)
+    for seed in (0, 1):
+        scores = score_features(real, fake, seed)
+        assert (scores["kid"], scores["kid_standard_error"]) == kernel_distance(real, fake, seed)
+        assert {name: scores[name] for name in manifold.Manifold._fields} == manifold_scores(
+            real, fake, seed=seed
+        )._asdict()
+    assert manifold_scores(real, fake, seed=0) != manifold_scores(real, fake, seed=1)
+
+
+def test_the_spread_over_seeds_is_that_of_a_sample_of_the_scores_alone():
+    draws = [
+        {"num_fake": 7, "fid": fid, "fid_standard_error": 9.0, "fid_interval": [0.0, 1.0], "recall": recall}
+        for fid, recall in ((1.0, 0.5), (2.0, 0.5), (6.0, 0.5))
+    ]
+    assert spread_over_seeds(draws) == {
+        "mean": {"fid": 3.0, "recall": 0.5},
+        "standard_deviation": {"fid": pytest.approx(np.sqrt((4 + 1 + 9) / 2)), "recall": 0.0},
+    }
+    scores = [score_features(features(0, 60), features(seed, 40), seed) for seed in (1, 2)]
+    assert spread_over_seeds(scores)["mean"].keys() == {
+        *("fid", "kid", "mifid"),
+        *manifold.Manifold._fields,
+    }
+
+
+def test_the_floor_is_of_disjoint_halves_and_of_as_many_draws_as_were_generated():
+    real = features(3, 101)
+    floor = score_floor(real, 30)
+    assert (floor["halves"]["num_real"], floor["halves"]["num_fake"]) == (50, 50)
+    assert floor["halves"]["mifid"] > 0  # an image in both halves would not make it 0, but all would
+    assert nearest_images(real, real, own=np.arange(len(real))).distances.min() > 0
+    # Fewer draws are farther off; a generator as good as the data gets about as much.
+    at = [np.mean([score_floor(real, count, seed)["fid_at_n"] for seed in range(8)]) for count in (20, 300)]
+    assert at[0] > 2 * at[1] > 0
+    assert floor["nearest"] == distances_among(real)
+    fresh = np.mean([frechet_distance(real, features(seed, 50)) for seed in range(50, 60)])
+    assert floor["halves"]["fid"] == pytest.approx(fresh, rel=0.6)
+
+
+def test_copies_are_counted_and_said():
+    real = features(4, 200)
+    fake = np.vstack([real[:7] * 1.5, features(5, 43)])  # brighter, but in the same direction
+    report = memorisation_report(real, fake, distances_among(real))
+    among = np.sort(nearest_images(real, real, own=np.arange(len(real))).distances)
+    assert among[0] < report["threshold"] < among[4]
+    assert report["num_copies"] == 7 and report["num_fake"] == 50
+    assert report["statement"].startswith("7 of 50 samples are nearer to a training image than 99% of")
+    assert report["median_distance"] == np.median(nearest_images(fake, real).distances)
+    assert report["median_distance_among_real"] == np.median(among)
+
+
+def test_the_threshold_is_the_first_percentile_and_a_distance_equal_to_it_is_no_copy():
+    real = features(4, 200)
+    among = np.sort(nearest_images(real, real, own=np.arange(200)).distances)
+    threshold = distances_among(real)["copy_threshold"]
+    assert threshold == pytest.approx(among[1] + 0.99 * (among[2] - among[1]))  # at place 0.01 * 199
+    right_angle = memorisation_report(np.eye(3)[:2], np.eye(3)[2:], {"copy_threshold": 1.0, "median": 1.0})
+    assert right_angle["num_copies"] == 0
+
+
+def test_of_many_real_images_some_look_for_neighbours_among_all_of_them(monkeypatch):
+    real = features(6, 80)
+    distances = nearest_images(real, real, own=np.arange(80)).distances
+    every = distances_among(real, 5)
+    assert every == distances_among(real, 6)
+    monkeypatch.setattr(evaluation, "MAX_AMONG_REAL", 1)
+    single = [distances_among(real, seed) for seed in range(30)]
+    assert all(one["copy_threshold"] == one["median"] for one in single)
+    found = np.array([one["median"] for one in single])
+    assert np.abs(found[:, None] - distances).min(axis=1).max() < 1e-12  # each that of one image to all others
+    assert len(set(found)) > 15
+    monkeypatch.setattr(evaluation, "MAX_AMONG_REAL", 30)
+    chosen = distances[thinned_out(np.arange(80), 30, 2)]
+    assert distances_among(real, 2)["median"] == pytest.approx(np.median(chosen)) != every["median"]
+    assert score_floor(real, 30, 2)["nearest"] == distances_among(real, 2) != distances_among(real, 0)
+
+
+def small_images(seed, count):
+    return np.random.default_rng(seed).random((count, 3, 16, 16), dtype=np.float32)
+
+
+def test_copies_by_pixels_are_counted_and_said(monkeypatch):
+    """Of 20 real images 2 are all but one; 5 of 8 generated ones are copies, 1 of them of those."""
+    real = small_images(0, 20)
+    real[19] = real[0] + 1e-3
+    copies = real[[0, 3, 3, 4, 5]] + 1e-6
+    copies[1] = copies[1, :, :, ::-1]
+    report = pixel_report(real, np.vstack([copies, small_images(1, 3)]))
+    assert (report["num_copies"], report["num_fake"], report["share_among_real"]) == (5, 8, 0.1)
+    assert report["median_distance"] == pytest.approx(1e-6, rel=0.2)
+    assert report["median_distance_among_real"] == pytest.approx(np.sqrt(1 / 6), rel=0.1)  # of uniform noise
+    assert report["statement"].startswith("5 of 8 are copies by their pixels, three times as near to one training")
+    assert report["statement"].endswith("(of the training images themselves: 10.0%)")
+    # Where there are many, a draw of them stands for all, and looks for its neighbours among all.
+    monkeypatch.setattr(evaluation, "MAX_AMONG_REAL", 10)
+    shares = [pixel_report(real, copies, seed)["share_among_real"] for seed in range(40)]
+    assert set(shares) <= {0.0, 0.1, 0.2} and len(set(shares)) == 3
+    assert np.mean(shares) == pytest.approx(0.1, abs=0.03)
+
+
+def test_a_third_of_the_way_to_the_second_nearest_is_no_copy_any_more():
+    real = np.stack([np.full((3, 16, 16), level, np.float32) for level in (0, 1, 0.9)])
+    for level, copies in ((0.21, 1), (0.24, 0)):  # ratios 0.21 / 0.69 and 0.24 / 0.66
+        assert pixel_report(real, np.full((1, 3, 16, 16), level, np.float32))["num_copies"] == copies
+
+
+@pytest.mark.parametrize("num_train", [100, 2000])
+def test_copies_are_nearer_to_the_training_images_than_held_out_ones_are(num_train):
+    train, held_out, fresh = features(0, num_train), features(1, 90), features(2, 80)
+    copies = np.vstack([train[:60] * 1.01, fresh[:20]])
+    copied, learned = (held_out_report(train, held_out, fake) for fake in (copies, fresh))
+    medians = [np.median(nearest_images(part, train).distances) for part in (held_out, copies)]
+    assert [copied["distance_of_held_out"], copied["distance_of_fake"]] == medians
+    assert copied["gap"] == medians[0] - medians[1] > 0.8 * medians[0]
+    assert abs(learned["gap"]) < 0.2 * copied["gap"]
+    assert copied["copying_share"] > 0.8 > 0.6 > learned["copying_share"] > 0.4
+    assert copied["copying_p_value"] < 1e-6 < 0.01 < learned["copying_p_value"]
+    assert (copied["copying_share"], copied["copying_p_value"]) == copying_test(train, held_out, copies)
+    assert copied["num_held_out"] == 90
+    assert copied["fid"] == frechet_distance(held_out, copies)
+    assert copied["statement"].startswith(f"in {copied['copying_share']:.0%} of all pairs the sample is nearer to the")
+    # What copies the held-out images is as far from the training images as those are.
+    reversed_roles = held_out_report(train, held_out, held_out * 1.01)
+    assert reversed_roles["gap"] == pytest.approx(0, abs=1e-12)
+    assert reversed_roles["copying_share"] == pytest.approx(0.5, abs=0.5 / 90)  # 90 ties that rounding may break
+
+
+def test_held_out_images_that_were_trained_on_are_told():
+    train, fake = features(0, 100), features(2, 80)
+    mixed = held_out_report(train, np.vstack([features(1, 50), train[:3]]), fake)
+    assert mixed["num_also_in_train"] == 3
+    assert mixed["statement"].endswith("; beware: 3 of the held-out images are training images too")
+    apart = held_out_report(train, features(1, 50), fake)
+    assert apart["num_also_in_train"] == 0 and "beware" not in apart["statement"]
+
+
+def test_files_that_are_there_twice_do_not_hide_copies():
+    """Neither by features, where they would make the threshold 0, nor by pixels, where both would be as near."""
+    real = features(4, 200)
+    twice = np.vstack([real, real[:40]])
+    fake = np.vstack([real[:7] * 1.5, features(5, 43)])
+    assert distances_among(twice)["copy_threshold"] > 0.5 * distances_among(real)["copy_threshold"] > 0
+    assert memorisation_report(twice, fake, distances_among(twice))["num_copies"] == 7
+    assert distances_among(np.ones((9, 4))) == {"copy_threshold": 0, "median": 0}  # all are one file
+    pictures = np.random.default_rng(0).random((30, 3, 16, 16)).astype(np.float32)
+    doubled = np.concatenate([pictures[:10], pictures])
+    report = pixel_report(doubled, pictures[[0, 5, 20]] * np.float32(0.99))
+    assert (report["num_copies"], report["share_among_real"]) == (3, 0)
+
+
+class Colours:
+    """Features that are cheap: the mean of each channel."""
+
+    identity = "colours"
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, images, count=None):
+        self.calls += 1
+        return np.array([image.mean(axis=(0, 1)) for image in images], dtype=np.float32)
+
+
+def test_reference_features_are_computed_once_for_each_data_size_and_extractor(tmp_path):
+    extractor = Colours()
+    settings = DataSettings("toy_paintings:13", sample_size=16)
+    first, again = (
+        load_reference(settings, extractor, "--reference"),
+        load_reference(settings, extractor, "--reference"),
+    )
+    assert extractor.calls == 1 and np.array_equal(first.features, again.features)
+    assert first.features.shape == (13, 3) and first.features.dtype == np.float32
+    assert first.features[2] == pytest.approx(first.images[2].mean(axis=(0, 1)), rel=1e-6)
+    load_reference(DataSettings("toy_paintings:13", sample_size=8), extractor, "--reference")
+    load_reference(DataSettings("toy_paintings:14", sample_size=16), extractor, "--reference")
+    assert extractor.calls == 3
+    # So is the floor, for each number of images and seed.
+    floor = first.floor(20, 0)
+    assert floor == json.loads(json.dumps(score_floor(first.features, 20, 0))) != first.floor(30, 0)
+    kept = sorted(first.file.parent.glob("*-floor*-20-0.json"))
+    assert len(kept) == 1
+    kept[0].write_text('{"kept": 1}')
+    assert again.floor(20, 0) == {"kept": 1} and again.floor(20, 1) != floor
+    other = Colours()
+    other.identity = "other colours"
+    load_reference(settings, other, "--reference")
+    assert other.calls == 1
+
+
+def test_one_picture_many_times_is_too_little_to_compare_with(tmp_path):
+    for index in range(20):
+        Image.fromarray(np.full((16, 16, 3), min(index, 10), np.uint8)).save(tmp_path / f"{index}.png")
+    settings = DataSettings(str(tmp_path), sample_size=16)
+    with pytest.raises(UserError, match=r"--reference .*: 11 different images are too few to be split"):
+        load_reference(settings, Colours(), "--reference")
+    Image.fromarray(np.full((16, 16, 3), 99, np.uint8)).save(tmp_path / "another.png")
+    assert load_reference(settings, Colours(), "--reference").features.shape == (21, 3)

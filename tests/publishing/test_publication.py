@@ -1,0 +1,300 @@
+"""What goes into a published folder of a run: all that belongs there, and nothing private."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub_client import contents, digest_of
+from PIL import Image
+from published_toys import FAMILIES, files_to_publish
+from toy_runs import checkpoint, script, train
+
+from hfgen.errors import UserError
+from hfgen.inference.draw import open_pipeline
+from hfgen.publishing import folder as publication
+from hfgen.publishing.folder import make_publication, refuse_private_paths, run_of
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+SECRETS = ("patient", "clinic")  # in the names of files and of the folders above them
+
+
+@pytest.fixture(scope="module")
+def published(runs, tmp_path_factory):
+    """The published folder of each toy run."""
+    root = tmp_path_factory.mktemp("published")
+    for name, run in runs.items():
+        make_publication(run, root / name, f"tester/{name}")
+    return root
+
+
+def publish(source, target, **options):
+    """Make a publication; return it and what is in its files of JSON by name."""
+    make_publication(source, target, "tester/toy", **options)
+    return {file.name: json.loads(file.read_text()) for file in target.glob("*.json")}
+
+
+def make_pictures(folder: Path) -> Path:
+    """Nine pictures with telling names, of which two are equal and two are nearly so, and two that cannot be read."""
+    folder.mkdir(parents=True)
+    for index in range(7):
+        noise = np.random.default_rng(index).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"patient-{index}.png")
+    shutil.copy(folder / "patient-0.png", folder / "patient-0 again.png")
+    picture = np.asarray(Image.open(folder / "patient-1.png")).copy()
+    picture[0, 0] += 1
+    Image.fromarray(picture).save(folder / "patient-1 nearly.png")
+    (folder / "patient-broken.png").write_bytes(b"no picture")
+    (folder / "patient-half.png").write_bytes((folder / "patient-2.png").read_bytes()[:200])
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------- what it is
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_is_the_pipeline_with_its_code_pictures_figures_and_card(name, runs, published):
+    assert contents(published / name).keys() == files_to_publish(name)
+    assert digest_of(open_pipeline(str(published / name), "cpu", plain=True)) == digest_of(
+        open_pipeline(str(runs[name]), "cpu", plain=True)
+    )
+    for picture in (published / name / "samples").iterdir():
+        with Image.open(picture) as image:
+            assert image.size > (32, 16) and np.asarray(image.convert("RGB")).std() > 5, picture
+
+
+def test_the_pictures_are_those_that_their_captions_tell_of(runs, published):
+    # Sixteen of seed 0, as everybody can draw them; five in a walk's row are none of them.
+    sheet = Image.open(published / "gan" / "samples" / "sheet.png")
+    assert sheet.size == (4 * 18 - 2, 4 * 18 - 2)
+    drawn = list(publication.draw_images(open_pipeline(str(runs["gan"]), "cpu", plain=True), 16, 0, 50, 16))
+    assert np.array_equal(np.asarray(sheet)[:16, :16], np.asarray(drawn[0]))
+    assert np.array_equal(np.asarray(sheet)[-16:, -16:], np.asarray(drawn[15]))
+    walks = np.asarray(Image.open(published / "gan" / "samples" / "interpolation.png"))
+    assert walks.shape == (4 * 18 - 2, 8 * 18 - 2, 3)
+    assert np.array_equal(walks[:16, :16], np.asarray(drawn[0]))
+    assert np.array_equal(walks[:16, -16:], walks[18:34, :16])  # a walk begins where the one above it ends
+    gan = open_pipeline(str(runs["gan"]), "cpu", plain=True)
+    ends = publication.latents_of_seeds(gan, [0, 1], None)
+    on_the_sphere = publication.interpolate(gan, ends, [step / 7 for step in range(8)], spherical=True)
+    assert np.array_equal(walks[:16], np.asarray(publication.image_sheet(on_the_sphere, 8)))
+    denoising = np.asarray(Image.open(published / "ddpm" / "samples" / "denoising.png"))
+    assert denoising.shape == (4 * 18 - 2, 8 * 18 - 2, 3)
+    ddpm = open_pipeline(str(runs["ddpm"]), "cpu", plain=True)
+    finished = list(publication.draw_images(ddpm, 4, 0, None, 4))  # those of `hfgen sample --seed 0`
+    for row, image in enumerate(finished):
+        shown = [denoising[18 * row : 18 * row + 16, 18 * column : 18 * column + 16] for column in range(8)]
+        far = [np.abs(cell.astype(float) - np.asarray(image)).mean() for cell in shown]
+        assert far[-1] < 1 < far[0] and far[-1] == min(far)
+    with Image.open(published / "gan" / "samples" / "progress.gif") as film:
+        sheets = len(list((runs["gan"] / "samples").glob("*.png")))
+        assert film.n_frames >= sheets == 3 and film.info["duration"] == 500
+
+
+def test_diffusion_of_few_timesteps_is_shown_in_all_of_them(tmp_path):
+    arguments = ("--num_train_timesteps", "20", "--max_train_steps", "1", "--cache_dir", str(tmp_path / "cache"))
+    arguments += ("--num_inference_steps", "20")
+    train("ddpm", tmp_path / "run", *arguments)
+    publish(tmp_path / "run", tmp_path / "published")
+    assert (tmp_path / "published" / "samples" / "denoising.png").is_file()
+    assert "num_inference_steps=20).images" in (tmp_path / "published" / "README.md").read_text()
+
+
+def test_a_long_film_has_so_many_frames_from_the_first_to_the_last(tmp_path):
+    run = tmp_path / "run"
+    (run / "samples").mkdir(parents=True)
+    for step in range(60):
+        Image.new("L", (8, 8), 4 * step).save(run / "samples" / f"step-{step:08d}.png")
+    (tmp_path / "to").mkdir()
+    publication.add_pictures_of_run(run, tmp_path / "to")
+    with Image.open(tmp_path / "to" / "progress.gif") as film:
+        levels, seconds = [], 0
+        for frame in range(film.n_frames):
+            film.seek(frame)
+            levels.append(int(np.asarray(film.convert("L"))[0, 0]))
+            seconds += film.info["duration"] / 1000
+    assert len(set(levels)) == publication.MAX_FRAMES and levels == sorted(levels)
+    assert levels[0] == 0 and abs(levels[-1] - 236) <= 4 and seconds == pytest.approx(0.5 * (24 + 3))
+    assert not (tmp_path / "to" / "curves.png").exists()
+
+
+def test_the_settings_serve_as_a_preset_and_say_nothing_of_this_machine(runs, published, tmp_path):
+    settings = json.loads((published / "gan" / "training_config.json").read_text())
+    own = json.loads((runs["gan"] / "training_config.json").read_text())
+    assert own.keys() - settings.keys() == set(publication.PRIVATE_SETTINGS) >= {"push_to_hub", "hub_model_id"}
+    assert {key for key in settings if settings[key] != own[key]} == {"output_dir"} and settings["output_dir"] == "gan"
+    preset = ("--preset", str(published / "gan" / "training_config.json"), "--output_dir", str(tmp_path / "again"))
+    script("gan").main([*preset, "--cache_dir", own["cache_dir"]])
+    assert contents(tmp_path / "again" / "pipeline") == contents(runs["gan"] / "pipeline")
+
+
+def test_nothing_of_the_run_is_changed_by_publishing_it(runs, tmp_path):
+    before = contents(runs["vae"])
+    publish(runs["vae"], tmp_path / "published")
+    assert contents(runs["vae"]) == before
+
+
+# --------------------------------------------------------------------------------------------- where it is taken from
+
+
+def test_a_run_its_checkpoints_and_its_best_tell_the_steps_and_images_of_their_moment(runs, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(runs["gan"], run)
+    best = run / "best"
+    shutil.copytree(checkpoint(run, 4) / "pipeline", best / "pipeline")
+    scores = {"step": 4, "num_images": 12, "fid": 3.0, "kid": 0.25, "copying": False, "copies": 0.0,
+              "copies_expected": 0.01, "copies_by_pixels": 0.0, "copies_by_pixels_expected": 0.0}  # fmt: skip
+    (best / "scores.json").write_text(json.dumps(scores))
+    lines = [scores | {"step": 2, "fid": 5.0}, scores, scores | {"step": 6, "fid": 7.0}]
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sources = {run: 6, run / "pipeline": 6, best: 4, best / "pipeline": 4, checkpoint(run, 2): 2}
+    sources[checkpoint(run, 2) / "pipeline"] = 2
+    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for index, (source, step) in enumerate(sources.items()):
+        told = publish(source, tmp_path / str(index))
+        training = told["training.json"]
+        assert (training["step"], training["images"]) == (step, step * 4)
+        assert training["seconds"] == pytest.approx(log[step - 1]["seconds"], abs=0.2 if step < 6 else 60)
+        assert told["scores.json"]["step"] == step and told["scores.json"]["fid"] == {2: 5.0, 4: 3.0, 6: 7.0}[step]
+        assert contents(tmp_path / str(index))["evaluations.jsonl"] == (run / "evaluations.jsonl").read_bytes()
+        card = (tmp_path / str(index) / "README.md").read_text()
+        assert f"| steps | {step}, {step * 4} images, {step * 4 / 24:.1f} epochs |" in card
+        assert f"at step {step}: FID" in card
+    # Of a moment without scores none are told.
+    (run / "evaluations.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    told = publish(run, tmp_path / "unscored")
+    assert "scores.json" not in told and "Unmeasured." in (tmp_path / "unscored" / "README.md").read_text()
+
+
+def test_a_pipeline_s_folder_alone_is_of_no_run(runs, tmp_path):
+    shutil.copytree(runs["ddpm"] / "pipeline", tmp_path / "pipeline")
+    told = publish(tmp_path / "pipeline", tmp_path / "published")
+    assert told.keys() == {"model_index.json"}
+    assert run_of(tmp_path / "pipeline") is None and run_of(runs["ddpm"] / "pipeline") == runs["ddpm"].resolve()
+    assert {file.name for file in (tmp_path / "published" / "samples").iterdir()} == {"sheet.png", "denoising.png"}
+
+
+def test_of_launches_those_are_told_that_the_weights_went_through(runs, tmp_path):
+    run, cache = tmp_path / "run", ("--cache_dir", str(runs["gan"].parent / "cache"))
+    train("gan", run, *cache)
+    train("gan", run, *cache, "--resume", str(checkpoint(run, 4)))
+    first, second = (json.loads(line) for line in (run / "launches.jsonl").read_text().splitlines())
+    (run / "launches.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(second | {'num_processes': 3})}\n")
+    launches = {}
+    for step in (2, 4, 6):
+        launches[step] = publish(checkpoint(run, step), tmp_path / str(step))["training.json"]["launches"]
+    assert [[launch["from_step"] for launch in launches[step]] for step in (2, 4, 6)] == [[0], [0], [0, 4]]
+    for step, words in ((4, "| 1 process on"), (6, "| 3 processes on")):
+        card = (tmp_path / str(step) / "README.md").read_text()
+        assert words in card and ("s, in 2 launches |" in card) is (step == 6)
+
+
+def test_a_run_that_was_stopped_or_goes_on_is_published_from_its_newest_checkpoint_and_says_so(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs["ddpm"], run)
+    shutil.rmtree(run / "pipeline")
+    shutil.rmtree(checkpoint(run, 6))
+    status = {"status": "running", "reason": "", "step": 0, "seconds": 0.0}
+    (run / "status.json").write_text(json.dumps(status))
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 7, "im')  # is being written
+    training = publish(run, tmp_path / "going on")["training.json"]
+    assert (training["step"], training["images"], training["end"]) == (4, 16, "published while it went on")
+    (run / "status.json").write_text(json.dumps(status | {"status": "stopped", "reason": "stopped by SIGTERM"}))
+    assert publish(run, tmp_path / "stopped")["training.json"]["end"] == "stopped by SIGTERM"
+    card = (tmp_path / "stopped" / "README.md").read_text()
+    assert "| end | stopped by SIGTERM |" in card and "Its training ended early: stopped by SIGTERM." in card
+
+
+def test_without_a_log_and_with_sheets_of_several_sizes_there_are_no_pictures_of_the_training(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs["gan"], run)
+    (run / "metrics.jsonl").write_text("")
+    Image.new("RGB", (3, 3)).save(run / "samples" / "step-00000009.png")
+    training = publish(run, tmp_path / "published")["training.json"]
+    assert training["images"] is None and training["step"] == 6
+    shown = {file.name for file in (tmp_path / "published" / "samples").iterdir()}
+    assert shown == {"sheet.png", "interpolation.png"}
+    assert "| steps | 6 |" in (tmp_path / "published" / "README.md").read_text()
+
+
+# ----------------------------------------------------------------------------------------------------- what is private
+
+
+@pytest.mark.parametrize("where", ["absolute", "relative", "home", "zip"])
+def test_no_path_and_no_file_name_of_the_data_leaves_the_machine(where, tmp_path, monkeypatch):
+    pictures = make_pictures(tmp_path / "the clinic" / "faces")
+    monkeypatch.setenv("HOME", str(tmp_path / "the clinic"))
+    monkeypatch.chdir(tmp_path)
+    dataset = {"absolute": pictures, "relative": "the clinic/../the clinic/faces/", "home": "~/faces"}.get(where)
+    if where == "zip":
+        dataset = tmp_path / "the clinic" / "faces.zip"
+        with zipfile.ZipFile(dataset, "w") as archive:
+            for file in pictures.iterdir():
+                archive.write(file, file.name)
+    run, weights = tmp_path / "clinic runs" / "toy", tmp_path / "patient weights.pt"
+    train("gan", run, "--dataset", str(dataset), "--max_train_steps", "2", "--cache_dir", str(tmp_path / "patients"),
+          "--feature_weights", str(weights))  # fmt: skip
+    intake = json.loads((run / "intake.json").read_text())
+    assert len(intake["unreadable"]) == 2 and intake["exact_duplicates"] and "patient-" in str(intake)
+    told = publish(run, tmp_path / "published")
+    name = "faces.zip" if where == "zip" else "faces"
+    assert told["training_config.json"]["dataset"] == told["training.json"]["data"]["name"] == name
+    assert told["training_config.json"]["output_dir"] == "toy" and not told["training.json"]["data"]["on_hub"]
+    everything = b"\n".join(content + path.encode() for path, content in contents(tmp_path / "published").items())
+    for private in (str(tmp_path), str(Path.home()), *SECRETS):
+        assert private.encode() not in everything, private
+    card = (tmp_path / "published" / "README.md").read_text()
+    assert f"{name}: 9 images, trained on as 9 of 16 x 16 pixels." in card
+    for line in ("| unreadable | 2 |", "| exact duplicates | 1 |", "| formats | PNG: 9 |", "| of these left out | 0 |",
+                 "| short side | 16 to 16, median 16 pixels |", "| enlarged | 0 |", "| modes | RGB: 9 |"):  # fmt: skip
+        assert line in card
+    near = len(intake["near_duplicates"])
+    assert near and f"| pairs that look nearly the same | {near} |" in card
+    assert "9 images are few: a generator may learn them by heart" in card
+
+
+@pytest.mark.parametrize(
+    ("streaming", "source", "dataset", "name", "on_hub"),
+    [
+        (True, None, "tester/paintings", "tester/paintings", True),
+        (False, "Hub data set tester/paintings, split train", "tester/paintings", "tester/paintings", True),
+        (False, "folder tester/paintings", "tester/paintings", "paintings", False),
+        (False, "24 toy paintings", "toy_paintings:24", "toy_paintings:24", False),
+        (False, "200 toy paintings", "toy_paintings", "toy_paintings", False),
+        (False, "TFRecords", "~/secret/cats-*.tfrec", "cats-*.tfrec", False),
+    ],
+)
+def test_data_of_the_hub_is_named_in_full_and_data_of_this_machine_by_its_last_part(
+    streaming, source, dataset, name, on_hub, tmp_path
+):
+    if source:
+        (tmp_path / "intake.json").write_text(json.dumps({"source": source}))
+    told = publication.data_of(tmp_path, {"dataset": dataset, "streaming": streaming})
+    assert told[:2] == (name, on_hub) and (told[2] is None) is (source is None)
+
+
+def test_a_path_of_this_machine_in_any_text_is_refused(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "picture.png").write_bytes(b"/home/me \xff")
+    for suffix in (".json", ".jsonl", ".md", ".py", ".txt", ".yml"):
+        file = folder / "deep" / f"told{suffix}"
+        for text in ('{"a": "/home/me/x"}', "see /home/me", "in '/home/me'", "/home/me\nis where"):
+            file.write_text(text)
+            with pytest.raises(UserError, match=f"told{suffix} would publish /home/me, a path of this machine"):
+                refuse_private_paths(folder, ["/root", "/home/me"])
+        # A short path may be part of a longer word, or of somebody's data set.
+        file.write_text("https://host/home/menu and huggan/home/me2 and x/home/me ")
+        refuse_private_paths(folder, ["/root", "/home/me", "/", ""])
+        file.unlink()
+
+
+def test_a_publication_that_names_a_path_is_refused(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(publication, "data_of", lambda run, settings: (str(tmp_path / "cats"), False, None))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="would publish .*, a path of this machine; nothing was uploaded"):
+        make_publication(runs["gan"], tmp_path / "published", "tester/toy")

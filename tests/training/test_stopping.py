@@ -1,0 +1,56 @@
+"""What ends a run early."""
+
+import os
+import signal
+
+import pytest
+
+from hfgen.errors import UserError
+from hfgen.training.stopping import INTERRUPTED, NOT_FINITE, TERMINATED, TIME_IS_UP, StopRequests, parse_duration
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("45m", 2700), ("8h50m", 31800), ("1.5h", 5400), ("1h2m3s", 3723), (" 2m ", 120), (None, None)],
+)
+def test_durations_are_read(text, seconds):
+    assert parse_duration("--max_train_time", text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "m", "-5m", "5m8h", "0s", "8 hours"])
+def test_what_is_no_duration_is_refused_by_name(text):
+    with pytest.raises(UserError, match="--max_train_time"):
+        parse_duration("--max_train_time", text)
+
+
+@pytest.mark.parametrize(("number", "request_"), [(signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)])
+def test_a_signal_is_a_request_and_not_an_end(number, request_):
+    requests = StopRequests()
+    before = signal.getsignal(number)
+    with requests.caught():
+        os.kill(os.getpid(), number)
+        assert requests.agree() == request_
+    assert signal.getsignal(number) is before
+    assert requests.exit_status == 128 + number
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    requests = StopRequests()
+    with pytest.raises(KeyboardInterrupt), requests.caught():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_strongest_request_wins_whatever_their_order():
+    requests = StopRequests()
+    for request in (TERMINATED, TIME_IS_UP):
+        requests.raise_to(request)
+    assert requests.agree() == TERMINATED
+    requests.raise_to(NOT_FINITE)
+    assert requests.agree() == NOT_FINITE
+
+
+def test_time_being_up_is_no_failure():
+    requests = StopRequests()
+    requests.raise_to(TIME_IS_UP)
+    assert requests.exit_status == 0

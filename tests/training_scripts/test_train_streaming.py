@@ -1,0 +1,91 @@
+"""Training on a data set that is streamed from the Hub on loopback, by the real script and launcher."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from loopback_hub import LoopbackHub
+from PIL import Image
+from safetensors.torch import load_file
+
+from hfgen.data.toy_paintings import paint
+
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "training_scripts" / "train_ddpm.py"
+STREAMED = [
+    *("--dataset", "tester/paintings", "--dataset_column", "imageA", "--streaming", "--shuffle_buffer_size", "6"),
+    *("--sample_size", "16", "--block_out_channels", "8", "16", "--batch_size", "4", "--max_train_steps", "9"),
+    *("--checkpoint_every", "2", "--checkpoints_total_limit", "9", "--log_every", "1", "--lr_warmup_steps", "2"),
+    *("--num_inference_steps", "2", "--num_sample_images", "2", "--report_to", "none", "--cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def hub_environment(tmp_path_factory):
+    """A Hub with one data set of four parquet files and two columns of images; the environment of its clients."""
+    files = {}
+    for shard in range(4):
+        rows = [encoded(index) for index in range(shard * 5, shard * 5 + 5)]
+        table = pa.table({name: [{"bytes": row, "path": None} for row in rows] for name in ("imageA", "imageB")})
+        feature = {"_type": "Image"}
+        info = {"info": {"features": {"imageA": feature, "imageB": feature}}}
+        buffer = io.BytesIO()
+        parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)}), buffer)
+        files[f"data/train-{shard:05d}-of-00004.parquet"] = buffer.getvalue()
+    with LoopbackHub() as hub:
+        hub.put("tester/paintings", files, type="dataset")
+        yield {**hub.environment(tmp_path_factory.mktemp("home")), "OMP_NUM_THREADS": "1"}
+
+
+def encoded(index: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(paint(index, 24)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def train(environment, folder, *arguments, launcher=()):
+    command = [sys.executable, *launcher, str(SCRIPT), *STREAMED, "--output_dir", str(folder), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def assert_equal_weights(one, other):
+    assert one.keys() == other.keys() and len(one) > 10
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_streamed_run_resumes_bit_equal(hub_environment, tmp_path):
+    folder = tmp_path / "run"
+    uninterrupted = train(hub_environment, folder)
+    # 24 of the second epoch's images are used by then: in the middle of a block.
+    resumed = train(hub_environment, folder, "--resume", str(folder / "checkpoints" / "step-00000006"))
+    assert_equal_weights(uninterrupted, resumed)
+
+
+def test_two_processes_stream_their_own_shards_and_resume_bit_equal(hub_environment, tmp_path):
+    folder = tmp_path / "run"
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    uninterrupted = train(hub_environment, folder, launcher=launcher)
+    resume = ("--resume", str(folder / "checkpoints" / "step-00000004"))
+    resumed = train(hub_environment, folder, *resume, launcher=launcher)
+    assert_equal_weights(uninterrupted, resumed)
+    launches = [json.loads(line) for line in (folder / "launches.jsonl").read_text().splitlines()]
+    assert [launch["num_processes"] for launch in launches] == [2, 2]
+    state = torch.load(folder / "checkpoints" / "step-00000009" / "state.pt", weights_only=True)
+    assert len(state["batches"]) == 2
+
+
+def test_the_column_has_to_be_chosen(hub_environment, tmp_path):
+    command = [sys.executable, str(SCRIPT), "--dataset", "tester/paintings", "--streaming", "--cpu"]
+    command += ["--output_dir", str(tmp_path / "run")]
+    result = subprocess.run(command, capture_output=True, text=True, env=hub_environment, timeout=300)
+    assert result.returncode == 2
+    assert "choose one with --dataset_column" in result.stderr.splitlines()[-1]

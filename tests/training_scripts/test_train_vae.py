@@ -1,0 +1,373 @@
+"""`training_scripts/train_vae.py`, end to end, at toy size."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import load_script
+from PIL import Image
+from run_files import assert_equal, metrics, state_of
+from safetensors.torch import load_file
+from torch.optim.swa_utils import AveragedModel
+
+from hfgen.errors import UserError
+from hfgen.losses.vae import RECONSTRUCTIONS
+from hfgen.pipelines import VAEPipeline
+from hfgen.training.trouble import CollapseError
+
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "training_scripts" / "train_vae.py"
+PRESETS = sorted(path.stem for path in (ROOT / "training_scripts" / "presets" / "vae").glob("*.json"))
+TINY = [
+    *("--dataset", "toy_paintings:24", "--sample_size", "16", "--latent_dim", "6", "--batch_size", "4", "--cpu"),
+    *("--block_out_channels", "4", "8", "--num_sample_images", "4", "--report_to", "none", "--lr_warmup_steps", "0"),
+    *("--max_train_steps", "6", "--checkpoint_every", "2", "--checkpoints_total_limit", "9", "--log_every", "1"),
+    *("--watch_every", "2", "--mixed_precision", "no", "--density_components", "0"),
+]
+METHODS = {
+    "plain": [],
+    "residual": ["--layers_per_block", "1", "--mixed_precision", "bf16", "--lr_warmup_steps", "4"],
+    "options": [
+        *("--normalization", "group", "--reconstruction", "bce", "--kl_warmup_steps", "4", "--free_bits", "0.05"),
+        *("--lr_scheduler", "cosine", "--horizontal_flip"),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def train_vae():
+    return load_script("train_vae")
+
+
+def train(module, folder, *arguments):
+    """Train; what is in `arguments` wins over TINY."""
+    module.main([*TINY, "--output_dir", str(folder), *arguments])
+    return weights(folder)
+
+
+def weights(folder, pipeline="pipeline"):
+    return load_file(folder / pipeline / "vae" / "diffusion_pytorch_model.safetensors")
+
+
+def report(folder):
+    return json.loads((folder / "latents.json").read_text())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(train_vae, tmp_path, method):
+    folder = tmp_path / "run"
+    train(train_vae, folder, *METHODS[method])
+    first = state_of(folder, 6)
+    assert first.keys() == {"vae", "ema", "optimizer", "lr_scheduler", "watch", "batches"}
+    latents = report(folder)
+    train(train_vae, folder, *METHODS[method], "--resume", str(folder / "checkpoints" / "step-00000002"))
+    assert_equal(first, state_of(folder, 6))
+    assert_equal(latents, report(folder))
+    assert [entry["step"] for entry in metrics(folder)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_all_weights_learn_and_the_average_is_what_is_shipped(train_vae, tmp_path):
+    shipped = train(train_vae, tmp_path / "run", "--layers_per_block", "1", "--ema_decay", "0.5")
+    before, after = state_of(tmp_path / "run", 2), state_of(tmp_path / "run", 6)
+    assert all(not torch.equal(before["vae"][key], after["vae"][key]) for key in before["vae"])
+    averaged = {key.removeprefix("module."): value for key, value in after["ema"].items()}
+    assert all(torch.equal(value, averaged[key]) for key, value in shipped.items())
+    assert not torch.equal(shipped["from_latents.weight"], after["vae"]["from_latents.weight"])
+
+
+def test_the_loss_falls_and_is_the_sum_of_its_parts(train_vae, tmp_path):
+    arguments = ("--max_train_steps", "60", "--kl_warmup_steps", "10", "--kl_weight", "2", "--log_every", "1")
+    train(train_vae, tmp_path / "run", *arguments, "--checkpoint_every", "0", "--learning_rate", "3e-3")
+    log = metrics(tmp_path / "run")
+    for entry in (log[0], log[4], log[59]):
+        assert entry["kl_weight"] == pytest.approx(2 * min(1, entry["step"] / 10))
+        total = entry["reconstruction_loss"] + entry["kl_weight"] * entry["kl_loss"]
+        assert entry["loss"] == pytest.approx(total, rel=1e-4)
+    first, last = (sum(entry["rmse"] for entry in part) / 5 for part in (log[:5], log[-5:]))
+    assert last < 0.8 * first  # of the pixels' error
+    # 768 log(rmse), for 3 x 16 x 16 numbers, is what the calibrated loss says of it.
+    gained = log[0]["reconstruction_loss"] - log[-1]["reconstruction_loss"]
+    assert gained == pytest.approx(768 * (torch.tensor(log[0]["rmse"] / log[-1]["rmse"]).log()).item(), rel=1e-3)
+
+
+def test_free_bits_are_free(train_vae, tmp_path):
+    """With more for free than the KL costs, it is not part of the loss, but logged as it is."""
+    train(train_vae, tmp_path / "run", "--free_bits", "5", "--max_train_steps", "1")
+    (entry,) = metrics(tmp_path / "run")
+    assert entry["loss"] - entry["reconstruction_loss"] == pytest.approx(6 * 5, abs=0.01)
+    assert 0 < entry["kl_loss"] < 5
+
+
+def test_the_gradient_is_clipped_per_dimension_whatever_the_size(train_vae, tmp_path):
+    """The norm that is logged is that of the nats per dimension: sizes that differ fourfold have similar norms."""
+    for size in (16, 32):
+        train(train_vae, tmp_path / str(size), "--sample_size", str(size), "--max_train_steps", "1")
+    norms = [metrics(tmp_path / size)[0]["grad_norm"] for size in ("16", "32")]
+    assert 0.4 < norms[0] / norms[1] < 2.5
+    train(train_vae, tmp_path / "clipped", "--max_train_steps", "1", "--max_grad_norm", "0.001")
+    first = state_of(tmp_path / "clipped", 1)["optimizer"]["state"]
+    total = torch.stack([state["exp_avg"].norm() for state in first.values()]).norm() / (1 - 0.9)
+    assert total.item() == pytest.approx(0.001, rel=0.01)
+
+
+def test_the_log_has_what_the_watch_saw(train_vae, tmp_path):
+    train(train_vae, tmp_path / "run")
+    second = metrics(tmp_path / "run")[1]
+    assert 0 <= second["active_units"] <= 6
+    assert 0 <= second["kl_dimension_min"] <= second["kl_dimension_median"] <= second["kl_dimension_max"]
+    # The mean of the two updates' KL lies between the dimensions' extremes.
+    mean = sum(entry["kl_loss"] for entry in metrics(tmp_path / "run")[:2]) / 2 / 6
+    assert second["kl_dimension_min"] <= mean <= second["kl_dimension_max"]
+    train(train_vae, tmp_path / "blind", "--watch_every", "0")
+    assert all("active_units" not in entry for entry in metrics(tmp_path / "blind"))
+
+
+def test_sheets_of_samples_and_of_reconstructions_are_kept(train_vae, tmp_path):
+    train(train_vae, tmp_path / "run", "--sample_every", "3")
+    names = ["step-00000003.png", "step-00000006.png"]
+    for kind, size in (("samples", (2 * 18 - 2, 2 * 18 - 2)), ("reconstructions", (4 * 18 - 2, 2 * 18 - 2))):
+        assert sorted(path.name for path in (tmp_path / "run" / kind).iterdir()) == names
+        sheet = Image.open(tmp_path / "run" / kind / names[-1])
+        assert sheet.size == size and len(sheet.convert("RGB").getcolors(10_000)) > 20
+    # The originals above stay, the reconstructions below change.
+    early, late = (Image.open(tmp_path / "run" / "reconstructions" / name) for name in names)
+    upper, lower = (0, 0, 70, 16), (0, 18, 70, 34)
+    assert early.crop(upper).tobytes() == late.crop(upper).tobytes()
+    assert early.crop(lower).tobytes() != late.crop(lower).tobytes()
+
+
+def test_the_images_that_are_shown_are_not_taken_away_from_training(train_vae, tmp_path):
+    train(train_vae, tmp_path / "run", "--max_train_steps", "6")
+    assert state_of(tmp_path / "run", 6)["batches"] == [{"position": 6}]
+
+
+def test_the_density_is_fitted_to_the_training_set_and_saved(train_vae, tmp_path, capsys):
+    train(train_vae, tmp_path / "run", "--density_components", "2", "--max_train_steps", "30", "--batch_size", "5")
+    latents = report(tmp_path / "run")
+    assert latents["num_images"] == 24 and len(latents["kl_dimensions"]) == 6
+    assert f"{latents['active_units']} of 6 units are active" in capsys.readouterr().out
+    (sheet,) = (tmp_path / "run" / "ex_post").iterdir()
+    assert sheet.name == "step-00000030.png" and Image.open(sheet).size == (2 * 18 - 2, 2 * 18 - 2)
+    assert sheet.read_bytes() != (tmp_path / "run" / "samples" / sheet.name).read_bytes()
+    pipeline = VAEPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert pipeline.density.config.num_components == latents["density"]["num_components"] <= 2
+    assert latents["density"]["held_out_nats"] > latents["density"]["prior_nats"] - 1
+    # It has the mean of the latents of the training images, not that of the prior.
+    with torch.no_grad():
+        drawn = pipeline.draw_latents(20_000, torch.Generator().manual_seed(0))
+        from hfgen.data.settings import DataSettings
+        from hfgen.data.store import load_images
+
+        store = load_images(DataSettings("toy_paintings:24", sample_size=16))
+        images = torch.stack([torch.tensor(store[index]).permute(2, 0, 1) / 255 for index in range(24)])
+        encoded = pipeline.encode(images)
+    assert torch.allclose(drawn.mean(dim=0), encoded.mean(dim=0), atol=0.05)
+    # Checkpoints are made on the way, before there is anything to fit to.
+    checkpoint = VAEPipeline.from_pretrained(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1] / "pipeline")
+    assert checkpoint.density is None
+    # A finished run can be given another density, or none.
+    train(train_vae, tmp_path / "run", "--max_train_steps", "30", "--batch_size", "5", "--resume", "latest")
+    assert VAEPipeline.from_pretrained(tmp_path / "run" / "pipeline").density is None
+
+
+@pytest.mark.parametrize(("step", "complete"), [(6, True), (4, False)])
+def test_a_run_that_is_stopped_in_its_last_step_has_its_density_all_the_same(
+    train_vae, tmp_path, monkeypatch, step, complete
+):
+    def average_and_stop(averaged, network):
+        updates.append(network)
+        if len(updates) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        AveragedModel.update_parameters(averaged, network)
+
+    updates: list = []
+    averaged_copy = train_vae.averaged_copy
+
+    def watched(network, decay):
+        average = averaged_copy(network, decay)
+        average.update_parameters = lambda other: average_and_stop(average, other)
+        return average
+
+    monkeypatch.setattr(train_vae, "averaged_copy", watched)
+    arguments = [*TINY, "--output_dir", str(tmp_path / "run"), "--density_components", "2"]
+    if complete:
+        train_vae.main(arguments)
+    else:
+        with pytest.raises(SystemExit, match="143"):
+            train_vae.main(arguments)
+    assert (tmp_path / "run" / "latents.json").is_file() == complete
+    pipeline = VAEPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert (pipeline.density is not None) == complete
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["status"] == ("complete" if complete else "stopped")
+
+
+def test_a_collapsed_posterior_ends_the_run_with_reason_and_remedy(train_vae, tmp_path):
+    arguments = ["--kl_weight", "1e5", "--watch_every", "5", "--max_train_steps", "200", "--batch_size", "8"]
+    with pytest.raises(CollapseError) as caught:
+        train(train_vae, tmp_path / "run", *arguments, "--on_collapse", "stop", "--learning_rate", "1e-2")
+    told = str(caught.value)
+    assert "the posterior has collapsed: none of 6 units" in told and "--kl_weight" in told
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["status"] == "collapsed" and status["step"] < 200
+    # Whoever wants that goes on, with a warning.
+    arguments[5] = str(status["step"] + 5)
+    train(train_vae, tmp_path / "on", *arguments, "--on_collapse", "warn", "--learning_rate", "1e-2")
+    assert metrics(tmp_path / "on")[-1]["step"] == status["step"] + 5
+    events = (tmp_path / "on" / "events.jsonl").read_text()
+    assert "the posterior has collapsed" in events
+
+
+def test_a_healthy_run_is_left_alone(train_vae, tmp_path):
+    arguments = ("--max_train_steps", "40", "--watch_every", "4", "--batch_size", "12", "--learning_rate", "3e-3")
+    train(train_vae, tmp_path / "run", *arguments, "--checkpoint_every", "40")
+    assert metrics(tmp_path / "run")[-1]["active_units"] >= 1
+    progress = json.loads((tmp_path / "run" / "checkpoints" / "step-00000040" / "progress.json").read_text())
+    assert progress["good"] is True and progress["rollbacks"] == 0
+
+
+@pytest.mark.parametrize("rate", ["1e-2", "1e-1"])
+def test_a_learning_rate_far_too_high_stays_finite_or_says_what_happened(train_vae, tmp_path, rate):
+    """Study A's VAE broke above 2e-4."""
+    train(train_vae, tmp_path / "run", "--learning_rate", rate, "--max_train_steps", "40", "--on_collapse", "warn")
+    assert all(entry["loss"] < 3000 for entry in metrics(tmp_path / "run"))  # 768 numbers of at most 4 nats each
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--latent_dim", "0"], "--latent_dim 0: must be positive"),
+        (["--kl_weight", "-1"], "--kl_weight -1.0: must not be negative"),
+        (["--free_bits", "-0.5"], "--free_bits -0.5: must not be negative"),
+        (["--max_grad_norm", "0"], "--max_grad_norm 0.0: must be positive"),
+        (["--density_components", "-1"], "--density_components -1: must not be negative"),
+        (["--batch_size", "1"], "--normalization group"),
+        (["--ema_decay", "1"], "--ema_decay 1.0: must be from 0 to below 1"),
+        (["--sample_size", "18"], "sample_size=18 must be a multiple of 4"),
+    ],
+)
+def test_bad_input_is_named(train_vae, tmp_path, arguments, told):
+    with pytest.raises(UserError, match=told.replace(".", r"\.")):
+        train(train_vae, tmp_path / "run", *arguments)
+
+
+def test_every_likelihood_can_be_chosen(train_vae):
+    from typing import get_args, get_type_hints
+
+    choices = get_args(get_type_hints(train_vae.VAESettings)["reconstruction"])
+    assert sorted(choices) == sorted(RECONSTRUCTIONS)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_valid_and_builds_its_network(train_vae, preset):
+    _, data, method = train_vae.parse_settings(
+        (train_vae.RunSettings, train_vae.DataSettings, train_vae.VAESettings), train_vae.PRESETS, ["--preset", preset]
+    )
+    with torch.device("meta"):
+        network = train_vae.build_vae(method, data.sample_size)
+    assert network.config.latent_dim == {"vae": 100, "vae_200": 200}[preset]
+    assert network.coarse_size == 4 and list(network.config.block_out_channels) == [64, 128, 256, 512]
+
+
+@pytest.mark.parametrize(("size", "coarse"), [(32, 4), (64, 4), (96, 6), (128, 4), (256, 4)])
+def test_the_network_goes_down_to_a_few_pixels_whatever_the_size(train_vae, size, coarse):
+    with torch.device("meta"):
+        network = train_vae.build_vae(train_vae.VAESettings(), size)
+    assert network.coarse_size == coarse and max(network.config.block_out_channels) == (256 if size == 32 else 512)
+
+
+LEARNED = ("--feature_weight", "1", "--adversarial_weight", "0.5", "--discriminator_channels", "4")
+
+
+@pytest.mark.parametrize("term", [(), LEARNED], ids=["plain", "learned"])
+def test_two_processes_hold_the_same_weights_and_resume_exactly(tmp_path, term):
+    """Without --cpu: where there is no accelerator the processes must find each other all the same."""
+    folder = tmp_path / "run"
+    cpu = [] if not torch.cuda.is_available() else ["--cpu"]
+    tiny = [argument for argument in TINY if argument != "--cpu"]
+    arguments = [str(SCRIPT), *tiny, *cpu, *term, "--density_components", "1", "--output_dir", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*launch, *arguments], check=True, capture_output=True, env=environment, timeout=300)
+    assert json.loads((folder / "launches.jsonl").read_text())["num_processes"] == 2
+    first, latents = state_of(folder, 6), report(folder)
+    assert len(first["batches"]) == 2 and latents["num_images"] == 24
+    assert metrics(folder)[-1]["images"] == 6 * 2 * 4
+    resume = ["--resume", str(folder / "checkpoints" / "step-00000002")]
+    subprocess.run([*launch, *arguments, *resume], check=True, capture_output=True, env=environment, timeout=300)
+    assert_equal(first, state_of(folder, 6))
+    assert_equal(latents, report(folder))
+
+
+def test_a_run_with_a_learned_term_resumes_bit_equal_and_its_discriminator_learns(train_vae, tmp_path):
+    folder = tmp_path / "run"
+    train(train_vae, folder, *LEARNED, "--density_components", "2", "--density", "auto")
+    before, first = state_of(folder, 2), state_of(folder, 6)
+    assert first.keys() == {
+        "vae", "ema", "optimizer", "lr_scheduler", "watch", "batches", "discriminator", "optimizer_d"
+    }  # fmt: skip
+    weights = [key for key in first["discriminator"] if key.endswith("weight")]
+    assert all(not torch.equal(before["discriminator"][key], first["discriminator"][key]) for key in weights)
+    assert {"loss_d", "loss_g", "feature_distance"} <= metrics(folder)[-1].keys()
+    assert report(folder)["density"]["tried"].keys() == {"mixture", "flow"}
+    train(train_vae, folder, *LEARNED, "--resume", str(folder / "checkpoints" / "step-00000002"))
+    assert_equal(first, state_of(folder, 6))
+
+
+def test_a_learned_term_pulls_as_hard_as_its_weights_say(train_vae, tmp_path):
+    """By the gradient of what is added to the objective, against that of the likelihood."""
+    settings = train_vae.VAESettings(feature_weight=0.7, discriminator_channels=4)
+    run = SimpleNamespace(device=torch.device("cpu"), accelerator=Accelerator(cpu=True))
+    torch.manual_seed(0)
+    term = train_vae.LearnedTerm(settings, 16, run)
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    for weights in ((0.7, 0.0), (0.0, 0.3)):
+        settings.feature_weight, settings.adversarial_weight = weights
+        reconstruction = (torch.rand(4, 3, 16, 16) * 2 - 1).requires_grad_()
+        likelihood = (reconstruction - images).square().mean()
+        pull, losses = term.learn(images, reconstruction, likelihood)
+        (beside,) = torch.autograd.grad(likelihood, reconstruction)
+        assert pull.norm().item() == pytest.approx(sum(weights) * beside.norm().item(), rel=1e-4)
+        assert not pull.requires_grad and all(value.isfinite() for value in losses.values())
+
+
+def test_without_a_learned_term_nothing_of_it_is_built(train_vae, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_vae, "LearnedTerm", None)
+    train(train_vae, tmp_path / "run")
+    assert "loss_d" not in metrics(tmp_path / "run")[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--discriminator_channels", "8"], "--discriminator_channels: give --feature_weight"),
+        (["--learning_rate_d", "1e-3"], "--learning_rate_d: give --feature_weight"),
+        (["--density", "flow"], "--density flow: needs .* --density_components 1 or more"),
+        (
+            ["--density", "auto", "--density_components", "2", "--latent_dim", "1"],
+            "--density auto: needs --latent_dim 2",
+        ),
+    ],
+)
+def test_what_would_be_ignored_is_refused(train_vae, tmp_path, arguments, told):
+    with pytest.raises(UserError, match=told):
+        train(train_vae, tmp_path / "run", *arguments)
+
+
+def test_nearest_upsampling_is_passed_on(train_vae):
+    settings = train_vae.VAESettings(upsampling="nearest", block_out_channels=[4, 8])
+    assert train_vae.build_vae(settings, 16).config.upsampling == "nearest"
+
+
+def test_sizes_that_the_discriminator_does_not_take_are_named(train_vae, tmp_path):
+    with pytest.raises(UserError, match="--feature_weight, --adversarial_weight: .*power of two"):
+        train(train_vae, tmp_path / "run", *LEARNED, "--sample_size", "24")
