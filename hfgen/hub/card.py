@@ -23,18 +23,9 @@ EARLIER = "an earlier moment"
 REPORT_FILE, RUN_SCORES_FILE = "evaluation.json", "scores.json"
 # Settings of a run that its weights do not depend on.
 SETTINGS_OF_THE_LAUNCH = frozenset(
-    (
-        *("output_dir", "resume", "max_train_time", "mixed_precision", "cpu", "log_every", "sample_every"),
-        *(
-            "report_to",
-            "num_sample_images",
-            "checkpoint_every",
-            "checkpoints_total_limit",
-            "evaluate_every",
-            "evaluate_num_images",
-        ),
-        *("evaluate_num_images", "best_by", "feature_weights", "push_to_hub", "hub_model_id", "hub_private_repo"),
-    )
+    "output_dir resume max_train_time mixed_precision cpu log_every sample_every num_sample_images checkpoint_every "
+    "checkpoints_total_limit evaluate_every evaluate_num_images best_by feature_weights push_to_hub hub_model_id "
+    "hub_private_repo report_to".split()
 )
 CLOSING = "This card was written by hfgen {version} from the files beside it."
 # file in samples/ -> caption
