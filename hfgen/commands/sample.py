@@ -1,7 +1,7 @@
 """`hfgen sample`, `denoise`, `interpolate` and `reconstruct`: pictures from a trained pipeline."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,10 @@ from hfgen.commands.options import (
     require_new_folder,
 )
 from hfgen.errors import UserError
+
+
+if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
+    from PIL import Image
 
 
 MAX_ON_SHEET = 400  # images on the sheet of `hfgen sample`
@@ -41,7 +45,7 @@ def sample(
     from hfgen.inference.figures import image_sheet
 
     loaded = open_pipeline(pipeline, device, sampler)
-    shown = []
+    shown: list[Image.Image] = []
     drawn = draw_images(loaded, num_images, seed, num_inference_steps, batch_size, truncation, sample_from)
     for index, image in enumerate(drawn):
         output.mkdir(parents=True, exist_ok=True)  # when there is something to put into it

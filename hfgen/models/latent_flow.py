@@ -93,7 +93,7 @@ class LatentFlow(AlignedModelMixin, ConfigMixin):
         state = torch.linalg.solve_triangular(self.scale_tril, (latents - self.location).T, upper=False).T
         log_determinant = -self.scale_tril.diagonal().log().sum().expand(len(latents))
         for coupling, order in zip(reversed(self.couplings), self.orders.flip(0), strict=True):
-            state, log_scale = coupling.inverse(state)
+            state, log_scale = coupling.inverse(state)  # type: ignore[operator]
             log_determinant = log_determinant - log_scale
             state = state[:, order.argsort()]
         normal = -0.5 * (state.square() + math.log(2 * math.pi)).sum(dim=1)

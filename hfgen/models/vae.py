@@ -106,8 +106,9 @@ class ConvVAE(AlignedModelMixin, ConfigMixin):
             blocks = [_ResidualBlock(widths[level], normalization) for _ in range(layers_per_block)]
             self.up_blocks.append(nn.Sequential(*blocks, _norm(widths[level], normalization), nn.SiLU(inplace=True)))
             if level > 0:
-                self.up_blocks.extend(_upsample(widths[level], widths[level - 1], upsampling))
-        *repeat, self.conv_out = _upsample(widths[0], in_channels, upsampling)
+                repeat, convolution = _upsample(widths[level], widths[level - 1], upsampling)
+                self.up_blocks.extend([*repeat, convolution])
+        repeat, self.conv_out = _upsample(widths[0], in_channels, upsampling)
         self.up_blocks.extend(repeat)
         # The posterior starts near the prior, at means of about 0 and variances of about 1, and the image as grey.
         for layer in (self.to_posterior, self.conv_out):
@@ -193,11 +194,11 @@ class _ResidualBlock(nn.Module):
         return hidden_states + self.conv2(silu(self.norm2(change), inplace=True))
 
 
-def _upsample(coarse: int, fine: int, kind: str) -> list[nn.Module]:
-    """Return the layers that double height and width; the last one is the convolution."""
+def _upsample(coarse: int, fine: int, kind: str) -> tuple[list[nn.Module], nn.Conv2d | nn.ConvTranspose2d]:
+    """Return what doubles height and width: the layers before a convolution, and that convolution."""
     if kind == "nearest":
-        return [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(coarse, fine, 3, padding=1)]
-    return [nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1)]
+        return [nn.Upsample(scale_factor=2, mode="nearest")], nn.Conv2d(coarse, fine, 3, padding=1)
+    return [], nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1)
 
 
 def _norm(channels: int, normalization: str) -> nn.Module:

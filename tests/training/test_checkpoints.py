@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hfgen.errors import UserError
+from hfgen.files import write_atomically, write_text_atomically
 from hfgen.training.checkpoints import (
     find_checkpoint,
     list_checkpoints,
@@ -15,8 +16,6 @@ from hfgen.training.checkpoints import (
     load_state,
     remove_leftovers,
     save_checkpoint,
-    write_atomically,
-    write_text_atomically,
 )
 
 
