@@ -24,7 +24,7 @@ from hfgen.training.settings import RunSettings
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 # A training script whose features are cheap.
 WITH_STAND_IN = """
