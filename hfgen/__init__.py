@@ -1,6 +1,6 @@
 """hfgen: train, compare and ship small unconditional image generators.
 
-`import hfgen` imports nothing heavy. What one uses lives in its modules: `hfgen.pipelines`, `hfgen.models`,
+`import hfgen` imports nothing heavy. The public API is in its modules: `hfgen.pipelines`, `hfgen.models`,
 `hfgen.losses`, `hfgen.data`.
 """
 

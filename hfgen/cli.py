@@ -1,6 +1,6 @@
-"""`hfgen ...`: the commands, each of which is a function in `hfgen/commands/`.
+"""`hfgen ...`: the command line; each command is a function in `hfgen/commands/`.
 
-Heavy imports stand inside the commands, so that `hfgen --help` answers at once.
+Heavy imports are inside the commands, so that `hfgen --help` is fast.
 """
 
 import typer
@@ -36,5 +36,5 @@ data_app.command()(floor)
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one message, not in a traceback."""
+    """Run the command line; a user error ends with one message, not a traceback."""
     run_reporting_user_errors(app)

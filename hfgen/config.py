@@ -1,4 +1,4 @@
-"""Settings: written once as dataclasses; the command line, the presets and a run's settings file follow from them.
+"""Settings: defined once as dataclasses, which give the command line, the presets and a run's settings file.
 
 A value is looked up in this order: the command line, the preset (`--preset`), the dataclass's default.
 """
@@ -16,20 +16,21 @@ from transformers import HfArgumentParser
 from hfgen.errors import UserError
 
 
-# At the end of the help of a setting that does not alter the trained weights. It is also how `changed_settings` knows
-# those settings: HfArgumentParser hands the metadata of a field to argparse, which takes no keys of ours.
+# Ends the help of a setting that does not affect the trained weights. `changed_settings` also recognises these
+# settings by it: HfArgumentParser passes a field's metadata to argparse, which accepts no custom keys.
 MAY_CHANGE_NOTE = " [may change on resume]"
 
 
 def setting(default: Any, help_text: str, *, may_change: bool = False) -> Any:
     """Declare a field of a settings dataclass.
 
-    A new setting's default is what hfgen did without it, unless it may change: so runs made before it can be resumed.
+    The default of a newly added setting must keep hfgen's earlier behaviour, unless `may_change` is set: otherwise
+    older runs cannot be resumed.
 
     Args:
-        default: its value when neither the command line nor a preset gives one.
-        help_text: what `--help` says of it, with its unit.
-        may_change: whether a resumed run may have another value: it does not alter the trained weights.
+        default: value if neither the command line nor a preset sets one.
+        help_text: shown by `--help`, with the unit.
+        may_change: whether a resumed run may change it, because it does not affect the trained weights.
     """
     metadata = {"help": help_text + MAY_CHANGE_NOTE * may_change}
     if isinstance(default, list):
@@ -40,16 +41,16 @@ def setting(default: Any, help_text: str, *, may_change: bool = False) -> Any:
 def parse_settings(
     settings_classes: Sequence[type], presets_folder: Path, arguments: Sequence[str] | None = None
 ) -> tuple[Any, ...]:
-    """Read the command line into one instance of each settings class.
+    """Parse the command line into one instance of each settings class.
 
     Args:
-        settings_classes: dataclasses whose fields are made by `setting`; no two share a field name.
+        settings_classes: dataclasses whose fields are made by `setting`; field names must be unique across them.
         presets_folder: where `--preset NAME` finds `NAME.json`; `--preset` also takes the path of a JSON file,
             such as the `training_config.json` of an earlier run.
         arguments: the command line without the program's name; `sys.argv[1:]` if None.
 
     Raises:
-        UserError: if the preset cannot be read or has a key that is no setting, or if settings contradict each other.
+        UserError: if the preset cannot be read or has an unknown key, or if settings contradict each other.
         SystemExit: on a misspelt flag or a value of the wrong type, as argparse does.
     """
     parser = HfArgumentParser(settings_classes, allow_abbrev=False)
@@ -60,8 +61,8 @@ def parse_settings(
     typed = list(sys.argv[1:] if arguments is None else arguments)
     namespace, unknown = parser.parse_known_args(typed)
     if namespace.preset:
-        # A preset goes through the parser as flags, so that its values are checked like typed ones. What is typed
-        # comes later on the line and wins.
+        # A preset is parsed as flags, so that its values are checked like typed ones. Typed flags come later and
+        # take precedence.
         flags = _preset_as_flags(namespace.preset, presets_folder, settings_classes)
         namespace, unknown = parser.parse_known_args(flags + typed)
     if unknown:
@@ -73,14 +74,14 @@ def parse_settings(
 
 
 def _unknown_flag_message(unknown: Sequence[str], known: Sequence[str]) -> str:
-    """Name the first argument that no setting has, and the nearest one that exists."""
+    """Name the first unknown argument and the closest known setting."""
     flag = next((argument for argument in unknown if argument.startswith("--")), unknown[0])
     near = difflib.get_close_matches(flag.lstrip("-").split("=")[0], known, n=1)
     return f"unknown argument {flag}" + (f"; did you mean --{near[0]}?" if near else "")
 
 
 def _preset_as_flags(preset: str, presets_folder: Path, settings_classes: Sequence[type]) -> list[str]:
-    """Read a preset and write it as command-line flags."""
+    """Read a preset and convert it to command-line flags."""
     path = presets_folder / f"{preset}.json"
     if not path.is_file():
         path = Path(preset)
@@ -97,15 +98,15 @@ def _preset_as_flags(preset: str, presets_folder: Path, settings_classes: Sequen
 
 
 def settings_as_flags(values: dict[str, Any], settings_classes: Sequence[type], where: str) -> list[str]:
-    """Write settings as command-line flags, so that their values are checked like typed ones.
+    """Convert settings to command-line flags, so that their values are checked like typed ones.
 
     Args:
-        values: by the name of the setting; None is left out, being the default of every setting that may be None.
+        values: by setting name; None is skipped: it is the default of every setting that can be None.
         settings_classes: dataclasses whose fields are made by `setting`.
-        where: the settings come from, for messages.
+        where: source of the settings, for error messages.
 
     Raises:
-        UserError: if there is no such setting.
+        UserError: if a setting is unknown.
     """
     known = [field.name for cls in settings_classes for field in dataclasses.fields(cls)]
     flags = []
@@ -121,19 +122,19 @@ def settings_as_flags(values: dict[str, Any], settings_classes: Sequence[type], 
 
 
 def settings_to_dict(*settings: Any) -> dict[str, Any]:
-    """Join settings into one flat dictionary, fit for JSON and for `--preset`."""
+    """Merge settings into one flat dictionary, usable as JSON and for `--preset`."""
     return {key: value for part in settings for key, value in dataclasses.asdict(part).items()}
 
 
 def changed_settings(saved: dict[str, Any], *settings: Any) -> list[str]:
-    """List the settings in which a resumed run would differ from the saved one, those that may change left out.
+    """List the settings that differ between a saved run and its resumption, except those that may change.
 
     Args:
-        saved: the dictionary that `settings_to_dict` made for the earlier run.
-        settings: the settings of now.
+        saved: result of `settings_to_dict` for the earlier run.
+        settings: the current settings.
 
     Returns:
-        One line a difference: `name: saved value -> value now`.
+        One line per difference: `name: saved value -> current value`.
     """
     now = settings_to_dict(*settings)
     may_change = {
@@ -142,10 +143,10 @@ def changed_settings(saved: dict[str, Any], *settings: Any) -> list[str]:
         for field in dataclasses.fields(part)
         if field.metadata["help"].endswith(MAY_CHANGE_NOTE)
     }
-    # A setting that came later than the run: its default must be what hfgen did before, or it may change.
+    # A setting added after the run was made counts as its default, which keeps the earlier behaviour (see `setting`).
     defaults = {field.name: field.default for part in settings for field in dataclasses.fields(part)}
     saved = {**{key: value for key, value in defaults.items() if value is not dataclasses.MISSING}, **saved}
-    # Through JSON, because tuples come back as lists.
+    # Round trip through JSON, which turns tuples into lists.
     now = json.loads(json.dumps(now))
     return [
         f"{key}: {saved.get(key)!r} -> {now.get(key)!r}"

@@ -1,4 +1,4 @@
-"""The error that a user can mend: printed as one message, without a traceback."""
+"""Errors that the user can fix: printed as one message, without a traceback."""
 
 import sys
 from collections.abc import Callable
@@ -9,7 +9,7 @@ Result = TypeVar("Result")
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the message names it and says the remedy."""
+    """Invalid user input; the message names it and says how to fix it."""
 
 
 def run_reporting_user_errors(main: Callable[[], Result]) -> Result:

@@ -1,4 +1,4 @@
-"""Files that a process may be killed while it writes: replaced as a whole, or one JSON object a line."""
+"""Writing files so that a killed process leaves them readable: atomic replacement, and JSON lines."""
 
 import json
 import os
@@ -11,15 +11,15 @@ from hfgen.errors import UserError
 
 
 def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary path beside `target`, then put it in the place of `target`.
+    """Let `write` create a temporary path beside `target`, then rename it to `target`.
 
     Args:
-        target: the file or folder to make or replace. If the process dies meanwhile, the old one is still whole
-            (a folder being replaced may be left under `target` + ".old" in the instant between two renames).
-        write: is given the temporary path and creates a file or a folder there.
+        target: the file or folder to create or replace. If the process dies, the old one stays intact (a folder
+            may be left as `.name.old` if the process dies between the two renames).
+        write: gets the temporary path and creates a file or a folder there.
 
     Raises:
-        UserError: if the disk refuses; what was at `target` stays.
+        UserError: if writing fails; the old `target` is kept.
     """
     temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -44,15 +44,15 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text_atomically(target: Path, text: str) -> None:
-    """Replace a text file as a whole; see `write_atomically`."""
+    """Replace a text file atomically; see `write_atomically`."""
     write_atomically(target, lambda temporary: temporary.write_text(text))
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line.
+    """Read a file with one JSON object per line.
 
     Args:
-        file: may be missing, and may hold lines that were cut off in the middle, which are left out.
+        file: may be missing; truncated lines are skipped.
     """
     entries = []
     for line in file.read_text().splitlines() if file.is_file() else []:
@@ -66,7 +66,7 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def append_json_line(file: Path, entry: dict[str, Any]) -> None:
-    """Add a line, below a torn one if that is how the file ends."""
+    """Append a line; if the file ends in a truncated line, start a new one."""
     with file.open("a+b") as lines:
         if lines.tell() > 0:
             lines.seek(-1, 2)
@@ -76,7 +76,7 @@ def append_json_line(file: Path, entry: dict[str, Any]) -> None:
 
 
 def _flush_to_disk(path: Path) -> None:
-    """Force a file, or all files of a folder, out of the system's cache: a rename must not overtake its content."""
+    """Flush a file, or all files in a folder, to disk: the content must be there before the rename."""
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""What the machine can do, and what a run should record of it."""
+"""What the machine supports, and what a run records about it."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from hfgen.errors import UserError
 
 
-# Of glibc's malloc.h; it takes no larger threshold for blocks that are mapped one by one.
+# From glibc's malloc.h; MAX_MMAP_THRESHOLD is the largest mmap threshold that it accepts.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAX_MMAP_THRESHOLD, KEPT_BYTES = 32 * 2**20, 2**30
 
@@ -23,11 +23,11 @@ def choose_mixed_precision(wanted: str, cpu: bool) -> str:
     """Return the mixed precision for accelerate: "no", "bf16" or "fp16".
 
     Args:
-        wanted: one of these, or "auto": bf16 where the hardware multiplies it natively, else no.
-        cpu: whether the run stays on the CPU although there is an accelerator.
+        wanted: one of these, or "auto": bf16 if the hardware supports it natively, else no.
+        cpu: whether the run uses the CPU even if there is an accelerator.
 
     Raises:
-        UserError: for fp16 without CUDA, where it would silently do nothing.
+        UserError: for fp16 without CUDA, where it would silently have no effect.
     """
     on_cuda = torch.cuda.is_available() and not cpu
     if wanted == "fp16" and not on_cuda:
@@ -40,17 +40,17 @@ def choose_mixed_precision(wanted: str, cpu: bool) -> str:
 
 
 def has_accelerator() -> bool:
-    """Whether there is anything to train on but the CPU."""
-    if hasattr(torch, "accelerator"):  # from torch 2.6 on
+    """Whether there is a device other than the CPU to train on."""
+    if hasattr(torch, "accelerator"):  # torch >= 2.6
         return torch.accelerator.is_available()
     return torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
 
 
 def use_all_cores(local_processes: int) -> None:
-    """Let PyTorch use this machine's physical cores, shared among the processes that train on it.
+    """Let PyTorch use all physical cores of this machine, split among its training processes.
 
-    `accelerate launch` and `torchrun` set OMP_NUM_THREADS=1 unless told otherwise, which halves the speed of training
-    on a two-core CPU. A value other than 1 was chosen by somebody and is kept.
+    `accelerate launch` and `torchrun` set OMP_NUM_THREADS=1 by default, which halves training speed on a two-core
+    CPU. A value other than 1 was set by the user and is kept.
     """
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -59,11 +59,11 @@ def use_all_cores(local_processes: int) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep memory that was freed instead of returning it to the system, where it is glibc's.
+    """Make glibc keep freed memory instead of returning it to the system; no effect with other C libraries.
 
-    Each update of a network allocates and frees the same tensors. By default glibc gives those above 128 KiB to 32 MiB
-    (it adapts) back to the system at once, and the next update pays for them with page faults. A user who has set
-    `MALLOC_MMAP_THRESHOLD_` or `MALLOC_TRIM_THRESHOLD_` has chosen, and is not overruled.
+    Each update of a network allocates and frees the same tensors. By default glibc returns those above a threshold
+    (128 KiB to 32 MiB, adaptive) to the system at once, so the next update causes page faults. If the user has set
+    `MALLOC_MMAP_THRESHOLD_` or `MALLOC_TRIM_THRESHOLD_`, nothing is changed.
     """
     if {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys() or platform.libc_ver()[0] != "glibc":
         return
@@ -73,14 +73,14 @@ def keep_freed_memory() -> None:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has bf16 products in hardware (avx512_bf16 or amx_bf16); emulated ones are slower than fp32."""
+    """Whether the CPU has bf16 products in hardware (avx512_bf16 or amx_bf16); emulation is slower than fp32."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
-    """Return what the speed and the exact numbers of a run depend on: versions, device, precision, processes."""
+    """Return what affects a run's speed and exact numbers: versions, device, precision, processes."""
     device = accelerator.device
     return {
         "hfgen": version_of("hfgen"),
@@ -103,7 +103,7 @@ def version_of(package: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """Return the processor's model name, as far as the system tells it."""
+    """Return the processor's model name, if the system provides it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

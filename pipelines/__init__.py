@@ -1,10 +1,10 @@
-"""Inference: one pipeline a family, each usable as any diffusers pipeline.
+"""Inference: one pipeline per family, usable like any diffusers pipeline.
 
     from hfgen.pipelines import DDPMPipeline
 
     images = DDPMPipeline.from_pretrained("runs/cats/pipeline")(batch_size=16).images
 
-Each class joins a plain one, whose file is published with the weights, with saving and loading of self-contained
+Each class combines a plain one, whose file is published with the weights, with saving and loading of self-contained
 folders.
 """
 

@@ -1,4 +1,4 @@
-"""Denoising diffusion (Ho et al. 2020, arXiv:2006.11239): from noise to images by any diffusers scheduler.
+"""Denoising diffusion (Ho et al. 2020, arXiv:2006.11239): from noise to images with any diffusers scheduler.
 
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
@@ -21,20 +21,20 @@ from diffusers.utils.torch_utils import randn_tensor
 
 logger = logging.get_logger(__name__)
 
-LIBRARIES = ("diffusers", "transformers")  # their classes need no code beside the weights
+LIBRARIES = ("diffusers", "transformers")  # their classes need no code next to the weights
 HUB_ARGUMENTS = ("repo_id", "private", "token", "commit_message", "create_pr")
 
 
 class DDPMPipeline(DiffusionPipeline):
-    """Draws images by denoising Gaussian noise.
+    """Generates images by denoising Gaussian noise.
 
     Args:
-        unet: predicts the noise, the clean images or the velocity, by the scheduler's prediction type. Its config has
-            `sample_size` and `in_channels`.
-        scheduler: any diffusers scheduler: the DDPMScheduler of the training samples ancestrally; DDIM, DPM-Solver++
-            or UniPC (`SchedulerClass.from_config(pipeline.scheduler.config)`) need a few dozen steps only.
-        num_inference_steps: of a call that does not say; saved with the weights. `hfgen steps` measures where more
-            steps no longer make better images.
+        unet: predicts the noise, the clean images or the velocity, according to the scheduler's prediction type. Its
+            config has `sample_size` and `in_channels`.
+        scheduler: any diffusers scheduler: the DDPMScheduler used in training samples ancestrally; DDIM, DPM-Solver++
+            or UniPC (`SchedulerClass.from_config(pipeline.scheduler.config)`) need only a few dozen steps.
+        num_inference_steps: default number of denoising steps, saved with the weights. `hfgen steps` measures when
+            more steps stop improving the images.
     """
 
     model_cpu_offload_seq = "unet"
@@ -56,27 +56,27 @@ class DDPMPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         callback_on_step_end: Callable[[int, int, torch.Tensor], None] | None = None,
     ) -> ImagePipelineOutput | tuple:
-        """Draw images.
+        """Generate images.
 
         Args:
-            batch_size: how many.
-            generator: the random number generator, or one for each image: then an image does not depend on the
-                others of its batch.
-            num_inference_steps: network evaluations; at most the steps that the scheduler was trained with. If None,
-                as many as the pipeline was saved with.
+            batch_size: number of images.
+            generator: the random number generator, or one per image, which makes each image independent of its batch.
+            num_inference_steps: denoising steps, one network evaluation each; at most the number of training
+                timesteps. If None, the saved default.
             output_type: "pil", "np" (float `(batch_size, height, width, channels)` in [0, 1]), or "pt" (float
                 `(batch_size, channels, height, width)` in [0, 1]).
-            return_dict: whether to return an `ImagePipelineOutput` instead of a plain tuple.
-            latents: the noise to start from, standard normal, `(batch_size, channels, height, width)`; drawn if None.
+            return_dict: return an `ImagePipelineOutput` instead of a plain tuple.
+            latents: the initial noise, standard normal, `(batch_size, channels, height, width)`; sampled if None.
             callback_on_step_end: called after each step as `callback(index, timestep, sample)`, where `sample` is the
-                image so far, `(batch_size, channels, height, width)`: what a denoising strip is made of. The timestep
-                is a whole number from 0 to below the trained steps, also where the scheduler's own is a noise level.
+                current image, `(batch_size, channels, height, width)`. The timestep is an integer from 0 to
+                `num_train_timesteps - 1`, even if the scheduler works with noise levels.
 
         Returns:
-            An output whose `images` are the images.
+            The generated images, as `images` of the output.
 
         Raises:
-            ValueError: if `latents` have another shape, or `num_inference_steps` is not from 1 to the trained steps.
+            ValueError: if `latents` have the wrong shape, or `num_inference_steps` is not from 1 to the number of
+                training timesteps.
         """
         config = self.unet.config
         shape = (batch_size, config.in_channels, config.sample_size, config.sample_size)
@@ -96,7 +96,7 @@ class DDPMPipeline(DiffusionPipeline):
         # 2. denoise
         for index, timestep in enumerate(self.progress_bar(timesteps)):
             model_input = self.scheduler.scale_model_input(sample, timestep)
-            model_output = self.unet(model_input, timestep).sample.to(sample.dtype)  # autocast lowers it
+            model_output = self.unet(model_input, timestep).sample.to(sample.dtype)  # lower under autocast
             sample = self.scheduler.step(model_output, timestep, sample, **random_numbers).prev_sample
             if callback_on_step_end is not None:
                 callback_on_step_end(index, counted[index], sample)
@@ -108,24 +108,24 @@ class DDPMPipeline(DiffusionPipeline):
     def save_pretrained(
         self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Save as diffusers does (same arguments), with the code that diffusers lacks beside the weights.
+        """Save as diffusers does (same arguments), and add the source files of classes that diffusers does not have.
 
-        So the folder loads by `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` where nothing but
-        torch and diffusers is installed, and a pipeline loaded in that way can be saved again.
+        The folder then loads with `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` where only torch
+        and diffusers are installed, and a pipeline loaded this way can be saved again.
         """
         hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         super().save_pretrained(save_directory, *args, **kwargs)
         _save_code(self, DDPMPipeline, Path(save_directory))
-        if push_to_hub:  # diffusers would upload the folder before its code is in it
+        if push_to_hub:  # diffusers would upload before the code is in the folder
             self.push_to_hub(hub_arguments.pop("repo_id", Path(save_directory).name), **hub_arguments)
 
     def _timesteps(self) -> tuple[torch.Tensor, list[int]]:
-        """Return the scheduler's timesteps, and the whole numbers that the callback gets for them."""
+        """Return the scheduler's timesteps, and the integers passed to the callback for them."""
         timesteps = self.scheduler.timesteps
-        if "sigma_data" in self.scheduler.config:  # EDM's are a quarter of the logarithm of the noise level
+        if "sigma_data" in self.scheduler.config:  # EDM's timesteps are a quarter of the log noise level
             last, steps = self.scheduler.config.num_train_timesteps - 1, max(len(timesteps) - 1, 1)
             return timesteps, [round(last * (1 - index / steps)) for index in range(len(timesteps))]
-        # For some numbers of steps, such as 61 of 1000, diffusers' "trailing" spacing rounds to a further one, -1.
+        # For some numbers of steps, such as 61 of 1000, diffusers' "trailing" spacing adds an extra timestep, -1.
         timesteps = timesteps[timesteps >= 0]
         return timesteps, timesteps.int().tolist()
 
@@ -144,14 +144,14 @@ class DDPMPipeline(DiffusionPipeline):
 
 
 def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> None:
-    """Copy the files of the classes that diffusers lacks beside the weights, and name them in `model_index.json`.
+    """Copy the source files of classes that diffusers does not have, and name them in `model_index.json`.
 
-    A pipeline of nothing but diffusers' own parts, whose class diffusers has under the same name, needs no code.
-    The same function stands in each pipeline's file, because each is published by itself.
+    A pipeline made only of diffusers' own parts, whose class exists in diffusers under the same name, needs no code.
+    This function is repeated in each pipeline file, because each is published on its own.
     """
     index_file = folder / "model_index.json"
     index = json.loads(index_file.read_text())
-    index.pop("_name_or_path", None)  # of a loaded pipeline: a path of this machine
+    index.pop("_name_or_path", None)  # a local path, if the pipeline was loaded
     index["_class_name"] = own_class.__name__
     kinds = {name: type(part) for name, part in pipeline.components.items() if part is not None}
     own = {name: kind for name, kind in kinds.items() if kind.__module__.split(".")[0] not in LIBRARIES}
@@ -164,9 +164,9 @@ def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> No
         shutil.copyfile(file, folder / file.name)
         index["_class_name"] = [file.stem, own_class.__name__]
     else:
-        index.pop("num_inference_steps", None)  # unknown to that class, which would warn of it
+        index.pop("num_inference_steps", None)  # diffusers' class would warn about it
     index_file.write_text(json.dumps(index, indent=2) + "\n")
     for config_file in folder.glob("*/config.json"):
         config = json.loads(config_file.read_text())
-        if config.pop("_name_or_path", None) is not None:  # of a loaded network, likewise
+        if config.pop("_name_or_path", None) is not None:  # likewise for networks
             config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""The pipeline of the GANs: one pass of the generator turns latents into images.
+"""The GAN pipeline: one generator pass turns latents into images.
 
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
@@ -17,18 +17,18 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
 
-LIBRARIES = ("diffusers", "transformers")  # their classes need no code beside the weights
+LIBRARIES = ("diffusers", "transformers")  # their classes need no code next to the weights
 HUB_ARGUMENTS = ("repo_id", "private", "token", "commit_message", "create_pr")
 
 
 class GANPipeline(DiffusionPipeline):
-    """Draws images by a generator: DCGAN, LSGAN, SNGAN and WGAN-GP alike.
+    """Generates images with a GAN's generator: DCGAN, LSGAN, SNGAN and WGAN-GP alike.
 
-    `generator` is the network, as `pipeline.generator`, and the random number generator as an argument of the call, as
-    in every diffusers pipeline.
+    `pipeline.generator` is the network; the `generator` argument of a call is the random number generator, as in
+    every diffusers pipeline.
 
     Args:
-        generator: the network, maps latents `(batch_size, latent_dim)` to images
+        generator: the network; maps latents `(batch_size, latent_dim)` to images
             `(batch_size, channels, height, width)` in [-1, 1]; has `config.latent_dim`.
     """
 
@@ -50,25 +50,25 @@ class GANPipeline(DiffusionPipeline):
         truncation: float | None = None,
         chunk_size: int = 64,
     ) -> ImagePipelineOutput | tuple:
-        """Draw images.
+        """Generate images.
 
         Args:
-            batch_size: how many; as many as there are `latents`, or 1, if None.
-            generator: the random number generator, or one for each image: then an image does not depend on the
-                others of its batch.
+            batch_size: number of images; if None, the number of `latents`, or 1.
+            generator: the random number generator, or one per image, which makes each image independent of its batch.
             output_type: "pil", "np" (float `(batch_size, height, width, channels)` in [0, 1]), or "pt" (float
                 `(batch_size, channels, height, width)` in [0, 1]).
-            return_dict: whether to return an `ImagePipelineOutput` instead of a plain tuple.
-            latents: `(batch_size, latent_dim)`, standard normal; drawn if None.
-            truncation: draws latents from the normal distribution truncated to [-truncation, truncation] (Brock et
+            return_dict: return an `ImagePipelineOutput` instead of a plain tuple.
+            latents: `(batch_size, latent_dim)`, standard normal; sampled if None.
+            truncation: sample latents from the normal distribution truncated to [-truncation, truncation] (Brock et
                 al. 2019, arXiv:1809.11096, section 3.1): more typical images, less variety. Not with `latents`.
-            chunk_size: images drawn at once, which bounds the memory whatever `batch_size` is.
+            chunk_size: images generated at once; bounds the memory for any `batch_size`.
 
         Returns:
-            An output whose `images` are the images.
+            The generated images, as `images` of the output.
 
         Raises:
-            ValueError: if `latents` have another shape, or `truncation` or `chunk_size` is not positive.
+            ValueError: if `latents` have the wrong shape, `truncation` is given with `latents`, or `truncation` or
+                `chunk_size` is not positive.
         """
         latent_dim = self.generator.config.latent_dim
         if batch_size is None:
@@ -83,7 +83,7 @@ class GANPipeline(DiffusionPipeline):
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents of shape {tuple(latents.shape)} do not fit: {shape} is needed")
         if truncation is not None:
-            # A normal number's quantile, squeezed into those between -truncation and truncation.
+            # Map each latent's quantile to the range of quantiles between -truncation and truncation.
             lowest = torch.special.ndtr(torch.tensor(-truncation, dtype=torch.float64))
             quantiles = lowest + (1 - 2 * lowest) * torch.special.ndtr(latents.double().cpu())
             latents = torch.special.ndtri(quantiles).clamp(-truncation, truncation)
@@ -96,27 +96,27 @@ class GANPipeline(DiffusionPipeline):
     def save_pretrained(
         self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Save as diffusers does (same arguments), with the code that diffusers lacks beside the weights.
+        """Save as diffusers does (same arguments), and add the source files of classes that diffusers does not have.
 
-        So the folder loads by `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` where nothing but
-        torch and diffusers is installed, and a pipeline loaded in that way can be saved again.
+        The folder then loads with `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` where only torch
+        and diffusers are installed, and a pipeline loaded this way can be saved again.
         """
         hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         super().save_pretrained(save_directory, *args, **kwargs)
         _save_code(self, GANPipeline, Path(save_directory))
-        if push_to_hub:  # diffusers would upload the folder before its code is in it
+        if push_to_hub:  # diffusers would upload before the code is in the folder
             self.push_to_hub(hub_arguments.pop("repo_id", Path(save_directory).name), **hub_arguments)
 
 
 def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> None:
-    """Copy the files of the classes that diffusers lacks beside the weights, and name them in `model_index.json`.
+    """Copy the source files of classes that diffusers does not have, and name them in `model_index.json`.
 
-    A pipeline of nothing but diffusers' own parts, whose class diffusers has under the same name, needs no code.
-    The same function stands in each pipeline's file, because each is published by itself.
+    A pipeline made only of diffusers' own parts, whose class exists in diffusers under the same name, needs no code.
+    This function is repeated in each pipeline file, because each is published on its own.
     """
     index_file = folder / "model_index.json"
     index = json.loads(index_file.read_text())
-    index.pop("_name_or_path", None)  # of a loaded pipeline: a path of this machine
+    index.pop("_name_or_path", None)  # a local path, if the pipeline was loaded
     index["_class_name"] = own_class.__name__
     kinds = {name: type(part) for name, part in pipeline.components.items() if part is not None}
     own = {name: kind for name, kind in kinds.items() if kind.__module__.split(".")[0] not in LIBRARIES}
@@ -129,9 +129,9 @@ def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> No
         shutil.copyfile(file, folder / file.name)
         index["_class_name"] = [file.stem, own_class.__name__]
     else:
-        index.pop("num_inference_steps", None)  # unknown to that class, which would warn of it
+        index.pop("num_inference_steps", None)  # diffusers' class would warn about it
     index_file.write_text(json.dumps(index, indent=2) + "\n")
     for config_file in folder.glob("*/config.json"):
         config = json.loads(config_file.read_text())
-        if config.pop("_name_or_path", None) is not None:  # of a loaded network, likewise
+        if config.pop("_name_or_path", None) is not None:  # likewise for networks
             config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

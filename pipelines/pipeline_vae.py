@@ -1,4 +1,4 @@
-"""The pipeline of the variational autoencoder: draws, reconstructs and encodes images.
+"""The pipeline of the variational autoencoder: generates, reconstructs and encodes images.
 
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
@@ -17,12 +17,12 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
 
-LIBRARIES = ("diffusers", "transformers")  # their classes need no code beside the weights
+LIBRARIES = ("diffusers", "transformers")  # their classes need no code next to the weights
 HUB_ARGUMENTS = ("repo_id", "private", "token", "commit_message", "create_pr")
 
 
 class VAEPipeline(DiffusionPipeline):
-    """Draws images by a decoder from random latents, and takes images to latents and back.
+    """Generates images by decoding random latents; also encodes and reconstructs images.
 
     Args:
         vae: the network: `encode(images).latent_dist` and `decode(latents).sample` as in diffusers' `AutoencoderKL`,
@@ -51,25 +51,24 @@ class VAEPipeline(DiffusionPipeline):
         sample_from: str | None = None,
         chunk_size: int = 64,
     ) -> ImagePipelineOutput | tuple:
-        """Draw images.
+        """Generate images.
 
         Args:
-            batch_size: how many; as many as there are `latents`, or 1, if None.
-            generator: the random number generator, or one for each image: then an image does not depend on the
-                others of its batch.
+            batch_size: number of images; if None, the number of `latents`, or 1.
+            generator: the random number generator, or one per image, which makes each image independent of its batch.
             output_type: "pil", "np" (float `(batch_size, height, width, channels)` in [0, 1]), or "pt" (float
                 `(batch_size, channels, height, width)` in [0, 1]).
-            return_dict: whether to return an `ImagePipelineOutput` instead of a plain tuple.
-            latents: `(batch_size, latent_dim)`, decoded as they are; drawn if None.
-            sample_from: where latents are drawn from: "prior", "ex_post", or if None from the ex-post density if the
-                pipeline has one.
-            chunk_size: images drawn at once, which bounds the memory whatever `batch_size` is.
+            return_dict: return an `ImagePipelineOutput` instead of a plain tuple.
+            latents: `(batch_size, latent_dim)`, decoded as they are; sampled if None.
+            sample_from: distribution of the latents: "prior" or "ex_post"; if None, the ex-post density if the
+                pipeline has one, else the prior.
+            chunk_size: images generated at once; bounds the memory for any `batch_size`.
 
         Returns:
-            An output whose `images` are the images.
+            The generated images, as `images` of the output.
 
         Raises:
-            ValueError: if `latents` have another shape, `sample_from` is unknown or missing from the pipeline, or
+            ValueError: if `latents` have the wrong shape, `sample_from` is unknown or missing from the pipeline, or
                 `chunk_size` is not positive.
         """
         if batch_size is None:
@@ -88,7 +87,7 @@ class VAEPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         sample_from: str | None = None,
     ) -> torch.Tensor:
-        """Draw latents, `(batch_size, latent_dim)`, float32; the arguments are those of the call.
+        """Sample latents, `(batch_size, latent_dim)`, float32; arguments as for the call.
 
         Raises:
             ValueError: if `sample_from` is unknown, or the pipeline has no ex-post density.
@@ -112,22 +111,22 @@ class VAEPipeline(DiffusionPipeline):
         sample_posterior: bool = False,
         chunk_size: int = 64,
     ) -> torch.Tensor:
-        """Turn images into latents.
+        """Encode images to latents.
 
         Args:
-            images: a PIL image or a list of them, of any size and of 8 bits a channel, whose alpha is ignored: of each
-                the largest square in the middle is resized; or a tensor
-                `(batch_size, channels, sample_size, sample_size)` in [0, 1].
-            generator: the random number generator of `sample_posterior`, or one for each image.
-            sample_posterior: draw from the posterior instead of taking its mean.
+            images: a PIL image or a list of them, of any size, with 8 bits per channel; alpha is ignored, and the
+                largest centred square is resized. Or a tensor `(batch_size, channels, sample_size, sample_size)` in
+                [0, 1].
+            generator: the random number generator for `sample_posterior`, or one per image.
+            sample_posterior: sample from the posterior instead of taking its mean.
             chunk_size: images encoded at once.
 
         Returns:
             `(batch_size, latent_dim)`, float32, on the CPU.
 
         Raises:
-            ValueError: if there is no image, one has more than 8 bits a channel, a tensor has another shape or range,
-                there are not as many generators as images, or `chunk_size` is not positive.
+            ValueError: if there is no image, one has more than 8 bits per channel, a tensor has the wrong shape or
+                range, the numbers of generators and images differ, or `chunk_size` is not positive.
         """
         if chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size} must be at least 1")
@@ -150,10 +149,10 @@ class VAEPipeline(DiffusionPipeline):
         return_dict: bool = True,
         chunk_size: int = 64,
     ) -> ImagePipelineOutput | tuple:
-        """Encode images and decode them again; the arguments are those of `encode` and of the call.
+        """Encode images and decode them again; arguments as for `encode` and the call.
 
         Returns:
-            An output whose `images` are the reconstructions.
+            The reconstructions, as `images` of the output.
 
         Raises:
             ValueError: as `encode` does.
@@ -164,15 +163,15 @@ class VAEPipeline(DiffusionPipeline):
     def save_pretrained(
         self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Save as diffusers does (same arguments), with the code that diffusers lacks beside the weights.
+        """Save as diffusers does (same arguments), and add the source files of classes that diffusers does not have.
 
-        So the folder loads by `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` where nothing but
-        torch and diffusers is installed, and a pipeline loaded in that way can be saved again.
+        The folder then loads with `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` where only torch
+        and diffusers are installed, and a pipeline loaded this way can be saved again.
         """
         hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         super().save_pretrained(save_directory, *args, **kwargs)
         _save_code(self, VAEPipeline, Path(save_directory))
-        if push_to_hub:  # diffusers would upload the folder before its code is in it
+        if push_to_hub:  # diffusers would upload before the code is in the folder
             self.push_to_hub(hub_arguments.pop("repo_id", Path(save_directory).name), **hub_arguments)
 
     def to_pil(self, images: torch.Tensor) -> list:
@@ -193,7 +192,7 @@ class VAEPipeline(DiffusionPipeline):
         if not images or any(image.mode.startswith(("I", "F")) for image in images):
             raise ValueError("images must be at least one, of 8 bits a channel; convert others first")
         images = [image.convert("L" if channels == 1 else "RGB") for image in images]
-        # The largest square in the middle; three channels, which of a grey image are the same.
+        # The largest centred square; the three channels of a grey image are equal.
         return self.image_processor.preprocess(images, size, size, resize_mode="crop")[:, :channels]
 
     @torch.no_grad()
@@ -209,14 +208,14 @@ class VAEPipeline(DiffusionPipeline):
 
 
 def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> None:
-    """Copy the files of the classes that diffusers lacks beside the weights, and name them in `model_index.json`.
+    """Copy the source files of classes that diffusers does not have, and name them in `model_index.json`.
 
-    A pipeline of nothing but diffusers' own parts, whose class diffusers has under the same name, needs no code.
-    The same function stands in each pipeline's file, because each is published by itself.
+    A pipeline made only of diffusers' own parts, whose class exists in diffusers under the same name, needs no code.
+    This function is repeated in each pipeline file, because each is published on its own.
     """
     index_file = folder / "model_index.json"
     index = json.loads(index_file.read_text())
-    index.pop("_name_or_path", None)  # of a loaded pipeline: a path of this machine
+    index.pop("_name_or_path", None)  # a local path, if the pipeline was loaded
     index["_class_name"] = own_class.__name__
     kinds = {name: type(part) for name, part in pipeline.components.items() if part is not None}
     own = {name: kind for name, kind in kinds.items() if kind.__module__.split(".")[0] not in LIBRARIES}
@@ -229,9 +228,9 @@ def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> No
         shutil.copyfile(file, folder / file.name)
         index["_class_name"] = [file.stem, own_class.__name__]
     else:
-        index.pop("num_inference_steps", None)  # unknown to that class, which would warn of it
+        index.pop("num_inference_steps", None)  # diffusers' class would warn about it
     index_file.write_text(json.dumps(index, indent=2) + "\n")
     for config_file in folder.glob("*/config.json"):
         config = json.loads(config_file.read_text())
-        if config.pop("_name_or_path", None) is not None:  # of a loaded network, likewise
+        if config.pop("_name_or_path", None) is not None:  # likewise for networks
             config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,9 +1,8 @@
-"""Joins a pipeline's plain class with loading that runs no code of the folder, and with publishing.
+"""Adds to a plain pipeline class loading that runs no code from the folder, and publishing.
 
-The plain classes save a self-contained folder: beside weights and configuration lies the source file of the pipeline
-and of each network that diffusers does not ship, for `DiffusionPipeline.from_pretrained(folder,
-trust_remote_code=True)`. `from_pretrained` of the classes here takes the installed classes instead and never looks at
-those files.
+The plain classes save a self-contained folder: weights, configuration, and the source files of the pipeline and of
+each network that diffusers does not ship, for `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`.
+`from_pretrained` here uses the installed classes instead and never reads those files.
 """
 
 import ast
@@ -27,20 +26,20 @@ HUB_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_file
 
 
 class SelfContainedPipelineMixin:
-    """Joined with a plain pipeline class in `hfgen.pipelines`.
+    """Mixed into the plain pipeline classes in `hfgen.pipelines`.
 
     Attributes:
-        component_classes: the networks of hfgen that the pipeline may hold.
+        component_classes: hfgen's networks that the pipeline may contain.
     """
 
     component_classes: tuple[type, ...] = ()
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save as the plain class does, after a check that the networks' files can be published by themselves.
+        """Save as the plain class does, after checking that the networks' files can be published on their own.
 
         Raises:
-            ValueError: if one imports what a machine without hfgen may lack, or bears a name that diffusers takes for
-                one of its own pipelines.
+            ValueError: if a file imports more than torch, diffusers and the standard library, or its name is that of
+                one of diffusers' pipelines.
         """
         for part in self.components.values():  # type: ignore[attr-defined]
             if part is not None and type(part).__module__.split(".")[0] not in ("diffusers", "transformers"):
@@ -58,26 +57,26 @@ class SelfContainedPipelineMixin:
         variant: str | None = None,
         subfolder: str | None = None,
     ) -> str:
-        """Upload the pipeline with its code and a card, in one commit; the arguments are those of diffusers.
+        """Upload the pipeline with its code and a card, in one commit; arguments as in diffusers.
 
-        `hfgen publish` does the same for a run, with its figures and pictures. Here the card says that they were not
-        measured; a card that somebody has written for the repo is kept.
+        `hfgen publish` does the same for a run, with its scores and pictures. Here the card says that nothing was
+        measured; a hand-written card in the repo is kept.
 
         Args:
-            repo_id: "user/name", or "name" for one of your own.
-            commit_message: of the commit.
-            private: a new repo is made private; refused for an existing one that is public.
-            token: of the Hub; the one you are logged in with if None.
+            repo_id: "user/name", or "name" for your own repo.
+            commit_message: default: "Upload" and the class name.
+            private: make a new repo private; fails if the repo exists and is public.
+            token: Hub token; if None, that of the current login.
             create_pr: open a pull request instead of committing.
-            safe_serialization: weights as safetensors; must be True.
-            variant: of the weights' file name.
+            safe_serialization: save weights as safetensors; must be True.
+            variant: variant in the weights' file names.
             subfolder: must be None: the loaders look for the index at the top of a repo.
 
         Returns:
-            The address of the commit.
+            The URL of the commit.
 
         Raises:
-            UserError: if the Hub refuses, with what to do.
+            UserError: if the Hub refuses; the message says what to do.
             ValueError: for pickled weights or a subfolder.
         """
         if not safe_serialization or subfolder:
@@ -92,10 +91,10 @@ class SelfContainedPipelineMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
-        """Load from a folder or a Hub repo, with hfgen's classes; the arguments are those of diffusers.
+        """Load from a folder or a Hub repo, with hfgen's classes; arguments as in diffusers.
 
-        No code of the folder or repo is run, so no `trust_remote_code` is needed, and weights are read from
-        safetensors alone unless `use_safetensors=False` is given.
+        No code from the folder or repo is run, so `trust_remote_code` is not needed. Weights are read only from
+        safetensors, unless `use_safetensors=False` is given.
         """
         kwargs.pop("trust_remote_code", None)
         kwargs.setdefault("use_safetensors", True)
@@ -112,9 +111,9 @@ class SelfContainedPipelineMixin:
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any):
-        """Read `model_index.json`, with the installed classes in the place of the files beside the weights.
+        """Read `model_index.json`, replacing the source files next to the weights by the installed classes.
 
-        `from_pretrained` of diffusers reads the index through this method, so this is where it learns what to load.
+        diffusers' `from_pretrained` reads the index through this method to find out which classes to load.
         """
         loaded = super().load_config(*args, **kwargs)  # type: ignore[misc]
         index = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -127,7 +126,7 @@ class SelfContainedPipelineMixin:
 
 
 def _check_stands_alone(network: type) -> None:
-    """Raise a `ValueError` if the file of a network would not load where only torch and diffusers are installed."""
+    """Raise a `ValueError` if a network's file would not load where only torch and diffusers are installed."""
     file = Path(inspect.getfile(network))
     if hasattr(diffusers.pipelines, file.stem):
         raise ValueError(f"{file.name} has the name of a pipeline of diffusers, which would be loaded in its place")

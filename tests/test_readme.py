@@ -202,6 +202,7 @@ def test_every_option_and_preset_that_the_readme_names_exists():
         "features",
         "mode",
         "steps",
+        "save",
         "output",
         "cpu",
         "seeds",

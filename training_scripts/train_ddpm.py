@@ -36,7 +36,7 @@ from hfgen.training.settings import RunSettings
 
 
 PRESETS = Path(__file__).resolve().parent / "presets" / "ddpm"
-# Settings that not every U-Net has.
+# Settings that only some U-Nets have.
 TAKEN_BY = {"layers_per_block": ("library", "compact"), "patch_size": ("compact",), "dropout": ("compact",)}
 
 
@@ -48,44 +48,46 @@ class DDPMSettings:
 
     formulation: Literal["ddpm", "edm"] = setting(
         "ddpm",
-        "ddpm: timesteps of a noise schedule; edm: noise levels, inputs and outputs as in Karras et al. 2022, with "
-        "--unet compact",
+        "ddpm: discrete timesteps of a noise schedule; edm: continuous noise levels and the preconditioning of Karras "
+        "et al. 2022, needs --unet compact",
     )
     unet: Literal["base", "attention", "library", "compact"] = setting(
         "base",
         "base: convolutions only; attention: self-attention at every level; library: diffusers' UNet2DModel; compact: "
         "residual blocks, attention at coarse levels",
     )
-    block_out_channels: list[int] | None = setting(None, "channels of each level, from the finest")
-    layers_per_block: int = setting(2, "residual blocks a level, of the library and the compact U-Net")
-    patch_size: int = setting(1, "side of the patches of pixels that the compact U-Net takes as channels; 2 is faster")
-    dropout: float = setting(0.1, "share of the compact U-Net's activations that are dropped in training")
-    beta_schedule: Literal["linear", "cosine"] = setting("linear", "noise schedule")
-    num_train_timesteps: int = setting(1000, "diffusion steps")
+    block_out_channels: list[int] | None = setting(None, "channels per level, finest first; unset: the network's own")
+    layers_per_block: int = setting(2, "residual blocks per level, for --unet library and compact; more is slower")
+    patch_size: int = setting(1, "side in pixels of the patches folded into channels, for --unet compact; 2 is faster")
+    dropout: float = setting(0.1, "dropout probability, for --unet compact; raise it against overfitting")
+    beta_schedule: Literal["linear", "cosine"] = setting("linear", "noise schedule; cosine adds noise more slowly")
+    num_train_timesteps: int = setting(1000, "number of diffusion timesteps in training")
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = setting(
         "epsilon", "what the network predicts: the noise, the clean image, or the velocity"
     )
-    loss: Literal["l1", "l2", "huber"] = setting("l2", "error of the prediction")
-    snr_gamma: float | None = setting(None, "Min-SNR weights with this gamma (5 in the paper); none if not given")
-    match_noise: bool = setting(False, "give each image of a batch the noise near it (immiscible diffusion)")
-    batch_size: int = setting(64, "images of one update, on each process")
+    loss: Literal["l1", "l2", "huber"] = setting("l2", "loss on the network's prediction")
+    snr_gamma: float | None = setting(None, "gamma of Min-SNR loss weighting (5 in the paper); unset: no weighting")
+    match_noise: bool = setting(False, "pair each image of a batch with nearby noise (immiscible diffusion)")
+    batch_size: int = setting(64, "images per update and process")
     gradient_accumulation_steps: int = setting(
-        1, "parts that an update's batch is split into: less memory, the same batch size"
+        1, "split each update's batch into this many parts: less memory, same batch size"
     )
-    learning_rate: float = setting(2e-4, "of AdamW, after the warm-up")
+    learning_rate: float = setting(2e-4, "AdamW learning rate, after the warm-up")
     lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = setting(
-        "constant_with_warmup", "course of the learning rate"
+        "constant_with_warmup", "learning rate schedule"
     )
     lr_warmup_steps: int = setting(500, "updates over which the learning rate rises from 0")
-    adam_beta1: float = setting(0.9, "decay of AdamW's mean gradient")
-    adam_beta2: float = setting(0.999, "decay of AdamW's mean squared gradient")
-    weight_decay: float = setting(0.0, "of AdamW; 0 makes it Adam")
-    max_grad_norm: float = setting(1.0, "norm that the gradient is clipped to")
-    ema_decay: float = setting(0.9999, "decay of the average of the weights, which is what gets sampled and saved")
-    compile: bool = setting(False, "compile the network with torch.compile: minutes at the start, faster on CUDA")
+    adam_beta1: float = setting(0.9, "AdamW's beta1: decay of the mean gradient")
+    adam_beta2: float = setting(0.999, "AdamW's beta2: decay of the mean squared gradient")
+    weight_decay: float = setting(0.0, "AdamW weight decay; 0 is plain Adam")
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
+    ema_decay: float = setting(
+        0.9999, "per-update decay of the averaged weights, which are sampled and saved; lower it for short runs"
+    )
+    compile: bool = setting(False, "use torch.compile: takes minutes at the start, faster on CUDA")
     sampler: Literal["ddim", "dpm", "unipc", "ddpm"] = setting("dpm", "default sampler of the saved pipeline")
     num_inference_steps: int = setting(
-        50, "sampling steps of the sheets, and of the saved pipeline unless it is asked for others", may_change=True
+        50, "denoising steps for sample sheets, and default of the saved pipeline; fewer is faster", may_change=True
     )
 
     def __post_init__(self):
@@ -130,11 +132,11 @@ class DDPMSettings:
                 )
 
 
-SETTINGS = (RunSettings, DataSettings, DDPMSettings)  # all that the command line takes
+SETTINGS = (RunSettings, DataSettings, DDPMSettings)  # all command-line options
 
 
 def main(arguments: list[str] | None = None) -> Path:
-    """Train and return the folder of the pipeline."""
+    """Train and return the pipeline's folder."""
     run_settings, data_settings, settings = parse_settings(SETTINGS, PRESETS, arguments)
     run = Run(run_settings, data_settings, settings)
     accelerator = run.accelerator
@@ -163,7 +165,7 @@ def main(arguments: list[str] | None = None) -> Path:
         weight_decay=settings.weight_decay,
         fused=run.device.type in ("cpu", "cuda"),
     )
-    # Not prepared: accelerate would step it once per process.
+    # Not passed to prepare(): accelerate would step it once per process.
     lr_scheduler = get_scheduler(
         settings.lr_scheduler,
         optimizer,
@@ -175,7 +177,7 @@ def main(arguments: list[str] | None = None) -> Path:
     stateful = {"unet": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
     run.restore(stateful, data.batches, pipeline, data.digest)
 
-    # 3. One update a step
+    # 3. One update per step
     for _ in run.steps():
         clean_images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
         noise = torch.randn(clean_images.shape, generator=run.generator("noise"), device=run.device)
@@ -187,7 +189,7 @@ def main(arguments: list[str] | None = None) -> Path:
         total_loss = torch.zeros((), device=run.device)
         for part in range(parts):
             chosen = slice(part * settings.batch_size // parts, (part + 1) * settings.batch_size // parts)
-            # The processes exchange gradients once an update, with its last part.
+            # Processes synchronise gradients once per update, on its last part.
             with nullcontext() if part == parts - 1 else accelerator.no_sync(unet):
                 prediction = unet(inputs[chosen], timesteps[chosen]).sample
                 part_weights = None if weights is None else weights[chosen]
@@ -214,10 +216,10 @@ def main(arguments: list[str] | None = None) -> Path:
 
 
 def build_schedule(settings: DDPMSettings) -> SchedulerMixin:
-    """Build the schedule of the training that the settings name.
+    """Build the training schedule chosen by the settings.
 
     Raises:
-        ValueError: if the schedule cannot be made, saying why.
+        ValueError: if the schedule cannot be built; the message gives the reason.
     """
     if settings.formulation == "edm":
         return edm_schedule()
@@ -227,11 +229,11 @@ def build_schedule(settings: DDPMSettings) -> SchedulerMixin:
 def noised(
     clean_images: torch.Tensor, noise: torch.Tensor, schedule: SchedulerMixin, settings: DDPMSettings, run: Run
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Noise a batch.
+    """Add noise to a batch.
 
     Returns:
-        What the network sees, `(batch_size, channels, height, width)`; its timesteps, `(batch_size,)`; what it should
-        predict, of the images' shape; and the weight of each image, `(batch_size,)`, or None.
+        The network's input, `(batch_size, channels, height, width)`; its timesteps, `(batch_size,)`; the prediction
+        target, same shape as the images; and the weight of each image, `(batch_size,)`, or None.
     """
     batch_size, numbers = len(clean_images), run.generator("timesteps")
     if settings.formulation == "edm":
@@ -244,10 +246,10 @@ def noised(
 
 
 def build_unet(settings: DDPMSettings, sample_size: int) -> ModelMixin:
-    """Build the network that the settings name.
+    """Build the network chosen by the settings.
 
     Raises:
-        ValueError: if the architecture does not allow `sample_size`, saying which sizes it does.
+        ValueError: if the architecture does not support `sample_size`; the message lists the sizes it does.
     """
     if settings.unet == "base":
         return UNetBase(sample_size, block_out_channels=settings.block_out_channels or (64, 128, 256, 512, 1024))
@@ -272,23 +274,23 @@ def build_unet(settings: DDPMSettings, sample_size: int) -> ModelMixin:
         block_out_channels=channels,
         layers_per_block=settings.layers_per_block,
         norm_num_groups=min(32, min(channels)),
-        # Attention at the coarsest level only: its cost grows with the fourth power of the side.
+        # Attention at the coarsest level only: its cost grows with the fourth power of the side length.
         down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
         up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
     )
 
 
 def memory_format_for(network: ModelMixin, device: torch.device) -> torch.memory_format:
-    """Choose how a network's images lie in memory: with their channels last, but for GroupNorm on a CPU.
+    """Choose the memory format: channels last, except for networks with GroupNorm on a CPU.
 
-    There PyTorch's gradient of GroupNorm takes five times as long with the channels last.
+    PyTorch's GroupNorm backward on a CPU takes five times as long in channels-last format.
     """
     normalises_groups = any(isinstance(module, torch.nn.GroupNorm) for module in network.modules())
     return torch.contiguous_format if device.type == "cpu" and normalises_groups else torch.channels_last
 
 
 def draw_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> Image.Image | None:
-    """Draw a sheet of samples, from the same noise all along the run; None if the run is asked to stop meanwhile."""
+    """Generate a sheet of samples, from the same noise throughout the run; None if the run is asked to stop."""
     config = pipeline.unet.config
     shape = (run.settings.num_sample_images, config.in_channels, config.sample_size, config.sample_size)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(keyed_seed(run.settings.seed, "samples")))

@@ -55,25 +55,27 @@ class GANSettings:
 
     network: Literal["dcgan", "dcgan256", "sngan", "resnet"] = setting(
         "dcgan",
-        "dcgan: convolutions, sizes 8 to 256; dcgan256: large kernels, for paintings; sngan: SNGAN's convolutions; "
-        "resnet: SNGAN's residual blocks",
+        "architecture; dcgan: convolutions, 8 to 256 pixels; dcgan256: large kernels, for paintings; sngan: SNGAN's "
+        "convolutional network; resnet: SNGAN's residual network",
     )
     discriminator_network: Literal["dcgan", "dcgan256", "sngan", "resnet"] | None = setting(
-        None, "the discriminator's, if it is another one than the generator's"
+        None, "architecture of the discriminator; unset: same as --network"
     )
     normalization: Literal["batch", "spectral", "instance", "none"] = setting(
-        "batch", "of the dcgan or sngan discriminator; the other networks have their own"
+        "batch", "normalization in a dcgan or sngan discriminator; fixed in the other networks"
     )
     spectral_scale: float = setting(
-        1.0, "factor of each weight of the discriminator under --normalization spectral; above 1 it learns faster"
+        1.0, "multiplies the discriminator's weights with --normalization spectral; above 1 it learns faster"
     )
     upsampling: Literal["transposed", "nearest"] = setting(
-        "transposed", "of the sngan generator: transposed convolutions, or repeated pixels and a convolution"
+        "transposed", "upsampling in the sngan generator; nearest: nearest-neighbour upsampling, then a convolution"
     )
-    latent_dim: int = setting(100, "size of a latent")
-    generator_channels: int | None = setting(None, "narrowest width of the generator (ngf); the paper's if not given")
+    latent_dim: int = setting(100, "dimension of the latents")
+    generator_channels: int | None = setting(
+        None, "channels of the generator's narrowest layer (ngf); unset: as in the paper; more is slower"
+    )
     discriminator_channels: int | None = setting(
-        None, "narrowest width of the discriminator (ndf); the paper's if not given"
+        None, "channels of the discriminator's narrowest layer (ndf); unset: as in the paper; more is slower"
     )
     loss: Literal[
         "non_saturating",
@@ -84,36 +86,41 @@ class GANSettings:
         "relativistic_average",
         "relativistic_average_least_squares",
         "relativistic_average_hinge",
-    ] = setting("non_saturating", "objective")
-    label_smoothing: float = setting(0.0, "real images aim at the label 1 minus this; non_saturating, least_squares")
-    gradient_penalty_weight: float = setting(0.0, "lambda of WGAN-GP: 10 in the paper; 0 switches the penalty off")
-    r1_weight: float = setting(0.0, "gamma of R1, the penalty on the gradient at real images")
-    r2_weight: float = setting(0.0, "gamma of R2, the penalty on the gradient at generated images")
-    n_critic: int = setting(1, "updates of the discriminator for each of the generator")
-    batch_size: int = setting(64, "images of one update, on each process")
-    learning_rate: float = setting(2e-4, "of Adam, for both networks")
-    learning_rate_d: float | None = setting(None, "of the discriminator, if it has one of its own")
-    adam_beta1: float = setting(0.5, "decay of Adam's mean gradient")
-    adam_beta2: float = setting(0.999, "decay of Adam's mean squared gradient")
-    ema_decay: float = setting(0.999, "decay of the average of the generator, which is what gets sampled and saved")
+    ] = setting("non_saturating", "adversarial loss; wasserstein needs --gradient_penalty_weight")
+    label_smoothing: float = setting(
+        0.0, "label of real images is 1 minus this, for --loss non_saturating and least_squares"
+    )
+    gradient_penalty_weight: float = setting(0.0, "lambda of WGAN-GP's gradient penalty (10 in the paper); 0: off")
+    r1_weight: float = setting(0.0, "gamma of R1, the gradient penalty at real images; 0: off")
+    r2_weight: float = setting(0.0, "gamma of R2, the gradient penalty at generated images; 0: off")
+    n_critic: int = setting(1, "discriminator updates per generator update")
+    batch_size: int = setting(64, "images per update and process")
+    learning_rate: float = setting(2e-4, "Adam learning rate of both networks")
+    learning_rate_d: float | None = setting(None, "learning rate of the discriminator; unset: --learning_rate")
+    adam_beta1: float = setting(0.5, "Adam's beta1: decay of the mean gradient")
+    adam_beta2: float = setting(0.999, "Adam's beta2: decay of the mean squared gradient")
+    ema_decay: float = setting(
+        0.999, "per-update decay of the averaged generator, which is sampled and saved; lower it for short runs"
+    )
     statistics_images: int = setting(
         1024,
-        "generated images from which BatchNorm's statistics are computed anew before the averaged generator is "
-        "sampled, scored or saved; 0: an average of the statistics of training",
+        "generated images for recomputing BatchNorm's statistics before the averaged generator is sampled, scored or "
+        "saved; 0: average the training statistics",
         may_change=True,
     )
     augment: Literal["auto", "none", "diffaugment", "ada"] = setting(
         "auto",
-        "alter what the discriminator sees; diffaugment: always; ada: as often as it overfits; auto: by the number of "
-        "images",
+        "augment the discriminator's input; diffaugment: always; ada: the more it overfits; auto: depends on the "
+        "number of images",
     )
     on_collapse: Literal["rollback", "stop", "warn"] = setting(
         "rollback",
-        "when the watch sees trouble; rollback: to the last good checkpoint, with half the learning rates",
+        "what to do when the collapse watch sees trouble; rollback: restart from the last good checkpoint at half the "
+        "learning rates",
         may_change=True,
     )
-    max_rollbacks: int = setting(3, "rollbacks after which the run gives up", may_change=True)
-    watch_every: int = setting(250, "steps between two looks of the watch; 0: no watch")
+    max_rollbacks: int = setting(3, "stop the run after this many rollbacks", may_change=True)
+    watch_every: int = setting(250, "steps between checks for collapse; 0: off")
 
     def __post_init__(self):
         positive = ("latent_dim", "n_critic", "batch_size", "learning_rate", "spectral_scale")
@@ -160,12 +167,12 @@ class GANSettings:
 
     @property
     def is_penalised(self) -> bool:
-        """Whether a gradient of the discriminator is part of its loss."""
+        """Whether the discriminator's loss includes a gradient penalty."""
         return max(self.gradient_penalty_weight, self.r1_weight, self.r2_weight) > 0
 
     @property
     def judging_network(self) -> str:
-        """The kind of the discriminator."""
+        """The discriminator's architecture."""
         return self.discriminator_network or self.network
 
     @property
@@ -176,18 +183,18 @@ class GANSettings:
         return self.judging_network == "dcgan256"
 
 
-SETTINGS = (RunSettings, DataSettings, GANSettings)  # all that the command line takes
+SETTINGS = (RunSettings, DataSettings, GANSettings)  # all command-line options
 
 
 def main(arguments: list[str] | None = None) -> Path:
-    """Train and return the folder of the pipeline."""
+    """Train and return the pipeline's folder."""
     run_settings, data_settings, settings = parse_settings(SETTINGS, PRESETS, arguments)
     run = Run(run_settings, data_settings, settings)
     accelerator, loss = run.accelerator, GAN_LOSSES[settings.loss]
     if settings.is_penalised and accelerator.mixed_precision == "fp16":
         raise UserError("--mixed_precision fp16 scales gradients, which a penalty must not see: use bf16 or no")
 
-    # 1. Data, and what the discriminator sees of it
+    # 1. Data and its augmentation
     data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
     evaluation = RunEvaluation(run, data_settings)
     images_per_update = settings.batch_size * accelerator.num_processes
@@ -207,14 +214,14 @@ def main(arguments: list[str] | None = None) -> Path:
     ema = averaged_copy(generator_network, settings.ema_decay)
     pipeline = FreshStatistics(GANPipeline(ema.module), ema.module, statistics_latents(settings, run))
     for network in (generator_network, discriminator_network):
-        use_matrix_products(network)  # on a CPU; the same numbers, sooner
+        use_matrix_products(network)  # faster on a CPU, same results
     optimizer_g = build_optimizer(generator_network, settings.learning_rate, settings)
     optimizer_d = build_optimizer(discriminator_network, settings.learning_rate_d or settings.learning_rate, settings)
     generator, discriminator, optimizer_g, optimizer_d = accelerator.prepare(
         generator_network, discriminator_network, optimizer_g, optimizer_d
     )
 
-    # 3. The watch, and what a checkpoint carries
+    # 3. The collapse watch, and what a checkpoint contains
     watch = build_watch(data, settings, accelerator.num_processes)
     stateful = {"generator": generator_network, "discriminator": discriminator_network, "ema": ema}
     stateful |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
@@ -224,20 +231,20 @@ def main(arguments: list[str] | None = None) -> Path:
     if run.is_main and augmentation.kind != choice.kind:
         print(f"augmentation: {augmentation.kind}, as this run began")
 
-    # 4. One update of the generator a step
+    # 4. One generator update per step
     for step in run.steps():
         # Discriminator: n_critic updates, each on new images. The generator gets no gradient.
         discriminator_network.requires_grad_(True)
         for update in range(settings.n_critic):
             real_images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
             latents = draw_latents(settings.batch_size, settings.latent_dim, run.generator(f"latents {update}"))
-            with torch.set_grad_enabled(update == settings.n_critic - 1):  # the last serve the generator's update too
+            with torch.set_grad_enabled(update == settings.n_critic - 1):  # the generator's update reuses the last
                 fake_images = generator(latents)
             real_seen = augmentation.apply(real_images, run.generator(f"augment real {update}"))
             fake_seen = augmentation.apply(fake_images.detach(), run.generator(f"augment fake {update}"))
             if settings.normalizes_batches:
                 real_logits, fake_logits = discriminator(real_seen), discriminator(fake_seen)
-            else:  # in one pass: an image's logit does not depend on the others
+            else:  # in one pass: logits do not depend on the rest of the batch
                 real_logits, fake_logits = discriminator(torch.cat([real_seen, fake_seen])).chunk(2)
             loss_d = loss.discriminator(real_logits, fake_logits, settings.label_smoothing)
             penalty = penalties(settings, discriminator, real_seen, fake_seen, run.generator(f"penalty {update}"))
@@ -247,7 +254,7 @@ def main(arguments: list[str] | None = None) -> Path:
             augmentation.adapt(real_logits)
             watch.observe(real_logits, fake_logits)
 
-        # Generator: one update against the discriminator just trained, which gets no gradient.
+        # Generator: one update against the updated discriminator, which gets no gradient.
         discriminator_network.requires_grad_(False)
         fake_logits = discriminator_network(augmentation.apply(fake_images, run.generator("augment generated")))
         real_logits = discriminator_network(real_seen) if loss.compares_sides else real_logits.detach()
@@ -275,19 +282,19 @@ def main(arguments: list[str] | None = None) -> Path:
 
 
 def build_networks(settings: GANSettings, sample_size: int) -> tuple[ModelMixin, ModelMixin]:
-    """Build the generator and the discriminator that the settings name.
+    """Build the generator and the discriminator chosen by the settings.
 
     Raises:
-        ValueError: if the architecture does not allow `sample_size` or a width, saying which it does.
+        ValueError: if the architecture does not support `sample_size` or a width; the message says what it does.
     """
     return build_generator(settings, sample_size), build_discriminator(settings, sample_size)
 
 
 def build_generator(settings: GANSettings, sample_size: int) -> ModelMixin:
-    """Build the network that draws; raises as `build_networks` does."""
+    """Build the generator; raises as `build_networks` does."""
     size, width = (sample_size, settings.latent_dim), settings.generator_channels
     if settings.network == "dcgan256":
-        return DCGAN256Generator(*size, stem_channels=16 * (width or 32))  # halved four times from the stem on
+        return DCGAN256Generator(*size, stem_channels=16 * (width or 32))  # halved four times after the stem
     if settings.network == "sngan":
         return SNGANConvGenerator(*size, base_channels=width or 64, upsampling=settings.upsampling)
     if settings.network == "resnet":
@@ -296,7 +303,7 @@ def build_generator(settings: GANSettings, sample_size: int) -> ModelMixin:
 
 
 def build_discriminator(settings: GANSettings, sample_size: int) -> ModelMixin:
-    """Build the network that judges; raises as `build_networks` does."""
+    """Build the discriminator; raises as `build_networks` does."""
     width, norm = settings.discriminator_channels, settings.normalization
     if settings.judging_network == "dcgan256":
         return DCGAN256Discriminator(sample_size, base_channels=width or 32)
@@ -307,14 +314,14 @@ def build_discriminator(settings: GANSettings, sample_size: int) -> ModelMixin:
 
 
 def build_optimizer(network: torch.nn.Module, learning_rate: float, settings: GANSettings) -> torch.optim.Adam:
-    """Build Adam for one network, with one fused kernel where the device has it."""
+    """Build Adam for one network, fused where the device supports it."""
     betas = (settings.adam_beta1, settings.adam_beta2)
     fused = next(network.parameters()).device.type in ("cpu", "cuda")
     return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=betas, fused=fused)
 
 
 def draw_latents(count: int, latent_dim: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw standard normal latents, `(count, latent_dim)`, on the generator's device."""
+    """Sample standard normal latents, `(count, latent_dim)`, on the generator's device."""
     return torch.randn(count, latent_dim, generator=generator, device=generator.device)
 
 
@@ -325,7 +332,7 @@ def penalties(
     fake_images: torch.Tensor,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Return the weighted sum of the penalties that are switched on; a zero if none is."""
+    """Return the weighted sum of the enabled penalties; zero if there are none."""
     total = torch.zeros((), device=real_images.device)
     if settings.gradient_penalty_weight:
         penalty = gradient_penalty(discriminator, real_images, fake_images, generator)
@@ -338,7 +345,7 @@ def penalties(
 
 
 def build_watch(data: TrainingData, settings: GANSettings, num_processes: int) -> CollapseWatch:
-    """Build the watch from the first training images of this process, which training then sees as if untouched."""
+    """Build the watch from this process's first training images, then rewind the batches to where they were."""
     count = SHEET_SIZE if data.images_per_epoch is None else min(SHEET_SIZE, data.images_per_epoch // num_processes)
     position = data.batches.state_dict()
     images: list[torch.Tensor] = []
@@ -349,7 +356,7 @@ def build_watch(data: TrainingData, settings: GANSettings, num_processes: int) -
 
 
 def look(watch: CollapseWatch, pipeline: FreshStatistics, run: Run) -> dict[str, float]:
-    """Let the watch judge images of the averaged generator, from the same latents all along the run."""
+    """Let the watch check images of the averaged generator, from the same latents throughout the run."""
     images = draw_fixed(pipeline, run, watch.num_images, "pt", "watch").images
     verdict = watch.look(images * 2 - 1)
     run.report(verdict.good, verdict.trouble, verdict.warning)
@@ -357,12 +364,12 @@ def look(watch: CollapseWatch, pipeline: FreshStatistics, run: Run) -> dict[str,
 
 
 def draw_sheet(pipeline: FreshStatistics, run: Run) -> Image.Image:
-    """Draw a sheet of samples, from the same latents all along the run."""
+    """Generate a sheet of samples, from the same latents throughout the run."""
     return image_sheet(draw_fixed(pipeline, run, run.settings.num_sample_images, "pil", "samples").images)
 
 
 def draw_fixed(pipeline: FreshStatistics, run: Run, count: int, output_type: str, purpose: str) -> ImagePipelineOutput:
-    """Draw images from latents that depend on the seed and the purpose alone."""
+    """Generate images from latents that depend only on the seed and the purpose."""
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, purpose))
     with pipeline.use() as fresh, run.accelerator.autocast():
         latents = draw_latents(count, fresh.generator.config.latent_dim, numbers)
@@ -370,12 +377,12 @@ def draw_fixed(pipeline: FreshStatistics, run: Run, count: int, output_type: str
 
 
 def statistics_latents(settings: GANSettings, run: Run) -> list[torch.Tensor]:
-    """Draw the latents for the statistics of the averaged generator, in batches of 64, the same all along the run."""
+    """Sample latents for the averaged generator's statistics, in batches of 64, the same throughout the run."""
     if not settings.statistics_images:
         return []
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, "statistics"))
     latents = draw_latents(settings.statistics_images, settings.latent_dim, numbers).to(run.device)
-    return list(latents.chunk(math.ceil(len(latents) / 64)))  # of about the same size, as each counts alike
+    return list(latents.chunk(math.ceil(len(latents) / 64)))  # of similar size, as each counts equally
 
 
 if __name__ == "__main__":

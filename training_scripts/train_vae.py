@@ -39,9 +39,9 @@ from hfgen.training.settings import RunSettings
 
 PRESETS = Path(__file__).resolve().parent / "presets" / "vae"
 
-# Training images whose reconstructions are drawn.
+# Training images on the sheet of reconstructions.
 NUM_RECONSTRUCTIONS = 16
-# The ex-post density and the report on the posteriors look at so many training images at most.
+# Maximum number of training images encoded for the ex-post density and the report on the posteriors.
 MAX_ENCODED = 20_000
 
 POSITIVE = ("latent_dim", "batch_size", "learning_rate", "max_grad_norm")
@@ -53,63 +53,65 @@ class VAESettings:
 
     _argument_group_name = "method"
 
-    latent_dim: int = setting(100, "size of a latent")
+    latent_dim: int = setting(100, "dimension of the latents")
     block_out_channels: list[int] | None = setting(
-        None, "channels of each level, each half as fine as the one before; doubling from 64 to 512 if not given"
+        None, "channels of each level, finest first; each halves the resolution; unset: doubling from 64 to 512"
     )
     layers_per_block: int = setting(
-        0, "residual blocks a level, in encoder and decoder: slower; 1 or 2 where there is time"
+        0, "residual blocks per level, in encoder and decoder; try 1 or 2 if a slower run is fine"
     )
     upsampling: Literal["transposed", "nearest"] = setting(
-        "transposed", "of the decoder: transposed convolutions, or pixels repeated before a convolution: no grid"
+        "transposed", "upsampling in the decoder; nearest: upsample, then convolve, which avoids grid artefacts"
     )
-    normalization: Literal["batch", "group"] = setting("batch", "batch: faster; group: for small batches")
+    normalization: Literal["batch", "group"] = setting("batch", "normalization; batch: faster; group: small batches")
     reconstruction: Literal["calibrated", "mse", "l1", "bce"] = setting(
         "calibrated",
-        "likelihood; calibrated: a Gaussian of the best-fitting variance; mse, l1: of scale 1; bce: binary",
+        "reconstruction loss; calibrated: Gaussian with the best-fitting variance; mse, l1: scale fixed to 1; bce: "
+        "binary cross-entropy",
     )
-    kl_weight: float = setting(1.0, "of the KL; 1 is the ELBO, other values make a beta-VAE")
+    kl_weight: float = setting(1.0, "weight of the KL term; 1 is the ELBO, other values give a beta-VAE")
     feature_weight: float = setting(
-        0.0, "pull towards the images in the features of a discriminator, as a multiple of that of the likelihood"
+        0.0, "strength of a loss on a discriminator's features, as gradient norm relative to the likelihood's; 0: off"
     )
     adversarial_weight: float = setting(
-        0.0, "pull towards what the discriminator takes for real, as a multiple of that of the likelihood"
+        0.0, "strength of an adversarial loss, as gradient norm relative to the likelihood's; 0: off"
     )
     discriminator_channels: int = setting(
-        32, "channels of the finest level of the discriminator that these two weights need"
+        32, "channels at the finest level of the discriminator, for --feature_weight and --adversarial_weight"
     )
-    learning_rate_d: float = setting(2e-4, "of that discriminator's Adam")
-    kl_warmup_steps: int = setting(0, "updates over which the weight of the KL rises from 0")
-    free_bits: float = setting(0.0, "nats that the KL of each latent dimension has for free (the paper's lambda)")
-    batch_size: int = setting(64, "images of one update, on each process")
-    learning_rate: float = setting(1e-3, "of AdamW, after the warm-up")
+    learning_rate_d: float = setting(2e-4, "Adam learning rate of that discriminator")
+    kl_warmup_steps: int = setting(0, "updates over which the KL weight rises from 0")
+    free_bits: float = setting(0.0, "nats of KL per latent dimension that are not penalised (the paper's lambda)")
+    batch_size: int = setting(64, "images per update and process")
+    learning_rate: float = setting(1e-3, "AdamW learning rate, after the warm-up")
     lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = setting(
-        "constant_with_warmup", "course of the learning rate"
+        "constant_with_warmup", "learning rate schedule"
     )
     lr_warmup_steps: int = setting(200, "updates over which the learning rate rises from 0")
-    adam_beta1: float = setting(0.9, "decay of AdamW's mean gradient")
-    adam_beta2: float = setting(0.999, "decay of AdamW's mean squared gradient")
-    weight_decay: float = setting(0.0, "of AdamW; 0 makes it Adam")
-    max_grad_norm: float = setting(1.0, "norm that the gradient of the nats per dimension is clipped to")
-    ema_decay: float = setting(0.999, "decay of the average of the weights, which is what gets sampled and saved")
+    adam_beta1: float = setting(0.9, "AdamW's beta1: decay of the mean gradient")
+    adam_beta2: float = setting(0.999, "AdamW's beta2: decay of the mean squared gradient")
+    weight_decay: float = setting(0.0, "AdamW weight decay; 0 is plain Adam")
+    max_grad_norm: float = setting(1.0, "gradients of the loss in nats per dimension are clipped to this norm")
+    ema_decay: float = setting(
+        0.999, "per-update decay of the averaged weights, which are sampled and saved; lower it for short runs"
+    )
     density_components: int = setting(
         10,
-        "Gaussians, at most, of the ex-post density that is fitted to the latents after training; 0: no fit",
+        "maximum Gaussians in the ex-post density fitted to the latents after training; 0: fit none",
         may_change=True,
     )
     density: Literal["mixture", "flow", "auto"] = setting(
         "mixture",
-        "density that is fitted to the latents; flow: takes minutes; auto: the one under which held-out latents are "
-        "likelier",
+        "ex-post density; flow: takes minutes to fit; auto: the one with the higher likelihood on held-out latents",
         may_change=True,
     )
-    watch_every: int = setting(250, "steps between two looks at the posterior; 0: no watch")
+    watch_every: int = setting(250, "steps between checks for posterior collapse; 0: off")
     on_collapse: Literal["rollback", "stop", "warn"] = setting(
         "rollback",
-        "when the posterior carries nothing; rollback: to the last good checkpoint, with half the learning rate",
+        "what to do on posterior collapse; rollback: restart from the last good checkpoint at half the learning rate",
         may_change=True,
     )
-    max_rollbacks: int = setting(3, "rollbacks after which the run gives up", may_change=True)
+    max_rollbacks: int = setting(3, "stop the run after this many rollbacks", may_change=True)
 
     def __post_init__(self):
         for name in (*POSITIVE, "discriminator_channels", "learning_rate_d"):
@@ -127,7 +129,7 @@ class VAESettings:
         self._refuse_unused()
 
     def _refuse_unused(self) -> None:
-        """Raise a `UserError` for what would be ignored."""
+        """Raise a `UserError` for settings that would be ignored."""
         if not self.learns_a_term:
             for field in fields(self):
                 if field.name in ("discriminator_channels", "learning_rate_d"):
@@ -145,16 +147,16 @@ class VAESettings:
         return self.feature_weight > 0 or self.adversarial_weight > 0
 
 
-SETTINGS = (RunSettings, DataSettings, VAESettings)  # all that the command line takes
+SETTINGS = (RunSettings, DataSettings, VAESettings)  # all command-line options
 
 
 def main(arguments: list[str] | None = None) -> Path:
-    """Train and return the folder of the pipeline."""
+    """Train and return the pipeline's folder."""
     run_settings, data_settings, settings = parse_settings(SETTINGS, PRESETS, arguments)
     run = Run(run_settings, data_settings, settings)
     accelerator = run.accelerator
 
-    # 1. Data, of which the first images are shown with their reconstructions
+    # 1. Data; the first images are shown with their reconstructions
     data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
     evaluation = RunEvaluation(run, data_settings)
     max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
@@ -170,7 +172,7 @@ def main(arguments: list[str] | None = None) -> Path:
     network = network.to(run.device, memory_format=torch.channels_last)
     ema = averaged_copy(network, settings.ema_decay)
     pipeline = VAEPipeline(ema.module)
-    use_matrix_products(network)  # on a CPU; the same numbers, sooner
+    use_matrix_products(network)  # faster on a CPU, same results
     optimizer = torch.optim.AdamW(
         network.parameters(),
         lr=settings.learning_rate,
@@ -178,7 +180,7 @@ def main(arguments: list[str] | None = None) -> Path:
         weight_decay=settings.weight_decay,
         fused=run.device.type in ("cpu", "cuda"),
     )
-    # Not prepared: accelerate would step it once per process.
+    # Not passed to prepare(): accelerate would step it once per process.
     lr_scheduler = get_scheduler(
         settings.lr_scheduler,
         optimizer,
@@ -192,7 +194,7 @@ def main(arguments: list[str] | None = None) -> Path:
     stateful |= term.stateful() if term else {}
     run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
 
-    # 3. One update a step
+    # 3. One update per step
     for step in run.steps():
         images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
         reconstruction, posterior = vae(
@@ -203,11 +205,11 @@ def main(arguments: list[str] | None = None) -> Path:
         kl_weight = warmed_up(settings.kl_weight, step, settings.kl_warmup_steps)
         loss = likelihood_loss + kl_weight * kl_loss(kl_dimensions, settings.free_bits)
 
-        # Per dimension, so that one clipping norm serves all sizes of images; Adam's update is the same.
+        # Per dimension, so that one clipping norm works for all image sizes; Adam's update is the same.
         objective, learned = loss / images[0].numel(), {}
         if term:
             pull, learned = term.learn(images, reconstruction, likelihood_loss / images[0].numel())
-            objective = objective + (reconstruction * pull).sum()  # whose gradient by the reconstruction is the pull
+            objective = objective + (reconstruction * pull).sum()  # its gradient wrt. the reconstruction is pull
         accelerator.backward(objective)
         grad_norm = accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
         optimizer.step()
@@ -232,7 +234,7 @@ def main(arguments: list[str] | None = None) -> Path:
 
     if run.last_sheet_due:
         save_sheets(pipeline, shown_images, run)
-    # 4. Where the encoder puts the data, once it no longer changes; a complete run is not complete without it
+    # 4. Describe the latents of the data once the encoder is final; a run is not complete without this
     if run.is_complete or not run.stop_requested:
         data.batches.load_state_dict(first_batch)
         describe_latents(pipeline, data, settings, run)
@@ -242,7 +244,7 @@ def main(arguments: list[str] | None = None) -> Path:
 
 
 class LearnedTerm:
-    """A discriminator of reconstructions, and how it pulls at them; see hfgen/losses/learned.py."""
+    """A discriminator of reconstructions, and the gradients it adds to them; see hfgen/losses/learned.py."""
 
     def __init__(self, settings: VAESettings, sample_size: int, run: Run):
         self._settings, self._accelerator = settings, run.accelerator
@@ -257,21 +259,21 @@ class LearnedTerm:
         self._discriminator, self._optimizer = run.accelerator.prepare(self._network, optimizer)
 
     def stateful(self) -> dict[str, Any]:
-        """Return what a checkpoint carries."""
+        """Return the objects whose state a checkpoint contains."""
         return {"discriminator": self._network, "optimizer_d": self._optimizer}
 
     def learn(
         self, images: torch.Tensor, reconstruction: torch.Tensor, likelihood_loss: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Update the discriminator, and ask it which way the reconstructions should go.
+        """Update the discriminator, and compute its gradient with respect to the reconstructions.
 
         Args:
             images: `(batch_size, channels, height, width)`, in [-1, 1].
-            reconstruction: of the same shape.
+            reconstruction: same shape.
             likelihood_loss: a scalar, from the reconstruction.
 
         Returns:
-            What to add to the gradient by the reconstruction, and losses for the log.
+            What to add to the loss gradient with respect to the reconstruction, and losses for the log.
         """
         loss, seen = GAN_LOSSES["non_saturating"], reconstruction.detach().float()
         self._network.requires_grad_(True)
@@ -296,13 +298,13 @@ class LearnedTerm:
 
 
 def build_vae(settings: VAESettings, sample_size: int) -> ConvVAE:
-    """Build the network that the settings describe.
+    """Build the network chosen by the settings.
 
     Raises:
-        ValueError: if the levels do not divide `sample_size`, saying by what it must be divisible.
+        ValueError: if the levels do not divide `sample_size`; the message gives the required divisor.
     """
     channels = settings.block_out_channels
-    if channels is None:  # down to 4 pixels or a little more
+    if channels is None:  # down to 4 pixels or slightly more
         levels = max(1, (sample_size // 4).bit_length() - 1)
         channels = [64 * min(2**level, 8) for level in range(levels)]
     return ConvVAE(
@@ -316,10 +318,10 @@ def build_vae(settings: VAESettings, sample_size: int) -> ConvVAE:
 
 
 def save_sheets(pipeline: VAEPipeline, shown_images: torch.Tensor, run: Run) -> None:
-    """Save a sheet of samples from the prior, of the same latents all along the run, and one of reconstructions."""
+    """Save a sheet of samples from the prior, with the same latents throughout the run, and one of reconstructions."""
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, "samples"))
     latents = torch.randn(run.settings.num_sample_images, pipeline.vae.config.latent_dim, generator=numbers)
-    originals = ((shown_images + 1) / 2).clamp(0, 1)  # a rotation rounds
+    originals = ((shown_images + 1) / 2).clamp(0, 1)  # rotation rounds
     with run.accelerator.autocast():
         samples = pipeline(latents=latents).images
         reconstructions = pipeline.reconstruct(originals).images
@@ -330,9 +332,9 @@ def save_sheets(pipeline: VAEPipeline, shown_images: torch.Tensor, run: Run) -> 
 def add_density(
     pipeline: VAEPipeline, data: TrainingData, settings: VAESettings, run: Run
 ) -> tuple[EncodedImages, FittedDensity | None]:
-    """Encode the training images from the position of the batches on, and fit the pipeline's density to them.
+    """Encode the training images from the batches' current position, and fit the pipeline's density to them.
 
-    All processes must call this; the main one fits. There is no density if none is wanted, or there is one image only.
+    All processes must call this; the main one fits. No density is fitted if it is disabled or there is only one image.
     """
     count = min(MAX_ENCODED, data.images_per_epoch or MAX_ENCODED)
     with run.accelerator.autocast():
@@ -354,7 +356,7 @@ def look_with_density(
     settings: VAESettings,
     run: Run,
 ) -> None:
-    """Score the pipeline as it would be shipped now, and leave it and the data as they were."""
+    """Score the pipeline as it would be saved now, then restore it and the position in the data."""
     started, position = time.monotonic(), data.batches.state_dict()
     data.batches.load_state_dict(first_batch)
     add_density(pipeline, data, settings, run)
@@ -365,7 +367,7 @@ def look_with_density(
 
 
 def describe_latents(pipeline: VAEPipeline, data: TrainingData, settings: VAESettings, run: Run) -> None:
-    """Measure the posteriors of the training images, give the pipeline its density, and draw a sheet from that.
+    """Measure the posteriors of the training images, fit the pipeline's density, and save a sheet of samples from it.
 
     Writes `latents.json`. All processes must call this.
     """

@@ -1,1 +1,1 @@
-"""What `hfgen ...` does: a file for each command, or for a few of one kind."""
+"""The `hfgen` commands: one file per command or group of related commands."""

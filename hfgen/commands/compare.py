@@ -1,4 +1,4 @@
-"""`hfgen compare`: several pipelines on the same terms, in one table and on one sheet."""
+"""`hfgen compare`: several pipelines scored alike, in one table and on one sheet."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ from hfgen.commands.options import (
 from hfgen.errors import UserError
 
 
-if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
+if TYPE_CHECKING:  # slow to import, like the imports inside the functions
     from diffusers import DiffusionPipeline
     from PIL import Image
 
@@ -33,18 +33,21 @@ COLUMNS = ("precision", "recall", "coverage", "copies", "copies by pixels", "par
 
 
 def compare(
-    pipelines: Annotated[list[str], typer.Argument(metavar="DIR...", help="runs, checkpoints, pipelines, Hub repos")],
+    pipelines: Annotated[
+        list[str], typer.Argument(metavar="DIR...", help="runs, checkpoints, pipelines or Hub repos")
+    ],
     reference: Reference,
     output: Annotated[Path, typer.Option("--output", help="new folder for comparison.json, .md and sheet.png")],
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = None,
     num_images: Annotated[
-        int | None, typer.Option("--num_images", min=10, help="of each; as many as real ones if not given, up to 5000")
+        int | None,
+        typer.Option("--num_images", min=10, help="images per pipeline; unset: as in the reference, up to 5000"),
     ] = None,
     seed: Seed = 0,
     num_inference_steps: Steps = None,
     steps: Annotated[
-        str | None, typer.Option("--steps", help="of diffusion: a row for each of these, such as 10,25,50")
+        str | None, typer.Option("--steps", help="denoising steps to compare, such as 10,25,50; a row for each")
     ] = None,
     sample_from: SampleFrom = None,
     batch_size: BatchSize = 32,
@@ -95,13 +98,13 @@ def compare(
 
 
 def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPipeline], int]":
-    """Open all pipelines before the first is scored, as a misspelt one must not cost the work on the others.
+    """Open all pipelines before scoring any, so that a misspelt one fails at once.
 
     Returns:
-        The pipelines by what names them, and the height and width of their images.
+        The pipelines by their argument, and the height and width of their images in pixels.
 
     Raises:
-        UserError: if one cannot be opened, or they draw images of several sizes.
+        UserError: if one cannot be opened, or their image sizes differ.
     """
     from hfgen.inference.draw import image_size, open_pipeline
 
@@ -114,10 +117,10 @@ def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPip
 
 
 def parse_steps(text: str) -> list[int]:
-    """Read numbers of denoising steps such as "10,25,50".
+    """Parse numbers of denoising steps such as "10,25,50".
 
     Raises:
-        UserError: if one is no number from 1.
+        UserError: if one is not a whole number from 1.
     """
     try:
         numbers = [int(part) for part in text.split(",")]
@@ -129,7 +132,7 @@ def parse_steps(text: str) -> list[int]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Write the scores of all pipelines as a table, the data's own floor below."""
+    """Format the scores of all pipelines as a table, with the data's own floor below."""
     from hfgen.metrics.report import score_names
 
     scores, floor, names = rows[0]["scores"], rows[0]["floor"], score_names(rows[0]["features"])

@@ -1,4 +1,4 @@
-"""`hfgen data inspect` and `hfgen data floor`: what a data set holds, and what it scores against itself."""
+"""`hfgen data inspect` and `hfgen data floor`: what a data set contains, and how it scores against itself."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,13 @@ from hfgen.commands.options import DatasetColumn, DatasetSplit, Device, FeatureM
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="what --dataset takes")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="image folder, Hub data set or other --dataset value")],
     sample_size: Annotated[int, typer.Option("--sample_size", help="training size in pixels")] = 64,
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="also write the whole report here")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write the full report to this file")] = None,
 ) -> None:
-    """Report what a data set holds: counts, sizes, modes, unreadable files, duplicates."""
+    """Report what a data set contains: counts, sizes, modes, unreadable files, duplicates."""
     from hfgen.data.settings import DataSettings
     from hfgen.data.store import load_images
 
@@ -31,10 +31,11 @@ def inspect(
 
 
 def floor(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="what --dataset takes")],
-    sample_size: Annotated[int, typer.Option("--sample_size", help="pixels that the images are reduced to")] = 64,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="image folder, Hub data set or other --dataset value")],
+    sample_size: Annotated[int, typer.Option("--sample_size", help="image size in pixels")] = 64,
     num_images: Annotated[
-        int | None, typer.Option("--num_images", min=10, help="of a generator; as many as there are if not given")
+        int | None,
+        typer.Option("--num_images", min=10, help="number of generated images to give the floor for; unset: all"),
     ] = None,
     seed: Seed = 0,
     dataset_split: DatasetSplit = "train",
@@ -43,9 +44,9 @@ def floor(
     mode: FeatureMode = "clean",
     feature_weights: FeatureWeights = None,
     device: Device = "auto",
-    json_file: Annotated[Path | None, typer.Option("--json", help="also write all scores here")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write all scores to this file")] = None,
 ) -> None:
-    """Score a data set against itself: one half against the other, and draws with replacement against all."""
+    """Score a data set against itself: one half against the other, and a resample against all."""
     from hfgen.data.settings import DataSettings
     from hfgen.evaluation.reference import load_reference
     from hfgen.inference.draw import choose_device

@@ -11,21 +11,25 @@ from hfgen.errors import UserError
 
 def demo(
     pipelines: Annotated[
-        list[str], typer.Argument(metavar="DIR...", help="runs, checkpoints, pipelines, or Hub repos, of any family")
+        list[str], typer.Argument(metavar="DIR...", help="runs, checkpoints, pipelines or Hub repos, of any family")
     ],
     device: Device = "auto",
-    host: Annotated[str, typer.Option("--host", help="0.0.0.0: also for other machines of the network")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="of the page")] = 7860,
-    share: Annotated[bool, typer.Option("--share", help="also at a public address of gradio's, for a week")] = False,
+    host: Annotated[
+        str, typer.Option("--host", help="address to listen on; 0.0.0.0: reachable from other machines")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="port of the page")] = 7860,
+    share: Annotated[
+        bool, typer.Option("--share", help="also serve it at a public gradio address, for a week")
+    ] = False,
 ) -> None:
-    """Show pipelines on a web page: draw, interpolate, denoise, reconstruct, compare."""
+    """Show pipelines on a web page: sample, interpolate, denoise, reconstruct, compare."""
     names = pipeline_names(pipelines)
-    refuse_port_in_use(host, port)  # before pipelines are loaded for nothing
+    refuse_port_in_use(host, port)  # before the pipelines are loaded
     import os
 
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when a page is made
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when a page is built
     try:
-        import gradio  # noqa: F401 (tells whether it is there)
+        import gradio  # noqa: F401 (checks that it is installed)
     except ImportError as error:
         raise UserError('the demo needs gradio: pip install "hfgen[demo]"') from error
     from hfgen.demo.page import build_demo, launch
@@ -42,10 +46,10 @@ def demo(
 
 
 def pipeline_names(pipelines: list[str]) -> list[str]:
-    """Name pipelines by their folders, or by the whole paths where two folders have one name.
+    """Name pipelines after their folders, or by full path where two folders have the same name.
 
     Raises:
-        UserError: if one is given twice.
+        UserError: if a pipeline is given twice.
     """
     if len(set(pipelines)) < len(pipelines):
         raise UserError(f"{' '.join(pipelines)}: each pipeline can be given once only")
@@ -59,7 +63,7 @@ def pipeline_names(pipelines: list[str]) -> list[str]:
 
 
 def refuse_port_in_use(host: str, port: int) -> None:
-    """Raise a `UserError` if a page cannot be served there."""
+    """Raise a `UserError` if a page cannot be served at this host and port."""
     import errno
     import socket
 

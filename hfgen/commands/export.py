@@ -1,4 +1,4 @@
-"""`hfgen export`: a pipeline's networks as files for other runtimes."""
+"""`hfgen export`: write a pipeline's networks as files for other runtimes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +15,9 @@ FORMATS = ("onnx",)
 def export(
     pipeline: PipelineFolder,
     output: Annotated[Path, typer.Option("--output", help="new folder for the .onnx files and export.json")],
-    file_format: Annotated[str, typer.Option("--format", help="onnx, which is all there is")] = "onnx",
+    file_format: Annotated[str, typer.Option("--format", help="file format; only onnx is supported")] = "onnx",
 ) -> None:
-    """Export the networks that draw, to run without PyTorch; nothing is written that does not give what it gives."""
+    """Export a pipeline's networks to run without PyTorch; files are written only if their outputs match PyTorch's."""
     require_new_folder(output)
     if file_format not in FORMATS:
         raise UserError(f"--format {file_format}: must be {' or '.join(FORMATS)}, which is all there is")

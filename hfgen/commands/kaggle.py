@@ -1,4 +1,4 @@
-"""`hfgen kaggle-zip`: the submission of Kaggle's competitions for image generators, one zip of many JPEGs."""
+"""`hfgen kaggle-zip`: a submission to Kaggle's image generation competitions, one zip of many JPEGs."""
 
 import io
 import zipfile
@@ -12,13 +12,13 @@ from hfgen.commands.options import BatchSize, Device, FeatureWeights, PipelineFo
 from hfgen.errors import UserError
 
 
-if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
+if TYPE_CHECKING:  # slow to import, like the imports inside the functions
     import numpy as np
     import torch
     from PIL import Image
 
 
-# Of "I'm Something of a Painter Myself" (gan-getting-started).
+# Limits of the competition "I'm Something of a Painter Myself" (gan-getting-started).
 FEWEST, MOST = 7000, 10_000
 SIDE = 256
 JPEG_QUALITY = 95
@@ -26,21 +26,23 @@ JPEG_QUALITY = 95
 
 def kaggle_zip(
     pipeline: PipelineFolder,
-    output: Annotated[Path, typer.Option("--output", help="the zip; Kaggle wants this name")] = Path("images.zip"),
-    num_images: Annotated[int, typer.Option("--num_images", help="from 7,000 to 10,000")] = FEWEST,
-    size: Annotated[int, typer.Option("--size", help="height and width in pixels; the competition wants 256")] = SIDE,
+    output: Annotated[Path, typer.Option("--output", help="the zip file; Kaggle requires the default name")] = Path(
+        "images.zip"
+    ),
+    num_images: Annotated[int, typer.Option("--num_images", help="images to generate, 7,000 to 10,000")] = FEWEST,
+    size: Annotated[int, typer.Option("--size", help="height and width in pixels; must be 256")] = SIDE,
     seed: Seed = 0,
     num_inference_steps: Steps = None,
     sampler: Sampler = None,
     sample_from: SampleFrom = None,
     batch_size: BatchSize = 32,
     reference: Annotated[
-        str | None, typer.Option("--reference", help="also score the zip against these; what --dataset takes")
+        str | None, typer.Option("--reference", help="also score the zip against these images, as for --dataset")
     ] = None,
     feature_weights: FeatureWeights = None,
     device: Device = "auto",
 ) -> None:
-    """Write the zip that gan-getting-started asks for: JPEGs of 256 pixels, RGB, drawn one batch after the other."""
+    """Write a submission to Kaggle's gan-getting-started: a zip of 256-pixel RGB JPEGs, generated batch by batch."""
     if output.exists():
         raise UserError(f"--output {output} exists; choose another name")
     if output.suffix != ".zip":
@@ -59,7 +61,7 @@ def kaggle_zip(
             f"note: this pipeline draws {own_size} pixels; its images are resized to {size}, which adds no detail"
         )
     score = None
-    if reference is not None:  # before the first image is drawn, as it may be misspelt
+    if reference is not None:  # before generating images, as it may be misspelt
         score = local_score(reference, feature_weights, loaded.device)
     drawn = draw_images(loaded, num_images, seed, num_inference_steps, batch_size, sample_from=sample_from)
     jpegs = (encode_jpeg(image, size) for image in drawn)
@@ -84,7 +86,7 @@ def kaggle_zip(
 def local_score(
     reference: str, feature_weights: str | None, device: "torch.device"
 ) -> Callable[[Iterable["np.ndarray"], int], str]:
-    """Open the real images at the competition's size; return what scores images, so many, against them in a clause."""
+    """Open the real images at the competition's size; return a function that scores images and says so in a clause."""
     from hfgen.data.settings import DataSettings
     from hfgen.evaluation.reference import load_reference
     from hfgen.metrics.feature_spaces import build_extractor
@@ -103,14 +105,14 @@ def local_score(
 
 
 def pack(archive: zipfile.ZipFile, jpegs: Iterable[bytes]) -> Iterator[bytes]:
-    """Put files into the archive, one by one, handing each on."""
+    """Write JPEGs to the archive one by one, yielding each."""
     for index, jpeg in enumerate(jpegs):
         archive.writestr(f"{index:05d}.jpg", jpeg)
         yield jpeg
 
 
 def encode_jpeg(image: "Image.Image", size: int) -> bytes:
-    """Resize an image if it has another size, and encode it."""
+    """Resize an image if its size differs, and encode it."""
     from PIL import Image
 
     if image.size != (size, size):
@@ -121,7 +123,7 @@ def encode_jpeg(image: "Image.Image", size: int) -> bytes:
 
 
 def decode_jpeg(jpeg: bytes) -> "np.ndarray":
-    """Decode what Kaggle will see, uint8 `(height, width, 3)`."""
+    """Decode an image as Kaggle will see it, uint8 `(height, width, 3)`."""
     import numpy as np
     from PIL import Image
 

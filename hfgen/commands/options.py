@@ -1,4 +1,4 @@
-"""Arguments, options and checks that several commands have in common."""
+"""Arguments, options and checks shared by several commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,35 +11,39 @@ from hfgen.errors import UserError
 PipelineFolder = Annotated[str, typer.Argument(metavar="DIR", help="a run, a checkpoint, a pipeline, or a Hub repo")]
 Steps = Annotated[
     int | None,
-    typer.Option("--num_inference_steps", min=1, help="denoising steps; as many as were saved with it if not given"),
+    typer.Option("--num_inference_steps", min=1, help="denoising steps; fewer is faster; unset: the saved number"),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="the same seed draws the same images")]
-Sampler = Annotated[str | None, typer.Option("--sampler", help="ddim, dpm, unipc or ddpm; as saved if not given")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="random seed; the same seed gives the same images")]
+Sampler = Annotated[
+    str | None, typer.Option("--sampler", help="diffusion sampler: ddim, dpm, unipc or ddpm; unset: the saved one")
+]
 SampleFrom = Annotated[
     str | None,
     typer.Option(
-        "--sample_from", help="latents of a VAE: prior, or ex_post, which is the default where it was fitted"
+        "--sample_from", help="where a VAE's latents come from: prior or ex_post; unset: ex_post if it was fitted"
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
-Reference = Annotated[str, typer.Option("--reference", help="the real images; what --dataset takes")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps; auto takes the fastest")]
+Reference = Annotated[
+    str, typer.Option("--reference", help="real images: a folder, Hub data set or other --dataset value")
+]
 DatasetSplit = Annotated[str, typer.Option("--dataset_split", help="split of a Hub data set")]
-DatasetColumn = Annotated[str | None, typer.Option("--dataset_column", help="column or feature that holds the images")]
-Features = Annotated[str, typer.Option("--features", help="inception, dinov2 or clip: where images are compared")]
+DatasetColumn = Annotated[str | None, typer.Option("--dataset_column", help="column or feature with the images")]
+Features = Annotated[str, typer.Option("--features", help="feature network for the scores: inception, dinov2 or clip")]
 FeatureMode = Annotated[
-    str, typer.Option("--mode", help="how Inception's images are resized: clean (clean-fid's) or legacy")
+    str, typer.Option("--mode", help="resizing for Inception: clean (as clean-fid) or legacy (for old scores)")
 ]
 FeatureWeights = Annotated[
     str | None,
     typer.Option(
         "--feature_weights",
-        help="TorchScript file of Inception, found by itself if installed; folder or Hub repo of the other two",
+        help="Inception's TorchScript file, unset: found if installed; for dinov2 and clip a folder or Hub repo",
     ),
 ]
-BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="drawn at once; bounds the memory")]
+BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="images per batch; lower it to save memory")]
 
 
 def require_new_folder(output: Path) -> None:
-    """Raise a `UserError` if there is something in the folder that a command is to fill."""
+    """Raise a `UserError` if a command's output folder is not empty."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists and is not empty; choose another folder")

@@ -1,4 +1,4 @@
-"""`hfgen publish`: a pipeline, its code, its card and its pictures on the Hub."""
+"""`hfgen publish`: upload a pipeline with its code, card and pictures to the Hub."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,24 +10,24 @@ from hfgen.commands.options import require_new_folder
 
 def publish(
     source: Annotated[
-        str, typer.Argument(metavar="RUN_OR_DIR", help="a run, its best/, a checkpoint, or the folder of a pipeline")
+        str, typer.Argument(metavar="RUN_OR_DIR", help="a run, its best/, a checkpoint or a pipeline folder")
     ],
-    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="owner/name; or name, for a repo of your own")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="owner/name, or just name for your own repo")],
     private: Annotated[
-        bool, typer.Option("--private", help="make the repo private; refused if it exists and is public")
+        bool, typer.Option("--private", help="make a new repo private; fails if it exists and is public")
     ] = False,
     scores: Annotated[
-        Path | None, typer.Option("--scores", help="folder from hfgen evaluate, whose scores the card is to show")
+        Path | None, typer.Option("--scores", help="folder from hfgen evaluate; the card shows its scores")
     ] = None,
     license_id: Annotated[
-        str | None, typer.Option("--license", help="of the weights, as the Hub writes it, such as apache-2.0")
+        str | None, typer.Option("--license", help="Hub licence id for the weights, such as apache-2.0")
     ] = None,
     space: Annotated[bool, typer.Option("--space", help="also publish the demo as a Space of the same name")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", help="only make the folder, in this new place, and upload nothing")
+        Path | None, typer.Option("--output", help="only write the files to this new folder; upload nothing")
     ] = None,
 ) -> None:
-    """Publish a pipeline on the Hub: it loads there without hfgen, with a card of what was measured."""
+    """Publish a pipeline on the Hub, loadable without hfgen, with a card of the measured results."""
     if output is not None:
         require_new_folder(output)
     from hfgen.files import write_atomically

@@ -1,4 +1,4 @@
-"""`hfgen progress` and `hfgen curves`: how a training went."""
+"""`hfgen progress` and `hfgen curves`: how a run went."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,31 +13,31 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run,
 
 def progress(
     run: RunFolder,
-    output: Annotated[Path, typer.Option("--output", help="the GIF")] = Path("progress.gif"),
-    frame_seconds: Annotated[float, typer.Option("--frame_seconds", min=0.02, help="time of a frame")] = 0.5,
+    output: Annotated[Path, typer.Option("--output", help="GIF file to write")] = Path("progress.gif"),
+    frame_seconds: Annotated[float, typer.Option("--frame_seconds", min=0.02, help="seconds per frame")] = 0.5,
 ) -> None:
-    """Make a GIF of the sheets of a run: what the same latents became in the course of the training."""
+    """Make a GIF of a run's sample sheets: images of the same latents over the course of training."""
     refuse_to_replace(output)
     from hfgen.inference.figures import progress_frames, write_gif
 
     frames = progress_frames(run)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_gif([*frames, *frames[-1:] * 3], output, frame_seconds)  # it stays a while at the end
+    write_gif([*frames, *frames[-1:] * 3], output, frame_seconds)  # hold the last frame
     typer.echo(f"{output}: {len(frames)} sheets")
 
 
 def curves(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs, finished or not")],
-    output: Annotated[Path, typer.Option("--output", help="the picture; png, pdf or svg")] = Path("curves.png"),
+    output: Annotated[Path, typer.Option("--output", help="plot to write: .png, .pdf or .svg")] = Path("curves.png"),
     reference: Annotated[
         bool,
         typer.Option(
             "--reference",
-            help="draw FID (of runs with --evaluate_every) among the curves of the presets",
+            help="plot FID next to the presets' reference curves; for runs with --evaluate_every",
         ),
     ] = False,
 ) -> None:
-    """Draw the losses and scores of runs against steps and against time."""
+    """Plot the losses and scores of runs against steps and time."""
     refuse_to_replace(output)
     if output.suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--output {output}: must end in .png, .pdf or .svg")
@@ -54,6 +54,6 @@ def curves(
 
 
 def refuse_to_replace(file: Path) -> None:
-    """Raise a `UserError` if there is something at the place of a file to be written."""
+    """Raise a `UserError` if an output file already exists."""
     if file.exists():
         raise UserError(f"--output {file} exists; choose another name")

@@ -18,7 +18,7 @@ from hfgen.commands.options import (
 from hfgen.errors import UserError
 
 
-if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
+if TYPE_CHECKING:  # slow to import, like the imports inside the functions
     from PIL import Image
 
 
@@ -28,18 +28,21 @@ MAX_ON_SHEET = 400  # images on the sheet of `hfgen sample`
 def sample(
     pipeline: PipelineFolder,
     output: Annotated[Path, typer.Option("--output", help="new folder for sheet.png and the single images")],
-    num_images: Annotated[int, typer.Option("--num_images", min=1, help="how many")] = 64,
+    num_images: Annotated[int, typer.Option("--num_images", min=1, help="images to generate")] = 64,
     seed: Seed = 0,
     num_inference_steps: Steps = None,
     sampler: Sampler = None,
     truncation: Annotated[
-        float | None, typer.Option("--truncation", help="of a GAN: cuts latents off there; 1 is tame, 3 hardly cuts")
+        float | None,
+        typer.Option(
+            "--truncation", help="truncate a GAN's latents at this value; lower: less variety; 3: almost none cut"
+        ),
     ] = None,
     sample_from: SampleFrom = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
 ) -> None:
-    """Draw images from a pipeline: a sheet and single files."""
+    """Generate images with a pipeline: a sheet and single files."""
     require_new_folder(output)
     from hfgen.inference.draw import draw_images, open_pipeline
     from hfgen.inference.figures import image_sheet
@@ -48,9 +51,9 @@ def sample(
     shown: list[Image.Image] = []
     drawn = draw_images(loaded, num_images, seed, num_inference_steps, batch_size, truncation, sample_from)
     for index, image in enumerate(drawn):
-        output.mkdir(parents=True, exist_ok=True)  # when there is something to put into it
+        output.mkdir(parents=True, exist_ok=True)  # only once there is something to save
         image.save(output / f"{index:06d}.png")
-        if len(shown) < MAX_ON_SHEET:  # no more are kept, so that the memory does not grow with their number
+        if len(shown) < MAX_ON_SHEET:  # bounds the memory
             shown.append(image)
     image_sheet(shown).save(output / "sheet.png")
     of_all = f", of the first {len(shown)}," if len(shown) < num_images else ""
@@ -61,18 +64,19 @@ def denoise(
     pipeline: PipelineFolder,
     output: Annotated[Path, typer.Option("--output", help="new folder for denoising.png and forward.png")],
     timesteps: Annotated[
-        str | None, typer.Option("--timesteps", help="shown, such as 999,750,500,250,0; eight if not given")
+        str | None,
+        typer.Option("--timesteps", help="timesteps to show, such as 999,500,0; unset: eight, evenly spaced"),
     ] = None,
     num_images: Annotated[int, typer.Option("--num_images", min=1, help="rows of the strip")] = 4,
     seed: Seed = 0,
     num_inference_steps: Steps = None,
     sampler: Sampler = None,
     image: Annotated[
-        Path | None, typer.Option("--image", help="noised in the forward strip; a drawn one if not given")
+        Path | None, typer.Option("--image", help="image to noise in forward.png; unset: a generated one")
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Show how a diffusion pipeline draws, and how a linear and a cosine schedule turn an image into noise."""
+    """Show a diffusion pipeline denoising, and how a linear and a cosine schedule turn an image into noise."""
     require_new_folder(output)
     from hfgen.inference.draw import open_image, open_pipeline
     from hfgen.inference.figures import denoising_strip, forward_strip
@@ -86,7 +90,7 @@ def denoise(
     clean_image = open_image(image, size) if image is not None else None
     try:
         strip, last = denoising_strip(loaded, chosen, num_images, seed, num_inference_steps)
-    except ValueError as error:  # the pipeline does not take so many steps
+    except ValueError as error:  # more steps than the pipeline supports
         raise UserError(str(error)) from error
     output.mkdir(parents=True, exist_ok=True)
     strip.save(output / "denoising.png")
@@ -100,18 +104,19 @@ def interpolate(
     pipeline: PipelineFolder,
     output: Annotated[Path, typer.Option("--output", help="new folder for sheet.png and walk.gif")],
     seeds: Annotated[
-        str | None, typer.Option("--seeds", help="walked through in this order, such as 1,2,3; 0,1 if not given")
+        str | None,
+        typer.Option("--seeds", help="seeds to interpolate between, in this order, such as 1,2,3; unset: 0,1"),
     ] = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option("--image", help="of a VAE: walk between your images instead; give it for each of them"),
+        typer.Option("--image", help="VAE only: interpolate between these images instead; repeat the option"),
     ] = None,
-    num_steps: Annotated[int, typer.Option("--num_steps", min=1, help="images between two ends on the sheet")] = 8,
-    num_frames: Annotated[int, typer.Option("--num_frames", min=1, help="frames of the GIF between two ends")] = 24,
+    num_steps: Annotated[int, typer.Option("--num_steps", min=1, help="images between two ends, on the sheet")] = 8,
+    num_frames: Annotated[int, typer.Option("--num_frames", min=1, help="frames between two ends, in the GIF")] = 24,
     sample_from: SampleFrom = None,
     device: Device = "auto",
 ) -> None:
-    """Walk from image to image of a GAN or a VAE: a sheet (for each two, straight above spherical) and a GIF."""
+    """Interpolate between images of a GAN or a VAE: a sheet (per pair, straight above spherical) and a GIF."""
     require_new_folder(output)
     if image and (seeds is not None or sample_from is not None):
         raise UserError("--image: your images are the ends of the walk; leave out --seeds and --sample_from")
@@ -131,7 +136,7 @@ def interpolate(
     for first in range(len(ends) - 1):
         cells += inference.interpolate(loaded, ends[first : first + 2], parts, spherical=False)
         cells += inference.interpolate(loaded, ends[first : first + 2], parts, spherical=True)
-    circle = ends[[*range(len(ends)), 0]]  # back to the start, so that the GIF has no jump
+    circle = ends[[*range(len(ends)), 0]]  # back to the start, so that the GIF loops smoothly
     frames = inference.interpolate(loaded, circle, [part / num_frames for part in range(num_frames)], spherical=True)
     output.mkdir(parents=True, exist_ok=True)
     image_sheet(cells, columns=len(parts)).save(output / "sheet.png")
@@ -142,12 +147,14 @@ def interpolate(
 
 def reconstruct(
     pipeline: PipelineFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="of any size; their middle is used")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="image files of any size; they are centre-cropped")
+    ],
     output: Annotated[Path, typer.Option("--output", help="new folder for sheet.png and the single images")],
-    columns: Annotated[int, typer.Option("--columns", min=1, help="images a row of the sheet")] = 8,
+    columns: Annotated[int, typer.Option("--columns", min=1, help="images per row of the sheet")] = 8,
     device: Device = "auto",
 ) -> None:
-    """Encode and decode images by a VAE: a sheet, originals above reconstructions, and the reconstructions."""
+    """Encode and decode images with a VAE: a sheet of originals above reconstructions, and single files."""
     require_new_folder(output)
     import hfgen.inference.draw as inference
     from hfgen.inference.figures import reconstruction_sheet
@@ -163,10 +170,10 @@ def reconstruct(
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Read seeds such as "1,2,3".
+    """Parse seeds such as "1,2,3".
 
     Raises:
-        UserError: if there are fewer than two, or one is no number from 0.
+        UserError: if there are fewer than two, or one is not a whole number from 0.
     """
     try:
         seeds = [int(part) for part in text.split(",")]
@@ -178,10 +185,10 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_timesteps(text: str | None, trained_steps: int) -> list[int]:
-    """Read timesteps such as "999,500,0", noisiest first; eight from the noisiest to 0 if there is no text.
+    """Parse timesteps such as "999,500,0"; return them noisiest first; eight evenly spaced ones if `text` is None.
 
     Raises:
-        UserError: if one is no number from 0 to `trained_steps - 1`.
+        UserError: if one is not a whole number from 0 to `trained_steps - 1`.
     """
     if text is None:
         return [round((trained_steps - 1) * part / 7) for part in range(7, -1, -1)]

@@ -1,4 +1,4 @@
-"""`hfgen steps`: in how many denoising steps a diffusion pipeline draws best, measured, and kept as its default."""
+"""`hfgen steps`: measure how many denoising steps a diffusion pipeline needs, and save that as its default."""
 
 import json
 import math
@@ -26,7 +26,7 @@ from hfgen.commands.options import (
 from hfgen.errors import UserError
 
 
-if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
+if TYPE_CHECKING:  # slow to import, like the imports inside the functions
     from diffusers import DiffusionPipeline
 
 
@@ -37,14 +37,14 @@ def steps(
     pipeline: PipelineFolder,
     reference: Reference,
     output: Annotated[Path, typer.Option("--output", help="new folder for steps.json, steps.md and sheet.png")],
-    numbers: Annotated[str, typer.Option("--steps", help="numbers of steps to try")] = DEFAULT_STEPS,
+    numbers: Annotated[str, typer.Option("--steps", help="numbers of denoising steps to try")] = DEFAULT_STEPS,
     save: Annotated[
         bool,
-        typer.Option("--save", help="make the fewest steps that suffice the default of the pipeline in DIR"),
+        typer.Option("--save", help="save the smallest sufficient number as the default of the pipeline in DIR"),
     ] = False,
     num_images: Annotated[
         int | None,
-        typer.Option("--num_images", min=10, help="for each; as many as real ones if not given, up to 5000"),
+        typer.Option("--num_images", min=10, help="images per setting; unset: as in the reference, up to 5000"),
     ] = None,
     seed: Seed = 0,
     sampler: Sampler = None,
@@ -56,7 +56,7 @@ def steps(
     feature_weights: FeatureWeights = None,
     device: Device = "auto",
 ) -> None:
-    """Score a diffusion pipeline in several numbers of denoising steps, and say which is enough."""
+    """Score a diffusion pipeline at several numbers of denoising steps, and report which is enough."""
     require_new_folder(output)
     if save and sampler is not None:
         raise UserError(
@@ -96,7 +96,7 @@ def steps(
 
 
 def check_takes_steps(loaded: "DiffusionPipeline", pipeline: str, all_steps: list[int], save: bool) -> None:
-    """Raise a `UserError` if a pipeline does not draw in these numbers of steps, or cannot keep one."""
+    """Raise a `UserError` if a pipeline does not support these numbers of steps, or cannot save one."""
     if not hasattr(loaded, "unet"):
         raise UserError(f"{pipeline} is no diffusion pipeline: it draws in one step")
     trained = loaded.scheduler.config.num_train_timesteps
@@ -110,7 +110,7 @@ def check_takes_steps(loaded: "DiffusionPipeline", pipeline: str, all_steps: lis
 
 
 def write_report(output: Path, report: dict[str, Any]) -> None:
-    """Write the scores into a new folder, as JSON and as a table, which is printed as well."""
+    """Write the scores to a new folder, as JSON and as a table, and print the table."""
     from hfgen.metrics.report import finite
 
     output.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def fewest_that_suffice(rows: list[dict[str, Any]]) -> int:
     """Return the fewest steps whose FID is within one standard error of the lowest.
 
     Args:
-        rows: for each number of `steps` its `scores`, with `fid` and `fid_standard_error`.
+        rows: one per number of `steps`, with its `scores`: `fid` and `fid_standard_error`.
 
     Raises:
         UserError: if no FID is finite.
@@ -141,7 +141,7 @@ def save_number_of_steps(folder: Path, number: int) -> None:
     import hfgen.pipelines.pipeline_ddpm as code
     from hfgen.files import write_text_atomically
 
-    # The code beside the weights may be of a version that knows of no such number.
+    # The code beside the weights may be from a version without this default.
     write_text_atomically(folder / "pipeline_ddpm.py", Path(code.__file__).read_text())
     file = folder / "model_index.json"
     index = json.loads(file.read_text()) | {"num_inference_steps": number}

@@ -1,4 +1,4 @@
-"""`hfgen study ...`: a grid of trainings under one budget, on one machine or many, and its report."""
+"""`hfgen study ...`: train a grid of settings under one budget, on one or many machines, and report."""
 
 import importlib.util
 from pathlib import Path
@@ -11,7 +11,7 @@ from hfgen.commands.options import require_new_folder
 from hfgen.errors import UserError
 
 
-if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
+if TYPE_CHECKING:  # slow to import, like the imports inside the functions
     from hfgen.studies.cells import Study
     from hfgen.studies.launch import Workplace
     from hfgen.studies.storage import StudyStore
@@ -20,34 +20,35 @@ if TYPE_CHECKING:  # heavy, as everything that stands inside the functions
 
 study_app = typer.Typer(no_args_is_help=True)
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="a study file, or the name of a shipped one")]
+File = Annotated[str, typer.Argument(metavar="FILE", help="study file, or the name of a shipped one")]
 Dataset = Annotated[
-    str | None, typer.Option("--dataset", help="what the training scripts take; as in the file if not given")
+    str | None, typer.Option("--dataset", help="data set, as for the training scripts; unset: the study file's")
 ]
-Output = Annotated[
-    Path | None, typer.Option("--output", help="folder of the runs and the report; runs/studies/NAME if not given")
-]
+Output = Annotated[Path | None, typer.Option("--output", help="folder for runs and report; unset: runs/studies/NAME")]
 Storage = Annotated[
-    str | None, typer.Option("--storage", help="URL of a database; study.db in the folder if not given")
+    str | None,
+    typer.Option("--storage", help="database URL, such as postgresql://user@host/name; unset: study.db in --output"),
 ]
 BudgetOption = Annotated[
-    str | None, typer.Option("--budget", help="time of this machine for all of it, such as 2h or 45m: scales it down")
+    str | None,
+    typer.Option("--budget", help="total time on this machine, such as 2h or 45m; the study is scaled down to fit"),
 ]
 Weights = Annotated[
-    str | None, typer.Option("--feature_weights", help="TorchScript file of Inception, found by itself if installed")
+    str | None, typer.Option("--feature_weights", help="Inception's TorchScript file; unset: found if installed")
 ]
 Grace = Annotated[
-    int, typer.Option("--grace_seconds", min=2, help="a worker silent for so long has lost its cell to the others")
+    int,
+    typer.Option(
+        "--grace_seconds", min=2, help="seconds without a heartbeat after which a worker's cell is given to others"
+    ),
 ]
-NameInDatabase = Annotated[
-    str | None, typer.Option("--study", help="its name, if the database holds more than one study")
-]
-Where = Annotated[str, typer.Argument(metavar="WHERE", help="folder of a study, or URL of its database")]
+NameInDatabase = Annotated[str | None, typer.Option("--study", help="name of the study, if the database has several")]
+Where = Annotated[str, typer.Argument(metavar="WHERE", help="study folder, or URL of its database")]
 
 
 @study_app.callback()
 def require_optuna() -> None:
-    """Train a grid of settings and write the table."""
+    """Train a grid of settings and write a table of scores."""
     if importlib.util.find_spec("optuna") is None:
         raise UserError('hfgen study needs Optuna: pip install "hfgen[study]"')
 
@@ -62,7 +63,7 @@ def run(
     feature_weights: Weights = None,
     grace_seconds: Grace = 120,
 ) -> None:
-    """Train and score all cells of a study that are not finished, and write the report."""
+    """Train and score all unfinished cells of a study, and write the report."""
     from hfgen.studies.report import write_report
     from hfgen.studies.storage import StudyStore, sqlite_url
     from hfgen.studies.worker import work
@@ -75,14 +76,14 @@ def run(
     study = store.open_or_create(study)
     try:
         work(store, study, place)
-    finally:  # as far as it has come
+    finally:  # report what there is
         write_report(study, store.outcomes(study), place.output / "report")
         typer.echo(f"the report so far: {place.output / 'report' / 'index.html'}, report.md, cells.csv, table.tex")
 
 
 @study_app.command()
 def plan(file: File, dataset: Dataset = None, budget: BudgetOption = None, feature_weights: Weights = None) -> None:
-    """Say what a study will cost: cells, images/s in a short probe, hours, disk. Nothing is kept."""
+    """Estimate a study's cost from short trainings: cells, images/s, hours, disk. Nothing is kept."""
     from hfgen.studies.plan import describe_plan, make_plan, scale_down
     from hfgen.training.stopping import parse_duration
 
@@ -98,14 +99,14 @@ def plan(file: File, dataset: Dataset = None, budget: BudgetOption = None, featu
 
 @study_app.command("work")
 def join(
-    url: Annotated[str, typer.Argument(metavar="URL", help="of the database that holds the study")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="URL of the study's database")],
     study: NameInDatabase = None,
     dataset: Dataset = None,
     output: Output = None,
     feature_weights: Weights = None,
     grace_seconds: Grace = 120,
 ) -> None:
-    """Join a study that runs elsewhere: train and score its cells until none is left."""
+    """Join a study running elsewhere: train and score its cells until none are left."""
     from hfgen.commands.evaluate import where_it_is
     from hfgen.studies.launch import Workplace
     from hfgen.studies.storage import StudyStore
@@ -125,7 +126,7 @@ def join(
 
 @study_app.command()
 def status(where: Where, study: NameInDatabase = None) -> None:
-    """Say how far a study has come: cells done, running and to do, at which workers, and how long it may take."""
+    """Show a study's progress: cells done, running and to do, their workers, and the estimated time left."""
     import datetime
 
     from hfgen.studies.progress import describe_progress
@@ -140,7 +141,7 @@ def report(
     output: Annotated[Path, typer.Option("--output", help="new folder for the report")],
     study: NameInDatabase = None,
 ) -> None:
-    """Write the report of a study as far as it has come, also while it runs."""
+    """Write a study's report with the results so far; works while it runs."""
     require_new_folder(output)
     from hfgen.studies.report import write_report
 
@@ -150,7 +151,7 @@ def report(
 
 
 def find(where: str, study: str | None) -> "tuple[StudyStore, Study]":
-    """Open a study that has been started, by its folder or the URL of its database.
+    """Open a started study by its folder or database URL.
 
     Raises:
         UserError: if there is none.
@@ -166,10 +167,10 @@ def find(where: str, study: str | None) -> "tuple[StudyStore, Study]":
 def read(
     file: str, dataset: str | None, output: Path | None, feature_weights: str | None
 ) -> "tuple[StudyFile, Study, Workplace]":
-    """Read a study file and work out its cells, for this machine.
+    """Read a study file and expand its cells, for this machine.
 
     Raises:
-        UserError: if the file is not there or of no use, or nobody says which data set.
+        UserError: if the file is missing or invalid, or no data set is given.
     """
     from hfgen.commands.evaluate import where_it_is
     from hfgen.studies.cells import expand
@@ -188,10 +189,10 @@ def read(
 def reduced(
     stored: "Study | None", study_file: "StudyFile", study: "Study", place: "Workplace", budget: str
 ) -> "Study":
-    """Scale a study down to a budget of time, or take up the one that was scaled down to it before.
+    """Scale a study down to a time budget, or reuse the version scaled down to it before.
 
     Raises:
-        UserError: if the budget is no time, or not even one seed fits into it.
+        UserError: if the budget is not a duration, or not even one seed fits into it.
     """
     from dataclasses import replace
 
@@ -204,7 +205,7 @@ def reduced(
         before = replace(study_file, budget=stored.budget, evaluation=stored.evaluation, seeds=stored.seeds)
         return marked(expand(before, place.scripts, study.dataset), study_file, budget)
     if stored is not None and not differences(stored, study):
-        return study  # it had fitted
+        return study  # it fitted before
     plan = make_plan(study, place, typer.echo)
     scaled = scale_down(study_file, study, plan, budget, seconds or 0.0, place)
     typer.echo(describe_plan(scaled, plan))

@@ -1,5 +1,5 @@
 """Data: from `--dataset` to batches of training images.
 
-The walk: `sources` (encoded images) -> `decode` (RGB of the training size) -> `store` (decoded once, with the
-`intake` report) -> `batches` (a seeded order) -> `augment` (normalised, augmented). Streams go `hub` -> `streaming`.
+Data passes through `sources` (encoded images), `decode` (RGB at the training size), `store` (decoded once, with the
+`intake` report), `batches` (seeded order) and `augment` (normalise, augment). Streams: `hub_datasets`, `streaming`.
 """

@@ -1,6 +1,6 @@
-"""Augmentations, batched: each acts on all images of a batch at once, on the batch's device.
+"""Batched augmentations: each processes all images of a batch at once, on the batch's device.
 
-The random numbers come from a CPU generator, so that every device augments alike.
+The random numbers come from a CPU generator, so that augmentations are the same on every device.
 """
 
 import torch
@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from hfgen.data.settings import DataSettings
 
 
-# Random erasing (Zhong et al. 2017, arXiv:1708.04896, section 4.1): area of the rectangle as a part of the image's,
-# and its aspect ratio.
+# Random erasing (Zhong et al. 2017, arXiv:1708.04896, section 4.1): area of the rectangle as a fraction of the
+# image's, and its aspect ratio.
 ERASED_AREA = (0.02, 0.33)
 ERASED_ASPECT = (0.3, 1 / 0.3)
 
 
 def prepare_batch(pixels: torch.Tensor, settings: DataSettings, generator: torch.Generator) -> torch.Tensor:
-    """Turn pixels into a training batch: normalise to [-1, 1], then apply the augmentations that are switched on.
+    """Convert pixels to a training batch: normalise to [-1, 1], then apply the enabled augmentations.
 
     Args:
         pixels: uint8 `(batch_size, height, width, 3)`, on any device.
@@ -26,7 +26,7 @@ def prepare_batch(pixels: torch.Tensor, settings: DataSettings, generator: torch
     Returns:
         float32 `(batch_size, 3, height, width)` in [-1, 1], in channels_last memory format.
     """
-    images = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # NHWC seen as NCHW is channels_last already
+    images = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # NHWC viewed as NCHW is already channels_last
     if settings.horizontal_flip:
         images = horizontal_flip(images, generator)
     if settings.random_rotation:
@@ -48,9 +48,9 @@ def horizontal_flip(images: torch.Tensor, generator: torch.Generator) -> torch.T
 
 
 def random_rotation(images: torch.Tensor, max_degrees: float, generator: torch.Generator) -> torch.Tensor:
-    """Rotate each image about its centre by an angle drawn uniformly from [-max_degrees, max_degrees].
+    """Rotate each image about its centre by an angle sampled uniformly from [-max_degrees, max_degrees].
 
-    Bilinear; what turns in from outside is the image mirrored at its border.
+    Bilinear interpolation with reflection padding.
 
     Args:
         images: `(batch_size, channels, height, width)`, of equal height and width.
@@ -65,14 +65,14 @@ def random_rotation(images: torch.Tensor, max_degrees: float, generator: torch.G
 
 
 def random_erasing(images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
-    """Fill a random rectangle of each image with grey, with a given probability.
+    """Fill a random rectangle of each image with grey, with the given probability.
 
-    Zhong et al. 2017, algorithm 1, with the mean of the range as the value; a rectangle that does not fit is cut off
-    at the border instead of drawn again.
+    Zhong et al. 2017, algorithm 1, filling with the mean of the range; a rectangle that does not fit is clipped at the
+    border instead of resampled.
 
     Args:
         images: `(batch_size, channels, height, width)`, in [-1, 1].
-        probability: of erasing in an image, from 0 to 1.
+        probability: probability of erasing per image, from 0 to 1.
         generator: a CPU generator.
     """
     batch_size, _, height, width = images.shape

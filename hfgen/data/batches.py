@@ -1,4 +1,4 @@
-"""Endless batches of training images from a store, in an order that depends on nothing but the seed."""
+"""Endless batches of training images from a store, in an order that depends only on the seed."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -12,25 +12,25 @@ from hfgen.data.store import ImageStore
 from hfgen.randomness import keyed_seed
 
 
-# Images stay on the accelerator if they take up at most this part of its free memory.
+# Images are kept on the GPU if they fit in this fraction of its free memory.
 RESIDENT_PART = 0.25
 
 
 class ImageBatches:
     """Yields the batches of one process.
 
-    The images of all epochs form one endless sequence, each epoch a permutation seeded by (seed, epoch). Batch number
-    n of all processes together is the n-th stretch of it, of which each process takes its share; so a batch may span
-    two epochs and no image is left out. What a batch holds is a function of (seed, n, process): the only state is n.
+    The epochs form one endless sequence of images, each epoch a permutation seeded by (seed, epoch). Global batch n is
+    the n-th slice of this sequence, split among the processes; a batch may span two epochs, and no image is left out.
+    The content of a batch depends only on (seed, n, process), so n is the only state.
 
     Args:
         store: the decoded images.
-        settings: the augmentations and the crop.
-        batch_size: images a batch, on this process.
-        seed: of the order, the crops and the augmentations.
-        device: where the batches go.
-        process_index: of this process.
-        num_processes: that train together.
+        settings: augmentations and crop.
+        batch_size: images per batch on this process.
+        seed: seeds the order, the crops and the augmentations.
+        device: device of the batches.
+        process_index: index of this process.
+        num_processes: number of training processes.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ImageBatches:
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
         self._array = store.as_array()
         self._resident = self._copy_to_device()
-        # A batch of a map-style store is a pure function of its number, so that the next one can be gathered ahead.
+        # A batch depends only on its number, so the next one can be prefetched.
         self._ahead: tuple[int, Future[torch.Tensor]] | None = None
         self._pool = ThreadPoolExecutor(1) if device.type != "cpu" and self._resident is None else None
 
@@ -70,18 +70,18 @@ class ImageBatches:
         return prepare_batch(pixels, self._settings, generator)
 
     def indices(self, number: int) -> np.ndarray:
-        """Return the indices in the store of batch `number`, int64 `(batch_size,)`."""
+        """Return the store indices of batch `number`, int64 `(batch_size,)`."""
         start = (number * self._num_processes + self._process_index) * self._batch_size
         positions = np.arange(start, start + self._batch_size)
         epochs, within = np.divmod(positions, len(self._store))
         return np.array([self._order_of(epoch)[index] for epoch, index in zip(epochs, within, strict=True)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many batches were drawn."""
+        """Return the number of batches used so far."""
         return {"position": self._position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was taken."""
+        """Restore the state that `state_dict` returned."""
         self._position = state_dict["position"]
 
     def _order_of(self, epoch: int) -> np.ndarray:
@@ -116,12 +116,12 @@ class ImageBatches:
 
 
 def random_crop(pixels: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
-    """Cut a square out at a random place.
+    """Crop a square at a random position.
 
     Args:
         pixels: uint8 `(height, width, 3)`, both at least `size`.
         size: side of the square, in pixels.
-        generator: draws the place.
+        generator: random number generator for the position.
     """
     top = generator.integers(pixels.shape[0] - size + 1)
     left = generator.integers(pixels.shape[1] - size + 1)

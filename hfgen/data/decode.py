@@ -1,4 +1,4 @@
-"""From an encoded image to RGB pixels of the training size."""
+"""Decodes images to RGB pixels at the training size."""
 
 import io
 import threading
@@ -13,25 +13,25 @@ from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 
 
-# Five-crop: the side of a crop, as a part of the image's short side.
+# Five-crop: side of a crop, as a fraction of the image's short side.
 FIVE_CROP_PART = 4 / 5
 
-# Pillow's remarks about odd metadata and sizes: both are judged here. Images are decoded in threads, in which
-# `warnings.catch_warnings` would leave the filters of the whole process changed.
+# Ignore Pillow's warnings about odd metadata and sizes; both are checked here. `warnings.catch_warnings` is not
+# thread-safe: in the decoding threads it could leave the filters of the whole process changed.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# Pillow's limit is a setting of the whole process too: one thread at a time changes it, and puts it back.
+# Pillow's size limit is global too: one thread at a time changes and restores it.
 _pillow_limit = threading.Lock()
 
 
 class DecodedImage(NamedTuple):
-    """What one encoded image gives.
+    """One decoded image.
 
     Attributes:
-        pixels: uint8 arrays `(height, width, 3)`: the image, then its five crops if asked for. Height and width are
-            `sample_size`, or at least that where the crop is drawn during training.
-        format: of the file, such as "JPEG".
-        mode: Pillow's mode of the file, such as "RGB", "L", "CMYK".
+        pixels: uint8 arrays `(height, width, 3)`: the image, then its five crops if enabled. Height and width are
+            `sample_size`, or at least that if crops are taken during training.
+        format: file format, such as "JPEG".
+        mode: Pillow mode of the file, such as "RGB", "L", "CMYK".
         size: (width, height) of the file, in pixels, before its EXIF orientation is applied.
     """
 
@@ -45,20 +45,20 @@ def decode_image(name: str, content: bytes, settings: DataSettings) -> DecodedIm
     """Decode one image, resize its short side to `sample_size` (bicubic, antialiased) and crop it.
 
     Args:
-        name: how errors name the image.
+        name: name of the image, for error messages.
         content: the encoded file.
         settings: `sample_size`, `crop`, `five_crop` and `max_image_pixels` are used.
 
     Raises:
-        UnreadableImageError: if this is no image, or a damaged one.
-        UserError: if the image has more than `max_image_pixels` pixels, in its file or resized.
+        UnreadableImageError: if this is not an image, or is damaged.
+        UserError: if the image has more than `max_image_pixels` pixels, in the file or after resizing.
     """
     try:
         with _open(content, settings.max_image_pixels) as image:
             _refuse_bomb(name, image.size, settings.max_image_pixels)
             file_format, mode, size = image.format or "?", image.mode, image.size
-            # A JPEG far larger than needed is decoded at a half, a quarter or an eighth of its size. At twice
-            # the target's size the resize below still has all the detail it can use.
+            # Decode a JPEG that is far larger than needed at 1/2, 1/4 or 1/8 of its size. Twice the target size
+            # still has all the detail that the resize below can use.
             if min(image.size) >= 4 * settings.sample_size:
                 image.draft(image.mode, (2 * settings.sample_size, 2 * settings.sample_size))
             rgb = to_rgb(ImageOps.exif_transpose(image))
@@ -74,7 +74,7 @@ def decode_image(name: str, content: bytes, settings: DataSettings) -> DecodedIm
 
 
 def _open(content: bytes, limit: int) -> Image.Image:
-    """Read the header of an image, with `limit` in place of Pillow's own, which would overrule a higher one."""
+    """Read the header of an image, with `limit` instead of Pillow's own limit, which could be lower."""
     with _pillow_limit:
         of_the_process = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = limit
@@ -92,7 +92,7 @@ def _crops(name: str, image: Image.Image, settings: DataSettings) -> list[np.nda
         pictures = [_resize(image, (size, size), (left, top, left + short, top + short))]
     else:
         scaled = (max(size, round(width * size / short)), max(size, round(height * size / short)))
-        _refuse_bomb(name, scaled, settings.max_image_pixels)  # a long thin strip becomes huge
+        _refuse_bomb(name, scaled, settings.max_image_pixels)  # a long thin strip can become huge
         pictures = [_resize(image, scaled, (0, 0, width, height))]
     if settings.five_crop:
         side = max(1, round(short * FIVE_CROP_PART))

@@ -1,4 +1,4 @@
-"""Data sets of the Hub, through the `datasets` library, downloaded or streamed; images come as encoded bytes."""
+"""Hub data sets, downloaded or streamed with the `datasets` library; images are returned as encoded bytes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +16,10 @@ from hfgen.errors import UserError
 
 
 def hub_source(settings: DataSettings) -> Source:
-    """Download a Hub data set (or take it from the cache of `datasets`) and open its images.
+    """Download a Hub data set (or use the cache of `datasets`) and open its images.
 
     Raises:
-        UserError: if there is no such data set or split, or no single column of images.
+        UserError: if the data set or split does not exist, or the image column is not unique.
     """
     dataset, column = load_hub_dataset(settings)
 
@@ -32,10 +32,10 @@ def hub_source(settings: DataSettings) -> Source:
 
 
 def hub_commit(settings: DataSettings) -> str:
-    """Ask the Hub for the commit that the data set is at now.
+    """Return the current commit of the data set on the Hub.
 
     Raises:
-        UserError: if the Hub has no such data set or cannot be reached, or the data set is not one of the Hub.
+        UserError: if the data set is not on the Hub, or the Hub cannot be reached.
     """
     if settings.dataset.partition(":")[0] == "toy_paintings" or Path(settings.dataset).expanduser().exists():
         raise UserError(f"--dataset {settings.dataset} does not come from the Hub: leave out --streaming")
@@ -46,20 +46,20 @@ def hub_commit(settings: DataSettings) -> str:
 
 
 def load_hub_dataset(settings: DataSettings, commit: str | None = None) -> tuple[Dataset | IterableDataset, str]:
-    """Load the split with only its column of images, undecoded; return it and the column's name.
+    """Load only the image column of a split, undecoded; return it and the column's name.
 
     Args:
         settings: `dataset`, `dataset_split`, `dataset_column` and `streaming` are used.
-        commit: of the data set; its newest if None.
+        commit: commit of the data set; the newest if None.
 
     Raises:
-        UserError: if there is no such data set, commit or split, or no single column of images.
+        UserError: if the data set, commit or split does not exist, or the image column is not unique.
     """
     split, streaming = settings.dataset_split, settings.streaming
     try:
         dataset = datasets.load_dataset(settings.dataset, split=split, revision=commit, streaming=streaming)
         if dataset.features is None:
-            dataset = dataset._resolve_features()  # a stream of unknown columns: read a few rows to know them
+            dataset = dataset._resolve_features()  # a stream with unknown columns: reads a few rows to find them
     except Exception as error:
         raise _cannot_open(settings, error) from error
     features = dataset.features
@@ -67,16 +67,16 @@ def load_hub_dataset(settings: DataSettings, commit: str | None = None) -> tuple
     candidates = candidates or [name for name, feature in features.items() if _holds_bytes(feature)]
     column = choose_column(settings.dataset, settings.dataset_column, candidates, list(features))
     if isinstance(dataset, IterableDataset):
-        # Streams of image files come with threads that decode them, which a cast of the column does not call off.
+        # Streams of image files decode them in threads, which casting the column does not disable.
         dataset = dataset.decode(False)
     return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False)), column
 
 
 def encoded_image(name: str, value: dict[str, Any] | None) -> tuple[str, bytes | Exception]:
-    """Return `(name, encoded image)` of a row of an undecoded image column: its bytes, or those of the file it names.
+    """Return `(name, encoded image)` for a row of an undecoded image column, from its bytes or the file that it names.
 
     Raises:
-        OSError: or the like, if a file of the Hub cannot be fetched: then the network is at fault, not the image.
+        OSError: or similar, if a file on the Hub cannot be fetched: a network problem, not a bad image.
         UserError: if the column is decoded after all.
     """
     if value is not None and not isinstance(value, dict):  # several splits of image files, streamed as one
@@ -99,14 +99,14 @@ def encoded_image(name: str, value: dict[str, Any] | None) -> tuple[str, bytes |
 
 
 def _holds_bytes(feature: Any) -> bool:
-    """Whether a column that is not marked as images may hold them all the same, as parquet of other makers does."""
+    """Whether a column that is not marked as images may still contain them, as in parquet files from other tools."""
     if isinstance(feature, dict):
         return "bytes" in feature
     return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
 
 
 def _cannot_open(settings: DataSettings, error: Exception) -> UserError:
-    """Say what went wrong; the libraries and the network raise almost anything."""
+    """Return an error with a useful message; the libraries and the network can raise almost anything."""
     where = f"--dataset {settings.dataset}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     not_found = (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError, HFValidationError)

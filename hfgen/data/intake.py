@@ -1,4 +1,4 @@
-"""The intake report: what a data set holds, and what to know before training on it."""
+"""The intake report: the contents of a data set, and warnings before training on it."""
 
 import hashlib
 from collections import Counter
@@ -12,16 +12,16 @@ from hfgen.data.decode import DecodedImage
 
 
 FEW_IMAGES = 1000
-# Perceptual hashes of 64 bits that differ in at most this many: the same picture, re-encoded or slightly edited.
+# Maximum number of differing bits, of 64, between the perceptual hashes of near duplicates (re-encoded or edited).
 NEAR_DUPLICATE_BITS = 4
-# Every hash is compared with every other; beyond this many images the report says that it did not look.
+# All pairs of hashes are compared; with more images than this the search is skipped, and the report says so.
 MAX_COMPARED_IMAGES = 50_000
-# Of each list, this many entries are printed; all are kept in the run's intake.json.
+# Number of printed entries per list; the run's intake.json has all of them.
 LISTED = 5
 
 
 class ImageFacts(NamedTuple):
-    """What the report keeps of one image."""
+    """The facts about one image that go into the report."""
 
     name: str
     format: str
@@ -39,9 +39,9 @@ def image_facts(name: str, decoded: DecodedImage) -> ImageFacts:
 
 
 def perceptual_hash(pixels: np.ndarray) -> int:
-    """Hash a picture so that similar pictures get hashes that differ in few bits.
+    """Hash an image so that similar images differ in few bits.
 
-    The signs, against their median, of the 8 x 8 lowest frequencies of the grey image at 32 x 32.
+    Each bit says whether one of the 8 x 8 lowest frequencies of the 32 x 32 greyscale image exceeds their median.
 
     Args:
         pixels: uint8 `(height, width, 3)`.
@@ -51,7 +51,7 @@ def perceptual_hash(pixels: np.ndarray) -> int:
     """
     grey = np.asarray(Image.fromarray(pixels).convert("L").resize((32, 32), Image.Resampling.BOX), dtype=np.float64)
     frequencies = (_COSINES @ grey @ _COSINES.T).flatten()
-    bits = frequencies > np.median(frequencies[1:])  # without the mean brightness, which dwarfs the others
+    bits = frequencies > np.median(frequencies[1:])  # without the mean brightness, which dominates
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
@@ -61,23 +61,23 @@ _COSINES = np.cos(np.pi / 32 * np.arange(8)[:, None] * (np.arange(32)[None] + 0.
 
 @dataclass
 class IntakeReport:
-    """What was found in a data set.
+    """Contents of a data set.
 
     Attributes:
-        source: what the data set is.
-        images: readable images found.
-        training_images: images that training draws from: with crops added and dropped duplicates left out.
+        source: description of the data set.
+        images: number of readable images.
+        training_images: number of images used in training: with added crops, without dropped duplicates.
         sample_size: the training size in pixels.
-        formats: images by file format.
-        modes: images by Pillow's mode.
-        sizes: images by size, the most frequent ones, as "width x height".
+        formats: number of images by file format.
+        modes: number of images by Pillow mode.
+        sizes: number of images by size, as "width x height", for the most frequent sizes.
         short_side: smallest, median and largest short side in pixels.
-        upsampled: images whose short side is smaller than the training size.
+        upsampled: number of images whose short side is smaller than the training size.
         unreadable: name and reason of each file that was skipped.
-        not_read: files beside the images that were passed over.
+        not_read: number of other files, which were ignored.
         exact_duplicates: groups of names of images with identical pixels at the training size.
-        near_duplicates: pairs of names of images that look nearly the same; None if there were too many to compare.
-        dropped: images left out as exact duplicates.
+        near_duplicates: pairs of names of nearly identical images; None if there were too many images to compare.
+        dropped: number of images left out as exact duplicates.
     """
 
     source: str
@@ -97,7 +97,7 @@ class IntakeReport:
     warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, fit for JSON."""
+        """Return plain values, ready for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -116,7 +116,7 @@ class IntakeReport:
         lines += [f"  identical: {', '.join(group[:5])}" for group in self.exact_duplicates[:LISTED]]
         lines += [f"  nearly the same: {one}, {other}" for one, other in (self.near_duplicates or [])[:LISTED]]
         lines += [f"  note: {warning}" for warning in self.warnings]
-        return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # a file's name may be no valid text
+        return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # a file name may not be valid text
 
 
 def write_report(
@@ -128,7 +128,7 @@ def write_report(
     training_images: int,
     dropped: int,
 ) -> IntakeReport:
-    """Draw the report up from the facts of all readable images; there is at least one."""
+    """Create the report from the facts of all readable images, at least one."""
     sides = sorted(min(fact.size) for fact in facts)
     near = near_duplicates(facts) if len(facts) <= MAX_COMPARED_IMAGES else None
     report = IntakeReport(
@@ -160,7 +160,7 @@ def exact_duplicates(facts: list[ImageFacts]) -> list[list[str]]:
 
 
 def near_duplicates(facts: list[ImageFacts]) -> list[tuple[str, str]]:
-    """Return the pairs of images that differ, but whose perceptual hashes hardly do."""
+    """Return pairs of images that are not identical but have nearly equal perceptual hashes."""
     first = {fact.digest: fact for fact in reversed(facts)}
     distinct = [fact for fact in facts if first[fact.digest] is fact]
     hashes = np.array([fact.perceptual_hash for fact in distinct], dtype=np.uint64)

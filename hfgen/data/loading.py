@@ -1,4 +1,4 @@
-"""From the settings of the data to batches for one process: the one call that a training script makes."""
+"""Opens the training data for one process: the only data function that a training script calls."""
 
 import json
 from pathlib import Path
@@ -24,12 +24,12 @@ class Batches(Protocol):
 
 
 class TrainingData(NamedTuple):
-    """What a script needs of the data.
+    """The training data, as a script uses it.
 
     Attributes:
-        batches: of this process.
-        images_per_epoch: of all processes together; None for a stream, whose length nobody knows.
-        digest: changes when the training images do.
+        batches: batches of this process.
+        images_per_epoch: over all processes; None for a stream, whose length is unknown.
+        digest: changes when the training images change.
     """
 
     batches: Batches
@@ -40,13 +40,13 @@ class TrainingData(NamedTuple):
 def load_training_data(
     settings: DataSettings, batch_size: int, seed: int, accelerator: Accelerator, output_dir: Path
 ) -> TrainingData:
-    """Open the data set and print its intake report, which is also kept in the run's folder as `intake.json`.
+    """Open the data set, print its intake report and save it as `intake.json` in the run's folder.
 
     Args:
-        settings: of the data.
-        batch_size: images a batch, on each process.
-        seed: of the order, the crops and the augmentations.
-        accelerator: says which process this is and where batches go.
+        settings: data settings.
+        batch_size: images per batch on each process.
+        seed: seeds the order, the crops and the augmentations.
+        accelerator: gives the process index and the device.
         output_dir: the run's folder.
 
     Raises:

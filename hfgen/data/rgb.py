@@ -1,6 +1,6 @@
-"""Images of any mode as RGB, for the training and for the demo.
+"""Converts images of any mode to RGB, for training and the demo.
 
-This file imports numpy and Pillow alone: a copy of it is part of each Space.
+This file imports only numpy and Pillow: a copy of it is part of each Space.
 """
 
 import numpy as np
@@ -12,10 +12,10 @@ class UnreadableImageError(Exception):
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn an image of any mode into RGB: transparency over white, 16-bit grey scaled to 8 bits.
+    """Convert an image of any mode to RGB: transparency on white, 16-bit grey scaled to 8 bits.
 
     Raises:
-        UnreadableImageError: for floating-point or 32-bit pixels, whose range nobody knows.
+        UnreadableImageError: for floating-point pixels or 32-bit pixels beyond 16 bits, whose range is unknown.
     """
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Settings of the data: where the images come from and what becomes of them."""
+"""Data settings: where the images come from and how they are preprocessed and augmented."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,42 +9,42 @@ from hfgen.errors import UserError
 
 @dataclass
 class DataSettings:
-    """Settings of the data."""
+    """Data settings."""
 
     _argument_group_name = "data"
 
     dataset: str = setting(
         "toy_paintings",
-        "a folder of images, a zip of one, parquet or TFRecord files, a Hub data set id, or toy_paintings[:COUNT]",
-        may_change=True,  # the images may lie elsewhere now; that they are the same ones is what a checkpoint checks
+        "image folder or zip, parquet or TFRecord files, Hub data set id, or the built-in toy_paintings[:COUNT]",
+        may_change=True,  # the data may have moved; the checkpoint checks that the images are the same
     )
-    dataset_split: str = setting("train", "split of a Hub data set")
-    dataset_column: str | None = setting(None, "column or feature that holds the images; found if there is one only")
-    streaming: bool = setting(False, "read a Hub data set over the network while training, without downloading it")
-    shuffle_buffer_size: int = setting(1000, "images of a stream that are shuffled among each other")
-    sample_size: int = setting(64, "height and width of the training images, in pixels")
+    dataset_split: str = setting("train", "split of the Hub data set to train on")
+    dataset_column: str | None = setting(None, "column or feature with the images; set it if it is not detected")
+    streaming: bool = setting(False, "read a Hub data set over the network during training instead of downloading it")
+    shuffle_buffer_size: int = setting(1000, "images per shuffle block of a stream; larger: better mixed, more memory")
+    sample_size: int = setting(64, "height and width of the training images in pixels, 8 to 1024")
     crop: Literal["center", "random"] = setting(
-        "center", "the square cut out after the short side is resized to sample_size; random draws it anew each time"
+        "center", "square crop after the short side is resized to sample_size; random: a new position each time"
     )
     horizontal_flip: bool = setting(
-        False, "mirror every other image; mirrored scenes are then generated too: harmless for faces and landscapes"
+        False, "mirror each image with probability 0.5; mirrored ones are then generated: fine for faces, landscapes"
     )
     five_crop: bool = setting(
         False,
-        "add the four corners and the centre of each image, 4/5 of its short side; generated too: they look close-up",
+        "add five crops of each image (corners and centre, 4/5 of the short side); close-ups are then generated too",
     )
     random_rotation: float = setting(
-        0.0, "rotate by up to this many degrees; generated images are then tilted too, with mirrored corners"
+        0.0, "rotate by up to this many degrees; tilted images with mirrored corners are then generated too"
     )
     random_erasing: float = setting(
-        0.0, "probability of greying a random rectangle out; grey rectangles are then generated too"
+        0.0, "probability of filling a random rectangle with grey; grey rectangles are then generated too"
     )
-    drop_duplicates: bool = setting(False, "use only the first of images with identical pixels")
+    drop_duplicates: bool = setting(False, "keep only the first of several images with identical pixels")
     cache_dir: str | None = setting(
-        None, "where decoded images are kept; $HFGEN_CACHE or <HF_HOME>/hfgen if not given", may_change=True
+        None, "folder for decoded images; default: $HFGEN_CACHE or <HF_HOME>/hfgen", may_change=True
     )
     max_image_pixels: int = setting(
-        100_000_000, "an image with more pixels is refused as a decompression bomb", may_change=True
+        100_000_000, "refuse images of more pixels as decompression bombs; raise it if you trust them", may_change=True
     )
 
     def __post_init__(self):

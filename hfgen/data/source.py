@@ -1,4 +1,4 @@
-"""What every source of encoded images gives, wherever they come from."""
+"""The common interface of all sources of encoded images."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -7,14 +7,14 @@ from hfgen.errors import UserError
 
 
 class Source(NamedTuple):
-    """A set of encoded images that can be read through, again and again in the same order.
+    """A set of encoded images that can be read repeatedly in the same order.
 
     Attributes:
-        description: what it is, for the intake report.
+        description: description for the intake report.
         identity: plain values that change whenever the images may have changed.
-        images: returns an iterator of `(name, encoded image)`; an image that cannot even be read comes as an
-            exception in the place of its bytes.
-        not_read: files beside the images that are passed over.
+        images: returns an iterator over `(name, encoded image)`; if an image cannot be read, its exception takes the
+            place of its bytes.
+        not_read: number of other files, which are ignored.
     """
 
     description: str
@@ -24,10 +24,10 @@ class Source(NamedTuple):
 
 
 def choose_column(where: str, wanted: str | None, candidates: list[str], columns: list[str]) -> str:
-    """Return the column of images: the wanted one, or the only candidate.
+    """Return the image column: the wanted one, or the only candidate.
 
     Raises:
-        UserError: if the wanted one holds no images, or there is none or more than one to choose from.
+        UserError: if the wanted column has no images, or if there is not exactly one candidate.
     """
     if wanted is not None:
         if wanted not in candidates:

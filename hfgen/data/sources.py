@@ -20,21 +20,21 @@ from hfgen.errors import UserError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 TFRECORD_SUFFIXES = {".tfrec", ".tfrecord", ".tfrecords"}
-# A file in a zip that unpacks to more than this is refused before it is unpacked.
+# Zip members that would unpack to more than this are refused.
 MAX_ZIPPED_FILE_BYTES = 1 << 30
 
 
 def open_source(settings: DataSettings) -> Source:
-    """Find out what `--dataset` is and open it.
+    """Detect the kind of `--dataset` and open it.
 
     Raises:
-        UserError: if nothing is there, or nothing in it that could be read.
+        UserError: if it does not exist or contains nothing readable.
     """
     name = settings.dataset
     if match := re.fullmatch(r"toy_paintings(?::(\d+))?", name):
         return _toy_paintings(settings, match.group(1))
-    path = Path(os.path.expanduser(name))  # unlike Path's, it lets the home of an unknown user be
-    if name and os.path.isdir(path):  # an empty name would be the current folder
+    path = Path(os.path.expanduser(name))  # unlike Path.expanduser, accepts an unknown user
+    if name and os.path.isdir(path):  # an empty name would mean the current folder
         return _folder(path, settings)
     if os.path.isfile(path):
         return _file(path, settings)
@@ -42,7 +42,7 @@ def open_source(settings: DataSettings) -> Source:
         ".zip", ".parquet", *TFRECORD_SUFFIXES, *IMAGE_SUFFIXES
     }:  # fmt: skip
         raise UserError(f"--dataset {name}: no such file or folder")
-    from hfgen.data.hub_datasets import hub_source  # imports `datasets`, which takes its time
+    from hfgen.data.hub_datasets import hub_source  # imports `datasets`, which is slow
 
     return hub_source(settings)
 
@@ -83,7 +83,7 @@ def _file(path: Path, settings: DataSettings) -> Source:
 
 
 def _files_below(path: Path) -> Iterator[Path]:
-    """Yield all files below a folder, hidden ones left out; links to folders are followed once."""
+    """Yield all non-hidden files below a folder; links to folders are followed once."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"--dataset {path}: the folder {error.filename} cannot be read: {error.strerror}") from error
@@ -100,7 +100,7 @@ def _files_below(path: Path) -> Iterator[Path]:
 
 
 def _identity(files: list[Path], root: Path) -> list[tuple[str, int, int]]:
-    """Return name, size and time of change of each file: enough to notice that a data set was edited."""
+    """Return name, size and modification time of each file: enough to detect that a data set was edited."""
     stats = [(file, file.stat()) for file in files if file.exists()]
     return [(str(file.relative_to(root)), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
@@ -109,7 +109,7 @@ def _zip(path: Path) -> Source:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except Exception as error:  # a damaged directory makes `zipfile` raise almost anything
+    except Exception as error:  # `zipfile` can raise almost anything on a damaged directory
         raise UserError(f"--dataset {path}: cannot be read as a zip: {error}") from error
     for member in members:
         parts = PurePosixPath(member.filename.replace("\\", "/"))
@@ -125,7 +125,7 @@ def _zip(path: Path) -> Source:
             )
     files = [member for member in members if not member.is_dir() and not _is_hidden(member.filename)]
     images = [member for member in files if Path(member.filename).suffix.lower() in IMAGE_SUFFIXES]
-    images.sort(key=lambda member: PurePosixPath(member.filename))  # the order of the same files in a folder
+    images.sort(key=lambda member: PurePosixPath(member.filename))  # same order as for a folder
     if not images:
         raise UserError(f"--dataset {path}: no image in this zip ({len(files)} other files)")
 
@@ -134,7 +134,7 @@ def _zip(path: Path) -> Source:
             for member in images:
                 try:
                     yield member.filename, archive.read(member)
-                except Exception as error:  # a wrong checksum, a password, whatever the decompressor raises
+                except Exception as error:  # wrong checksum, password, decompression error
                     yield member.filename, error
 
     return Source(f"zip {path}", _identity([path], path.parent), read, len(files) - len(images))
@@ -208,7 +208,7 @@ def _toy_paintings(settings: DataSettings, count_text: str | None) -> Source:
 
 
 def _toy_digest() -> str:
-    """Return a fingerprint of how the paintings look, so that a new brush makes a new data set."""
+    """Return a fingerprint of the painting code's output, so that a change to it invalidates the cache."""
     import hashlib
 
     from hfgen.data.toy_paintings import paint

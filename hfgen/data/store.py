@@ -1,13 +1,13 @@
-"""Images decoded once, kept as raw pixels in a file that the system maps into memory.
+"""Stores decoded images as raw pixels in a memory-mapped file.
 
-The file lies in a cache under a fingerprint of the source and of the preprocessing, so that a second run, a second
-process or a second machine's process finds it made:
+The file is cached under a fingerprint of the source and the preprocessing, so that images are decoded only once for
+all runs, processes and machines that share the cache:
 
     <cache>/<fingerprint>/
-        pixels.bin      all images, one behind the other, uint8, rows of RGB
+        pixels.bin      all images, concatenated, uint8, rows of RGB
         shapes.npy      height and width of each
         report.json     the intake report
-        digest.txt      SHA-256 of shapes and pixels: what a resumed run must agree with
+        digest.txt      SHA-256 of shapes and pixels, compared when a run is resumed
 """
 
 import hashlib
@@ -32,9 +32,9 @@ from hfgen.errors import UserError
 from hfgen.files import write_atomically
 
 
-# Raise it when the same settings give other pixels than before.
+# Increase it when the same settings give different pixels than before.
 CACHE_VERSION = 1
-# Of the settings, those that decide what is in the cache; the others act on batches.
+# Settings that determine the cached pixels; the others act on batches.
 CACHED_SETTINGS = ("sample_size", "crop", "five_crop", "drop_duplicates")
 
 Item = TypeVar("Item")
@@ -45,10 +45,10 @@ class ImageStore:
     """Decoded images in a memory-mapped file.
 
     Args:
-        folder: the cache's folder, as described above.
+        folder: the cache folder described above.
 
     Attributes:
-        digest: changes when the pixels do.
+        digest: changes when the pixels change.
         report: the intake report.
     """
 
@@ -77,7 +77,7 @@ class ImageStore:
 
 
 def load_images(settings: DataSettings) -> ImageStore:
-    """Open the data set's decoded images, decoding them first if no cache has them.
+    """Open the data set's decoded images, decoding them first if they are not cached.
 
     Raises:
         UserError: if the data set cannot be opened, is refused, or has no readable image.
@@ -91,16 +91,16 @@ def load_images(settings: DataSettings) -> ImageStore:
         lock = FileLock(f"{folder}.lock").acquire()
     except OSError as error:
         raise UserError(f"decoded images cannot be kept in {folder.parent}: {error}; give --cache_dir") from error
-    with lock:  # processes that start together decode once
+    with lock:  # processes that start together decode only once
         if not (folder / "digest.txt").is_file():
-            for leftover in folder.parent.glob(f".{folder.name}.partial-*"):  # of a killed process
+            for leftover in folder.parent.glob(f".{folder.name}.partial-*"):  # from a killed process
                 shutil.rmtree(leftover, ignore_errors=True)
             write_atomically(folder, lambda temporary: _decode_into(temporary, source, settings))
     return ImageStore(folder)
 
 
 def cache_folder(settings: DataSettings) -> Path:
-    """Return where decoded images are kept: `--cache_dir`, `$HFGEN_CACHE`, or `hfgen` in the Hugging Face cache."""
+    """Return the folder for decoded images: `--cache_dir`, `$HFGEN_CACHE`, or `hfgen` in the Hugging Face cache."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(settings.cache_dir or os.environ.get("HFGEN_CACHE") or Path(HF_HOME) / "hfgen").expanduser()
@@ -146,7 +146,7 @@ class _Unreadable(NamedTuple):
 
 
 def decode_all(source: Source, settings: DataSettings) -> Iterator[tuple[DecodedImage, ImageFacts] | _Unreadable]:
-    """Decode a source on all cores, in its order, with a bounded number of images in memory."""
+    """Decode a source on all cores, in order, with a bounded number of images in memory."""
 
     def decode(item: tuple[str, bytes | Exception]) -> tuple[DecodedImage, ImageFacts] | _Unreadable:
         name, content = item
@@ -162,7 +162,7 @@ def decode_all(source: Source, settings: DataSettings) -> Iterator[tuple[Decoded
 
 
 def _map_in_order(function: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
-    """Map on all cores, a few items ahead; Pillow decodes and resizes outside the interpreter's lock."""
+    """Map in threads on all cores, a few items ahead; Pillow decodes and resizes without the GIL."""
     workers = os.cpu_count() or 1
     pending: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(workers) as pool:

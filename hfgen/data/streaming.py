@@ -1,12 +1,12 @@
-"""Endless batches of training images straight from the Hub, in a shuffled order that resumes exactly.
+"""Endless batches of training images streamed from the Hub, in a shuffled order that resumes exactly.
 
-The order is a *block shuffle*: a process reads its shards in an order that each epoch draws anew, in blocks of
-`shuffle_buffer_size` encoded images, and permutes each block. A sliding buffer mixes a little better, but its content
-is the history of the stream and cannot be resumed. A block follows from where it starts, so that a checkpoint holds a
-few numbers, and a resumed run reads one block again and skips what had been used of it.
+The order is a *block shuffle*: a process reads its shards in a new random order each epoch, in blocks of
+`shuffle_buffer_size` encoded images, and permutes each block. A sliding buffer shuffles slightly better, but its
+content depends on the whole history of the stream, so it cannot be resumed. A block depends only on its start: a
+checkpoint stores a few numbers, and a resumed run rereads one block and skips its used images.
 
-`IterableDataset.shuffle` is not used even for the shards: with a buffer of 1, a resume still loses an image (datasets
-before 5.1), or each epoch's end sleeps for 5 seconds and a resume goes back to the start of ten shards (5.2).
+`IterableDataset.shuffle` is not even used for the shards: with a buffer of 1, a resume still loses an image (datasets
+before 5.1), or each epoch ends with a sleep of 5 seconds and a resume restarts ten shards (5.2).
 """
 
 import hashlib
@@ -30,12 +30,12 @@ from hfgen.errors import UserError
 from hfgen.randomness import keyed_seed
 
 
-NAMED_UNREADABLE = 5  # all unreadable images are counted, as many are named
-FETCHING_THREADS = 8  # where each image is a file of its own, which costs a round trip
+NAMED_UNREADABLE = 5  # all unreadable images are counted, this many are named
+FETCHING_THREADS = 8  # for images that are separate files, each a network round trip
 
 
 class _Place(NamedTuple):
-    """Where a block starts: in which epoch, its number there, shards read through, rows read of the next shard."""
+    """Start of a block: epoch, block number in it, shards already read, rows already read of the next shard."""
 
     epoch: int = 0
     block: int = 0
@@ -43,19 +43,19 @@ class _Place(NamedTuple):
     row: int = 0
 
 
-# The images in the order of use, each a name and what is encoded or why nothing is; and where the next block starts.
+# The images in order of use, each a name and its encoded bytes or an error; and the start of the next block.
 _Block = tuple[list[tuple[str, bytes | Exception]], _Place]
 
 
 class _BlockReader:
-    """Reads the blocks of one process, one at a time; a block is a function of its place alone."""
+    """Reads the blocks of one process, one at a time; a block depends only on its place."""
 
     def __init__(self, settings: DataSettings, commit: str, seed: int, process_index: int, num_processes: int):
         self._dataset, self.column = load_hub_dataset(settings, commit)
         self._name, self._size = settings.dataset, settings.shuffle_buffer_size
         self._seed, self._process_index, self._num_processes = seed, process_index, num_processes
         self._rows: Iterator[tuple[str, _Place, Any]] = iter(())
-        self._rows_start: _Place | None = None  # of the block that `_rows` would go on with
+        self._rows_start: _Place | None = None  # start of the block that `_rows` would continue with
         self.stop = threading.Event()
         if self._dataset.num_shards < num_processes and process_index == 0:
             print(
@@ -65,7 +65,7 @@ class _BlockReader:
             )
 
     def read(self, start: _Place) -> _Block:
-        """Return the block at `start`. A short one ends the epoch. If the stream breaks off, raise a `UserError`."""
+        """Return the block at `start`; a short block ends the epoch. Raise `UserError` if the stream breaks."""
         rows = self._rows if self._rows_start == start else self._rows_from(start)
         self._rows_start = None
         try:
@@ -74,7 +74,7 @@ class _BlockReader:
                 images = list(fetchers.map(lambda row: encoded_image(row[0], row[2]), taken))
         except UserError:
             raise
-        except Exception as error:  # the libraries and the network raise almost anything
+        except Exception as error:  # the libraries and the network can raise almost anything
             raise UserError(
                 f"--dataset {self._name}: the stream broke off ({type(error).__name__}: {error}); once the Hub can be "
                 "reached, go on from the last checkpoint with --resume latest"
@@ -87,10 +87,10 @@ class _BlockReader:
         return [images[index] for index in generator.permutation(len(images))], end
 
     def _rows_from(self, start: _Place) -> Iterator[tuple[str, _Place, Any]]:
-        """Yield name, place behind it and undecoded value of each of this process's rows in the rest of the epoch."""
+        """Yield name, next place and undecoded value of each of this process's remaining rows in the epoch."""
         count, step = self._dataset.num_shards, self._num_processes
         shards = np.random.default_rng(keyed_seed(self._seed, start.epoch, "shards")).permutation(count).tolist()
-        whole = count >= step  # whole shards for each process, otherwise every `step`-th row of all shards
+        whole = count >= step  # whole shards per process, otherwise every `step`-th row of all shards
         shards = shards[self._process_index :: step] if whole else shards
         for position in range(start.shard, len(shards)):
             shard = self._dataset.shard(num_shards=count, index=shards[position])
@@ -104,27 +104,27 @@ class _BlockReader:
 
 
 class StreamBatches:
-    """Yields the batches of one process from a Hub data set that is streamed.
+    """Yields the batches of one process from a streamed Hub data set.
 
-    The images of all epochs form one endless sequence; a batch may span two blocks or epochs, and no image is left
-    out. Each process goes through epochs of its own, so that unequal shares keep nobody waiting. Two blocks of encoded
-    images are in memory: the current one and the next, which a thread reads ahead.
+    The epochs form one endless sequence of images; a batch may span two blocks or epochs, and no image is left out.
+    Each process has its own epochs, so that unequal shares do not make processes wait. Two blocks of encoded images
+    are in memory: the current one and the next, which a thread prefetches.
 
     Args:
-        settings: the data set, the augmentations and the crop.
-        batch_size: images a batch, on this process.
-        seed: of the order, the crops and the augmentations.
-        device: where the batches go.
-        process_index: of this process.
-        num_processes: that train together.
+        settings: data set, augmentations and crop.
+        batch_size: images per batch on this process.
+        seed: seeds the order, the crops and the augmentations.
+        device: device of the batches.
+        process_index: index of this process.
+        num_processes: number of training processes.
 
     Attributes:
-        digest: of data set, split and column. The commit is in the state instead: a resumed run goes on with the
-            commit that it began with, though the data set may have got newer ones.
-        unreadable: how often an image was skipped because it cannot be read.
+        digest: digest of data set, split and column. The commit is part of the state instead: a resumed run continues
+            with its original commit even if the data set has newer ones.
+        unreadable: how often an unreadable image was skipped.
 
     Raises:
-        UserError: if there is no such data set or split, or no single column of images.
+        UserError: if the data set or split does not exist, or the image column is not unique.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class StreamBatches:
     ):
         self._settings, self._batch_size, self._device = settings, batch_size, device
         self._share = (seed, process_index, num_processes)
-        self._place, self._used = _Place(), 0  # the current block, and how many of its images are used
+        self._place, self._used = _Place(), 0  # the current block, and the number of its images used
         self._block: _Block | None = None
         self._ahead: Future[_Block] | None = None
         self._last_readable = -1  # the last epoch that had a readable image
@@ -152,7 +152,7 @@ class StreamBatches:
     def _open(self, commit: str) -> None:
         self._commit = commit
         self._reader = _BlockReader(self._settings, commit, *self._share)
-        weakref.finalize(self, self._reader.stop.set)  # or else the program could end only after the block ahead
+        weakref.finalize(self, self._reader.stop.set)  # otherwise the program could exit only after the prefetch
 
     def __iter__(self) -> "StreamBatches":
         return self
@@ -161,7 +161,7 @@ class StreamBatches:
         """Return the next batch, float32 `(batch_size, 3, sample_size, sample_size)` in [-1, 1], channels_last.
 
         Raises:
-            UserError: if the stream breaks off, or an epoch has no readable image.
+            UserError: if the stream breaks, or an epoch has no readable image.
         """
         generator = torch.Generator().manual_seed(keyed_seed(*self._share, *self._place, self._used, "augment"))
         images: list[np.ndarray] = []
@@ -170,14 +170,14 @@ class StreamBatches:
         return prepare_batch(torch.from_numpy(np.stack(images)).to(self._device), self._settings, generator)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the commit, the current block and how many of its images were used; not what is read ahead."""
+        """Return the commit, the current block and the number of its images used; prefetched images do not count."""
         return {"commit": self._commit, **self._place._asdict(), "used": self._used}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was taken; a `UserError` if the Hub has its commit no more."""
+        """Restore the state that `state_dict` returned; raise `UserError` if its commit is no longer on the Hub."""
         self._block = self._ahead = None
         self._place, self._used = _Place(*(state_dict[field] for field in _Place._fields)), state_dict["used"]
-        self._last_readable = self._place.epoch  # nobody knows, so in favour of the data set
+        self._last_readable = self._place.epoch  # unknown: assume that there was one
         if state_dict["commit"] != self._commit:
             self._open(state_dict["commit"])
 
@@ -208,7 +208,7 @@ class StreamBatches:
         return images
 
     def _decode(self, task: tuple[_Place, int, str, bytes | Exception]) -> np.ndarray | str:
-        """Return the pixels of an image, uint8 `(size, size, 3)`, or why there are none."""
+        """Return the pixels of an image, uint8 `(size, size, 3)`, or the reason why it cannot be read."""
         place, index, name, content = task
         if isinstance(content, Exception):
             return f"{name}: {type(content).__name__}: {content}"

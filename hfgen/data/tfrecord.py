@@ -1,4 +1,4 @@
-"""Images from TFRecord files as Kaggle ships them, without TensorFlow, every checksum verified.
+"""Reads images from TFRecord files, as distributed on Kaggle, without TensorFlow; all checksums are verified.
 
 The framing (https://www.tensorflow.org/tutorials/load_data/tfrecord): a little-endian uint64 length, its masked
 CRC-32C, the payload, the payload's masked CRC-32C. The payload is a `tf.train.Example` in protobuf's wire format.
@@ -14,7 +14,7 @@ import google_crc32c
 from hfgen.errors import UserError
 
 
-# A record longer than this is taken for a damaged length, not read into memory.
+# A longer record is not read into memory: its length is taken as damaged.
 MAX_RECORD_BYTES = 1 << 30
 
 
@@ -23,11 +23,10 @@ def read_tfrecord_images(path: Path, column: str = "image") -> Iterator[tuple[st
 
     Args:
         path: a `.tfrec` or `.tfrecord` file, uncompressed.
-        column: the bytes feature that holds the encoded image. The feature `image_name` names it, where there is one.
+        column: the bytes feature with the encoded image. Its name is taken from the feature `image_name`, if present.
 
     Raises:
-        UserError: naming the file and the offset, if a checksum is wrong, the file is cut off, or a record has no
-            such feature.
+        UserError: with file and offset, if a checksum is wrong, the file is truncated, or a record lacks the feature.
     """
     for offset, payload in read_records(path):
         try:
@@ -44,10 +43,10 @@ def read_tfrecord_images(path: Path, column: str = "image") -> Iterator[tuple[st
 
 
 def read_records(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield `(offset in the file, payload)` of each record, its two checksums verified.
+    """Yield `(offset in the file, payload)` of each record, verifying both checksums.
 
     Raises:
-        UserError: naming the file and the offset, if a checksum is wrong or the file is cut off.
+        UserError: with file and offset, if a checksum is wrong or the file is truncated.
     """
     with path.open("rb") as file:
         while True:
@@ -89,7 +88,7 @@ def _masked_crc(data: bytes) -> int:
 def _bytes_features(example: bytes) -> dict[str, bytes]:
     """Parse a `tf.train.Example` and return the first value of each feature that is a list of bytes.
 
-    In the wire format: `Example{features=1}`, `Features{map<string, Feature> feature=1}`, `Feature{bytes_list=1}`,
+    Wire format: `Example{features=1}`, `Features{map<string, Feature> feature=1}`, `Feature{bytes_list=1}`,
     `BytesList{repeated bytes value=1}`; a map's entry is `{key=1, value=2}`.
     """
     found = {}
@@ -105,7 +104,7 @@ def _bytes_features(example: bytes) -> dict[str, bytes]:
 
 
 def _length_delimited(message: bytes, field: int) -> list[bytes]:
-    """Return the values of one length-delimited field of a protobuf message, in their order."""
+    """Return the values of one length-delimited field of a protobuf message, in order."""
     values, position = [], 0
     while position < len(message):
         tag, position = _varint(message, position)
@@ -127,7 +126,7 @@ def _length_delimited(message: bytes, field: int) -> list[bytes]:
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
-    """Read a base-128 integer of at most ten bytes at `position`; return it and the position behind it."""
+    """Read a base-128 integer of at most ten bytes at `position`; return it and the next position."""
     value = shift = 0
     while True:
         byte = message[position]

@@ -1,10 +1,10 @@
-"""Toy paintings: an embedded, seeded, procedural data set of small impressionist landscapes.
+"""Toy paintings: a built-in, seeded, procedural data set of small impressionist landscapes.
 
-A quickstart, a test or a controlled experiment needs images at once, and the same ones on every run. These have
+Quickstarts, tests and controlled experiments need images without a download, the same ones on every run. These have
 common structure that a small model learns in minutes (sky above ground, haze, one light, reflections) and variety that
-a collapsed generator cannot fake (palettes, clouds, ridges, fields, water, trees). Everything random is drawn in
-relative units (x to the right, y downwards, colours: all in [0, 1]) before anything is rasterised, so an index shows
-the same scene, stroke by stroke, at every sample size.
+a collapsed generator cannot fake (palettes, clouds, ridges, fields, water, trees). Everything random is sampled in
+relative units (x to the right, y downwards, colours: all in [0, 1]) before rasterisation, so an index shows the same
+scene, stroke by stroke, at every sample size.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ BROAD, FINE = (20, 0.16, 0.085), (42, 0.08, 0.027)  # strokes per side, their le
 
 @dataclass(frozen=True)
 class _Scene:
-    """What is painted; nothing in here knows the sample size."""
+    """The painted scene, independent of the sample size."""
 
     night: bool
     palette: np.ndarray  # (7, 3), by column of PALETTES
@@ -65,7 +65,7 @@ class _Scene:
 
 
 def _compose(rng: np.random.Generator) -> _Scene:
-    """Draw everything that tells one painting from another, except where the strokes fall."""
+    """Sample everything that distinguishes one painting from another, except the positions of the strokes."""
     kind = int(rng.choice(7, p=[0.16, 0.2, 0.17, 0.1, 0.13, 0.12, 0.12]))
     low, shown = kind in LOW_SUN, rng.random() > (0.7 if kind == OVERCAST else 0.1)
     palette = PALETTES[kind] + (PALETTES[rng.integers(7)] - PALETTES[kind]) * rng.uniform(0, 0.25)
@@ -122,7 +122,7 @@ def _sky(scene: _Scene, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     distance = (x - scene.sun[0]) ** 2 + (y - scene.sun[1]) ** 2
     glow = 0.65 * np.exp(-60 * distance) + 0.3 * np.exp(-9 * distance)
     colour = _mix(_mix(_mix(top, middle, height.clip(0, 1)), low, (height - 1).clip(0, 1)), light, glow)
-    # Clouds are wider than tall; where they are thick they shade themselves.
+    # Clouds are wider than tall, and shaded where they are thick.
     density = 0.65 * _noise(scene.grid, 3 * x, 7 * y + 3) + 0.35 * _noise(scene.grid, 8 * x + 9, 17 * y)
     thickness = density - 0.88 + scene.cloudiness
     cloud = _mix(_mix(cloud_light, light, glow), cloud_shade, (thickness * 4 - 0.35).clip(0, 0.9))
@@ -134,7 +134,7 @@ def _look(scene: _Scene, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.n
     """Colour (count, 3) and depth code (count,) of the scene at points x, y of shape (count,)."""
     horizon, haze, ambient, ground = scene.horizon, scene.palette[2], scene.palette[6], y > scene.horizon
     nearness = ((y - horizon) / (1 - horizon)).clip(0, 1)
-    # Water shows the world above the horizon once more, upside down: look at the mirrored height.
+    # Water reflects the scene above the horizon: use the mirrored height.
     view_y = np.where(ground, 2 * horizon - y, y) if scene.water else y
     relief = _noise(scene.grid, 11 * x, 13 * view_y)
     layers = []
@@ -145,7 +145,7 @@ def _look(scene: _Scene, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.n
         farness = 0.45 - 0.4 * number / len(scene.hills)
         layers.append((below > 0, _mix(slope, haze, farness + below.clip(0, 0.3)), HILL))
     if not scene.water:
-        across = (x - scene.ways[0]) / (nearness + 0.12)  # furrows and path meet where this fans out
+        across = (x - scene.ways[0]) / (nearness + 0.12)  # furrows and path converge where this fans out
         patches = nearness + _noise(scene.grid, 5 * x, 14 * np.sqrt(nearness)) - 0.5
         field = _mix(scene.field[0], scene.field[1], patches.clip(0, 1))
         field = _mix(field, scene.field[2], 0.4 + 0.4 * np.sin(across * scene.ways[1]))
@@ -167,7 +167,7 @@ def _look(scene: _Scene, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _strokes(scene: _Scene, rng: np.random.Generator) -> np.ndarray:
-    """Strokes that cover the painting, (count, 9) as in `_lay`: broad before fine, then far before near."""
+    """Strokes that cover the painting, (count, 9) as in `_lay`: broad before fine, then far to near."""
     x, y, length, width = np.concatenate(
         [
             [
@@ -204,24 +204,24 @@ def _strokes(scene: _Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def _lay(canvas: np.ndarray, strokes: np.ndarray) -> None:
-    """Lay strokes on `canvas` (size, size, 3) in place, later ones over earlier ones.
+    """Paint strokes on `canvas` (size, size, 3) in place, later ones over earlier ones.
 
     Columns of `strokes`, (count, 9): x, y, angle, length, width, phase of the bristles' streaks, red, green, blue.
     """
     size = len(canvas)
     x, y, angle, length, width = strokes[:, :5, None].transpose(1, 0, 2)
-    # One footprint serves all strokes, with points a pixel apart in the largest, so closer in the others.
+    # All strokes share one footprint, with points a pixel apart in the largest stroke, so closer in the others.
     steps = [int(np.ceil(extent.max() * size)) + 1 for extent in (length, width)]
     along, across = np.meshgrid(*(np.linspace(-0.5, 0.5, step, dtype=np.float32) for step in steps))
     inside = (2 * along) ** 4 + (2 * across) ** 2 <= 1
     along, across = along[inside], across[inside]
-    margin = sum(steps)  # wider than any stroke's overhang, so that no point needs a test for being off the canvas
+    margin = sum(steps)  # wider than any stroke's overhang, so points need no bounds check
     side = size + 2 * margin
     cosine, sine = size * np.cos(angle), size * np.sin(angle)
     column = (cosine * length) * along - (sine * width) * across + (x * size + margin)
     row = (sine * length) * along + (cosine * width) * across + (y * size + margin)
     pixel = row.astype(np.int32) * np.int32(side) + column.astype(np.int32)
-    # The last stroke must win; assignment with repeated indices does not promise that, a maximum does.
+    # The last stroke must win: a maximum guarantees this, assignment with repeated indices does not.
     winner = np.full(side * side, -1, dtype=np.int32)
     np.maximum.at(winner, pixel.ravel(), np.arange(pixel.size, dtype=np.int32))
     winner = winner.reshape(side, side)[margin:-margin, margin:-margin].ravel()
@@ -235,22 +235,22 @@ def paint(index: int, sample_size: int = 64, seed: int = 0) -> np.ndarray:
     """Paint one landscape: a pure function of its arguments.
 
     Args:
-        index: Which painting, 0 or more; a data set takes the first `TOY_PAINTINGS_COUNT`.
+        index: Number of the painting, 0 or more; a data set uses the first `TOY_PAINTINGS_COUNT`.
         sample_size: Side in pixels, 8 or more; the scene does not depend on it.
-        seed: Which data set, 0 or more.
+        seed: Seed of the data set, 0 or more.
 
     Returns:
         RGB pixels in [0, 255], uint8, of shape (sample_size, sample_size, 3).
 
     Raises:
-        ValueError: An argument is below its least value.
+        ValueError: If an argument is below its minimum.
     """
     for name, value, least in (("index", index, 0), ("sample_size", sample_size, 8), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     rng = np.random.default_rng([seed, index])
     strokes = _strokes(_compose(rng), rng)
-    enlarge = -(-96 // sample_size)  # small ones are painted larger and averaged, lest strokes fall between pixels
+    enlarge = -(-96 // sample_size)  # small paintings are supersampled, so that no stroke falls between pixels
     size = sample_size * enlarge
     canvas = np.tile(strokes[:, 6:].mean(axis=0), (size, size, 1))  # a toned ground, seen in the rare gaps
     for layer in np.split(strokes, [BROAD[0] ** 2]):

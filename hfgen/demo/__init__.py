@@ -1,1 +1,1 @@
-"""The page on which a pipeline can be tried, here or as a Space."""
+"""A web page for trying pipelines, locally or as a Space."""

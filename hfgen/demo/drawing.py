@@ -1,7 +1,7 @@
-"""What the demo draws with: a pipeline of any family, as it is loaded here or where hfgen is not installed.
+"""Image generation for the demo: with a pipeline of any family, loaded with or without hfgen.
 
-A copy of this file is part of each Space, with those few that it imports. An image is a function of its seed and
-its place among the images of that seed, the same as in `hfgen sample`.
+A copy of this file and the few that it imports is part of each Space. An image is a function of its seed and its
+index among the images of that seed, as in `hfgen sample`.
 """
 
 import copy
@@ -22,19 +22,19 @@ from hfgen.randomness import keyed_seed
 
 
 SAVED = "saved"
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not those that Pillow hands to other programs
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not those for which Pillow runs other programs
 MAX_PIXELS = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to draw; each family takes its own.
+    """How to generate images; each family uses its own settings.
 
     Attributes:
-        steps: denoising steps of a diffusion pipeline.
-        sampler: of a diffusion pipeline: one of the `SAMPLERS` of schedules.py, or "saved".
-        truncation: of a GAN's latents.
-        sample_from: of a VAE's latents: "prior" or "ex_post"; the latter, where there is one, if None.
+        steps: denoising steps, for diffusion.
+        sampler: for diffusion: one of the `SAMPLERS` of schedules.py, or "saved".
+        truncation: for a GAN's latents.
+        sample_from: for a VAE's latents: "prior" or "ex_post"; if None, the ex-post density if there is one.
     """
 
     steps: int = 50
@@ -44,10 +44,10 @@ class Settings:
 
 
 def family(pipeline: DiffusionPipeline) -> str:
-    """Tell by its parts whether a pipeline is a "gan", a "vae" or a "ddpm".
+    """Return "gan", "vae" or "ddpm", determined from the pipeline's components.
 
     Raises:
-        ValueError: if it is none of them.
+        ValueError: if it is none of these.
     """
     parts = set(pipeline.components)
     for name, needed in {"gan": {"generator"}, "vae": {"vae"}, "ddpm": {"unet", "scheduler"}}.items():
@@ -57,7 +57,7 @@ def family(pipeline: DiffusionPipeline) -> str:
 
 
 def network_of(pipeline: DiffusionPipeline) -> Any:
-    """Return the network that makes the images."""
+    """Return the network that generates the images."""
     return pipeline.components[{"gan": "generator", "vae": "vae", "ddpm": "unet"}[family(pipeline)]]
 
 
@@ -68,7 +68,7 @@ def image_size(pipeline: DiffusionPipeline) -> tuple[int, int]:
 
 
 def describe(pipeline: DiffusionPipeline) -> str:
-    """Say in one line what a pipeline is: family, size, parameters, network."""
+    """Describe a pipeline in one line: family, size, parameters, network."""
     network, (height, width) = network_of(pipeline), image_size(pipeline)
     told = {"gan": "GAN", "vae": "VAE", "ddpm": "Diffusion (DDPM)"}[family(pipeline)]
     parameters = sum(weight.numel() for weight in network.parameters())
@@ -77,7 +77,7 @@ def describe(pipeline: DiffusionPipeline) -> str:
 
 
 def image_generator(seed: int, index: int = 0) -> torch.Generator:
-    """Return the random numbers of one image: those of `hfgen sample`."""
+    """Return the random number generator of one image, as in `hfgen sample`."""
     return torch.Generator().manual_seed(keyed_seed(seed, index))
 
 
@@ -87,19 +87,19 @@ def draw(
     settings: Settings,
     after_each_step: Callable[[int, int], None] = lambda done, steps: None,
 ) -> list[Image.Image]:
-    """Draw one image with each of the random number generators.
+    """Generate one image per random number generator.
 
     Args:
         pipeline: of any family.
         generators: from `image_generator`.
-        settings: how.
-        after_each_step: of a diffusion pipeline: called with the steps done and those there are.
+        settings: how to generate.
+        after_each_step: for diffusion: called with the number of steps done and the total.
 
     Raises:
-        ValueError: if the pipeline does not take the settings.
+        ValueError: if the pipeline does not support the settings.
     """
     kind, count = family(pipeline), len(generators)
-    # One at a time: several at once round otherwise, and an image must not depend on its neighbours.
+    # One at a time: larger batches round differently, and an image must not depend on its batch.
     if kind == "gan":
         return pipeline(count, generator=generators, truncation=settings.truncation, chunk_size=1).images
     if kind == "vae":
@@ -108,7 +108,7 @@ def draw(
 
 
 def starting_noise(pipeline: DiffusionPipeline, generators: list[torch.Generator]) -> torch.Tensor:
-    """Draw what denoising starts from, `(batch_size, channels, height, width)`, standard normal, on the CPU."""
+    """Sample the initial noise, `(batch_size, channels, height, width)`, standard normal, on the CPU."""
     shape = (1, pipeline.unet.config.in_channels, *image_size(pipeline))
     return torch.cat([torch.randn(shape, generator=own, dtype=pipeline.unet.dtype) for own in generators])
 
@@ -117,22 +117,22 @@ def starting_noise(pipeline: DiffusionPipeline, generators: list[torch.Generator
 def denoise(
     pipeline: DiffusionPipeline, noise: torch.Tensor, generators: list[torch.Generator], settings: Settings
 ) -> Iterator[tuple[int, int, int, torch.Tensor]]:
-    """Denoise step by step; the pipeline's own scheduler stays as it is.
+    """Denoise step by step; the pipeline's own scheduler is not changed.
 
     Args:
         pipeline: of diffusion, hfgen's or diffusers' own.
         noise: from `starting_noise`.
-        generators: for samplers that add noise on the way.
+        generators: for samplers that add noise at each step.
         settings: `steps` and `sampler` are used.
 
     Yields:
-        Steps done, steps there are, the timestep, and what it left, `(batch_size, channels, height, width)`.
+        Steps done, total steps, the timestep, and the current image, `(batch_size, channels, height, width)`.
     """
     scheduler = own_scheduler(pipeline.scheduler, settings.sampler)
     scheduler.set_timesteps(settings.steps, device=pipeline.device)
     timesteps = scheduler.timesteps
     if not is_edm(scheduler):
-        timesteps = timesteps[timesteps >= 0]  # diffusers' "trailing" spacing may add a further one
+        timesteps = timesteps[timesteps >= 0]  # diffusers' "trailing" spacing may add -1
     last = scheduler.config.num_train_timesteps - 1
     sample = noise.to(pipeline.device, pipeline.unet.dtype) * scheduler.init_noise_sigma
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
@@ -159,14 +159,14 @@ def _denoised(
 
 
 def own_scheduler(saved: SchedulerMixin, sampler: str) -> SchedulerMixin:
-    """Build a scheduler for one drawing, with the settings of `hfgen sample --sampler`.
+    """Build a scheduler for one call, with the settings of `hfgen sample --sampler`.
 
     Args:
-        saved: the pipeline's.
+        saved: the pipeline's scheduler.
         sampler: one of the `SAMPLERS` of schedules.py, or "saved" for a copy of the pipeline's.
     """
     if sampler == SAVED:
-        return copy.deepcopy(saved)  # from_config forgets settings that were given by position
+        return copy.deepcopy(saved)  # from_config loses settings passed by position
     return sampling_scheduler(saved, sampler)
 
 
@@ -178,13 +178,13 @@ def interpolate(
     settings: Settings,
     after_each_step: Callable[[int, int], None] = lambda done, steps: None,
 ) -> Image.Image:
-    """Draw the image at a part of the way from one seed's image to another's.
+    """Generate an image between those of two seeds.
 
     Args:
         pipeline: of any family.
         ends: two seeds.
-        part: from 0 at the first to 1 at the second.
-        settings: how; of a diffusion pipeline the sampler must add no noise on the way.
+        part: fraction of the way, from 0 at the first to 1 at the second.
+        settings: how to generate; for diffusion, the sampler must not add noise at each step.
         after_each_step: see `draw`.
     """
     generators, kind = [image_generator(seed) for seed in ends], family(pipeline)
@@ -200,34 +200,34 @@ def interpolate(
 
 
 def spherical(ends: torch.Tensor, part: float) -> torch.Tensor:
-    """Go a part of the way on the sphere from the first of two tensors, `(2, ...)`, to the second: `(1, ...)`."""
+    """Interpolate spherically between two tensors, `(2, ...)`; `part` is from 0 to 1. Returns `(1, ...)`."""
     start, end = ends.flatten(1)
     return interpolate_latents(start, end, torch.tensor([part]), spherical=True).reshape(1, *ends.shape[1:])
 
 
 def to_images(sample: torch.Tensor) -> list[Image.Image]:
-    """Turn `(batch_size, channels, height, width)` in [-1, 1], clipped to it, into images."""
+    """Convert `(batch_size, channels, height, width)`, clipped to [-1, 1], to images."""
     pixels = (sample.float().cpu().clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
     levels = (pixels * 255).round().astype(np.uint8)
     return [Image.fromarray(one[..., 0] if one.shape[2] == 1 else one) for one in levels]
 
 
 def open_upload(path: str, size: tuple[int, int]) -> Image.Image:
-    """Read an image as the training does: RGB, the largest middle part of that shape, resized.
+    """Read an image as in training: RGB, largest centre crop of this aspect ratio, resized.
 
     Args:
-        path: of the file.
+        path: image file.
         size: height and width, in pixels.
 
     Raises:
-        ValueError: with a sentence for whoever uploaded it, if it cannot be read.
+        ValueError: if it cannot be read; the message is meant for the user who uploaded it.
     """
     height, width = size
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            if min(image.size) >= 4 * max(size):  # a large JPEG is decoded at a part of its size
+            if min(image.size) >= 4 * max(size):  # decode large JPEGs at reduced size
                 image.draft(image.mode, (2 * width, 2 * height))
             rgb = to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError:

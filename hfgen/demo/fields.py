@@ -1,6 +1,6 @@
-"""Fields of the demo's page, and what users may enter in them.
+"""Input fields of the demo's page, and validation of their values.
 
-A copy of this file is part of each Space, with those few that it imports.
+A copy of this file and the few that it imports is part of each Space.
 """
 
 from typing import Any
@@ -12,10 +12,10 @@ from hfgen.demo.drawing import SAVED, Settings, family, image_size
 from hfgen.methods.schedules import samplers_of, steps_of
 
 
-MAX_SEED = 2**53 - 1  # beyond it a browser does not tell neighbouring whole numbers apart
+MAX_SEED = 2**53 - 1  # largest exact integer in a browser
 MAX_IMAGES = 16
 MAX_STEPS = 250
-SMALL = 200  # pixels: images below are shown with their pixels sharp
+SMALL = 200  # pixels; smaller images are shown with sharp pixels
 SAMPLER_NAMES = {"dpm": "DPM-Solver++", "unipc": "UniPC", "ddim": "DDIM", "ddpm": "DDPM (ancestral)"}
 SCHEDULERS = {
     "DPMSolverMultistepScheduler": "dpm",
@@ -29,16 +29,16 @@ SAMPLE_FROM = [("ex-post density", "ex_post"), ("prior", "prior")]
 
 
 def seed_field(label: str, value: int, info: str | None = None) -> gr.Number:
-    """Make a field for a seed; it is checked when it is used, as gradio would round it silently."""
+    """Make a field for a seed; it is validated when used, because gradio would round it silently."""
     return gr.Number(value, label=label, info=info)
 
 
 def option_fields(pipeline: DiffusionPipeline, between: bool = False) -> list[gr.components.Component]:
-    """Make the fields that the pipeline's family has, for `read_settings`.
+    """Make the fields for the pipeline's family, for `read_settings`.
 
     Args:
         pipeline: of any family.
-        between: for interpolation, which takes samplers that add no noise on the way, and no truncation.
+        between: for interpolation, which needs samplers that add no noise, and has no truncation.
     """
     kind = family(pipeline)
     if kind == "gan" and between:
@@ -67,10 +67,10 @@ def _samplers(pipeline: DiffusionPipeline, between: bool) -> list[str]:
 
 
 def read_settings(pipeline: DiffusionPipeline, options: tuple, between: bool = False) -> Settings:
-    """Read what is in the fields of `option_fields`.
+    """Read the values of the fields of `option_fields`.
 
     Raises:
-        gr.Error: if something in them cannot be used.
+        gr.Error: if a value is invalid.
     """
     kind = family(pipeline)
     if kind == "ddpm":
@@ -111,12 +111,12 @@ def single_picture(label: str, look: list[str]) -> gr.Image:
 
 
 def look_of(pipeline: DiffusionPipeline) -> list[str]:
-    """Return the classes of the page's style for a pipeline's images: small ones are shown with their pixels sharp."""
+    """Return the CSS classes for a pipeline's images: small ones are shown with sharp pixels."""
     return ["pixels"] if max(image_size(pipeline)) < SMALL else []
 
 
 def most_steps(pipeline: DiffusionPipeline) -> int:
-    """Return the most denoising steps that the page takes from a pipeline."""
+    """Return the page's maximum number of denoising steps for a pipeline."""
     return min(MAX_STEPS, pipeline.scheduler.config.num_train_timesteps) if family(pipeline) == "ddpm" else MAX_STEPS
 
 
@@ -135,5 +135,5 @@ def whole_number(value: Any, label: str, lowest: int, highest: int) -> int:
 
 
 def refusal(sentence: str) -> gr.Error:
-    """Return an error that the page shows and the terminal does not."""
+    """Return an error that is shown on the page but not in the terminal."""
     return gr.Error(sentence, print_exception=False)

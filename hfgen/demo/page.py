@@ -1,6 +1,6 @@
-"""The demo: a web page to draw, interpolate, denoise, reconstruct and compare with trained pipelines.
+"""The demo: a web page to sample, interpolate, denoise, reconstruct and compare with trained pipelines.
 
-A copy of this file is part of each Space, with those few that it imports.
+A copy of this file and the few that it imports is part of each Space.
 """
 
 import tempfile
@@ -46,9 +46,9 @@ from hfgen.demo.fields import (
 from hfgen.methods.schedules import steps_of
 
 
-# Pipelines are not thread-safe: one drawing at a time, whoever asks for it.
+# Pipelines are not thread-safe: one call at a time, over all users.
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "drawing"}
-NUM_FRAMES = 8  # pictures kept on the way of a denoising
+NUM_FRAMES = 8  # pictures kept during denoising
 UPLOADS = """JPEG, PNG, WebP, BMP, TIFF or GIF. The middle is cropped to a square and made as small as the images
 that the VAE was trained on."""
 CSS = """
@@ -65,11 +65,11 @@ def build_demo(pipelines: dict[str, DiffusionPipeline], title: str = "hfgen demo
     """Build the page; `launch` serves it.
 
     Args:
-        pipelines: by the names that the page shows; of any family, on any device.
-        title: of the page.
+        pipelines: pipelines by displayed name; of any family, on any device.
+        title: page title.
 
     Raises:
-        ValueError: if there is no pipeline, or one of another kind.
+        ValueError: if there is no pipeline, or one of an unknown kind.
     """
     if not pipelines:
         raise ValueError("a demo needs a pipeline")
@@ -95,18 +95,18 @@ def launch(
     share: bool = False,
     prevent_thread_lock: bool = False,
 ) -> None:
-    """Serve a page with the look that it was made for.
+    """Serve a page with its theme and CSS.
 
     Args:
         page: from `build_demo`.
-        host: address to listen on; of this machine alone if None.
+        host: address to listen on; only this machine if None.
         port: a free one from 7860 if None.
-        share: also at a public address of gradio's, for a week.
+        share: also serve it at a public gradio address, for a week.
         prevent_thread_lock: return at once instead of when the page is closed.
     """
-    fonts = ("system-ui", "sans-serif")  # nothing is fetched from elsewhere
+    fonts = ("system-ui", "sans-serif")  # system fonts: nothing is downloaded
     theme = gr.themes.Default(font=fonts, font_mono=("ui-monospace", "monospace"))
-    quiet = prevent_thread_lock  # who gets the thread back says where the page is
+    quiet = prevent_thread_lock  # the caller prints the address
     page.launch(
         server_name=host,
         server_port=port,
@@ -121,7 +121,7 @@ def launch(
 
 
 def _pipeline_tabs(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> None:
-    """Lay out what a pipeline's family can do."""
+    """Lay out the tabs for a pipeline's family."""
     gr.Markdown(describe(pipeline), elem_classes="told")
     with gr.Tabs():
         with gr.Tab("Draw"):
@@ -150,7 +150,7 @@ def _draw_tab(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> None:
             gallery = image_gallery("Images", look_of(pipeline))
             told = gr.Markdown(elem_classes="told")
 
-    def handle(seed, count, *options, progress=gr.Progress()):  # noqa: B008 (where gradio looks for it)
+    def handle(seed, count, *options, progress=gr.Progress()):  # noqa: B008 (gradio requires it as a default)
         seed, count = whole_number(seed, "Seed", 0, MAX_SEED), whole_number(count, "Images", 1, MAX_IMAGES)
         settings = read_settings(pipeline, options)
         start = time.monotonic()
@@ -174,7 +174,7 @@ def _interpolate_tab(page: gr.Blocks, pipeline: DiffusionPipeline) -> None:
             picture = single_picture("On the way", look_of(pipeline))
             part = gr.Slider(0, 1, 0.5, step=0.01, label="Part of the way", info="0 and 1 are the seeds' own images")
 
-    def handle(first, second, part, *options, progress=gr.Progress()):  # noqa: B008 (where gradio looks for it)
+    def handle(first, second, part, *options, progress=gr.Progress()):  # noqa: B008 (gradio requires it as a default)
         ends = whole_number(first, "From seed", 0, MAX_SEED), whole_number(second, "To seed", 0, MAX_SEED)
         part = number(part, "Part of the way", 0, 1)
         return interpolate(pipeline, ends, part, read_settings(pipeline, options, between=True), _follow(progress))
@@ -247,7 +247,7 @@ def _compare_tab(pipelines: dict[str, DiffusionPipeline]) -> None:
         seed = seed_field("Seed", 0)
         count = gr.Slider(1, MAX_IMAGES, 8, step=1, label="Images")
         own = [steps_of(pipeline) for pipeline in pipelines.values() if family(pipeline) == "ddpm"]
-        most = min(MAX_STEPS, max(own, default=1))  # no pipeline is to look worse for want of steps
+        most = min(MAX_STEPS, max(own, default=1))  # so that no pipeline looks worse for lack of steps
         steps = gr.Slider(1, MAX_STEPS, most, step=1, label="Denoising steps", info="of diffusion", visible=bool(own))
     button = gr.Button("Compare", variant="primary")
     sides: list[Any] = []
@@ -257,7 +257,7 @@ def _compare_tab(pipelines: dict[str, DiffusionPipeline]) -> None:
                 told = gr.Markdown(elem_classes="told")
                 sides += [image_gallery(label, ["pixels"]), told]
 
-    def handle(left, right, seed, count, steps, progress=gr.Progress()):  # noqa: B008 (where gradio looks for it)
+    def handle(left, right, seed, count, steps, progress=gr.Progress()):  # noqa: B008 (gradio requires it as a default)
         seed, count = whole_number(seed, "Seed", 0, MAX_SEED), whole_number(count, "Images", 1, MAX_IMAGES)
         steps = whole_number(steps, "Denoising steps", 1, MAX_STEPS)
         results: list[Any] = []
@@ -279,12 +279,12 @@ def _compare_tab(pipelines: dict[str, DiffusionPipeline]) -> None:
 
 
 def _due(done: int, steps: int, times: int) -> bool:
-    """Whether this step is one of so many, evenly spread, the last among them."""
+    """Whether this step is one of `times` evenly spaced steps that include the last."""
     return done * times // steps > (done - 1) * times // steps
 
 
 def _write_frame(folder: Path, done: int, sample: torch.Tensor) -> str:
-    """Write a picture once: of an image in memory gradio would write a file again while the page still reads it."""
+    """Write a picture once: gradio would rewrite the file of an in-memory image while the page still reads it."""
     file = folder / f"{done:04d}.png"
     to_images(sample)[0].save(file)
     return str(file)
@@ -295,7 +295,7 @@ def _follow(progress: gr.Progress) -> Callable[[int, int], None]:
 
 
 def _write_zip(folder: Path, name: str, images: list[Image.Image]) -> str:
-    """Write PNGs, named as `hfgen sample` does; the zip of the drawing before has been handed on and goes."""
+    """Write a zip of PNGs named as in `hfgen sample`; deletes the previous zip, which has already been served."""
     for earlier in folder.iterdir():
         earlier.unlink()
     with zipfile.ZipFile(folder / name, "w") as archive:

@@ -1,4 +1,4 @@
-"""A Space of the Hub that shows a published pipeline: the demo, without hfgen."""
+"""A Hub Space for a published pipeline: the demo, without hfgen."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import hfgen
 from hfgen.errors import UserError
 
 
-# The demo and the modules of hfgen that it imports. No two have one name: in a Space they lie side by side.
+# The demo and the hfgen modules that it imports. File names must be unique: in a Space they are in one folder.
 COPIED = (
     "demo/page.py",
     "demo/drawing.py",
@@ -47,14 +47,14 @@ def write_space(folder: Path, repo_id: str, revision: str | None, title: str, li
     """Write the files of a Space: `app.py`, the demo, `requirements.txt` and `README.md`.
 
     Args:
-        folder: a new one.
-        repo_id: of the pipeline on the Hub; its folder, to try the Space here.
+        folder: a new folder.
+        repo_id: Hub repo of the pipeline, or a local folder to try the Space locally.
         revision: branch, tag or commit; the main branch if None.
-        title: of the page and of the Space.
-        license_name: as the Hub names it, such as "apache-2.0"; the card says nothing if None.
+        title: title of the page and the Space.
+        license_name: Hub licence id, such as "apache-2.0"; omitted from the card if None.
 
     Raises:
-        UserError: if the folder is not empty, or gradio is not installed, whose version the Space asks for.
+        UserError: if the folder is not empty, or gradio, whose version the Space requires, is not installed.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; choose another folder for the Space")
@@ -75,10 +75,10 @@ def write_space(folder: Path, repo_id: str, revision: str | None, title: str, li
 
 
 def gradio_version() -> str:
-    """Return the version of gradio that a Space asks for: the installed one.
+    """Return the gradio version for a Space: the installed one.
 
     Raises:
-        UserError: if there is none.
+        UserError: if gradio is not installed.
     """
     try:
         return version("gradio")
@@ -87,14 +87,14 @@ def gradio_version() -> str:
 
 
 def _requirements(gradio: str) -> str:
-    """Ask for what the pipeline was saved with, or newer; for gradio, whose majors break pages, of this major."""
+    """Require the installed versions or newer; for gradio the same major version, because majors break pages."""
     lines = [f"{package}>={version(package).split('+')[0]}" for package in ("torch", "diffusers")]
     major = int(gradio.split(".")[0])
     return "\n".join([*lines, f"gradio>={major},<{major + 1}"]) + "\n"
 
 
 def _card(repo_id: str, title: str, gradio: str, license_name: str | None) -> str:
-    """Write the Space's settings, as YAML, and a line for its readers; strings of JSON are strings of YAML."""
+    """Format the Space's settings as YAML, and a line for its readers; JSON strings are valid YAML."""
     settings = {"title": title, "sdk": "gradio", "sdk_version": gradio, "app_file": "app.py", "models": [repo_id]}
     if license_name is not None:
         settings["license"] = license_name

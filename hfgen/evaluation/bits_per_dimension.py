@@ -1,4 +1,4 @@
-"""How likely a pipeline finds real images, where its model says so: a VAE and a DDPM bound it, a GAN does not."""
+"""Likelihood of real images under a pipeline's model: VAEs and DDPMs bound it, GANs do not."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ from hfgen.pipelines import DDPMPipeline, VAEPipeline
 
 MAX_IMAGES = 256
 BATCH_SIZE = 32
-# Of a DDPM's timesteps, for each image: the bound is an estimate of the sum over all of them.
+# Timesteps per image for a DDPM: they estimate the sum over all timesteps.
 TIMESTEPS_PER_IMAGE = 50
 
 
 def check_has_likelihood(pipeline: DiffusionPipeline) -> None:
-    """Raise a `UserError` if the pipeline's model bounds no likelihood."""
+    """Raise a `UserError` if the pipeline's model has no likelihood bound."""
     if not isinstance(pipeline, DDPMPipeline | VAEPipeline):
         raise UserError(f"--bits_per_dimension: a {type(pipeline).__name__} gives images no likelihood")
 
@@ -32,11 +32,11 @@ def likelihood_report(pipeline: DiffusionPipeline, real: Reference, seed: int, h
     Args:
         pipeline: of a VAE or a DDPM.
         real: the images.
-        seed: chooses the images, and draws latents, timesteps and noise.
-        held_out: whether the model was trained on other images, which the statement says.
+        seed: seed for choosing the images and for latents, timesteps and noise.
+        held_out: whether the images were not used in training; the statement says so.
 
     Returns:
-        Plain values: `bits_per_dimension`, an upper bound, `num_images`, `held_out`, and `statement`, a clause.
+        Plain values: `bits_per_dimension` (an upper bound), `num_images`, `held_out`, and `statement` (a clause).
     """
     chosen = thinned_out(np.arange(len(real.images)), MAX_IMAGES, seed)
     pixels = torch.from_numpy(np.stack([real.images[int(index)] for index in chosen])).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Scores in the course of a run: which moment was the best, and from when on the samples copy the training images."""
+"""Scores during a run: which step is best, and when the samples start to copy training images."""
 
 import json
 import math
@@ -26,24 +26,25 @@ from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE, be
 from hfgen.training.run import Run
 
 
-# A share of copies is told from chance if it is so many of its standard errors above what is expected.
+# A fraction of copies is significant if it exceeds the expected one by this many standard errors.
 STANDARD_ERRORS = 3
 
 
 class RunEvaluation:
-    """Draws from the averaged network every so often and scores it against the training images.
+    """Samples from the averaged network at intervals and scores the images against the training images.
 
-    Writes `evaluations.jsonl`, and under `best/` the pipeline of the best score so far and its `scores.json`. One that
-    copies training images never takes the place of one that does not. Nothing of it enters a checkpoint or draws
-    random numbers that training would see.
+    Writes `evaluations.jsonl`, and under `best/` the pipeline with the best score so far and its `scores.json`. A
+    pipeline that copies training images never replaces one that does not. Evaluation adds nothing to checkpoints and
+    does not affect training's random numbers.
 
     Args:
-        run: whose settings say how often, with how many images, and by which score.
-        data: the training images. Their features are computed at the first evaluation of all, and kept.
-        num_inference_steps: of a diffusion pipeline.
+        run: its settings say how often, with how many images and by which score.
+        data: the training images. Their features are computed once, at the first evaluation, and kept.
+        num_inference_steps: for diffusion.
 
     Raises:
-        UserError: if evaluations are asked for and there are no weights for them, too few images, or a stream.
+        UserError: if evaluations are enabled and the feature weights are missing, there are too few images, or the
+            data is a stream.
     """
 
     def __init__(self, run: Run, data: DataSettings, num_inference_steps: int | None = None):
@@ -66,16 +67,16 @@ class RunEvaluation:
 
     def _open(self, data: DataSettings) -> None:
         self._extractor = build_extractor("inception", "clean", self._settings.feature_weights, self._run.device)
-        # Squares, as they are generated: those of --crop random are cut out during training only.
+        # Centre crops, comparable with generated images: --crop random applies only during training.
         squares = replace(data, crop="center")
         self._real = load_reference(squares, self._extractor, "--evaluate_every: --dataset")
         self._real_small = self._real.thumbnails()
         self._among_real = distances_among(self._real.features, self._drawing.seed)
 
     def look(self, pipeline: DiffusionPipeline) -> None:
-        """Score the pipeline as it is now; all processes must call this, the main one works.
+        """Score the pipeline as it is now; all processes must call this, only the main one works.
 
-        Gives up without a score if the run is asked to stop meanwhile.
+        Stops without a score if the run is asked to stop.
         """
         if self._run.is_main:
             started = time.monotonic()
@@ -89,7 +90,7 @@ class RunEvaluation:
         self._run.accelerator.wait_for_everyone()
 
     def _score(self, pipeline: DiffusionPipeline) -> dict[str, float]:
-        """Draw and score; the shares of copies are of all that were drawn."""
+        """Generate images and score them; fractions of copies are of all generated images."""
 
         def give_up_if_asked() -> None:
             if self._run.stop_requested:
@@ -115,15 +116,15 @@ class RunEvaluation:
         }
 
     def _record(self, scores: dict[str, float], pipeline: DiffusionPipeline) -> None:
-        """Add a line, keep the pipeline if it is the best one, and say so if it has begun to copy."""
+        """Add a line, keep the pipeline if it is the best so far, and warn when it starts to copy."""
         run, folder = self._run, self._run.output_dir
-        recorded = read_evaluations(folder)  # a resumed run comes by some of its steps again
+        recorded = read_evaluations(folder)  # a resumed run repeats some steps
         earlier = [line for line in recorded if line["step"] < run.step]
         count = self._drawing.num_images
         line = {"step": run.step, "num_images": count, **scores, "copying": is_copying(scores, count)}
         write_text_atomically(folder / EVALUATIONS_FILE, "".join(f"{json.dumps(one)}\n" for one in (*earlier, line)))
         by, best = self._settings.best_by, best_scores(folder)
-        # Scores of other numbers of images are no measure; and on few images the best FID is that of copies.
+        # Scores of a different number of images are not comparable; with few images, copies get the best FID.
         if best is None or best["num_images"] != count or (line["copying"], scores[by]) < (best["copying"], best[by]):
             write_atomically(folder / BEST_FOLDER, lambda temporary: _save_best(temporary, pipeline, line))
         self._warn_if_behind(scores["fid"])
@@ -135,7 +136,7 @@ class RunEvaluation:
             )
 
     def _warn_if_behind(self, fid: float) -> None:
-        """Say so, once a launch, if a run of one of the presets is far behind what that preset reaches."""
+        """Warn, once per launch, if a run of a preset is far behind the preset's reference curve."""
         run, count = self._run, self._drawing.num_images
         behind, told = compare_with_reference(run.all_settings, count, run.step * run.images_per_step, fid)
         if behind and not self._was_behind:
@@ -147,7 +148,7 @@ class RunEvaluation:
 
 
 def is_copying(scores: dict[str, float], num_images: int) -> bool:
-    """Whether there are more copies, in features or by pixels, than chance and the data's own twins explain."""
+    """Whether there are more copies, in features or pixels, than chance and the data's own duplicates explain."""
     for name in ("copies", "copies_by_pixels"):
         expected = scores[f"{name}_expected"]
         error = math.sqrt(max(expected * (1 - expected), 1 / num_images) / num_images)

@@ -1,4 +1,4 @@
-"""The real images that a generator is measured against, and their features, which are kept."""
+"""The real images that a generator is scored against, and their cached features."""
 
 import hashlib
 import json
@@ -16,19 +16,19 @@ from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.memorisation import thumbnails
 
 
-# Each half must have more images than the neighbours that precision and recall look at.
+# Each half needs more images than the number of neighbours used by precision and recall.
 MIN_IMAGES = 12
-# Raised when `score_floor` comes to say something else, so that what was kept is not taken for it.
+# Increase when the output of `score_floor` changes, so that cached floors are recomputed.
 FLOOR_VERSION = 3
 
 
 class Reference(NamedTuple):
-    """Real images, decoded as a training decodes them, and their features.
+    """Real images, decoded as in training, and their features.
 
     Attributes:
         images: uint8 `(height, width, 3)` each, by index.
-        features: float32 `(num_images, num_features)`, mapped into memory.
-        file: where the features are kept.
+        features: float32 `(num_images, num_features)`, memory-mapped.
+        file: the features' cache file.
     """
 
     images: ImageStore
@@ -36,26 +36,26 @@ class Reference(NamedTuple):
     file: Path
 
     def floor(self, num_fake: int, seed: int) -> dict[str, Any]:
-        """Return what `score_floor` says of the real images, or what it said the last time."""
+        """Return `score_floor` of the real images, cached."""
         file = self.file.with_name(f"{self.file.stem}-floor{FLOOR_VERSION}-{num_fake}-{seed}.json")
         if not file.is_file():
             write_text_atomically(file, json.dumps(score_floor(self.features, num_fake, seed)))
         return json.loads(file.read_text())
 
     def thumbnails(self) -> np.ndarray:
-        """Return the images as `nearest_pixels` compares them."""
+        """Return the images in the form that `nearest_pixels` compares."""
         return thumbnails(self.images[index] for index in range(len(self.images)))
 
 
 def load_reference(settings: DataSettings, extractor: Extractor, argument: str) -> Reference:
-    """Open a data set and compute the features of all its images, or take those that an earlier call kept.
+    """Open a data set and compute the features of all its images, or read them from the cache.
 
-    They are kept beside the decoded images, under the digest of those and what computed them.
+    The cache is next to the decoded images, keyed by their digest and the extractor's identity.
 
     Args:
-        settings: of the data set.
+        settings: settings of the data set.
         extractor: computes the features.
-        argument: of the command line that named the data set, for messages.
+        argument: command-line argument that named the data set, for messages.
 
     Raises:
         UserError: if the data set cannot be opened, is refused, or has fewer than `MIN_IMAGES` different images.
@@ -77,11 +77,11 @@ def load_reference(settings: DataSettings, extractor: Extractor, argument: str) 
 
 
 def features_file(images: ImageStore, settings: DataSettings, extractor: Extractor) -> Path:
-    """Return where the features of real images are kept once they have been computed."""
+    """Return the cache file for the features of real images."""
     key = hashlib.sha256(f"{images.digest} {extractor.identity}".encode()).hexdigest()[:32]
     return cache_folder(settings) / "features" / f"{key}.npy"
 
 
 def _save(file, features: np.ndarray) -> None:
-    with open(file, "wb") as opened:  # given a name, numpy would add to it
+    with open(file, "wb") as opened:  # given a name, numpy would append a suffix
         np.save(opened, features)

@@ -1,4 +1,4 @@
-"""All scores of a generator against real images, each with what is needed to read it: n, spread and floor."""
+"""All scores of a generator against real images, with what is needed to interpret them: n, spread and floor."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from hfgen.metrics.manifold import manifold_scores
 from hfgen.metrics.memorisation import copying_test, memorisation_informed_fid, nearest_images, nearest_pixels
 
 
-# Draws with replacement, for standard errors.
+# Bootstrap resamples for standard errors.
 RESAMPLINGS = 10
-# Standard errors to either side that 95% of a normal distribution lie within.
+# 95% of a normal distribution lie within this many standard errors.
 INTERVAL_95 = 1.96
-# A generated image counts as a copy if it is nearer to a real one than this part of the real ones are to each other.
+# A generated image is a copy if its distance to a real one is below this quantile of the distances among real images.
 COPY_QUANTILE = 0.01
-# By pixels, if it is nearer to a real one than this part of the way to the second nearest (Yoon et al. 2023).
+# By pixels, if its distance to the nearest real image is below this fraction of that to the second (Yoon et al. 2023).
 COPY_RATIO = 1 / 3
-# Cosine distance below which two real images are taken for the same file twice.
+# Cosine distance below which two real images count as the same file.
 SAME_IMAGE = 1e-6
-# So many real images, at most, tell how near real images are to each other.
+# Maximum number of real images for measuring distances among real images.
 MAX_AMONG_REAL = 5000
 
 
@@ -30,12 +30,12 @@ def score_features(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[st
     Args:
         real: features of the real images, `(num_real, num_features)`.
         fake: features of the generated images, `(num_fake, num_features)`.
-        seed: of the resamplings.
+        seed: seed of the resampling.
 
     Returns:
-        Plain values by name. `fid_standard_error` is the spread over draws with replacement from both sets; it does
-        not contain the bias, which makes FID too large by about 1 / n: compare at equal n, and with the floor. The
-        intervals of FID and KID hold 95% if the errors are normal.
+        Plain values by name. `fid_standard_error` is the bootstrap spread over both sets; it does not include the
+        bias, which makes FID too large by about 1 / n: compare at equal n, and with the floor. The intervals of FID
+        and KID cover 95% if the errors are normal.
     """
     distance = kernel_distance(real, fake, seed)
     rng = np.random.default_rng(seed)
@@ -56,7 +56,7 @@ def score_features(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[st
 
 
 def spread_over_seeds(scores: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return the mean and the standard deviation, of a sample, of each score over draws with several seeds."""
+    """Return the mean and sample standard deviation of each score over image sets with different seeds."""
     names = [name for name, value in scores[0].items() if isinstance(value, float) and "error" not in name]
     values = {name: np.array([one[name] for one in scores]) for name in names}
     return {
@@ -66,16 +66,16 @@ def spread_over_seeds(scores: list[dict[str, Any]]) -> dict[str, dict[str, float
 
 
 def score_floor(real: np.ndarray, num_fake: int, seed: int = 0) -> dict[str, Any]:
-    """Score the real images against themselves: what a perfect generator would get with so few images.
+    """Score the real images against themselves: what a perfect generator would get with as few images.
 
     Args:
         real: features of the real images, `(num_real, num_features)`.
-        num_fake: generated images that the floor is for.
-        seed: of the split and the draw.
+        num_fake: number of generated images to give the floor for.
+        seed: seed of the split and the resample.
 
     Returns:
-        `halves`: all scores of one random half against the other; `fid_at_n`: the FID of `num_fake` real images, drawn
-        with replacement, against all; `nearest`: what `distances_among` says.
+        `halves`: all scores of one random half against the other; `fid_at_n`: the FID of `num_fake` real images,
+        sampled with replacement, against all; `nearest`: the result of `distances_among`.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(real))
@@ -89,16 +89,16 @@ def score_floor(real: np.ndarray, num_fake: int, seed: int = 0) -> dict[str, Any
 
 
 def distances_among(real: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Tell how near real images are to each other, by cosine distances to the nearest other one.
+    """Measure how near real images are to each other: cosine distances to the nearest other image.
 
-    Files that are there twice say nothing about that, and are left out.
+    Duplicate files are left out.
 
     Args:
         real: features of the real images, `(num_real, num_features)`.
-        seed: chooses those that look for their neighbours where there are more than `MAX_AMONG_REAL`.
+        seed: chooses the images to measure if there are more than `MAX_AMONG_REAL`.
 
     Returns:
-        `copy_threshold`, which `COPY_QUANTILE` of the distances are below, and their `median`.
+        `copy_threshold`, the `COPY_QUANTILE` of the distances, and their `median`.
     """
     chosen = thinned_out(np.arange(len(real)), MAX_AMONG_REAL, seed)
     distances = nearest_images(real[chosen], real, own=chosen).distances
@@ -108,7 +108,7 @@ def distances_among(real: np.ndarray, seed: int = 0) -> dict[str, float]:
 
 
 def memorisation_report(real: np.ndarray, fake: np.ndarray, among_real: dict[str, float]) -> dict[str, Any]:
-    """Tell how many generated images are copies of real ones, by the distances that real images have to each other.
+    """Count generated images that are copies of real ones, compared with the distances among real images.
 
     Args:
         real: features of the training images, `(num_real, num_features)`.
@@ -116,7 +116,7 @@ def memorisation_report(real: np.ndarray, fake: np.ndarray, among_real: dict[str
         among_real: from `distances_among`.
 
     Returns:
-        Plain values: `num_copies` below the threshold, medians of both kinds of distance, and `statement`, a sentence.
+        Plain values: `num_copies` below the threshold, the medians of both distances, and `statement`, a sentence.
     """
     distances = nearest_images(fake, real).distances
     copies = int((distances < among_real["copy_threshold"]).sum())
@@ -134,16 +134,16 @@ def memorisation_report(real: np.ndarray, fake: np.ndarray, among_real: dict[str
 
 
 def pixel_report(real_small: np.ndarray, fake_small: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Tell how many generated images are copies of real ones pixel by pixel, mirrored ones included.
+    """Count generated images that are copies of real ones pixel by pixel, including mirrored ones.
 
     Args:
         real_small: the training images from `thumbnails`.
         fake_small: the generated images, likewise.
-        seed: chooses the real images that are looked at in the same way, for comparison.
+        seed: chooses the real images that are checked in the same way, for comparison.
 
     Returns:
-        Plain values: `num_copies`, `share_among_real` (of real images that pass for a copy of another), the median
-        distance in grey levels from 0 to 1, and `statement`, a sentence.
+        Plain values: `num_copies`, `share_among_real` (fraction of real images that count as a copy of another), the
+        median distance in grey levels from 0 to 1, and `statement`, a sentence.
     """
     chosen = thinned_out(np.arange(len(real_small)), MAX_AMONG_REAL, seed)
     among_real = nearest_pixels(real_small[chosen], real_small, own=chosen)
@@ -164,17 +164,17 @@ def pixel_report(real_small: np.ndarray, fake_small: np.ndarray, seed: int = 0) 
 
 
 def held_out_report(train: np.ndarray, held_out: np.ndarray, fake: np.ndarray) -> dict[str, Any]:
-    """Tell whether generated images keep to the training images more than they should.
+    """Test whether generated images are closer to the training images than held-out images are.
 
     Args:
         train: features of the training images, `(num_train, num_features)`.
-        held_out: of real images that the generator was not trained on, `(num_held_out, num_features)`.
-        fake: of the generated images, `(num_fake, num_features)`.
+        held_out: features of real images not used in training, `(num_held_out, num_features)`.
+        fake: features of the generated images, `(num_fake, num_features)`.
 
     Returns:
         Plain values: `num_also_in_train`, held-out images that were trained on; `fid` against the held-out images;
         `distance_of_held_out` and `distance_of_fake`, medians of the distances to the nearest training image, and
-        `gap`, the first less the second, which copies make larger than 0; `copying_share` and `copying_p_value` of
+        `gap`, the first minus the second, positive if there are copies; `copying_share` and `copying_p_value` of
         `copying_test`; `statement`, a sentence.
     """
     held_out_distances = nearest_images(held_out, train).distances

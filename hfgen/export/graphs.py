@@ -1,4 +1,4 @@
-"""What of a pipeline is exported: each network as a function of tensors, with the names and meanings of its ends."""
+"""The parts of a pipeline to export: each network as a function of tensors, with named inputs and outputs."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from torch import nn
 from hfgen.errors import UserError
 
 
-BATCH_SIZES = (1, 2, 5)  # of the checks: one alone would not find a size that was baked in
+BATCH_SIZES = (1, 2, 5)  # for the checks: several, to detect a hard-coded batch size
 IMAGES = "from -1 to 1; a level of 256 is round((value + 1) * 127.5)"
 
 
@@ -21,10 +21,10 @@ class Port:
     """An input or an output of a graph.
 
     Attributes:
-        name: in the file.
-        shape: of one of the batch.
-        meaning: the range or distribution of its values, for people.
-        dtype: as numpy calls it.
+        name: name in the file.
+        shape: shape without the batch dimension.
+        meaning: range or distribution of its values, in words.
+        dtype: numpy's name of the data type.
     """
 
     name: str
@@ -39,16 +39,16 @@ class Port:
 
 @dataclass
 class Graph:
-    """A file to be written.
+    """A file to write.
 
     Attributes:
-        file: its name.
-        network: the class of the network, by name.
-        module: what is traced: maps the inputs, tensors, to the output, a tensor.
-        reference: what the file must agree with, of the same inputs.
-        inputs: in the order of the module's arguments.
-        output: the one there is.
-        checks: batches of inputs to compare at, the first of them a single image.
+        file: file name.
+        network: class name of the network.
+        module: the module to trace; maps input tensors to an output tensor.
+        reference: function with the same inputs, whose output the file must match.
+        inputs: inputs, in the order of the module's arguments.
+        output: the only output.
+        checks: batches of inputs for the comparison; the first is a single image.
     """
 
     file: str
@@ -61,12 +61,12 @@ class Graph:
 
 
 def graphs_of(pipeline: DiffusionPipeline) -> list[Graph]:
-    """Return what of a pipeline, of any family, is exported.
+    """Return the graphs to export for a pipeline of any family.
 
-    Its networks move to the CPU, into float32 and into evaluation mode.
+    Its networks are moved to the CPU, to float32 and to eval mode.
 
     Raises:
-        UserError: if a U-Net takes or gives images of several sizes.
+        UserError: if a U-Net's images are not square.
     """
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
@@ -81,7 +81,7 @@ def graphs_of(pipeline: DiffusionPipeline) -> list[Graph]:
 
 
 def how_to_draw(graphs: Sequence[Graph]) -> str:
-    """Say in a sentence or two how images come out of the files."""
+    """Describe in one or two sentences how to generate images with the files."""
     files = [graph.file for graph in graphs]
     if "unet.onnx" in files:
         return (
@@ -132,9 +132,9 @@ def _density(density: nn.Module, random: torch.Generator) -> Graph:
     noise = Port("noise", (1 + dimension,), f"standard normal; {meaning}")
     latents = Port("latents", (dimension,), "drawn from the ex-post density")
     checks = _latents(1 + dimension, random)
-    if not mixes:  # a flow, which is made of what ONNX has
+    if not mixes:  # a flow, which needs only ONNX operations
         return Graph("density.onnx", type(density).__name__, density, density, [noise], latents, checks)
-    # Once from each component: the middle of its share.
+    # One sample from each component: the middle of its quantile range.
     weights = density.weights.detach().double()  # type: ignore[operator]
     middles = torch.special.ndtri((weights.cumsum(0) - weights / 2) / weights.sum()).float()
     others = torch.randn(len(weights), dimension, generator=random)
@@ -157,7 +157,7 @@ def _unet(unet: nn.Module, scheduler: Any, random: torch.Generator) -> Graph:
     meaning = f"{scheduler.prediction_type}, as the scheduler calls what the network predicts"
     output = Port("model_output", (config.out_channels, size, size), meaning)
     first, last = (math.log(level) / 4 for level in levels) if is_edm else (0, last)
-    spread = [torch.linspace(first, last, 3)[index : index + 1] for index in range(3)]  # each a batch of one image
+    spread = [torch.linspace(first, last, 3)[index : index + 1] for index in range(3)]  # batches of one image
     spread += [torch.linspace(first, last, count) for count in BATCH_SIZES if count > 1]
     checks = [
         (torch.randn(len(steps), *sample.shape, generator=random), steps if is_edm else steps.long())
@@ -188,7 +188,7 @@ class _Encoder(nn.Module):
 
 
 class _Density(nn.Module):
-    """The mixture of `GaussianMixture` in operations that ONNX has: neither ndtr nor searchsorted is among them."""
+    """The mixture of `GaussianMixture` in ONNX operations, which do not include ndtr and searchsorted."""
 
     def __init__(self, density: Any):
         super().__init__()
@@ -208,5 +208,5 @@ class _UNet(nn.Module):
         self.unet = unet
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """Map `(batch_size, channels, height, width)` and `(batch_size,)` to the shape of the first."""
+        """Map `(batch_size, channels, height, width)` and `(batch_size,)` to a tensor of the first shape."""
         return self.unet(sample, timestep).sample

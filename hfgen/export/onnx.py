@@ -1,8 +1,8 @@
-"""Networks as ONNX files, each compared with PyTorch before it is handed out.
+"""Networks as ONNX files, each compared with PyTorch before it is written.
 
-The exporter is the one that traces (TorchScript's): it covers every network here from torch 2.5 on, which the newer
-one does only from later versions. A trace may bake in what it saw, such as the batch size; so nothing is believed of
-it until `check_parity` has run the file at several batch sizes.
+Uses the tracing (TorchScript) exporter: it supports every network here from torch 2.5 on, the newer exporter only from
+later versions. A trace may hard-code what it saw, such as the batch size, so `check_parity` runs each file at several
+batch sizes.
 """
 
 import importlib.util
@@ -32,11 +32,11 @@ if TYPE_CHECKING:  # may not be installed
 
 
 OPSET = 17  # the first with LayerNormalization; GroupNormalization, of 18, is not yet right in this exporter
-# Of the largest value that PyTorch gives. Rounding makes 1e-7 to 1e-6 of it (kernels add up in another order); a graph
-# that is wrong somewhere makes 1e-2 and more. In an image, 1e-4 is an eightieth of one of the 256 levels.
+# Relative to PyTorch's largest value. Rounding (kernels sum in a different order) gives 1e-7 to 1e-6; a wrong graph
+# gives 1e-2 or more. In an image, 1e-4 is an eightieth of one of the 256 levels.
 RELATIVE_TOLERANCE = 1e-4
-SMALLEST_TOLERANCE = 1e-6  # for a network that gives next to nothing
-# What the exporter says of any network: that it traces, that it is the older one, and what it does not fold.
+SMALLEST_TOLERANCE = 1e-6  # for outputs close to zero
+# Warnings that the exporter gives for every network.
 CHATTER = (
     "You are using the legacy TorchScript-based",
     "The feature will be removed",
@@ -46,15 +46,15 @@ CHATTER = (
 
 @dataclass
 class Exported:
-    """A file that was written, and how it compares with PyTorch.
+    """A written file and its comparison with PyTorch.
 
     Attributes:
-        file: its name in the folder.
-        num_bytes: its size.
-        max_difference: the largest absolute difference of an output's value.
-        tolerance: the smallest one that would have been refused, of all checks.
-        seconds: of one pass of a single image by onnxruntime, the fastest of several.
-        torch_seconds: the same by PyTorch, on as many threads.
+        file: file name in the folder.
+        num_bytes: file size.
+        max_difference: largest absolute difference of an output value.
+        tolerance: largest allowed difference; the smallest over all checks.
+        seconds: time for a single image with onnxruntime, the fastest of several runs.
+        torch_seconds: the same with PyTorch, on the same number of threads.
     """
 
     file: str
@@ -66,7 +66,7 @@ class Exported:
 
 
 def require_onnx() -> None:
-    """Raise a `UserError` if the packages are missing that write and run ONNX files."""
+    """Raise a `UserError` if the packages for writing and running ONNX files are missing."""
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
@@ -75,19 +75,20 @@ def require_onnx() -> None:
 
 
 def export_onnx(pipeline: DiffusionPipeline, folder: Path) -> list[Exported]:
-    """Write the networks that draw as ONNX files, and `export.json`, which says how to use them.
+    """Write a pipeline's networks as ONNX files, and `export.json`, which says how to use them.
 
     A generator becomes `generator.onnx`; a VAE `decoder.onnx`, `encoder.onnx` and, if it has an ex-post density,
-    `density.onnx`; a U-Net `unet.onnx`. The batch size is free, everything else fixed, the precision float32.
+    `density.onnx`; a U-Net `unet.onnx`. The batch size is dynamic, all other sizes are fixed, the precision is
+    float32.
 
     Args:
-        pipeline: as `open_pipeline(..., plain=True)` gives it. Its networks are moved to the CPU, into float32 and
-            into evaluation mode.
-        folder: new, or empty. It is there when all files are, and all of them were checked; else not.
+        pipeline: from `open_pipeline(..., plain=True)`. Its networks are moved to the CPU, to float32 and to eval
+            mode.
+        folder: new or empty; created only after all files were written and checked.
 
     Raises:
-        UserError: if the packages are missing, a network cannot be exported, a file gives something else than
-            PyTorch, or the disk refuses.
+        UserError: if packages are missing, a network cannot be exported, a file's output differs from PyTorch's, or
+            the folder cannot be written.
     """
     require_onnx()
     graphs = graphs_of(pipeline)
@@ -110,19 +111,19 @@ def trace(graph: Graph) -> bytes:
     """Return the content of a graph's ONNX file, weights included.
 
     Raises:
-        UserError: if the exporter gives up.
+        UserError: if the exporter fails.
     """
     import onnx
 
-    # One image: where a network takes the length of its batch as a plain number, the trace has a constant 1, and ONNX
-    # broadcasts that to any batch.
+    # One image: if a network uses the batch size as a plain number, the trace has a constant 1, which ONNX broadcasts
+    # to any batch.
     example = graph.checks[0]
-    graph.module.eval()  # or the exporter, which restores the mode it found, would put the network into training mode
+    graph.module.eval()  # else the exporter, which restores the mode, would leave the network in train mode
     names = [port.name for port in graph.inputs]
     content = io.BytesIO()
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            # That a value becomes a constant is what the check is for.
+            # Warnings about values that become constants: `check_parity` covers these.
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             for message in CHATTER:
                 warnings.filterwarnings("ignore", message)
@@ -137,7 +138,7 @@ def trace(graph: Graph) -> bytes:
                 dynamo=False,
             )
         model = onnx.load_from_string(content.getvalue())
-        # The exporter gives up on some sizes of the output, or calls a height "batch" because it is unknown as well.
+        # The exporter leaves some output sizes unknown, or names an unknown height "batch".
         dimensions = model.graph.output[0].type.tensor_type.shape.dim
         for dimension, size in zip(dimensions[1:], graph.output.shape, strict=True):
             dimension.dim_value = size
@@ -150,18 +151,18 @@ def trace(graph: Graph) -> bytes:
 def check_parity(
     file: Path, reference: Callable[..., torch.Tensor], checks: Sequence[tuple[torch.Tensor, ...]]
 ) -> tuple[float, float]:
-    """Run an ONNX file and what it was made of on the same inputs.
+    """Compare an ONNX file with its reference on the same inputs.
 
     Args:
         file: the ONNX file.
         reference: maps the inputs to the output.
-        checks: batches of inputs; they should be of several sizes.
+        checks: batches of inputs, of several batch sizes.
 
     Returns:
-        The largest absolute difference, and the smallest that would have been refused.
+        The largest absolute difference, and the smallest tolerance over all checks.
 
     Raises:
-        UserError: if the outputs differ, have other shapes or are not finite, or onnxruntime cannot run the file.
+        UserError: if the outputs' values or shapes differ, are not finite, or onnxruntime cannot run the file.
     """
     session = _session(file)
     largest, tolerances = 0.0, []
@@ -188,7 +189,7 @@ def check_parity(
 
 
 def describe(pipeline: DiffusionPipeline, graphs: Sequence[Graph], exported: Sequence[Exported]) -> dict[str, Any]:
-    """Return what `export.json` holds: how to use the files without hfgen, and how they were checked."""
+    """Return the content of `export.json`: how to use the files without hfgen, and how they were checked."""
     import onnx
     import onnxruntime
 
@@ -220,9 +221,9 @@ def describe(pipeline: DiffusionPipeline, graphs: Sequence[Graph], exported: Seq
 
 
 def _scheduler_config(scheduler: Any) -> dict[str, Any]:
-    """Return what `from_config` of the scheduler's class takes; no path of this machine, which a loaded one has.
+    """Return the scheduler's config for `from_config`, without local paths, which a loaded scheduler has.
 
-    An infinite bound, for which JSON has no word, is the scheduler's own default and is left out.
+    Infinite bounds, which JSON does not support, are the scheduler's default and are left out.
     """
     config = json.loads(scheduler.to_json_string())
     kept = ("_class_name", "_diffusers_version")
@@ -233,7 +234,7 @@ def _scheduler_config(scheduler: Any) -> dict[str, Any]:
 
 
 def _check(graph: Graph, file: Path) -> Exported:
-    """Compare a file with PyTorch, then measure how fast both are."""
+    """Compare a file with PyTorch, then measure the speed of both."""
     largest, tolerance = check_parity(file, graph.reference, graph.checks)
     session, inputs = _session(file), graph.checks[0]
     with torch.no_grad():
@@ -243,7 +244,7 @@ def _check(graph: Graph, file: Path) -> Exported:
 
 
 def _fastest(call: Callable[[], object], repeats: int = 4) -> float:
-    """Return the seconds of the fastest of several calls."""
+    """Return the time of the fastest of several calls, in seconds."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -253,14 +254,14 @@ def _fastest(call: Callable[[], object], repeats: int = 4) -> float:
 
 
 def _session(file: Path) -> "onnxruntime.InferenceSession":
-    """Open a file on the CPU, with as many threads as PyTorch has."""
+    """Open a file on the CPU, with PyTorch's number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class for each kind of failure, and no common one
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         raise UserError(f"{file.name}: onnxruntime cannot open it: {_one_line(error)}; nothing was written") from error
 
 

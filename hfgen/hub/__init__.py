@@ -1,1 +1,1 @@
-"""What goes to the Hub: the card and the upload."""
+"""The model card and the upload to the Hub."""

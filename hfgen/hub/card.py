@@ -1,6 +1,6 @@
-"""The card of a published pipeline, from what lies beside it: nothing blank, and nothing that was not measured.
+"""The card of a published pipeline, built from the files next to it: nothing blank, and only measured results.
 
-The text stands in `TEMPLATE.md`; each of its blanks is a field of `CardText`.
+The text is in `TEMPLATE.md`; each of its placeholders is a field of `CardText`.
 """
 
 import json
@@ -16,12 +16,12 @@ from hfgen.hub.model_index import TASK, eval_results, eval_results_of_run, refer
 from hfgen.metrics.report import read_report, score_table
 
 
-# What a folder to be published may hold beside the pipeline; see hfgen/publishing/folder.py.
+# Files that a folder to publish may contain besides the pipeline; see hfgen/publishing/folder.py.
 SETTINGS_FILE, TRAINING_FILE = "training_config.json", "training.json"
-# How a training ended that was not over at this step.
+# Description of the end of training if the run continued after this step.
 EARLIER = "an earlier moment"
 REPORT_FILE, RUN_SCORES_FILE = "evaluation.json", "scores.json"
-# Settings of a run that its weights do not depend on.
+# Settings that do not affect a run's weights.
 SETTINGS_OF_THE_LAUNCH = frozenset(
     "output_dir resume max_train_time mixed_precision cpu log_every sample_every num_sample_images checkpoint_every "
     "checkpoints_total_limit evaluate_every evaluate_num_images best_by feature_weights push_to_hub hub_model_id "
@@ -42,7 +42,7 @@ COURSE = {
 
 @dataclass(frozen=True)
 class CardText:
-    """The text of a card, part by part, as Markdown; none may be empty."""
+    """The sections of a card, as Markdown; none may be empty."""
 
     title: str
     summary: str
@@ -64,13 +64,13 @@ class CardText:
 
 
 def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> ModelCard:
-    """Write `README.md` of a folder to be published.
+    """Write `README.md` into a folder to publish.
 
     Args:
-        folder: holds the pipeline, and what of `training_config.json`, `training.json`, `evaluation.json`,
-            `scores.json` and `samples/` there is; what is missing is said to be unknown or unmeasured.
+        folder: contains the pipeline and optionally `training_config.json`, `training.json`, `evaluation.json`,
+            `scores.json` and `samples/`; the card calls missing information unknown or unmeasured.
         repo_id: "owner/name".
-        license_id: of the weights, as the Hub writes it, such as "apache-2.0"; None if it is not settled.
+        license_id: Hub licence id for the weights, such as "apache-2.0"; None if undecided.
     """
     settings, training = _read(folder / SETTINGS_FILE), _read(folder / TRAINING_FILE)
     report = read_report(folder / REPORT_FILE) if (folder / REPORT_FILE).is_file() else None
@@ -98,7 +98,7 @@ def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> Mod
 
 
 def is_somebodys_own(card: str | None) -> bool:
-    """Whether there is a card whose text is not one of `write_card`."""
+    """Whether there is a card that was not written by `write_card`."""
     return card is not None and CLOSING.split("{")[0] not in card
 
 
@@ -110,7 +110,7 @@ def _card_data(
     run_scores: dict[str, Any] | None,
     license_id: str | None,
 ) -> ModelCardData:
-    """Collect the head of the card, which the Hub reads."""
+    """Build the card's metadata, which the Hub reads."""
     results: list[EvalResult] = []
     data = training["data"] if training else None
     if report:
@@ -129,7 +129,7 @@ def _card_data(
 
 
 def _pictures(folder: Path, captions: dict[str, str]) -> str:
-    """Show the pictures that there are, a caption below each."""
+    """Show the available pictures, with a caption below each."""
     shown = [name for name in captions if (folder / name).is_file()]
     return "\n\n".join(f"![{captions[name]}](samples/{name})\n\n*{captions[name]}*" for name in shown)
 
@@ -278,7 +278,7 @@ def _licence(license_id: str | None) -> str:
 
 
 def _is_of_method(key: str, value: Any) -> bool:
-    """Whether a setting is worth telling: it is set, and the trained weights depend on it."""
+    """Whether to list a setting: it is set, and the trained weights depend on it."""
     return value is not None and value is not False and key not in SETTINGS_OF_THE_LAUNCH
 
 

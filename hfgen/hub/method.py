@@ -1,4 +1,4 @@
-"""What a pipeline is, in words for its card: the method, its papers, and in what it departs from them."""
+"""A pipeline in words, for its card: the method, its papers, and the departures from them."""
 
 import json
 import math
@@ -48,7 +48,7 @@ SAMPLERS = {
     "EDMEulerScheduler": "Euler's method",
     "UniPCMultistepScheduler": "UniPC (Zhao et al. 2023, [arXiv:2302.04867](https://arxiv.org/abs/2302.04867))",
 }
-# What BatchNorm keeps beside its parameters.
+# BatchNorm's buffers.
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -58,11 +58,11 @@ class Method:
 
     Attributes:
         family: "gan", "vae" or "ddpm".
-        sample_size: height and width of what it draws, in pixels.
+        sample_size: height and width of the images, in pixels.
         summary: one paragraph: method, paper, network, size.
-        departures: what differs from the paper, a clause each.
-        call: the arguments of a call that draws 16 images.
-        needs_trust: whether `DiffusionPipeline` has to run the code beside the weights.
+        departures: differences from the paper, one clause each.
+        call: arguments of a call that generates 16 images.
+        needs_trust: whether `DiffusionPipeline` has to run the code next to the weights.
     """
 
     family: str
@@ -77,9 +77,9 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
     """Describe the pipeline in a folder.
 
     Args:
-        folder: as `save_pretrained` of a pipeline of hfgen leaves it.
-        settings: of its training, as in `training_config.json`; None if they are not known.
-        num_inference_steps: that a diffusion model should be called with; the pipeline's own number if None.
+        folder: as written by `save_pretrained` of an hfgen pipeline.
+        settings: training settings, as in `training_config.json`; None if unknown.
+        num_inference_steps: denoising steps to recommend for diffusion; the pipeline's default if None.
     """
     index = json.loads((folder / "model_index.json").read_text())
     trusted = isinstance(index["_class_name"], list)
@@ -118,7 +118,7 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
 
 
 def count_parameters(folder: Path) -> int:
-    """Count the parameters in a network's safetensors files, by their headers, without the statistics of BatchNorm."""
+    """Count a network's parameters from its safetensors headers, without BatchNorm's statistics."""
     count = 0
     for file in folder.glob("*.safetensors"):
         with file.open("rb") as stream:
@@ -195,7 +195,7 @@ def _gan_departures(settings: dict[str, Any]) -> list[str]:
         told.append(f"each normalised weight multiplied by {settings['spectral_scale']:g}")
     if settings.get("upsampling") == "nearest":
         told.append("upsampling by repeated pixels and a convolution instead of transposed convolutions")
-    if settings.get("statistics_images") and settings.get("network") != "dcgan256":  # whose generator has no BatchNorm
+    if settings.get("statistics_images") and settings.get("network") != "dcgan256":  # dcgan256 has no BatchNorm
         told.append("BatchNorm's statistics computed anew for the averaged generator")
     augment = {
         "auto": "augmentation of what the discriminator sees, chosen by the number of images",

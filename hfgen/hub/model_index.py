@@ -1,4 +1,4 @@
-"""What a report says, as the `model-index` of a model card: the Hub shows it beside the model."""
+"""The scores of a report as the `model-index` of a model card, which the Hub shows next to the model."""
 
 import math
 import os
@@ -11,17 +11,17 @@ from huggingface_hub import EvalResult, ModelCardData
 from hfgen.metrics.report import score_names
 
 
-# Of the scores in a report: key -> metric type of the card.
+# Key of a score in a report -> metric type in the card.
 METRICS = {"fid": "fid", "kid": "kid", "precision": "precision", "recall": "recall", "mifid": "mifid"}
 TASK = "unconditional-image-generation"
 
 
 def model_index(report: dict[str, Any], model_name: str) -> str:
-    """Write the scores as YAML for the head of a model card, each named with what is needed to read it.
+    """Format the scores as YAML for a model card, each named with what is needed to interpret it.
 
     Args:
         report: from `hfgen evaluate`.
-        model_name: of the card.
+        model_name: model name in the card.
     """
     return ModelCardData(model_name=model_name, eval_results=eval_results(report)).to_yaml() + "\n"
 
@@ -49,12 +49,12 @@ def eval_results(report: dict[str, Any]) -> list[EvalResult]:
 
 
 def eval_results_of_run(scores: dict[str, Any], data: str, num_real: int | None) -> list[EvalResult]:
-    """Return FID and KID of one evaluation in the course of a training, for which no floor was measured.
+    """Return FID and KID of one evaluation during training, for which no floor was measured.
 
     Args:
         scores: a line of `evaluations.jsonl`.
-        data: name of the training images.
-        num_real: how many there are; None if that is not known.
+        data: name of the training data.
+        num_real: number of training images; None if unknown.
     """
     told = {"num_images": scores["num_images"], "step": scores["step"], "features": "inception-2015 clean"}
     against = f"{num_real:,} training images" if num_real else "the training images"
@@ -71,9 +71,9 @@ def eval_results_of_run(scores: dict[str, Any], data: str, num_real: int | None)
 
 
 def reference_name(reference: str) -> str:
-    """Return what to call a reference in public: a path by its last part, which says less of the disk."""
+    """Return a reference's public name: for a path only the last part, to reveal less about the disk."""
     path = Path(os.path.expanduser(reference)).resolve()  # "." and "~" have names
-    # Told from the id of a Hub data set even where the path does not lead anywhere.
+    # Distinguishes paths from Hub data set ids even if the path does not exist.
     is_name = re.fullmatch(r"toy_paintings(:\d+)?|[\w-][\w.-]*(/[\w-][\w.-]*)?", reference)
     return path.name if path.exists() or not is_name else reference
 

@@ -1,4 +1,4 @@
-"""Uploading a folder to the Hub: as one commit, private from the first byte, with errors that say what to do."""
+"""Uploading a folder to the Hub: in one commit, private from the start, with errors that say what to do."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +11,8 @@ from hfgen.errors import UserError
 
 
 LOG_IN = "log in by `hf auth login`, or set HF_TOKEN to a token with the right to write"
-# Of what an earlier upload left in a repo, these are deleted where the new one has no file of that name. What else is
-# in a repo is its owner's.
+# Files of an earlier upload that are deleted from the repo if the new upload does not contain them. All other files
+# belong to the repo's owner.
 PARTS = ("density", "generator", "scheduler", "unet", "vae")
 PICTURES = ("curves.png", "denoising.png", "interpolation.png", "progress.gif", "sheet.png")
 FIGURES = ("evaluation.json", "evaluations.jsonl", "metrics.jsonl", "scores.json", "training.json")
@@ -22,14 +22,14 @@ OWN_FILES += [*FIGURES, "training_config.json"]
 
 @dataclass(frozen=True)
 class Target:
-    """A repo of the Hub that may be written to.
+    """A writable Hub repo.
 
     Attributes:
-        repo_id: with the name of its owner.
+        repo_id: "owner/name".
         repo_type: "model" or "space".
-        private: whether a new repo is to be private, and an existing one must be.
-        token: of the Hub; the one that the user is logged in with if None.
-        has_card: whether there is a README.md in it.
+        private: make a new repo private, and require it of an existing one.
+        token: Hub token; if None, that of the current login.
+        has_card: whether it contains a README.md.
     """
 
     repo_id: str
@@ -43,17 +43,17 @@ class Target:
 
 
 def check_access(repo_id: str, private: bool, token: str | None = None, repo_type: str = "model") -> Target:
-    """Find out, before anything is made, whether an upload can succeed. Nothing is created.
+    """Check in advance whether an upload can succeed. Nothing is created.
 
     Args:
-        repo_id: "owner/name", or "name" for a repo of the user's own.
-        private: refuse a repo that exists and is public.
-        token: of the Hub; the one that the user is logged in with if None.
+        repo_id: "owner/name", or "name" for the user's own repo.
+        private: fail if the repo exists and is public.
+        token: Hub token; if None, that of the current login.
         repo_type: "model" or "space".
 
     Raises:
-        UserError: without a token that may write, for a name that no repo can have, for a public repo where a private
-            one is wanted, or if the Hub cannot be reached.
+        UserError: if there is no token with write access, the name is invalid, a private repo is requested but the
+            repo is public, or the Hub cannot be reached.
     """
     api = HfApi(token=token)
     try:
@@ -63,14 +63,14 @@ def check_access(repo_id: str, private: bool, token: str | None = None, repo_typ
         raise UserError(f"{repo_id}: no name of a Hub repo: {_line(error)}") from error
     except LocalTokenNotFoundError as error:
         raise UserError(f"{repo_id}: you are not logged in to the Hub; {LOG_IN}") from error
-    except Exception as error:  # of HTTP or of the network; huggingface_hub 0.36 and 1.0 have different ones
+    except Exception as error:  # HTTP or network; the classes differ between huggingface_hub 0.36 and 1.0
         raise _explained(repo_id, error, "nothing was uploaded") from error
     role = user.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise UserError(f"{repo_id}: your token of the Hub may only read; {LOG_IN}")
     repo_id = repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
     owners = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
-    if role == "write" and repo_id.split("/")[0] not in owners:  # what a fine-grained token may do is not told
+    if role == "write" and repo_id.split("/")[0] not in owners:  # rights of fine-grained tokens are unknown
         raise UserError(f"{repo_id}: you are {user['name']}, who may write to {', '.join(owners)} only")
     new = Target(repo_id, repo_type, private, token, has_card=False)
     try:
@@ -86,17 +86,17 @@ def check_access(repo_id: str, private: bool, token: str | None = None, repo_typ
 
 @dataclass(frozen=True)
 class Commit:
-    """What an upload has made: its address, and the revision that names it in `from_pretrained(..., revision=)`."""
+    """The commit of an upload: its URL, and its revision for `from_pretrained(..., revision=)`."""
 
     address: str
     revision: str
 
 
 def read_card(target: Target) -> str | None:
-    """Return the text of the README.md of a repo; None if there is none.
+    """Return the text of a repo's README.md, or None if there is none.
 
     Raises:
-        UserError: if the Hub refuses or the connection breaks off.
+        UserError: if the Hub refuses or the connection fails.
     """
     if not target.has_card:
         return None
@@ -108,18 +108,18 @@ def read_card(target: Target) -> str | None:
 
 
 def upload(folder: Path, target: Target, message: str, create_pr: bool = False) -> Commit:
-    """Make the repo if there is none, and bring it to the state of a folder in one commit.
+    """Create the repo if necessary, and update it to the state of a folder in one commit.
 
-    If it is cut short the repo stays as it was, and what has gone up of the large files does not have to go again.
+    If interrupted, the repo stays as it was, and large files already uploaded need not be uploaded again.
 
     Args:
-        folder: what is to be in the repo; it is left as it is.
+        folder: the new content of the repo; not changed.
         target: from `check_access`.
-        message: of the commit.
+        message: commit message.
         create_pr: open a pull request instead of committing.
 
     Raises:
-        UserError: if the Hub refuses or the connection breaks off.
+        UserError: if the Hub refuses or the connection fails.
     """
     api = HfApi(token=target.token)
     sdk = "gradio" if target.repo_type == "space" else None
@@ -127,11 +127,11 @@ def upload(folder: Path, target: Target, message: str, create_pr: bool = False) 
         api.create_repo(
             target.repo_id,
             repo_type=target.repo_type,
-            private=target.private or None,  # None: public, or what the organisation has chosen for its new repos
+            private=target.private or None,  # None: public, or the organisation's default
             exist_ok=True,
             space_sdk=sdk,
         )
-        # Another process may have made it meanwhile.
+        # Another process may have created it in the meantime.
         _check_private(target, api.repo_info(target.repo_id, repo_type=target.repo_type).private)
         commit = api.upload_folder(
             repo_id=target.repo_id,
@@ -143,7 +143,7 @@ def upload(folder: Path, target: Target, message: str, create_pr: bool = False) 
         )
     except UserError:
         raise
-    except Exception as error:  # of HTTP, of the network or of the disk; only the Hub's answer may be lost
+    except Exception as error:  # HTTP, network or disk; perhaps only the Hub's answer was lost
         raise _explained(
             str(target), error, "the upload broke off, and without its one commit the repo stays as it was"
         ) from error
@@ -159,14 +159,14 @@ def _check_private(target: Target, private: bool | None) -> None:
 
 
 def _explained(where: str, error: Exception, outcome: str) -> UserError:
-    """Say what an error of the Hub or the network means, what became of the upload, and what to do."""
-    # Not of HfHubHTTPError alone: of a wrong token huggingface_hub 0.36 makes a plain HTTPError.
+    """Explain a Hub or network error: what it means, the outcome of the upload, and what to do."""
+    # Not only HfHubHTTPError: for a wrong token huggingface_hub 0.36 raises a plain HTTPError.
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
         remedy = f"the Hub does not know your token; {LOG_IN}"
     elif status == 403:
         remedy = f"your token may not write there: is that name yours? {LOG_IN}"
-    elif status == 400 or isinstance(error, ValueError):  # the latter for a card, of which a licence may be unknown
+    elif status == 400 or isinstance(error, ValueError):  # ValueError: invalid card, such as an unknown licence
         remedy = "the Hub does not accept the content"
     else:
         remedy = "run it again when the Hub can be reached; what has gone up already does not have to go again"
@@ -174,5 +174,5 @@ def _explained(where: str, error: Exception, outcome: str) -> UserError:
 
 
 def _line(error: Exception) -> str:
-    """Write an error's message in one line, which some spread over ten."""
+    """Return an error's message on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,1 +1,1 @@
-"""Drawing with a trained pipeline, and pictures of what it draws."""
+"""Generating images with a trained pipeline, and pictures made of them."""

@@ -1,4 +1,4 @@
-"""Curves of losses and scores of runs, against steps and against time, side by side."""
+"""Curves of losses and scores of runs, against steps and time, side by side."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from hfgen.inference.reference_curves import ReferenceCurve, compare_with_refere
 
 
 METRICS_FILE = "metrics.jsonl"
-# What `--evaluate_every` adds to the losses.
+# Logged by `--evaluate_every`, in addition to the losses.
 SCORES = ("fid", "kid", "copies")
 
 
@@ -22,7 +22,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Read the log of a run, one entry every `log_every` steps.
 
     Raises:
-        UserError: if the folder holds no log, or an empty one.
+        UserError: if the log is missing or empty.
     """
     entries = read_json_lines(run / METRICS_FILE)
     if not entries:
@@ -31,22 +31,22 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ()) -> Figure:
-    """Draw every loss and score of every run: a row each, against steps on the left, against minutes on the right.
+    """Plot every loss and score of every run: one row each, against steps on the left and minutes on the right.
 
-    With `references`, FID is drawn against training images instead of steps, among the curves of the presets.
+    With `references`, FID is plotted against training images instead of steps, next to the presets' curves.
 
-    Losses are those whose name is "loss", begins with "loss_" or ends with "_loss", so that a GAN's two and a VAE's
-    parts stand above each other and runs of different families share what they have in common. A run is called by its
-    folder's name, or by the whole path if two folders have the same name.
+    Losses are the entries named "loss", "loss_..." or "..._loss", so that a GAN's two losses and the parts of a VAE's
+    loss each get a row, and runs of different families share common rows. A run is labelled by its folder's name, or
+    by the full path if two folders have the same name.
 
     Raises:
-        UserError: if a folder holds no log.
+        UserError: if a folder has no log.
     """
     same_names = len({run.resolve().name for run in runs}) < len(runs)
     logs = {str(run) if same_names else run.resolve().name: read_metrics(run) for run in runs}
     found = {name for log in logs.values() for entry in log for name in entry}
     names = [*sorted(filter(_is_loss, found)), *(name for name in SCORES if name in found)]
-    if references and "fid" not in names:  # none of the runs has been scored; the references can be looked at
+    if references and "fid" not in names:  # no run was scored; still show the references
         names.append("fid")
     figure = Figure(figsize=(12, 3.2 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 2, squeeze=False)
@@ -55,7 +55,7 @@ def draw_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ())
             entries = [entry for entry in log if name in entry]
             values = [entry[name] for entry in entries]
             minutes = [entry["seconds"] / 60 for entry in entries]
-            marker = "." if name in SCORES else ""  # there are few of them
+            marker = "." if name in SCORES else ""  # few points
             unit = "step"
             if references and name == "fid":
                 unit, of_updates = "images", minutes_of_updates(log)
@@ -73,7 +73,7 @@ def draw_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ())
 
 
 def compared_with_references(run: Path) -> str:
-    """Say where a run is beside the reference curve of its preset, by its newest score."""
+    """Compare a run's latest score with the reference curve of its preset, in a sentence."""
     scored = [entry for entry in read_metrics(run) if "fid" in entry]
     if not scored:
         return "not scored yet: train with --evaluate_every"

@@ -1,4 +1,4 @@
-"""Drawing with a trained pipeline, for the command line."""
+"""Generating images with a trained pipeline, for the command line."""
 
 import hashlib
 import json
@@ -37,15 +37,15 @@ def open_pipeline(
     """Load a pipeline of any family.
 
     Args:
-        where: a run's folder (its pipeline, or that of its newest checkpoint), a checkpoint, a pipeline's folder, or
-            a Hub repo id.
+        where: a run folder (its pipeline, or that of its newest checkpoint), a checkpoint, a pipeline folder, or a
+            Hub repo id.
         device: "auto", "cpu", "cuda" or "mps".
-        sampler: of a diffusion pipeline: "ddim", "dpm", "unipc" or "ddpm"; as saved if None.
-        plain: leave the networks as they were saved, without the memory format and the matrix products that let one
-            of a GAN or a VAE draw faster here; for what reads the network itself, such as an export.
+        sampler: for diffusion: "ddim", "dpm", "unipc" or "ddpm"; the saved one if None.
+        plain: leave the networks as saved, without the memory format and matrix products that make GANs and VAEs
+            faster; for code that reads the network itself, such as an export.
 
     Raises:
-        UserError: if there is no pipeline of hfgen, or no such device or sampler.
+        UserError: if there is no hfgen pipeline, or no such device or sampler.
     """
     if sampler is not None and sampler not in SAMPLERS:
         raise UserError(f"--sampler {sampler}: must be one of {', '.join(SAMPLERS)}")
@@ -59,11 +59,11 @@ def open_pipeline(
         raise UserError(f"{where}: no such folder")
     chosen_device = choose_device(device)
     try:
-        # Moved in here, because weights that the file lacks come to light only then.
+        # Moved inside the try block, because missing weights only show up here.
         pipeline = _pipeline_class(source).from_pretrained(source).to(chosen_device)
     except UserError:
         raise
-    except Exception as error:  # of JSON, safetensors, the disk or the network: whatever it is, there is no pipeline
+    except Exception as error:  # from JSON, safetensors, disk or network: in any case there is no pipeline
         raise UserError(f"{problem}: {' '.join(str(error).split())}") from error
     if sampler is not None:
         try:
@@ -78,12 +78,12 @@ def open_pipeline(
 
 
 def _one_pass_network(pipeline: DiffusionPipeline) -> torch.nn.Module | None:
-    """Return the network that draws an image in one pass, of a GAN or a VAE; None for diffusion."""
+    """Return the network that generates images in one pass, for a GAN or a VAE; None for diffusion."""
     return getattr(pipeline, "generator", None) or getattr(pipeline, "vae", None)
 
 
 def find_pipeline(path: Path) -> Path:
-    """Find the pipeline in a run, a checkpoint or a pipeline's own folder.
+    """Find the pipeline in a run, checkpoint or pipeline folder.
 
     Raises:
         UserError: if there is none.
@@ -97,7 +97,7 @@ def find_pipeline(path: Path) -> Path:
 
 
 def _pipeline_class(source: str) -> type[DiffusionPipeline]:
-    """Tell the class by the index of a folder or of a repo of the Hub."""
+    """Return the class named in the index of a folder or a Hub repo."""
     index_file = Path(source) / "model_index.json"
     if not index_file.is_file():
         index_file = Path(hf_hub_download(source, index_file.name))
@@ -109,10 +109,10 @@ def _pipeline_class(source: str) -> type[DiffusionPipeline]:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device that `--device` names; "auto" takes the fastest there is.
+    """Return the device named by `--device`; "auto" takes the fastest available.
 
     Raises:
-        UserError: if it is not on this machine.
+        UserError: if this machine does not have it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -123,13 +123,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def image_size(pipeline: DiffusionPipeline) -> int:
-    """Return the height and width, in pixels, of the images that a pipeline draws."""
+    """Return the height and width, in pixels, of the images that a pipeline generates."""
     network: Any = _one_pass_network(pipeline) or pipeline.unet
     return network.config.sample_size
 
 
 def weights_digest(pipeline: DiffusionPipeline) -> str:
-    """Return the SHA-256 of the names and numbers of all weights, by which scores are matched to what they score."""
+    """Return the SHA-256 of the names and values of all weights; it identifies the pipeline that scores belong to."""
     digest = hashlib.sha256()
     for name, part in sorted(pipeline.components.items()):
         state = part.state_dict() if isinstance(part, torch.nn.Module) else {}
@@ -140,7 +140,7 @@ def weights_digest(pipeline: DiffusionPipeline) -> str:
 
 
 def image_generators(seed: int, start: int, count: int) -> list[torch.Generator]:
-    """Return one generator for each image, so that an image depends on its seed and index, not on its batch."""
+    """Return one generator per image, so that an image depends on its seed and index, not on its batch."""
     return [torch.Generator().manual_seed(keyed_seed(seed, index)) for index in range(start, start + count)]
 
 
@@ -154,20 +154,20 @@ def draw_images(
     sample_from: str | None = None,
     after_each_step: Callable[[], None] = lambda: None,
 ) -> Iterator[Image.Image]:
-    """Draw images batch by batch.
+    """Generate images batch by batch.
 
     Args:
         pipeline: of any family.
-        num_images: how many.
+        num_images: number of images.
         seed: an image is a function of the seed and its index.
-        num_inference_steps: of a diffusion pipeline; its own number if None.
-        batch_size: images drawn at once.
-        truncation: of a GAN's latents.
-        sample_from: of a VAE: "prior" or "ex_post"; from the ex-post density if None and if it has one.
-        after_each_step: of a diffusion pipeline: called after each denoising step; may raise to give up.
+        num_inference_steps: for diffusion; the pipeline's default if None.
+        batch_size: images generated at once.
+        truncation: for a GAN's latents.
+        sample_from: for a VAE: "prior" or "ex_post"; if None, the ex-post density if it has one.
+        after_each_step: for diffusion: called after each denoising step; may raise to stop.
 
     Raises:
-        UserError: if the pipeline does not take so many steps, has no latents to truncate, or no such density.
+        UserError: if the pipeline does not support that many steps, truncation or the density.
     """
     if truncation is not None and not isinstance(pipeline, GANPipeline):
         raise UserError(f"--truncation is for the latents of a GAN; this is a {type(pipeline).__name__}")
@@ -190,7 +190,7 @@ def draw_images(
 
 
 def _check_sample_from(pipeline: DiffusionPipeline, sample_from: str | None) -> None:
-    """Raise a `UserError` if latents cannot be drawn from there."""
+    """Raise a `UserError` if the pipeline cannot sample latents from there."""
     if sample_from is None:
         return
     if not isinstance(pipeline, VAEPipeline):
@@ -202,10 +202,10 @@ def _check_sample_from(pipeline: DiffusionPipeline, sample_from: str | None) -> 
 
 
 def fast_precision(pipeline: DiffusionPipeline) -> AbstractContextManager:
-    """Let a pipeline draw in bf16 where the hardware multiplies it natively.
+    """Return an autocast to bf16 where the hardware supports it natively.
 
-    A DDPM draws as it was saved: its steps add the rounding up. Those of EDM do not, as the network's output counts
-    the less the cleaner the images are: 18 steps differ by 0.1 grey levels on average.
+    A DDPM keeps its precision, because rounding errors add up over its steps. Not so for EDM, where the network's
+    output counts less the cleaner the images are: 18 steps differ by 0.1 grey levels on average.
     """
     device = pipeline.device.type
     robust = _one_pass_network(pipeline) is not None or is_edm(pipeline.scheduler)
@@ -216,12 +216,12 @@ def fast_precision(pipeline: DiffusionPipeline) -> AbstractContextManager:
 def interpolate(
     pipeline: DiffusionPipeline, ends: torch.Tensor, parts: Sequence[float], spherical: bool
 ) -> list[Image.Image]:
-    """Draw the images on the way from latent to latent: for each two neighbours one image for each part of the way.
+    """Generate images between consecutive latents: for each pair one image per fraction of the way.
 
     Args:
         pipeline: of a GAN or a VAE.
         ends: at least two latents, `(count, latent_dim)`, from `latents_of_seeds` or `latents_of_images`.
-        parts: of the way, from 0 to 1.
+        parts: fractions of the way, from 0 to 1.
         spherical: see `interpolate_latents`.
     """
     fractions = torch.tensor(parts)
@@ -230,13 +230,13 @@ def interpolate(
 
 
 def decode_latents(pipeline: DiffusionPipeline, latents: torch.Tensor) -> list[Image.Image]:
-    """Draw the images of latents, `(count, latent_dim)`, by the pipeline of a GAN or a VAE."""
+    """Generate the images of latents, `(count, latent_dim)`, with a GAN or VAE pipeline."""
     with fast_precision(pipeline):
         return pipeline(latents=latents).images
 
 
 def latents_of_seeds(pipeline: DiffusionPipeline, seeds: Sequence[int], sample_from: str | None) -> torch.Tensor:
-    """Return the latents, `(count, latent_dim)`, of what `hfgen sample --seed s` draws first, for each seed s.
+    """Return the latents, `(count, latent_dim)`, of the first image of `hfgen sample --seed s`, for each seed s.
 
     Raises:
         UserError: if the pipeline has no latents, or no such density.
@@ -253,12 +253,12 @@ def latents_of_seeds(pipeline: DiffusionPipeline, seeds: Sequence[int], sample_f
 def latents_of_images(
     pipeline: DiffusionPipeline, paths: Sequence[Path], argument: str
 ) -> tuple[torch.Tensor, list[Image.Image]]:
-    """Encode images: their latents, `(count, latent_dim)`, and what the encoder saw of them.
+    """Encode image files; return latents, `(count, latent_dim)`, and the images as the encoder sees them.
 
     Args:
         pipeline: of a VAE.
-        paths: of image files.
-        argument: of the command line that named them, for messages.
+        paths: image files.
+        argument: command-line argument that named them, for messages.
 
     Raises:
         UserError: if the pipeline has no encoder, or an image cannot be read.
@@ -271,7 +271,7 @@ def latents_of_images(
 
 
 def open_image(path: Path, size: int, argument: str = "--image") -> Image.Image:
-    """Read an image as the training does: RGB, short side resized, centre cropped.
+    """Read an image as in training: RGB, short side resized, centre-cropped.
 
     Raises:
         UserError: if it cannot be read.

@@ -1,4 +1,4 @@
-"""Pictures of pictures: sheets of samples, strips of the diffusion process, walks between latents, films of a run."""
+"""Sheets of samples, strips of the diffusion process, and GIFs of interpolations and runs."""
 
 import math
 import re
@@ -21,11 +21,11 @@ ROW_GAP = 6
 
 
 def image_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:
-    """Lay images of one size out on a white sheet, row by row.
+    """Arrange images of one size on a white sheet, row by row.
 
     Args:
-        images: at least one; all as large as the first.
-        columns: images a row; as square as possible if None.
+        images: at least one; all of the same size.
+        columns: images per row; if None, the sheet is as square as possible.
         gap: white pixels between two images.
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
@@ -40,12 +40,12 @@ def image_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: 
 def reconstruction_sheet(
     originals: Sequence[Image.Image], reconstructions: Sequence[Image.Image], columns: int = 8
 ) -> Image.Image:
-    """Lay originals out above their reconstructions, in pairs of rows.
+    """Arrange originals above their reconstructions, in pairs of rows.
 
     Args:
-        originals: at least one; all as large as the first.
-        reconstructions: as many, as large.
-        columns: pairs a row.
+        originals: at least one; all of the same size.
+        reconstructions: one per original, of the same size.
+        columns: pairs per row.
     """
     columns = min(columns, len(originals))
     blank = Image.new("RGB", originals[0].size, "white")
@@ -58,10 +58,10 @@ def reconstruction_sheet(
 
 
 def labelled_rows(rows: list[tuple[str, Image.Image]]) -> Image.Image:
-    """Lay pictures out below each other, each with its name on the left.
+    """Stack pictures vertically, each with its name on the left.
 
     Args:
-        rows: at least one name, which may have several lines, and its picture, of any size.
+        rows: at least one pair of a name, which may have several lines, and a picture of any size.
     """
     labels = [_wrapped(name) for name, _ in rows]
     heights = [
@@ -80,7 +80,7 @@ def labelled_rows(rows: list[tuple[str, Image.Image]]) -> Image.Image:
 
 
 def _wrapped(name: str) -> list[str]:
-    """Break a name into lines that fit beside the pictures."""
+    """Break a name into lines that fit next to the pictures."""
     font = ImageFont.load_default(LABEL_SIZE)
     lines = []
     for part in name.split("\n"):
@@ -94,19 +94,19 @@ def _wrapped(name: str) -> list[str]:
 def denoising_strip(
     pipeline: DiffusionPipeline, timesteps: Sequence[int], num_images: int, seed: int, num_inference_steps: int | None
 ) -> tuple[Image.Image, Image.Image]:
-    """Draw images and show them on the way: a row an image, a column a timestep.
+    """Generate images and show their denoising: one row per image, one column per timestep.
 
     Args:
         pipeline: of diffusion.
-        timesteps: shown, noisiest first; of the sampler's steps the nearest is shown.
+        timesteps: timesteps to show, noisiest first; the sampler's nearest step is shown.
         num_images: rows.
-        seed: of the noise; the images are those of `draw_images` with this seed.
-        num_inference_steps: denoising steps; the pipeline's own number if None.
+        seed: seed of the noise; the images are those of `draw_images` with this seed.
+        num_inference_steps: denoising steps; the pipeline's default if None.
 
     Returns:
         The strip, and the last of the finished images.
     """
-    # For each shown timestep the state that the nearest step so far has left, and how far that is.
+    # For each shown timestep: distance to the nearest step so far, and the state after that step.
     nearest: dict[int, tuple[int, torch.Tensor]] = {}
 
     def keep(index: int, timestep: int, sample: torch.Tensor) -> None:
@@ -127,13 +127,13 @@ def denoising_strip(
 
 
 def forward_strip(image: Image.Image, timesteps: Sequence[int], trained_steps: int, seed: int) -> Image.Image:
-    """Show an image turning into noise: linear schedule above, cosine below, a column a timestep.
+    """Show an image turning into noise: linear schedule above, cosine below, one column per timestep.
 
     Args:
         image: the clean image.
-        timesteps: shown, cleanest first.
+        timesteps: timesteps to show, cleanest first.
         trained_steps: diffusion steps of both schedules.
-        seed: of the noise, which is the same in all cells.
+        seed: seed of the noise, which is the same in all cells.
     """
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
     noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed))
@@ -145,16 +145,16 @@ def forward_strip(image: Image.Image, timesteps: Sequence[int], trained_steps: i
 
 
 def write_gif(frames: Sequence[Image.Image], target: Path, frame_seconds: float) -> None:
-    """Write an endless GIF of images of one size."""
+    """Write a looping GIF of images of one size."""
     milliseconds = round(1000 * frame_seconds)
     frames[0].save(target, format="gif", save_all=True, append_images=list(frames[1:]), duration=milliseconds, loop=0)
 
 
 def progress_frames(run: Path) -> list[Image.Image]:
-    """Read the sheets of a run, all of the same latents, and write the step below each.
+    """Read a run's sample sheets, all of the same latents, and write the step below each.
 
     Raises:
-        UserError: if there are none, or if they are of several sizes.
+        UserError: if there are none, or their sizes differ.
     """
     files = sorted((run / "samples").glob("step-*.png"))
     if not files:
@@ -173,6 +173,6 @@ def progress_frames(run: Path) -> list[Image.Image]:
 
 
 def _to_image(pixels: torch.Tensor) -> Image.Image:
-    """Turn `(3, height, width)` in [-1, 1], clipped to it, into an image."""
+    """Convert pixels `(3, height, width)`, clipped to [-1, 1], to an image."""
     levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).numpy())

@@ -1,20 +1,20 @@
-"""The way from one latent to another.
+"""Interpolation between latents.
 
-This file imports torch alone: a copy of it is part of each Space.
+This file imports only torch: a copy of it is part of each Space.
 """
 
 import torch
 
 
 def interpolate_latents(start: torch.Tensor, end: torch.Tensor, parts: torch.Tensor, spherical: bool) -> torch.Tensor:
-    """Return the latents on the way from one to another.
+    """Interpolate between two latents.
 
     Args:
         start: `(latent_dim,)`.
         end: `(latent_dim,)`.
-        parts: of the way, `(count,)`, from 0 at the start to 1 at the end.
-        spherical: along the great circle through both, the length going from one's to the other's (Shoemake 1985;
-            White 2016, arXiv:1609.04468): normal latents lie near a sphere, which a straight line leaves. Otherwise
+        parts: fractions of the way, `(count,)`, from 0 at the start to 1 at the end.
+        spherical: follow the great circle through both and interpolate their lengths (Shoemake 1985; White 2016,
+            arXiv:1609.04468): normal latents lie near a sphere, which a straight line leaves. Otherwise
             `(1 - part) * start + part * end`.
 
     Returns:
@@ -27,7 +27,7 @@ def interpolate_latents(start: torch.Tensor, end: torch.Tensor, parts: torch.Ten
     lengths = start.double().norm(), end.double().norm()
     directions = start.double() / lengths[0], end.double() / lengths[1]
     angle = torch.acos((directions[0] * directions[1]).sum().clamp(-1, 1))
-    if torch.sin(angle) < 1e-6:  # in one line: there is no single great circle
+    if torch.sin(angle) < 1e-6:  # collinear: no unique great circle
         return straight
     way = ((1 - parts) * angle).sin() * directions[0] + (parts * angle).sin() * directions[1]
     return (way / torch.sin(angle) * ((1 - parts) * lengths[0] + parts * lengths[1])).to(start.dtype)

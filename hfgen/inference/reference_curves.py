@@ -1,8 +1,8 @@
-"""Where a training should be by now: FID against training images of runs that went well, to compare one's own with.
+"""Reference curves: FID against training images of runs that went well, to compare a run with.
 
-The curves lie beside this file, in `reference_curves.json`: for each the preset, the settings by which a run is known
-as one of it, on what data and hardware it was measured, and its points `[images, minutes, fid]`. `curve_of` makes one
-from a run that was trained with `--evaluate_every`.
+They are stored in `reference_curves.json` next to this file: for each curve the preset, the settings that identify a
+run of it, the data and hardware it was measured on, and its points `[images, minutes, fid]`. `curve_of` makes one
+from a run with `--evaluate_every`.
 """
 
 import json
@@ -14,25 +14,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-# So many times the FID of the reference is far behind: two seeds of one preset differ by less than a third.
+# A run is far behind above this multiple of the reference's FID: two seeds of a preset differ by less than a third.
 FAR_BEHIND = 1.5
 
 
-# Settings in which a run must be like a reference, of those that its script has.
+# Settings of the training script that must match for a run to be compared with a reference.
 COMPARED = (
     *("sample_size", "batch_size", "loss", "learning_rate", "network", "discriminator_network", "normalization"),
     *("generator_channels", "discriminator_channels", "spectral_scale", "n_critic", "unet", "block_out_channels"),
-    *("latent_dim", "upsampling"),
+    *("latent_dim", "upsampling", "formulation", "patch_size", "layers_per_block"),
 )
 
 
 class ReferenceCurve(NamedTuple):
-    """A training that went well.
+    """The FID curve of a run that went well.
 
     Attributes:
-        preset: of the training script.
-        settings: by name; a run in which they are the same is compared with this one.
-        num_images: generated images that each FID is of: with another number it is another measure.
+        preset: preset of the training script.
+        settings: by name; runs with the same values are compared with this curve.
+        num_images: generated images per FID; values for other numbers are not comparable.
         about: data, number of real images, hardware, version; a sentence without its full stop.
         points: (training images seen, minutes of training, FID), in order.
     """
@@ -44,10 +44,10 @@ class ReferenceCurve(NamedTuple):
     points: list[tuple[int, float, float]]
 
     def fid_at(self, images: int) -> float | None:
-        """Return the FID after so many training images, between two points on a line of both logarithms.
+        """Return the FID after this many training images, interpolated linearly in the logarithms of both.
 
         Returns:
-            None before the first point; after the last one the FID of that.
+            None before the first point; the last FID after the last point.
         """
         if images < self.points[0][0]:
             return None
@@ -56,17 +56,17 @@ class ReferenceCurve(NamedTuple):
 
 
 def read_reference_curves() -> list[ReferenceCurve]:
-    """Read the curves that are shipped."""
+    """Read the shipped curves."""
     entries = json.loads(files("hfgen.inference").joinpath("reference_curves.json").read_text())
     return [ReferenceCurve(**{**entry, "points": [tuple(point) for point in entry["points"]]}) for entry in entries]
 
 
 def reference_of(settings: dict[str, Any], num_images: int) -> ReferenceCurve | None:
-    """Return the curve of a run's preset.
+    """Return the curve of a run's preset, or None.
 
     Args:
-        settings: of the run, all of them.
-        num_images: generated images that its FID is of.
+        settings: all settings of the run.
+        num_images: generated images per FID.
     """
     for curve in read_reference_curves():
         same = all(settings.get(name) == value for name, value in curve.settings.items())
@@ -76,13 +76,13 @@ def reference_of(settings: dict[str, Any], num_images: int) -> ReferenceCurve | 
 
 
 def compare_with_reference(settings: dict[str, Any], num_images: int, images: int, fid: float) -> tuple[bool, str]:
-    """Say where a run is beside the reference of its preset.
+    """Compare a run with the reference curve of its preset.
 
     Args:
-        settings: of the run.
-        num_images: generated images that `fid` is of.
-        images: training images that it has seen.
-        fid: its own.
+        settings: all settings of the run.
+        num_images: generated images per FID.
+        images: training images seen so far.
+        fid: the run's FID.
 
     Returns:
         Whether it is far behind, and the comparison as a sentence without its full stop; "" if there is no reference.
@@ -96,7 +96,7 @@ def compare_with_reference(settings: dict[str, Any], num_images: int, images: in
 
 
 def minutes_of_updates(log: list[dict[str, Any]]) -> list[float]:
-    """Return for each entry of a run's log the minutes of its updates so far, without scoring and saving."""
+    """Return the cumulative minutes of updates at each log entry, without scoring and saving."""
     images, minutes, found = 0, 0.0, []
     for entry in log:
         minutes += (entry["images"] - images) / entry["images_per_second"] / 60
@@ -109,13 +109,13 @@ def curve_of(run: Path, log: list[dict[str, Any]], preset: str, about: str) -> d
     """Make an entry of `reference_curves.json` from a run.
 
     Args:
-        run: its folder.
-        log: of it, with scores; see `hfgen.inference.curves.read_metrics`.
-        preset: that it was trained with.
+        run: the run's folder.
+        log: the run's log, with scores; see `hfgen.inference.curves.read_metrics`.
+        preset: preset of the run.
         about: see `ReferenceCurve`.
 
     Returns:
-        Plain values, ready for JSON. Minutes are those of the updates alone, without scoring and saving.
+        Plain values, ready for JSON. Minutes are those of the updates only, without scoring and saving.
     """
     settings = json.loads((run / "training_config.json").read_text())
     points = [

@@ -1,1 +1,1 @@
-"""The objectives, as plain functions of tensors: `diffusion`, `gan`."""
+"""Training objectives as plain functions of tensors: `diffusion`, `edm`, `gan`, `learned`, `vae`."""

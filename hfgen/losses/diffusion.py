@@ -1,4 +1,4 @@
-"""The objective of denoising diffusion (Ho et al. 2020, arXiv:2006.11239): what is predicted, and how it is scored."""
+"""The objective of denoising diffusion (Ho et al. 2020, arXiv:2006.11239): prediction targets and losses."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 from scipy.optimize import linear_sum_assignment
 
 
-# Each maps (model_output, target), both (batch_size, channels, height, width), to the loss of every pixel.
+# Each maps (model_output, target), both (batch_size, channels, height, width), to a loss for each pixel.
 PIXEL_LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "l1": lambda model_output, target: F.l1_loss(model_output, target, reduction="none"),
     "l2": lambda model_output, target: F.mse_loss(model_output, target, reduction="none"),
@@ -19,18 +19,18 @@ PIXEL_LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = 
 def diffusion_loss(
     model_output: torch.Tensor, target: torch.Tensor, kind: str, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Score a prediction: the mean over pixels and batch of the pixel losses, each image by its weight.
+    """Return the mean over pixels and batch of the pixel losses, with one weight per image.
 
-    With kind "l2", a noise target and no weights this is L_simple, Ho et al. 2020, equation 14.
+    With kind "l2", a noise target and no weights, this is L_simple of Ho et al. 2020, equation 14.
 
     Args:
         model_output: `(batch_size, channels, height, width)`.
-        target: same shape, from `prediction_target`.
+        target: same shape; see `prediction_target`.
         kind: a key of `PIXEL_LOSSES`: "l1", "l2" or "huber" (quadratic up to an error of 1, linear beyond).
-        weights: `(batch_size,)`, not negative; 1 for every image if None.
+        weights: `(batch_size,)`, non-negative; 1 for every image if None.
 
     Returns:
-        A scalar, in float32 whatever the precision of the prediction.
+        A scalar, always in float32.
     """
     per_image = PIXEL_LOSSES[kind](model_output.float(), target.float()).flatten(1).mean(dim=1)  # (B,)
     return per_image.mean() if weights is None else (weights * per_image).mean()
@@ -39,18 +39,18 @@ def diffusion_loss(
 def prediction_target(
     scheduler: DDPMScheduler, clean_images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """Return what the network should predict, by `scheduler.config.prediction_type`.
+    """Return the target of the network's prediction, according to `scheduler.config.prediction_type`.
 
     Args:
-        scheduler: the schedule of the training; its prediction type is "epsilon" (the noise), "sample" (the clean
-            images) or "v_prediction" (Salimans and Ho 2022, arXiv:2202.00512, appendix D:
+        scheduler: the training schedule; its prediction type is "epsilon" (the noise), "sample" (the clean
+            images) or "v_prediction" (the velocity; Salimans and Ho 2022, arXiv:2202.00512, appendix D:
             `sqrt(alphas_cumprod) * noise - sqrt(1 - alphas_cumprod) * clean_images`).
         clean_images: `(batch_size, channels, height, width)`, in [-1, 1].
         noise: same shape, standard normal.
         timesteps: `(batch_size,)`, int64, in [0, num_train_timesteps).
 
     Returns:
-        The target, of the same shape as `clean_images`.
+        The target, same shape as `clean_images`.
 
     Raises:
         ValueError: if the scheduler has another prediction type.
@@ -66,16 +66,16 @@ def prediction_target(
 
 
 def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Weight each image by its timestep so that easy, nearly clean ones do not dominate the gradient.
+    """Return a loss weight per image, by timestep, so that easy, nearly clean images do not dominate the gradient.
 
     Hang et al. 2023 (arXiv:2303.09556), section 3.4, with `SNR = alphas_cumprod / (1 - alphas_cumprod)`:
-    `min(SNR, gamma)` for the clean image as target, that divided by `SNR` for the noise, and divided by `SNR + 1` for
-    the velocity: the same weight on the error of the clean image in all three.
+    `min(SNR, gamma)` if the target is the clean image, divided by `SNR` for the noise and by `SNR + 1` for the
+    velocity. All three put the same weight on the error of the clean image.
 
     Args:
-        scheduler: the schedule of the training.
+        scheduler: the training schedule.
         timesteps: `(batch_size,)`, int64, in [0, num_train_timesteps).
-        gamma: the largest weight of an error of the clean image; 5 in the paper.
+        gamma: maximum weight of the clean image's error; 5 in the paper.
 
     Returns:
         `(batch_size,)`, float32, positive.
@@ -85,17 +85,17 @@ def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: fl
     clipped = snr.clamp(max=gamma)
     return {
         "sample": lambda: clipped,
-        # clipped / snr, without dividing by an SNR that underflows to zero where a schedule ends in pure noise
+        # clipped / snr, rewritten because the SNR underflows to zero if the schedule ends in pure noise
         "epsilon": lambda: (gamma * (1 - alphas_cumprod) / alphas_cumprod.clamp(min=1e-20)).clamp(max=1.0),
         "v_prediction": lambda: clipped / (snr + 1),
     }[scheduler.config.prediction_type]()
 
 
 def match_noise(clean_images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Give each image of a batch the noise near it: a permutation with the least sum of distances.
+    """Assign the noise of a batch to nearby images: the permutation with the smallest total distance.
 
-    Immiscible diffusion (Li et al. 2024, arXiv:2406.12303, algorithm 1): an image then sees noise from a part of the
-    whole only, and what the network must tell apart is less mixed. The noise of a batch stays the same as a whole.
+    Immiscible diffusion (Li et al. 2024, arXiv:2406.12303, algorithm 1): each image is paired with noise from only a
+    part of the noise space, so the network's targets are less mixed. The batch as a whole keeps the same noise.
 
     Args:
         clean_images: `(batch_size, channels, height, width)`.

@@ -1,14 +1,14 @@
-"""The objective of EDM (Karras et al. 2022, arXiv:2206.00364): how images are noised, and what is predicted."""
+"""The objective of EDM (Karras et al. 2022, arXiv:2206.00364): how noise is added, and what is predicted."""
 
 import torch
 
 
-# Of the logarithm of the noise level in training: table 1 of the paper.
+# Mean and standard deviation of the log noise level in training: table 1 of the paper.
 LOG_MEAN, LOG_STD = -1.2, 1.2
 
 
 def draw_noise_levels(batch_size: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw noise levels from the lognormal distribution of table 1.
+    """Sample noise levels from the lognormal distribution of table 1.
 
     Returns:
         `(batch_size,)`, positive, on the generator's device.
@@ -19,11 +19,11 @@ def draw_noise_levels(batch_size: int, generator: torch.Generator) -> torch.Tens
 def edm_batch(
     clean_images: torch.Tensor, noise: torch.Tensor, noise_levels: torch.Tensor, sigma_data: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Noise images, and scale what the network sees and is to say to about the same size at every noise level.
+    """Add noise to images, and scale the network's input and target to similar magnitude at every noise level.
 
-    With sigma the noise level and D the denoiser that the network F stands for, equation 7 is
-    `D(x) = c_skip x + c_out F(c_in x, c_noise)`, table 1 gives the factors, and equation 8 the loss, in which the
-    weight of each level cancels `c_out ** 2`: what is left is the plain squared error of F against the target here.
+    With noise level sigma, denoiser D and network F, equation 7 is `D(x) = c_skip x + c_out F(c_in x, c_noise)`.
+    Table 1 gives the factors. In the loss, equation 8, the weight of each level cancels `c_out ** 2`, which leaves
+    the plain squared error of F against the target returned here.
 
     Args:
         clean_images: `(batch_size, channels, height, width)`, in [-1, 1].
@@ -32,8 +32,8 @@ def edm_batch(
         sigma_data: standard deviation of the images' pixels.
 
     Returns:
-        The network's input, `(batch_size, channels, height, width)`; its timesteps, `(batch_size,)`: a quarter of the
-        logarithm of the noise level; and its target, of the input's shape.
+        The network's input, `(batch_size, channels, height, width)`; its timesteps, `(batch_size,)`: the log of the
+        noise level divided by 4; and its target, same shape as the input.
     """
     noisy_images = clean_images + noise_levels.view(-1, 1, 1, 1) * noise
     c_skip, c_out, c_in = _factors(noise_levels, sigma_data)
@@ -44,11 +44,11 @@ def edm_batch(
 def edm_denoised(
     noisy_images: torch.Tensor, output: torch.Tensor, noise_levels: torch.Tensor, sigma_data: float
 ) -> torch.Tensor:
-    """Return the clean images that the network takes noisy ones for: D of equation 7.
+    """Return the denoised images: D of equation 7.
 
     Args:
-        noisy_images: `(batch_size, channels, height, width)`, before they were scaled for the network.
-        output: of the network, F; same shape.
+        noisy_images: `(batch_size, channels, height, width)`, before scaling by `c_in`.
+        output: output of the network F, same shape.
         noise_levels: `(batch_size,)`, positive.
         sigma_data: standard deviation of the images' pixels.
     """

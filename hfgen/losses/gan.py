@@ -1,4 +1,4 @@
-"""The objectives of the GANs: pairs of plain functions of logits, and penalties on the discriminator's gradient."""
+"""GAN objectives: pairs of plain functions of logits, and penalties on the discriminator's gradient."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,15 +8,15 @@ from torch.nn.functional import relu, softplus
 
 
 class GANLoss(NamedTuple):
-    """One objective; all logits are `(batch_size,)`, all losses scalars to be minimised.
+    """One objective. Logits are `(batch_size,)`; losses are scalars to minimise.
 
     Attributes:
         discriminator: `(real_logits, fake_logits, label_smoothing)` -> loss. One-sided label smoothing (Salimans et
-            al. 2016, arXiv:1606.03498, section 3.4): real images aim at the label 1 - label_smoothing.
+            al. 2016, arXiv:1606.03498, section 3.4): the label of real images is 1 - label_smoothing.
         generator: `(real_logits, fake_logits)` -> loss.
-        boundary: the logit at which the discriminator is undecided; None if its logits have no such zero.
-        has_labels: whether there are labels to be smoothed; if not, label_smoothing is ignored.
-        compares_sides: whether the generator's loss depends on `real_logits`; if not, they may be anything.
+        boundary: the logit at which the discriminator is undecided; None if there is no such logit.
+        has_labels: whether the loss has labels; if not, label_smoothing is ignored.
+        compares_sides: whether the generator's loss depends on `real_logits`; if not, they are ignored.
     """
 
     discriminator: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
@@ -52,23 +52,23 @@ GAN_LOSSES = {
         generator=lambda real, fake: -fake.mean(),
         boundary=0.0,
     ),
-    # Arjovsky et al. 2017 (arXiv:1701.07875): equations 2 and 3; the Lipschitz bound comes from a penalty.
+    # Arjovsky et al. 2017 (arXiv:1701.07875): equations 2 and 3; a penalty enforces the Lipschitz bound.
     "wasserstein": GANLoss(
         discriminator=lambda real, fake, smoothing: fake.mean() - real.mean(),
         generator=lambda real, fake: -fake.mean(),
         boundary=None,
     ),
     # Huang et al. 2024 (R3GAN, arXiv:2501.05441): equation 2 with f(t) = -softplus(-t), after Jolicoeur-Martineau
-    # 2018: each real image is compared with the generated one in its place.
+    # 2018: each real image is compared with the generated image at the same batch index.
     "relativistic": GANLoss(
         discriminator=lambda real, fake, smoothing: softplus(fake - real).mean(),
         generator=lambda real, fake: softplus(real - fake).mean(),
         boundary=None,
         compares_sides=True,
     ),
-    # Jolicoeur-Martineau 2018 (arXiv:1807.00734), the relativistic average: each logit is compared with the mean logit
-    # of the other side, so the discriminator asks whether an image is more realistic than those are on average. The
-    # generator's loss is the discriminator's with the sides exchanged. RaSGAN, then RaLSGAN, then RaHingeGAN.
+    # Relativistic average GANs: RaSGAN, RaLSGAN, RaHingeGAN (Jolicoeur-Martineau 2018, arXiv:1807.00734). Each logit
+    # is compared with the mean logit of the other side: is this image more realistic than those are on average? The
+    # generator's loss is the discriminator's with real and generated swapped.
     "relativistic_average": GANLoss(
         discriminator=lambda real, fake, smoothing: (
             softplus(fake.mean() - real).mean() + softplus(fake - real.mean()).mean()
@@ -107,11 +107,11 @@ def gradient_penalty(
     """Two-sided gradient penalty of WGAN-GP, without its weight lambda.
 
     Gulrajani et al. 2017 (arXiv:1704.00028), equation 3: the mean over the batch of `(||grad_x D(x)||_2 - 1) ** 2`, at
-    one point drawn uniformly on each segment from a real image to a generated one.
+    one point sampled uniformly on each segment between a real and a generated image.
 
     Args:
-        discriminator: maps images to logits, each image by itself (no BatchNorm): else the gradient of one logit is
-            spread over the batch.
+        discriminator: maps images to logits, each image independently (no BatchNorm): otherwise a logit's gradient
+            is spread over the batch.
         real_images: `(batch_size, channels, height, width)`, in [-1, 1].
         fake_images: same shape. No gradient flows back to the generator.
         generator: the random number generator, on the images' device.
@@ -125,13 +125,12 @@ def gradient_penalty(
 
 
 def zero_centred_penalty(discriminator: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    """Zero-centred gradient penalty, without its weight gamma: R1 of real images, R2 of generated ones.
+    """Zero-centred gradient penalty, without its weight gamma: R1 on real images, R2 on generated ones.
 
-    Mescheder et al. 2018 (arXiv:1801.04406), equations 9 and 10: half the mean over the batch of
-    `||grad_x D(x)||_2 ** 2`.
+    Mescheder et al. 2018 (arXiv:1801.04406), equations 9 and 10: half the batch mean of `||grad_x D(x)||_2 ** 2`.
 
     Args:
-        discriminator: maps images to logits, each image by itself (no BatchNorm).
+        discriminator: maps images to logits, each image independently (no BatchNorm).
         images: `(batch_size, channels, height, width)`, in [-1, 1]. No gradient flows back to the generator.
 
     Returns:
@@ -141,7 +140,7 @@ def zero_centred_penalty(discriminator: Callable[[torch.Tensor], torch.Tensor], 
 
 
 def _gradients(discriminator: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    """Return the gradient of each image's logit with respect to the image, itself differentiable; float32."""
+    """Return the differentiable gradient of each image's logit with respect to the image, in float32."""
     points = images.detach().requires_grad_()
     (gradients,) = torch.autograd.grad(discriminator(points).sum(), points, create_graph=True)
     return gradients.float()

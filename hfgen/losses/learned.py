@@ -1,7 +1,7 @@
-"""A term against blur that is learnt from the training images: a discriminator's features and its verdict.
+"""A loss against blur, learned from the training images: a discriminator's features and its logits.
 
-Larsen et al. 2016 (arXiv:1512.09300): pixels forgive blur and punish fur that is a pixel out of place; the features of
-a discriminator do the reverse. Nothing is downloaded for it.
+Larsen et al. 2016 (arXiv:1512.09300): a pixel loss tolerates blur and penalises fur that is shifted by a pixel; a loss
+on a discriminator's features does the opposite. No pretrained network is needed.
 """
 
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from torch import nn
 
 
 def judge(discriminator: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Run a discriminator and keep what it sees on the way.
+    """Run a discriminator and return its logits and intermediate features.
 
     Args:
-        discriminator: `DCGANDiscriminator`, or one that is made like it.
+        discriminator: `DCGANDiscriminator`, or one with the same structure.
         images: `(batch_size, channels, height, width)`, in [-1, 1].
 
     Returns:
-        Logits, `(batch_size,)`, and the outputs of its activations, `(batch_size, channels, height, width)` each, from
-        fine to coarse.
+        Logits, `(batch_size,)`, and the outputs of its activations, each `(batch_size, channels, height, width)`,
+        from fine to coarse.
     """
     features: list[torch.Tensor] = []
     hooks = [
         module.register_forward_hook(lambda _module, _inputs, output: features.append(output))
         for module in discriminator.modules()
-        # The first convolution's output is activated in place, and is thus what its activation gives as well.
+        # The first convolution's output is activated in place, so it also holds the activation.
         if isinstance(module, nn.LeakyReLU) or module is discriminator.conv_in
     ]
     try:
@@ -37,13 +37,13 @@ def judge(discriminator: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def feature_distance(fake: Sequence[torch.Tensor], real: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the mean squared distance of features, each level on the scale of the real ones.
+    """Return the mean squared distance between features, each level relative to the scale of the real ones.
 
     The Gaussian likelihood of equation 7 of the paper, without its constants, averaged over several levels.
 
     Args:
-        fake: features of reconstructions from `judge`, `(batch_size, channels, height, width)` each.
-        real: of the images that were reconstructed; they get no gradient.
+        fake: features of the reconstructions, from `judge`, each `(batch_size, channels, height, width)`.
+        real: features of the original images; they get no gradient.
 
     Returns:
         A scalar in float32: 0 for equal features, about 1 for grey images.
@@ -56,14 +56,14 @@ def feature_distance(fake: Sequence[torch.Tensor], real: Sequence[torch.Tensor])
 
 
 def balanced(gradient: torch.Tensor, beside: torch.Tensor, weight: float) -> torch.Tensor:
-    """Scale a gradient to `weight` times the norm of another, so that a weight means the same for all losses.
+    """Scale a gradient to `weight` times the norm of another, so that a weight has the same effect for all losses.
 
-    As the adaptive weight of Esser et al. 2021 (arXiv:2012.09841), equation 7, but taken at the images instead of at
+    Like the adaptive weight of Esser et al. 2021 (arXiv:2012.09841), equation 7, but computed at the images instead of
     the decoder's last layer.
 
     Args:
-        gradient: of one loss by the images, `(batch_size, channels, height, width)`.
-        beside: of the other, of the same shape.
-        weight: of the first.
+        gradient: gradient of one loss with respect to the images, `(batch_size, channels, height, width)`.
+        beside: gradient of the other loss, same shape.
+        weight: weight of the first loss.
     """
     return gradient * (weight * beside.norm() / gradient.norm().clamp(min=1e-12))

@@ -1,1 +1,1 @@
-"""What one or two methods need beside networks and losses: averages, schedules, augmentation, watches."""
+"""Method-specific code besides networks and losses: EMA, noise schedules, augmentation, watches."""

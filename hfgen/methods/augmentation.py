@@ -1,9 +1,9 @@
-"""Augmentation inside the training of a GAN: what the discriminator sees, and how often it is altered.
+"""Augmentation of the discriminator's input in GAN training.
 
-DiffAugment (Zhao et al. 2020, arXiv:2006.10738) alters real and generated images alike, in both updates, by operations
-that gradients pass through. So a discriminator that has few real images cannot learn them by heart, and the generator
-does not learn to draw the alterations. With ADA (Karras et al. 2020, arXiv:2006.06676) the probability of altering an
-image follows from how far the discriminator overfits.
+DiffAugment (Zhao et al. 2020, arXiv:2006.10738) applies differentiable augmentations to real and generated images, in
+both updates. A discriminator with few real images then cannot memorise them, and the generator does not learn to
+reproduce the augmentations. ADA (Karras et al. 2020, arXiv:2006.06676) adapts the augmentation probability to how much
+the discriminator overfits.
 """
 
 from typing import Any, NamedTuple
@@ -12,34 +12,34 @@ import torch
 from accelerate import Accelerator
 
 
-# Of the image's side: the furthest shift, and the side of the square cut out.
+# Maximum shift and side of the cutout, as fractions of the image's side.
 TRANSLATION, CUTOUT = 1 / 8, 1 / 2
 
-# From so many training images on none is altered; see `choose_augmentation`.
+# Below the first number of training images all are augmented, from the second on none; see `choose_augmentation`.
 FEW_IMAGES, MANY_IMAGES = 2_000, 50_000
-# Where overfitting cannot be measured. Of a set of 8,000 images WGAN-GP has FID 34 after seeing 100,000 unaltered, and
-# 159 after as many that were all altered.
+# The limit if overfitting cannot be measured. On a set of 8,000 images, WGAN-GP has FID 34 after training on 100,000
+# images without augmentation, and 159 with all of them augmented.
 FEW_UNMEASURED = 5_000
 
-# ADA: the share of the discriminator's signs, over updates between two adjustments, and the images in which the
+# ADA: target of the overfitting heuristic r_t, updates between adjustments, and real images within which the
 # probability can go from 0 to 1.
 ADA_TARGET, ADA_INTERVAL, ADA_IMAGES = 0.6, 4, 500_000
 
 
 class AugmentationChoice(NamedTuple):
-    """What `choose_augmentation` chose: "none", "diffaugment" or "ada", and why, as a sentence."""
+    """Choice of `choose_augmentation`: "none", "diffaugment" or "ada", and the reason."""
 
     kind: str
     reason: str
 
 
 def choose_augmentation(wanted: str, num_images: int | None, measures_overfitting: bool) -> AugmentationChoice:
-    """Choose by the number of training images, unless one was asked for.
+    """Choose the augmentation by the number of training images, unless one was requested.
 
     Args:
         wanted: "auto", "none", "diffaugment" or "ada".
-        num_images: None for a stream, whose length nobody knows.
-        measures_overfitting: whether the loss's logits have a boundary, which ADA's heuristic needs.
+        num_images: None for a stream, whose length is unknown.
+        measures_overfitting: whether the loss's logits have a decision boundary, which ADA's heuristic needs.
     """
     if wanted != "auto":
         return AugmentationChoice(wanted, "as asked for")
@@ -66,16 +66,16 @@ def choose_augmentation(wanted: str, num_images: int | None, measures_overfittin
 
 
 def diff_augment(images: torch.Tensor, probability: torch.Tensor | float, generator: torch.Generator) -> torch.Tensor:
-    """Alter the colours of images, shift them, and cut a square out of each; gradients pass through.
+    """Apply colour changes, translation and cutout to images, differentiably.
 
     Args:
         images: `(batch_size, channels, height, width)`, in [-1, 1].
-        probability: of each of the three operations, for each image by itself; a number or a scalar tensor on the
-            images' device.
+        probability: of each of the three operations, independently for each image; a number, or a scalar tensor on
+            the images' device.
         generator: the random number generator, on the images' device.
 
     Returns:
-        Same shape; colours may leave [-1, 1]; what is shifted in or cut out is 0, grey.
+        Same shape; values may leave [-1, 1]; shifted-in and cut-out pixels are 0 (grey).
     """
     batch_size, _, height, width = images.shape
     device = images.device
@@ -91,13 +91,13 @@ def diff_augment(images: torch.Tensor, probability: torch.Tensor | float, genera
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     images = torch.lerp(images, mean, colour * (0.5 - contrast))
 
-    # 2. Translation by up to an eighth of the side either way, in whole pixels.
+    # 2. Translation by up to 1/8 of the side in each direction, in whole pixels.
     furthest = (round(height * TRANSLATION), round(width * TRANSLATION))
     down = ((places[0] * (2 * furthest[0] + 1)).floor() - furthest[0]) * shift.flatten()
     right = ((places[1] * (2 * furthest[1] + 1)).floor() - furthest[1]) * shift.flatten()
     images = _translate(images, down.long(), right.long(), furthest)
 
-    # 3. Cutout of a square with half the side, centred anywhere.
+    # 3. Cutout of a square with half the image's side, centred anywhere.
     rows = torch.arange(height, device=device)[None]
     columns = torch.arange(width, device=device)[None]
     row, column = (places[2] * height).floor()[:, None], (places[3] * width).floor()[:, None]
@@ -111,13 +111,13 @@ def diff_augment(images: torch.Tensor, probability: torch.Tensor | float, genera
 def _translate(
     images: torch.Tensor, down: torch.Tensor, right: torch.Tensor, furthest: tuple[int, int]
 ) -> torch.Tensor:
-    """Shift each image by its own number of pixels; zeros come in from outside.
+    """Shift each image by its own number of pixels, padding with zeros.
 
     Args:
         images: `(batch_size, channels, height, width)`.
         down: int64 `(batch_size,)`, from -furthest[0] to furthest[0].
         right: int64 `(batch_size,)`, likewise.
-        furthest: the furthest shift in rows and in columns.
+        furthest: maximum shift in rows and in columns.
     """
     batch_size, _, height, width = images.shape
     device = images.device
@@ -127,24 +127,24 @@ def _translate(
     flat = padded.permute(0, 2, 3, 1).flatten(1, 2)  # (B, (H + 2 f)(W + 2 f), C)
     index = (rows[:, :, None] * (width + 2 * furthest[1]) + columns[:, None, :]).view(batch_size, -1, 1)
     shifted = flat.gather(1, index.expand(-1, -1, flat.shape[2]))
-    return shifted.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # channels_last, as the networks want it
+    return shifted.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # channels_last, as the networks expect
 
 
 class Augmentation:
-    """What the discriminator sees: images altered with a probability that is fixed, or adapted as in ADA.
+    """Augments the discriminator's input with a probability that is fixed, or adapted as in ADA.
 
-    Section 3.1 of Karras et al. 2020: `r_t`, the mean of the sign of the discriminator's logits of real images, is 0
-    if it does not overfit and 1 if it does entirely. Every 4 updates the probability rises by a fixed amount if `r_t`
-    is above its target, and falls if it is below. Nothing is read off the device.
+    Section 3.1 of Karras et al. 2020: `r_t`, the mean sign of the discriminator's logits on real images, is 0 without
+    overfitting and 1 with complete overfitting. Every 4 updates the probability rises by a fixed amount if `r_t` is
+    above its target, and falls if it is below. There is no device sync.
 
     Args:
         kind: "none", "diffaugment" or "ada".
         boundary: the logit at which the discriminator is undecided; only "ada" needs it.
-        images_per_update: real images of an update of the discriminator, over all processes.
+        images_per_update: real images per discriminator update, over all processes.
         accelerator: averages over the processes.
 
     Attributes:
-        kind: as given, or as loaded.
+        kind: as given, or as loaded from a checkpoint.
     """
 
     def __init__(self, kind: str, boundary: float | None, images_per_update: int, accelerator: Accelerator):
@@ -155,7 +155,7 @@ class Augmentation:
         self._updates = 0
 
     def apply(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Return the images as the discriminator is to see them.
+        """Return the images as the discriminator should see them.
 
         Args:
             images: `(batch_size, channels, height, width)`, in [-1, 1].
@@ -165,7 +165,7 @@ class Augmentation:
 
     @torch.no_grad()
     def adapt(self, real_logits: torch.Tensor) -> None:
-        """Take the logits of an update's real images into account, `(batch_size,)`."""
+        """Update the ADA statistics with the logits of an update's real images, `(batch_size,)`."""
         if self.kind != "ada":
             return
         self._signs += (real_logits - self._boundary).sign().mean()
@@ -176,7 +176,7 @@ class Augmentation:
             self._signs, self._updates = torch.zeros_like(self._signs), 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return the state to save in a checkpoint."""
         return {
             "kind": self.kind,
             "probability": self.probability,
@@ -185,10 +185,10 @@ class Augmentation:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was taken."""
+        """Restore the state that `state_dict` returned."""
         self.probability = state_dict["probability"].to(self.probability.device)
-        # A run goes on as it began, whatever would be chosen today. What came before kinds were kept altered all or as
-        # often as its probability says.
+        # A resumed run keeps the kind that it started with. Checkpoints from before kinds were saved either augment
+        # all images or follow their probability.
         always = self.kind == "none" and bool(self.probability == 1)
         self.kind = state_dict.get("kind", "diffaugment" if always else self.kind)
         self._signs = state_dict["signs"].to(self._signs.device, copy=True)

@@ -1,6 +1,6 @@
-"""A watch over the training of a GAN: is the generator still drawing different images, is the discriminator too good?
+"""Monitors GAN training: are the generated images still diverse, is the discriminator too strong?
 
-What it looks at costs next to nothing: one sheet of images now and then, and the logits that training computes anyway.
+It costs next to nothing: one sheet of images now and then, and the logits that training computes anyway.
 """
 
 import math
@@ -10,32 +10,33 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 
-# Of the data's diversity, and of the data's images covered: below the first number at two looks in a row the generator
-# has collapsed; a checkpoint made above both second ones is worth going back to. In runs that drew recognisable images
-# diversity was 0.6 or more and coverage 0.8 or more, in collapsed ones coverage was 0.3 or less.
+# Diversity relative to the data, and share of the data covered. If either is below its first number at two looks in a
+# row, the generator has collapsed; a checkpoint with both above their second numbers is good to roll back to. In runs
+# with recognisable images diversity was at least 0.6 and coverage at least 0.8; in collapsed ones coverage was at most
+# 0.3.
 COLLAPSED_DIVERSITY, GOOD_DIVERSITY = 0.25, 0.5
 COLLAPSED_COVERAGE, GOOD_COVERAGE = 0.4, 0.6
 LOOKS_TO_COLLAPSE = 2
-# Nearest neighbours that span the surroundings of a training image.
+# Number of nearest neighbours that defines the neighbourhood of a training image.
 NEIGHBOURS = 5
-# A generator that has not been good once after so many looks is not going to be.
+# A generator that has not been good once within this many looks will not become good.
 LOOKS_TO_TAKE_OFF = 40
-# Images on the sheet that is looked at, if the data set has as many.
+# Images on the sheet that is judged, or the size of the data set if that is smaller.
 SHEET_SIZE = 256
-# Above this share of pairs told apart the discriminator's gradient tells the generator next to nothing; after so many
-# such looks in a row it has won, and what the generator draws by then may be diverse, but is no picture of the data.
+# If the discriminator separates more than this share of real/generated pairs, its gradient is nearly useless to the
+# generator. After LOOKS_TO_WIN such looks in a row it has won: images may be diverse but do not resemble the data.
 SATURATED = 0.995
 LOOKS_TO_WIN = 6
 
 
 class Verdict(NamedTuple):
-    """What the watch saw.
+    """Result of one look of the watch.
 
     Attributes:
         signals: numbers for the log, by name.
-        good: whether a checkpoint of this moment is worth going back to.
+        good: whether a checkpoint saved now is a good one to roll back to.
         trouble: what is wrong with the generator, as a clause; None if nothing is.
-        warning: what the user may want to change, as a sentence; None if nothing, or if it was said before.
+        warning: what the user may want to change, as a sentence; None if nothing, or if already reported.
     """
 
     signals: dict[str, float]
@@ -45,7 +46,7 @@ class Verdict(NamedTuple):
 
 
 def small_features(images: torch.Tensor) -> torch.Tensor:
-    """Shrink images to 16 x 16 pixels, so that noise does not pass for variety.
+    """Downsample images to 16 x 16 pixels, so that noise is not counted as diversity.
 
     Args:
         images: `(count, channels, height, width)`, in [-1, 1].
@@ -57,18 +58,18 @@ def small_features(images: torch.Tensor) -> torch.Tensor:
 
 
 def diversity(features: torch.Tensor) -> float:
-    """Return the mean distance of two of at least two features, `(count, size)`: 0 if all are alike."""
+    """Return the mean pairwise distance of at least two features, `(count, size)`: 0 if all are equal."""
     count = len(features)
-    distances = torch.cdist(features, features).fill_diagonal_(0)  # which rounding errors keep from being 0
+    distances = torch.cdist(features, features).fill_diagonal_(0)  # not exactly 0 because of rounding
     return float(distances.sum() / (count * (count - 1)))
 
 
 def coverage(real_features: torch.Tensor, fake_features: torch.Tensor) -> float:
-    """Return the share of real images in whose surroundings there is a generated one.
+    """Return the share of real images that have a generated image in their neighbourhood.
 
-    Naeem et al. 2020 (arXiv:2002.09797), equation 9: the surroundings reach as far as the fifth nearest other real
-    image. It is 0.97 for as many images of the same distribution; small if there are a few kinds of images only, or
-    none that resemble the data; but 1 if all are the mean of the data: hence the diversity beside it.
+    Naeem et al. 2020 (arXiv:2002.09797), equation 9: the neighbourhood extends to the fifth nearest other real image.
+    Coverage is 0.97 for equally many images from the same distribution, and small if there are only a few kinds of
+    images or none resembles the data. It is also 1 if all images equal the data's mean; diversity detects that case.
 
     Args:
         real_features: `(count, size)`, at least two.
@@ -81,17 +82,17 @@ def coverage(real_features: torch.Tensor, fake_features: torch.Tensor) -> float:
 
 
 class CollapseWatch:
-    """Judges a generator by its diversity and its coverage of the data, and tells how sure the discriminator is.
+    """Judges a generator by its diversity and its coverage of the data, and reports how sure the discriminator is.
 
     Args:
-        real_images: training images, `(count, channels, height, width)`, in [-1, 1]: as many as will be looked at; on
-            the device where the logits will be.
+        real_images: training images, `(count, channels, height, width)`, in [-1, 1]: the same number as generated
+            images at each look; on the device where the logits will be.
         boundary: the logit at which the discriminator is undecided; None if it has none.
     """
 
     def __init__(self, real_images: torch.Tensor, boundary: float | None):
         self.num_images = len(real_images)
-        # On the CPU, where the sheet is drawn to; the logits are summed where they are.
+        # On the CPU, like the sheet of samples; logits are summed on their own device.
         self._real_features, self._device = small_features(real_images).cpu(), real_images.device
         self._real_diversity = diversity(self._real_features)
         self._boundary = boundary
@@ -100,21 +101,21 @@ class CollapseWatch:
 
     @torch.no_grad()
     def observe(self, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> None:
-        """Note the logits of one update of the discriminator, both `(batch_size,)`. Nothing is read off the device."""
+        """Record the logits of one discriminator update, both `(batch_size,)`, without a device sync."""
         self._right += (real_logits > fake_logits).float().mean()
         if self._boundary is not None:
             self._signs += (real_logits - self._boundary).sign().mean()
         self._updates += 1
 
     def look(self, fake_images: torch.Tensor) -> Verdict:
-        """Judge the generator by images that it drew from the same latents as at every other look.
+        """Judge the generator by its images, which come from the same latents at every look.
 
         Args:
             fake_images: `(num_images, channels, height, width)`, in [-1, 1].
         """
         features = small_features(fake_images).cpu()
         own = diversity(features)
-        # Data of copies has none, which tells nothing.
+        # Data of identical images has no diversity to compare with.
         part = own / self._real_diversity if self._real_diversity else 1.0
         covered = coverage(self._real_features, features)
         signals = {"diversity": part, "coverage": covered, **self._discriminator_signals()}
@@ -146,7 +147,7 @@ class CollapseWatch:
         return Verdict(signals, good, trouble, warning)
 
     def _discriminator_signals(self) -> dict[str, float]:
-        """Return what was observed since the last look: the share of pairs told apart, and ADA's heuristic."""
+        """Return the observations since the last look: share of pairs ranked correctly, and ADA's heuristic."""
         if not self._updates:
             return {}
         signals = {"d_right": float(self._right) / self._updates}
@@ -160,12 +161,12 @@ class CollapseWatch:
         self._updates = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to come to the same verdicts."""
+        """Return the state that a resumed run needs to reach the same verdicts."""
         counts = (self._looks, self._low_looks, self._sure_looks, self._was_good, self._updates)
         return {"counts": counts, "right": self._right.clone(), "signs": self._signs.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was taken."""
+        """Restore the state that `state_dict` returned."""
         self._looks, self._low_looks, self._sure_looks, self._was_good, self._updates = state_dict["counts"]
         self._right = state_dict["right"].to(self._device, copy=True)
         self._signs = state_dict["signs"].to(self._device, copy=True)

@@ -1,4 +1,4 @@
-"""Fitting the ex-post density, a mixture of Gaussians or a flow, to the latents of the training set."""
+"""Fits the ex-post density, a mixture of Gaussians or a flow, to the latents of the training set."""
 
 import math
 import warnings
@@ -12,14 +12,14 @@ from sklearn.mixture import GaussianMixture as Fit
 from hfgen.models import GaussianMixture, LatentFlow
 
 
-# Latents that a mixture is fitted to, drawn from the posteriors: several of each if the images are few, since full
-# covariances need many.
+# Number of latents to fit a mixture to, sampled from the posteriors: several from each if there are few images, since
+# full covariances need many samples.
 NUM_LATENTS = 20_000
-# One in so many images is held out to choose the number of components.
+# One image in HELD_OUT_PART is held out to choose the number of components.
 HELD_OUT_PART = 10
 CANDIDATES = (1, 2, 5, 10, 20, 50, 100)
-# The flow is trained for at most FLOW_STEPS updates. It stops when the latents of images that it is not shown, one in
-# HELD_OUT_PART, have got no likelier in FLOW_PATIENCE looks in a row. Fewer than MIN_FLOW_IMAGES get a mixture.
+# The flow is trained for at most FLOW_STEPS updates, with early stopping if the log-density of held-out latents, one
+# image in HELD_OUT_PART, has not improved for FLOW_PATIENCE looks. Fewer than MIN_FLOW_IMAGES images get a mixture.
 FLOW_STEPS, FLOW_LOOK_EVERY, FLOW_PATIENCE = 4000, 100, 5
 MIN_FLOW_IMAGES = 20
 FLOW_BATCH, FLOW_LEARNING_RATE = 256, 5e-4
@@ -30,10 +30,10 @@ class FittedDensity(NamedTuple):
 
     Attributes:
         model: a mixture, fitted to all images; or a flow, fitted to four fifths of them.
-        held_out_nats: mean log-density, in nats, of latents of images that it, or a mixture of as many components, had
-            not been fitted to.
+        held_out_nats: mean log-density, in nats, of latents of held-out images, under the flow or under a mixture with
+            the same number of components that was fitted without them.
         prior_nats: mean log-density of the same latents under the standard normal prior.
-        tried: the held-out nats of the best of each kind that was fitted, "mixture" and "flow".
+        tried: held-out nats of the best model of each kind that was fitted, "mixture" and "flow".
     """
 
     model: GaussianMixture | LatentFlow
@@ -42,7 +42,7 @@ class FittedDensity(NamedTuple):
     tried: dict[str, float]
 
     def report(self) -> dict[str, Any]:
-        """Return what there is to tell, as plain values."""
+        """Return kind and log-densities as plain values."""
         kind = "mixture" if isinstance(self.model, GaussianMixture) else "flow"
         components = {"num_components": self.model.config.num_components} if kind == "mixture" else {}
         return {
@@ -57,25 +57,25 @@ class FittedDensity(NamedTuple):
 def fit_density(
     mean: torch.Tensor, logvar: torch.Tensor, max_components: int, seed: int, kind: str = "mixture"
 ) -> FittedDensity:
-    """Fit a density to draws from the posteriors of the training images.
+    """Fit a density to samples from the posteriors of the training images.
 
-    A mixture of Gaussians with full covariances: of 1, 2, 5, 10, ... components, those are taken under which the
-    latents of held-out images are likeliest: with few images many components would be so many copies of them. Or a
-    flow, trained until the latents of other images that it does not see get no likelier.
+    Either a mixture of Gaussians with full covariances, whose number of components (1, 2, 5, 10, ...) maximises the
+    log-density of held-out images' latents: with few images, many components would only memorise them. Or a flow,
+    trained until the log-density of a further held-out part stops improving.
 
     Args:
-        mean: of the posteriors, `(num_images, latent_dim)`, at least 2 images.
-        logvar: logarithm of their variances, of the same shape.
-        max_components: of the mixture, at most so many.
-        seed: of the draws and of the fit's start.
-        kind: "mixture", "flow", or "auto": the one under which the latents of held-out images are likelier. Latents
-            of one number, or of fewer than `MIN_FLOW_IMAGES` images, get a mixture in any case.
+        mean: means of the posteriors, `(num_images, latent_dim)`, at least 2 images.
+        logvar: logarithm of their variances, same shape.
+        max_components: maximum number of components of the mixture.
+        seed: seeds the sampling and the initialisation.
+        kind: "mixture", "flow", or "auto": the one with the higher log-density of held-out images' latents. With
+            `latent_dim` 1 or fewer than `MIN_FLOW_IMAGES` images it is always a mixture.
 
     Returns:
         The density, on the CPU.
 
     Raises:
-        ValueError: for another kind.
+        ValueError: for an unknown kind.
     """
     if kind not in ("mixture", "flow", "auto"):
         raise ValueError(f"kind={kind!r} must be mixture, flow or auto")
@@ -102,7 +102,7 @@ def fit_density(
 def _fit_mixture(
     latents: np.ndarray, held_out: np.ndarray, max_components: int, seed: int
 ) -> tuple[GaussianMixture, float]:
-    """Fit a mixture to `(draws, num_images, latent_dim)`; also return the log-density of what was held out."""
+    """Fit a mixture to `(draws, num_images, latent_dim)`; also return the mean log-density of the held-out latents."""
     dimension = latents.shape[2]
     seen, unseen = (part.reshape(-1, dimension) for part in (latents[:, ~held_out], latents[:, held_out]))
     scores: dict[int, float] = {}
@@ -120,15 +120,15 @@ def _fit_mixture(
 
 
 def _fit_flow(mean: torch.Tensor, logvar: torch.Tensor, generator: torch.Generator) -> LatentFlow:
-    """Train a flow on new draws from most posteriors, `(num_images, latent_dim)`, watching the latents of the rest."""
+    """Train a flow on fresh samples from most posteriors, `(num_images, latent_dim)`; validate on the rest."""
     watched = torch.randperm(len(mean), generator=generator) < max(1, len(mean) // HELD_OUT_PART)
     noise = torch.randn(int(watched.sum()), mean.shape[1], generator=generator)
     unseen = mean[watched] + (logvar[watched] / 2).exp() * noise
     mean, logvar = mean[~watched], logvar[~watched]
-    with torch.random.fork_rng(devices=[]):  # of the layers' start
+    with torch.random.fork_rng(devices=[]):  # for the initialisation
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         flow = LatentFlow(mean.shape[1])
-    # It starts as the Gaussian that fits best, of the means and the posteriors' own width.
+    # Initialised as the best Gaussian fit: covariance of the means plus the mean posterior variance.
     covariance = torch.cov(mean.double().T) + torch.diag(logvar.double().exp().mean(dim=0))
     flow.location.copy_(mean.mean(dim=0))
     flow.scale_tril.copy_(torch.linalg.cholesky(covariance + 1e-6 * torch.eye(mean.shape[1])))
@@ -161,5 +161,5 @@ def _mean_log_density(flow: LatentFlow, latents: torch.Tensor) -> float:
 
 def _fit(latents: np.ndarray, components: int, seed: int) -> Fit:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # after 100 rounds it is good enough to sample from
+        warnings.simplefilter("ignore", ConvergenceWarning)  # after 100 iterations it is good enough to sample from
         return Fit(components, covariance_type="full", random_state=seed % 2**32).fit(latents)

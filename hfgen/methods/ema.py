@@ -1,4 +1,4 @@
-"""The exponential moving average of a network's weights, which is what gets sampled, saved and shipped."""
+"""Exponential moving average (EMA) of a network's weights: the network used for sampling and saved."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,15 +14,15 @@ Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 
 def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:
-    """Return an average of a network, to be updated after each optimizer step by `update_parameters(network)`.
+    """Return the EMA of a network; call `update_parameters(network)` on it after each optimizer step.
 
-    BatchNorm's statistics are averaged like the weights: averaged weights with stale statistics draw grey images.
-    The first update takes the weights as they are; after n updates the decay is `min(decay, (1 + n) / (10 + n))`. So
-    a short run's average is not mostly its random start.
+    BatchNorm statistics are averaged like the weights: averaged weights with stale statistics generate grey images.
+    The first update copies the weights; after n updates the decay is `min(decay, (1 + n) / (10 + n))`, so that the
+    average of a short run is not dominated by its random initialisation.
 
     Args:
-        network: on its device already. It is copied; the copy is in eval mode and needs no gradient.
-        decay: from 0 (no averaging) to below 1.
+        network: already on its device. It is copied; the copy is in eval mode and needs no gradient.
+        decay: in [0, 1); 0 means no averaging.
     """
 
     def average(averages: Tensors, currents: Tensors, _: object) -> None:
@@ -30,7 +30,7 @@ def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:
             for average, current in zip(averages, currents, strict=True):
                 average.copy_(current)
             return
-        updates = int(averaged.n_averaged)  # stays on the CPU: reading it does not stall the device
+        updates = int(averaged.n_averaged)  # on the CPU, so reading it needs no device sync
         weight = 1 - min(decay, (1 + updates) / (10 + updates))
         torch._foreach_lerp_(averages, currents, weight)  # as torch's own get_ema_multi_avg_fn does
 
@@ -41,16 +41,15 @@ def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:
 
 @contextmanager
 def recomputed_statistics(network: nn.Module, batches: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Give BatchNorm the statistics of the network's own activations for a while; those of before come back after it.
+    """Temporarily replace BatchNorm statistics by those of the network's own activations.
 
-    An average of running statistics belongs to the networks that training passed through, whose weights are noisier
-    than their average: under averaged weights activations vary less. So a generator that is sampled with averaged
-    weights is normalised wrongly by averaged statistics.
+    Averaged running statistics describe the networks seen during training, whose weights are noisier than their
+    average: activations vary less under averaged weights. Averaged statistics therefore normalise a generator with
+    averaged weights wrongly.
 
     Args:
         network: with or without BatchNorm.
-        batches: inputs of the network, `(batch_size, ...)` each; every batch counts alike. If there are none,
-            nothing changes.
+        batches: inputs of the network, each `(batch_size, ...)`, weighted equally. If empty, nothing changes.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
@@ -68,12 +67,12 @@ def recomputed_statistics(network: nn.Module, batches: Sequence[torch.Tensor]) -
 
 
 class FreshStatistics:
-    """A pipeline around an averaged network, used under statistics that BatchNorm computes anew.
+    """A pipeline with an EMA network, used with recomputed BatchNorm statistics.
 
     Args:
         pipeline: samples with `network`.
-        network: the averaged one.
-        batches: what the statistics are computed from; see `recomputed_statistics`.
+        network: the EMA network.
+        batches: inputs to compute the statistics from; see `recomputed_statistics`.
     """
 
     def __init__(self, pipeline: DiffusionPipeline, network: nn.Module, batches: Sequence[torch.Tensor]):
@@ -81,7 +80,7 @@ class FreshStatistics:
 
     @contextmanager
     def use(self) -> Iterator[DiffusionPipeline]:
-        """Lend the pipeline with fresh statistics; afterwards training's are back."""
+        """Yield the pipeline with fresh statistics; the old ones are restored afterwards."""
         with recomputed_statistics(self._network, self._batches):
             yield self._pipeline
 

@@ -1,8 +1,8 @@
-"""Convolutions of few pixels and many channels as matrix products, for training on CPUs.
+"""Convolutions with few pixels and many channels as matrix products, for training on CPUs.
 
-The kernels that PyTorch has for them on a CPU reach a tenth of its bf16 rate where an image has 8 x 8 pixels; the
-gradient of the weight is the slowest. A matrix product of gathered patches computes the same numbers several times as
-fast. It covers the convolution that DCGAN's networks consist of: kernel 4, stride 2, padding 1.
+At 8 x 8 pixels, PyTorch's CPU kernels for them reach a tenth of the CPU's bf16 throughput; the weight gradient is the
+slowest part. A matrix product of gathered patches computes the same numbers several times faster. Supported is the
+convolution used in DCGAN's networks: kernel 4, stride 2, padding 1.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from torch.nn.functional import linear, pad
 
 
 KERNEL, STRIDE, PADDING = 4, 2, 1
-# Up to so many pixels a side at the finer end the matrix product is faster; measured with 64 images.
+# Maximum side, in pixels, of the finer end for which the matrix product is faster; measured with 64 images.
 MAX_SIZE = 8
 
 
@@ -23,7 +23,7 @@ class _Patches(torch.autograd.Function):
     """Gathers, for each pixel of the coarser side, the 4 x 4 pixels of the finer side that the kernel covers.
 
     `(batch_size, channels, height, width)` -> `(batch_size * height/2 * width/2, 16 * channels)`. A linear map, whose
-    gradient is `_Fold`; so gradients of gradients, which penalties need, come by themselves.
+    gradient is `_Fold`; this also gives the second-order gradients that penalties need.
     """
 
     @staticmethod
@@ -42,22 +42,22 @@ class _Patches(torch.autograd.Function):
 
 
 class _Fold(torch.autograd.Function):
-    """Adds patches up where they came from: the transpose of `_Patches`, which is its gradient."""
+    """Sums patches at their original positions: the transpose of `_Patches`, and its gradient."""
 
     @staticmethod
     def forward(ctx: Any, patches: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         batch_size, channels, height, width = shape
         patches = patches.view(batch_size, height // STRIDE, width // STRIDE, KERNEL, KERNEL, channels)
         images = patches.new_empty(batch_size, height, width, channels)
-        # Row r of the kernel lies on row 2 i + r - 1 of the images: the inner rows 1 and 2 fill them, and the outer
-        # ones 0 and 3 are added, as far as they do not lie outside.
+        # Row r of the kernel maps to row 2 i + r - 1 of the images: the inner rows 1 and 2 fill all rows, the outer
+        # rows 0 and 3 are added where they are inside the image.
         targets = (slice(1, None, 2), slice(0, None, 2), slice(1, None, 2), slice(2, None, 2))
         sources = (slice(1, None), slice(None), slice(None), slice(None, -1))
         places = sorted(itertools.product(range(KERNEL), repeat=2), key=lambda place: not {*place} <= {1, 2})
         for row, column in places:
             target = images[:, targets[row], targets[column]]
             source = patches[:, sources[row], sources[column], row, column]
-            # The last target of row 0 has no source, as its source would lie outside.
+            # The last target of row 0 has no source: it would be outside the image.
             target = target[:, : source.shape[1], : source.shape[2]]
             target.copy_(source) if {row, column} <= {1, 2} else target.add_(source)
         return images.permute(0, 3, 1, 2)  # channels_last
@@ -68,7 +68,7 @@ class _Fold(torch.autograd.Function):
 
 
 def convolve(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Compute `conv2d(images, weight, bias, stride=2, padding=1)` for a kernel of 4 x 4.
+    """Compute `conv2d(images, weight, bias, stride=2, padding=1)` for a 4 x 4 kernel.
 
     Args:
         images: `(batch_size, in_channels, height, width)`, height and width even.
@@ -84,7 +84,7 @@ def convolve(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 
 def convolve_transposed(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Compute `conv_transpose2d(images, weight, bias, stride=2, padding=1)` for a kernel of 4 x 4.
+    """Compute `conv_transpose2d(images, weight, bias, stride=2, padding=1)` for a 4 x 4 kernel.
 
     Args:
         images: `(batch_size, in_channels, height, width)`.
@@ -102,10 +102,10 @@ def convolve_transposed(images: torch.Tensor, weight: torch.Tensor, bias: torch.
 
 
 def use_matrix_products(network: nn.Module) -> None:
-    """Let a network's convolutions of few pixels be matrix products where it trains in bf16 on a CPU.
+    """Compute a network's convolutions with few pixels as matrix products when it runs in bf16 on a CPU.
 
-    Weights, their names and the results (up to rounding) stay the same, and so does what the network does on any other
-    device or in any other precision. A copy of the network made later would share the first one's weights: copy first.
+    Weights, their names and the results (up to rounding) do not change; neither does anything on other devices or in
+    other precisions. Copy the network before this call: a later copy would use the original's weights.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -121,7 +121,7 @@ def _has_output_padding(module: nn.Conv2d | nn.ConvTranspose2d) -> bool:
 
 
 def _forward_of(module: nn.Conv2d | nn.ConvTranspose2d) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what takes the place of the module's forward."""
+    """Return the replacement for the module's `forward`."""
     original = module.forward
     transposed = isinstance(module, nn.ConvTranspose2d)
     largest = MAX_SIZE // STRIDE if transposed else MAX_SIZE

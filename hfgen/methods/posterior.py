@@ -1,4 +1,4 @@
-"""How much of an image the posteriors of a VAE carry: watched in training, measured on the whole training set."""
+"""How much information a VAE's posteriors carry: monitored in training, measured on the whole training set."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,23 +12,23 @@ from hfgen.data.loading import Batches
 from hfgen.losses.vae import MIN_SIGMA, bits_per_dimension, gaussian_nats, kl_per_dimension
 
 
-# Burda et al. 2016 (arXiv:1509.00519), section 5.2: a unit is active if its mean varies more than this over the data.
+# Burda et al. 2016 (arXiv:1509.00519), section 5.2: a unit is active if its mean has a larger variance over the data.
 ACTIVE_VARIANCE = 0.01
-# Without an active unit at so many looks in a row the posterior has collapsed: every image gets the same code. A run
-# whose units have not been active yet gets longer, as all start alike.
+# Looks in a row without an active unit after which the posterior has collapsed: every image gets the same code. A run
+# that has had no active unit yet gets more looks, because all units start inactive.
 LOOKS_TO_COLLAPSE, LOOKS_TO_TAKE_OFF = 3, 8
-# Below this part of the units a larger latent_dim is idle, which is worth a word.
+# Below this fraction of active units, latent_dim is larger than needed, and the user is warned.
 FEW_ACTIVE = 0.1
 
 
 class Verdict(NamedTuple):
-    """What the watch saw.
+    """Result of one look of the watch.
 
     Attributes:
         signals: numbers for the log, by name.
-        good: whether a checkpoint of this moment is worth going back to.
+        good: whether a checkpoint saved now is a good one to roll back to.
         trouble: what is wrong, as a clause; None if nothing is.
-        warning: what the user may want to change, as a sentence; None if nothing, or if it was said before.
+        warning: what the user may want to change, as a sentence; None if nothing, or if already reported.
     """
 
     signals: dict[str, float]
@@ -38,11 +38,11 @@ class Verdict(NamedTuple):
 
 
 class PosteriorWatch:
-    """Tells how many units of the latents say anything about the image, and how much each.
+    """Measures how many latent units are active, and the KL of each.
 
     Args:
         latent_dim: size of a latent.
-        device: where the posteriors will be; nothing is read off it but at a look.
+        device: device of the posteriors; there is a device sync only in `look`.
     """
 
     def __init__(self, latent_dim: int, device: torch.device):
@@ -52,7 +52,7 @@ class PosteriorWatch:
 
     @torch.no_grad()
     def observe(self, mean: torch.Tensor, kl_dimensions: torch.Tensor) -> None:
-        """Note the posteriors of one update.
+        """Record the posteriors of one update.
 
         Args:
             mean: `(batch_size, latent_dim, 1, 1)`.
@@ -63,7 +63,7 @@ class PosteriorWatch:
         self._updates += 1
 
     def look(self) -> Verdict:
-        """Judge what was observed since the last look."""
+        """Judge the observations since the last look."""
         average, square, kl = (self._sums.double() / max(self._updates, 1)).cpu()
         active = int((square - average.square() > ACTIVE_VARIANCE).sum())
         signals = {
@@ -97,23 +97,23 @@ class PosteriorWatch:
         self._updates = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to come to the same verdicts."""
+        """Return the state that a resumed run needs to reach the same verdicts."""
         counts = (self._dead_looks, self._was_active, self._warned, self._updates)
         return {"counts": counts, "sums": self._sums.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was taken."""
+        """Restore the state that `state_dict` returned."""
         self._dead_looks, self._was_active, self._warned, self._updates = state_dict["counts"]
         self._sums = state_dict["sums"].to(self._device, copy=True)
 
 
 class EncodedImages(NamedTuple):
-    """The posteriors of images, and how well the decoder gets from them back to the images.
+    """The posteriors of images, and the reconstruction error of the decoder.
 
     Attributes:
         mean: `(num_images, latent_dim)`, float32, on the CPU.
-        logvar: of the same shape.
-        mean_squared_error: of reconstructions from one draw of each posterior, over all pixels, in [-1, 1].
+        logvar: same shape.
+        mean_squared_error: of reconstructions from one sample of each posterior, over all pixels, in [-1, 1].
         num_dims: channels times height times width.
     """
 
@@ -123,7 +123,7 @@ class EncodedImages(NamedTuple):
     num_dims: int
 
     def report(self) -> dict[str, Any]:
-        """Return what there is to tell, as plain values: losses in nats an image, for a calibrated decoder."""
+        """Return the measurements as plain values: losses in nats per image, for a calibrated decoder."""
         kl_dimensions = kl_per_dimension(self.mean, self.logvar)
         error = torch.tensor(self.mean_squared_error, dtype=torch.float64)
         variance = error.clamp(min=MIN_SIGMA**2)
@@ -150,12 +150,12 @@ def encode_images(
 
     Args:
         vae: the network, in eval mode, on the device; all processes get the weights of the main one.
-        batches: of this process.
-        count: images, over all processes.
-        generator: draws the latents.
-        accelerator: knows the processes.
+        batches: batches of this process.
+        count: number of images, over all processes.
+        generator: random number generator for sampling the latents.
+        accelerator: gathers the results of all processes.
     """
-    for tensor in vae.state_dict().values():  # each process has had BatchNorm's statistics of its own
+    for tensor in vae.state_dict().values():  # each process has its own BatchNorm statistics
         broadcast(tensor)
     means, logvars, errors, encoded, num_dims = [], [], [], 0, 0
     while encoded < count:

@@ -1,6 +1,6 @@
-"""Noise schedules: the one of the training, and the samplers that follow it.
+"""Noise schedules: for training, and the samplers derived from them.
 
-This file imports torch and diffusers alone: a copy of it is part of each Space.
+This file imports only torch and diffusers: a copy of it is part of each Space.
 """
 
 import torch
@@ -17,9 +17,9 @@ from diffusers import (
 
 
 SAMPLERS = ("ddim", "dpm", "unipc", "ddpm")
-DEFAULT_STEPS = 50  # of denoising, where a pipeline was saved without a number
-EDM_SAMPLERS = ("ddim", "dpm")  # of a network that was trained by EDM
-# Of a scheduler's config, what the training has decided; the rest is the sampler's own.
+DEFAULT_STEPS = 50  # denoising steps of a pipeline saved without a number
+EDM_SAMPLERS = ("ddim", "dpm")  # for networks trained with EDM
+# Keys of a scheduler's config that are fixed by training; the others belong to the sampler.
 TRAINED_KEYS = (
     "num_train_timesteps",
     "beta_schedule",
@@ -39,10 +39,10 @@ def noise_schedule(
     beta_start: float | None = None,
     beta_end: float | None = None,
 ) -> DDPMScheduler:
-    """Build the schedule of the training.
+    """Build the training schedule.
 
-    "linear": Ho et al. 2020, section 4: betas from 0.0001 to 0.02 over 1000 steps. For another number of steps they
-    are scaled by `1000 / num_train_timesteps`, so that the last step is nearly pure noise whatever their number.
+    "linear": Ho et al. 2020, section 4: betas from 0.0001 to 0.02 over 1000 steps. For other numbers of steps they
+    are scaled by `1000 / num_train_timesteps`, so that the last step is always nearly pure noise.
     "cosine": Nichol and Dhariwal 2021 (arXiv:2102.09672), equation 17, betas at most 0.999.
 
     Args:
@@ -75,8 +75,8 @@ def noise_schedule(
 def edm_schedule(sigma_data: float = 0.5) -> EDMEulerScheduler:
     """Build the noise levels of EDM (Karras et al. 2022, arXiv:2206.00364): from 80 to 0.002, with rho = 7.
 
-    A network is trained at any level, not at those of a list; `num_train_timesteps` is only the scale of 0 to 999 on
-    which timesteps are told, and the most steps of a sampler.
+    The network is trained at continuous noise levels. `num_train_timesteps` only gives the scale on which timesteps
+    are reported, 0 to 999, and the maximum number of sampling steps.
 
     Args:
         sigma_data: standard deviation of the images' pixels in [-1, 1]; 0.5 in the paper.
@@ -90,48 +90,48 @@ def edm_schedule(sigma_data: float = 0.5) -> EDMEulerScheduler:
 
 
 def is_edm(scheduler: SchedulerMixin) -> bool:
-    """Whether the network of this scheduler was trained by EDM."""
+    """Whether this scheduler's network was trained with EDM."""
     return "sigma_data" in scheduler.config
 
 
 def on_the_scale_of_images(scheduler: SchedulerMixin, index: int, sample: torch.Tensor) -> torch.Tensor:
-    """Scale what a step has left so that it can be shown: EDM's noise adds up to 80 times the images' range.
+    """Scale an intermediate sample for display: EDM's noise is up to 80 times the range of the images.
 
     Args:
         scheduler: has done step `index`.
-        index: of the step, from 0.
-        sample: `(batch_size, channels, height, width)`; of a network trained by EDM `image + level * noise`, which is
-            divided by `sqrt(1 + level^2)`, so that noise alone is standard normal.
+        index: number of the step, from 0.
+        sample: `(batch_size, channels, height, width)`. With EDM it is `image + level * noise` and is divided by
+            `sqrt(1 + level^2)`, so that pure noise is standard normal.
     """
     return sample / (1 + scheduler.sigmas[index + 1] ** 2) ** 0.5 if is_edm(scheduler) else sample
 
 
 def steps_of(pipeline: DiffusionPipeline) -> int:
-    """Return how many denoising steps a diffusion pipeline takes if nobody says how many."""
+    """Return the default number of denoising steps of a diffusion pipeline."""
     trained = pipeline.scheduler.config.num_train_timesteps
     return min(pipeline.config.get("num_inference_steps", DEFAULT_STEPS), trained)
 
 
 def samplers_of(scheduler: SchedulerMixin) -> tuple[str, ...]:
-    """Return the names that `sampling_scheduler` takes with this scheduler."""
+    """Return the names that `sampling_scheduler` accepts with this scheduler."""
     return EDM_SAMPLERS if is_edm(scheduler) else SAMPLERS
 
 
 def sampling_scheduler(training_schedule: SchedulerMixin, sampler: str) -> SchedulerMixin:
-    """Build the scheduler that a pipeline is saved with; it keeps the betas, or EDM's noise levels, of the training.
+    """Build the scheduler that a pipeline is saved with; it keeps the betas, or EDM's noise levels, of training.
 
     "ddim": Song et al. 2020 (arXiv:2010.02502), deterministic. "dpm": DPM-Solver++ of order 2, Lu et al. 2022
-    (arXiv:2211.01095). "unipc": Zhao et al. 2023 (arXiv:2302.04867). "ddpm": the ancestral sampler of the training.
+    (arXiv:2211.01095). "unipc": Zhao et al. 2023 (arXiv:2302.04867). "ddpm": the ancestral sampler of DDPM.
 
-    For a network trained by EDM: "ddim" is Euler's method, to which DDIM comes down there; "dpm" as above.
+    For a network trained with EDM: "ddim" is Euler's method, which is equivalent to DDIM there; "dpm" as above.
 
     Args:
-        training_schedule: from `noise_schedule` or `edm_schedule`, or any sampler made from it: which one makes no
-            difference.
+        training_schedule: from `noise_schedule` or `edm_schedule`, or any sampler derived from it; the result is the
+            same.
         sampler: "ddim", "dpm", "unipc" or "ddpm".
 
     Raises:
-        ValueError: if a network trained by EDM has no such sampler.
+        ValueError: if EDM does not support the sampler.
     """
     if is_edm(training_schedule):
         if sampler not in EDM_SAMPLERS:
@@ -139,15 +139,15 @@ def sampling_scheduler(training_schedule: SchedulerMixin, sampler: str) -> Sched
         config = {key: training_schedule.config[key] for key in EDM_TRAINED_KEYS}
         return EDMEulerScheduler(**config) if sampler == "ddim" else EDMDPMSolverMultistepScheduler(**config)
     config = {key: training_schedule.config[key] for key in TRAINED_KEYS}
-    # Start from the noisiest timestep however few the steps, as in Lin et al. 2023 (arXiv:2305.08891).
+    # Always start from the noisiest timestep, even with few steps, as in Lin et al. 2023 (arXiv:2305.08891).
     config["timestep_spacing"] = "trailing"
     if sampler == "ddim":
         return DDIMScheduler(**config)
     if sampler == "ddpm":
         return DDPMScheduler(**config)
     # Predicted images are kept in range, as clip_sample does for the other two. A cosine schedule ends in nearly pure
-    # noise, where an error of the predicted noise is an error 20,000 times as large of the image: DPM-Solver++ starts
-    # at a log-SNR of -5.1, as its authors do.
+    # noise, where an error in the predicted noise becomes a 20,000 times larger error in the image. DPM-Solver++
+    # therefore starts at a log-SNR of -5.1, as its authors do.
     config |= {"thresholding": True, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
     if sampler == "unipc":
         return UniPCMultistepScheduler(**config)

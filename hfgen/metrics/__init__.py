@@ -1,1 +1,1 @@
-"""Scores of generated images against real ones: plain functions of features, and what computes features."""
+"""Scores of generated images against real ones: plain functions of features, and feature extractors."""

@@ -1,4 +1,4 @@
-"""From images to features, a batch in memory at a time, whatever network computes them."""
+"""From images to features, one batch in memory at a time, for any network."""
 
 import os
 import sys
@@ -15,10 +15,10 @@ BATCH_SIZE = 32
 
 
 class Extractor(Protocol):
-    """What turns images into features.
+    """Computes features of images.
 
     Attributes:
-        identity: names the network, its weights and how images are resized; features of equal identity are comparable.
+        identity: names the network, its weights and the resizing; features are comparable if identities are equal.
     """
 
     identity: str
@@ -38,7 +38,7 @@ def extract_features(
 
     Args:
         images: each uint8 `(height, width, 3)`, of any size.
-        count: how many, for the bar.
+        count: number of images, for the progress bar.
         resize: maps one image to float32 `(new_height, new_width, 3)` in [0, 255].
         network: maps pixels `(batch, 3, new_height, new_width)` in [0, 255] to features `(batch, num_features)`.
         device: where the network is.
@@ -47,22 +47,22 @@ def extract_features(
         float32 `(num_images, num_features)`.
 
     Raises:
-        ValueError: if an image is not uint8 `(height, width, 3)`, or there is none.
+        ValueError: if an image is not uint8 `(height, width, 3)`, or there are no images.
     """
     features: list[np.ndarray] = []
     batch: list[np.ndarray] = []
 
     def flush() -> None:
-        # Stacked by torch, whose memory is aligned: elsewhere a CPU's last bits would depend on the address.
+        # Stacked by torch, whose memory is aligned: otherwise the last bits on a CPU would depend on the address.
         pixels = torch.stack([torch.from_numpy(one) for one in pool.map(resize, batch)]).to(device).permute(0, 3, 1, 2)
-        # Whoever draws in mixed precision: features of equal identity are computed alike.
+        # Even if images are generated in mixed precision: features of equal identity must be computed alike.
         with torch.autocast(device.type, enabled=False):
             output = network(pixels.float().contiguous(memory_format=torch.channels_last))
         features.append(output.reshape(len(batch), -1).float().cpu().numpy())
         bar.update(len(batch))
         batch.clear()
 
-    often = 0.1 if sys.stderr.isatty() else 30  # in a log each state of the bar stays
+    often = 0.1 if sys.stderr.isatty() else 30  # in a log every update of the bar is a new line
     with tqdm(total=count, desc="features", unit="image", leave=False, mininterval=often) as bar, _pool() as pool:
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

@@ -1,4 +1,4 @@
-"""The networks in whose features images can be compared, chosen by name."""
+"""The feature networks in which images can be compared, chosen by name."""
 
 import importlib.util
 
@@ -11,16 +11,16 @@ from hfgen.metrics.vision_transformers import FAMILIES, TransformerFeatures
 
 
 def build_extractor(features: str, mode: str, weights: str | None, device: torch.device) -> Extractor:
-    """Load the network that `--features` names.
+    """Load the network named by `--features`.
 
     Args:
         features: "inception", "dinov2" or "clip".
-        mode: of Inception: "clean" or "legacy".
-        weights: Inception's TorchScript file, or a folder or repo of the Hub with the other two; None for the usual.
+        mode: resizing for Inception: "clean" or "legacy".
+        weights: Inception's TorchScript file, or a folder or Hub repo for the other two; None for the default.
         device: where the network runs.
 
     Raises:
-        UserError: if there is no such network or mode, or its weights cannot be had.
+        UserError: if there is no such network or mode, or its weights are not available.
     """
     if features not in ("inception", *FAMILIES):
         raise UserError(f"--features {features}: must be one of inception, {', '.join(FAMILIES)}")

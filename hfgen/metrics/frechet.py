@@ -1,6 +1,6 @@
 """The Frechet distance of two sets of features (Heusel et al. 2017, arXiv:1706.08500), exact for any number of images.
 
-Written without a matrix root, which is what breaks on few images.
+Computed without a matrix square root, which fails on few images.
 """
 
 import numpy as np
@@ -8,28 +8,28 @@ import torch
 
 
 FEWEST_TO_EXTRAPOLATE, POINTS_OF_LINE = 20, 10
-# Images that are looked at together, as a multiple of the number of features.
+# Images per block, as a multiple of the number of features.
 BLOCKS_OF_FEATURES = 8
 
 
 def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
     """Return the squared Frechet distance of the Gaussians fitted to two sets: FID, if the features are Inception's.
 
-    Heusel et al. 2017, equation 6: `|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`. With the centred
-    features A and B, divided by the root of their number less one, `C_a = A^T A`, and the trace of the root is the sum
-    of the singular values of `A B^T` (the eigenvalues of `C_a C_b` are their squares). So there is no matrix root: no
-    complex numbers, nothing to add to a singular covariance, and no more work than the smaller of the number of images
-    and of features asks for.
+    Heusel et al. 2017, equation 6: `|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`. With A and B the
+    centred features divided by sqrt(n - 1), `C_a = A^T A`, and the trace of the matrix root is the sum of the singular
+    values of `A B^T` (the eigenvalues of `C_a C_b` are their squares). This needs no matrix root, so there are no
+    complex numbers and nothing to add to a singular covariance; the cost is set by the smaller of the numbers of
+    images and features.
 
     Args:
         features_a: `(num_images_a, num_features)`, at least 2 images; any floating-point precision.
         features_b: `(num_images_b, num_features)`, likewise.
 
     Returns:
-        The distance, computed in float64; not negative but for rounding.
+        The distance, computed in float64; non-negative up to rounding.
 
     Raises:
-        ValueError: if a set has fewer than 2 images, another number of features, or a number that is not finite.
+        ValueError: if a set has fewer than 2 images or non-finite values, or the numbers of features differ.
     """
     mean_a, half_a = _mean_and_half(features_a, "features_a")
     mean_b, half_b = _mean_and_half(features_b, "features_b")
@@ -41,16 +41,16 @@ def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
 
 
 def extrapolated_distance(real_features: np.ndarray, fake_features: np.ndarray, seed: int = 0) -> float:
-    """Estimate what the distance would be for infinitely many generated images.
+    """Extrapolate the distance to infinitely many generated images.
 
     Chong and Forsyth 2020 (arXiv:1911.07023), section 4: the bias of FID is about proportional to 1 / n, so the
-    distances of parts of the generated images lie on a line over 1 / n, which is followed to 0. The bias that the
-    number of real images brings stays.
+    distances of subsets of the generated images lie on a line over 1 / n, which is extrapolated to 0. The bias from
+    the number of real images remains.
 
     Args:
         real_features: `(num_real, num_features)`, at least 2 images.
         fake_features: `(num_fake, num_features)`, at least 20 images.
-        seed: chooses the parts.
+        seed: chooses the subsets.
 
     Raises:
         ValueError: if there are fewer than 20 generated images, or as `frechet_distance` does.
@@ -66,7 +66,7 @@ def extrapolated_distance(real_features: np.ndarray, fake_features: np.ndarray, 
 
 
 def _mean_and_half(features: np.ndarray, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean, `(num_features,)`, and a matrix A with `A^T A` = the covariance, of at most as many rows."""
+    """Return the mean, `(num_features,)`, and a matrix A with at most num_features rows and `A^T A` = covariance."""
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"{name} of shape {features.shape}: two images of some features are the least")
     count, num_features = features.shape
@@ -77,13 +77,13 @@ def _mean_and_half(features: np.ndarray, name: str) -> tuple[torch.Tensor, torch
     half = torch.empty(0, num_features, dtype=torch.float64)
     for start in starts:
         half = torch.cat([half, (_block(features, start) - mean) / (count - 1) ** 0.5])
-        if len(half) > num_features:  # the triangular factor has the same A^T A in as many rows as features
+        if len(half) > num_features:  # R has the same A^T A with num_features rows
             half = torch.linalg.qr(half, mode="r").R
     return mean, half
 
 
 def _block(features: np.ndarray, start: int) -> torch.Tensor:
-    """Return some of the images in float64: however many there are, few are in memory twice."""
+    """Return one block of features in float64, so that only a block is in memory twice."""
     return torch.from_numpy(np.array(features[start : start + BLOCKS_OF_FEATURES * features.shape[1]], np.float64))
 
 

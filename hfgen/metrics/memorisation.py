@@ -1,4 +1,4 @@
-"""Is it art or a copy? Distances from generated images to the nearest real one, in features and in pixels."""
+"""Memorisation: distances from generated images to the nearest real one, in features and in pixels."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -10,21 +10,21 @@ from scipy.stats import mannwhitneyu
 from hfgen.metrics.frechet import frechet_distance
 
 
-# Of a matrix of distances, so much is in memory at a time.
+# Block of a distance matrix in memory at a time.
 BLOCK_ROWS, BLOCK_COLUMNS = 1024, 8192
-# Pixels are compared at this height and width, where a blurred or recompressed copy is still one.
+# Pixels are compared at this height and width, so that blurred or recompressed copies still match.
 THUMBNAIL_SIDE = 16
-# Below this mean cosine distance Kaggle's MiFID punishes; the value of its published example.
+# Kaggle's MiFID penalises mean cosine distances below this; from its published example.
 MIFID_EPSILON = 0.1
-# What the distance of a copy may come to.
+# Distance of an exact copy, up to rounding.
 ROUNDING = 1e-12
 
 
 class Nearest(NamedTuple):
-    """For each of some images the nearest one of another set.
+    """The nearest image in another set, for each image.
 
     Attributes:
-        indices: of the nearest images, int64 `(num_images,)`.
+        indices: indices of the nearest images, int64 `(num_images,)`.
         distances: cosine distances, float64 `(num_images,)`: 0 for a copy, 1 for features at right angles.
     """
 
@@ -33,12 +33,12 @@ class Nearest(NamedTuple):
 
 
 class NearestPixels(NamedTuple):
-    """For each of some images the real one that is most like it pixel by pixel, mirrored or not.
+    """The most similar real image by pixels, mirrored or not, for each image.
 
     Attributes:
-        indices: of the nearest real images, int64 `(num_images,)`.
+        indices: indices of the nearest real images, int64 `(num_images,)`.
         distances: root mean squared differences to them, in grey levels from 0 to 1, float64 `(num_images,)`.
-        ratios: those as parts of the distances to the second nearest: 1 if neither is special, 0 for a copy.
+        ratios: these divided by the distances to the second nearest: 1 if both are equally near, 0 for a copy.
     """
 
     indices: np.ndarray
@@ -47,12 +47,12 @@ class NearestPixels(NamedTuple):
 
 
 class CopyingTest(NamedTuple):
-    """Whether generated images keep as far from the training images as images do that were held out.
+    """Whether generated images are as far from the training images as held-out images are.
 
     Attributes:
-        share: of all pairs of a held-out and a generated image, those in which the generated one is nearer to the
-            training images: 0.5 is expected, more means copies, less that the two differ otherwise.
-        p_value: how often chance alone would give so large a share.
+        share: fraction of pairs of a held-out and a generated image in which the generated one is nearer to the
+            training images: 0.5 is expected, more means copies, less means that the two differ in other ways.
+        p_value: probability of such a large share by chance.
     """
 
     share: float
@@ -60,14 +60,14 @@ class CopyingTest(NamedTuple):
 
 
 def nearest_images(features: np.ndarray, real_features: np.ndarray, own: np.ndarray | None = None) -> Nearest:
-    """Find for each image the real one whose features point in the most similar direction.
+    """Find the real image with the most similar feature direction for each image.
 
-    Bai et al. 2021 (arXiv:2106.03062), section 3: the distance is one less the absolute cosine.
+    Bai et al. 2021 (arXiv:2106.03062), section 3: the distance is 1 minus the absolute cosine.
 
     Args:
         features: `(num_images, num_features)`.
         real_features: `(num_real, num_features)`.
-        own: the index of each image among the real ones, `(num_images,)`, if it is one of them: it is then left out.
+        own: if the images are real ones themselves, their indices, `(num_images,)`, to exclude each image itself.
 
     Raises:
         ValueError: if there is no real image to find, or the numbers of features differ.
@@ -97,7 +97,7 @@ def nearest_images(features: np.ndarray, real_features: np.ndarray, own: np.ndar
 
 
 def thumbnails(images: Iterable[np.ndarray]) -> np.ndarray:
-    """Shrink images for `nearest_pixels`: each uint8 `(height, width, 3)`; float32 `(num_images, 3, 16, 16)`."""
+    """Downscale images, each uint8 `(height, width, 3)`, for `nearest_pixels`: float32 `(num_images, 3, 16, 16)`."""
     shrunk = [
         torch.nn.functional.adaptive_avg_pool2d(
             torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255, THUMBNAIL_SIDE
@@ -108,12 +108,11 @@ def thumbnails(images: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | None = None) -> NearestPixels:
-    """Find for each image the two real ones that are most like it, as they are or mirrored.
+    """Find the two most similar real images for each image, mirrored or not.
 
     A copy is much nearer to one real image than to any other: Yoon et al. 2023 ("Diffusion Probabilistic Models
-    Generalize when They Fail to Memorize") call a sample memorised if the ratio is below 1/3. A threshold on
-    the distance itself would take blurred images, which are near to everything, for copies. Real images that are the
-    same to the pixel count as one.
+    Generalize when They Fail to Memorize") call a sample memorised if the ratio is below 1/3. A threshold on the
+    distance itself would flag blurred images, which are near to everything. Identical real images count as one.
 
     Args:
         small: from `thumbnails`, `(num_images, 3, 16, 16)`.
@@ -143,12 +142,12 @@ def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | 
         indices.append(found[:, 0])
         nearest.append(best / rows.shape[1] ** 0.5)
     first, second = torch.cat(nearest).unbind(dim=1)
-    ratios = torch.where(second > 0, first / second, 1.0)  # two real images mirror each other, and this one is as well
+    ratios = torch.where(second > 0, first / second, 1.0)  # 0 / 0: matches two mirrored real images
     return NearestPixels(kept[torch.cat(indices).numpy()], first.numpy(), ratios.numpy())
 
 
 def _without_repeats(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the different images, and for each image the place of its like among them."""
+    """Return the indices of the distinct images, and for each image its position among them."""
     places: dict[bytes, int] = {}
     kept: list[int] = []
     place: list[int] = []
@@ -165,11 +164,11 @@ def copying_test(train_features: np.ndarray, held_out_features: np.ndarray, fake
     """Compare how near generated and held-out images come to the training images.
 
     Meehan et al. 2020 (arXiv:2004.05675), section 3: the rank-sum test of Mann and Whitney on the distances to the
-    nearest training image, here over all images at once and not cell by cell.
+    nearest training image, here over all images at once instead of cell by cell.
 
     Args:
         train_features: `(num_train, num_features)`.
-        held_out_features: of real images that the generator was not trained on, `(num_held_out, num_features)`.
+        held_out_features: features of real images not used in training, `(num_held_out, num_features)`.
         fake_features: `(num_fake, num_features)`.
     """
     held_out, fake = (nearest_images(part, train_features).distances for part in (held_out_features, fake_features))
@@ -180,15 +179,15 @@ def copying_test(train_features: np.ndarray, held_out_features: np.ndarray, fake
 def memorisation_informed_fid(
     real_features: np.ndarray, fake_features: np.ndarray, epsilon: float = MIFID_EPSILON
 ) -> float:
-    """Return Kaggle's MiFID: the FID, divided by the mean distance to the nearest real image where that is small.
+    """Return Kaggle's MiFID: the FID, divided by the mean distance to the nearest real image if that is small.
 
-    Bai et al. 2021, equations 3 to 5: the mean is taken over the *generated* images, of which each looks for its
-    nearest real one. (A library that takes it over the real images punishes a generator that copies one image less.)
+    Bai et al. 2021, equations 3 to 5: the mean is over the *generated* images and their nearest real ones. (A library
+    that averages over the real images penalises a generator that copies one image less.)
 
     Args:
         real_features: `(num_real, num_features)`, at least 2 images.
         fake_features: `(num_fake, num_features)`, likewise.
-        epsilon: from this mean distance on there is no punishment.
+        epsilon: no penalty from this mean distance on.
 
     Returns:
         The score; infinite if all generated images are copies.
@@ -201,12 +200,12 @@ def memorisation_informed_fid(
 
 
 def _leave_out(values: torch.Tensor, own: np.ndarray, column: int, value: float) -> None:
-    """Overwrite, in each row of a block that begins at `column`, the entry of the row's own image if it is there."""
+    """Overwrite each row's entry for its own image, in a block of columns starting at `column`."""
     places = torch.as_tensor(own) - column
     here = ((places >= 0) & (places < values.shape[1])).nonzero().flatten()
     values[here, places[here]] = value
 
 
 def _directions(features: np.ndarray) -> torch.Tensor:
-    """Scale features to length 1; those of length 0, which point nowhere, stay 0 and are far from everything."""
+    """Normalise features to length 1; zero vectors stay 0 and are far from everything."""
     return torch.nn.functional.normalize(torch.from_numpy(np.array(features, np.float64)), dim=1)

@@ -1,4 +1,4 @@
-"""What a report of `hfgen evaluate` says, for people: a table and sentences; and how it is written and read."""
+"""Formatting the report of `hfgen evaluate` as a table and sentences, and reading and writing it."""
 
 import json
 import math
@@ -19,7 +19,7 @@ TABLE = {
 
 
 def finite(value: Any) -> Any:
-    """Replace what JSON has no word for, such as the infinite MiFID of a generator that only copies, by null."""
+    """Replace non-finite numbers, such as the infinite MiFID of a generator that only copies, by null for JSON."""
     if isinstance(value, dict):
         return {key: finite(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -28,7 +28,7 @@ def finite(value: Any) -> Any:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Write a report as a table, with the floor in a column beside the scores, and the statements on copies."""
+    """Format a report as a table, with the floor in its own column, and the statements on copies."""
     told = [score_table(report)]
     told.append(
         f"Memorisation: {report['memorisation']['statement']}; {report['memorisation_by_pixels']['statement']}."
@@ -40,7 +40,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def score_table(report: dict[str, Any]) -> str:
-    """Write the scores of a report as a table, and what is needed to read them."""
+    """Format the scores of a report as a table, with what is needed to interpret them."""
     scores, floor, spread = report["scores"], report["floor"], report.get("repeats")
     halves, names = floor["halves"], score_names(report["features"])
     head = ["score", "generated"]
@@ -77,7 +77,7 @@ def score_table(report: dict[str, Any]) -> str:
 
 
 def read_report(file: Path) -> dict[str, Any]:
-    """Read `evaluation.json`; a score that JSON had no word for is infinite again."""
+    """Read `evaluation.json`; scores stored as null become infinite again."""
     report = json.loads(file.read_text())
     spread = report.get("repeats", {})
     parts = [spread[key] for key in ("mean", "standard_deviation") if key in spread]
@@ -87,7 +87,7 @@ def read_report(file: Path) -> dict[str, Any]:
 
 
 def score_names(features: str) -> dict[str, str]:
-    """Return how FID and its kin are called in these features: the names say Inception, whatever that is."""
+    """Return the names of FID and related scores in these features: FID, KID and MiFID imply Inception."""
     if features.startswith("inception"):
         return {"fid": "FID", "kid": "KID", "mifid": "MiFID"}
     family = {"dinov2": "DINOv2", "clip": "CLIP"}[features.split()[0]]

@@ -1,7 +1,8 @@
-"""Features of networks that were not trained on ImageNet's classes, for data that has none of them.
+"""Features of networks not trained on ImageNet's classes, for data without those classes.
 
-FID in Inception's features counts what ImageNet's classes tell apart (Kynkaanniemi et al. 2023, arXiv:2203.06026);
-features learned without labels agree better with what people see (Stein et al. 2023, arXiv:2306.04675).
+FID with Inception features measures what distinguishes ImageNet's classes (Kynkaanniemi et al. 2023,
+arXiv:2203.06026); features learned without labels agree better with human judgement (Stein et al. 2023,
+arXiv:2306.04675).
 """
 
 import hashlib
@@ -16,14 +17,14 @@ from hfgen.metrics.extraction import extract_features
 
 
 class _Family(NamedTuple):
-    """How one kind of network is loaded and fed.
+    """How to load and use one kind of network.
 
     Attributes:
-        class_name: of transformers.
-        default: repo on the Hub.
-        output: of the network's outputs, the one that is the feature.
-        mean: of red, green and blue in [0, 1], as the network was trained with.
-        std: likewise.
+        class_name: class in transformers.
+        default: default Hub repo.
+        output: name of the output used as features.
+        mean: channel means of red, green and blue in [0, 1], as in the network's training.
+        std: channel standard deviations, likewise.
     """
 
     class_name: str
@@ -34,11 +35,11 @@ class _Family(NamedTuple):
 
 
 FAMILIES = {
-    # The class token behind the last norm, as Stein et al. 2023 take it.
+    # The class token after the last norm, as in Stein et al. 2023.
     "dinov2": _Family(
         "Dinov2Model", "facebook/dinov2-large", "pooler_output", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     ),
-    # The embedding that is compared with that of a text, before it is scaled to length 1.
+    # The embedding compared with text embeddings, before normalisation.
     "clip": _Family(
         "CLIPVisionModelWithProjection",
         "openai/clip-vit-large-patch14",
@@ -47,25 +48,25 @@ FAMILIES = {
         (0.26862954, 0.26130258, 0.27577711),
     ),
 }
-# DINOv2 takes any multiple of its patches; this is what it is compared at. A CLIP takes the size that it was made for.
+# Input size for DINOv2, which takes any multiple of its patch size. CLIP has a fixed input size.
 DINOV2_SIDE = 224
 
 
 class TransformerFeatures:
-    """Turns images into the features of DINOv2 or CLIP, `(num_images, num_features)`.
+    """Computes DINOv2 or CLIP features of images, `(num_images, num_features)`.
 
-    Images are resized as a whole, by clean-fid's antialiasing bicubic resizer.
+    Whole images are resized, with clean-fid's antialiasing bicubic resizer.
 
     Args:
         kind: "dinov2" or "clip".
-        source: a repo of the Hub or a folder, with `model.safetensors`; the large model if None.
+        source: a Hub repo or a folder, with `model.safetensors`; the large model if None.
         device: where the network runs.
 
     Raises:
         UserError: if there is no such network there.
 
     Attributes:
-        identity: names the network and its weights; features of equal identity are comparable.
+        identity: names the network and its weights; features are comparable if identities are equal.
     """
 
     def __init__(self, kind: str, source: str | None, device: torch.device):
@@ -90,27 +91,27 @@ class TransformerFeatures:
 
 
 def _load(family: _Family, source: str) -> Any:
-    """Load a network from its safetensors alone: those of a pickle are refused."""
+    """Load a network from safetensors only; pickled weights are refused."""
     import transformers
 
     network_class = getattr(transformers, family.class_name)
     try:
         network, loading = network_class.from_pretrained(source, use_safetensors=True, output_loading_info=True)
-    except Exception as error:  # of JSON, safetensors, the disk or the network: whatever it is, there is no network
+    except Exception as error:  # from JSON, safetensors, disk or internet: in any case there are no weights
         raise UserError(
             f"--feature_weights {source}: no {family.class_name} with model.safetensors could be had: "
             f"{' '.join(str(error).split())}"
         ) from error
     if missing := loading["missing_keys"]:
         raise UserError(f"--feature_weights {source}: is no {family.class_name}: {len(missing)} weights are missing")
-    # A DINOv2 with registers has all that one without has: left out, they would give the features of neither.
+    # DINOv2 with registers has extra embeddings; ignoring them would give the features of neither model.
     if strange := [name for name in loading["unexpected_keys"] if name.startswith("embeddings.")]:
         raise UserError(f"--feature_weights {source}: is no {family.class_name}: it has {', '.join(strange)} as well")
-    return network.float().eval()  # weights that are kept in half precision too
+    return network.float().eval()  # weights may be stored in half precision
 
 
 def _digest(network: torch.nn.Module) -> str:
-    """Return a hash of the weights, wherever they came from."""
+    """Return a hash of the weights, independent of their source."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())

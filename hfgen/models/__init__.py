@@ -1,6 +1,6 @@
-"""The networks: one concept a file, complete in itself, because a copy of it is published with each checkpoint.
+"""The networks: one self-contained file each, because a copy of the file is published with each checkpoint.
 
-A new network is one file here and one line below; the tests in `tests/models/` then run on it.
+To add a network, add a file here and a line below; the tests in `tests/models/` then run on it.
 """
 
 from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator

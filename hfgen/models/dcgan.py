@@ -1,8 +1,8 @@
 """DCGAN (Radford et al. 2016, arXiv:1511.06434): the generator and the discriminator of section 3.
 
-With the discriminator's normalisation as an option this pair is also that of three later methods: BatchNorm makes it
-DCGAN and LSGAN, spectral norm the SNGAN of convolutions (Miyato et al. 2018, table 3), InstanceNorm the critic of
-WGAN-GP that study B trained.
+The discriminator's normalisation is an option, so that later methods can use the same pair: BatchNorm for DCGAN and
+LSGAN, spectral norm for a convolutional SNGAN (Miyato et al. 2018, table 3), InstanceNorm for the WGAN-GP critic that
+study B trained.
 
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
@@ -18,15 +18,15 @@ from torch.nn.utils.parametrize import register_parametrization
 
 
 class AlignedModelMixin(ModelMixin):
-    """Loads weights to addresses that are multiples of 64, where PyTorch itself puts them.
+    """Loads weights to memory aligned to 64 bytes, as PyTorch itself allocates it.
 
-    safetensors maps a file into memory as it lies on the disk, and on some CPUs a matrix product of weights at another
-    address ends in other last bits. The same class stands in each network's file.
+    safetensors memory-maps the file without alignment, and on some CPUs the last bits of a matrix product depend on
+    the alignment of the weights. Each network's file has a copy of this class.
     """
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load as diffusers does; same arguments, same result."""
+        """Load like diffusers: same arguments, same result."""
         loaded = super().from_pretrained(*args, **kwargs)
         network = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
         for tensor in (*network.parameters(), *network.buffers()):
@@ -35,7 +35,7 @@ class AlignedModelMixin(ModelMixin):
 
 
 def _level_channels(sample_size: int, base_channels: int) -> list[int]:
-    """Return the channels at half the resolution, at a quarter, ... down to 4 x 4 pixels: doubling, to 8 times."""
+    """Return the channels from half the resolution down to 4 x 4 pixels: they double at each level, up to 8 times."""
     levels = sample_size.bit_length() - 3
     if sample_size < 8 or sample_size & (sample_size - 1):
         raise ValueError(f"sample_size={sample_size} must be a power of two from 8: each level halves the resolution")
@@ -43,23 +43,23 @@ def _level_channels(sample_size: int, base_channels: int) -> list[int]:
 
 
 class DCGANGenerator(AlignedModelMixin, ConfigMixin):
-    """Maps latents to images by transposed convolutions, each of which doubles the resolution.
+    """Maps latents to images with transposed convolutions that each double the resolution.
 
     Args:
         sample_size: height and width of the images, in pixels: a power of two from 8.
         latent_dim: size of a latent.
         out_channels: channels of the images.
-        base_channels: channels at half the resolution of the images (ngf elsewhere); they double at each coarser
-            level, up to 8 times as many.
+        base_channels: channels at half the resolution of the images (often called ngf); they double at each coarser
+            level, up to a factor of 8.
 
     Raises:
-        ValueError: if `sample_size` is no power of two.
+        ValueError: if `sample_size` is not a power of two.
     """
 
     @register_to_config
     def __init__(self, sample_size: int = 64, latent_dim: int = 100, out_channels: int = 3, base_channels: int = 64):
         super().__init__()
-        channels = _level_channels(sample_size, base_channels)[::-1]  # from 4 x 4 pixels on
+        channels = _level_channels(sample_size, base_channels)[::-1]  # starting at 4 x 4 pixels
         self.stem = nn.ConvTranspose2d(latent_dim, channels[0], 4, bias=False)
         self.blocks = nn.ModuleList()
         for coarse, fine in zip(channels[:-1], channels[1:], strict=True):
@@ -70,7 +70,7 @@ class DCGANGenerator(AlignedModelMixin, ConfigMixin):
         self.apply(_initialise)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Draw one image for each latent.
+        """Generate one image for each latent.
 
         Args:
             latents: `(batch_size, latent_dim)`, standard normal.
@@ -78,7 +78,7 @@ class DCGANGenerator(AlignedModelMixin, ConfigMixin):
         Returns:
             `(batch_size, out_channels, sample_size, sample_size)`, in [-1, 1].
         """
-        # A transposed convolution of a single pixel is a matrix product; as such it is fast, and channels_last.
+        # A transposed convolution of one pixel is a matrix product, which is faster and gives channels_last.
         stem = nn.functional.linear(latents, self.stem.weight.permute(2, 3, 1, 0).flatten(0, 2))
         hidden_states = stem.unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)  # (B, C, 4, 4)
         for block in self.blocks:
@@ -88,21 +88,21 @@ class DCGANGenerator(AlignedModelMixin, ConfigMixin):
 
 
 class DCGANDiscriminator(AlignedModelMixin, ConfigMixin):
-    """Maps images to logits by convolutions, each of which halves the resolution.
+    """Maps images to logits with convolutions that each halve the resolution.
 
     Args:
         sample_size: height and width of the images, in pixels: a power of two from 8.
         in_channels: channels of the images.
-        base_channels: channels at half the resolution of the images (ndf elsewhere); they double at each coarser
-            level, up to 8 times as many.
-        normalization: "batch", after each convolution but the first and the last, as in DCGAN; "instance", with
-            scale and shift, in the same places, as in study B's critic; "spectral", of every convolution's weight;
-            or "none". A penalty on the gradient for each image needs one of the last three.
-        spectral_scale: factor of each weight with spectral norm, and thus about the Lipschitz constant of a layer: 1
-            in SNGAN's paper (Lee et al. 2020, arXiv:2009.02773, vary it).
+        base_channels: channels at half the resolution of the images (often called ndf); they double at each coarser
+            level, up to a factor of 8.
+        normalization: "batch", after each convolution except the first and the last, as in DCGAN; "instance", with
+            scale and shift, in the same places, as in study B's critic; "spectral", for every convolution's weight;
+            or "none". A per-image gradient penalty needs one of the last three.
+        spectral_scale: factor of each spectrally normalised weight, roughly the Lipschitz constant of a layer: 1 in
+            SNGAN's paper (Lee et al. 2020, arXiv:2009.02773, vary it).
 
     Raises:
-        ValueError: if `sample_size` is no power of two, or for another normalisation.
+        ValueError: if `sample_size` is not a power of two, or for an unknown normalisation.
     """
 
     @register_to_config
@@ -138,7 +138,7 @@ class DCGANDiscriminator(AlignedModelMixin, ConfigMixin):
                         register_parametrization(module, "weight", Scale(spectral_scale))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Judge images: the larger the logit, the more real.
+        """Compute logits: larger means more real.
 
         Args:
             images: `(batch_size, in_channels, sample_size, sample_size)`, in [-1, 1].
@@ -153,7 +153,7 @@ class DCGANDiscriminator(AlignedModelMixin, ConfigMixin):
 
 
 class Scale(nn.Module):
-    """Multiplies a weight by a constant: a parametrization behind spectral norm."""
+    """Multiplies a weight by a constant: a parametrization applied after spectral norm."""
 
     def __init__(self, factor: float):
         super().__init__()
@@ -165,7 +165,7 @@ class Scale(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Section 4 of the paper: weights from N(0, 0.02). The scale of a normalisation from N(1, 0.02), by its code."""
+    """Weights from N(0, 0.02), as in section 4 of the paper; normalisation scales from N(1, 0.02), as in its code."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""Study B's DCGAN for paintings of 256 pixels (its system B1): large kernels, a dense stem of 16 x 16 pixels.
+"""Study B's DCGAN for 256-pixel paintings (its system B1): large kernels and a dense 16 x 16 stem.
 
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
@@ -13,15 +13,15 @@ from torch.nn.functional import leaky_relu
 
 
 class AlignedModelMixin(ModelMixin):
-    """Loads weights to addresses that are multiples of 64, where PyTorch itself puts them.
+    """Loads weights to memory aligned to 64 bytes, as PyTorch itself allocates it.
 
-    safetensors maps a file into memory as it lies on the disk, and on some CPUs a matrix product of weights at another
-    address ends in other last bits. The same class stands in each network's file.
+    safetensors memory-maps the file without alignment, and on some CPUs the last bits of a matrix product depend on
+    the alignment of the weights. Each network's file has a copy of this class.
     """
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load as diffusers does; same arguments, same result."""
+        """Load like diffusers: same arguments, same result."""
         loaded = super().from_pretrained(*args, **kwargs)
         network = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
         for tensor in (*network.parameters(), *network.buffers()):
@@ -33,13 +33,13 @@ class DCGAN256Generator(AlignedModelMixin, ConfigMixin):
     """Maps latents to images: a dense layer, four 6 x 6 transposed convolutions, a 6 x 6 convolution; no BatchNorm.
 
     Args:
-        sample_size: height and width of the images, in pixels: a multiple of 16, in the study 256.
+        sample_size: height and width of the images, in pixels: a multiple of 16, 256 in the study.
         latent_dim: size of a latent.
         out_channels: channels of the images.
         stem_channels: channels of the dense layer's output; each transposed convolution halves them.
 
     Raises:
-        ValueError: if `sample_size` is no multiple of 16, or `stem_channels` none.
+        ValueError: if `sample_size` or `stem_channels` is not a multiple of 16.
     """
 
     @register_to_config
@@ -54,11 +54,11 @@ class DCGAN256Generator(AlignedModelMixin, ConfigMixin):
             nn.ConvTranspose2d(wide, narrow, 6, stride=2, padding=2)
             for wide, narrow in zip(widths[:-1], widths[1:], strict=True)
         )
-        self.pad = nn.ZeroPad2d((2, 3, 2, 3))  # "same" for a kernel of even size, as TensorFlow has it
+        self.pad = nn.ZeroPad2d((2, 3, 2, 3))  # "same" padding for an even kernel size, as in TensorFlow
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 6)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Draw one image for each latent.
+        """Generate one image for each latent.
 
         Args:
             latents: `(batch_size, latent_dim)`, standard normal.
@@ -77,13 +77,13 @@ class DCGAN256Discriminator(AlignedModelMixin, ConfigMixin):
     """Maps images to logits: four 6 x 6 convolutions of stride 2, BatchNorm from the second on, dropout.
 
     Args:
-        sample_size: height and width of the images, in pixels: a multiple of 16, in the study 256.
+        sample_size: height and width of the images, in pixels: a multiple of 16, 256 in the study.
         in_channels: channels of the images.
-        base_channels: channels after the first convolution; each of the others doubles them.
+        base_channels: channels after the first convolution; each further convolution doubles them.
         dropout: probability of dropping a feature before the last layer.
 
     Raises:
-        ValueError: if `sample_size` is no multiple of 16.
+        ValueError: if `sample_size` is not a multiple of 16.
     """
 
     @register_to_config
@@ -101,7 +101,7 @@ class DCGAN256Discriminator(AlignedModelMixin, ConfigMixin):
         self.linear_out = nn.Linear(widths[-1] * (sample_size // 16) ** 2, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Judge images: the larger the logit, the more real.
+        """Compute logits: larger means more real.
 
         Args:
             images: `(batch_size, in_channels, sample_size, sample_size)`, in [-1, 1].

@@ -1,8 +1,8 @@
-"""A normalising flow over latents: a second stage for a VAE whose latents a mixture of Gaussians describes badly.
+"""A normalising flow over latents: a second stage for a VAE whose latents a mixture of Gaussians fits badly.
 
-Couplings as in Dinh et al. 2017 (Real NVP, arXiv:1605.08803) after a Gaussian of full covariance. As a second VAE on
-the latents (Dai and Wipf 2019, arXiv:1903.05789) it draws from where the encoder really puts the data; unlike that,
-it says how likely a latent is.
+Couplings as in Dinh et al. 2017 (Real NVP, arXiv:1605.08803), combined with a full-covariance Gaussian. Like a second
+VAE on the latents (Dai and Wipf 2019, arXiv:1903.05789), it samples from the region that the encoder actually uses;
+unlike that, it also gives the density of a latent.
 
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
@@ -17,15 +17,15 @@ from torch import nn
 
 
 class AlignedModelMixin(ModelMixin):
-    """Loads weights to addresses that are multiples of 64, where PyTorch itself puts them.
+    """Loads weights to memory aligned to 64 bytes, as PyTorch itself allocates it.
 
-    safetensors maps a file into memory as it lies on the disk, and on some CPUs a matrix product of weights at another
-    address ends in other last bits. The same class stands in each network's file.
+    safetensors memory-maps the file without alignment, and on some CPUs the last bits of a matrix product depend on
+    the alignment of the weights. Each network's file has a copy of this class.
     """
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load as diffusers does; same arguments, same result."""
+        """Load like diffusers: same arguments, same result."""
         loaded = super().from_pretrained(*args, **kwargs)
         network = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
         for tensor in (*network.parameters(), *network.buffers()):
@@ -34,18 +34,18 @@ class AlignedModelMixin(ModelMixin):
 
 
 class LatentFlow(AlignedModelMixin, ConfigMixin):
-    """Turns standard normal numbers into latents, invertibly.
+    """Maps standard normal numbers to latents, invertibly.
 
-    A new one is the standard normal distribution itself: the couplings start as the identity, and the Gaussian behind
-    them, `location + scale_tril @ x`, is set by whoever fits it.
+    It is initialised as the standard normal distribution: the couplings start as the identity, and the caller sets the
+    Gaussian after them, `location + scale_tril @ x`.
 
     Args:
         latent_dim: size of a latent, at least 2.
-        num_couplings: each scales and shifts one half of the numbers.
+        num_couplings: number of couplings; each scales and shifts one half of the numbers.
         hidden_dim: width of the couplings' networks.
 
     Raises:
-        ValueError: if there is no second half.
+        ValueError: if `latent_dim` is below 2.
     """
 
     @register_to_config
@@ -56,7 +56,7 @@ class LatentFlow(AlignedModelMixin, ConfigMixin):
         self.couplings = nn.ModuleList(
             _Coupling(latent_dim, hidden_dim, second_half=bool(index % 2)) for index in range(num_couplings)
         )
-        # Two couplings change all numbers, half by half; then the halves are mixed, alike in each new flow.
+        # Two couplings change all numbers, one half each; then a fixed permutation mixes the halves.
         numbers = torch.Generator().manual_seed(0)
         mixed = [torch.randperm(latent_dim, generator=numbers) for _ in range(num_couplings)]
         orders = torch.stack([torch.arange(latent_dim) if index % 2 else one for index, one in enumerate(mixed)])
@@ -65,16 +65,16 @@ class LatentFlow(AlignedModelMixin, ConfigMixin):
         self.scale_tril = nn.Parameter(torch.eye(latent_dim), requires_grad=False)
 
     def forward(self, noise: torch.Tensor) -> torch.Tensor:
-        """Draw one latent for each row of noise: a smooth function of it.
+        """Map each row of noise to one latent, smoothly.
 
         Args:
-            noise: `(batch_size, 1 + latent_dim)`, standard normal; the first number is not used, so that a flow takes
-                what a `GaussianMixture` takes.
+            noise: `(batch_size, 1 + latent_dim)`, standard normal; the first number is ignored, so that the input is
+                the same as for a `GaussianMixture`.
 
         Returns:
             `(batch_size, latent_dim)`.
         """
-        # In its own precision wherever it is called, so that the same noise is the same latent.
+        # Without autocast, so that the same noise always gives the same latent.
         with torch.autocast(noise.device.type, enabled=False):
             state = noise[:, 1:].to(self.location.dtype)
             for coupling, order in zip(self.couplings, self.orders, strict=True):
@@ -82,7 +82,7 @@ class LatentFlow(AlignedModelMixin, ConfigMixin):
             return self.location + state @ self.scale_tril.T
 
     def log_density(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return the logarithm of the density of latents, in nats.
+        """Return the log-density of latents, in nats.
 
         Args:
             latents: `(batch_size, latent_dim)`.
@@ -101,7 +101,7 @@ class LatentFlow(AlignedModelMixin, ConfigMixin):
 
 
 class _Coupling(nn.Module):
-    """Scales and shifts one half of the numbers by what a network makes of the other half."""
+    """Scales and shifts one half of the numbers; a network computes scale and shift from the other half."""
 
     def __init__(self, latent_dim: int, hidden_dim: int, second_half: bool):
         super().__init__()
@@ -124,7 +124,7 @@ class _Coupling(nn.Module):
         return self._join(kept, changed * log_scale.exp() + shift)
 
     def inverse(self, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Undo `forward`; also return the logarithm of by how much that scaled the volume, `(batch_size,)`."""
+        """Invert `forward`; also return the log-determinant of its Jacobian, `(batch_size,)`."""
         first, second = state[:, : self.split], state[:, self.split :]
         kept, changed = (first, second) if self.second_half else (second, first)
         log_scale, shift = self._scale_and_shift(kept)
@@ -132,7 +132,7 @@ class _Coupling(nn.Module):
 
     def _scale_and_shift(self, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         log_scale, shift = self.network(kept).chunk(2, dim=1)
-        return log_scale.tanh(), shift  # by no more than e, so that no draw is far from all the data
+        return log_scale.tanh(), shift  # a factor of at most e, so that no sample is far from all data
 
     def _join(self, kept: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
         return torch.cat((kept, changed) if self.second_half else (changed, kept), dim=1)

@@ -1,6 +1,6 @@
 """SNGAN (Miyato et al. 2018, arXiv:1802.05957): the residual generator and discriminator of appendix B.4.
 
-Its other pair, of plain convolutions, is that of `dcgan.py` with spectral norm.
+The paper's convolutional pair is in `sngan_conv.py`; `dcgan.py` with spectral norm is similar.
 
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
@@ -17,15 +17,15 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 
 class AlignedModelMixin(ModelMixin):
-    """Loads weights to addresses that are multiples of 64, where PyTorch itself puts them.
+    """Loads weights to memory aligned to 64 bytes, as PyTorch itself allocates it.
 
-    safetensors maps a file into memory as it lies on the disk, and on some CPUs a matrix product of weights at another
-    address ends in other last bits. The same class stands in each network's file.
+    safetensors memory-maps the file without alignment, and on some CPUs the last bits of a matrix product depend on
+    the alignment of the weights. Each network's file has a copy of this class.
     """
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load as diffusers does; same arguments, same result."""
+        """Load like diffusers: same arguments, same result."""
         loaded = super().from_pretrained(*args, **kwargs)
         network = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
         for tensor in (*network.parameters(), *network.buffers()):
@@ -34,29 +34,29 @@ class AlignedModelMixin(ModelMixin):
 
 
 def _level_channels(sample_size: int, base_channels: int) -> list[int]:
-    """Return the channels at full resolution, at half, ... down to 4 x 4 pixels: doubling, to 16 times."""
+    """Return the channels from full resolution down to 4 x 4 pixels: they double at each level, up to 16 times."""
     if sample_size < 8 or sample_size & (sample_size - 1):
         raise ValueError(f"sample_size={sample_size} must be a power of two from 8: each level halves the resolution")
     return [base_channels * min(2**level, 16) for level in range(sample_size.bit_length() - 2)]
 
 
 class SNGANGenerator(AlignedModelMixin, ConfigMixin):
-    """Maps latents to images: a dense layer, then residual blocks, each of which doubles the resolution.
+    """Maps latents to images: a dense layer, then residual blocks that each double the resolution.
 
     Args:
         sample_size: height and width of the images, in pixels: a power of two from 8.
         latent_dim: size of a latent.
         out_channels: channels of the images.
-        base_channels: channels at full resolution; they double at each coarser level, up to 16 times as many.
+        base_channels: channels at full resolution; they double at each coarser level, up to a factor of 16.
 
     Raises:
-        ValueError: if `sample_size` is no power of two.
+        ValueError: if `sample_size` is not a power of two.
     """
 
     @register_to_config
     def __init__(self, sample_size: int = 64, latent_dim: int = 128, out_channels: int = 3, base_channels: int = 64):
         super().__init__()
-        channels = _level_channels(sample_size, base_channels)[::-1]  # from 4 x 4 pixels on
+        channels = _level_channels(sample_size, base_channels)[::-1]  # starting at 4 x 4 pixels
         self.stem = nn.Linear(latent_dim, channels[0] * 4 * 4)
         self.blocks = nn.ModuleList(
             UpBlock(coarse, fine) for coarse, fine in zip(channels[:-1], channels[1:], strict=True)
@@ -67,7 +67,7 @@ class SNGANGenerator(AlignedModelMixin, ConfigMixin):
             _initialise(module)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Draw one image for each latent.
+        """Generate one image for each latent.
 
         Args:
             latents: `(batch_size, latent_dim)`, standard normal.
@@ -84,15 +84,15 @@ class SNGANGenerator(AlignedModelMixin, ConfigMixin):
 class SNGANDiscriminator(AlignedModelMixin, ConfigMixin):
     """Maps images to logits: residual blocks that halve the resolution, a sum over pixels, a dense layer.
 
-    Every weight has spectral norm, so the penalties on gradients are allowed but not needed.
+    Every weight has spectral norm, so gradient penalties are possible but not needed.
 
     Args:
         sample_size: height and width of the images, in pixels: a power of two from 8.
         in_channels: channels of the images.
-        base_channels: channels after the first block; they double with each further one, up to 16 times as many.
+        base_channels: channels after the first block; they double with each further block, up to a factor of 16.
 
     Raises:
-        ValueError: if `sample_size` is no power of two.
+        ValueError: if `sample_size` is not a power of two.
     """
 
     @register_to_config
@@ -107,7 +107,7 @@ class SNGANDiscriminator(AlignedModelMixin, ConfigMixin):
         self.linear_out = spectral_norm(_initialise(nn.Linear(channels[-1], 1)))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Judge images: the larger the logit, the more real.
+        """Compute logits: larger means more real.
 
         Args:
             images: `(batch_size, in_channels, sample_size, sample_size)`, in [-1, 1].
@@ -123,7 +123,7 @@ class SNGANDiscriminator(AlignedModelMixin, ConfigMixin):
 
 
 class UpBlock(nn.Module):
-    """Figure 8 of the paper's generator: BatchNorm, ReLU, doubling, convolution, twice; a 1 x 1 convolution beside."""
+    """Figure 8 of the paper: BatchNorm, ReLU, upsampling, convolution, BatchNorm, ReLU, convolution; 1x1 shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -136,17 +136,17 @@ class UpBlock(nn.Module):
         """Map `(batch_size, in_channels, height, width)` to `(batch_size, out_channels, 2 height, 2 width)`."""
         residual = self.conv1(interpolate(relu(self.norm1(hidden_states)), scale_factor=2))
         residual = self.conv2(relu(self.norm2(residual)))
-        # A 1 x 1 convolution commutes with repeating pixels: before it there are a quarter as many.
+        # A 1 x 1 convolution commutes with repeating pixels; before that there are only a quarter of them.
         return residual + interpolate(self.shortcut(hidden_states), scale_factor=2)
 
 
 class DownBlock(nn.Module):
-    """Two convolutions with spectral norm, then an average over 2 x 2 pixels; a 1 x 1 convolution beside.
+    """Two convolutions with spectral norm, then 2 x 2 average pooling; 1 x 1 shortcut.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the output.
-        first: whether the input is an image, which no ReLU must touch.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        first: whether the input is an image, which gets no ReLU.
         halve: whether the resolution is halved.
     """
 
@@ -163,13 +163,13 @@ class DownBlock(nn.Module):
         residual = self.conv1(hidden_states if self.first else relu(hidden_states))
         residual = self.conv2(relu(residual))
         if self.halve:
-            # The average commutes with the 1 x 1 convolution: behind it there are a quarter as many pixels.
+            # Pooling commutes with the 1 x 1 convolution; after it there are only a quarter of the pixels.
             residual, hidden_states = avg_pool2d(residual, 2), avg_pool2d(hidden_states, 2)
         return residual + (hidden_states if self.shortcut is None else self.shortcut(hidden_states))
 
 
 def _initialise(module: nn.Linear | nn.Conv2d, gain: float = 1.0) -> nn.Module:
-    """Uniform weights after Glorot and Bengio 2010, as the authors' code has them; biases of zero."""
+    """Glorot uniform weights (Glorot and Bengio 2010), as in the authors' code; zero biases."""
     nn.init.xavier_uniform_(module.weight, gain)
     if module.bias is not None:
         nn.init.zeros_(module.bias)

@@ -1,8 +1,8 @@
 """SNGAN's convolutional pair (Miyato et al. 2018, arXiv:1802.05957): the "standard CNN" of table 3.
 
-Unlike DCGAN's networks both have a 3 x 3 convolution at full resolution. In the generator it turns features into
-pixels; in the discriminator a 3 x 3 convolution follows each 4 x 4 one that halves the resolution. The paper's images
-have 32 pixels; other sizes have more or fewer levels.
+Unlike DCGAN's networks, both have a 3 x 3 convolution at full resolution. In the generator it maps features to
+pixels; in the discriminator a 3 x 3 convolution follows each 4 x 4 convolution that halves the resolution. The paper
+uses 32-pixel images; other sizes have more or fewer levels.
 
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
@@ -18,15 +18,15 @@ from torch.nn.utils.parametrize import register_parametrization
 
 
 class AlignedModelMixin(ModelMixin):
-    """Loads weights to addresses that are multiples of 64, where PyTorch itself puts them.
+    """Loads weights to memory aligned to 64 bytes, as PyTorch itself allocates it.
 
-    safetensors maps a file into memory as it lies on the disk, and on some CPUs a matrix product of weights at another
-    address ends in other last bits. The same class stands in each network's file.
+    safetensors memory-maps the file without alignment, and on some CPUs the last bits of a matrix product depend on
+    the alignment of the weights. Each network's file has a copy of this class.
     """
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load as diffusers does; same arguments, same result."""
+        """Load like diffusers: same arguments, same result."""
         loaded = super().from_pretrained(*args, **kwargs)
         network = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
         for tensor in (*network.parameters(), *network.buffers()):
@@ -35,7 +35,7 @@ class AlignedModelMixin(ModelMixin):
 
 
 def _level_channels(sample_size: int, base_channels: int) -> list[int]:
-    """Return the channels at full resolution, at half, ... down to 4 x 4 pixels: doubling, to 8 times."""
+    """Return the channels from full resolution down to 4 x 4 pixels: they double at each level, up to 8 times."""
     if sample_size < 8 or sample_size & (sample_size - 1):
         raise ValueError(f"sample_size={sample_size} must be a power of two from 8: each level halves the resolution")
     return [base_channels * min(2**level, 8) for level in range(sample_size.bit_length() - 2)]
@@ -48,13 +48,13 @@ class SNGANConvGenerator(AlignedModelMixin, ConfigMixin):
         sample_size: height and width of the images, in pixels: a power of two from 8.
         latent_dim: size of a latent.
         out_channels: channels of the images.
-        base_channels: channels at full resolution; they double at each coarser level, up to 8 times as many.
+        base_channels: channels at full resolution; they double at each coarser level, up to a factor of 8.
         upsampling: how a level doubles the resolution: "transposed", a 4 x 4 transposed convolution, as in the paper;
-            "nearest", repeated pixels and a 3 x 3 convolution, against the checkerboards of the former (Odena et al.
-            2016, doi:10.23915/distill.00003).
+            "nearest", repeated pixels and a 3 x 3 convolution, which avoids checkerboard artifacts (Odena et al. 2016,
+            doi:10.23915/distill.00003).
 
     Raises:
-        ValueError: if `sample_size` is not a power of two, or for another upsampling.
+        ValueError: if `sample_size` is not a power of two, or for an unknown upsampling.
     """
 
     @register_to_config
@@ -69,7 +69,7 @@ class SNGANConvGenerator(AlignedModelMixin, ConfigMixin):
         super().__init__()
         if upsampling not in ("transposed", "nearest"):
             raise ValueError(f"upsampling={upsampling!r} must be transposed or nearest")
-        channels = _level_channels(sample_size, base_channels)[::-1]  # from 4 x 4 pixels on
+        channels = _level_channels(sample_size, base_channels)[::-1]  # starting at 4 x 4 pixels
         self.stem = nn.Linear(latent_dim, channels[0] * 4 * 4)
         self.blocks = nn.ModuleList()
         for coarse, fine in zip(channels[:-1], channels[1:], strict=True):
@@ -98,20 +98,20 @@ class SNGANConvGenerator(AlignedModelMixin, ConfigMixin):
 
 
 class SNGANConvDiscriminator(AlignedModelMixin, ConfigMixin):
-    """Maps images to logits: 3 x 3 convolutions, and 4 x 4 ones that halve the resolution, in turn; a dense layer.
+    """Maps images to logits: alternating 3 x 3 and (resolution-halving) 4 x 4 convolutions, then a dense layer.
 
     Args:
         sample_size: height and width of the images, in pixels: a power of two from 8.
         in_channels: channels of the images.
-        base_channels: channels at full resolution; they double at each coarser level, up to 8 times as many.
-        normalization: "spectral", of every weight, as in the paper; "batch" or "instance", with scale and shift,
-            after each convolution but the first; or "none". A penalty on the gradient for each image needs another
-            one than "batch".
-        spectral_scale: factor of each normalised weight, and thus about the Lipschitz constant of a layer; 1 in the
-            paper (Lee et al. 2020, arXiv:2009.02773, vary it).
+        base_channels: channels at full resolution; they double at each coarser level, up to a factor of 8.
+        normalization: "spectral", for every weight, as in the paper; "batch" or "instance", with scale and shift,
+            after each convolution except the first; or "none". A per-image gradient penalty does not work with
+            "batch".
+        spectral_scale: factor of each normalised weight, roughly the Lipschitz constant of a layer; 1 in the paper
+            (Lee et al. 2020, arXiv:2009.02773, vary it).
 
     Raises:
-        ValueError: if `sample_size` is not a power of two, or for another normalisation.
+        ValueError: if `sample_size` is not a power of two, or for an unknown normalisation.
     """
 
     @register_to_config
@@ -151,7 +151,7 @@ class SNGANConvDiscriminator(AlignedModelMixin, ConfigMixin):
                         register_parametrization(module, "weight", Scale(spectral_scale))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Judge images: the larger the logit, the more real.
+        """Compute logits: larger means more real.
 
         Args:
             images: `(batch_size, in_channels, sample_size, sample_size)`, in [-1, 1].
@@ -166,7 +166,7 @@ class SNGANConvDiscriminator(AlignedModelMixin, ConfigMixin):
 
 
 class Scale(nn.Module):
-    """Multiplies a weight by a constant: a parametrization behind spectral norm."""
+    """Multiplies a weight by a constant: a parametrization applied after spectral norm."""
 
     def __init__(self, factor: float):
         super().__init__()
@@ -178,7 +178,7 @@ class Scale(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Weights from N(0, 0.02) and biases of zero, as in DCGAN; a normalisation starts with scale 1 and shift 0."""
+    """Weights from N(0, 0.02) and zero biases, as in DCGAN; normalisations start with scale 1 and shift 0."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""The plain U-Net with self-attention after every level, on the way down and on the way up.
+"""The plain U-Net with self-attention after every level of the down and up paths.
 
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
@@ -15,15 +15,15 @@ from torch import nn
 
 
 class AlignedModelMixin(ModelMixin):
-    """Loads weights to addresses that are multiples of 64, where PyTorch itself puts them.
+    """Loads weights to memory aligned to 64 bytes, as PyTorch itself allocates it.
 
-    safetensors maps a file into memory as it lies on the disk, and on some CPUs a matrix product of weights at another
-    address ends in other last bits. The same class stands in each network's file.
+    safetensors memory-maps the file without alignment, and on some CPUs the last bits of a matrix product depend on
+    the alignment of the weights. Each network's file has a copy of this class.
     """
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load as diffusers does; same arguments, same result."""
+        """Load like diffusers: same arguments, same result."""
         loaded = super().from_pretrained(*args, **kwargs)
         network = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
         for tensor in (*network.parameters(), *network.buffers()):
@@ -32,17 +32,17 @@ class AlignedModelMixin(ModelMixin):
 
 
 class UNetAttention(AlignedModelMixin, ConfigMixin):
-    """`UNetBase` with a self-attention block after every level, so that distant pixels agree with each other.
+    """`UNetBase` with a self-attention block after every level, so that distant pixels are consistent.
 
     Args:
         sample_size: height and width of the images, in pixels: a multiple of `2 ** (len(block_out_channels) - 1)`.
         in_channels: channels of the noisy images.
         out_channels: channels of the prediction.
-        block_out_channels: channels of each level, from the finest; the resolution halves between two levels.
+        block_out_channels: channels of each level, from the finest; the resolution halves from level to level.
             Each must be a multiple of `num_attention_heads`.
-        time_embedding_dim: size of the sinusoidal embedding of the timestep, an even number from 4.
+        time_embedding_dim: size of the sinusoidal embedding of the timestep, an even number, at least 4.
         num_attention_heads: heads of each self-attention.
-        max_attention_size: levels finer than this many pixels a side have no attention: its cost grows with the
+        max_attention_size: levels with a side of more pixels than this have no attention: its cost grows with the
             fourth power of the side.
 
     Raises:
@@ -131,9 +131,9 @@ class UNetAttention(AlignedModelMixin, ConfigMixin):
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
 
-# Same as unet_base.ConvBlock, word for word: a published model file must be complete in itself.
+# Identical copy of unet_base.ConvBlock: a published model file must be self-contained.
 class ConvBlock(nn.Module):
-    """Convolution, ReLU, BatchNorm, the time embedding added to every pixel, and once more the first three."""
+    """Convolution, ReLU, BatchNorm; adds the time embedding to every pixel; convolution, ReLU, BatchNorm again."""
 
     def __init__(self, in_channels: int, out_channels: int, time_embedding_dim: int):
         super().__init__()

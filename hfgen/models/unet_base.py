@@ -1,4 +1,4 @@
-"""The plain convolutional U-Net: two convolutions a level, BatchNorm, a sinusoidal time embedding, no attention.
+"""A plain convolutional U-Net: two convolutions per level, BatchNorm, sinusoidal time embedding, no attention.
 
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
@@ -14,15 +14,15 @@ from torch import nn
 
 
 class AlignedModelMixin(ModelMixin):
-    """Loads weights to addresses that are multiples of 64, where PyTorch itself puts them.
+    """Loads weights to memory aligned to 64 bytes, as PyTorch itself allocates it.
 
-    safetensors maps a file into memory as it lies on the disk, and on some CPUs a matrix product of weights at another
-    address ends in other last bits. The same class stands in each network's file.
+    safetensors memory-maps the file without alignment, and on some CPUs the last bits of a matrix product depend on
+    the alignment of the weights. Each network's file has a copy of this class.
     """
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load as diffusers does; same arguments, same result."""
+        """Load like diffusers: same arguments, same result."""
         loaded = super().from_pretrained(*args, **kwargs)
         network = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
         for tensor in (*network.parameters(), *network.buffers()):
@@ -33,17 +33,16 @@ class AlignedModelMixin(ModelMixin):
 class UNetBase(AlignedModelMixin, ConfigMixin):
     """Predicts, from noisy images and their timesteps, the noise (or whatever target it is trained on).
 
-    The shape of Ronneberger et al. 2015 (arXiv:1505.04597): one block a level; between two levels of the way down a
-    strided convolution halves the resolution, between two of the way up a transposed convolution doubles it, and each
-    level of the way up joins its features from the way down by concatenation. The interface is that of diffusers'
-    `UNet2DModel`.
+    The shape of Ronneberger et al. 2015 (arXiv:1505.04597): one block per level. Strided convolutions halve the
+    resolution between the levels of the down path, transposed convolutions double it in the up path, and skip
+    connections concatenate the features of each level. The interface is the same as for diffusers' `UNet2DModel`.
 
     Args:
         sample_size: height and width of the images, in pixels: a multiple of `2 ** (len(block_out_channels) - 1)`.
         in_channels: channels of the noisy images.
         out_channels: channels of the prediction.
-        block_out_channels: channels of each level, from the finest; the resolution halves between two levels.
-        time_embedding_dim: size of the sinusoidal embedding of the timestep, an even number from 4.
+        block_out_channels: channels of each level, from the finest; the resolution halves from level to level.
+        time_embedding_dim: size of the sinusoidal embedding of the timestep, an even number, at least 4.
 
     Raises:
         ValueError: if the architecture does not allow `sample_size`.
@@ -118,7 +117,7 @@ class UNetBase(AlignedModelMixin, ConfigMixin):
 
 
 class ConvBlock(nn.Module):
-    """Convolution, ReLU, BatchNorm, the time embedding added to every pixel, and once more the first three."""
+    """Convolution, ReLU, BatchNorm; adds the time embedding to every pixel; convolution, ReLU, BatchNorm again."""
 
     def __init__(self, in_channels: int, out_channels: int, time_embedding_dim: int):
         super().__init__()

@@ -1,7 +1,7 @@
-"""A U-Net for small budgets: residual blocks, GroupNorm, attention where it is cheap, pixels in patches if asked.
+"""A U-Net for small budgets: residual blocks, GroupNorm, attention where it is cheap, optional pixel patches.
 
-The blocks are those of diffusers' `UNet2DModel`. What is added: whole patches of pixels as channels, so that most of
-the work is done at a half or a quarter of the resolution, and branches that start at zero.
+It uses the blocks of diffusers' `UNet2DModel`, and adds patches of pixels as channels, so that most computation is at
+a half or a quarter of the resolution, and zero-initialised branches.
 
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
@@ -19,15 +19,15 @@ from torch import nn
 
 
 class AlignedModelMixin(ModelMixin):
-    """Loads weights to addresses that are multiples of 64, where PyTorch itself puts them.
+    """Loads weights to memory aligned to 64 bytes, as PyTorch itself allocates it.
 
-    safetensors maps a file into memory as it lies on the disk, and on some CPUs a matrix product of weights at another
-    address ends in other last bits. The same class stands in each network's file.
+    safetensors memory-maps the file without alignment, and on some CPUs the last bits of a matrix product depend on
+    the alignment of the weights. Each network's file has a copy of this class.
     """
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load as diffusers does; same arguments, same result."""
+        """Load like diffusers: same arguments, same result."""
         loaded = super().from_pretrained(*args, **kwargs)
         network = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
         for tensor in (*network.parameters(), *network.buffers()):
@@ -36,25 +36,25 @@ class AlignedModelMixin(ModelMixin):
 
 
 class UNetCompact(AlignedModelMixin, ConfigMixin):
-    """Predicts the noise, the velocity or what EDM asks for; the interface of diffusers' `UNet2DModel`.
+    """Predicts the noise, the velocity or EDM's target; same interface as diffusers' `UNet2DModel`.
 
-    Every level has residual blocks (GroupNorm, SiLU, dropout) that a two-layer embedding of the timestep scales and
-    shifts; levels of few pixels have self-attention as well. The last layer of each branch, and of the network, starts
-    at zero, so that each block starts as the identity (Dhariwal and Nichol 2021, arXiv:2105.05233, appendix).
+    Every level has residual blocks (GroupNorm, SiLU, dropout), scaled and shifted by a two-layer timestep embedding;
+    levels with few pixels also have self-attention. The last layer of each branch, and of the network, is initialised
+    to zero, so that each block starts as the identity (Dhariwal and Nichol 2021, arXiv:2105.05233, appendix).
 
     Args:
         sample_size: height and width of the images, in pixels: a multiple of
             `patch_size * 2 ** (len(block_out_channels) - 1)`.
         in_channels: channels of the noisy images.
         out_channels: channels of the prediction.
-        block_out_channels: channels of each level, from the finest; the resolution halves between two levels.
-        layers_per_block: residual blocks of each level on the way down; one more on the way up.
-        patch_size: side of the patches whose pixels become channels: with 2, images of 64 pixels are treated as
-            12 channels of 32.
-        attention_size: levels of at most this many pixels a side (in patches) have self-attention.
-        dropout: share of the activations that are dropped in training.
-        time_scale: what timesteps are multiplied by before they are embedded: 1 for timesteps from 0 to 1,000; 1,000
-            for EDM's, which are a quarter of the logarithm of the noise level.
+        block_out_channels: channels of each level, from the finest; the resolution halves from level to level.
+        layers_per_block: residual blocks per level in the down path; the up path has one more.
+        patch_size: side of the patches whose pixels become channels: with 2, a 3 x 64 x 64 image is processed as
+            12 x 32 x 32.
+        attention_size: levels with a side of at most this many patches have self-attention.
+        dropout: dropout probability.
+        time_scale: factor of the timesteps before the embedding: 1 for timesteps from 0 to 1,000; 1,000 for EDM's,
+            which are the log of the noise level divided by 4.
 
     Raises:
         ValueError: if the architecture does not allow `sample_size` or the widths.
@@ -89,7 +89,9 @@ class UNetCompact(AlignedModelMixin, ConfigMixin):
         sides = [sample_size // patch_size // 2**level for level in range(len(block_out_channels))]
         attends = [side <= attention_size for side in sides]
         groups = math.gcd(32, *block_out_channels)
-        if groups > 1 and groups == min(block_out_channels):  # a group of one channel has nothing to be normalised by
+        if groups > 1 and groups == min(
+            block_out_channels
+        ):  # a group of one channel cannot be normalised meaningfully
             groups //= 2
         self.unet = UNet2DModel(
             sample_size=sides[0],
@@ -115,11 +117,11 @@ class UNetCompact(AlignedModelMixin, ConfigMixin):
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float, return_dict: bool = True
     ) -> UNet2DOutput | tuple[torch.Tensor]:
-        """Predict from noisy images.
+        """Predict one target per noisy image.
 
         Args:
             sample: `(batch_size, in_channels, sample_size, sample_size)`.
-            timestep: a number, a scalar tensor, or one for each image, `(batch_size,)`.
+            timestep: a number, a scalar tensor, or one per image, `(batch_size,)`.
             return_dict: whether to return a `UNet2DOutput` instead of a plain tuple.
 
         Returns:

@@ -1,8 +1,8 @@
 """A convolutional variational autoencoder with vector latents (Kingma and Welling 2014, arXiv:1312.6114).
 
-Encoder and decoder are DCGAN's stacks of strided convolutions mirrored (Radford et al. 2016, arXiv:1511.06434), with
-residual blocks (He et al. 2016, arXiv:1603.05027: normalise, activate, convolve) at each level if asked for. The
-methods are those of diffusers' `AutoencoderKL`.
+Encoder and decoder are mirrored DCGAN stacks of strided convolutions (Radford et al. 2016, arXiv:1511.06434), with
+optional residual blocks at each level (He et al. 2016, arXiv:1603.05027: normalise, activate, convolve). The methods
+are the same as for diffusers' `AutoencoderKL`.
 
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
@@ -21,15 +21,15 @@ from torch.nn.functional import silu
 
 
 class AlignedModelMixin(ModelMixin):
-    """Loads weights to addresses that are multiples of 64, where PyTorch itself puts them.
+    """Loads weights to memory aligned to 64 bytes, as PyTorch itself allocates it.
 
-    safetensors maps a file into memory as it lies on the disk, and on some CPUs a matrix product of weights at another
-    address ends in other last bits. The same class stands in each network's file.
+    safetensors memory-maps the file without alignment, and on some CPUs the last bits of a matrix product depend on
+    the alignment of the weights. Each network's file has a copy of this class.
     """
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load as diffusers does; same arguments, same result."""
+        """Load like diffusers: same arguments, same result."""
         loaded = super().from_pretrained(*args, **kwargs)
         network = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
         for tensor in (*network.parameters(), *network.buffers()):
@@ -39,11 +39,11 @@ class AlignedModelMixin(ModelMixin):
 
 @dataclass
 class ConvVAEOutput(BaseOutput):
-    """What one pass through encoder and decoder gives.
+    """Output of one pass through encoder and decoder.
 
     Attributes:
         sample: the reconstruction, `(batch_size, in_channels, sample_size, sample_size)`, in [-1, 1].
-        latent_dist: the posterior that its latents came from.
+        latent_dist: the posterior that the latents came from.
     """
 
     sample: torch.Tensor
@@ -57,15 +57,15 @@ class ConvVAE(AlignedModelMixin, ConfigMixin):
         sample_size: height and width of the images, in pixels: a multiple of `2 ** len(block_out_channels)`.
         in_channels: channels of the images.
         latent_dim: size of a latent.
-        block_out_channels: channels of each level, from half the resolution of the images on; each level halves it.
-        layers_per_block: residual blocks a level, in the encoder and in the decoder; 0 leaves strided convolutions.
+        block_out_channels: channels of each level, from half the resolution of the images; each level halves it.
+        layers_per_block: residual blocks per level in encoder and decoder; 0: only strided convolutions.
         normalization: "batch", or "group" for small batches: groups of 8 channels or more (Wu and He 2018,
             arXiv:1803.08494).
-        upsampling: of the decoder: "transposed" convolutions, as in DCGAN, or "nearest": pixels repeated before a
-            convolution, which leaves no grid (Odena et al. 2016, doi:10.23915/distill.00003).
+        upsampling: of the decoder: "transposed" convolutions, as in DCGAN, or "nearest": repeated pixels and a
+            convolution, which avoids checkerboard artifacts (Odena et al. 2016, doi:10.23915/distill.00003).
 
     Raises:
-        ValueError: if the levels do not divide `sample_size`, or for another normalisation or upsampling.
+        ValueError: if the levels do not divide `sample_size`, or for an unknown normalisation or upsampling.
     """
 
     @register_to_config
@@ -110,7 +110,7 @@ class ConvVAE(AlignedModelMixin, ConfigMixin):
                 self.up_blocks.extend([*repeat, convolution])
         repeat, self.conv_out = _upsample(widths[0], in_channels, upsampling)
         self.up_blocks.extend(repeat)
-        # The posterior starts near the prior, at means of about 0 and variances of about 1, and the image as grey.
+        # The posterior starts near the prior (mean about 0, variance about 1), and the images start grey.
         for layer in (self.to_posterior, self.conv_out):
             nn.init.normal_(layer.weight, 0.0, 0.1 * layer.weight[0].numel() ** -0.5)
             nn.init.zeros_(layer.get_parameter("bias"))
@@ -128,7 +128,7 @@ class ConvVAE(AlignedModelMixin, ConfigMixin):
         hidden_states = images
         for block in self.down_blocks:
             hidden_states = block(hidden_states)  # (B, C, H/2, W/2)
-        # In the precision of the weights: rounded to bf16, a mean is off by more than many a posterior is wide.
+        # In the precision of the weights: bf16 rounding of a mean can exceed the width of the posterior.
         with torch.autocast(images.device.type, enabled=False):
             features = hidden_states.flatten(1).to(self.to_posterior.weight.dtype)
             posterior = DiagonalGaussianDistribution(self.to_posterior(features)[:, :, None, None])
@@ -163,9 +163,9 @@ class ConvVAE(AlignedModelMixin, ConfigMixin):
 
         Args:
             images: `(batch_size, in_channels, sample_size, sample_size)`, in [-1, 1].
-            sample_posterior: draw the latents from the posterior, as training does, instead of taking its mean.
+            sample_posterior: sample the latents from the posterior, as in training, instead of using its mean.
             return_dict: whether to return a `ConvVAEOutput` instead of a plain tuple.
-            generator: the random number generator of the draw.
+            generator: random number generator for sampling the posterior.
 
         Returns:
             The reconstruction as `sample`, and the posterior as `latent_dist`.
@@ -179,7 +179,7 @@ class ConvVAE(AlignedModelMixin, ConfigMixin):
 
 
 class _ResidualBlock(nn.Module):
-    """Two convolutions beside the identity, which it starts as."""
+    """Two convolutions with an identity shortcut; initialised as the identity."""
 
     def __init__(self, channels: int, normalization: str):
         super().__init__()
@@ -195,7 +195,7 @@ class _ResidualBlock(nn.Module):
 
 
 def _upsample(coarse: int, fine: int, kind: str) -> tuple[list[nn.Module], nn.Conv2d | nn.ConvTranspose2d]:
-    """Return what doubles height and width: the layers before a convolution, and that convolution."""
+    """Return layers that double height and width: those before a convolution, and the convolution."""
     if kind == "nearest":
         return [nn.Upsample(scale_factor=2, mode="nearest")], nn.Conv2d(coarse, fine, 3, padding=1)
     return [], nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1)

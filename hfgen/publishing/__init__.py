@@ -1,1 +1,1 @@
-"""From a run to a repo of the Hub that loads anywhere."""
+"""From a run to a Hub repo that loads anywhere."""

@@ -1,7 +1,7 @@
-"""The folder that is published: a pipeline with its code, a card, pictures, settings and figures; nothing private.
+"""The folder to publish: a pipeline with its code, card, pictures, settings and figures; nothing private.
 
-What never goes up: checkpoints and optimizer states, logs, file names of the data, sheets that show training images,
-and paths of this machine.
+Never uploaded: checkpoints and optimizer states, logs, file names of the data, sheets with training images, and local
+paths.
 """
 
 import json
@@ -32,34 +32,33 @@ from hfgen.training.checkpoints import PROGRESS_FILE
 from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE
 
 
-# Settings that say where things lie on this machine or where they go, and nothing of the training.
+# Settings about local paths and upload targets, not about the training.
 PRIVATE_SETTINGS = ("resume", "cache_dir", "feature_weights", "push_to_hub", "hub_model_id", "hub_private_repo")
 NUM_SAMPLES, DENOISING_ROWS, WALKS, WALK_STEPS, MAX_FRAMES = 16, 4, 4, 8, 24
 TEXT_FILES = (".json", ".jsonl", ".md", ".py", ".txt", ".yml")
 
 
 class Moment(NamedTuple):
-    """When in a training a pipeline was saved."""
+    """When during training a pipeline was saved."""
 
     step: int
-    seconds: float | None  # of training; None if the log does not reach there
+    seconds: float | None  # of training; None if not in the log
 
 
 def make_publication(
     source: Path, target: Path, repo_id: str, scores: Path | None = None, license_id: str | None = None
 ) -> None:
-    """Fill a new folder with what is to be published.
+    """Write everything to publish into a new folder.
 
     Args:
-        source: a run, its `best/`, one of its checkpoints, or the folder of a pipeline.
-        target: empty, or not there.
-        repo_id: "owner/name", which the card names.
+        source: a run, its `best/`, one of its checkpoints, or a pipeline folder.
+        target: empty or non-existent folder.
+        repo_id: "owner/name", for the card.
         scores: a folder from `hfgen evaluate`, or the `evaluation.json` in it.
-        license_id: of the weights, for the card.
+        license_id: licence of the weights, for the card.
 
     Raises:
-        UserError: if there is no pipeline, the scores are those of another one, or a path of this machine would be
-            published.
+        UserError: if there is no pipeline, the scores belong to other weights, or a local path would be published.
     """
     folder = find_pipeline(source)
     pipeline = open_pipeline(str(folder), plain=True)
@@ -79,7 +78,7 @@ def make_publication(
 
 
 def run_of(pipeline_folder: Path) -> Path | None:
-    """Return the run of RUN/pipeline, RUN/best/pipeline or RUN/checkpoints/*/pipeline; None if it is of no run."""
+    """Return RUN for RUN/pipeline, RUN/best/pipeline or RUN/checkpoints/*/pipeline; None if there is no run."""
     parents = pipeline_folder.resolve().parents
     return next((folder for folder in parents[:3] if (folder / "launches.jsonl").is_file()), None)
 
@@ -88,7 +87,7 @@ def scores_of(scores: Path, pipeline: DiffusionPipeline) -> dict[str, Any]:
     """Read a report of `hfgen evaluate`.
 
     Raises:
-        UserError: if it is none, or not one of these weights.
+        UserError: if it is not a report, or belongs to other weights.
     """
     file = scores / REPORT_FILE if scores.is_dir() else scores
     try:
@@ -102,7 +101,7 @@ def scores_of(scores: Path, pipeline: DiffusionPipeline) -> dict[str, Any]:
 
 
 def draw_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps: int | None) -> None:
-    """Draw what the card shows of a pipeline: samples, and walks through its latents or the denoising."""
+    """Generate the card's pictures of a pipeline: samples, and interpolations or the denoising."""
     folder.mkdir(exist_ok=True)
     trained_steps = pipeline.scheduler.config.num_train_timesteps if hasattr(pipeline, "unet") else None
     images = list(draw_images(pipeline, NUM_SAMPLES, 0, num_inference_steps, NUM_SAMPLES))
@@ -118,10 +117,10 @@ def draw_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps
 
 
 def add_pictures_of_run(run: Path, folder: Path) -> None:
-    """Add a film of the training and its curves, as far as the run has left what they are made of."""
+    """Add a GIF of the training and its curves, if the run has the files for them."""
     try:
         frames = progress_frames(run)
-    except UserError:  # none, or of several sizes
+    except UserError:  # no sheets, or different sizes
         frames = []
     if len(frames) > 1:
         shown = [frames[round(index * (len(frames) - 1) / (MAX_FRAMES - 1))] for index in range(MAX_FRAMES)]
@@ -132,7 +131,7 @@ def add_pictures_of_run(run: Path, folder: Path) -> None:
 
 
 def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
-    """Write the settings, the course and the scores of the training, without what is private in them."""
+    """Write the settings, log and scores of the training, without private information."""
     settings = json.loads((run / SETTINGS_FILE).read_text())
     name, on_hub, intake = data_of(run, settings)
     public = {key: value for key, value in settings.items() if key not in PRIVATE_SETTINGS}
@@ -148,7 +147,7 @@ def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
         "step": moment.step,
         "seconds": moment.seconds,
         "images": round(log[-1]["images"] / log[-1]["step"] * moment.step) if log else None,
-        # One that went on from this very step came after it.
+        # A launch that started at this step came after it.
         "launches": [launch for launch in launches if launch["from_step"] < max(moment.step, 1)],
         "data": {"name": name, "on_hub": on_hub, **summary_of_intake(intake)},
     }
@@ -164,14 +163,14 @@ def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
 
 
 def end_of(status: dict[str, Any], step: int) -> str:
-    """Say how the training of a pipeline of this step ended, by the `status.json` of its run."""
+    """Describe how training ended for a pipeline of this step, from the run's `status.json`."""
     if step < status["step"]:
         return f"{EARLIER} of a run that went on to step {status['step']:,}"
     return status["reason"] if status["status"] != "running" else "published while it went on"
 
 
 def data_of(run: Path, settings: dict[str, Any]) -> tuple[str, bool, dict[str, Any] | None]:
-    """Return how to call the training images in public, whether they are a data set of the Hub, and their intake."""
+    """Return the public name of the training data, whether it is a Hub data set, and its intake report."""
     file = run / "intake.json"
     intake = json.loads(file.read_text()) if file.is_file() else None
     dataset = settings["dataset"]
@@ -181,7 +180,7 @@ def data_of(run: Path, settings: dict[str, Any]) -> tuple[str, bool, dict[str, A
 
 
 def moment_of(run: Path, pipeline_folder: Path, log: Sequence[dict[str, Any]]) -> Moment:
-    """Tell when in its training a pipeline was saved: at the end, at its best, or with a checkpoint."""
+    """Determine when a pipeline was saved: at the end, at the best score, or with a checkpoint."""
     above = pipeline_folder.resolve().parent
     if (above / PROGRESS_FILE).is_file():
         progress = json.loads((above / PROGRESS_FILE).read_text())
@@ -194,7 +193,7 @@ def moment_of(run: Path, pipeline_folder: Path, log: Sequence[dict[str, Any]]) -
 
 
 def summary_of_intake(intake: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the counts of an intake report, without the names of files; without an intake there are none."""
+    """Return the counts of an intake report, without file names; empty without a report."""
     if intake is None:
         return {"images": None, "training_images": None, "sample_size": None, "intake": {}, "warnings": []}
     near = intake["near_duplicates"]
@@ -221,12 +220,12 @@ def summary_of_intake(intake: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def refuse_private_paths(folder: Path, paths: Sequence[str]) -> None:
-    """Raise a `UserError` if a text file in a folder that is to be published names a path of this machine."""
+    """Raise a `UserError` if a text file in a folder to publish contains a local path."""
     for file in sorted(folder.rglob("*")):
         if file.suffix in TEXT_FILES:
             text = file.read_text(encoding="utf-8")
             for path in paths:
-                # Not where a longer word begins with it or ends in it: "/cats" stands in "huggan/cats" too.
+                # Not as part of a longer word: "/cats" also occurs in "huggan/cats".
                 if len(path) > 1 and re.search(rf"(?<![\w.-]){re.escape(path)}(?!\w)", text):
                     raise UserError(f"{file.name} would publish {path}, a path of this machine; nothing was uploaded")
 

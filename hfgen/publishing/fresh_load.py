@@ -1,8 +1,8 @@
-"""Loads a published folder as a machine without hfgen does, and draws: run in a process of its own by load_check.py.
+"""Loads a published folder like a machine without hfgen, and generates images; run by load_check.py as a subprocess.
 
     python -c "..." FOLDER IMAGES.npy TRUST
 
-Imports torch and diffusers only.
+Imports only torch and diffusers (and numpy).
 """
 
 import sys
@@ -16,13 +16,13 @@ NUM_IMAGES, SEED, STEPS = 2, 0, 2
 
 
 def draw(pipeline: DiffusionPipeline) -> np.ndarray:
-    """Draw a few images on one thread of the CPU: float `(NUM_IMAGES, height, width, channels)` in [0, 1]."""
+    """Generate a few images on one CPU thread: float `(NUM_IMAGES, height, width, channels)` in [0, 1]."""
     for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):  # diffusers' own leave weights at addresses that alter the last bits
+        if isinstance(part, torch.nn.Module):  # diffusers' own may be unaligned, which changes the last bits
             for tensor in (*part.parameters(), *part.buffers()):
                 tensor.data = tensor.data.clone()
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums are the same, bit for bit, only if they are cut up in the same way
+    torch.set_num_threads(1)  # bitwise equal sums need the same split over threads
     try:
         steps = {"num_inference_steps": STEPS} if hasattr(pipeline, "unet") else {}
         generator = torch.Generator().manual_seed(SEED)
@@ -33,7 +33,7 @@ def draw(pipeline: DiffusionPipeline) -> np.ndarray:
 
 
 def main(folder: str, target: str, trust_remote_code: bool) -> None:
-    """Load a folder by diffusers alone, draw, and write the images to a file."""
+    """Load a folder with diffusers only, generate images, and write them to a file."""
     pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=trust_remote_code, use_safetensors=True)
     np.save(target, draw(pipeline), allow_pickle=False)
 

@@ -1,4 +1,4 @@
-"""The check before an upload: what is published loads where hfgen is not installed, and draws the same images."""
+"""The check before an upload: the folder loads without hfgen, and generates the same images."""
 
 import json
 import os
@@ -14,19 +14,19 @@ from hfgen.inference.draw import open_pipeline
 from hfgen.publishing import fresh_load
 
 
-# Runs a file as a script without putting its folder before the installed packages, and with no hfgen to import.
+# Runs a file as a script without adding its folder to sys.path, and with importing hfgen disabled.
 RUN_WITHOUT_HFGEN = (
     "import runpy, sys; file = sys.argv.pop(1); sys.modules['hfgen'] = None; runpy.run_path(file, run_name='__main__')"
 )
 
 
 def check_loads_anywhere(folder: Path) -> None:
-    """Load a folder in a clean process, by diffusers alone, and compare what it draws with what hfgen draws.
+    """Load a folder in a clean process, with diffusers only, and compare its images with hfgen's.
 
-    Nothing is taken from the network or from the cache of remote code, and nothing is left there.
+    Uses neither the network nor the remote code cache, and leaves nothing in it.
 
     Raises:
-        UserError: if it does not load or draws other images.
+        UserError: if it does not load or generates different images.
     """
     index = json.loads((folder / "model_index.json").read_text())
     trust = "trust" if isinstance(index["_class_name"], list) else "no"

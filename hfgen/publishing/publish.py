@@ -1,6 +1,6 @@
-"""Publishing: from a run or a pipeline to a repo of the Hub that loads anywhere, and to a Space with its demo.
+"""Publishing: from a run or a pipeline to a Hub repo that loads anywhere, and to a Space with its demo.
 
-The way of a folder: publication.py (pipeline, code, pictures, figures, card), load_check.py, upload.py.
+Stages: folder.py (pipeline, code, pictures, figures, card), load_check.py, hub/upload.py.
 """
 
 import shlex
@@ -19,13 +19,13 @@ from hfgen.training.run import Run
 
 
 class Published(NamedTuple):
-    """Where something went.
+    """The result of publishing.
 
     Attributes:
         repo_id: "owner/name".
-        commit: what was made of it.
-        replaced_card: whether a README.md that somebody had written gave way to the card; it is in the history.
-        space_commit: of the Space, if there is one.
+        commit: commit of the model repo.
+        replaced_card: whether the card replaced a hand-written README.md, which stays in the repo's history.
+        space_commit: commit of the Space, if there is one.
     """
 
     repo_id: str
@@ -43,23 +43,23 @@ def publish(
     space: bool = False,
     token: str | None = None,
 ) -> Published:
-    """Publish a pipeline on the Hub, after it was seen to load without hfgen.
+    """Publish a pipeline on the Hub, after checking that it loads without hfgen.
 
     Args:
-        source: a run, its `best/`, one of its checkpoints, or the folder of a pipeline. Nothing in it is changed.
-        repo_id: "owner/name", or "name" for a repo of your own. It is made if there is none; what an earlier
-            publication left in it is replaced, in one commit.
-        private: make the repo (and the Space) private; refused if it exists and is public.
+        source: a run, its `best/`, one of its checkpoints, or a pipeline folder. Nothing in it is changed.
+        repo_id: "owner/name", or "name" for your own repo. It is created if necessary; the files of an earlier
+            publication are replaced, in one commit.
+        private: make the repo (and the Space) private; fails if it exists and is public.
         scores: a folder from `hfgen evaluate`, for the card.
-        license_id: of the weights, as the Hub writes it, such as "apache-2.0".
+        license_id: Hub licence id for the weights, such as "apache-2.0".
         space: also publish the demo as a Space of the same name.
-        token: of the Hub; the one that you are logged in with if None.
+        token: Hub token; if None, that of the current login.
 
     Raises:
-        UserError: if there is nothing to publish, it does not load by itself, or the Hub refuses; then the repo is as
-            it was before, and the same call completes it later.
+        UserError: if there is nothing to publish, it does not load by itself, or the Hub refuses; then the repo is
+            unchanged, and the same call can be repeated later.
     """
-    find_pipeline(_existing(source))  # a misspelt path is told before anybody is asked for a token
+    find_pipeline(_existing(source))  # report a misspelt path before asking for a token
     if space:
         gradio_version()
     target = check_access(repo_id, private, token)
@@ -70,17 +70,17 @@ def publish(
         commit = upload(folder, target, "Publish the pipeline with its card")
         if of_space is None:
             return Published(target.repo_id, commit, replaces)
-        app = Path(temporary) / "its space"  # no repo can be called so
-        # The revision, so that the Space goes on running the code that it was published with.
+        app = Path(temporary) / "its space"  # not a valid repo name
+        # Pin the revision, so that the Space keeps running the code it was published with.
         write_space(app, target.repo_id, commit.revision, target.repo_id.split("/")[1], license_id)
         return Published(target.repo_id, commit, replaces, upload(app, of_space, "Publish the demo"))
 
 
 def publish_if_asked(run: Run) -> None:
-    """Publish what a run has left, if `--push_to_hub` was given; the main process alone does.
+    """Publish a run if `--push_to_hub` was given; only the main process does it.
 
     Raises:
-        UserError: as `publish` does, and how to make up for it.
+        UserError: as `publish` does; the message says how to publish later.
     """
     settings = run.settings
     if not (settings.push_to_hub and run.is_main):
@@ -99,17 +99,17 @@ def publish_if_asked(run: Run) -> None:
 def prepare(
     source: str | Path, folder: Path, repo_id: str, scores: Path | None = None, license_id: str | None = None
 ) -> Path:
-    """Make the folder that `publish` uploads, check that it loads without hfgen, and return it.
+    """Write the folder that `publish` uploads, check that it loads without hfgen, and return it.
 
     Args:
-        source: as of `publish`.
-        folder: empty, or not there.
-        repo_id: that the card names.
-        scores: as of `publish`.
-        license_id: as of `publish`.
+        source: as in `publish`.
+        folder: empty or non-existent folder.
+        repo_id: "owner/name", for the card.
+        scores: as in `publish`.
+        license_id: as in `publish`.
 
     Raises:
-        UserError: as `publish` does, but for the Hub.
+        UserError: as `publish` does, except for Hub errors.
     """
     make_publication(_existing(source), folder, repo_id, scores, license_id)
     check_loads_anywhere(folder)

@@ -1,4 +1,4 @@
-"""A study as it is run: every cell with all its settings, and the places in the table that the cells fill."""
+"""A study expanded for running: every cell with all its settings, and the table entries that the cells fill."""
 
 import contextlib
 import importlib.util
@@ -18,14 +18,14 @@ from hfgen.errors import UserError
 from hfgen.studies.study_file import DECIDED, METHODS, Budget, Evaluation, StudyFile, find_scripts
 
 
-# Of all cells unless the study says otherwise: what is kept on the disk only for those who watch a single run.
+# Defaults for all cells: no output that is only useful when watching a single run.
 QUIET = {"report_to": "none", "sample_every": 0}
-# Where checkpoints are to be scored: none is deleted before it is.
+# Checkpoint limit if checkpoints are scored: none is deleted before it is scored.
 ALL_CHECKPOINTS = 10**6
-# With a budget in minutes the time ends a run, not the steps.
+# With a budget in minutes, time ends a run, not the number of steps.
 ENDLESS_STEPS = 10**9
 MANY_DIFFERENCES = 20
-# Of a folder, so that the files beside it, and what is written for a moment, still have one that a disk takes.
+# Maximum folder name length; leaves room for the suffixes of sibling and temporary files.
 MAX_FOLDER_NAME = 200
 
 
@@ -36,7 +36,7 @@ class Cell:
     Attributes:
         name: unique within the study.
         method: "ddpm", "gan" or "vae".
-        settings: all of them, by name, except where data and results lie.
+        settings: all settings by name, except the locations of data and results.
         device: "cpu", "cuda" or None; see `Family`.
     """
 
@@ -47,19 +47,19 @@ class Cell:
 
     @property
     def folder_name(self) -> str:
-        """The name in a form that every file system takes."""
+        """The name in a form that is valid on every file system."""
         return re.sub(r"[^A-Za-z0-9.=_-]+", "-", self.name).strip("-.")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A place in the table: a family at a point of the grid, filled by a cell for each seed.
+    """A table entry: a family at one grid point, with one cell per seed.
 
     Attributes:
-        family: the row.
-        point: text of each value of the grid, by setting; empty if there is no grid.
-        cells: their names; two places may share a cell, if their settings are the same.
-        published: what others reported there, or None.
+        family: name of the family, the table's row.
+        point: grid values as text, by setting; empty if there is no grid.
+        cells: names of the cells; two places with the same settings share cells.
+        published: published figure for this place, or None.
     """
 
     family: str
@@ -70,20 +70,20 @@ class Place:
 
 @dataclass(frozen=True)
 class Study:
-    """A study with all its cells. It is kept in the database, so that a worker needs nothing else.
+    """A study with all its cells, as stored in the database: a worker needs nothing else.
 
     Attributes:
-        name: of the study.
-        version: of hfgen, whose defaults are part of the cells.
-        dataset: where the images are, on the machine that the study was made on.
-        budget: of each cell.
-        full_budget: what the file asked for, if `--budget` has reduced it.
+        name: name of the study.
+        version: hfgen version, whose defaults are part of the cells.
+        dataset: location of the images, on the machine that created the study.
+        budget: training budget per cell.
+        full_budget: the study file's budget, if `--budget` has reduced it.
         evaluation: how cells are scored.
-        full_evaluation: likewise.
-        cells: by name.
-        places: in the order of the table.
+        full_evaluation: the study file's evaluation, likewise.
+        cells: all cells by name.
+        places: table entries, in order.
         title, question, source, metric, seeds: see `StudyFile`.
-        asked: the `--budget` that it was scaled down to, or None.
+        asked: the `--budget` that the study was scaled down to, or None.
     """
 
     name: str
@@ -109,10 +109,10 @@ class Study:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Study":
-        """Build the study that `to_dict` has written.
+        """Build a study from the output of `to_dict`.
 
         Raises:
-            UserError: if another version of hfgen has written it, of which this one cannot make sense.
+            UserError: if it was written by another hfgen version and this one cannot read it.
         """
         try:
             return cls._from_dict(values)
@@ -142,30 +142,30 @@ class Study:
 
 
 def load_method(scripts: Path, method: str) -> ModuleType:
-    """Import a training script, for its settings and presets; nothing is trained."""
+    """Import a training script for its settings and presets, without training."""
     name = f"hfgen_training_script_{method}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, scripts / METHODS[method])
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look their own module up
+        sys.modules[name] = module  # dataclasses look up their module
         spec.loader.exec_module(module)
     return sys.modules[name]
 
 
 def expand(file: StudyFile, scripts: Path, dataset: str) -> Study:
-    """Work out all cells of a study, their settings checked as the training scripts check them.
+    """Expand a study file into all its cells, with settings validated by the training scripts.
 
     Args:
-        file: the study as it is written.
-        scripts: the folder of the training scripts.
-        dataset: as `--dataset` takes it.
+        file: the study file.
+        scripts: folder of the training scripts.
+        dataset: the `--dataset` value.
 
     Raises:
-        UserError: if a family has no such preset or setting, or if settings contradict each other.
+        UserError: if a preset or setting does not exist, or settings contradict each other.
     """
     cells: dict[str, Cell] = {}
-    known: dict[str, str] = {}  # what a cell does -> its name
+    known: dict[str, str] = {}  # method, device and settings -> cell name
     places: list[Place] = []
     for family in file.families:
         points = file.points(family)
@@ -186,7 +186,7 @@ def expand(file: StudyFile, scripts: Path, dataset: str) -> Study:
                 )
             places.append(Place(family, {key: str(value) for key, value in point.items()}, tuple(names), figure))
     _check_folder_names(file, cells)
-    # The whole table with the first seed before any of it with the second: a study that ends early has compared all.
+    # All cells with the first seed come before any with the second: a study that ends early still compares all.
     cells = dict(sorted(cells.items(), key=lambda item: file.seeds.index(item[1].settings["seed"])))
     return Study(
         file.name, hfgen.__version__, file.title, file.question, file.source, file.metric, dataset, file.budget,
@@ -202,7 +202,7 @@ def _check_folder_names(file: StudyFile, cells: dict[str, Cell]) -> None:
                 f"study {file.name}: {cell.name}: is too long for the name of a folder; give the family a name that "
                 f"is shorter by {len(cell.folder_name) - MAX_FOLDER_NAME} letters"
             )
-        # Many a disk takes capitals for small letters.
+        # Many file systems ignore case.
         if (other := taken.setdefault(cell.folder_name.lower(), cell.name)) != cell.name:
             raise UserError(
                 f"study {file.name}: {other!r} and {cell.name!r} would share a folder: tell the families apart by "
@@ -215,7 +215,7 @@ def _name(family: str, point: dict[str, Any]) -> str:
 
 
 def _cell(file: StudyFile, scripts: Path, family_name: str, point: dict[str, Any], seed: int) -> Cell:
-    """Make a cell; what is wrong with it is said with the study, the family and the point."""
+    """Build a cell; errors name the study, the family and the grid point."""
     family, name = file.families[family_name], f"{_name(family_name, point)} seed={seed}"
     where = f"study {file.name}: {_name(family_name, point)}"
     own = {key: value for key, value in file.data.items() if key != "dataset"}
@@ -239,7 +239,7 @@ def _cell(file: StudyFile, scripts: Path, family_name: str, point: dict[str, Any
 
 
 def _resolve(script: ModuleType, preset: str | None, own: dict[str, Any]) -> dict[str, Any]:
-    """Return all settings of a cell, without those of which the study decides."""
+    """Return all settings of a cell, without those that the study controls."""
     flags = settings_as_flags(own, script.SETTINGS, "settings")
     complaint = io.StringIO()
     try:
@@ -247,7 +247,7 @@ def _resolve(script: ModuleType, preset: str | None, own: dict[str, Any]) -> dic
             parsed = parse_settings(
                 script.SETTINGS, script.PRESETS, [*([f"--preset={preset}"] if preset else []), *flags]
             )
-    except SystemExit:  # of argparse, which has told why
+    except SystemExit:  # from argparse, which has printed the reason
         told = complaint.getvalue().strip().splitlines()[-1]
         raise UserError(told.split("error: ", 1)[-1]) from None
     settings = settings_to_dict(*parsed)
@@ -258,10 +258,10 @@ def _resolve(script: ModuleType, preset: str | None, own: dict[str, Any]) -> dic
 
 
 def with_budget(settings: dict[str, Any], budget: Budget) -> dict[str, Any]:
-    """Return the settings of a cell with the number of updates that the budget allows.
+    """Return a cell's settings with the number of updates given by the budget.
 
     Raises:
-        UserError: if a learning rate is to fall over a number of steps that nobody knows.
+        UserError: if the learning rate schedule needs the number of steps, but the budget is in minutes.
     """
     if budget.minutes is not None:
         if settings.get("lr_scheduler") in ("cosine", "linear"):
@@ -275,10 +275,10 @@ def with_budget(settings: dict[str, Any], budget: Budget) -> dict[str, Any]:
 
 
 def with_scores_on_the_way(settings: dict[str, Any], own: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
-    """Return the settings of a cell with a checkpoint kept wherever the evaluation asks for a score.
+    """Return a cell's settings with a checkpoint wherever the evaluation needs a score.
 
     Raises:
-        UserError: if those that the study gives itself, `own`, say something else of checkpoints.
+        UserError: if the study's own settings, `own`, also set the checkpoint options.
     """
     if evaluation.every_images is None:
         return settings
@@ -290,7 +290,7 @@ def with_scores_on_the_way(settings: dict[str, Any], own: dict[str, Any], evalua
 
 
 def scores_on_the_way(cell: Cell) -> int:
-    """Return how many checkpoints before the last step are scored."""
+    """Return the number of checkpoints scored before the last step."""
     every = cell.settings["checkpoint_every"]
     if cell.settings["checkpoints_total_limit"] != ALL_CHECKPOINTS or not every:
         return 0
@@ -298,16 +298,16 @@ def scores_on_the_way(cell: Cell) -> int:
 
 
 def images_per_step(settings: dict[str, Any]) -> int:
-    """Return the training images of one update; of a GAN: of the generator, with its `n_critic` batches."""
+    """Return the number of training images per update; for a GAN, the `n_critic` batches of a generator update."""
     return settings["batch_size"] * settings.get("n_critic", 1)
 
 
 def differences(stored: Study, now: Study) -> list[str]:
-    """List, a line each, in what two studies differ, as far as it alters a figure; at most some twenty lines."""
+    """List differences between two studies that affect results, one line each, at most about twenty lines."""
     lines = []
     for name in ("version", "metric", "budget", "full_budget", "seeds", "full_seeds"):
         old, new = getattr(stored, name), getattr(now, name)
-        if old != new and None not in (old, new):  # only what has been scaled down has a full one
+        if old != new and None not in (old, new):  # only scaled-down studies have full_ values
             lines.append(f"{name}: {old} -> {new}")
     for name in ("evaluation", "full_evaluation"):
         old, new = getattr(stored, name), getattr(now, name)
@@ -321,10 +321,10 @@ def differences(stored: Study, now: Study) -> list[str]:
         for key in ("method", "device"):
             lines += _changes(f"cell {name}", {key: getattr(before, key)}, {key: getattr(after, key)})
         old, new = before.settings, json.loads(json.dumps(after.settings))
-        if old.keys() != new.keys():  # a setting that came later than a study: its default is what hfgen did before
+        if old.keys() != new.keys():  # a setting newer than the study: its default is the old behaviour
             old, new = ({**_defaults(cell.method), **own} for cell, own in ((before, old), (after, new)))
         lines += _changes(f"cell {name}", old, new)
-    if not lines:  # a row may come or go without a cell of its own
+    if not lines:  # rows can change without a change of cells
         rows = [{(_name(one.family, one.point), one.cells) for one in study.places} for study in (stored, now)]
         lines = [
             f"row {name}: new, gone or of other cells" for name in sorted({name for name, _ in rows[0] ^ rows[1]})

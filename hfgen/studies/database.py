@@ -1,4 +1,4 @@
-"""Opening the database of a study by its URL, in such a way that any number of workers may do so at once."""
+"""Opening a study's database by its URL, safely with any number of concurrent workers."""
 
 import importlib.util
 import time
@@ -19,29 +19,29 @@ DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
 
 
 def open_database(url: str, grace_seconds: int) -> RDBStorage:
-    """Open a database, and make Optuna's tables in it if they are not there.
+    """Open a database, and create Optuna's tables in it if they are missing.
 
     Args:
         url: from `with_driver`.
-        grace_seconds: a worker that has been silent for so long has lost its trial.
+        grace_seconds: seconds without a heartbeat after which a worker loses its trial.
 
     Raises:
         SQLAlchemyError, StorageInternalError, ImportError, RuntimeError: if it cannot be reached, there is no driver
-            for it, or its tables are those of another Optuna.
+            for it, or its tables were created by an incompatible Optuna version.
     """
     is_sqlite = make_url(url).get_backend_name() == "sqlite"
     options: dict[str, Any] = {"connect_args": {"timeout": LOCK_SECONDS}} if is_sqlite else {"pool_pre_ping": True}
     for attempt in range(OPENING_TRIES):
         try:
             storage = RDBStorage(
-                url.replace("{", "{{").replace("}", "}}"),  # Optuna takes it for a template
+                url.replace("{", "{{").replace("}", "}}"),  # Optuna treats it as a template
                 engine_kwargs=options,
                 heartbeat_interval=max(1, grace_seconds // 4),
                 grace_period=grace_seconds,
             )
             break
         except (*DATABASE_ERRORS, AssertionError) as error:
-            # Two workers that start at once both make the tables, and one of them fails.
+            # Workers that start at the same time all create the tables, and all but one fail.
             clash = isinstance(error, ProgrammingError | IntegrityError | StorageInternalError | AssertionError)
             if attempt == OPENING_TRIES - 1 or not (clash or "already exists" in str(error)):
                 raise
@@ -55,45 +55,45 @@ def open_database(url: str, grace_seconds: int) -> RDBStorage:
 
 
 def _begin_nothing(connection: Any, _: object) -> None:
-    """Keep Python from beginning transactions by itself, which it does when something is written."""
+    """Stop Python from starting a transaction by itself on the first write."""
     connection.isolation_level = None
 
 
 def _begin_writing(connection: Connection) -> None:
-    """Take SQLite's lock before a transaction reads what it is to alter: SQLite knows no SELECT ... FOR UPDATE.
+    """Take SQLite's write lock before a transaction reads, because SQLite has no SELECT ... FOR UPDATE.
 
-    Without that two workers may both find a trial waiting, and both take it.
+    Otherwise two workers could both find a trial waiting and both take it.
     """
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def told(error: BaseException) -> str:
-    """Return what a database said, on one line and without the SQL around it."""
+    """Return a database's error message on one line, without the SQL."""
     while isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(getattr(error, "orig", None) or error).split()) or type(error).__name__
 
 
 def shown(url: str) -> str:
-    """Return a database's URL as it may be shown: without a password."""
+    """Return a database's URL without the password, for display."""
     return make_url(url).set(query={}).render_as_string(hide_password=True)
 
 
 def with_driver(url: str) -> str:
-    """Return a database's URL with a driver that is installed.
+    """Return a database's URL with an installed driver.
 
     Raises:
-        UserError: if it is no URL of a database.
+        UserError: if it is not a database URL.
     """
     example = "such as sqlite:///study.db or postgresql://user@host/name"
     try:
         parsed = make_url(url)
-        if parsed.drivername == "postgresql":  # without a driver's name it is another one in each SQLAlchemy
+        if parsed.drivername == "postgresql":  # the default driver depends on the SQLAlchemy version
             installed = [name for name in ("psycopg", "psycopg2") if importlib.util.find_spec(name) is not None]
             parsed = parsed.set(drivername=f"postgresql+{(installed or ['psycopg'])[0]}")
         parsed.get_dialect()
     except NoSuchModuleError as error:
         raise UserError(f"--storage: {parsed.drivername} is no database that SQLAlchemy knows; {example}") from error
-    except (ArgumentError, ValueError):  # whose text may hold the password
+    except (ArgumentError, ValueError):  # the message may contain the password
         raise UserError(f"--storage: not the URL of a database, {example}") from None
     return parsed.render_as_string(hide_password=False)

@@ -1,4 +1,4 @@
-"""Training a cell: a launch of the real training script, as a user would launch it, resumed where it stopped."""
+"""Training a cell: launches the training script as a user would, and resumes where it stopped."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ LAUNCHER = [
     *("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"),
     *("--mixed_precision", "no", "--dynamo_backend", "no"),
 ]
-# How hfgen and Python end when something is wrong; the launcher then fails in its turn, which says nothing.
+# Errors of hfgen and Python; the launcher's own error after them contains no information.
 ERROR = re.compile(r"error: |(?!subprocess\.CalledProcessError)[\w.]*(Error|Exception|Interrupt)\b")
 TOLD_LINES = 12
 TRAINED, DIVERGED, BROKEN, LOST = "trained", "diverged", "broken", "lost"
@@ -33,13 +33,13 @@ LOOK_EVERY = 5.0
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a worker works.
+    """A worker's folders and data.
 
     Attributes:
         output: folder of the study on this machine.
         scripts: folder of the training scripts.
-        dataset: as `--dataset` takes it.
-        feature_weights: of the Inception network; found by itself if None.
+        dataset: the `--dataset` value.
+        feature_weights: file with Inception's weights; found automatically if None.
     """
 
     output: Path
@@ -48,7 +48,7 @@ class Workplace:
     feature_weights: str | None = None
 
     def run_folder(self, cell: Cell) -> Path:
-        """Return the folder that the training script fills."""
+        """Return the training script's output folder."""
         return self.output / "cells" / cell.folder_name
 
 
@@ -57,10 +57,10 @@ class Ending:
     """How the training of a cell ended.
 
     Attributes:
-        kind: "trained"; "diverged", if the training itself went wrong; "broken", if it did not get so far; "lost", if
+        kind: "trained"; "diverged" if the training itself failed; "broken" if something else failed; "lost" if
             another worker has the cell now.
-        reason: why it did not end well.
-        step: at which it ended, if that is known.
+        reason: reason of a failure.
+        step: last step, if known.
     """
 
     kind: str
@@ -72,13 +72,13 @@ def train_cell(cell: Cell, budget: Budget, place: Workplace, has_lost: Callable[
     """Train a cell to its end, from its newest checkpoint if there is one.
 
     Args:
-        cell: to be trained.
-        budget: of the study.
-        place: where it is trained.
-        has_lost: whether the cell was given to another worker meanwhile, who may be training in the same folder.
+        cell: the cell.
+        budget: training budget of the study.
+        place: this worker's folders.
+        has_lost: whether the cell was given to another worker, which may be training in the same folder.
 
     Raises:
-        KeyboardInterrupt: if this process was told to stop; the training has then been told, too, and has ended.
+        KeyboardInterrupt: if this process was asked to stop; the training has then been stopped, too.
     """
     folder = place.run_folder(cell)
     if _is_trained(folder, cell, budget):
@@ -104,7 +104,7 @@ def train_cell(cell: Cell, budget: Budget, place: Workplace, has_lost: Callable[
 
 
 def _wait(process: subprocess.Popen) -> int | None:
-    """Wait a moment; return the exit status if the process has ended."""
+    """Wait briefly; return the exit status if the process has ended."""
     try:
         return process.wait(LOOK_EVERY)
     except subprocess.TimeoutExpired:
@@ -112,7 +112,7 @@ def _wait(process: subprocess.Popen) -> int | None:
 
 
 def launch_command(cell: Cell, budget: Budget, place: Workplace) -> list[str]:
-    """Write the cell's settings beside its folder, as a preset, and return the command that trains it."""
+    """Write the cell's settings as a preset next to its folder, and return the training command."""
     folder = place.run_folder(cell)
     preset = folder.with_name(f"{folder.name}.json")
     write_text_atomically(preset, json.dumps(cell.settings, indent=2) + "\n")
@@ -124,13 +124,13 @@ def launch_command(cell: Cell, budget: Budget, place: Workplace) -> list[str]:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Return what a run says of itself; an empty dictionary if it has not begun."""
+    """Return a run's `status.json`; an empty dictionary if it has not started."""
     file = folder / "status.json"
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _is_trained(folder: Path, cell: Cell, budget: Budget) -> bool:
-    """Whether an earlier launch, with these very settings, has come to its end."""
+    """Whether an earlier launch with the same settings has completed."""
     file = folder / "training_config.json"
     if not file.is_file() or _ending(folder, budget, 0, None).kind != TRAINED:
         return False
@@ -139,13 +139,13 @@ def _is_trained(folder: Path, cell: Cell, budget: Budget) -> bool:
 
 
 def _seconds_so_far(folder: Path) -> float:
-    """Return the seconds of training that the newest checkpoint has behind it."""
+    """Return the training seconds up to the newest checkpoint."""
     found = list_checkpoints(folder / "checkpoints")
     return load_progress(found[-1])["seconds"] if found else 0.0
 
 
 def _ending(folder: Path, budget: Budget, exit_status: int, log: Path | None) -> Ending:
-    """Read from the run's folder how it ended."""
+    """Determine from the run's folder how it ended."""
     said = read_status(folder)
     kind, step = said.get("status"), said.get("step")
     in_time = budget.minutes is not None and said.get("reason") == "time is up"
@@ -158,7 +158,7 @@ def _ending(folder: Path, budget: Budget, exit_status: int, log: Path | None) ->
 
 
 def last_error(log: str) -> str:
-    """Return what the last launch of a log has ended with: an error with its indented lines, or its last lines."""
+    """Return the end of the last launch in a log: an error with its indented lines, or the last lines."""
     lines = log[log.rfind("\n$ ") + 1 :].splitlines()[1:]
     found = [index for index, line in enumerate(lines) if ERROR.match(line)]
     if not found:
@@ -168,7 +168,7 @@ def last_error(log: str) -> str:
 
 
 def check_device(cell: Cell) -> str | None:
-    """Return why this machine cannot train the cell; None if it can."""
+    """Return why this machine cannot train the cell, or None if it can."""
     import torch
 
     if cell.device == "cuda" and not torch.cuda.is_available():
@@ -177,7 +177,7 @@ def check_device(cell: Cell) -> str | None:
 
 
 def check_data(place: Workplace) -> None:
-    """Raise a `UserError` if the data set of a worker is a path that is not there."""
+    """Raise a `UserError` if a worker's data set is a path that does not exist."""
     named = place.dataset
     if (named.startswith(("/", ".", "~")) or "\\" in named) and not Path(named).expanduser().exists():
         raise UserError(f"--dataset {named}: not on this machine; say with --dataset where its images are")

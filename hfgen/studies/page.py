@@ -1,4 +1,4 @@
-"""The report of a study as one page of HTML, complete in itself: nothing is fetched from anywhere."""
+"""The report of a study as one self-contained HTML page: nothing is fetched from anywhere."""
 
 import math
 import statistics
@@ -18,13 +18,13 @@ from hfgen.studies.table import COLUMNS, HIGHER_IS_BETTER, Row, as_matrix, cells
 
 
 def page(study: Study, rows: list[Row], statements: list[str], remarks: list[str]) -> str:
-    """Write the page.
+    """Build the page.
 
     Args:
-        study: as it is stored.
-        rows: of its table.
-        statements: what was done and how it compares, a paragraph each.
-        remarks: on single cells.
+        study: the stored study.
+        rows: rows of its table.
+        statements: what was done and how it compares, one paragraph each.
+        remarks: remarks on single cells.
     """
     matrix = as_matrix(rows)
     numbers = {id(row): index for index, row in enumerate(rows)}
@@ -60,7 +60,7 @@ def page(study: Study, rows: list[Row], statements: list[str], remarks: list[str
 
 
 def sort_keys(study: Study, rows: list[Row]) -> list[list[float | None]]:
-    """Return for each cell of the long table by which number it is sorted; None if it holds no figure."""
+    """Return the sort key of each cell of the long table; None if it has no figure."""
     families = list(dict.fromkeys(row.place.family for row in rows))
     points = list(dict.fromkeys(row.label for row in rows))
     found = []
@@ -80,9 +80,9 @@ def sort_keys(study: Study, rows: list[Row]) -> list[list[float | None]]:
 
 
 def take_for_gallery(places: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what the gallery shows: of each place the first seed that has samples.
+    """Return the gallery: for each place, the first seed with samples.
 
-    That sheet is taken out of the place, which notes where in the gallery it is: so it stands once in the page.
+    The sheet is removed from the place, which stores its gallery index instead, so that it is on the page only once.
     """
     gallery: list[dict[str, Any]] = []
     for place in places:
@@ -94,7 +94,7 @@ def take_for_gallery(places: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def best_rows(study: Study, rows: list[Row]) -> set[int]:
-    """Return the `id` of the row with the best figure of each family, or of all if each has one figure only."""
+    """Return the `id` of each family's best row, or of the best of all if each family has only one figure."""
     families: dict[str, list[Row]] = {}
     for row in rows:
         if math.isfinite(row.mean):
@@ -104,7 +104,7 @@ def best_rows(study: Study, rows: list[Row]) -> set[int]:
 
 
 def _place(study: Study, row: Row) -> dict[str, Any]:
-    """Return what the page shows of a place when it is chosen."""
+    """Return what the page shows when a place is selected."""
     seeds = []
     for seed, name, outcome in zip(study.seeds, row.place.cells, row.outcomes, strict=True):
         result = outcome.result if outcome is not None else None

@@ -1,4 +1,4 @@
-"""Pictures of a study: the curves of its cells, and what they draw, side by side."""
+"""Pictures of a study: the curves of its cells, and their samples side by side."""
 
 import math
 
@@ -16,21 +16,21 @@ FIGURE_COLUMNS = 3
 TITLE_LENGTH, LEGEND_LENGTH = 44, 32
 SHOWN_PER_ROW = 12
 LEAST_SHOWN_PIXELS, MOST_SHOWN_PIXELS = 64, 128
-# A panel whose losses span more than this has a logarithmic axis, where they are all positive.
+# Panels whose losses span a larger ratio get a logarithmic axis, if all losses are positive.
 MOST_LINEAR_SPAN = 20
-# The axis ends so many times the distance of the quartiles away from them: a curve that explodes leaves it.
+# The axis extends at most this many interquartile ranges beyond the quartiles, so that exploding curves leave it.
 REACH = 20
 Curve = tuple[str, str, list[float], list[float]]
 
 
 def draw_loss_curves(rows: list[Row]) -> Figure | None:
-    """Draw the losses of all cells: a panel for each family and loss, a line for each point of the grid and seed.
+    """Plot the losses of all cells: a panel per family and loss, a line per grid point and seed.
 
     Returns:
         None if nothing has been trained.
     """
     panels: dict[tuple[str, str], list[Curve]] = {}
-    places: dict[str, int] = {}  # rows that a family has so far, for the colours
+    places: dict[str, int] = {}  # rows per family so far, for the colours
     for row in rows:
         colour = f"C{places.setdefault(row.place.family, 0) % 10}"
         places[row.place.family] += 1
@@ -55,10 +55,10 @@ def draw_loss_curves(rows: list[Row]) -> Figure | None:
 
 
 def draw_score_curves(rows: list[Row]) -> Figure | None:
-    """Plot FID against training images: a line for each place, through the means of all its seeds, which are points.
+    """Plot FID against training images: a line per place through the means over its seeds, which are points.
 
     Returns:
-        None if no cell was scored in the course of its training.
+        None if no cell was scored during training.
     """
     figure = Figure(figsize=(10, 6), layout="constrained")
     ax = figure.subplots()
@@ -90,7 +90,7 @@ def draw_score_curves(rows: list[Row]) -> Figure | None:
 
 def _draw_panel(ax: Axes, title: str, curves: list[Curve]) -> None:
     for label, colour, steps, values in curves:
-        # A label that begins with an underscore is kept out of the legend.
+        # Labels that begin with an underscore are left out of the legend.
         told = f" {_plain(label, LEGEND_LENGTH)}" if label else "_nolegend_"
         ax.plot(steps, values, label=told, color=colour, linewidth=1)
     scale, low, high = loss_range([values for *_, values in curves])
@@ -108,10 +108,10 @@ def _draw_panel(ax: Axes, title: str, curves: list[Curve]) -> None:
 
 
 def loss_range(curves: list[list[float]]) -> tuple[str, float, float]:
-    """Choose an axis on which most of the curves can be seen, though some may explode.
+    """Choose an axis that shows most of the curves, even if some explode.
 
     Returns:
-        "log" or "linear", and where the axis ends; 0 and 0 if no loss is finite.
+        "log" or "linear", and the limits of the axis; 0 and 0 if no loss is finite.
     """
     found = np.array([value for values in curves for value in values if math.isfinite(value)], dtype=np.float64)
     if not len(found):
@@ -128,24 +128,24 @@ def loss_range(curves: list[list[float]]) -> tuple[str, float, float]:
 
 
 def _plain(text: str, length: int) -> str:
-    """Cut a text, and keep it from being read as a formula."""
+    """Shorten a text, and escape it so that it is not read as a formula."""
     text = " ".join(text.split())
     return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
 
 
 def losses_of(curve: list[dict[str, float]]) -> list[str]:
-    """Return the losses that a log holds: those of a GAN's two networks, or the whole loss."""
+    """Return the names of the losses in a log: those of a GAN's two networks, or the total loss."""
     names = list(curve[-1]) if curve else []
     return [name for name in names if name == "loss" or name.startswith("loss_")]
 
 
 def sample_rows(rows: list[Row]) -> Image.Image | None:
-    """Show the first images of each place, of the same latents or noise a column; None if there are none."""
+    """Show the first images of each place, one column per latent or noise; None if there are none."""
     return _rows_of(rows, "sheet", SHEET_COLUMNS, SHOWN_PER_ROW, SHOWN_PER_ROW)
 
 
 def strip_rows(rows: list[Row]) -> Image.Image | None:
-    """Show how the diffusion cells draw, noise on the left; None if there are none."""
+    """Show the denoising of the diffusion cells, noise on the left; None if there are none."""
     return _rows_of(rows, "strip", STRIP_COLUMNS, None, STRIP_COLUMNS)
 
 
@@ -160,13 +160,13 @@ def _rows_of(rows: list[Row], kind: str, columns: int, most: int | None, shown_c
 
 
 def first_picture(row: Row, kind: str) -> str:
-    """Return the "sheet" or "strip" of the first seed that has one, else ""."""
+    """Return the "sheet" or "strip" of the first seed that has one, or ""."""
     found = [getattr(one.result, kind) for one in row.outcomes if one is not None and one.result is not None]
     return next(iter(filter(None, found)), "")
 
 
 def cut(sheet: Image.Image, columns: int, gap: int = 2) -> list[Image.Image]:
-    """Cut a sheet, which may have been reduced as a whole, into its images, row by row."""
+    """Cut a sheet, which may have been downscaled, into its images, row by row."""
     pitch = (sheet.width + gap) / columns
     size, rows = int(pitch) - gap, round((sheet.height + gap) / pitch)
     corners = [(round(column * pitch), round(row * pitch)) for row in range(rows) for column in range(columns)]
@@ -174,7 +174,7 @@ def cut(sheet: Image.Image, columns: int, gap: int = 2) -> list[Image.Image]:
 
 
 def _resized(image: Image.Image) -> Image.Image:
-    """Repeat the pixels of a small image until one can see what it shows; reduce a large one."""
+    """Enlarge a small image by repeating pixels, or downscale a large one, to a visible size."""
     if image.width > MOST_SHOWN_PIXELS:
         return image.resize((MOST_SHOWN_PIXELS, MOST_SHOWN_PIXELS), Image.Resampling.LANCZOS)
     factor = max(1, LEAST_SHOWN_PIXELS // image.width)

@@ -1,4 +1,4 @@
-"""What a study will cost, told beforehand after short real trainings; and scaling it down to the time there is."""
+"""Estimating a study's cost from short real trainings, and scaling it down to the available time."""
 
 import dataclasses
 import json
@@ -27,30 +27,30 @@ from hfgen.studies.study_file import Budget, StudyFile
 
 
 PROBE_SECONDS = 20.0
-# Settings that do not alter how long an update takes: cells that differ in nothing else share a probe.
+# Settings that do not affect the time per update: cells that differ only in these share a probe.
 IDLE_SETTINGS = {
     *("seed", "max_train_steps", "learning_rate", "learning_rate_d", "lr_scheduler", "lr_warmup_steps", "adam_beta1"),
     *("adam_beta2", "weight_decay", "max_grad_norm", "ema_decay", "label_smoothing", "latent_dim", "kl_weight"),
     *("kl_warmup_steps", "free_bits", "num_train_timesteps", "beta_schedule", "snr_gamma", "horizontal_flip"),
 }
 DRAWN, DRAWN_BY_DIFFUSION, DENOISING_STEPS = 32, 4, 3
-# Of the time of a reduced study the scoring takes at most this share, with as many images at least.
+# Scoring gets at most this fraction of a reduced study's time, and at least this many images.
 SCORING_SHARE, LEAST_SCORED = 0.3, 250
-# With less than this share of the time for training, seeds are given up; with less than the other it makes no sense.
+# Seeds are dropped if training gets less than the first fraction of the time; below the second the study is refused.
 TRAINING_SHARE, LEAST_TRAINING_SHARE = 0.5, 0.1
 GIGABYTE = 1e9
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a short training and drawing of one kind of cell took.
+    """Measurements of a short training and sampling for one kind of cell.
 
     Attributes:
-        start_seconds: of a launch, until the first update.
-        images_per_second: of the training.
-        draw_seconds: for one image, in as many denoising steps as the evaluation takes.
-        kept_bytes: on the disk, that a cell leaves.
-        passing_bytes: of its checkpoints, which go when it has been scored.
+        start_seconds: time from launch to the first update.
+        images_per_second: training speed.
+        draw_seconds: time to generate one image, with the evaluation's number of denoising steps.
+        kept_bytes: disk space that a finished cell keeps.
+        passing_bytes: disk space of its checkpoints, deleted after scoring.
     """
 
     start_seconds: float
@@ -62,13 +62,13 @@ class Probe:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the cells of a study cost on this machine.
+    """The cost of a study's cells on this machine.
 
     Attributes:
-        probes: by kind of cell; None where this machine has not the device.
+        probes: probe by kind of cell; None if this machine does not have the device.
         kinds: kind of each cell, by its name.
-        feature_seconds: for one image.
-        real_images: whose features are still to be computed, once.
+        feature_seconds: time to compute the features of one image.
+        real_images: number of real images whose features are not computed yet.
     """
 
     probes: dict[str, Probe | None]
@@ -77,11 +77,11 @@ class Plan:
     real_images: int
 
     def probe(self, cell: Cell) -> Probe | None:
-        """Return what was measured for a cell."""
+        """Return the measurements for a cell."""
         return self.probes[self.kinds[cell.name]]
 
     def train_seconds(self, cell: Cell, budget: Budget) -> float:
-        """Return the time of the updates of a cell."""
+        """Return the time of a cell's updates, in seconds."""
         probe = self.probe(cell)
         if probe is None:
             return 0.0
@@ -90,13 +90,13 @@ class Plan:
         return cell.settings["max_train_steps"] * images_per_step(cell.settings) / probe.images_per_second
 
     def score_seconds(self, cell: Cell, num_images: int) -> float:
-        """Return the time of drawing and scoring so many images of a cell."""
+        """Return the time to generate and score `num_images` images of a cell, at each point that is scored."""
         probe = self.probe(cell)
         points = scores_on_the_way(cell) + 1
         return 0.0 if probe is None else points * num_images * (probe.draw_seconds + self.feature_seconds)
 
     def fixed_seconds(self, study: Study) -> float:
-        """Return the time that goes by whatever the budget: the launches, and the features of the real images."""
+        """Return the time that does not depend on the budget: launches, and the features of the real images."""
         probes = [self.probe(cell) for cell in study.cells.values()]
         return sum(probe.start_seconds for probe in probes if probe) + self.real_images * self.feature_seconds
 
@@ -108,15 +108,15 @@ class Plan:
 
 
 def make_plan(study: Study, place: Workplace, say: Callable[[str], None]) -> Plan:
-    """Train every kind of cell for some seconds, draw from it, and note how fast that is.
+    """Train every kind of cell for some seconds, generate images with it, and measure the speed.
 
     Args:
-        study: to be planned.
-        place: of the worker; its output folder is not touched.
-        say: told what is being measured.
+        study: the study to plan.
+        place: this worker's folders; the output folder is not touched.
+        say: called with a message on what is being measured.
 
     Raises:
-        UserError: if the data set or the feature weights are not there, or a kind of cell cannot be trained.
+        UserError: if the data set or the feature weights are missing, or a kind of cell cannot be trained.
     """
     evaluation = study.evaluation
     extractor = build_extractor(evaluation.features, evaluation.mode, place.feature_weights, choose_device("auto"))
@@ -132,7 +132,7 @@ def make_plan(study: Study, place: Workplace, say: Callable[[str], None]) -> Pla
 
 
 def features_to_compute(study: Study, place: Workplace, extractor: Extractor) -> int:
-    """Return how many real images have no features yet; all of them are decoded now, and not within a probe's time."""
+    """Return how many real images have no features yet; decodes all images now, outside the probes' time."""
     todo = 0
     for settings in {
         repr(data): data for data in (data_settings(cell, place) for cell in study.cells.values())
@@ -166,7 +166,7 @@ def _measure(cell: Cell, study: Study, place: Workplace) -> Probe:
         start = max(0.0, seconds - log[-1]["images"] / speed)
         passing = _size(run / "checkpoints")
         drawing = _draw_seconds(run, study.evaluation.num_inference_steps)
-        # While a checkpoint is written there is one more than are kept.
+        # While a checkpoint is written, there is one more than the limit.
         limit = cell.settings["checkpoints_total_limit"]
         kept = scores_on_the_way(cell) + 1 if limit == ALL_CHECKPOINTS else limit
         return Probe(start, speed, drawing, _size(run) - passing, passing * (kept + 1))
@@ -196,7 +196,7 @@ def _feature_seconds(extractor: Extractor, size: int) -> float:
 
 
 def describe_plan(study: Study, plan: Plan) -> str:
-    """Say what a study costs, a line for each kind of cell."""
+    """Describe the cost of a study, one line per kind of cell."""
     lines = [f"{study.title}: {len(study.cells)} cells, each trained for {study.budget}, seeds {_listed(study.seeds)}"]
     left_out = 0
     for kind, probe in plan.probes.items():
@@ -225,20 +225,20 @@ def describe_plan(study: Study, plan: Plan) -> str:
 
 
 def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: float, place: Workplace) -> Study:
-    """Reduce a study so that it fits into the time: fewer scored images, then fewer seeds, then shorter training.
+    """Reduce a study to fit into the time: fewer scored images, then fewer seeds, then shorter training.
 
-    All cells are cut alike; what the study had asked for is kept with it, and told in its report.
+    All cells are reduced alike; the original values are stored with the study and shown in its report.
 
     Args:
-        file: the study as it is written.
-        study: the same, expanded.
-        plan: what it costs.
+        file: the study file.
+        study: the expanded study.
+        plan: its cost.
         asked: the time, as the user wrote it.
-        seconds: the time.
-        place: of the worker.
+        seconds: the time in seconds.
+        place: this worker's folders.
 
     Returns:
-        The study as it is, if it fits.
+        The reduced study, or the study unchanged if it fits.
 
     Raises:
         UserError: if not even one seed fits.
@@ -264,21 +264,21 @@ def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: f
         )
     share = min(1.0, left / sum(plan.train_seconds(cell, file.budget) for cell in cells.cells.values()))
     every = file.evaluation.every_images
-    every = None if every is None else max(1, math.ceil(every * share))  # as many scores of a shorter training
+    every = None if every is None else max(1, math.ceil(every * share))  # same number of scores in a shorter training
     evaluation = dataclasses.replace(file.evaluation, num_images=num_images, every_images=every)
     reduced = dataclasses.replace(reduced, budget=cut_budget(file.budget, share), evaluation=evaluation)
     return marked(expand(reduced, place.scripts, study.dataset), file, asked)
 
 
 def marked(study: Study, file: StudyFile, asked: str) -> Study:
-    """Note in a reduced study what its file had asked for."""
+    """Store the study file's original values in a reduced study."""
     return dataclasses.replace(
         study, asked=asked, full_budget=file.budget, full_evaluation=file.evaluation, full_seeds=file.seeds
     )
 
 
 def cut_budget(budget: Budget, share: float) -> Budget:
-    """Return a share of a budget, rounded down to two significant digits."""
+    """Return a fraction of a budget: steps and images rounded down to 2 significant digits, minutes rounded to 3."""
     if budget.minutes is not None:
         return Budget(minutes=float(f"{budget.minutes * share:.3g}"))
     whole = (budget.steps or budget.images or 0) * share
@@ -288,7 +288,7 @@ def cut_budget(budget: Budget, share: float) -> Budget:
 
 
 def duration(seconds: float) -> str:
-    """Write a time for people: "35 s", "12 min", "3.4 h", "2.1 days"."""
+    """Format a time: "35 s", "12 min", "3.4 h", "2.1 days"."""
     for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
         if seconds < limit:
             return f"{seconds / unit:.3g} {name}"

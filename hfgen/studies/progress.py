@@ -1,4 +1,4 @@
-"""How far a study has come: what became of each cell, who works on it, and how long the rest may take."""
+"""Progress of a study: the state of each cell, its worker, and an estimate of the remaining time."""
 
 import datetime
 import statistics
@@ -12,12 +12,12 @@ from hfgen.studies.storage import BROKEN, DONE, RUNNING, WORKER, Outcome, outcom
 
 
 def describe_progress(study: Study, trials: dict[str, list[FrozenTrial]], now: datetime.datetime) -> str:
-    """Say how a study stands: a line in all, a line for each cell, and an estimate of what is left.
+    """Describe a study's progress: a summary line, a line per cell, and an estimate of the remaining time.
 
     Args:
-        study: as it is stored.
-        trials: of each cell that has some, oldest first; see `StudyStore.trials`.
-        now: by the clock of the workers, without a time zone, as Optuna notes the times of trials.
+        study: the stored study.
+        trials: trials of each cell that has any, oldest first; see `StudyStore.trials`.
+        now: the workers' local time without a time zone, as Optuna stores trial times.
     """
     found = {name: trials.get(name, []) for name in study.cells}
     states = {name: state_of(of_cell) for name, of_cell in found.items()}
@@ -49,7 +49,7 @@ def _told(study: Study, state: str, trials: list[FrozenTrial], now: datetime.dat
 
 
 def _rest(trials: dict[str, list[FrozenTrial]], running: int, to_do: int) -> str:
-    """Estimate the time that is left, by the cells that have ended; those that run now are taken for half done."""
+    """Estimate the remaining time from the cells that have ended; running cells count as half done."""
     if not running:
         return "nobody is at work on it: hfgen study run or hfgen study work goes on"
     ended = [one for of_cell in trials.values() for one in of_cell if one.state == TrialState.COMPLETE]
@@ -63,5 +63,5 @@ def _rest(trials: dict[str, list[FrozenTrial]], running: int, to_do: int) -> str
 
 
 def _seconds(start: datetime.datetime | None, end: datetime.datetime | None) -> float:
-    """Return the time between; 0 if the clocks of two machines contradict each other."""
+    """Return the seconds between two times; 0 if the clocks of two machines disagree."""
     return max(0.0, (end - start).total_seconds()) if start and end else 0.0

@@ -1,4 +1,4 @@
-"""The report of a study: a folder with the table in three forms, curves, sheets, and one page to look at."""
+"""The report of a study: a folder with the table in three formats, curves, sheets and an HTML page."""
 
 import json
 import math
@@ -39,7 +39,7 @@ FILES = {
 }
 MAX_REASON = 300
 MAX_NAMED = 6
-# A path in quotes, or without blanks; of a URL only the one of a file or of a database.
+# A path in quotes, or without spaces; of URLs only those of files and databases.
 PATHS = re.compile(
     r"""(?P<quote>['"`])(?P<quoted>(?:/|[A-Za-z]:[\\/])[^'"`\n]*)(?P=quote)"""
     r"""|(?:(?<=:)/{3,}|(?<![\w./\\~<])(?:~?/(?!/)|[A-Za-z]:[\\/]))(?P<plain>[^\s'"`,;:()<>|]+)"""
@@ -47,15 +47,15 @@ PATHS = re.compile(
 
 
 def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
-    """Write the report of a study as far as it has come, in the place of an earlier one.
+    """Write a study's report with the results so far, replacing an earlier one.
 
     Args:
-        study: as it is stored.
-        outcomes: of its cells, by name.
-        folder: made anew, whole or not at all.
+        study: the stored study.
+        outcomes: outcome of each cell, by name.
+        folder: report folder, replaced atomically.
 
     Raises:
-        UserError: if the disk refuses.
+        UserError: if the folder cannot be written.
     """
     study, outcomes = for_others(study, outcomes)
     rows = rows_of(study, outcomes)
@@ -84,14 +84,14 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
             "index.html": page(study, rows, statements(study, rows), endings(study, rows)),
         }
         for name, text in texts.items():
-            if text:  # there is a course only if the study asks for it
+            if text:  # course.csv only if the study scores during training
                 (target / name).write_text(text, encoding="utf-8")
 
     write_atomically(folder, write)
 
 
 def for_others(study: Study, outcomes: Outcomes) -> tuple[Study, Outcomes]:
-    """Take out of a study what only its machine knows: paths, of which the last part stays; and cut long reasons."""
+    """Prepare a study for sharing: reduce local paths to their last part, and shorten long reasons."""
     cells = {name: replace(cell, settings=_without_paths(cell.settings, study)) for name, cell in study.cells.items()}
     told: dict[str, Outcome | None] = {}
     for name, outcome in outcomes.items():
@@ -114,7 +114,7 @@ def _without_paths(value: Any, study: Study) -> Any:
     if not isinstance(value, str):
         return value
     name = dataset_name(study)
-    told = value.replace(study.dataset, name) if 0 < len(name) < len(study.dataset) else value  # it may hold blanks
+    told = value.replace(study.dataset, name) if 0 < len(name) < len(study.dataset) else value  # it may contain spaces
     return PATHS.sub(_last_part, told)
 
 
@@ -124,13 +124,13 @@ def _last_part(found: re.Match[str]) -> str:
 
 
 def dataset_name(study: Study) -> str:
-    """Return the name of the data set, without the path that leads there on this machine."""
+    """Return the name of the data set, without its local path."""
     is_path = study.dataset.startswith(("/", "~", ".")) or PureWindowsPath(study.dataset).is_absolute()
     return PureWindowsPath(study.dataset).name if is_path else study.dataset
 
 
 def _nan_as_text(value: Any) -> Any:
-    """Replace what JSON has no word for, such as a published NaN, by its name."""
+    """Replace non-finite numbers, such as a published NaN, by text for JSON."""
     if isinstance(value, dict):
         return {key: _nan_as_text(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -141,7 +141,7 @@ def _nan_as_text(value: Any) -> Any:
 
 
 def markdown(study: Study, rows: list[Row], pictures: dict[str, str]) -> str:
-    """Write `report.md`."""
+    """Build the text of `report.md`."""
     told = [f"# {markdown_text(study.title)}", *map(markdown_text, statements(study, rows))]
     if matrix := markdown_matrix(study, rows):
         told.append(matrix.strip())
@@ -154,13 +154,13 @@ def markdown(study: Study, rows: list[Row], pictures: dict[str, str]) -> str:
 
 
 def files_of(rows: list[Row]) -> dict[str, str]:
-    """Return the names of the texts that a report holds, and what is in them."""
+    """Return the names of a report's text files, and what is in them."""
     course = {"course.csv": "FID in the course of the training"} if any(row.course() for row in rows) else {}
     return FILES | course
 
 
 def statements(study: Study, rows: list[Row]) -> list[str]:
-    """Say what was done and how it compares, a paragraph each."""
+    """Describe what was done and how it compares, one paragraph each."""
     told = [study.question] if study.question else []
     told += [conditions(study, rows), *hardware(rows)]
     if floor := floors(study, rows):
@@ -174,7 +174,7 @@ def statements(study: Study, rows: list[Row]) -> list[str]:
 
 
 def conditions(study: Study, rows: list[Row]) -> str:
-    """Say data, budget, seeds and number of images, and what was reduced."""
+    """Describe data, budget, seeds and number of images, and what was reduced."""
     finished = sum(outcome is not None for outcome in _unique(study, rows).values())
     seeds = ", ".join(map(str, study.seeds))
     evaluation = study.evaluation
@@ -202,7 +202,7 @@ def conditions(study: Study, rows: list[Row]) -> str:
 
 
 def hardware(rows: list[Row]) -> list[str]:
-    """Say on what the cells were trained."""
+    """Describe the hardware that the cells were trained on."""
     found: Counter[str] = Counter()
     for row in rows:
         for outcome in row.outcomes:
@@ -215,7 +215,7 @@ def hardware(rows: list[Row]) -> list[str]:
 
 
 def floors(study: Study, rows: list[Row]) -> str:
-    """Say what real images score by the same measure, at the same number."""
+    """Describe the score of real images by the same metric, for the same number of images."""
     if study.metric != "fid":
         return ""
     halves = _common(rows, ("floor", "halves", "fid"), "{:.4g}")
@@ -229,7 +229,7 @@ def floors(study: Study, rows: list[Row]) -> str:
 
 
 def endings(study: Study, rows: list[Row]) -> list[str]:
-    """Say of each cell that has no figure why, and of each whose settings were not what its place says."""
+    """List cells without a figure, with the reason, and cells that rolled back or had warnings."""
     told, waiting = [], []
     for name, outcome in _unique(study, rows).items():
         if outcome is None:
@@ -254,6 +254,6 @@ def _unique(study: Study, rows: list[Row]) -> dict[str, Outcome | None]:
 
 
 def _common(rows: list[Row], keys: tuple[str, ...], form: str) -> list[str]:
-    """Return, as a list of one, a figure that is the same in all cells; else nothing."""
+    """Return a figure that is the same in all cells, as a list of one; else an empty list."""
     found: set[Any] = {int(value) if value == int(value) else value for row in rows for value in row.numbers(keys)}
     return [form.format(found.pop())] if len(found) == 1 else []

@@ -1,4 +1,4 @@
-"""What a trained cell is worth: its scores, its curve, its pictures, as plain values that fit into a database."""
+"""Results of a trained cell: scores, curve and pictures, as plain values that fit into a database."""
 
 import base64
 import io
@@ -32,23 +32,23 @@ from hfgen.training.checkpoints import list_checkpoints, load_progress
 
 SHEET_IMAGES, SHEET_COLUMNS = 32, 8
 STRIP_IMAGES, STRIP_COLUMNS = 2, 8
-# A sheet goes into a column of text, of which MySQL's holds 65,535 bytes.
+# A sheet is stored in a text column; MySQL's hold 65,535 bytes.
 MAX_PICTURE_BYTES = 45_000
-# On a sheet, and of a strip: what is larger is reduced.
+# Maximum widths of an image on a sheet and of a strip; larger ones are downscaled.
 MAX_SHOWN_PIXELS, MAX_STRIP_PIXELS = 96, 800
 MAX_CURVE_POINTS = 200
 
 
 @dataclass(frozen=True)
 class Result:
-    """What is kept of a trained cell.
+    """The stored results of a trained cell.
 
     Attributes:
-        summary: of the training and of the scores; "course" holds FID on the way, if the evaluation asked for it: of
-            a VAE from its prior, as the density comes at the end.
-        curve: some two hundred entries of the run's log, losses and speed.
+        summary: summary of training and scores; "course" is FID during training, if requested. For a VAE it is from
+            the prior, because the density is fitted at the end.
+        curve: about two hundred entries of the run's log, with losses and speed.
         sheet: the first images of the evaluation, JPEG in base64.
-        strip: of diffusion: images on the way from noise, likewise; else "".
+        strip: for diffusion: a denoising strip, likewise; else "".
     """
 
     summary: dict[str, Any]
@@ -58,20 +58,20 @@ class Result:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the generator drew something that can be scored."""
+        """Whether the generated images could be scored."""
         fid = self.summary["scores"]["fid"]
         return fid is not None and math.isfinite(fid)
 
 
 class Scorer:
-    """Scores trained cells in the features of one network, which is loaded once.
+    """Scores trained cells with one feature network, which is loaded once.
 
     Args:
-        evaluation: how.
-        place: of the worker.
+        evaluation: how to score.
+        place: this worker's folders.
 
     Raises:
-        UserError: if there are no weights for the features, or not on this machine.
+        UserError: if the feature weights are not available on this machine.
     """
 
     def __init__(self, evaluation: Evaluation, place: Workplace):
@@ -82,10 +82,10 @@ class Scorer:
         self._references: dict[str, Reference] = {}
 
     def score(self, cell: Cell) -> Result:
-        """Draw from a trained cell and score it against the images it was trained on.
+        """Generate images with a trained cell and score them against its training images.
 
         Raises:
-            UserError: if the pipeline cannot be opened or does not draw in the way that the evaluation asks for.
+            UserError: if the pipeline cannot be opened or does not support the evaluation's settings.
         """
         wanted, folder = self._evaluation, self._place.run_folder(cell)
         pipeline = self._open(cell, folder)
@@ -107,7 +107,7 @@ class Scorer:
         summary = {**training_summary(folder, curve), **report, "data_digest": reference.images.digest}
         if wanted.every_images is not None:
             last = {"images": summary["training"]["images"], "fid": report["scores"]["fid"]}
-            if cell.method == "vae" and source != "prior":  # a checkpoint has no density to draw from
+            if cell.method == "vae" and source != "prior":  # checkpoints have no density
                 drawing = drawing._replace(sample_from="prior")
                 last["fid"] = self._fid(pipeline, drawing, reference)
             summary["course"] = finite([*self._course(cell, drawing, reference, last["images"]), last])
@@ -123,7 +123,7 @@ class Scorer:
         course = []
         for checkpoint in list_checkpoints(self._place.run_folder(cell) / "checkpoints"):
             progress = load_progress(checkpoint)
-            # Those of launches that were interrupted lie between the cadence.
+            # Skip checkpoints of interrupted launches, which are at other steps.
             if progress["step"] % cell.settings["checkpoint_every"] or progress["images"] >= last:
                 continue
             fid = self._fid(self._open(cell, checkpoint), drawing, reference)
@@ -145,18 +145,18 @@ class Scorer:
 
 
 def data_settings(cell: Cell, place: Workplace) -> DataSettings:
-    """Return how the real images are read that a cell is scored against: whole squares, nothing altered."""
+    """Return how to read the real images that a cell is scored against: centre crops without augmentation."""
     names = ("dataset_split", "dataset_column", "sample_size", "drop_duplicates", "cache_dir", "max_image_pixels")
     return DataSettings(place.dataset, **{name: cell.settings[name] for name in names})
 
 
 def data_digest(cell: Cell, place: Workplace) -> str:
-    """Return the digest of the real images, by which workers know that they train on the same ones."""
+    """Return the digest of the real images, which lets workers check that they train on the same ones."""
     return load_images(data_settings(cell, place)).digest
 
 
 def training_summary(folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what a run's folder says of the training."""
+    """Return a summary of the training from a run's folder."""
     status = read_status(folder)
     launches, events = (read_json_lines(folder / name) for name in ("launches.jsonl", "events.jsonl"))
     return {
@@ -174,14 +174,14 @@ def training_summary(folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def thinned(log: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Return evenly spaced entries of a log, the last one among them, with what a curve needs."""
+    """Return evenly spaced entries of a log, including the last, with what a curve needs."""
     stride = math.ceil(len(log) / MAX_CURVE_POINTS)
     kept = log[::-1][::stride][::-1]
     return [{key: float(f"{value:.5g}") for key, value in entry.items() if key != "images"} for entry in kept]
 
 
 def encode_sheet(images: list[Image.Image]) -> str:
-    """Return a sheet of images as `encode_picture` does; images of noise, which JPEG cannot shorten, are fewer."""
+    """Encode a sheet of images as `encode_picture` does; noise, which JPEG compresses badly, gets fewer images."""
     small = [reduced(image, MAX_SHOWN_PIXELS) for image in images]
     for count in (len(small), len(small) // 2, SHEET_COLUMNS):
         picture = _jpeg(image_sheet(small[:count], SHEET_COLUMNS))
@@ -191,14 +191,14 @@ def encode_sheet(images: list[Image.Image]) -> str:
 
 
 def encode_picture(image: Image.Image) -> str:
-    """Return a JPEG in base64, of the best quality that is small enough; smaller if none is."""
+    """Encode a JPEG in base64, at the best quality that is small enough; downscale if none is."""
     while (picture := _jpeg(image)) is None:
         image = reduced(image, image.width // 2)
     return base64.b64encode(picture).decode()
 
 
 def reduced(image: Image.Image, width: int) -> Image.Image:
-    """Return an image that is no wider than that."""
+    """Downscale an image to at most this width in pixels."""
     if image.width <= width:
         return image
     return image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
@@ -207,12 +207,12 @@ def reduced(image: Image.Image, width: int) -> Image.Image:
 def _jpeg(image: Image.Image) -> bytes | None:
     for quality in (85, 75, 60, 40, 20):
         buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "jpeg", quality=quality, subsampling=0)  # colours of small images stay
+        image.convert("RGB").save(buffer, "jpeg", quality=quality, subsampling=0)  # keeps the colours of small images
         if buffer.tell() <= MAX_PICTURE_BYTES:
             return buffer.getvalue()
     return None
 
 
 def decode_picture(text: str) -> Image.Image:
-    """Read what `encode_picture` has written."""
+    """Decode the output of `encode_picture`."""
     return Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")

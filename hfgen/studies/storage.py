@@ -1,8 +1,8 @@
 """The database of a study: cells are Optuna trials, which any number of workers take from a queue.
 
-The queue, and not `optuna.samplers.GridSampler`, hands the cells out: when workers run side by side the sampler gives
-one point of the grid to two of them now and then, as its documentation says. A queued trial changes from WAITING to
-RUNNING in one transaction of the database, for which Optuna asks every database but SQLite: that is done here.
+Cells are assigned by the queue instead of `optuna.samplers.GridSampler`, which, according to its documentation, can
+give one grid point to two parallel workers. A queued trial changes from WAITING to RUNNING in one database
+transaction; Optuna ensures that for every database except SQLite, for which it is done here.
 """
 
 import base64
@@ -34,11 +34,11 @@ OUTCOME, REASON, STEP = "outcome", "reason", "step"
 SUMMARY, CURVE, SHEET, STRIP = "summary", "curve", "sheet", "strip"
 # States of a cell.
 DONE, RUNNING, WAITING, MISSING = "done", "running", "waiting", "missing"
-# An outcome of a trial, not of a cell: its worker was told to stop.
+# Outcome of a trial, not of a cell: its worker was asked to stop.
 GIVEN_BACK = "given back"
-# A cell whose worker was lost so often, one after another, takes its workers down with it.
+# A cell that lost this many workers in a row is assumed to crash them.
 MAX_LOST = 3
-# The one that makes a study says what it is a moment later.
+# The creator of a study stores its definition shortly after creating it.
 DEFINITION_SECONDS, LOOK_EVERY = 10.0, 0.2
 
 
@@ -46,8 +46,8 @@ class StudyStore:
     """One study in a database.
 
     Args:
-        url: of the database, as SQLAlchemy writes it.
-        grace_seconds: a worker that has been silent for so long has lost its cell.
+        url: database URL in SQLAlchemy's format.
+        grace_seconds: seconds without a heartbeat after which a worker loses its cell.
 
     Raises:
         UserError: if the database cannot be reached.
@@ -55,24 +55,24 @@ class StudyStore:
 
     def __init__(self, url: str, grace_seconds: int = 120):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats are called so since Optuna 2
+        warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats have been "experimental" since Optuna 2
         self.url, self._grace_seconds = with_driver(url), grace_seconds
-        self._unstarted: dict[int, float] = {}  # trial -> when it was first seen so
-        self._taken: int | None = None  # the trial of the cell that is worked on here
-        self._sampler = optuna.samplers.RandomSampler()  # has nothing to do: all that is in a trial was queued
+        self._unstarted: dict[int, float] = {}  # trial -> when it was first seen unstarted
+        self._taken: int | None = None  # trial of the cell being trained here
+        self._sampler = optuna.samplers.RandomSampler()  # unused: all parameters are queued
         try:
             self._storage = open_database(self.url, grace_seconds)
         except (*DATABASE_ERRORS, ImportError, RuntimeError) as error:
             raise UserError(f"--storage {shown(self.url)}: the database cannot be opened: {told(error)}") from error
 
     def open(self, name: str | None) -> Study:
-        """Open a study that is there already.
+        """Open an existing study.
 
         Args:
-            name: of the study; the only one if None.
+            name: name of the study; the only one if None.
 
         Raises:
-            UserError: if there is none, or more than one to choose from.
+            UserError: if there is none, or several and no name is given.
         """
         names = self._names()
         if name is None and len(names) != 1:
@@ -84,11 +84,11 @@ class StudyStore:
         return self._definition()
 
     def open_or_create(self, study: Study) -> Study:
-        """Open the study, or make it; return it, its data set being where it was when the study was made.
+        """Open or create the study; return it with the data set location from its creation.
 
         Raises:
-            UserError: if it is there already and was another one, with the differences, or if the database cannot keep
-                it.
+            UserError: if a different study of this name exists (the message lists the differences), or the database
+                cannot store it.
         """
         try:
             self._study = optuna.create_study(study_name=study.name, storage=self._storage, sampler=self._sampler)
@@ -104,7 +104,7 @@ class StudyStore:
                 + "\n  ".join(changes)
                 + "\nGive the study file another name, or the study another --output or --storage"
             )
-        # What alters no figure, such as the title or a published one, may be corrected.
+        # Changes that do not affect results, such as a new title or published figure, are stored.
         study = replace(study, dataset=stored.dataset)
         if study.to_dict() != stored.to_dict():
             self._study.set_user_attr(DEFINITION, packed(study))
@@ -114,18 +114,18 @@ class StudyStore:
         try:
             self._study.set_user_attr(DEFINITION, packed(study))
         except DATABASE_ERRORS as error:
-            with contextlib.suppress(*DATABASE_ERRORS):  # if it has gone away altogether
-                optuna.delete_study(study_name=study.name, storage=self._storage)  # else it is there, and nobody's
+            with contextlib.suppress(*DATABASE_ERRORS):  # if the database is gone altogether
+                optuna.delete_study(study_name=study.name, storage=self._storage)  # leave no study without definition
             raise UserError(
                 f"--storage {shown(self.url)}: the database does not keep the study: {told(error)}"
             ) from error
 
     def stored(self, name: str) -> Study | None:
-        """Return the study of that name if the database has it, else None."""
+        """Return the study of this name, or None if the database does not have it."""
         return self.open(name) if name in self._names() else None
 
     def _names(self) -> list[str]:
-        """Return the names of hfgen's studies: others may keep theirs in the same database."""
+        """Return the names of hfgen's studies; the database may contain others."""
         summaries = optuna.get_all_study_summaries(self._storage, include_best_trial=False)
         return [summary.study_name for summary in summaries if DEFINITION in summary.user_attrs]
 
@@ -144,7 +144,7 @@ class StudyStore:
         return unpacked(attributes[DEFINITION])
 
     def trials(self) -> dict[str, list[FrozenTrial]]:
-        """Return the trials of each cell that has some, oldest first."""
+        """Return the trials of each cell that has any, oldest first."""
         found: dict[str, list[FrozenTrial]] = {}
         for trial in self._study.get_trials(deepcopy=False):
             if CELL in trial.user_attrs:
@@ -152,22 +152,22 @@ class StudyStore:
         return found
 
     def states(self, study: Study) -> dict[str, str]:
-        """Return the state of each cell; cells whose worker fell silent are taken from it first."""
+        """Return the state of each cell, after releasing the cells of workers without a heartbeat."""
         optuna.storages.fail_stale_trials(self._study)
         self._fail_unstarted()
         trials = self.trials()
         return {name: state_of(trials.get(name, [])) for name in study.cells}
 
     def enqueue(self, names: list[str]) -> None:
-        """Put cells into the queue, in this order."""
+        """Add cells to the queue, in this order."""
         for name in names:
             self._study.enqueue_trial({CELL: name}, user_attrs={CELL: name})
 
     def run_next(self, work: Callable[[str], "Outcome | None"]) -> None:
-        """Take the next cell from the queue, if there is one, and keep what becomes of it.
+        """Take the next cell from the queue, if there is one, and store its outcome.
 
         Args:
-            work: is given the name of the cell. If it raises, or has no outcome, the cell goes back.
+            work: called with the cell's name. If it raises or returns None, the cell goes back to the queue.
         """
         taken: list[int] = []
         raised: list[BaseException] = []
@@ -175,11 +175,11 @@ class StudyStore:
         def objective(trial: Trial) -> float:
             try:
                 name = trial.user_attrs.get(CELL)
-                if name is None or self._is_taken(name, trial.number):  # the queue has run empty, or held it twice
+                if name is None or self._is_taken(name, trial.number):  # the queue is empty, or had the cell twice
                     raise TrialPruned
                 taken.append(trial.number)
                 self._taken = trial._trial_id
-                self._storage.record_heartbeat(trial._trial_id)  # the thread that does so is just starting
+                self._storage.record_heartbeat(trial._trial_id)  # Optuna's heartbeat thread is just starting
                 trial.set_user_attr(WORKER, f"{socket.gethostname()} {os.getpid()}")
                 outcome = work(name)
                 if outcome is None:
@@ -204,17 +204,17 @@ class StudyStore:
             of_optuna = isinstance(error, UpdateFinishedTrialError | ValueError)
             if not (of_optuna and taken and self._study.get_trials(deepcopy=False)[taken[0]].state.is_finished()):
                 raise
-            # Silent for too long, as on a laptop that slept: the cell was given to another worker.
+            # No heartbeat for too long, as on a suspended laptop: the cell was given to another worker.
 
     def has_lost_its_cell(self) -> bool:
-        """Whether the cell that is worked on here was taken away, this worker having been silent for too long."""
+        """Whether the cell being trained here was given to another worker for lack of a heartbeat."""
         try:
             return self._taken is not None and self._storage.get_trial(self._taken).state.is_finished()
-        except DATABASE_ERRORS:  # it may answer again before there is something to keep
+        except DATABASE_ERRORS:  # the database may recover before there is a result to store
             return False
 
     def _fail_unstarted(self) -> None:
-        """Take cells from workers that were lost before their first heartbeat, which Optuna does not look for."""
+        """Release cells of workers lost before their first heartbeat, which Optuna does not detect."""
         now = time.monotonic()
         running = [one for one in self._study.get_trials(deepcopy=False) if one.state == TrialState.RUNNING]
         silent = [one.number for one in running if WORKER not in one.user_attrs]
@@ -224,7 +224,7 @@ class StudyStore:
                 try:
                     self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
                 except UpdateFinishedTrialError:
-                    pass  # another worker was quicker
+                    pass  # another worker was faster
 
     def _is_taken(self, name: str, number: int) -> bool:
         others = [trial for trial in self.trials()[name] if trial.number != number]
@@ -232,19 +232,19 @@ class StudyStore:
         return bool(running) or state_of(others) == DONE
 
     def outcomes(self, study: Study) -> dict[str, "Outcome | None"]:
-        """Return what became of each cell; None if that is not known yet."""
+        """Return the outcome of each cell; None if there is none yet."""
         trials = self.trials()
         return {name: outcome_of(trials.get(name, [])) for name in study.cells}
 
 
 class Outcome:
-    """What became of a cell.
+    """The outcome of a cell.
 
     Attributes:
         kind: "trained", "diverged" or "broken".
-        value: that the study compares; NaN unless trained.
-        reason: why it has no value.
-        step: at which the training went wrong.
+        value: the metric that the study compares; NaN unless trained.
+        reason: why there is no value.
+        step: last step of the training, if known.
         result: scores, curve and pictures.
     """
 
@@ -255,7 +255,7 @@ class Outcome:
         self.kind, self.value, self.reason, self.step, self.result = kind, value, reason, step, result
 
     def attributes(self) -> Iterator[tuple[str, Any]]:
-        """Yield what is kept with the trial; the outcome last, as what says that the rest is there."""
+        """Yield the attributes stored with the trial; the outcome comes last, to mark the rest as complete."""
         if self.result is not None:
             yield SUMMARY, self.result.summary
             yield CURVE, json.dumps(self.result.curve)
@@ -267,7 +267,7 @@ class Outcome:
 
 
 def outcome_of(trials: list[FrozenTrial]) -> Outcome | None:
-    """Return what the trials of a cell have come to: the good one, or the newest that has ended badly."""
+    """Return the outcome of a cell from its trials: the successful one, or the newest failure."""
     lost = num_lost(trials)
     broken = [trial for trial in trials if trial.user_attrs.get(OUTCOME) == BROKEN and trial.state.is_finished()]
     best = [trial for trial in trials if _has_ended_well(trial)] or broken[-1:]
@@ -284,7 +284,7 @@ def outcome_of(trials: list[FrozenTrial]) -> Outcome | None:
 
 
 def state_of(trials: list[FrozenTrial]) -> str:
-    """Return the state of a cell by its trials."""
+    """Return the state of a cell from its trials."""
     if any(_has_ended_well(trial) for trial in trials):
         return DONE
     states = {trial.state for trial in trials}
@@ -299,28 +299,28 @@ def state_of(trials: list[FrozenTrial]) -> str:
 
 
 def _has_ended_well(trial: FrozenTrial) -> bool:
-    """Whether there is a figure, or training itself has shown that there is none (Optuna keeps NaN as a failure)."""
+    """Whether the trial has a value or has diverged (Optuna stores NaN as a failure)."""
     diverged = trial.state == TrialState.FAIL and trial.user_attrs.get(OUTCOME) == DIVERGED
     return trial.state == TrialState.COMPLETE or diverged
 
 
 def num_lost(trials: list[FrozenTrial]) -> int:
-    """Return how many workers were lost at a cell, one after another, up to now."""
+    """Return how many workers in a row were lost on a cell, up to now."""
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]
     told = [index for index, trial in enumerate(failed) if OUTCOME in trial.user_attrs]
     return len(failed) - (told[-1] + 1 if told else 0)
 
 
 def packed(study: Study) -> str:
-    """Return a study as a short text: MySQL keeps 65,535 bytes in a field, which 50 cells would exceed as they are."""
+    """Return a study as compressed text: MySQL fields hold 65,535 bytes, which 50 uncompressed cells would exceed."""
     return base64.b64encode(zlib.compress(json.dumps(study.to_dict()).encode())).decode()
 
 
 def unpacked(kept: Any) -> Study:
-    """Return the study that was packed; at first studies were kept as they are.
+    """Return the study stored by `packed`; early versions stored it uncompressed.
 
     Raises:
-        UserError: if it is of another version of hfgen, and this one cannot read it.
+        UserError: if it was written by another hfgen version and this one cannot read it.
     """
     try:
         values = kept if isinstance(kept, dict) else json.loads(zlib.decompress(base64.b64decode(kept)))
@@ -330,5 +330,5 @@ def unpacked(kept: Any) -> Study:
 
 
 def sqlite_url(folder: Path) -> str:
-    """Return the URL of the database file in the folder of a study."""
+    """Return the URL of the database file in a study's folder."""
     return f"sqlite:///{(folder / 'study.db').resolve()}"

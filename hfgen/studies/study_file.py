@@ -1,4 +1,4 @@
-"""The file of a study: which families, which settings, what budget, which seeds, how it is scored."""
+"""The study file: families, settings, budget, seeds and evaluation."""
 
 import difflib
 import itertools
@@ -15,14 +15,14 @@ from hfgen.errors import UserError
 
 SCRIPTS_FOLDER = "training_scripts"
 METHODS = {"ddpm": "train_ddpm.py", "gan": "train_gan.py", "vae": "train_vae.py"}
-# What a study compares, and how it is written above a column of figures.
+# Metrics that a study can compare, and their column headings.
 METRICS = {
     "fid": "FID",
     "kid": "KID",
     "minutes": "minutes of training",
     "images_per_second": "images/s in training",
 }
-# Settings that the study itself decides, of every cell alike.
+# Settings controlled by the study, the same for all cells.
 DECIDED = {
     "dataset": "give data: dataset, or --dataset",
     "output_dir": "give --output",
@@ -44,8 +44,8 @@ class Budget:
 
     Attributes:
         steps: updates of the weights.
-        images: training images that the network (of a GAN: the discriminator) has seen.
-        minutes: of training.
+        images: training images seen by the network (for a GAN, by the discriminator).
+        minutes: minutes of training.
     """
 
     steps: int | None = None
@@ -69,18 +69,17 @@ class Budget:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How each trained cell is scored; as `hfgen evaluate` does it.
+    """How each trained cell is scored, as in `hfgen evaluate`.
 
     Attributes:
-        num_images: drawn from each.
-        seed: of the drawing, for all cells alike.
-        num_inference_steps: of diffusion.
-        sampler: of diffusion; as saved if None.
-        sample_from: of a VAE: "prior" or "ex_post"; the latter if None.
-        features: where images are compared.
-        mode: how Inception's images are resized.
-        every_images: training images between two scores in the course of the training, for a curve; None: only at
-            the end.
+        num_images: images generated per cell.
+        seed: seed of the generated images, the same for all cells.
+        num_inference_steps: denoising steps, for diffusion.
+        sampler: for diffusion; the saved one if None.
+        sample_from: for a VAE: "prior" or "ex_post"; the latter if None.
+        features: feature network.
+        mode: resizing for Inception.
+        every_images: training images between two scores during training, for a curve; None: score only at the end.
     """
 
     num_images: int = 5000
@@ -100,7 +99,7 @@ class Evaluation:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UserError(f"evaluation: {name} {value!r}: must be a whole number from {least}")
-        # The lists of the others lie beside their networks, which take seconds to import.
+        # The other lists are in modules that take seconds to import.
         if self.sampler is not None:
             from hfgen.methods.schedules import SAMPLERS
 
@@ -116,14 +115,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Family:
-    """A row of the table: a training script, a preset, and settings of its own.
+    """A row of the table: a training script, a preset, and its own settings.
 
     Attributes:
         method: "ddpm", "gan" or "vae".
-        preset: of that script; its defaults if None.
-        settings: on top of the preset.
-        grid: values by setting; that of the study if None.
-        device: "cpu", or "cuda": then a machine without CUDA leaves its cells out and says so.
+        preset: preset of the script; the script's defaults if None.
+        settings: settings that override the preset.
+        grid: values by setting; the study's grid if None.
+        device: "cpu", "cuda" (machines without CUDA skip its cells with a message) or None.
     """
 
     method: str
@@ -144,20 +143,20 @@ class Family:
 
 @dataclass(frozen=True)
 class StudyFile:
-    """A study as it is written down.
+    """The content of a study file.
 
     Attributes:
-        name: of the file, without its ending.
+        name: file name without its suffix.
         title: heading of the report.
         families: rows of the table, by name.
-        budget: of each cell.
-        question: that the study answers, for the report.
-        source: of the published figures.
-        published: by family one figure (or remark) for each point of its grid.
-        data: settings of the data, of all cells.
-        settings: of all cells.
-        grid: values by setting; the cells are all their combinations.
-        seeds: each cell is trained with each.
+        budget: training budget per cell.
+        question: the question that the study answers, for the report.
+        source: source of the published figures.
+        published: by family, one figure (or remark) per grid point.
+        data: data settings of all cells.
+        settings: settings of all cells.
+        grid: values by setting; cells are all combinations.
+        seeds: every grid point is trained with each seed.
         evaluation: how cells are scored.
         metric: a key of `METRICS`: what the table compares.
     """
@@ -203,7 +202,7 @@ class StudyFile:
             self._check_published(name, figures)
 
     def points(self, family: str) -> list[dict[str, Any]]:
-        """Return the points of a family's grid: all combinations of its values; one without a value if it has none."""
+        """Return a family's grid points: all combinations of its values, or one empty point if there is no grid."""
         own = self.families[family].grid
         grid = self.grid if own is None else own
         return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
@@ -218,7 +217,7 @@ class StudyFile:
 
 
 def find_study_file(name: str) -> Path:
-    """Find a study by its path, or one of the shipped ones by its name, such as `studies/gan_loss.yaml` or `gan_loss`.
+    """Find a study by its path, or a shipped one by its name, such as `studies/gan_loss.yaml` or `gan_loss`.
 
     Raises:
         UserError: if there is none.
@@ -233,7 +232,7 @@ def find_study_file(name: str) -> Path:
 
 
 def find_scripts() -> Path:
-    """Find the training scripts: in the working folder, or where hfgen was installed from with `pip install -e`.
+    """Find the training scripts: in the working folder, or in the checkout installed with `pip install -e`.
 
     Raises:
         UserError: if they are in neither place.
@@ -249,12 +248,12 @@ def read_study_file(path: Path) -> StudyFile:
     """Read a study file.
 
     Raises:
-        UserError: if it is no YAML, or a part of it is missing, unknown or of no use; the message names both.
+        UserError: if it is not YAML, or a part is missing, unknown or invalid; the message names file and part.
     """
     try:
         text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError, ValueError) as error:  # the last if it is no UTF-8, or of an impossible date
+    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     try:
         _check_written_once(yaml.compose(text, yaml.SafeLoader))
@@ -287,7 +286,7 @@ def _parse(name: str, content: dict[str, Any]) -> StudyFile:
 
 
 def _figure(value: Any) -> Any:
-    """Return a published figure as a number, also where YAML takes it for text: 1e-4, NaN; a remark as it is."""
+    """Return a published figure as a number, even if YAML parses it as text (1e-4, NaN); remarks stay text."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -295,7 +294,7 @@ def _figure(value: Any) -> Any:
 
 
 def _build(cls: type[Part], values: dict[str, Any], where: str) -> Part:
-    """Make a part of the study; a missing or an unknown key is an error that names it."""
+    """Build a part of the study; errors name missing and unknown keys."""
     parts = fields(cls)  # type: ignore[arg-type]
     for key in values:
         _check_choice(f"{where}: unknown key", key, [one.name for one in parts])
@@ -320,8 +319,8 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
 
 
 def _check_written_once(node: yaml.Node | None, above: frozenset[yaml.Node] = frozenset()) -> None:
-    """Refuse a name that stands twice in one place, of which YAML would take the second and forget the first."""
-    if not isinstance(node, yaml.CollectionNode) or node in above:  # an alias may lead back to where it stands
+    """Refuse duplicate keys, of which YAML would silently keep only the last."""
+    if not isinstance(node, yaml.CollectionNode) or node in above:  # aliases can be circular
         return
     pairs = node.value if isinstance(node, yaml.MappingNode) else [(None, one) for one in node.value]
     names = [key.value for key, _ in pairs if key is not None]

@@ -1,8 +1,8 @@
-"""Run a command for as long as the process that asked for it lives: `python -m hfgen.studies.supervised PID COMMAND`.
+"""Run a command for as long as its parent process lives: `python -m hfgen.studies.supervised PID COMMAND`.
 
-A worker that is killed with SIGKILL cannot end its training, which would go on in a folder that another worker takes
-over meanwhile. So this stands between the two: it starts the command in a process group of its own, passes SIGTERM on,
-and sends it itself when its parent is gone.
+A worker killed with SIGKILL cannot stop its training, which would go on in a folder that another worker takes over.
+So this process sits between the two: it starts the command in its own process group, forwards SIGTERM, and sends
+SIGTERM itself when its parent is gone.
 """
 
 import os
@@ -15,18 +15,18 @@ import psutil
 
 
 LOOK_EVERY = 0.5  # seconds
-GRACE = 60.0  # seconds to write a checkpoint in, after which the group is killed
+GRACE = 60.0  # seconds for writing a checkpoint before the group is killed
 
 
 def main(parent: int, command: list[str]) -> int:
-    """Return the exit status of the command when nothing of its group is left; see the module."""
+    """Run the command until its process group is gone, and return its exit status; see the module."""
     asked: list[float] = []
     told = False
-    # Both before the command starts, so that no signal is missed; as functions, which the command does not inherit.
+    # Set before the command starts, so that no signal is missed; handlers are not inherited by the command.
     signal.signal(signal.SIGTERM, lambda *_: asked.append(time.monotonic()))
-    signal.signal(signal.SIGINT, lambda *_: None)  # the worker has it too, and decides
+    signal.signal(signal.SIGINT, lambda *_: None)  # the worker gets it too, and decides
     process = subprocess.Popen(command, start_new_session=True)
-    # The launcher dies of SIGTERM at once, while the script that it has launched still writes its checkpoint.
+    # SIGTERM ends the launcher at once, while the launched script is still writing its checkpoint.
     while process.poll() is None or (asked and lives(process.pid)):
         if os.getppid() != parent:
             asked.append(time.monotonic())
@@ -36,23 +36,23 @@ def main(parent: int, command: list[str]) -> int:
         if asked and time.monotonic() - asked[0] > GRACE:
             send(process, signal.SIGKILL)
         time.sleep(LOOK_EVERY)
-    send(process, signal.SIGKILL)  # what the command has left running in its group
+    send(process, signal.SIGKILL)  # anything still running in the group
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
 def lives(group: int) -> bool:
-    """Whether a process of the group is still at work; one that only waits to be reaped is not."""
+    """Whether a process of the group is still running; zombies do not count."""
     for process in psutil.process_iter():
         try:
             if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
                 return True
         except (psutil.Error, ProcessLookupError, PermissionError):
-            pass  # gone meanwhile, or none of ours
+            pass  # already gone, or not ours
     return False
 
 
 def send(process: subprocess.Popen, number: int) -> None:
-    """Send a signal to the group of a process, if there is anything left of it."""
+    """Send a signal to a process's group, if it still exists."""
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:

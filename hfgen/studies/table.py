@@ -1,4 +1,4 @@
-"""The table of a study: means and spreads over the seeds, beside published figures; as Markdown, CSV and LaTeX."""
+"""The table of a study: means and spreads over seeds, with published figures; as Markdown, CSV and LaTeX."""
 
 import csv
 import html
@@ -24,7 +24,7 @@ HIGHER_IS_BETTER = ("images_per_second",)
 FEWEST_TO_RANK = 3
 IN_LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
-    **{character: f"{{{character}}}" for character in "[]*"},  # the end of a line would take them for its own
+    **{character: f"{{{character}}}" for character in "[]*"},  # otherwise parsed as arguments of \\
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -34,7 +34,7 @@ IN_LATEX = {
     "±": r"$\pm$",
     "–": "--",
 }
-# Columns of the long table: heading -> keys in a result's summary, and the format of a mean.
+# Columns of the long table: heading -> keys in a result's summary, and number format.
 COLUMNS: dict[str, tuple[tuple[str, ...], str]] = {
     "FID": (("scores", "fid"), "{:.4g}"),
     "KID": (("scores", "kid"), "{:.3g}"),
@@ -50,11 +50,11 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A place of the table with what was found there.
+    """A place of the table with its outcomes.
 
     Attributes:
-        place: family and point of the grid.
-        outcomes: one for each seed.
+        place: family and grid point.
+        outcomes: one per seed.
     """
 
     place: Place
@@ -62,33 +62,33 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The point of the grid, as text: "learning_rate 1e-4"; "" if there is no grid."""
+        """The grid point as text, such as "learning_rate 1e-4"; "" if there is no grid."""
         return ", ".join(f"{key} {value}" for key, value in self.place.point.items())
 
     @property
     def values(self) -> list[float]:
-        """The figures of the seeds that were trained and scored."""
+        """The figures of all seeds that were trained and scored."""
         trained = [one for one in self.outcomes if one is not None and one.kind == TRAINED]
         return [one.value for one in trained if math.isfinite(one.value)]
 
     @property
     def num_diverged(self) -> int:
-        """How many seeds ended as NaN."""
+        """Number of seeds that ended as NaN."""
         ended = [one for one in self.outcomes if one is not None]
         return sum(one.kind == DIVERGED or one.kind == TRAINED and not math.isfinite(one.value) for one in ended)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every seed has either a figure or a reason why it can have none."""
+        """Whether every seed has a figure or has diverged."""
         return len(self.values) + self.num_diverged == len(self.outcomes)
 
     @property
     def mean(self) -> float:
-        """Over the seeds; NaN if one of them diverged or none has ended."""
+        """Mean over the seeds; NaN if one of them diverged or none has ended."""
         return statistics.fmean(self.values) if self.values and not self.num_diverged else math.nan
 
     def shown(self) -> str:
-        """The figure as it stands in the table: mean and standard deviation over the seeds."""
+        """The figure as shown in the table: mean and standard deviation over the seeds."""
         text = with_spread(self.values, "{:.4g}")
         if self.num_diverged:
             partly = f"{NAN} ({self.num_diverged} of {len(self.outcomes)}; else {text})"
@@ -115,7 +115,7 @@ class Row:
         return found
 
     def course(self) -> dict[int, list[float]]:
-        """FID of every seed that has one, by training images seen; empty unless cells were scored on the way."""
+        """FIDs of the seeds by training images seen; empty unless cells were scored during training."""
         found: dict[int, list[float]] = {}
         for outcome in self.outcomes:
             summary = outcome.result.summary if outcome is not None and outcome.result is not None else {}
@@ -126,7 +126,7 @@ class Row:
 
     @property
     def published(self) -> str:
-        """What others have reported here; "" if nothing."""
+        """The published figure as text; "" if there is none."""
         value = self.place.published
         if value is None:
             return ""
@@ -142,7 +142,7 @@ def with_spread(values: list[float], form: str) -> str:
 
 
 def _without_power(text: str) -> str:
-    """Write out what Python shortens to a power of ten: "1.2e+02" as "120"."""
+    """Write out Python's exponent notation: "1.2e+02" as "120"."""
     return f"{float(text):.0f}" if "e+" in text else text
 
 
@@ -152,11 +152,11 @@ def rows_of(study: Study, outcomes: Outcomes) -> list[Row]:
 
 
 def as_matrix(rows: list[Row]) -> tuple[str, list[str], dict[str, list[Row]]] | None:
-    """Arrange rows as a table of families against values, as studies print it.
+    """Arrange rows as a table of families against values.
 
     Returns:
-        What the values are of, the values, and a row for each family; None if the families do not share one setting's
-        values.
+        The name of the setting, its values, and the rows by family; None if the families do not share the values of
+        one setting.
     """
     families: dict[str, list[Row]] = {}
     for row in rows:
@@ -171,18 +171,18 @@ def as_matrix(rows: list[Row]) -> tuple[str, list[str], dict[str, list[Row]]] | 
 
 
 def agreements(study: Study, rows: list[Row]) -> list[str]:
-    """Say, a sentence a family, how the order of our figures agrees with that of the published ones."""
+    """Describe, in one sentence per family, how our ranking agrees with the published one."""
     told = []
     sign = -1 if study.metric in HIGHER_IS_BETTER else 1
     families = dict.fromkeys(row.place.family for row in rows) if any(row.place.point for row in rows) else [""]
     for family in families:
         line = [row for row in rows if row.place.family == family or not family]
         line = [row for row in line if row.is_complete and isinstance(row.place.published, int | float)]
-        # What diverged comes last.
+        # Diverged cells rank last.
         ours = [sign * row.mean if math.isfinite(row.mean) else math.inf for row in line]
         theirs = [sign * row.place.published if math.isfinite(row.place.published) else math.inf for row in line]
         if len(line) < FEWEST_TO_RANK or len(set(ours)) == 1 or len(set(theirs)) == 1:
-            continue  # there is no order
+            continue  # no ranking
         best, their_best = (line[figures.index(min(figures))] for figures in (ours, theirs))
         correlation = float(spearmanr(ours, theirs).statistic)
         name = f"{family}: " if family else ""
@@ -198,7 +198,7 @@ def _point(row: Row) -> str:
 
 
 def markdown_matrix(study: Study, rows: list[Row]) -> str:
-    """Write the table as studies print it, ours above theirs; "" if the grid is not of that form."""
+    """Format the table of families against values, ours above the published ones; "" if it has another form."""
     matrix = as_matrix(rows)
     if matrix is None:
         return ""
@@ -212,7 +212,7 @@ def markdown_matrix(study: Study, rows: list[Row]) -> str:
 
 
 def markdown_rows(study: Study, rows: list[Row]) -> str:
-    """Write every place on a line of its own, with all figures."""
+    """Format every place on its own line, with all figures."""
     return _markdown_table(heads(study, rows), [cells_of(study, row, rows) for row in rows])
 
 
@@ -222,7 +222,7 @@ def _markdown_table(head: list[str], lines: list[list[str]]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Write text so that Markdown shows it as it is, on one line, also within a table."""
+    """Escape text for Markdown, on one line, also within a table."""
     told = re.sub(r"([\\`*]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
     return html.escape(told, quote=False).replace("|", "&#124;")
 
@@ -236,7 +236,7 @@ def heads(study: Study, rows: list[Row]) -> list[str]:
 
 
 def _is_left_out(keys: tuple[str, ...], study: Study, rows: list[Row]) -> bool:
-    """Whether the long table lacks a figure: the study's own stands elsewhere, and some only VAEs have."""
+    """Whether the long table omits a column: the study's own metric, or reconstructions if there are no VAEs."""
     if keys[0] == "reconstructions":
         return not any(row.numbers(keys) for row in rows)
     return keys[-1] == study.metric
@@ -251,7 +251,7 @@ def cells_of(study: Study, row: Row, rows: list[Row]) -> list[str]:
 
 
 def csv_course(study: Study, rows: list[Row]) -> str:
-    """Write the scores in the course of the training, a line for each; "" if there are none."""
+    """Format the scores during training as CSV, one line each; "" if there are none."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     lines = []
@@ -267,7 +267,7 @@ def csv_course(study: Study, rows: list[Row]) -> str:
 
 
 def csv_cells(study: Study, rows: list[Row]) -> str:
-    """Write a line for each place and seed, with all figures as they were measured."""
+    """Format a CSV line per place and seed, with all unrounded figures."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     settings = list(dict.fromkeys(key for row in rows for key in row.place.point))
@@ -288,7 +288,7 @@ def csv_cells(study: Study, rows: list[Row]) -> str:
 
 
 def latex(study: Study, rows: list[Row]) -> str:
-    """Write the table for a paper, with booktabs."""
+    """Format the table as LaTeX for a paper, with booktabs."""
     matrix = as_matrix(rows)
     if matrix is not None:
         name, head, families = matrix
@@ -315,5 +315,5 @@ def latex(study: Study, rows: list[Row]) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Write text so that LaTeX takes nothing in it for a command."""
+    """Escape text for LaTeX."""
     return "".join(IN_LATEX.get(character, character) for character in " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""The work on a study: take a cell, train it, score it, until there is none left."""
+"""A study's worker: take a cell, train it, score it, until none are left."""
 
 import math
 import shutil
@@ -18,25 +18,25 @@ from hfgen.studies.storage import MISSING, RUNNING, WAITING, Outcome, StudyStore
 
 
 WAIT_SECONDS = 5.0
-# Cells that broke one after another, at the first ones of a worker: it is not the cells.
+# After this many broken cells in a row, the problem is assumed to be this machine, not the cells.
 MAX_BROKEN = 3
 
 
 def work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float = WAIT_SECONDS) -> None:
-    """Work on the cells of a study until all have ended, here or at other workers.
+    """Work on a study's cells until all have ended, here or on other workers.
 
     Args:
-        store: where the study is.
-        study: as it is stored there.
-        place: of this worker.
-        wait_seconds: between two looks at what other workers do.
+        store: the study's database.
+        study: the stored study.
+        place: this worker's folders.
+        wait_seconds: seconds between checks on other workers.
 
     Raises:
-        UserError: if the data set is not there or not the same as elsewhere, if nothing works here, or if the database
-            is gone.
-        KeyboardInterrupt: on Ctrl-C and SIGTERM, when the training has been ended and the cell given back.
+        UserError: if the data set is missing or differs from that of other cells, if cells keep failing here, or if
+            the database does not answer.
+        KeyboardInterrupt: on Ctrl-C and SIGTERM, after the training was stopped and the cell given back.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # of a cluster that preempts: as Ctrl-C
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # preemption on a cluster: handle like Ctrl-C
     try:
         check_data(place)
         _work(store, study, place, wait_seconds)
@@ -50,7 +50,7 @@ def work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float 
 
 
 def _work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float) -> None:
-    logging.disable_progress_bar()  # of loading each cell's few parts
+    logging.disable_progress_bar()  # for loading each cell's pipeline
     scorer = Scorer(study.evaluation, place)
     digests: dict[str, str] = {}
     broken: list[str] = []
@@ -66,14 +66,14 @@ def _work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float
         return outcome
 
     states = store.states(study)
-    store.enqueue([name for name, state in states.items() if state == BROKEN and name not in unfit])  # another try
+    store.enqueue([name for name, state in states.items() if state == BROKEN and name not in unfit])  # retry
     for name, reason in unfit.items():
         typer.echo(f"{name}: left out: {reason}")
     waited = False
     while True:
         states = store.states(study)
         for_us = {state for name, state in states.items() if name not in unfit}
-        # Cells that need another machine are left to those who have it; with nobody at work there is none.
+        # Cells that need another device are left to other workers; if none are running, they are marked as broken.
         only_unfit = not for_us & {WAITING, RUNNING} and RUNNING not in states.values()
         if missing := [name for name, state in states.items() if state == MISSING]:
             store.enqueue(missing)
@@ -95,16 +95,16 @@ def _work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float
 def _train_and_score(cell: Cell, study: Study, place: Workplace, scorer: Scorer, store: StudyStore) -> Outcome:
     try:
         ending = train_cell(cell, study.budget, place, store.has_lost_its_cell)
-    except (UserError, OSError) as error:  # of a full disk
+    except (UserError, OSError) as error:  # OSError: disk full
         return Outcome(BROKEN, reason=f"its training could not be started: {error}")
     if ending.kind != TRAINED:
         return Outcome(ending.kind, reason=ending.reason, step=ending.step)
     typer.echo(f"{cell.name}: scoring {study.evaluation.num_images:,} images")
     try:
         result = scorer.score(cell)
-    except (UserError, OSError, RuntimeError) as error:  # RuntimeError: of PyTorch, out of memory
+    except (UserError, OSError, RuntimeError) as error:  # RuntimeError: PyTorch, out of memory
         return Outcome(BROKEN, reason=f"it could not be scored: {error}", step=ending.step)
-    shutil.rmtree(place.run_folder(cell) / "checkpoints", ignore_errors=True)  # nobody goes on from there
+    shutil.rmtree(place.run_folder(cell) / "checkpoints", ignore_errors=True)  # no longer needed
     value = value_of(result, study.metric)
     if not result.is_finite or not math.isfinite(value):
         return Outcome(DIVERGED, reason="it draws what cannot be scored", step=ending.step, result=result)
@@ -112,7 +112,7 @@ def _train_and_score(cell: Cell, study: Study, place: Workplace, scorer: Scorer,
 
 
 def value_of(result: Result, metric: str) -> float:
-    """Return the figure that a study compares."""
+    """Return the metric that a study compares."""
     source = result.summary["scores"] if metric in ("fid", "kid") else result.summary["training"]
     value = source[metric]
     return math.nan if value is None else float(value)
@@ -127,7 +127,7 @@ def _tell(name: str, outcome: Outcome, metric: str) -> None:
 
 
 def _check_same_data(store: StudyStore, study: Study, place: Workplace, digests: dict[str, str]) -> None:
-    """Refuse to train on other images than those of the cells that are finished; digests are by how they are read."""
+    """Raise if the images differ from those of finished cells; `digests` caches digests by data settings."""
     for name, outcome in store.outcomes(study).items():
         if outcome is None or outcome.result is None:
             continue

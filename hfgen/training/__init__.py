@@ -1,1 +1,1 @@
-"""What every training run shares: settings, folder, log, checkpoints, and how it ends."""
+"""Shared by all training runs: settings, folder, log, checkpoints, stopping."""

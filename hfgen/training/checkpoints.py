@@ -1,12 +1,12 @@
-"""Checkpoints on disk: each is a folder that is either whole or not there.
+"""Checkpoints on disk: each is a folder that is either complete or absent.
 
-A checkpoint is written under a temporary name and renamed when all of it is on the disk, so a crash at any moment
-leaves the earlier ones as they were:
+A checkpoint is written under a temporary name and renamed once it is complete, so a crash never damages earlier
+checkpoints:
 
     checkpoints/step-00001000/
-        progress.json       the step, the seconds of training so far, and what a resumed run must agree with
-        state.pt            networks, averages, optimizers, data positions; tensors and plain values only
-        pipeline/           the averaged network as a pipeline, ready for `from_pretrained`
+        progress.json       step, seconds of training so far, and what a resumed run is checked against
+        state.pt            networks, EMA, optimizers, data position; tensors and plain values only
+        pipeline/           pipeline with the EMA network, for `from_pretrained`
 """
 
 import json
@@ -33,14 +33,14 @@ def save_checkpoint(
     save_pipeline: Callable[[Path], object],
     total_limit: int,
 ) -> Path:
-    """Write the checkpoint of a step, then remove the oldest beyond the limit; the newest good one stays.
+    """Write a checkpoint, then delete the oldest ones beyond the limit, but never the newest good one.
 
     Args:
         folder: the run's `checkpoints` folder.
         progress: plain values with the key "step", for `progress.json`; "good": False if training went badly.
         state: state dictionaries by name, for `state.pt`.
-        save_pipeline: writes the pipeline into the folder that it is given.
-        total_limit: how many checkpoints to keep, at least 1.
+        save_pipeline: saves the pipeline to the given folder.
+        total_limit: number of checkpoints to keep, at least 1.
 
     Returns:
         The folder of the new checkpoint.
@@ -60,7 +60,7 @@ def save_checkpoint(
 
 
 def remove_checkpoints(doomed: Iterable[Path]) -> None:
-    """Delete checkpoints; one that is half deleted does not pass for a checkpoint."""
+    """Delete checkpoints; each is renamed first, so that a half-deleted one is not taken for a checkpoint."""
     for checkpoint in doomed:
         moved = checkpoint.with_name(f".{checkpoint.name}.removed")
         os.replace(checkpoint, moved)
@@ -73,7 +73,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_good_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was made while training went well; None if there is none."""
+    """Return the newest checkpoint saved while training was healthy; None if there is none."""
     return next((path for path in reversed(list_checkpoints(folder)) if load_progress(path).get("good", True)), None)
 
 
@@ -82,10 +82,10 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
 
     Args:
         folder: the run's `checkpoints` folder.
-        resume: "latest", or the path of one checkpoint.
+        resume: "latest", or the path of a checkpoint.
 
     Raises:
-        UserError: if the path is no checkpoint.
+        UserError: if the path is not a checkpoint.
     """
     if resume == "latest":
         checkpoints = list_checkpoints(folder)
@@ -102,19 +102,19 @@ def load_progress(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """Read the state dictionaries of a checkpoint onto the CPU; never runs code from the file.
+    """Load the state dictionaries of a checkpoint to the CPU, without running code from the file.
 
     Raises:
         UserError: if the file is damaged.
     """
     try:
         return torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, pickle and OS errors alike: whatever it is, the file cannot be read
+    except Exception as error:  # zipfile, pickle and OS errors alike: the file cannot be read
         raise UserError(f"{checkpoint / STATE_FILE} cannot be read: {error}; resume an earlier checkpoint") from error
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half written or half removed."""
+    """Delete half-written and half-deleted checkpoints of a killed process."""
     for pattern in (f".{PREFIX}*.partial-*", f".{PREFIX}*.removed", f".{PREFIX}*.old"):
         for path in folder.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The folder of a run: new, or one that is resumed, never somebody else's; and what a run leaves in it."""
+"""The run's folder: created or reopened, never mixed with another run's files; and the files in it."""
 
 import json
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ EVALUATIONS_FILE = "evaluations.jsonl"
 
 
 def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> Path | None:
-    """Make the folder of a new run, with its settings, or check that the run in it is the one to resume.
+    """Create the folder of a new run, with its settings, or check that it holds the run to resume.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         resume: "latest", the path of a checkpoint, or None for a new run.
         settings: all settings of this launch.
 
     Returns:
-        The checkpoint to resume from; None if the run starts at its beginning.
+        The checkpoint to resume from; None if the run starts from scratch.
 
     Raises:
-        UserError: if the folder holds something else, or a run with other settings; it is left as it is.
+        UserError: if the folder holds something else or a run with other settings; it is not changed.
     """
     config_file = folder / "training_config.json"
     used = folder.is_dir() and any(folder.iterdir())
@@ -58,24 +58,24 @@ def keep_settings(folder: Path, settings: Sequence[Any]) -> None:
 
 
 def write_status(folder: Path, status: str, reason: str, step: int, seconds: float) -> None:
-    """Write `status.json`: whether the run goes on, and if not, why."""
+    """Write `status.json`: whether the run is running, and if not, why it ended."""
     content = {"status": status, "reason": reason, "step": step, "seconds": round(seconds, 2)}
     write_text_atomically(folder / "status.json", json.dumps(content, indent=2) + "\n")
 
 
 def note_event(folder: Path, step: int, event: str, what: str) -> None:
-    """Keep what happened to the run in `events.jsonl`, which no rollback takes back."""
+    """Append an event to `events.jsonl`, which rollbacks do not rewind."""
     append_json_line(folder / "events.jsonl", {"step": step, "event": event, "what": what})
 
 
 def best_scores(folder: Path) -> dict[str, Any] | None:
-    """Return the scores of the best pipeline of a run, with their step; None if none was scored."""
+    """Return the scores and step of the run's best pipeline; None if none was scored."""
     file = folder / BEST_FOLDER / SCORES_FILE
     return json.loads(file.read_text()) if file.is_file() else None
 
 
 def list_results(folder: Path) -> list[str]:
-    """Say, a line each, what a run has left for the user to look at."""
+    """List the run's results for the user, one per line."""
     lines = [f"pipeline: {folder / 'pipeline'}"]
     if best := best_scores(folder):
         told = f"FID {best['fid']:.4g}, KID {best['kid']:.4g} at step {best['step']}"

@@ -20,12 +20,12 @@ from hfgen.files import append_json_line, read_json_lines, write_text_atomically
 
 
 class RunLog:
-    """Writes means of losses on a cadence, once for all processes.
+    """Logs mean losses at regular intervals, averaged over all processes.
 
     Args:
         folder: the run's folder.
-        accelerator: reduces over the processes and holds the trackers.
-        images_per_step: images of one update, over all processes.
+        accelerator: reduces over processes and holds the trackers.
+        images_per_step: images per update, over all processes.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, images_per_step: int):
@@ -34,7 +34,7 @@ class RunLog:
         self._clear_window()
 
     def open(self, step: int, max_train_steps: int, settings: dict[str, Any], report_to: str) -> None:
-        """Start the tracker and the bar at `step`, dropping what an interrupted launch logged beyond it.
+        """Start the tracker and the progress bar at `step`, dropping log entries after it from an interrupted launch.
 
         Raises:
             UserError: if wandb cannot start.
@@ -53,7 +53,7 @@ class RunLog:
         self._clear_window()
 
     def rewind(self, step: int) -> None:
-        """Go back to `step`, dropping what was logged beyond it."""
+        """Go back to `step`, dropping log entries after it."""
         self._drop_beyond(step)
         self.bar.n = step
         self.bar.refresh()
@@ -67,19 +67,19 @@ class RunLog:
         """Add the losses of one update to the current window; see `Run.log`."""
         self._steps += 1
         for name, loss in losses.items():
-            # Summed on the device: reading each loss off it would stall it.
+            # Summed on the device: reading each loss would force a sync.
             self._sums[name] = (
                 self._sums[name] + loss.detach().float() if name in self._sums else loss.detach().float()
             )
         self._notes.update(notes)
 
     def note(self, values: dict[str, float], seconds: float) -> None:
-        """Add numbers to the next entry, and leave the seconds that they took out of its speed."""
+        """Add numbers to the next entry, and exclude the seconds spent on them from its speed."""
         self._notes.update(values)
         self._window_started += seconds
 
     def is_finite(self) -> bool:
-        """Whether every loss since the last entry is finite. Waits for the device."""
+        """Whether all losses since the last entry are finite. Syncs with the device."""
         return all(math.isfinite(total.item()) for total in self._sums.values())
 
     def write(self, step: int, seconds: float) -> dict[str, float]:
@@ -87,10 +87,10 @@ class RunLog:
 
         Args:
             step: updates so far.
-            seconds: of training so far, over all launches.
+            seconds: training time so far, over all launches.
 
         Returns:
-            The mean of each loss over the window and the processes.
+            Mean of each loss over the window and all processes.
         """
         if not self._steps:
             return {}
@@ -108,7 +108,7 @@ class RunLog:
         return losses
 
     def show_image(self, name: str, image: Image.Image, step: int) -> None:
-        """Give an image to the tracker. Main process only."""
+        """Log an image to the tracker. Main process only."""
         for tracker in self._accelerator.trackers:
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({name: np.asarray(image)[None]}, step=step, **options)
@@ -116,7 +116,7 @@ class RunLog:
     def _start_tracker(self, step: int, settings: dict[str, Any], report_to: str) -> None:
         logs, name = self._folder / "logs", self._folder.resolve().name
         run_id = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:12]
-        logs.mkdir(parents=True, exist_ok=True)  # or wandb would write to a temporary folder
+        logs.mkdir(parents=True, exist_ok=True)  # otherwise wandb writes to a temporary folder
         init_kwargs = {
             "tensorboard": {"purge_step": step + 1 if step else None},
             "wandb": {"id": run_id, "name": name, "resume": "allow", "dir": str(logs)},

@@ -1,7 +1,7 @@
-"""Run: the rails that every training script shares.
+"""Run: what all training scripts share.
 
-A script shows its whole step in a visible loop and calls `Run` for what is the same for all methods: the device, the
-seed, the steps, the log, the sample sheets, the checkpoints and the end. `Run` never calls the script's code.
+Each script has its own explicit training loop and calls `Run` for what does not depend on the method: device, seed,
+step counter, log, sample sheets, checkpoints and shutdown. `Run` never calls the script's code.
 """
 
 import importlib.util
@@ -39,7 +39,7 @@ from hfgen.training.stopping import GO_ON, INTERRUPTED, NOT_FINITE, REASONS, TIM
 from hfgen.training.trouble import CollapseError, NonFiniteError, TrainingTroubleError
 
 
-# After each return to an earlier checkpoint the learning rates are lower by this factor.
+# Learning rates are multiplied by this at each rollback.
 ROLLBACK_FACTOR = 0.5
 
 
@@ -47,11 +47,11 @@ class Run:
     """One training run in one folder.
 
     Use: `Run(...)`, `plan(...)`, build everything, `restore(...)`, then `for step in run.steps():` with one update
-    and `run.log(...)` in its body, and `run.finish()` behind it.
+    and `run.log(...)` in its body, and `run.finish()` after the loop.
 
     Args:
-        settings: the settings of the rails.
-        other_settings: those of data and method, written with the run and compared when it is resumed.
+        settings: the run's settings.
+        other_settings: data and method settings; saved with the run and compared on resume.
 
     Raises:
         UserError: if the folder holds something else, or `--resume` comes with changed settings.
@@ -63,18 +63,18 @@ class Run:
         self._checkpoints = self.output_dir / "checkpoints"
         self.step, self.rollbacks = 0, 0
         self._started = time.monotonic()
-        self._seconds_before = 0.0  # of the earlier launches of a resumed run
-        self._aside = 0.0  # of this step, spent on something that is no training
+        self._seconds_before = 0.0  # of earlier launches of a resumed run
+        self._aside = 0.0  # seconds of this step not spent on training
         self._stop_requests = StopRequests()
         if settings.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
             raise UserError("--report_to wandb: wandb is not installed; pip install wandb, or use tensorboard")
         self.accelerator = Accelerator(
             mixed_precision=choose_mixed_precision(settings.mixed_precision, settings.cpu),
-            cpu=settings.cpu or not has_accelerator(),  # else several processes on CPUs would not find each other
+            cpu=settings.cpu or not has_accelerator(),  # otherwise CPU processes would not find each other
             log_with=None if settings.report_to == "none" else settings.report_to,
             project_config=ProjectConfiguration(str(self.output_dir), logging_dir=str(self.output_dir / "logs")),
-            # Copying BatchNorm's statistics at a forward pass would spoil an earlier pass of the same update.
-            # While the main one draws and scores images the others wait for longer than they would by default.
+            # Broadcasting BatchNorm statistics in a forward pass would break an earlier pass of the same update.
+            # The other processes wait while the main one generates and scores images: longer than the default.
             kwargs_handlers=[
                 DistributedDataParallelKwargs(broadcast_buffers=False),
                 InitProcessGroupKwargs(timeout=timedelta(hours=3)),
@@ -86,18 +86,18 @@ class Run:
             use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", self.accelerator.num_processes)))
         self.is_main = self.accelerator.is_main_process
         self._checkpoint = self._open_folder()
-        # All processes build the same weights; afterwards random numbers are keyed by (seed, step, process).
+        # All processes initialise the same weights; later random numbers are keyed by (seed, step, process).
         torch.manual_seed(settings.seed)
 
     def plan(self, images_per_step: int, images_per_epoch: int | None) -> int:
         """Return the number of updates, from `--max_train_steps` or `--num_epochs`.
 
         Args:
-            images_per_step: images of one update, over all processes.
-            images_per_epoch: images of the data set; None for a stream, whose length nobody knows.
+            images_per_step: images per update, over all processes.
+            images_per_epoch: images in the data set; None for a stream, whose length is unknown.
 
         Raises:
-            UserError: if nothing but epochs is asked for, of a stream.
+            UserError: if only `--num_epochs` is given and the data set is a stream.
         """
         self.images_per_step = images_per_step
         self.max_train_steps = planned_steps(self.settings, images_per_step, images_per_epoch)
@@ -112,16 +112,16 @@ class Run:
         on_collapse: str = "stop",
         max_rollbacks: int = 0,
     ) -> None:
-        """Say what a checkpoint carries, and load the one that the run resumes from.
+        """Register what checkpoints store, and load the checkpoint to resume from, if any.
 
         Args:
-            stateful: networks (unwrapped), averages, optimizers and learning-rate schedules by name.
-            batches: the source of batches, whose state may differ from process to process.
-            pipeline: draws with the averaged network; saved with every checkpoint and at the end.
-            data_digest: changes when the training images do.
-            on_collapse: what follows trouble that a watch reports: "warn", "stop", or "rollback" to the newest good
-                checkpoint with half the learning rates. A loss that is not finite stops the run or rolls it back.
-            max_rollbacks: after so many the run stops.
+            stateful: networks (unwrapped), EMA, optimizers and learning-rate schedules by name.
+            batches: the batch iterator, whose state may differ between processes.
+            pipeline: samples with the EMA network; saved with every checkpoint and at the end.
+            data_digest: changes when the training images change.
+            on_collapse: what to do when a watch reports trouble: "warn", "stop", or "rollback" to the newest good
+                checkpoint with half the learning rates. A non-finite loss always stops the run or rolls it back.
+            max_rollbacks: number of rollbacks after which the run stops.
 
         Raises:
             UserError: if the checkpoint was made with other data or another number of processes.
@@ -138,25 +138,25 @@ class Run:
         self._log = RunLog(self.output_dir, self.accelerator, self.images_per_step)
         self._log.open(self.step, self.max_train_steps, self.all_settings, self.settings.report_to)
         if self.is_main:
-            keep_settings(self.output_dir, self._all_settings)  # those that may change, now that nothing is refused
+            keep_settings(self.output_dir, self._all_settings)  # those that may change, now that the run is accepted
             write_status(self.output_dir, "running", "", self.step, self.seconds)
             launch = {"from_step": self.step, **describe_environment(self.accelerator)}
             append_json_line(self.output_dir / "launches.jsonl", launch)
 
     def steps(self) -> Iterator[int]:
-        """Yield the number of each update, from the one after the restored one to the last.
+        """Yield the number of each update, from the one after the restored step to the last.
 
         Logs and saves checkpoints between updates. Ends early, with a checkpoint, on SIGTERM, on Ctrl-C and when
-        the time is up. After a rollback the numbers go on from that of the checkpoint.
+        the time is up. After a rollback, numbering continues from the checkpoint.
 
         Raises:
-            TrainingTroubleError: if a loss or a weight is not finite, or a watch reported trouble, and there is no way
-                back.
+            TrainingTroubleError: if a loss or a weight is not finite, or a watch reported trouble, and no rollback is
+                possible.
         """
         with self._log.bar, self._stop_requests.caught():
             while self.step < self.max_train_steps:
                 step_started, self._aside = time.monotonic(), 0.0
-                # What draws from the global generator (dropout, say) is a function of (seed, step, process) as well.
+                # Users of the global generator, such as dropout, also depend only on (seed, step, process).
                 self._seed_global_generator(keyed_seed(*self._random_key()))
                 self.step += 1
                 yield self.step
@@ -167,29 +167,29 @@ class Run:
                     self._roll_back(trouble)
 
     def generator(self, purpose: str) -> torch.Generator:
-        """Return a random number generator on the run's device for one use within the current update.
+        """Return a random number generator on the run's device for one purpose within the current update.
 
-        It is a function of (seed, step, process, purpose) and of nothing that happened before, so a resumed run draws
-        what an uninterrupted one would have drawn.
+        It depends only on (seed, step, process, purpose), so a resumed run gets the same random numbers as an
+        uninterrupted one.
         """
         return torch.Generator(self.device).manual_seed(keyed_seed(*self._random_key(), purpose))
 
     def log(self, losses: dict[str, torch.Tensor], notes: dict[str, float] | None = None) -> None:
-        """Note the losses of this update; nothing is read off the device.
+        """Record the losses of this update, without a device sync.
 
         Args:
-            losses: scalars by name; every `log_every` steps their means over steps and processes are written.
-            notes: plain numbers, such as the learning rate, of which the last is written.
+            losses: scalars by name; their means over steps and processes are written every `log_every` steps.
+            notes: plain numbers, such as the learning rate; the latest value is written.
         """
         self._log.add(losses, notes or {})
 
     def report(self, good: bool, trouble: str | None = None, warning: str | None = None) -> None:
-        """Take the verdict of a watch on this update; all processes must call this, the main process's counts.
+        """Accept a watch's verdict on this update. All processes must call this; the main process's verdict is used.
 
         Args:
-            good: whether a checkpoint of this moment is worth going back to.
-            trouble: what is wrong, as a clause; what follows is up to `on_collapse`.
-            warning: what the user should know, as a sentence.
+            good: whether a checkpoint saved now is a good one to roll back to.
+            trouble: what is wrong, as a clause; handled according to `on_collapse`.
+            warning: message for the user, as a sentence.
         """
         self._good, self._trouble, warning = broadcast_object_list([good, trouble, warning])
         if self._trouble and self._on_collapse == "warn":
@@ -198,12 +198,12 @@ class Run:
             self.warn(warning)
 
     def warn(self, warning: str) -> None:
-        """Tell the user something, as a sentence, and keep it. Main process only."""
+        """Print a warning, given as a sentence, and record it. Main process only."""
         self._log.say(f"warning: step {self.step}: {warning}")
         note_event(self.output_dir, self.step, "warning", warning)
 
     def note(self, values: dict[str, float], seconds: float) -> None:
-        """Log numbers that took so many seconds to find out, which do not count as training in the speed."""
+        """Log numbers, and exclude the seconds that computing them took from the training speed."""
         self._log.note(values, seconds)
         self._aside += seconds
 
@@ -214,42 +214,42 @@ class Run:
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether the pipeline is to be scored after this update; the same on all processes."""
+        """Whether the pipeline should be evaluated after this update; the same on all processes."""
         return self.settings.evaluate_every > 0 and self._due(self.settings.evaluate_every)
 
     @property
     def sample_due(self) -> bool:
-        """Whether a sheet of samples follows this update; True on the main process alone."""
+        """Whether a sample sheet is due after this update; only ever True on the main process."""
         return self.is_main and self._due(self.settings.sample_every)
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a signal asked this process to stop: long work, such as drawing a sheet, should end then."""
+        """Whether a signal asked this process to stop; long work, such as sampling a sheet, should then end."""
         return self._stop_requests.request >= INTERRUPTED
 
     @property
     def is_complete(self) -> bool:
-        """Whether the last update is done, also if the run was asked to stop in it."""
+        """Whether the last update is done, even if a stop was requested during it."""
         return self.step >= self.max_train_steps
 
     @property
     def last_sheet_due(self) -> bool:
-        """Whether a run that ended because its time is up still lacks a sheet of its last step; main process alone."""
+        """Whether a run whose time is up still lacks a sheet for its last step; only ever True on the main process."""
         return self.is_main and self._stop_requests.request == TIME_IS_UP and not self._sheet_path().exists()
 
     def save_sheet(self, sheet: Image.Image, kind: str = "samples") -> Path:
-        """Write a sheet to the folder `kind` of the run and to the tracker; return its path."""
+        """Save a sheet to the run's folder `kind` and log it to the tracker; return its path."""
         path = self._sheet_path(kind)
         write_atomically(path, lambda temporary: sheet.save(temporary, format="png"))
         self._log.show_image(kind, sheet, self.step)
         return path
 
     def finish(self) -> Path:
-        """Write the pipeline, say how the run ended, and return the pipeline's folder.
+        """Save the pipeline, print how the run ended, and return the pipeline's folder.
 
         Raises:
-            SystemExit: with status 143 if SIGTERM ended the run, 130 if Ctrl-C did, so that nobody takes an
-                interrupted run for a finished one.
+            SystemExit: with status 143 if SIGTERM ended the run, 130 for Ctrl-C, so that an interrupted run is not
+                taken for a finished one.
         """
         target = self.output_dir / "pipeline"
         complete = self.is_complete
@@ -269,18 +269,18 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Seconds of all launches of this run so far."""
+        """Seconds of this run so far, over all launches."""
         return self._seconds_before + time.monotonic() - self._started
 
     def _sheet_path(self, kind: str = "samples") -> Path:
         return self.output_dir / kind / f"step-{self.step:08d}.png"
 
     def _open_folder(self) -> Path | None:
-        """Create or reopen the run's folder; return the checkpoint to resume from. All processes fail together."""
+        """Create or reopen the run's folder; return the checkpoint to resume from. Errors occur on all processes."""
         problem, checkpoint = None, None
         if self.is_main:
             try:
-                if self.settings.push_to_hub:  # what would fail after the training is to fail before it
+                if self.settings.push_to_hub:  # fail before the training rather than after it
                     check_access(self.settings.hub_repo_id, self.settings.hub_private_repo)
                 checkpoint = claim_folder(self.output_dir, self.settings.resume, self._all_settings)
             except UserError as error:
@@ -291,7 +291,7 @@ class Run:
         return checkpoint
 
     def _seed_global_generator(self, seed: int) -> None:
-        """Do what `torch.manual_seed` does, for the device in use: it seeds all that there could be, in 0.5 ms."""
+        """Like `torch.manual_seed`, for the device in use only: seeding all possible devices takes 0.5 ms."""
         if self.device.type not in ("cpu", "cuda", "mps"):
             torch.manual_seed(seed)
             return
@@ -302,12 +302,12 @@ class Run:
             torch.mps.manual_seed(seed)
 
     def _random_key(self) -> tuple[int | str, ...]:
-        """What random numbers depend on; after a rollback they are others than those that led into trouble."""
+        """Key of the random numbers; a rollback changes it, to avoid the numbers that led into trouble."""
         key = (self.settings.seed, self.step, self.accelerator.process_index)
         return (*key, f"rollback {self.rollbacks}") if self.rollbacks else key
 
     def _between_updates(self, step_seconds: float) -> bool:
-        """Log, check and save as is due after an update; return whether the run ends here."""
+        """Log, check and save whatever is due after an update; return whether the run ends here."""
         if self._trouble:
             raise CollapseError(self._trouble)
         stop = self._should_stop(step_seconds)
@@ -319,7 +319,7 @@ class Run:
         return stop
 
     def _save(self) -> None:
-        """Write a checkpoint, unless a network has gone bad: a bad one must never take the place of a good one."""
+        """Write a checkpoint, unless a network has non-finite weights: it must not replace a good one."""
         if bad := self._state.not_finite():
             raise NonFiniteError(f"a weight of {', '.join(bad)} is not finite")
         progress = {"step": self.step, "seconds": round(self.seconds, 3), "images": self.step * self.images_per_step}
@@ -327,11 +327,11 @@ class Run:
         self._state.save(self._checkpoints, progress, self.settings.checkpoints_total_limit)
 
     def _roll_back(self, trouble: TrainingTroubleError) -> None:
-        """Go back to the newest good checkpoint with half the learning rates; if there is no way back, stop."""
+        """Roll back to the newest good checkpoint with half the learning rates; stop if that is not possible."""
         good = checkpoints.newest_good_checkpoint(self._checkpoints)
         if self._on_collapse != "rollback" or good is None or self.rollbacks >= self._max_rollbacks:
             raise self._stopped_for(trouble, good) from None
-        self.accelerator.wait_for_everyone()  # all have chosen the same checkpoint before any is deleted
+        self.accelerator.wait_for_everyone()  # all processes pick the same checkpoint before any is deleted
         if self.is_main:
             note_event(self.output_dir, self.step, "rollback", f"{trouble}; back to {good.name}")
             newer = [path for path in checkpoints.list_checkpoints(self._checkpoints) if path.name > good.name]
@@ -349,11 +349,11 @@ class Run:
         return self.step == self.max_train_steps or (every > 0 and self.step % every == 0)
 
     def _should_stop(self, step_seconds: float) -> bool:
-        """Whether all processes stop now: one of them was told to, or the time does not allow another step."""
+        """Whether all processes stop now: one got a stop request, or there is no time for another step."""
         budget = parse_duration("--max_train_time", self.settings.max_train_time)
         if budget is not None and time.monotonic() - self._started + step_seconds >= budget:
             self._stop_requests.raise_to(TIME_IS_UP)
-        # On an accelerator this would wait for the step to end; there the log's cadence has to do.
+        # On an accelerator this would force a sync; there, losses are checked when they are logged.
         if self.device.type == "cpu" and not self._log.is_finite():
             self._stop_requests.raise_to(NOT_FINITE)
         request = self._stop_requests.agree()
@@ -367,7 +367,7 @@ class Run:
             raise NonFiniteError(f"{', '.join(bad)} is not finite")
 
     def _stopped_for(self, trouble: TrainingTroubleError, good: Path | None) -> TrainingTroubleError:
-        """Note how the run ends, leaving its last good checkpoint as it is; return the error that ends it."""
+        """Record how the run ends, keeping the last good checkpoint; return the error that ends it."""
         if self.is_main:
             write_status(self.output_dir, trouble.status, str(trouble), self.step, self.seconds)
             note_event(self.output_dir, self.step, trouble.status, str(trouble))

@@ -1,4 +1,4 @@
-"""Settings of the rails: how long, how often, where to."""
+"""Settings that every training run has: length, intervals, output."""
 
 import math
 from dataclasses import dataclass
@@ -16,43 +16,43 @@ MIN_EVALUATED = 10
 
 @dataclass
 class RunSettings:
-    """Settings of the rails: how long, how often, where to."""
+    """Settings that every training run has: length, intervals, output."""
 
     _argument_group_name = "run"
 
     output_dir: str = setting("runs/run", "folder of the run: settings, checkpoints, samples, logs, pipeline")
-    seed: int = setting(0, "fixes the initial weights, the data order, the noise and every other random number")
+    seed: int = setting(0, "seed of the initial weights, data order, noise and every other random number")
     resume: str | None = setting(
-        None, "'latest' or the path of a checkpoint; 'latest' starts anew where there is none", may_change=True
+        None, "'latest' or the path of a checkpoint; 'latest' starts a new run if there is none", may_change=True
     )
-    max_train_steps: int | None = setting(None, "updates of the weights; 100000 if num_epochs is not given either")
-    num_epochs: float | None = setting(None, "passes over the data; the run ends at whichever comes first")
+    max_train_steps: int | None = setting(None, "weight updates in total; 100000 if num_epochs is not given either")
+    num_epochs: float | None = setting(None, "passes over the data; with max_train_steps, the shorter limit applies")
     max_train_time: str | None = setting(
-        None, "stop with a checkpoint after this time of this launch, for example 45m or 8h50m", may_change=True
+        None, "time limit of this launch, such as 45m or 8h50m; it then saves a checkpoint and stops", may_change=True
     )
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 where the hardware multiplies it natively, else no"
+        "auto", "auto: bf16 if the hardware supports it natively, else no; try no if training diverges"
     )
-    cpu: bool = setting(False, "stay on the CPU although there is an accelerator")
-    log_every: int = setting(50, "steps between two entries of the log", may_change=True)
-    sample_every: int = setting(1000, "steps between two sheets of samples; 0: only at the end", may_change=True)
-    num_sample_images: int = setting(16, "images on a sheet of samples", may_change=True)
-    checkpoint_every: int = setting(1000, "steps between two checkpoints; 0: only at the end", may_change=True)
-    checkpoints_total_limit: int = setting(2, "checkpoints to keep", may_change=True)
+    cpu: bool = setting(False, "train on the CPU even if there is an accelerator")
+    log_every: int = setting(50, "steps between log entries", may_change=True)
+    sample_every: int = setting(1000, "steps between sample sheets; 0: only at the end", may_change=True)
+    num_sample_images: int = setting(16, "images on each sample sheet", may_change=True)
+    checkpoint_every: int = setting(1000, "steps between checkpoints; 0: only at the end", may_change=True)
+    checkpoints_total_limit: int = setting(2, "checkpoints to keep; older ones are deleted", may_change=True)
     evaluate_every: int = setting(
-        0, "steps between two scores against the training images: FID, KID, copies; 0: none", may_change=True
+        0, "steps between evaluations against the training images (FID, KID, copies); 0: none", may_change=True
     )
-    evaluate_num_images: int = setting(1000, "images drawn for each score", may_change=True)
-    best_by: Literal["fid", "kid"] = setting("fid", "score whose best pipeline is kept under best/", may_change=True)
+    evaluate_num_images: int = setting(1000, "images per evaluation; more give steadier scores", may_change=True)
+    best_by: Literal["fid", "kid"] = setting("fid", "score that selects the pipeline kept in best/", may_change=True)
     feature_weights: str | None = setting(
-        None, "TorchScript file of the Inception network; found by itself if installed", may_change=True
+        None, "TorchScript file of the Inception network; found automatically if installed", may_change=True
     )
-    push_to_hub: bool = setting(False, "publish the pipeline on the Hub when the run ends", may_change=True)
+    push_to_hub: bool = setting(False, "upload the pipeline to the Hub when the run ends", may_change=True)
     hub_model_id: str | None = setting(
-        None, "repo to publish in, as owner/name; the name of output_dir, of your own, if not given", may_change=True
+        None, "repo to upload to, as owner/name; by default your own, named like output_dir", may_change=True
     )
-    hub_private_repo: bool = setting(False, "make that repo private", may_change=True)
-    report_to: Literal["tensorboard", "wandb", "none"] = setting("tensorboard", "where curves go", may_change=True)
+    hub_private_repo: bool = setting(False, "create that repo as private; refuse a public one", may_change=True)
+    report_to: Literal["tensorboard", "wandb", "none"] = setting("tensorboard", "where to log curves", may_change=True)
 
     def __post_init__(self):
         if self.max_train_steps is not None and self.max_train_steps < 1:
@@ -82,12 +82,12 @@ def planned_steps(settings: RunSettings, images_per_step: int, images_per_epoch:
     """Return the number of updates, from `--max_train_steps` or `--num_epochs`.
 
     Args:
-        settings: of the run.
-        images_per_step: images of one update, over all processes.
-        images_per_epoch: images of the data set; None for a stream, whose length nobody knows.
+        settings: the run's settings.
+        images_per_step: images per update, over all processes.
+        images_per_epoch: images in the data set; None for a stream, whose length is unknown.
 
     Raises:
-        UserError: if nothing but epochs is asked for, of a stream.
+        UserError: if only `--num_epochs` is given and the data set is a stream.
     """
     limits = [] if settings.max_train_steps is None else [settings.max_train_steps]
     if settings.num_epochs is not None and images_per_epoch is not None:

@@ -1,4 +1,4 @@
-"""What a checkpoint of a run carries: everything that decides how training goes on."""
+"""The state that a checkpoint stores: everything that affects how training continues."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from hfgen.training import checkpoints
 
 
 class Stateful(Protocol):
-    """What a checkpoint can carry: networks, averages, optimizers, learning-rate schedules, data positions."""
+    """What a checkpoint can store: networks, EMA, optimizers, learning-rate schedules, data positions."""
 
     def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
 
@@ -21,20 +21,20 @@ class Stateful(Protocol):
 
 
 class SavablePipeline(Protocol):
-    """A diffusers pipeline, as far as a run needs one."""
+    """The part of a diffusers pipeline that a run uses."""
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> Any: ...  # noqa: D102
 
 
 class RunState:
-    """The parts of a run that a checkpoint carries.
+    """The parts of a run that a checkpoint stores.
 
     Args:
-        parts: networks (unwrapped), averages, optimizers and the like by name.
-        batches: the source of batches, whose state may differ from process to process.
-        pipeline: draws with the averaged network; saved with every checkpoint.
-        data_digest: changes when the training images do.
-        accelerator: knows the processes.
+        parts: networks (unwrapped), EMA, optimizers and the like by name.
+        batches: the batch iterator, whose state may differ between processes.
+        pipeline: samples with the EMA network; saved with every checkpoint.
+        data_digest: changes when the training images change.
+        accelerator: gives the number of processes and the gradient scaler.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class RunState:
         self._agreement = {"num_processes": accelerator.num_processes, "data_digest": data_digest}
 
     def not_finite(self) -> list[str]:
-        """Return the names of the networks that have a parameter or buffer that is not finite."""
+        """Return the names of the networks that have a non-finite parameter or buffer."""
         return [name for name, part in self._parts.items() if not _is_finite(part)]
 
     def save(self, folder: Path, progress: dict[str, Any], total_limit: int) -> None:
@@ -60,8 +60,8 @@ class RunState:
 
         Args:
             folder: the run's `checkpoints` folder.
-            progress: plain values with the key "step", to be kept with it.
-            total_limit: how many checkpoints to keep.
+            progress: plain values to save with it, including "step".
+            total_limit: number of checkpoints to keep.
         """
         batches_states = gather_object([self._batches.state_dict()])
         if self._accelerator.is_main_process:
@@ -76,7 +76,7 @@ class RunState:
         self._accelerator.wait_for_everyone()
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
-        """Load a checkpoint and return the plain values that were kept with it.
+        """Load a checkpoint and return the plain values saved with it.
 
         Raises:
             UserError: if it was made with other data or another number of processes, or is damaged.
@@ -106,14 +106,14 @@ class RunState:
         for part in self._parts.values():
             for group in getattr(part, "param_groups", []):
                 group["lr"] *= factor
-            if hasattr(part, "base_lrs"):  # of a schedule, which sets the learning rate anew at each step
+            if hasattr(part, "base_lrs"):  # a schedule, which sets the learning rate at each step
                 part.base_lrs = [rate * factor for rate in part.base_lrs]
 
 
 def _lay_out_like_parameters(part: Stateful) -> None:
-    """Give an optimizer's state its parameters' memory format; a checkpoint may have been saved with another one.
+    """Give an optimizer's state the memory format of its parameters; the checkpoint may have used another one.
 
-    PyTorch's fused optimizers walk through the memory of both side by side, and would mix the numbers up.
+    PyTorch's fused optimizers iterate over the memory of both in parallel and would pair the wrong elements.
     """
     for parameter, state in getattr(part, "state", {}).items():
         for key, value in state.items():
@@ -122,7 +122,7 @@ def _lay_out_like_parameters(part: Stateful) -> None:
 
 
 def _is_finite(part: Stateful) -> bool:
-    """Whether every floating-point parameter and buffer of a network is finite; True for what is no network."""
+    """Whether all floating-point parameters and buffers of a network are finite; True if it is not a network."""
     if not isinstance(part, torch.nn.Module):
         return True
     tensors = [tensor for tensor in part.state_dict().values() if tensor.is_floating_point()]

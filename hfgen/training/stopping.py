@@ -1,4 +1,4 @@
-"""What ends a run before its last step: SIGTERM, Ctrl-C, a time budget; and all processes agreeing on it."""
+"""Stopping a run before its last step, on SIGTERM, Ctrl-C or a time budget, on all processes together."""
 
 import re
 import signal
@@ -13,21 +13,21 @@ import torch.distributed as dist
 from hfgen.errors import UserError
 
 
-# What the processes tell each other, the larger number winning.
+# Exchanged between processes; the larger number takes precedence.
 GO_ON, TIME_IS_UP, INTERRUPTED, TERMINATED, NOT_FINITE = range(5)
 REASONS = {GO_ON: "", TIME_IS_UP: "time is up", INTERRUPTED: "interrupted by Ctrl-C", TERMINATED: "stopped by SIGTERM"}
 
 
 class StopRequests:
-    """Collects the requests to stop, to be acted on between two updates."""
+    """Collects stop requests, which are handled between two updates."""
 
     def __init__(self) -> None:
         self.request = GO_ON
-        self._group: Any = None  # of gloo, made at the first question
+        self._group: Any = None  # gloo process group, created on first use
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Take SIGTERM and Ctrl-C as requests to stop after the current update; a second Ctrl-C stops at once."""
+        """Treat SIGTERM and Ctrl-C as requests to stop after the current update; a second Ctrl-C stops at once."""
         previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
@@ -43,14 +43,14 @@ class StopRequests:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def raise_to(self, request: int) -> None:
-        """Note a request; the strongest one so far is kept."""
+        """Record a request; the strongest one so far is kept."""
         self.request = max(self.request, request)
 
     def agree(self) -> int:
-        """Return the strongest request of all processes; every process must call this after the same update.
+        """Return the strongest request of all processes; all of them must call this after the same update.
 
-        The processes talk over gloo even where the gradients travel by NCCL: the answer is needed on the CPU, and
-        asking the accelerator for it would stall it at every step.
+        This uses gloo even if gradients use NCCL: the result is needed on the CPU, and NCCL would force a device sync
+        at every step.
         """
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             if self._group is None:
@@ -62,22 +62,22 @@ class StopRequests:
 
     @property
     def exit_status(self) -> int:
-        """The status that a shell gives a process which a signal ended, so that it is not taken for a finished one."""
+        """Exit status of a process ended by a signal, as in a shell; 0 otherwise."""
         return {TERMINATED: 128 + signal.SIGTERM, INTERRUPTED: 128 + signal.SIGINT}.get(self.request, 0)
 
 
 def parse_duration(flag: str, text: str | None) -> float | None:
-    """Read a duration such as "90s", "45m", "8h50m" or "1.5h".
+    """Parse a duration such as "90s", "45m", "8h50m" or "1.5h".
 
     Args:
-        flag: how an error names it.
-        text: the duration; None passes through.
+        flag: name of the option, for error messages.
+        text: the duration; None is returned as None.
 
     Returns:
         Seconds, more than 0.
 
     Raises:
-        UserError: if the text is no such duration.
+        UserError: if the text is not such a duration.
     """
     if text is None:
         return None

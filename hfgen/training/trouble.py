@@ -1,4 +1,4 @@
-"""Training that has gone wrong in a way that more steps will not mend."""
+"""Errors for training that has failed in a way that more steps will not fix."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,11 @@ from hfgen.errors import UserError
 
 
 class TrainingTroubleError(UserError):
-    """What a run goes back or stops for.
+    """Trouble that makes a run roll back or stop.
 
     Attributes:
-        status: of a run that stops for it, in `status.json`.
-        remedy: what the user may try.
+        status: written to `status.json` if the run stops for it.
+        remedy: what the user can try.
     """
 
     status = "diverged"
@@ -20,13 +20,13 @@ class TrainingTroubleError(UserError):
     def explained(
         self, step: int, rollbacks: int, settings: dict[str, Any], checkpoint: Path | None
     ) -> "TrainingTroubleError":
-        """Return the error that ends the run: what, when, with which settings, what is left, what to try.
+        """Return the error that ends the run: what happened, when, with which settings, and what to try.
 
         Args:
-            step: at which it happened.
-            rollbacks: how often the run had gone back before.
-            settings: all of the run.
-            checkpoint: the last good one.
+            step: when it happened.
+            rollbacks: number of earlier rollbacks.
+            settings: all settings of the run.
+            checkpoint: the last good checkpoint.
         """
         told = ", ".join(f"{name}={value}" for name, value in settings.items() if _matters(name))
         tried = f" after {rollbacks} rollbacks" if rollbacks else ""
@@ -39,7 +39,7 @@ class NonFiniteError(TrainingTroubleError):
 
 
 class CollapseError(TrainingTroubleError):
-    """The watch over the training has seen trouble."""
+    """A watch over the training has reported trouble."""
 
     status = "collapsed"
     remedy = "Lower --learning_rate, or try another preset; for a GAN of few images --augment diffaugment"
