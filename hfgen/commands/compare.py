@@ -33,9 +33,7 @@ COLUMNS = ("precision", "recall", "coverage", "copies", "copies by pixels", "par
 
 
 def compare(
-    pipelines: Annotated[
-        list[str], typer.Argument(metavar="DIR...", help="runs, checkpoints, pipelines or Hub repos")
-    ],
+    pipelines: Annotated[list[str], typer.Argument(metavar="DIR...", help="runs, checkpoints, pipelines, Hub repos")],
     reference: Reference,
     output: Annotated[Path, typer.Option("--output", help="new folder for comparison.json, .md and sheet.png")],
     dataset_split: DatasetSplit = "train",
@@ -68,12 +66,7 @@ def compare(
 
     loaded, size = open_all(pipelines, device)
     extractor = build_extractor(features, mode, feature_weights, loaded[pipelines[0]].device)
-    settings = DataSettings(
-        reference,
-        sample_size=size,
-        dataset_split=dataset_split,
-        dataset_column=dataset_column,
-    )
+    settings = DataSettings(reference, sample_size=size, dataset_split=dataset_split, dataset_column=dataset_column)
     real = load_reference(settings, extractor, "--reference")
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
 

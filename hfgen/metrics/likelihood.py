@@ -53,8 +53,7 @@ def diffusion_bits(
         `(batch_size,)`, float64, on the CPU.
 
     Raises:
-        ValueError: if `timesteps_per_image` is below 1, `images` do not have this form, or the prediction type is
-            unknown.
+        ValueError: if `timesteps_per_image` is below 1, `images` are not of this form, or for another prediction type.
     """
     if timesteps_per_image < 1:
         raise ValueError(f"timesteps_per_image={timesteps_per_image} must be at least 1")
