@@ -141,3 +141,19 @@ def test_the_features_can_be_chosen(hfgen, folders, tmp_path, monkeypatch):
     assert list(table_of(out)[0])[:3] == ["pipeline", "Frechet distance (CLIP)", "kernel distance (CLIP)"]
     assert hfgen("compare", *common, "--mode", "legacy", "--output", tmp_path / "legacy")[0] == 0
     assert asked_for == [("clip", "clean", "some/folder"), ("inception", "legacy", None)]
+
+
+def test_what_is_infinite_is_null_in_the_files(hfgen, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: Colours())
+    monkeypatch.setattr("hfgen.evaluation.scores.memorisation_informed_fid", lambda *_: float("inf"))
+    arguments = ("--reference", "toy_paintings:12", "--num_images", "10", "--device", "cpu")
+    assert hfgen("compare", folders / "gan", *arguments, "--output", tmp_path / "compared")[0] == 0
+    file = tmp_path / "floor.json"
+    assert hfgen("data", "floor", "toy_paintings:12", "--device", "cpu", "--json", file)[0] == 0
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    (row,) = json.loads((tmp_path / "compared" / "comparison.json").read_text(), parse_constant=refuse)["rows"]
+    assert row["scores"]["mifid"] is None
+    assert json.loads(file.read_text(), parse_constant=refuse)["halves"]["mifid"] is None

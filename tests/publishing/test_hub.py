@@ -191,7 +191,7 @@ def test_a_repo_that_somebody_makes_public_meanwhile_gets_no_content(client, hub
 @pytest.mark.parametrize("private", [False, True])
 def test_the_space_is_there_and_names_the_revision_of_the_model(private, client, hub, runs, repo):
     pytest.importorskip("gradio")
-    flags = ("--space", "--private") if private else ("--space",)
+    flags = ("--space", "--private", "--license", "mit") if private else ("--space",)
     said = client.command("publish", runs["gan"], repo, *flags)
     assert said.status == 0, said
     assert f"its Space: {hub.url}/spaces/{repo}/commit/" in said.out
@@ -201,6 +201,7 @@ def test_the_space_is_there_and_names_the_revision_of_the_model(private, client,
     assert hub.is_private(repo) is hub.is_private(repo, "space") is private
     assert {"app.py", "README.md", "requirements.txt"} <= hub.files(repo, "space").keys()
     assert hub.repos["space", repo].sdk == "gradio"
+    assert (b'license: "mit"' in hub.files(repo, "space")["README.md"]) is private
     # Again with another model: the Space goes along.
     assert client.command("publish", runs["vae"], repo, *flags).status == 0
     app = hub.files(repo, "space")["app.py"].decode()

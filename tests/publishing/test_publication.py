@@ -298,3 +298,12 @@ def test_a_publication_that_names_a_path_is_refused(runs, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="would publish .*, a path of this machine; nothing was uploaded"):
         make_publication(runs["gan"], tmp_path / "published", "tester/toy")
+
+
+def test_a_time_that_the_log_does_not_reach_is_unknown(tmp_path):
+    best = tmp_path / "run" / "best"
+    (best / "pipeline").mkdir(parents=True)
+    (best / "scores.json").write_text('{"step": 20}')
+    log = [{"step": 10, "seconds": 5.0}, {"step": 20, "seconds": 9.0}]
+    assert publication.moment_of(tmp_path / "run", best / "pipeline", log) == (20, 9.0)
+    assert publication.moment_of(tmp_path / "run", best / "pipeline", log[:1]) == (20, None)

@@ -20,6 +20,7 @@ from hfgen.studies.results import (
     MAX_CURVE_POINTS,
     MAX_PICTURE_BYTES,
     MAX_SHOWN_PIXELS,
+    Result,
     Scorer,
     data_settings,
     decode_picture,
@@ -177,3 +178,8 @@ def test_a_cell_whose_run_is_of_another_size_than_its_settings_say_is_refused(pl
     other.settings["sample_size"] *= 2
     with pytest.raises(UserError, match="gan: draws 16 pixels, but was to be trained at 32"):
         scorer.score(other)
+
+
+@pytest.mark.parametrize(("fid", "is_finite"), [(0.0, True), (12.5, True), (None, False), (float("inf"), False)])
+def test_a_fid_of_zero_is_a_score_and_a_missing_one_is_not(fid, is_finite):
+    assert Result({"scores": {"fid": fid}}, [], "", "").is_finite is is_finite
