@@ -145,6 +145,24 @@ def test_a_device_that_is_not_there_is_refused(refusal, pipeline, tmp_path):
     assert line == "error: --device abacus: not on this machine; use auto or cpu"
 
 
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_an_accelerator_that_is_not_there_is_refused(device, refusal, pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    line = refusal("sample", pipeline, "--output", tmp_path / "images", "--device", device)
+    assert line == f"error: --device {device}: not on this machine; use auto or cpu"
+
+
+def test_all_images_are_saved_but_no_more_than_fit_are_kept_for_the_sheet(hfgen, pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfgen.commands.sample.MAX_ON_SHEET", 4)
+    arguments = ("--num_images", 6, "--num_inference_steps", 2, "--device", "cpu", "--output", tmp_path / "images")
+    status, out, _ = hfgen("sample", pipeline, *arguments)
+    assert status == 0 and "6 images and sheet.png, of the first 4, in" in out
+    sheet, first = (Image.open(tmp_path / "images" / name) for name in ("sheet.png", "000000.png"))
+    assert len(list((tmp_path / "images").glob("0*.png"))) == 6
+    assert sheet.size == (2 * first.width + 2, 2 * first.height + 2)
+
+
 def test_more_steps_than_the_training_had_are_refused(refusal, pipeline, tmp_path):
     line = refusal("sample", pipeline, "--output", tmp_path / "images", "--num_inference_steps", 21)
     assert line == "error: num_inference_steps=21 must be from 1 to 20"

@@ -1,4 +1,5 @@
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from oracle_unet import OracleUNet
 from PIL import Image, ImageFont
 
+from hfgen.inference import figures
 from hfgen.inference.draw import image_generators
 from hfgen.inference.figures import (
     LABEL_SIZE,
@@ -149,6 +151,22 @@ def test_a_strip_goes_from_nearly_noise_to_the_clean_image(oracle_pipeline):
     assert distances[0] > 0.5
     assert distances[-1] < 0.55 / 127.5
     assert np.abs(cell(strip, 0, 0, 8) - cell(strip, 1, 0, 8)).mean() > 0.5  # each row has its own noise
+
+
+def test_a_strip_keeps_no_more_states_than_it_shows(oracle_pipeline, monkeypatch):
+    alive: set = set()  # what the strip holds of the 50 states
+    on_the_scale = figures.on_the_scale_of_images
+
+    def watched(*arguments):
+        state = on_the_scale(*arguments).clone()
+        alive.add(weakref.ref(state, alive.discard))
+        most.append(len(alive))
+        return state
+
+    most: list[int] = []
+    monkeypatch.setattr(figures, "on_the_scale_of_images", watched)
+    denoising_strip(oracle_pipeline, [999, 500, 0], num_images=1, seed=1, num_inference_steps=50)
+    assert len(most) > 4 and max(most) <= 4  # three that are shown, and the one of this step
 
 
 def test_the_second_result_is_the_last_of_the_finished_images():
