@@ -163,7 +163,7 @@ def test_a_data_set_of_the_hub_is_linked_and_one_that_was_streamed_is_not_called
     training = json.loads(file.read_text())
     training["data"] = {"name": "someone/cats", "on_hub": True, "images": None, "training_images": None,
                         "sample_size": None, "intake": {}, "warnings": []}  # fmt: skip
-    training["launches"][0]["num_processes"] = 2
+    training["launches"][0]["num_processes"], training["seconds"] = 2, None
     training["end"] = "the time is up"
     file.write_text(json.dumps(training))
     write_card(tmp_path / "published", "tester/toy")
@@ -172,6 +172,7 @@ def test_a_data_set_of_the_hub_is_linked_and_one_that_was_streamed_is_not_called
     link = "[someone/cats](https://huggingface.co/datasets/someone/cats)"
     assert sections["Training data"].strip() == f"{link}, streamed: it was not counted or examined."
     assert "| steps | 6, 24 images |" in sections["Training"] and "2 processes on cpu" in sections["Training"]
+    assert "| time | unknown |" in sections["Training"]
     assert "- Its training ended early: the time is up." in sections["Limits and bias"]
     assert "are few" not in card.text
 
