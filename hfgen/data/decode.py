@@ -67,7 +67,7 @@ def decode_image(name: str, content: bytes, settings: DataSettings) -> DecodedIm
     except (UserError, UnreadableImageError):
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImageError("not an image that Pillow knows") from error
+        raise UnreadableImageError("not an image format that Pillow can read") from error
     except Exception as error:  # damaged files make Pillow's decoders raise almost anything
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
     return DecodedImage(_crops(name, rgb, settings), file_format, mode, size)
@@ -113,5 +113,5 @@ def _refuse_bomb(name: str, size: tuple[int, int], limit: int) -> None:
 
 def _bomb(name: str, what: str) -> UserError:
     return UserError(
-        f"{name}: refused as a decompression bomb ({what}); remove it, or raise --max_image_pixels if you trust it"
+        f"{name}: rejected as a decompression bomb ({what}); remove it, or raise --max_image_pixels if you trust it"
     )

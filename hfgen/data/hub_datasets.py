@@ -38,7 +38,7 @@ def hub_commit(settings: DataSettings) -> str:
         UserError: if the data set is not on the Hub, or the Hub cannot be reached.
     """
     if settings.dataset.partition(":")[0] == "toy_paintings" or Path(settings.dataset).expanduser().exists():
-        raise UserError(f"--dataset {settings.dataset} does not come from the Hub: leave out --streaming")
+        raise UserError(f"--dataset {settings.dataset} is not a Hub data set: leave out --streaming")
     try:
         return str(HfApi().dataset_info(settings.dataset).sha)
     except Exception as error:
@@ -80,9 +80,9 @@ def encoded_image(name: str, value: dict[str, Any] | None) -> tuple[str, bytes |
         UserError: if the column is decoded after all.
     """
     if value is not None and not isinstance(value, dict):  # several splits of image files, streamed as one
-        raise UserError(f"{name}: comes decoded; give one split as --dataset_split, or leave out --streaming")
+        raise UserError(f"{name}: the images come decoded; give one --dataset_split, or leave out --streaming")
     if value is None or (value["bytes"] is None and value["path"] is None):
-        return name, ValueError("the row holds no image")
+        return name, ValueError("the row contains no image")
     if value["bytes"] is not None:
         return name, value["bytes"]
     # A local path, hf://..., or zip://name::archive with one of these as the archive.
@@ -113,9 +113,9 @@ def _cannot_open(settings: DataSettings, error: Exception) -> UserError:
     if isinstance(error, not_found) or status in (401, 403):
         detail = "" if isinstance(error, (RepositoryNotFoundError, HFValidationError)) else f": {error}"
         return UserError(
-            f"{where}: no local file or folder, nor a data set on the Hub that you may read{detail}\n"
-            "If it is private or gated, log in with `hf auth login`, or set HF_TOKEN to a token that may read it"
+            f"{where}: neither a local file or folder nor a Hub data set that you can read{detail}; if it is "
+            "private or gated, log in with `hf auth login`, or set HF_TOKEN to a token with read access to it"
         )
     split = f"--dataset_split {settings.dataset_split}"
-    again = "the same command goes on where a download broke off"
+    again = "run the same command again to continue an interrupted download"
     return UserError(f"{where}, {split}: cannot be opened ({type(error).__name__}: {error}); {again}")

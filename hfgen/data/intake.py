@@ -114,7 +114,7 @@ class IntakeReport:
         ]
         lines += [f"  skipped {name}: {reason}" for name, reason in self.unreadable[:LISTED]]
         lines += [f"  identical: {', '.join(group[:5])}" for group in self.exact_duplicates[:LISTED]]
-        lines += [f"  nearly the same: {one}, {other}" for one, other in (self.near_duplicates or [])[:LISTED]]
+        lines += [f"  nearly identical: {one}, {other}" for one, other in (self.near_duplicates or [])[:LISTED]]
         lines += [f"  note: {warning}" for warning in self.warnings]
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # a file name may not be valid text
 
@@ -175,15 +175,13 @@ def near_duplicates(facts: list[ImageFacts]) -> list[tuple[str, str]]:
 def _warnings(report: IntakeReport) -> list[str]:
     notes = []
     if report.images < FEW_IMAGES:
-        notes.append(
-            f"{report.images} images are few: a generator may learn them by heart; look at its samples beside the data"
-        )
+        notes.append(f"only {report.images} images: a generator may memorise them; compare its samples with the data")
     if report.upsampled:
-        notes.append(f"{report.upsampled} images are smaller than {report.sample_size} pixels and are enlarged")
+        notes.append(f"{report.upsampled} images are smaller than {report.sample_size} pixels and were enlarged")
     if report.exact_duplicates and not report.dropped:
-        notes.append("identical images count double in training; --drop_duplicates leaves the copies out")
+        notes.append("identical images count double in training; --drop_duplicates removes the copies")
     if report.near_duplicates is None:
-        notes.append(f"near duplicates are searched for among at most {MAX_COMPARED_IMAGES} images")
+        notes.append(f"near duplicates were not searched for: there are more than {MAX_COMPARED_IMAGES} images")
     return notes
 
 

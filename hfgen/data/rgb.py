@@ -20,10 +20,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image).astype(np.int64)
         if grey.size and not 0 <= grey.min() <= grey.max() <= 65535:
-            raise UnreadableImageError("32-bit pixels beyond the range of 16 bits")
+            raise UnreadableImageError("32-bit pixels outside the 16-bit range")
         return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise UnreadableImageError("floating-point pixels, whose range is unknown")
+        raise UnreadableImageError("floating-point pixels of unknown range")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -44,14 +44,14 @@ class DataSettings:
         None, "folder for decoded images; default: $HFGEN_CACHE or <HF_HOME>/hfgen", may_change=True
     )
     max_image_pixels: int = setting(
-        100_000_000, "refuse images of more pixels as decompression bombs; raise it if you trust them", may_change=True
+        100_000_000, "reject larger images as decompression bombs; raise it if you trust them", may_change=True
     )
 
     def __post_init__(self):
         if not 8 <= self.sample_size <= 1024:
             raise UserError(f"--sample_size {self.sample_size}: must be from 8 to 1024 pixels")
         if not 0 <= self.random_erasing <= 1:
-            raise UserError(f"--random_erasing {self.random_erasing}: a probability is from 0 to 1")
+            raise UserError(f"--random_erasing {self.random_erasing}: must be a probability from 0 to 1")
         if not 0 <= self.random_rotation <= 180:
             raise UserError(f"--random_rotation {self.random_rotation}: must be from 0 to 180 degrees")
         if self.shuffle_buffer_size < 1:

@@ -31,9 +31,9 @@ def choose_column(where: str, wanted: str | None, candidates: list[str], columns
     """
     if wanted is not None:
         if wanted not in candidates:
-            raise UserError(f"--dataset_column {wanted}: {where} has no such column of images; columns: {columns}")
+            raise UserError(f"--dataset_column {wanted}: {where} has no image column of that name; columns: {columns}")
         return wanted
     if len(candidates) != 1:
-        what = f"several columns of images: {candidates}" if candidates else f"no column of images, only {columns}"
+        what = f"several image columns: {candidates}" if candidates else f"no image column, only {columns}"
         raise UserError(f"{where} has {what}; choose one with --dataset_column")
     return candidates[0]

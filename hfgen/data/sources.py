@@ -79,7 +79,7 @@ def _file(path: Path, settings: DataSettings) -> Source:
         return _parquet([path], path.parent, settings)
     if suffix in TFRECORD_SUFFIXES:
         return _tfrecords([path], path.parent, settings)
-    raise UserError(f"--dataset {path}: give a folder of images, or a .zip, .parquet or .tfrec file")
+    raise UserError(f"--dataset {path}: unknown file type; give a folder of images or a .zip, .parquet or .tfrec file")
 
 
 def _files_below(path: Path) -> Iterator[Path]:
@@ -110,24 +110,24 @@ def _zip(path: Path) -> Source:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except Exception as error:  # `zipfile` can raise almost anything on a damaged directory
-        raise UserError(f"--dataset {path}: cannot be read as a zip: {error}") from error
+        raise UserError(f"--dataset {path}: cannot be read as a zip file: {error}") from error
     for member in members:
         parts = PurePosixPath(member.filename.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or re.match(r"[A-Za-z]:", member.filename):
             raise UserError(
-                f"{path}: refused: the name {member.filename!r} at byte {member.header_offset} leads out of the "
+                f"{path}: rejected: the name {member.filename!r} at byte {member.header_offset} points outside the "
                 "archive; repack it without such names"
             )
         if member.file_size > MAX_ZIPPED_FILE_BYTES:
             raise UserError(
-                f"{path}: refused: {member.filename!r} at byte {member.header_offset} unpacks to "
+                f"{path}: rejected: {member.filename!r} at byte {member.header_offset} unpacks to "
                 f"{member.file_size} bytes; remove it from the archive"
             )
     files = [member for member in members if not member.is_dir() and not _is_hidden(member.filename)]
     images = [member for member in files if Path(member.filename).suffix.lower() in IMAGE_SUFFIXES]
     images.sort(key=lambda member: PurePosixPath(member.filename))  # same order as for a folder
     if not images:
-        raise UserError(f"--dataset {path}: no image in this zip ({len(files)} other files)")
+        raise UserError(f"--dataset {path}: no images in this zip ({len(files)} other files)")
 
     def read() -> Iterator[tuple[str, bytes | Exception]]:
         with zipfile.ZipFile(path) as archive:
@@ -183,7 +183,7 @@ def _parquet(files: list[Path], root: Path, settings: DataSettings) -> Source:
                     for batch in table.iter_batches(batch_size=64, columns=[column]):
                         for value in batch.column(column).to_pylist():
                             content = value.get("bytes") if isinstance(value, dict) else value
-                            yield f"{file.name}#{row}", content or ValueError("the row holds no bytes")
+                            yield f"{file.name}#{row}", content or ValueError("the row contains no bytes")
                             row += 1
             except (pyarrow.ArrowException, OSError, UnicodeDecodeError, LookupError) as error:
                 raise UserError(f"{file}: cannot be read as parquet after row {row}: {error}") from error
@@ -196,7 +196,7 @@ def _toy_paintings(settings: DataSettings, count_text: str | None) -> Source:
 
     count = int(count_text) if count_text is not None else TOY_PAINTINGS_COUNT
     if not 1 <= count <= 1_000_000:
-        raise UserError(f"--dataset toy_paintings:{count}: from 1 to 1000000 paintings")
+        raise UserError(f"--dataset toy_paintings:{count}: the count must be from 1 to 1000000")
 
     def read() -> Iterator[tuple[str, bytes | Exception]]:
         for index in range(count):

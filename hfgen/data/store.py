@@ -90,7 +90,7 @@ def load_images(settings: DataSettings) -> ImageStore:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{folder}.lock").acquire()
     except OSError as error:
-        raise UserError(f"decoded images cannot be kept in {folder.parent}: {error}; give --cache_dir") from error
+        raise UserError(f"cannot cache decoded images in {folder.parent}: {error}; give --cache_dir") from error
     with lock:  # processes that start together decode only once
         if not (folder / "digest.txt").is_file():
             for leftover in folder.parent.glob(f".{folder.name}.partial-*"):  # from a killed process
@@ -130,8 +130,8 @@ def _decode_into(folder: Path, source: Source, settings: DataSettings) -> None:
                 file.write(pixels.tobytes())
                 digest.update(repr(pixels.shape).encode() + pixels.tobytes())
     if not facts:
-        told = "".join(f"\n  {name}: {reason}" for name, reason in unreadable[:5])
-        raise UserError(f"--dataset {settings.dataset}: none of its {len(unreadable)} images can be read{told}")
+        listed = "".join(f"\n  {name}: {reason}" for name, reason in unreadable[:5])
+        raise UserError(f"--dataset {settings.dataset}: none of its {len(unreadable)} images can be read{listed}")
     report = write_report(
         source.description, facts, unreadable, source.not_read, settings.sample_size, len(shapes), dropped
     )

@@ -60,7 +60,7 @@ class _BlockReader:
         if self._dataset.num_shards < num_processes and process_index == 0:
             print(
                 f"warning: {self._name} has {self._dataset.num_shards} shard(s) for {num_processes} processes: each "
-                "reads all rows and downloads all packed images to use its part of them; store them in "
+                "reads all rows and downloads all packed images but uses only its share; store them in "
                 f"{num_processes} or more parquet files, or leave out --streaming"
             )
 
@@ -76,8 +76,8 @@ class _BlockReader:
             raise
         except Exception as error:  # the libraries and the network can raise almost anything
             raise UserError(
-                f"--dataset {self._name}: the stream broke off ({type(error).__name__}: {error}); once the Hub can be "
-                "reached, go on from the last checkpoint with --resume latest"
+                f"--dataset {self._name}: the stream was interrupted ({type(error).__name__}: {error}); once the Hub "
+                "is reachable, continue from the last checkpoint with --resume latest"
             ) from error
         end = _Place(epoch=start.epoch + 1)
         if len(taken) == self._size:
@@ -198,12 +198,12 @@ class StreamBatches:
             self.unreadable += 1
             if reason not in self._named and len(self._named) < NAMED_UNREADABLE:
                 self._named.add(reason)
-                print(f"skipped, cannot be read: {reason}", flush=True)
+                print(f"skipped an unreadable image: {reason}", flush=True)
         self._last_readable = place.epoch if images else self._last_readable
         if self._last_readable < place.epoch < self._place.epoch:
             raise UserError(
-                f"--dataset {self._settings.dataset}: an epoch without a readable image; check --dataset_column, or "
-                "leave out --streaming for a report"
+                f"--dataset {self._settings.dataset}: no readable image in a whole epoch; check --dataset_column, or "
+                "leave out --streaming to get a report"
             )
         return images
 

@@ -32,11 +32,11 @@ def read_tfrecord_images(path: Path, column: str = "image") -> Iterator[tuple[st
         try:
             features = _bytes_features(payload)
         except (IndexError, ValueError) as error:
-            raise UserError(f"{path}: the record at byte {offset} is no tf.train.Example ({error})") from error
+            raise UserError(f"{path}: the record at byte {offset} is not a tf.train.Example ({error})") from error
         if column not in features:
             raise UserError(
                 f"{path}: the record at byte {offset} has no bytes feature {column!r}, only "
-                f"{sorted(features)}; name the one to use with --dataset_column"
+                f"{sorted(features)}; choose one with --dataset_column"
             )
         name = features.get("image_name", b"").decode("utf-8", "replace") or f"byte {offset}"
         yield f"{path.name}#{name}", features[column]
@@ -55,12 +55,12 @@ def read_records(path: Path) -> Iterator[tuple[int, bytes]]:
             if not header:
                 return
             if len(header) < 12:
-                raise _damaged(path, offset, "the file is cut off inside a record's length")
+                raise _damaged(path, offset, "the file is truncated inside a record's length")
             (length,) = struct.unpack("<Q", header[:8])
             if _masked_crc(header[:8]) != struct.unpack("<I", header[8:])[0]:
                 raise _damaged(path, offset, "the checksum of the record's length is wrong")
             if length > MAX_RECORD_BYTES:
-                raise _damaged(path, offset, f"the record claims {length} bytes")
+                raise _damaged(path, offset, f"the record claims a length of {length} bytes")
             payload = _read_payload(file, path, offset, length)
             yield offset, payload
 
@@ -68,7 +68,7 @@ def read_records(path: Path) -> Iterator[tuple[int, bytes]]:
 def _read_payload(file: BinaryIO, path: Path, offset: int, length: int) -> bytes:
     body = file.read(length + 4)
     if len(body) < length + 4:
-        raise _damaged(path, offset, "the file is cut off inside the record")
+        raise _damaged(path, offset, "the file is truncated inside the record")
     payload = body[:length]
     if _masked_crc(payload) != struct.unpack("<I", body[length:])[0]:
         raise _damaged(path, offset, "the checksum of the record's content is wrong")

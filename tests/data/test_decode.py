@@ -141,9 +141,9 @@ def test_thirty_two_bit_pixels_are_read_if_sixteen_bits_hold_them():
 @pytest.mark.parametrize(
     ("pixels", "reason"),
     [
-        (np.full((16, 16), 0.5, np.float32), "floating-point pixels, whose range is unknown"),
-        (np.full((16, 16), 65536, np.int32), "32-bit pixels beyond the range of 16 bits"),
-        (np.full((16, 16), -1, np.int32), "32-bit pixels beyond the range of 16 bits"),
+        (np.full((16, 16), 0.5, np.float32), "floating-point pixels of unknown range"),
+        (np.full((16, 16), 65536, np.int32), "32-bit pixels outside the 16-bit range"),
+        (np.full((16, 16), -1, np.int32), "32-bit pixels outside the 16-bit range"),
     ],
 )
 def test_pixels_of_unknown_range_are_unreadable_and_the_reason_is_told(pixels, reason):

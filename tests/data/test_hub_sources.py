@@ -142,7 +142,7 @@ def test_a_download_that_breaks_off_leaves_no_half_data_set_and_goes_on_later(hu
     status, out, err = client(CLIENT, how, "tester/files")
     assert (status, out) == (2, "")
     assert "--dataset tester/files" in refusal(err)
-    assert ("--resume latest" if how == "streamed" else "the same command goes on") in refusal(err)
+    assert ("--resume latest" if how == "streamed" else "run the same command again to continue") in refusal(err)
     assert cached(tmp_path) == set()
     hub.mend()
     status, out, err = client(CLIENT, how, "tester/files")

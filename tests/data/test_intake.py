@@ -131,7 +131,7 @@ def test_beyond_the_limit_near_duplicates_are_not_searched_and_the_report_says_s
     report = report_on(same)
     assert report.near_duplicates is None
     assert "near duplicates: not searched" in str(report)
-    assert any("at most 3 images" in warning for warning in report.warnings)
+    assert any("not searched for: there are more than 3 images" in warning for warning in report.warnings)
 
 
 # Counts
@@ -171,7 +171,7 @@ def test_only_the_five_most_frequent_sizes_are_told_most_frequent_first():
 
 def test_few_images_are_warned_of():
     few, enough = (report_on([fact(number) for number in range(count)]) for count in (999, 1000))
-    assert len(few.warnings) == 1 and few.warnings[0].startswith("999 images are few")
+    assert len(few.warnings) == 1 and few.warnings[0].startswith("only 999 images: a generator may memorise them")
     assert enough.warnings == []
 
 
@@ -192,7 +192,10 @@ def test_identical_images_are_warned_of_unless_they_are_dropped():
 
 
 def full_report() -> IntakeReport:
-    unreadable = [("bad.png", "not an image that Pillow knows"), ("ünknown.jpg", "OSError: image file is truncated")]
+    unreadable = [
+        ("bad.png", "not an image format that Pillow can read"),
+        ("ünknown.jpg", "OSError: image file is truncated"),
+    ]
     facts = [fact(1), fact(2, digest=b"1"), fact(3, perceptual_hash=9), fact(4, perceptual_hash=8, size=(10, 20))]
     return report_on(facts, unreadable=unreadable, not_read=3, dropped=1)
 
@@ -213,11 +216,11 @@ def test_the_report_survives_json():
         "sizes 64 x 64 3, 10 x 20 1; short side 10 to 64, median 64 pixels",
         "trained on: 4 of 64 x 64 pixels",
         "unreadable: 2; exact duplicates: 1 (1 dropped); near duplicates: 1; other files: 3",
-        "skipped bad.png: not an image that Pillow knows",
+        "skipped bad.png: not an image format that Pillow can read",
         "skipped ünknown.jpg: OSError: image file is truncated",
         "identical: 1.png, 2.png",
-        "nearly the same: 3.png, 4.png",
-        "note: 4 images are few",
+        "nearly identical: 3.png, 4.png",
+        "note: only 4 images: a generator may memorise them",
         "note: 1 images are smaller than 64 pixels",
     ],
 )

@@ -440,7 +440,7 @@ def test_unreadable_images_are_skipped_counted_and_named(answers):
 
 def test_an_epoch_without_a_readable_image_is_an_error(answers):
     message, count, printed = answers("nothing_readable")
-    assert "tester/broken" in message and "without a readable image" in message
+    assert "tester/broken" in message and "no readable image in a whole epoch" in message
     assert count == 6
     assert len(printed.splitlines()) == 5  # of 6: the first few
 

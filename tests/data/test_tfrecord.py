@@ -142,7 +142,7 @@ def test_a_record_that_is_no_example_is_an_error_that_names_file_and_offset(tmp_
     with pytest.raises(UserError) as raised:
         images_in(path)
     assert str(path) in str(raised.value)
-    assert f"at byte {len(record(good))} is no tf.train.Example" in str(raised.value)
+    assert f"at byte {len(record(good))} is not a tf.train.Example" in str(raised.value)
 
 
 PAYLOADS = [example(image=bytes_feature(content), label=int64_feature(4)) for content in (b"one", b"three", b"seven")]
@@ -177,7 +177,7 @@ def test_a_file_cut_off_within_a_record_is_an_error_that_names_file_and_offset(t
         offset = max(offset for offset in OFFSETS if offset <= length)
         with pytest.raises(UserError) as raised:
             images_in(path)
-        assert f"{path}: damaged TFRecord at byte {offset}: the file is cut off" in str(raised.value)
+        assert f"{path}: damaged TFRecord at byte {offset}: the file is truncated" in str(raised.value)
 
 
 @pytest.mark.parametrize("claimed", [2**30 + 1, 2**40, 2**63, 2**64 - 1, 2**64 - 4])
@@ -185,7 +185,8 @@ def test_a_huge_length_with_a_right_checksum_is_an_error_without_reading_it(tmp_
     path = tmp_path / "set.tfrec"
     length = struct.pack("<Q", claimed)
     path.write_bytes(length + masked_crc(length) + b"a little content")
-    with pytest.raises(UserError, match=f"set.tfrec: damaged TFRecord at byte 0: the record claims {claimed} bytes"):
+    message = f"set.tfrec: damaged TFRecord at byte 0: the record claims a length of {claimed} bytes"
+    with pytest.raises(UserError, match=message):
         images_in(path)
 
 
@@ -193,7 +194,7 @@ def test_a_length_beyond_the_end_with_a_right_checksum_is_an_error(tmp_path):
     path = tmp_path / "set.tfrec"
     length = struct.pack("<Q", 10**6)
     path.write_bytes(length + masked_crc(length) + b"a little content")
-    with pytest.raises(UserError, match="set.tfrec: damaged TFRecord at byte 0: the file is cut off"):
+    with pytest.raises(UserError, match="set.tfrec: damaged TFRecord at byte 0: the file is truncated"):
         images_in(path)
 
 

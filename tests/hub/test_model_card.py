@@ -100,7 +100,8 @@ def test_the_card_of_a_run_tells_what_it_is_of_what_and_how_it_was_made(name, ru
     assert f'`hfgen.pipelines.{classes[family]}.from_pretrained("tester/toy")`' in sections["Use it"]
     assert sections["Method"].startswith("\nWhat differs from the paper:\n\n- ")
     assert "toy_paintings:24: 24 images, trained on as 24 of 16 x 16 pixels." in sections["Training data"]
-    assert "24 images are few" in sections["Training data"] and "24 images are few" in sections["Limits and bias"]
+    assert "Only 24 images: a generator may memorise them" in sections["Training data"]
+    assert "24 images are few" in sections["Limits and bias"]
     rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", sections["Training"], re.MULTILINE))
     status = json.loads((runs[name] / "status.json").read_text())
     launch = json.loads((runs[name] / "launches.jsonl").read_text())

@@ -254,7 +254,7 @@ def test_no_path_and_no_file_name_of_the_data_leaves_the_machine(where, tmp_path
         assert line in card
     near = len(intake["near_duplicates"])
     assert near and f"| pairs that look nearly the same | {near} |" in card
-    assert "9 images are few: a generator may learn them by heart" in card
+    assert "Only 9 images: a generator may memorise them" in card
 
 
 @pytest.mark.parametrize(
