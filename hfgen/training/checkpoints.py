@@ -92,7 +92,7 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
         return checkpoints[-1] if checkpoints else None
     if not (Path(resume) / PROGRESS_FILE).is_file():
         known = ", ".join(path.name for path in list_checkpoints(folder)) or "none"
-        raise UserError(f"--resume {resume}: no checkpoint there (checkpoints of this run: {known})")
+        raise UserError(f"--resume {resume}: not a checkpoint (checkpoints of this run: {known})")
     return Path(resume)
 
 
@@ -110,7 +110,9 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     try:
         return torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and OS errors alike: the file cannot be read
-        raise UserError(f"{checkpoint / STATE_FILE} cannot be read: {error}; resume an earlier checkpoint") from error
+        raise UserError(
+            f"{checkpoint / STATE_FILE} cannot be read: {error}; resume from an earlier checkpoint"
+        ) from error
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -33,17 +33,17 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> P
     used = folder.is_dir() and any(folder.iterdir())
     if used and resume is None:
         raise UserError(
-            f"--output_dir {folder} is not empty: continue that run with --resume latest, or choose another folder"
+            f"--output_dir {folder} is not empty: continue its run with --resume latest, or choose another folder"
         )
     if used and not config_file.is_file():
-        raise UserError(f"--output_dir {folder} holds no run: there is no {config_file.name} in it")
+        raise UserError(f"--output_dir {folder} is not the folder of a run: it has no {config_file.name}")
     if used:
         changes = changed_settings(json.loads(config_file.read_text()), *settings)
         if changes:
             raise UserError(
                 f"--resume {resume}: settings differ from those in {config_file} (saved -> now):\n  "
                 + "\n  ".join(changes)
-                + "\nGive the saved ones again, or start another run in another --output_dir"
+                + "\nUse the saved settings, or start a new run in another --output_dir"
             )
     checkpoint = find_checkpoint(folder / "checkpoints", resume) if resume else None
     remove_leftovers(folder / "checkpoints")
@@ -78,7 +78,7 @@ def list_results(folder: Path) -> list[str]:
     """List the run's results for the user, one per line."""
     lines = [f"pipeline: {folder / 'pipeline'}"]
     if best := best_scores(folder):
-        told = f"FID {best['fid']:.4g}, KID {best['kid']:.4g} at step {best['step']}"
-        lines.append(f"best pipeline: {folder / BEST_FOLDER} ({told})")
+        scores = f"FID {best['fid']:.4g}, KID {best['kid']:.4g} at step {best['step']}"
+        lines.append(f"best pipeline: {folder / BEST_FOLDER} ({scores})")
     sheets = sorted((folder / "samples").glob("step-*.png"))
-    return [*lines, f"sheet of samples: {sheets[-1]}"] if sheets else lines
+    return [*lines, f"sample sheet: {sheets[-1]}"] if sheets else lines

@@ -129,8 +129,8 @@ class RunLog:
             self._accelerator.init_trackers("hfgen", config, {report_to: init_kwargs[report_to]})
         except tracker_errors as error:  # most often no login or no network
             raise UserError(
-                f"--report_to wandb: cannot start: {error}; log in with `wandb login`, set WANDB_MODE=offline to send "
-                "the run later with `wandb sync`, or use tensorboard"
+                f"--report_to wandb: cannot start: {error}; log in with `wandb login`, set WANDB_MODE=offline to "
+                "upload the run later with `wandb sync`, or use --report_to tensorboard"
             ) from error
 
     def _drop_beyond(self, step: int) -> None:

@@ -67,7 +67,9 @@ class Run:
         self._aside = 0.0  # seconds of this step not spent on training
         self._stop_requests = StopRequests()
         if settings.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
-            raise UserError("--report_to wandb: wandb is not installed; pip install wandb, or use tensorboard")
+            raise UserError(
+                "--report_to wandb: wandb is not installed; pip install wandb, or use --report_to tensorboard"
+            )
         self.accelerator = Accelerator(
             mixed_precision=choose_mixed_precision(settings.mixed_precision, settings.cpu),
             cpu=settings.cpu or not has_accelerator(),  # otherwise CPU processes would not find each other
@@ -257,10 +259,10 @@ class Run:
         if self.is_main:
             write_atomically(target, self._state.pipeline.save_pretrained)
             write_status(self.output_dir, "complete" if complete else "stopped", reason, self.step, self.seconds)
-            print(f"{reason}: step {self.step} of {self.max_train_steps}, {self.seconds:.0f} s of training in all")
+            print(f"{reason}: step {self.step} of {self.max_train_steps}, {self.seconds:.0f} s of training in total")
             print("\n".join(list_results(self.output_dir)))
             if not complete:
-                print("the same command with --resume latest goes on from here")
+                print("to continue, run the same command with --resume latest")
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         if not complete and self._stop_requests.exit_status:
@@ -321,7 +323,7 @@ class Run:
     def _save(self) -> None:
         """Write a checkpoint, unless a network has non-finite weights: it must not replace a good one."""
         if bad := self._state.not_finite():
-            raise NonFiniteError(f"a weight of {', '.join(bad)} is not finite")
+            raise NonFiniteError(f"non-finite weights in {', '.join(bad)}")
         progress = {"step": self.step, "seconds": round(self.seconds, 3), "images": self.step * self.images_per_step}
         progress |= {"good": self._good, "rollbacks": self.rollbacks}
         self._state.save(self._checkpoints, progress, self.settings.checkpoints_total_limit)

@@ -83,16 +83,18 @@ class RunState:
         """
         progress = checkpoints.load_progress(checkpoint)
         if progress["data_digest"] != self._agreement["data_digest"]:
-            raise UserError(f"--dataset: holds other images than those that {checkpoint} was trained on")
+            raise UserError(
+                f"--dataset: these are not the images that {checkpoint} was trained on; give the same data set again"
+            )
         for key, value in self._agreement.items():
             if progress[key] != value:
                 raise UserError(
-                    f"{checkpoint}: {key} was {progress[key]!r} and is {value!r} now; a resumed run needs the same"
+                    f"{checkpoint}: {key} was {progress[key]!r} and is now {value!r}; a resumed run needs the same"
                 )
         if progress["torch_version"] != torch.__version__ and self._accelerator.is_main_process:
             print(
-                f"note: the checkpoint is from torch {progress['torch_version']} and this is {torch.__version__}: "
-                "the run goes on, but not bit for bit as it would have"
+                f"note: the checkpoint is from torch {progress['torch_version']}, and this is {torch.__version__}: "
+                "the run continues, but not bit for bit as it would have"
             )
         state = checkpoints.load_state(checkpoint)
         for name, part in self._parts.items():

@@ -28,10 +28,10 @@ class TrainingTroubleError(UserError):
             settings: all settings of the run.
             checkpoint: the last good checkpoint.
         """
-        told = ", ".join(f"{name}={value}" for name, value in settings.items() if _matters(name))
+        relevant = ", ".join(f"{name}={value}" for name, value in settings.items() if _matters(name))
         tried = f" after {rollbacks} rollbacks" if rollbacks else ""
         left = f"Last good checkpoint: {checkpoint or 'none'}"
-        return type(self)(f"stopped at step {step}{tried}: {self} ({told}). {left}. {self.remedy}")
+        return type(self)(f"stopped at step {step}{tried}: {self} ({relevant}). {left}. {self.remedy}")
 
 
 class NonFiniteError(TrainingTroubleError):
@@ -42,7 +42,7 @@ class CollapseError(TrainingTroubleError):
     """A watch over the training has reported trouble."""
 
     status = "collapsed"
-    remedy = "Lower --learning_rate, or try another preset; for a GAN of few images --augment diffaugment"
+    remedy = "Lower --learning_rate, or try another preset; for a GAN on few images try --augment diffaugment"
 
 
 def _matters(name: str) -> bool:

@@ -100,7 +100,7 @@ def test_a_failure_while_replacing_a_text_file_leaves_the_old_text(tmp_path):
 
 def test_a_path_that_is_no_checkpoint_is_refused_with_those_that_are(tmp_path):
     save(tmp_path, 3)
-    with pytest.raises(UserError, match="--resume .*nowhere: no checkpoint there .*step-00000003"):
+    with pytest.raises(UserError, match="--resume .*nowhere: not a checkpoint .*step-00000003"):
         find_checkpoint(tmp_path, str(tmp_path / "nowhere"))
     assert find_checkpoint(tmp_path, str(tmp_path / "step-00000003")).name == "step-00000003"
 
@@ -109,7 +109,7 @@ def test_a_damaged_state_is_named(tmp_path):
     checkpoint = save(tmp_path, 3)
     content = (checkpoint / "state.pt").read_bytes()
     (checkpoint / "state.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="state.pt cannot be read.*resume an earlier checkpoint"):
+    with pytest.raises(UserError, match="state.pt cannot be read.*resume from an earlier checkpoint"):
         load_state(checkpoint)
 
 

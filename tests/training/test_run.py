@@ -88,7 +88,7 @@ def test_a_folder_with_a_run_is_not_clobbered(tmp_path):
 
 def test_a_folder_with_something_else_is_left_alone_even_when_resuming(tmp_path):
     (tmp_path / "photo.jpg").write_text("mine")
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="is not the folder of a run"):
         fit(tmp_path, resume="latest")
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
 
@@ -106,7 +106,7 @@ def test_changed_settings_are_refused_with_the_differences(tmp_path):
 def test_other_data_is_refused(tmp_path):
     fit(tmp_path / "run")
     config = (tmp_path / "run" / "training_config.json").read_text()
-    with pytest.raises(UserError, match="--dataset: holds other images than those that .*step-00000006 was"):
+    with pytest.raises(UserError, match="--dataset: these are not the images that .*step-00000006 was"):
         fit(tmp_path / "run", resume="latest", digest="other", log_every=5)
     assert (tmp_path / "run" / "training_config.json").read_text() == config
 
@@ -172,7 +172,7 @@ def test_the_time_budget_ends_the_run_with_a_checkpoint(tmp_path, capsys):
     run.finish()
     assert run.step == 1
     assert (tmp_path / "run" / "checkpoints" / "step-00000001").is_dir()
-    assert "--resume latest goes on from here" in capsys.readouterr().out
+    assert "run the same command with --resume latest" in capsys.readouterr().out
     assert status(tmp_path / "run")["reason"] == "time is up"
 
 
@@ -195,7 +195,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
             with torch.no_grad():
                 run._state.pipeline.network.weight.fill_(float("inf"))
 
-    with pytest.raises(NonFiniteError, match="a weight of network is not finite"):
+    with pytest.raises(NonFiniteError, match="non-finite weights in network"):
         fit(tmp_path / "run", each_step=each_step)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
 

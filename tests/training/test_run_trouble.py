@@ -97,7 +97,7 @@ def test_a_loss_that_is_not_finite_leads_back_as_well(tmp_path):
 
     run, network = fit(tmp_path / "run", each_step=each_step, on_collapse="rollback", checkpoint_every=1)
     assert run.rollbacks == 1 and network.weight.isfinite().all()
-    assert "a weight of network is not finite; back to step-00000003" in events(tmp_path / "run")[0]["what"]
+    assert "non-finite weights in network; back to step-00000003" in events(tmp_path / "run")[0]["what"]
 
 
 def test_without_a_good_checkpoint_there_is_no_way_back(tmp_path):

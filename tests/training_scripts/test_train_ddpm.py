@@ -227,7 +227,7 @@ def test_the_images_may_have_moved_when_a_run_is_resumed_but_must_be_the_same(tr
     config = (run / "training_config.json").read_text()
     shutil.copytree(image_folder, moved)
     next(moved.iterdir()).unlink()
-    with pytest.raises(UserError, match="--dataset: holds other images"):
+    with pytest.raises(UserError, match="--dataset: these are not the images"):
         train(train_ddpm, run, "--dataset", str(moved), "--resume", "latest")
     assert (run / "training_config.json").read_text() == config
     shutil.copytree(image_folder, moved, dirs_exist_ok=True)
