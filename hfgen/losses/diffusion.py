@@ -62,7 +62,7 @@ def prediction_target(
         return clean_images
     if prediction_type == "v_prediction":
         return scheduler.get_velocity(clean_images, noise, timesteps)
-    raise ValueError(f"prediction_type={prediction_type!r} is none of 'epsilon', 'sample', 'v_prediction'")
+    raise ValueError(f"prediction_type={prediction_type!r} must be 'epsilon', 'sample' or 'v_prediction'")
 
 
 def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:

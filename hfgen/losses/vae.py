@@ -68,7 +68,7 @@ def reconstruction_loss(reconstruction: torch.Tensor, images: torch.Tensor, kind
         ValueError: for an unknown kind.
     """
     if kind not in RECONSTRUCTIONS:
-        raise ValueError(f"kind={kind!r} is none of {', '.join(RECONSTRUCTIONS)}")
+        raise ValueError(f"kind={kind!r} must be one of {', '.join(RECONSTRUCTIONS)}")
     return RECONSTRUCTIONS[kind](reconstruction.float(), images.float())
 
 

@@ -42,26 +42,27 @@ def choose_augmentation(wanted: str, num_images: int | None, measures_overfittin
         measures_overfitting: whether the loss's logits have a decision boundary, which ADA's heuristic needs.
     """
     if wanted != "auto":
-        return AugmentationChoice(wanted, "as asked for")
+        return AugmentationChoice(wanted, "as requested")
     if num_images is None:
-        return AugmentationChoice("none", "a stream's number of images is unknown")
+        return AugmentationChoice("none", "the number of images in a stream is unknown")
     if num_images >= MANY_IMAGES:
-        return AugmentationChoice("none", f"{num_images:,} images are {MANY_IMAGES:,} or more: enough by themselves")
+        return AugmentationChoice("none", f"{num_images:,} images, at least {MANY_IMAGES:,}: enough without it")
     if num_images < FEW_IMAGES:
         return AugmentationChoice(
-            "diffaugment", f"{num_images:,} images are fewer than {FEW_IMAGES:,}: every image is altered"
+            "diffaugment", f"{num_images:,} images, fewer than {FEW_IMAGES:,}: every image is augmented"
         )
     if not measures_overfitting:
-        unknown = "and this loss cannot tell how far the discriminator overfits"
+        unknown = "and this loss cannot measure how much the discriminator overfits"
         if num_images < FEW_UNMEASURED:
-            few = f"{num_images:,} images are fewer than {FEW_UNMEASURED:,}"
-            return AugmentationChoice("diffaugment", f"{few}, {unknown}: every image is altered")
-        enough = f"{num_images:,} images are {FEW_UNMEASURED:,} or more"
+            few = f"{num_images:,} images, fewer than {FEW_UNMEASURED:,}"
+            return AugmentationChoice("diffaugment", f"{few}, {unknown}: every image is augmented")
+        enough = f"{num_images:,} images, at least {FEW_UNMEASURED:,}"
         return AugmentationChoice(
-            "none", f"{enough}, {unknown}; --augment diffaugment alters every image, which is slow"
+            "none", f"{enough}, {unknown}; --augment diffaugment augments every image, which is slow"
         )
     return AugmentationChoice(
-        "ada", f"{num_images:,} images are fewer than {MANY_IMAGES:,}: altered as often as the overfitting demands"
+        "ada",
+        f"{num_images:,} images, fewer than {MANY_IMAGES:,}: the more it overfits, the more images are augmented",
     )
 
 

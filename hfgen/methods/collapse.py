@@ -129,19 +129,19 @@ class CollapseWatch:
 
         trouble, warning = None, None
         found = f"its images have {part:.0%} of the data's diversity and cover {covered:.0%} of the data"
-        told_apart = f"tells real from generated in {signals.get('d_right', 0.0):.1%} of pairs"
+        separates = f"tells real from generated in {signals.get('d_right', 0.0):.1%} of pairs"
         if math.isnan(own):
-            trouble = "the generator draws numbers that are not finite"
+            trouble = "the generator's images contain non-finite values"
         elif self._was_good and self._low_looks >= LOOKS_TO_COLLAPSE:
             trouble = f"the generator has collapsed: {found}"
         elif self._sure_looks >= LOOKS_TO_WIN:
-            trouble = f"the discriminator has won: it {told_apart}, at {LOOKS_TO_WIN} looks in a row"
+            trouble = f"the discriminator has won: it {separates}, in {LOOKS_TO_WIN} checks in a row"
         elif not self._was_good and self._looks >= LOOKS_TO_TAKE_OFF:
-            trouble = f"the generator has not taken off: {found}"
+            trouble = f"the generator has not started to learn: {found}"
         if self._sure_looks == 1:
             warning = (
-                f"the discriminator {told_apart}, so the generator learns little from it; spectral norm, "
-                "--augment diffaugment or a lower --learning_rate_d help"
+                f"the discriminator {separates}, so the generator learns little from it; try --normalization "
+                "spectral, --augment diffaugment or a lower --learning_rate_d"
             )
         self._forget()
         return Verdict(signals, good, trouble, warning)

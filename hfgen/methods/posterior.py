@@ -76,16 +76,16 @@ class PosteriorWatch:
         self._was_active = self._was_active or active > 0
         few = active < FEW_ACTIVE * self._latent_dim
         trouble, warning = None, None
-        remedy = "a lower --kl_weight, --kl_warmup_steps, --free_bits or a lower --learning_rate helps"
+        remedy = "try a lower --kl_weight, --kl_warmup_steps, --free_bits or a lower --learning_rate"
         if self._dead_looks >= (LOOKS_TO_COLLAPSE if self._was_active else LOOKS_TO_TAKE_OFF):
             trouble = (
-                f"the posterior has collapsed: none of {self._latent_dim} units tells images apart, at "
-                f"{self._dead_looks} looks in a row; {remedy}"
+                f"the posterior has collapsed: none of the {self._latent_dim} latent units is active, in "
+                f"{self._dead_looks} checks in a row; {remedy}"
             )
         elif few and not self._warned:
             warning = (
-                f"{active} of {self._latent_dim} units tell images apart; if they do not become more, {remedy}, or a "
-                "smaller --latent_dim loses nothing"
+                f"only {active} of {self._latent_dim} latent units are active; if that does not improve, {remedy}; a "
+                "smaller --latent_dim would lose nothing"
             )
         self._warned = self._warned or few
         self._forget()

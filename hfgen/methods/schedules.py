@@ -135,7 +135,7 @@ def sampling_scheduler(training_schedule: SchedulerMixin, sampler: str) -> Sched
     """
     if is_edm(training_schedule):
         if sampler not in EDM_SAMPLERS:
-            raise ValueError(f"a network trained by EDM has {' and '.join(EDM_SAMPLERS)} only, not {sampler}")
+            raise ValueError(f"a network trained with EDM has only {' and '.join(EDM_SAMPLERS)}, not {sampler}")
         config = {key: training_schedule.config[key] for key in EDM_TRAINED_KEYS}
         return EDMEulerScheduler(**config) if sampler == "ddim" else EDMDPMSolverMultistepScheduler(**config)
     config = {key: training_schedule.config[key] for key in TRAINED_KEYS}

@@ -109,7 +109,7 @@ def test_a_pipeline_of_edm_is_sampled_by_what_it_has_and_refuses_the_rest_by_nam
     )
     assert saved == dpm and dpm.keys() == ddim.keys() and dpm["sheet.png"] != ddim["sheet.png"]
     told = refusal("sample", of_edm, "--output", tmp_path / "x", "--sampler", "unipc")
-    assert "--sampler unipc: a network trained by EDM has ddim and dpm only, not unipc" in told
+    assert "--sampler unipc: a network trained with EDM has only ddim and dpm, not unipc" in told
     assert not (tmp_path / "x").exists()
 
 

@@ -137,7 +137,7 @@ def test_noisy_image_and_velocity_together_give_the_clean_image_and_the_noise_ba
 
 def test_a_prediction_type_that_there_is_not_is_refused_by_name():
     scheduler = noise_schedule("linear", 10, "flow")
-    with pytest.raises(ValueError, match="prediction_type='flow' is none of 'epsilon', 'sample', 'v_prediction'"):
+    with pytest.raises(ValueError, match="prediction_type='flow' must be 'epsilon', 'sample' or 'v_prediction'"):
         prediction_target(scheduler, MODEL_OUTPUT, TARGET, torch.tensor([1, 2]))
 
 

@@ -146,45 +146,45 @@ def test_augmentation_that_goes_on_from_a_saved_state_adapts_exactly_as_without_
 @pytest.mark.parametrize(
     ("wanted", "num_images", "measures_overfitting", "kind", "reason"),
     [
-        ("none", 10, True, "none", "as asked for"),
-        ("diffaugment", 1_000_000, True, "diffaugment", "as asked for"),
-        ("ada", None, True, "ada", "as asked for"),
-        ("auto", None, True, "none", "a stream's number of images is unknown"),
-        ("auto", 1, True, "diffaugment", "1 images are fewer than 2,000: every image is altered"),
-        ("auto", 1_999, True, "diffaugment", "1,999 images are fewer than 2,000: every image is altered"),
-        ("auto", 1_999, False, "diffaugment", "1,999 images are fewer than 2,000: every image is altered"),
+        ("none", 10, True, "none", "as requested"),
+        ("diffaugment", 1_000_000, True, "diffaugment", "as requested"),
+        ("ada", None, True, "ada", "as requested"),
+        ("auto", None, True, "none", "the number of images in a stream is unknown"),
+        ("auto", 1, True, "diffaugment", "1 images, fewer than 2,000: every image is augmented"),
+        ("auto", 1_999, True, "diffaugment", "1,999 images, fewer than 2,000: every image is augmented"),
+        ("auto", 1_999, False, "diffaugment", "1,999 images, fewer than 2,000: every image is augmented"),
         (
             "auto",
             2_000,
             True,
             "ada",
-            "2,000 images are fewer than 50,000: altered as often as the overfitting demands",
+            "2,000 images, fewer than 50,000: the more it overfits, the more images are augmented",
         ),
         (
             "auto",
             2_000,
             False,
             "diffaugment",
-            "2,000 images are fewer than 5,000, and this loss cannot tell how far the discriminator overfits: every "
-            "image is altered",
+            "2,000 images, fewer than 5,000, and this loss cannot measure how much the discriminator overfits: every "
+            "image is augmented",
         ),
         (
             "auto",
             5_000,
             False,
             "none",
-            "5,000 images are 5,000 or more, and this loss cannot tell how far the discriminator overfits; --augment "
-            "diffaugment alters every image, which is slow",
+            "5,000 images, at least 5,000, and this loss cannot measure how much the discriminator overfits; "
+            "--augment diffaugment augments every image, which is slow",
         ),
         (
             "auto",
             49_999,
             True,
             "ada",
-            "49,999 images are fewer than 50,000: altered as often as the overfitting demands",
+            "49,999 images, fewer than 50,000: the more it overfits, the more images are augmented",
         ),
-        ("auto", 50_000, True, "none", "50,000 images are 50,000 or more: enough by themselves"),
-        ("auto", 50_000, False, "none", "50,000 images are 50,000 or more: enough by themselves"),
+        ("auto", 50_000, True, "none", "50,000 images, at least 50,000: enough without it"),
+        ("auto", 50_000, False, "none", "50,000 images, at least 50,000: enough without it"),
     ],
 )
 def test_the_number_of_images_decides_unless_something_was_asked_for(

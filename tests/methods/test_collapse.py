@@ -192,7 +192,8 @@ def test_a_generator_that_never_was_good_is_trouble_from_look_40_on_and_not_befo
     troubles = [look(watch_of_it, 0.1 if index % 2 else 0.45).trouble for index in range(LOOKS_TO_TAKE_OFF + 2)]
     assert troubles[:39] == [None] * 39
     assert troubles[39:] == [
-        f"the generator has not taken off: its images have {share} of the data's diversity and cover 100% of the data"
+        f"the generator has not started to learn: its images have {share} of the data's diversity and cover 100% of "
+        "the data"
         for share in ("10%", "45%", "10%")
     ]
 
@@ -256,7 +257,7 @@ def test_a_discriminator_that_has_won_at_six_looks_in_a_row_is_trouble_and_its_c
     assert (
         troubles[12]
         == troubles[13]
-        == ("the discriminator has won: it tells real from generated in 100.0% of pairs, at 6 looks in a row")
+        == ("the discriminator has won: it tells real from generated in 100.0% of pairs, in 6 checks in a row")
     )
     without_boundary = watch(boundary=None)
     for _ in range(9):
@@ -319,7 +320,7 @@ def test_a_resumed_watch_has_not_forgotten_how_often_it_has_looked(looks):
     resumed.load_state_dict(saved.state_dict())
     troubles = [look(resumed, 0.3).trouble for _ in range(LOOKS_TO_TAKE_OFF - looks)]
     assert troubles[:-1] == [None] * (len(troubles) - 1)
-    assert "has not taken off" in troubles[-1]
+    assert "has not started to learn" in troubles[-1]
 
 
 def test_data_of_copies_gives_no_verdict_instead_of_a_division_by_zero():
@@ -336,7 +337,7 @@ def test_images_that_are_not_finite_are_trouble_at_once():
     broken = images.clone()
     broken[2, 0, 5, 5] = torch.nan
     verdict = watch.look(broken)
-    assert not verdict.good and "not finite" in verdict.trouble
+    assert not verdict.good and "non-finite values" in verdict.trouble
 
 
 def test_a_state_does_not_change_with_what_is_observed_later():

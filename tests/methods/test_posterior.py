@@ -22,7 +22,7 @@ from hfgen.methods.posterior import (
 from hfgen.models import ConvVAE
 
 
-REMEDY = "a lower --kl_weight, --kl_warmup_steps, --free_bits or a lower --learning_rate helps"
+REMEDY = "try a lower --kl_weight, --kl_warmup_steps, --free_bits or a lower --learning_rate"
 
 
 def watch(latent_dim: int = 4) -> PosteriorWatch:
@@ -88,7 +88,7 @@ def test_a_run_that_was_active_has_collapsed_after_exactly_so_many_looks_in_a_ro
     watch_of_it = watch()
     troubles = [look(watch_of_it, active).trouble for active in (4, 0, 0, 1, 0, 0, 0, 0, 1, 0)]
     assert [trouble is not None for trouble in troubles] == [False] * 6 + [True] * 2 + [False] * 2
-    told = "the posterior has collapsed: none of 4 units tells images apart, at {} looks in a row; " + REMEDY
+    told = "the posterior has collapsed: none of the 4 latent units is active, in {} checks in a row; " + REMEDY
     assert troubles[6:8] == [told.format(3), told.format(4)]
 
 
@@ -97,7 +97,7 @@ def test_a_run_whose_units_were_never_active_gets_longer_to_take_off():
     watch_of_it = watch()
     troubles = [look(watch_of_it, 0).trouble for _ in range(9)]
     assert troubles[:7] == [None] * 7
-    assert "at 8 looks in a row" in troubles[7] and "at 9 looks in a row" in troubles[8]
+    assert "in 8 checks in a row" in troubles[7] and "in 9 checks in a row" in troubles[8]
 
 
 def test_a_checkpoint_is_good_if_a_tenth_of_the_units_are_active():
@@ -110,7 +110,7 @@ def test_of_few_active_units_the_user_is_warned_once():
     watch_of_it = watch(30)
     warnings = [look(watch_of_it, active, 30).warning for active in (3, 2, 0, 30, 2, 1)]
     assert [warning is not None for warning in warnings] == [False, True, False, False, False, False]
-    assert warnings[1].startswith(f"2 of 30 units tell images apart; if they do not become more, {REMEDY}")
+    assert warnings[1].startswith(f"only 2 of 30 latent units are active; if that does not improve, {REMEDY}")
 
 
 # ------------------------------------------------------------------------------------------------------------ resuming

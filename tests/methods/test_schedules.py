@@ -306,5 +306,5 @@ def test_what_edm_lacks_is_refused_by_name():
     assert samplers_of(edm_schedule()) == EDM_SAMPLERS
     assert samplers_of(noise_schedule("linear", 10)) == SAMPLERS
     for sampler in set(SAMPLERS) - set(EDM_SAMPLERS):
-        with pytest.raises(ValueError, match=f"a network trained by EDM has ddim and dpm only, not {sampler}"):
+        with pytest.raises(ValueError, match=f"a network trained with EDM has only ddim and dpm, not {sampler}"):
             sampling_scheduler(edm_schedule(), sampler)

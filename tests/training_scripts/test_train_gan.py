@@ -205,7 +205,7 @@ def test_building_the_watch_takes_no_image_away_from_training(train_gan, tmp_pat
 
 @pytest.mark.parametrize(
     ("count", "method", "chosen"),
-    [("24", "dcgan", "diffaugment (24 images are fewer than 2,000"), ("2000", "dcgan", "ada (2,000 images")],
+    [("24", "dcgan", "diffaugment (24 images, fewer than 2,000"), ("2000", "dcgan", "ada (2,000 images")],
 )
 def test_the_augmentation_is_chosen_by_the_number_of_images_and_said(
     train_gan, tmp_path, capsys, count, method, chosen
