@@ -1,4 +1,4 @@
-"""The README's commands are run, at toy size, as they stand there."""
+"""The commands of the README and of docs/ are run as they stand there, at toy size."""
 
 import json
 import os
@@ -24,17 +24,19 @@ from hfgen.studies.study_file import find_scripts, find_study_file, read_study_f
 
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
+LINES = [
     line.split("  #")[0].strip()
     for language, text in BLOCKS
     if language == ""
     for line in text.replace("\\\n", " ").splitlines()
     if re.match(r"(accelerate|hfgen|make|pip) ", line)
 ]
+COMMANDS = list(dict.fromkeys(LINES))  # a command that stands on two pages is run once
 PYTHON = [text for language, text in BLOCKS if language == "python"]
-# What makes a training command small; it stands behind the README's own arguments and wins.
+# What makes a training command small; it follows the page's own arguments and overrides them.
 TOY_SIZE = [
     *("--sample_size", "16", "--batch_size", "4", "--max_train_steps", "2", "--sample_every", "1"),
     *("--num_sample_images", "2", "--num_epochs", "0.5", "--cpu"),
@@ -49,7 +51,7 @@ SETTINGS = {"train_ddpm": "DDPMSettings", "train_gan": "GANSettings", "train_vae
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder as the README's reader has it: the scripts and some images."""
+    """A folder as a reader has it: the scripts and some images."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("readme")
@@ -63,7 +65,7 @@ def workplace(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """Of the README's reader, who is logged in to a Hub, which is on loopback."""
+    """The environment of a reader who is logged in to a Hub, here one on loopback."""
     with LoopbackHub() as hub:
         environment = hub.environment(tmp_path_factory.mktemp("home"))
         yield {**environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"}
@@ -71,7 +73,7 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(workplace, environment):
-    """Run a command of the README's as its reader would."""
+    """Return a function that runs a command as a reader would."""
 
     def run(command):
         command = [part.replace("your-name", "tester") for part in command]
@@ -95,14 +97,14 @@ def look_at_the_demo(workplace, environment, command):
         process.communicate(timeout=300)
 
 
-def test_the_commands_in_order_train_draw_and_load(workplace, environment, run):
+def test_the_commands_in_order_train_sample_and_load(workplace, environment, run):
     trained = [command for command in COMMANDS if command.startswith("accelerate") and "path/to/images" in command]
-    assert len(trained) == len(TOY_NETWORK)
+    assert {script for script in TOY_NETWORK for command in trained if script in command} == set(TOY_NETWORK)
     for command in trained:
         (network,) = [arguments for script, arguments in TOY_NETWORK.items() if script in command]
         result = run([*shlex.split(command), *TOY_SIZE, *network])
         assert result.returncode == 0, result.stderr
-    described = re.search(r"runs/ddpm/\n(.*?)```", README, re.DOTALL).group(1)
+    described = re.search(r"^runs/ddpm/\n(.*?)```", TEXT, re.DOTALL | re.MULTILINE).group(1)
     for name in re.findall(r"^    ([\w.]+?)/?[ ,]", described, re.MULTILINE):
         assert (workplace / "runs" / "ddpm" / name).exists(), name
     for command in COMMANDS:
@@ -115,7 +117,7 @@ def test_the_commands_in_order_train_draw_and_load(workplace, environment, run):
                 small = ["--steps", "1,2", "--num_images", "10"]
             result = run([*shlex.split(command), *small])
             assert result.returncode == 0, result.stderr
-    made = ("samples/sheet.png", "strips/denoising.png", "walk/sheet.png", "walk/walk.gif", "sngan.gif", "curves.png")
+    made = ("samples/sheet.png", "strips/denoising.png", "walk/sheet.png", "walk/walk.gif", "gan.gif", "curves.png")
     made += (
         "reconstructions/sheet.png",
         "between/sheet.png",
@@ -131,7 +133,7 @@ def test_the_commands_in_order_train_draw_and_load(workplace, environment, run):
         assert result.returncode == 0, result.stderr
 
 
-def test_the_settings_of_a_run_are_a_preset_as_the_readme_says(workplace, run):
+def test_the_settings_of_a_run_are_a_preset(workplace, run):
     arguments = ["--preset", "runs/ddpm/training_config.json", "--output_dir", "runs/again"]
     result = run([sys.executable, "training_scripts/train_ddpm.py", *arguments])
     assert result.returncode == 0, result.stderr
@@ -141,7 +143,7 @@ def test_the_settings_of_a_run_are_a_preset_as_the_readme_says(workplace, run):
     assert {**first, "output_dir": ""} == {**again, "output_dir": ""}
 
 
-def test_the_study_of_the_readme_runs_and_is_reported_as_it_says(workplace, run):
+def test_the_study_runs_and_is_reported_as_the_page_says(workplace, run):
     (text,) = [text for language, text in BLOCKS if language == "yaml"]
     (workplace / "my_study.yaml").write_text(text)
     assert len(expand(read_study_file(workplace / "my_study.yaml"), find_scripts(), "photos").cells) == 18
@@ -166,18 +168,12 @@ def test_the_study_of_the_readme_runs_and_is_reported_as_it_says(workplace, run)
         assert (workplace / folder / "index.html").is_file()
 
 
-def test_data_inspect_works_as_the_readme_says(run):
-    (command,) = re.findall(r"`(hfgen data inspect [^`]+)`", README)
-    result = run(shlex.split(command))
-    assert result.returncode == 0 and "8 images" in result.stdout
-
-
 def test_every_training_command_is_valid(workplace):
     """Those for several machines cannot be launched here; their settings are read as the script reads them."""
     from accelerate.commands.launch import launch_command_parser
 
     launches = [command for command in COMMANDS if command.startswith("accelerate launch")]
-    assert len(launches) == 5
+    assert len(launches) == 7
     for line in launches:
         parsed = launch_command_parser().parse_args(line.split()[2:])
         script = load_script(Path(parsed.training_script).stem)
@@ -186,7 +182,7 @@ def test_every_training_command_is_valid(workplace):
         script.parse_settings(classes, script.PRESETS, parsed.training_script_args)
 
 
-def test_every_option_and_preset_that_the_readme_names_exists():
+def test_every_option_and_preset_that_the_pages_name_exists():
     scripts = {name: load_script(name) for name in SETTINGS}
     classes = [getattr(scripts[name], settings) for name, settings in SETTINGS.items()]
     classes += [scripts["train_gan"].RunSettings, scripts["train_gan"].DataSettings]
@@ -217,13 +213,37 @@ def test_every_option_and_preset_that_the_readme_names_exists():
         "storage",
         "grace_seconds",
     }  # of `hfgen ...` and of the launcher, in the text
-    assert set(re.findall(r"--(\w+)", README)) <= known | launcher | commands
+    assert set(re.findall(r"--(\w+)", TEXT)) <= known | launcher | commands
     presets = {path.stem for script in scripts.values() for path in script.PRESETS.glob("*.json")}
-    assert set(re.findall(r"^\| `(\w+)`", README, re.MULTILINE)) == presets
+    assert set(re.findall(r"^\| `(\w+)`", TEXT, re.MULTILINE)) == presets
 
 
-def test_the_make_targets_that_the_readme_names_exist():
+def test_the_make_targets_that_the_pages_name_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for command in COMMANDS:
-        if command.startswith("make "):
-            assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE)
+    targets = set(re.findall(r"\bmake ([\w-]+)$|`make ([\w-]+)`", TEXT, re.MULTILINE))
+    assert targets
+    for target in filter(None, sum(targets, ())):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def headings(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_link_between_pages_leads_to_a_file_and_a_heading():
+    pages = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+    pages += [page for page in (ROOT / "model_cards").rglob("*.md") if page.name != "TEMPLATE.md"]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if "://" in link:
+                continue
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page.name}: {link}"
+            assert not anchor or anchor in headings(target), f"{page.name}: {link}"
