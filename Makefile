@@ -18,7 +18,7 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
-# mypy looks at the installed wheel: in the checkout it cannot see that pipelines/ is hfgen.pipelines.
+# mypy looks at the installed wheel: in the checkout it cannot see that pipelines/ is hfgen.pipelines, and so on.
 quality: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

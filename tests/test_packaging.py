@@ -1,5 +1,6 @@
 """The wheel: what a user installs, tried from outside the checkout."""
 
+import json
 import os
 import subprocess
 import sys
@@ -21,10 +22,8 @@ def installed_wheel(tmp_path_factory):
         "\n"
     )
     for name in filter(None, files):
-        if name.startswith(("hfgen/", "pipelines/", "model_cards/")) or name in (
-            "pyproject.toml",
-            "README.md",
-            "LICENSE",
+        if name.startswith(
+            ("hfgen/", "pipelines/", "training_scripts/", "model_cards/", "pyproject.toml", "README.md", "LICENSE")
         ):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
@@ -47,6 +46,21 @@ def installed_wheel(tmp_path_factory):
     return unpacked
 
 
+@pytest.fixture
+def run_python(installed_wheel, tmp_path):
+    """Run Python with the unpacked wheel, outside the checkout; return what it prints."""
+
+    def run(*arguments) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(installed_wheel)}
+        result = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run
+
+
 def test_the_wheel_holds_the_library_and_nothing_else(installed_wheel):
     top = {path.name for path in installed_wheel.iterdir() if not path.name.endswith(".dist-info")}
     assert top == {"hfgen"}
@@ -58,16 +72,53 @@ def test_the_wheel_holds_the_library_and_nothing_else(installed_wheel):
     assert list(installed_wheel.glob("*.dist-info/licenses/LICENSE"))
 
 
-def test_every_module_of_the_wheel_imports_outside_the_checkout(installed_wheel, tmp_path):
+def test_every_module_of_the_wheel_imports_outside_the_checkout(installed_wheel, run_python):
     modules = [
         ".".join(path.relative_to(installed_wheel).with_suffix("").parts).removesuffix(".__init__")
         for path in (installed_wheel / "hfgen").rglob("*.py")
     ]
     assert len(modules) > 25
     code = "import hfgen, sys, importlib; print(hfgen.__file__); [importlib.import_module(m) for m in sys.argv[1:]]"
-    environment = {**os.environ, "PYTHONPATH": str(installed_wheel)}
-    result = subprocess.run(
-        [sys.executable, "-c", code, *modules], cwd=tmp_path, env=environment, capture_output=True, text=True
+    assert run_python("-c", code, *modules).startswith(str(installed_wheel))
+
+
+def test_the_wheel_holds_the_training_scripts_with_their_presets_and_studies(installed_wheel):
+    def content(folder):
+        files = (file for file in folder.rglob("*") if file.suffix in (".py", ".json", ".yaml"))
+        return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
+
+    held = content(installed_wheel / "hfgen" / "training_scripts")
+    assert held == content(ROOT / "training_scripts")
+    assert {"train_ddpm.py", "presets/ddpm/quickstart.json", "studies/gan_loss.yaml"} <= held.keys()
+
+
+def test_a_training_script_of_the_wheel_trains_as_a_module_with_its_presets(run_python, tmp_path):
+    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "hfgen.training_scripts.train_gan"]
+    toy_size = ["--sample_size", "16", "--batch_size", "4", "--max_train_steps", "2", "--num_sample_images", "2"]
+    toy_size += ["--generator_channels", "4", "--discriminator_channels", "4", "--statistics_images", "0", "--cpu"]
+    run_python(*launcher, "--preset", "lsgan", "--dataset", "toy_paintings:16", "--output_dir", "run", *toy_size)
+    settings = json.loads((tmp_path / "run" / "training_config.json").read_text())
+    assert (settings["loss"], settings["upsampling"]) == ("least_squares", "nearest")  # of the preset
+    assert (tmp_path / "run" / "pipeline" / "model_index.json").is_file()
+
+
+def test_a_study_of_the_wheel_is_found_expanded_and_launched_outside_the_checkout(installed_wheel, run_python):
+    code = (
+        "from pathlib import Path\n"
+        "from hfgen.studies.cells import expand\n"
+        "from hfgen.studies.launch import Workplace, launch_command\n"
+        "from hfgen.studies.scripts import find_scripts\n"
+        "from hfgen.studies.study_file import find_study_file, read_study_file\n"
+        "file = find_study_file('gan_loss')\n"
+        "study = expand(read_study_file(file), find_scripts(), 'photos')\n"
+        "place, cell = Workplace(Path('study'), find_scripts(), 'photos'), next(iter(study.cells.values()))\n"
+        "print(file, len(study.cells), *launch_command(cell, study.budget, place), sep='\\n')"
     )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(str(installed_wheel))
+    file, count, *command = run_python("-c", code).splitlines()
+    assert Path(file) == installed_wheel / "hfgen" / "training_scripts" / "studies" / "gan_loss.yaml"
+    assert int(count) == 12
+    assert command[command.index("--preset") - 2 : command.index("--preset")] == [
+        "-m",
+        "hfgen.training_scripts.train_gan",
+    ]

@@ -20,7 +20,8 @@ from loopback_hub import LoopbackHub
 from hfgen import cli
 from hfgen.data.toy_paintings import paint
 from hfgen.studies.cells import expand
-from hfgen.studies.study_file import find_scripts, find_study_file, read_study_file
+from hfgen.studies.scripts import find_scripts
+from hfgen.studies.study_file import find_study_file, read_study_file
 
 
 ROOT = Path(__file__).resolve().parents[1]

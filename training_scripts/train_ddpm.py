@@ -3,6 +3,8 @@
 
     accelerate launch training_scripts/train_ddpm.py --preset ddpm --dataset path/to/images --output_dir runs/ddpm
 
+Without a checkout: `accelerate launch -m hfgen.training_scripts.train_ddpm ...`.
+
 Presets: ddpm, ddpm_base, ddpm_attention_linear, ddpm_attention_cosine, ddpm_library, quickstart. All settings:
 `--help`.
 """
@@ -307,7 +309,8 @@ def draw_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> Im
                 latents=latents,
                 num_inference_steps=num_inference_steps,
                 callback_on_step_end=give_up_if_asked,
-            ).images
+                return_dict=False,
+            )[0]
     except InterruptedError:
         return None
     return image_sheet(images)

@@ -3,6 +3,8 @@
 
     accelerate launch training_scripts/train_gan.py --preset sngan --dataset path/to/images --output_dir runs/sngan
 
+Without a checkout: `accelerate launch -m hfgen.training_scripts.train_gan ...`.
+
 Presets: dcgan, dcgan_nearest, dcgan256, lsgan, sngan, wgan_gp. All settings: `--help`. One step is one update of the
 generator.
 """

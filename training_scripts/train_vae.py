@@ -3,6 +3,8 @@
 
     accelerate launch training_scripts/train_vae.py --preset vae --dataset path/to/images --output_dir runs/vae
 
+Without a checkout: `accelerate launch -m hfgen.training_scripts.train_vae ...`.
+
 Presets: vae, vae_200. All settings: `--help`.
 """
 
@@ -118,8 +120,8 @@ class VAESettings:
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name} {getattr(self, name)}: must be positive")
         not_negative = ("layers_per_block", "kl_weight", "kl_warmup_steps", "free_bits", "lr_warmup_steps")
-        not_negative += ("feature_weight", "adversarial_weight")
-        for name in (*not_negative, "density_components", "watch_every", "max_rollbacks"):
+        weights = ("feature_weight", "adversarial_weight")
+        for name in (*not_negative, *weights, "density_components", "watch_every", "max_rollbacks"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
         if self.batch_size < 2 and self.normalization == "batch":
@@ -206,7 +208,8 @@ def main(arguments: list[str] | None = None) -> Path:
         loss = likelihood_loss + kl_weight * kl_loss(kl_dimensions, settings.free_bits)
 
         # Per dimension, so that one clipping norm works for all image sizes; Adam's update is the same.
-        objective, learned = loss / images[0].numel(), {}
+        objective = loss / images[0].numel()
+        learned: dict[str, torch.Tensor] = {}
         if term:
             pull, learned = term.learn(images, reconstruction, likelihood_loss / images[0].numel())
             objective = objective + (reconstruction * pull).sum()  # its gradient wrt. the reconstruction is pull
@@ -323,8 +326,8 @@ def save_sheets(pipeline: VAEPipeline, shown_images: torch.Tensor, run: Run) -> 
     latents = torch.randn(run.settings.num_sample_images, pipeline.vae.config.latent_dim, generator=numbers)
     originals = ((shown_images + 1) / 2).clamp(0, 1)  # rotation rounds
     with run.accelerator.autocast():
-        samples = pipeline(latents=latents).images
-        reconstructions = pipeline.reconstruct(originals).images
+        samples = pipeline(latents=latents, return_dict=False)[0]
+        reconstructions = pipeline.reconstruct(originals, return_dict=False)[0]
     run.save_sheet(image_sheet(samples))
     run.save_sheet(reconstruction_sheet(pipeline.to_pil(originals), reconstructions), "reconstructions")
 
@@ -378,7 +381,8 @@ def describe_latents(pipeline: VAEPipeline, data: TrainingData, settings: VAESet
     if density is not None:
         report["density"] = density.report()
         with run.accelerator.autocast():
-            samples = pipeline(run.settings.num_sample_images, generator=run.generator("ex-post samples")).images
+            numbers = run.generator("ex-post samples")
+            samples = pipeline(run.settings.num_sample_images, generator=numbers, return_dict=False)[0]
         print(f"sheet of samples from the ex-post density: {run.save_sheet(image_sheet(samples), 'ex_post')}")
     write_text_atomically(run.output_dir / "latents.json", json.dumps(report, indent=2) + "\n")
     print(f"{report['active_units']} of {settings.latent_dim} units are active; {run.output_dir / 'latents.json'}")

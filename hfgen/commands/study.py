@@ -109,8 +109,8 @@ def join(
     """Join a study running elsewhere: train and score its cells until none are left."""
     from hfgen.commands.evaluate import where_it_is
     from hfgen.studies.launch import Workplace
+    from hfgen.studies.scripts import find_scripts
     from hfgen.studies.storage import StudyStore
-    from hfgen.studies.study_file import find_scripts
     from hfgen.studies.worker import work
 
     store = StudyStore(url, grace_seconds)
@@ -175,7 +175,8 @@ def read(
     from hfgen.commands.evaluate import where_it_is
     from hfgen.studies.cells import expand
     from hfgen.studies.launch import Workplace
-    from hfgen.studies.study_file import find_scripts, find_study_file, read_study_file
+    from hfgen.studies.scripts import find_scripts
+    from hfgen.studies.study_file import find_study_file, read_study_file
 
     study_file = read_study_file(find_study_file(file))
     named = dataset or study_file.data.get("dataset")

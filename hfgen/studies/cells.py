@@ -1,12 +1,10 @@
 """A study expanded for running: every cell with all its settings, and the table entries that the cells fill."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import math
 import re
-import sys
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +13,8 @@ from typing import Any
 import hfgen
 from hfgen.config import parse_settings, settings_as_flags, settings_to_dict
 from hfgen.errors import UserError
-from hfgen.studies.study_file import DECIDED, METHODS, Budget, Evaluation, StudyFile, find_scripts
+from hfgen.studies.scripts import find_scripts, import_script
+from hfgen.studies.study_file import DECIDED, Budget, Evaluation, StudyFile
 
 
 # Defaults for all cells: no output that is only useful when watching a single run.
@@ -141,18 +140,6 @@ class Study:
         )
 
 
-def load_method(scripts: Path, method: str) -> ModuleType:
-    """Import a training script for its settings and presets, without training."""
-    name = f"hfgen_training_script_{method}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, scripts / METHODS[method])
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look up their module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
 def expand(file: StudyFile, scripts: Path, dataset: str) -> Study:
     """Expand a study file into all its cells, with settings validated by the training scripts.
 
@@ -223,7 +210,7 @@ def _cell(file: StudyFile, scripts: Path, family_name: str, point: dict[str, Any
     if family.device == "cpu":
         own["cpu"] = True
     try:
-        script = load_method(scripts, family.method)
+        script = import_script(scripts, family.method)
         settings = with_budget(_resolve(script, family.preset, {**QUIET, **own}), file.budget)
         settings = with_scores_on_the_way(settings, own, file.evaluation)
     except UserError as error:
@@ -336,7 +323,7 @@ def differences(stored: Study, now: Study) -> list[str]:
 
 def _defaults(method: str) -> dict[str, Any]:
     """Return the defaults of a training script's settings."""
-    parts = load_method(find_scripts(), method).SETTINGS
+    parts = import_script(find_scripts(), method).SETTINGS
     return {field.name: field.default for part in parts for field in fields(part) if field.default is not MISSING}
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from hfgen.errors import UserError
 from hfgen.files import write_text_atomically
 from hfgen.studies.cells import Cell
-from hfgen.studies.study_file import METHODS, Budget
+from hfgen.studies.scripts import launch_arguments
+from hfgen.studies.study_file import Budget
 from hfgen.training.checkpoints import list_checkpoints, load_progress
 
 
@@ -116,7 +117,7 @@ def launch_command(cell: Cell, budget: Budget, place: Workplace) -> list[str]:
     folder = place.run_folder(cell)
     preset = folder.with_name(f"{folder.name}.json")
     write_text_atomically(preset, json.dumps(cell.settings, indent=2) + "\n")
-    command = [sys.executable, *LAUNCHER, str(place.scripts / METHODS[cell.method]), "--preset", str(preset)]
+    command = [sys.executable, *LAUNCHER, *launch_arguments(place.scripts, cell.method), "--preset", str(preset)]
     command += ["--dataset", place.dataset, "--output_dir", str(folder), "--resume", "latest"]
     if budget.minutes is not None:
         command += ["--max_train_time", f"{max(60 * budget.minutes - _seconds_so_far(folder), LEAST_SECONDS):.3f}s"]

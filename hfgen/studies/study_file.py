@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 import yaml
 
 from hfgen.errors import UserError
+from hfgen.studies.scripts import METHODS, find_scripts
 
 
-SCRIPTS_FOLDER = "training_scripts"
-METHODS = {"ddpm": "train_ddpm.py", "gan": "train_gan.py", "vae": "train_vae.py"}
 # Metrics that a study can compare, and their column headings.
 METRICS = {
     "fid": "FID",
@@ -229,19 +228,6 @@ def find_study_file(name: str) -> Path:
             return path
     known = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
     raise UserError(f"{name}: neither a study file nor one of the shipped studies ({known})")
-
-
-def find_scripts() -> Path:
-    """Find the training scripts: in the working folder, or in the checkout installed with `pip install -e`.
-
-    Raises:
-        UserError: if they are in neither place.
-    """
-    places = [Path(SCRIPTS_FOLDER), Path(__file__).resolve().parents[2] / SCRIPTS_FOLDER]
-    for folder in places:
-        if (folder / METHODS["gan"]).is_file():
-            return folder.resolve()
-    raise UserError(f"there is no {SCRIPTS_FOLDER}/ here: run hfgen study in a checkout of hfgen")
 
 
 def read_study_file(path: Path) -> StudyFile:

@@ -16,7 +16,8 @@ from hfgen.studies.cells import (
     scores_on_the_way,
     with_budget,
 )
-from hfgen.studies.study_file import Budget, Evaluation, Family, StudyFile, find_scripts
+from hfgen.studies.scripts import find_scripts
+from hfgen.studies.study_file import Budget, Evaluation, Family, StudyFile
 
 
 GAN = {"DCGAN": Family("gan", "dcgan")}

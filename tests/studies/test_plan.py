@@ -24,7 +24,8 @@ from hfgen.studies.plan import (
     scale_down,
 )
 from hfgen.studies.results import data_settings
-from hfgen.studies.study_file import Budget, Evaluation, Family, StudyFile, find_scripts
+from hfgen.studies.scripts import find_scripts
+from hfgen.studies.study_file import Budget, Evaluation, Family, StudyFile
 
 
 # 10 s a launch, 100 images/s in training, 0.05 s to draw an image, 100 MB kept, 300 MB of checkpoints

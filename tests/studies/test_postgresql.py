@@ -16,8 +16,9 @@ from toy_studies import side_by_side, toy_study, trained, wait_until, workplace
 from hfgen.errors import UserError
 from hfgen.studies.cells import expand
 from hfgen.studies.launch import read_status
+from hfgen.studies.scripts import find_scripts
 from hfgen.studies.storage import StudyStore
-from hfgen.studies.study_file import find_scripts, read_study_file
+from hfgen.studies.study_file import read_study_file
 from hfgen.studies.worker import work
 
 

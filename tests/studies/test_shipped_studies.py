@@ -1,13 +1,16 @@
 """The shipped studies: where they are found, and that they are the tables which they are named after."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 
 from hfgen.errors import UserError
 from hfgen.studies.cells import expand
-from hfgen.studies.study_file import Budget, Evaluation, find_scripts, find_study_file, read_study_file
+from hfgen.studies.scripts import METHODS, SHIPPED_SCRIPTS, find_scripts, import_script, launch_arguments
+from hfgen.studies.study_file import Budget, Evaluation, Family, StudyFile, find_study_file, read_study_file
 
 
 NAN = math.nan
@@ -185,8 +188,24 @@ def test_training_scripts_of_the_working_folder_go_before_those_beside_the_libra
     assert find_scripts() == tmp_path / "training_scripts"
 
 
-def test_without_training_scripts_a_study_is_refused(tmp_path, monkeypatch):
+def test_shipped_scripts_are_imported_and_launched_as_modules():
+    for method in METHODS:
+        assert import_script(SHIPPED_SCRIPTS, method).__name__ == f"hfgen.training_scripts.train_{method}"
+        assert launch_arguments(SHIPPED_SCRIPTS, method) == ["-m", f"hfgen.training_scripts.train_{method}"]
+
+
+def test_a_study_reads_and_launches_the_scripts_of_the_working_folder(tmp_path, monkeypatch):
+    own = tmp_path / "training_scripts"
+    shutil.copytree(SHIPPED_SCRIPTS, own)
+    text = (own / "train_gan.py").read_text()
+    (own / "train_gan.py").write_text(text.replace("latent_dim: int = setting(100,", "latent_dim: int = setting(77,"))
+    preset = json.loads((own / "presets" / "gan" / "lsgan.json").read_text())
+    preset.pop("latent_dim", None)
+    (own / "presets" / "gan" / "mine.json").write_text(json.dumps(preset))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hfgen.studies.study_file.__file__", str(tmp_path / "hfgen" / "studies" / "study_file.py"))
-    with pytest.raises(UserError, match="there is no training_scripts/ here: run hfgen study in a checkout of hfgen"):
-        find_scripts()
+    study = expand(
+        StudyFile("toy", "A toy", {"mine": Family("gan", "mine")}, Budget(steps=1)), find_scripts(), "photos"
+    )
+    assert [cell.settings["latent_dim"] for cell in study.cells.values()] == [77]
+    assert launch_arguments(find_scripts(), "gan") == [str(own / "train_gan.py")]
+    assert import_script(SHIPPED_SCRIPTS, "gan").GANSettings().latent_dim == 100

@@ -12,8 +12,9 @@ from toy_studies import open_toys, side_by_side, toy_study
 from hfgen.errors import UserError
 from hfgen.studies import storage
 from hfgen.studies.cells import expand
+from hfgen.studies.scripts import find_scripts
 from hfgen.studies.storage import StudyStore, packed, sqlite_url, unpacked
-from hfgen.studies.study_file import find_scripts, read_study_file
+from hfgen.studies.study_file import read_study_file
 
 
 def test_a_changed_study_is_refused_with_the_difference_and_the_stored_one_stays(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 import hfgen
 from hfgen.errors import UserError
 from hfgen.studies.cells import Study, differences, expand
-from hfgen.studies.study_file import Budget, Evaluation, Family, StudyFile, find_scripts
+from hfgen.studies.scripts import find_scripts
+from hfgen.studies.study_file import Budget, Evaluation, Family, StudyFile
 
 
 GAN = {"DCGAN": Family("gan", "dcgan")}
