@@ -4,7 +4,7 @@ What is timed is the script's `main` itself: batches, random numbers, networks, 
 log.
 """
 
-import importlib.util
+import importlib
 import multiprocessing
 import os
 import platform
@@ -13,12 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from multiprocessing.connection import Connection
-from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
-
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "training_scripts"
 
 
 class Work(NamedTuple):
@@ -68,7 +63,7 @@ def serve_script(connection: Connection, name: str, output_dir: str, *arguments:
     from torch.utils.flop_counter import FlopCounterMode
 
     sys.stdout = sys.stderr = open(os.devnull, "w")  # its report and its progress bar
-    script = load_script(name)
+    script = importlib.import_module(f"hfgen.training_scripts.{name}")
 
     class PacedRun(script.Run):
         def restore(self, stateful: dict, *others: object) -> None:
@@ -112,15 +107,6 @@ def serve_step(
         started = time.perf_counter()
         step()
         connection.send(time.perf_counter() - started)
-
-
-def load_script(name: str) -> ModuleType:
-    """Import a training script by its path."""
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def describe(threads: int, *packages: str) -> str:
