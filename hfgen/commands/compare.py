@@ -60,6 +60,7 @@ def compare(
     from hfgen.data.settings import DataSettings
     from hfgen.evaluation.reference import load_reference
     from hfgen.evaluation.scoring import Drawing, score_pipeline
+    from hfgen.families import family
     from hfgen.inference.figures import image_sheet, labelled_rows
     from hfgen.metrics.feature_spaces import build_extractor
     from hfgen.metrics.report import finite
@@ -73,8 +74,8 @@ def compare(
     rows: list[dict[str, Any]] = []
     shown: list[tuple[str, Image.Image]] = []
     for where, pipeline in loaded.items():
-        source = sample_from if hasattr(pipeline, "vae") else None
-        for asked in all_steps if hasattr(pipeline, "unet") else [None]:
+        source = sample_from if family(pipeline) == "vae" else None
+        for asked in all_steps if family(pipeline) == "ddpm" else [None]:
             scored = score_pipeline(pipeline, real, extractor, Drawing(count, seed, asked, batch_size, source))
             wanted = scored.report["num_inference_steps"]
             rows.append({"name": where, "steps": wanted, **scored.report})

@@ -78,11 +78,12 @@ def denoise(
 ) -> None:
     """Show a diffusion pipeline denoising, and how a linear and a cosine schedule turn an image into noise."""
     require_new_folder(output)
+    from hfgen.families import family
     from hfgen.inference.draw import open_image, open_pipeline
     from hfgen.inference.figures import denoising_strip, forward_strip
 
     loaded = open_pipeline(pipeline, device, sampler)
-    if not hasattr(loaded, "unet"):
+    if family(loaded) != "ddpm":
         raise UserError(f"{pipeline} is no diffusion pipeline: there is nothing to denoise")
     trained_steps = loaded.scheduler.config.num_train_timesteps
     chosen = parse_timesteps(timesteps, trained_steps)

@@ -97,7 +97,9 @@ def steps(
 
 def check_takes_steps(loaded: "DiffusionPipeline", pipeline: str, all_steps: list[int], save: bool) -> None:
     """Raise a `UserError` if a pipeline does not support these numbers of steps, or cannot save one."""
-    if not hasattr(loaded, "unet"):
+    from hfgen.families import family
+
+    if family(loaded) != "ddpm":
         raise UserError(f"{pipeline} is no diffusion pipeline: it draws in one step")
     trained = loaded.scheduler.config.num_train_timesteps
     if all_steps[-1] > trained:

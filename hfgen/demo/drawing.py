@@ -8,7 +8,6 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from PIL import Image, ImageOps
 
 from hfgen.data.rgb import to_rgb
+from hfgen.families import family, image_network
 from hfgen.inference.interpolation import interpolate_latents
 from hfgen.methods.schedules import is_edm, on_the_scale_of_images, sampling_scheduler
 from hfgen.randomness import keyed_seed
@@ -43,33 +43,15 @@ class Settings:
     sample_from: str | None = None
 
 
-def family(pipeline: DiffusionPipeline) -> str:
-    """Return "gan", "vae" or "ddpm", determined from the pipeline's components.
-
-    Raises:
-        ValueError: if it is none of these.
-    """
-    parts = set(pipeline.components)
-    for name, needed in {"gan": {"generator"}, "vae": {"vae"}, "ddpm": {"unet", "scheduler"}}.items():
-        if parts - {"density"} == needed:
-            return name
-    raise ValueError(f"a {type(pipeline).__name__} ({', '.join(sorted(parts))}) draws no image from noise alone")
-
-
-def network_of(pipeline: DiffusionPipeline) -> Any:
-    """Return the network that generates the images."""
-    return pipeline.components[{"gan": "generator", "vae": "vae", "ddpm": "unet"}[family(pipeline)]]
-
-
 def image_size(pipeline: DiffusionPipeline) -> tuple[int, int]:
     """Return height and width of the images, in pixels."""
-    size = network_of(pipeline).config.sample_size
+    size = image_network(pipeline).config.sample_size
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def describe(pipeline: DiffusionPipeline) -> str:
     """Describe a pipeline in one line: family, size, parameters, network."""
-    network, (height, width) = network_of(pipeline), image_size(pipeline)
+    network, (height, width) = image_network(pipeline), image_size(pipeline)
     told = {"gan": "GAN", "vae": "VAE", "ddpm": "Diffusion (DDPM)"}[family(pipeline)]
     parameters = sum(weight.numel() for weight in network.parameters())
     count = f"{parameters / 1e6:.1f} million" if parameters >= 1e6 else f"{parameters:,}"

@@ -20,7 +20,6 @@ from hfgen.demo.drawing import (
     denoise,
     describe,
     draw,
-    family,
     image_generator,
     image_size,
     interpolate,
@@ -43,6 +42,7 @@ from hfgen.demo.fields import (
     single_picture,
     whole_number,
 )
+from hfgen.families import family
 from hfgen.methods.schedules import steps_of
 
 

@@ -14,6 +14,7 @@ COPIED = (
     "demo/page.py",
     "demo/drawing.py",
     "demo/fields.py",
+    "families.py",
     "inference/interpolation.py",
     "randomness.py",
     "data/rgb.py",

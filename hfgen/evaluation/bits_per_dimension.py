@@ -8,10 +8,10 @@ from diffusers import DiffusionPipeline
 
 from hfgen.errors import UserError
 from hfgen.evaluation.reference import Reference
+from hfgen.families import family
 from hfgen.methods.schedules import is_edm, sampling_scheduler
 from hfgen.metrics.kernel import thinned_out
 from hfgen.metrics.likelihood import diffusion_bits, edm_bits, vae_bits
-from hfgen.pipelines import DDPMPipeline, VAEPipeline
 
 
 MAX_IMAGES = 256
@@ -22,7 +22,7 @@ TIMESTEPS_PER_IMAGE = 50
 
 def check_has_likelihood(pipeline: DiffusionPipeline) -> None:
     """Raise a `UserError` if the pipeline's model has no likelihood bound."""
-    if not isinstance(pipeline, DDPMPipeline | VAEPipeline):
+    if family(pipeline) == "gan":
         raise UserError(f"--bits_per_dimension: a {type(pipeline).__name__} gives images no likelihood")
 
 
@@ -42,7 +42,7 @@ def likelihood_report(pipeline: DiffusionPipeline, real: Reference, seed: int, h
     pixels = torch.from_numpy(np.stack([real.images[int(index)] for index in chosen])).permute(0, 3, 1, 2)
     images = (pixels.float() / 127.5 - 1).clamp(-1, 1)
     numbers = torch.Generator().manual_seed(seed)
-    if isinstance(pipeline, VAEPipeline):
+    if family(pipeline) == "vae":
         bits = vae_bits(pipeline.vae, images, numbers)
     else:
         edm = is_edm(pipeline.scheduler)

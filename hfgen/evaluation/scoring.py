@@ -22,6 +22,7 @@ from hfgen.evaluation.scores import (
     score_features,
     spread_over_seeds,
 )
+from hfgen.families import family
 from hfgen.inference.draw import draw_images, image_size, weights_digest
 from hfgen.inference.figures import reconstruction_sheet
 from hfgen.methods.schedules import steps_of
@@ -29,7 +30,6 @@ from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.frechet import FEWEST_TO_EXTRAPOLATE, extrapolated_distance, frechet_distance
 from hfgen.metrics.kernel import thinned_out
 from hfgen.metrics.memorisation import nearest_images, nearest_pixels, thumbnails
-from hfgen.pipelines import VAEPipeline
 
 
 CLOSEST_PAIRS = 16
@@ -160,8 +160,9 @@ def score_pipeline(
         scored = score_images(
             drawn.images, drawn.features, real, extractor.identity, drawing.seed, extrapolate, held_out
         )
+    kind = family(pipeline)
     networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    steps = (drawing.num_inference_steps or steps_of(pipeline)) if hasattr(pipeline, "unet") else None
+    steps = (drawing.num_inference_steps or steps_of(pipeline)) if kind == "ddpm" else None
     facts = {
         "pipeline": type(pipeline).__name__,
         "num_inference_steps": steps,
@@ -170,7 +171,7 @@ def score_pipeline(
         "weights_sha256": weights_digest(pipeline),
     }
     report = {**facts, **scored.report}
-    if isinstance(pipeline, VAEPipeline):
+    if kind == "vae":
         report["reconstructions"] = reconstruction_scores(pipeline, real, extractor, drawing)
     if repeats > 1:
         report["repeats"] = repeat_scores(pipeline, real, extractor, drawing, repeats, report["scores"])
@@ -178,7 +179,7 @@ def score_pipeline(
 
 
 def reconstruction_scores(
-    pipeline: VAEPipeline, real: Reference, extractor: Extractor, drawing: Drawing
+    pipeline: DiffusionPipeline, real: Reference, extractor: Extractor, drawing: Drawing
 ) -> dict[str, Any]:
     """Score reconstructions of real images: what a VAE would reach if its latents were sampled perfectly.
 

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from hfgen.errors import UserError
+from hfgen.families import family
 
 
 BATCH_SIZES = (1, 2, 5)  # for the checks: several, to detect a hard-coded batch size
@@ -72,9 +73,10 @@ def graphs_of(pipeline: DiffusionPipeline) -> list[Graph]:
         if isinstance(part, nn.Module):
             part.cpu().float().eval()
     random = torch.Generator().manual_seed(0)
-    if hasattr(pipeline, "generator"):
+    kind = family(pipeline)
+    if kind == "gan":
         return [_generator(pipeline.generator, random)]
-    if hasattr(pipeline, "vae"):
+    if kind == "vae":
         graphs = [_decoder(pipeline.vae, random), _encoder(pipeline.vae, random)]
         return graphs if pipeline.density is None else [*graphs, _density(pipeline.density, random)]
     return [_unet(pipeline.unet, pipeline.scheduler.config, random)]

@@ -24,6 +24,7 @@ from diffusers import DiffusionPipeline
 from hfgen import __version__
 from hfgen.errors import UserError
 from hfgen.export.graphs import Graph, graphs_of, how_to_draw
+from hfgen.families import image_network
 from hfgen.files import write_atomically
 
 
@@ -203,7 +204,7 @@ def describe(pipeline: DiffusionPipeline, graphs: Sequence[Graph], exported: Seq
             "tolerance": result.tolerance,
             "checked_at_batch_sizes": sorted({len(inputs[0]) for inputs in graph.checks}),
         }
-    config = (getattr(pipeline, "generator", None) or getattr(pipeline, "vae", None) or pipeline.unet).config
+    config = image_network(pipeline).config
     description: dict[str, Any] = {
         "format": "onnx",
         "pipeline": type(pipeline).__name__,

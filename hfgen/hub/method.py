@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfgen.families import COMPONENTS, family_of_index
 from hfgen.methods.schedules import DEFAULT_STEPS
 
 
@@ -83,7 +84,8 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
     """
     index = json.loads((folder / "model_index.json").read_text())
     trusted = isinstance(index["_class_name"], list)
-    name = next(part for part in ("generator", "vae", "unet") if part in index)
+    family = family_of_index(index)
+    name = COMPONENTS[family][0]
     config = json.loads((folder / name / "config.json").read_text())
     network = NETWORKS.get(index[name][1], index[name][1])
     size = config["sample_size"]
@@ -92,18 +94,18 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
         network += " with self-attention at its coarse levels" if coarsest <= config["attention_size"] else ""
     made_of = f"The network is {network}, {count_parameters(folder / name):,} parameters."
     drawn = f"draws images of {size}x{size} pixels, without a prompt,"
-    if name == "generator":
+    if family == "gan":
         objective = OBJECTIVES.get((settings or {}).get("loss", ""), "an objective that is not known")
         summary = f"A generative adversarial network ({GOODFELLOW}) that {drawn} from latents of "
         summary += f"{config['latent_dim']}. {made_of} It was trained by {objective}."
-        return Method("gan", size, summary, _gan_departures(settings or {}), "batch_size=16", trusted)
-    if name == "vae":
+        return Method(family, size, summary, _gan_departures(settings or {}), "batch_size=16", trusted)
+    if family == "vae":
         summary = (
             "A variational autoencoder (Kingma and Welling 2014, [arXiv:1312.6114](https://arxiv.org/abs/1312.6114)) "
         )
         summary += f"that {drawn} from latents of {config['latent_dim']}, and encodes images. {made_of}"
         departures = _vae_departures(settings or {}, index.get("density", [None, None])[1])
-        return Method("vae", size, summary, departures, "batch_size=16", trusted)
+        return Method(family, size, summary, departures, "batch_size=16", trusted)
     schedule = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     summary = "A denoising diffusion model (Ho et al. 2020, [arXiv:2006.11239](https://arxiv.org/abs/2006.11239)) "
     summary += f"that {drawn} from Gaussian noise. {made_of} "
@@ -114,7 +116,7 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
     departures = _ddpm_departures(settings or {}, schedule, index[name][1])
     steps = num_inference_steps or index.get("num_inference_steps", DEFAULT_STEPS)
     steps = min(steps, schedule["num_train_timesteps"])
-    return Method("ddpm", size, summary, departures, f"batch_size=16, num_inference_steps={steps}", trusted)
+    return Method(family, size, summary, departures, f"batch_size=16, num_inference_steps={steps}", trusted)
 
 
 def count_parameters(folder: Path) -> int:

@@ -15,6 +15,7 @@ from PIL import Image
 from hfgen.data.decode import UnreadableImageError, decode_image
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
+from hfgen.families import family, image_network
 from hfgen.hardware import choose_mixed_precision
 from hfgen.inference.interpolation import interpolate_latents
 from hfgen.methods.matrix_convolution import use_matrix_products
@@ -71,15 +72,11 @@ def open_pipeline(
         except ValueError as error:
             raise UserError(f"--sampler {sampler}: {error}") from error
     pipeline.set_progress_bar_config(desc="denoising", leave=False)
-    if not plain and (network := _one_pass_network(pipeline)) is not None:
+    if not plain and family(pipeline) != "ddpm":
+        network = image_network(pipeline)
         network.to(memory_format=torch.channels_last)
         use_matrix_products(network)
     return pipeline
-
-
-def _one_pass_network(pipeline: DiffusionPipeline) -> torch.nn.Module | None:
-    """Return the network that generates images in one pass, for a GAN or a VAE; None for diffusion."""
-    return getattr(pipeline, "generator", None) or getattr(pipeline, "vae", None)
 
 
 def find_pipeline(path: Path) -> Path:
@@ -124,8 +121,7 @@ def choose_device(name: str) -> torch.device:
 
 def image_size(pipeline: DiffusionPipeline) -> int:
     """Return the height and width, in pixels, of the images that a pipeline generates."""
-    network: Any = _one_pass_network(pipeline) or pipeline.unet
-    return network.config.sample_size
+    return image_network(pipeline).config.sample_size
 
 
 def weights_digest(pipeline: DiffusionPipeline) -> str:
@@ -169,12 +165,13 @@ def draw_images(
     Raises:
         UserError: if the pipeline does not support that many steps, truncation or the density.
     """
-    if truncation is not None and not isinstance(pipeline, GANPipeline):
+    kind = family(pipeline)
+    if truncation is not None and kind != "gan":
         raise UserError(f"--truncation is for the latents of a GAN; this is a {type(pipeline).__name__}")
     _check_sample_from(pipeline, sample_from)
-    if isinstance(pipeline, GANPipeline):
+    if kind == "gan":
         options: dict[str, Any] = {"truncation": truncation}
-    elif isinstance(pipeline, VAEPipeline):
+    elif kind == "vae":
         options = {"sample_from": sample_from}
     else:
         options = {"num_inference_steps": num_inference_steps, "callback_on_step_end": lambda *_: after_each_step()}
@@ -193,7 +190,7 @@ def _check_sample_from(pipeline: DiffusionPipeline, sample_from: str | None) -> 
     """Raise a `UserError` if the pipeline cannot sample latents from there."""
     if sample_from is None:
         return
-    if not isinstance(pipeline, VAEPipeline):
+    if family(pipeline) != "vae":
         raise UserError(f"--sample_from is for the latents of a VAE; this is a {type(pipeline).__name__}")
     if sample_from not in ("prior", "ex_post"):
         raise UserError(f"--sample_from {sample_from}: must be prior or ex_post")
@@ -208,7 +205,7 @@ def fast_precision(pipeline: DiffusionPipeline) -> AbstractContextManager:
     output counts less the cleaner the images are: 18 steps differ by 0.1 grey levels on average.
     """
     device = pipeline.device.type
-    robust = _one_pass_network(pipeline) is not None or is_edm(pipeline.scheduler)
+    robust = family(pipeline) != "ddpm" or is_edm(pipeline.scheduler)
     fast = robust and choose_mixed_precision("auto", cpu=device != "cuda") == "bf16"
     return torch.autocast(device, torch.bfloat16) if fast else nullcontext()
 
@@ -242,10 +239,11 @@ def latents_of_seeds(pipeline: DiffusionPipeline, seeds: Sequence[int], sample_f
         UserError: if the pipeline has no latents, or no such density.
     """
     generators = [image_generators(seed, 0, 1)[0] for seed in seeds]
-    if not isinstance(pipeline, GANPipeline | VAEPipeline):
+    kind = family(pipeline)
+    if kind == "ddpm":
         raise UserError("interpolation needs the latents of a GAN or a VAE; this pipeline starts from noise")
     _check_sample_from(pipeline, sample_from)
-    if isinstance(pipeline, VAEPipeline):
+    if kind == "vae":
         return pipeline.draw_latents(len(seeds), generators, sample_from).cpu()
     return torch.stack([torch.randn(pipeline.generator.config.latent_dim, generator=own) for own in generators])
 
@@ -263,7 +261,7 @@ def latents_of_images(
     Raises:
         UserError: if the pipeline has no encoder, or an image cannot be read.
     """
-    if not isinstance(pipeline, VAEPipeline):
+    if family(pipeline) != "vae":
         raise UserError(f"only a VAE encodes images; this is a {type(pipeline).__name__}")
     images = [open_image(path, pipeline.vae.config.sample_size, argument) for path in paths]
     with fast_precision(pipeline):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from diffusers import DiffusionPipeline
 
 from hfgen.errors import UserError
+from hfgen.families import family
 from hfgen.files import read_json_lines
 from hfgen.hub.card import EARLIER, REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE, TRAINING_FILE, write_card
 from hfgen.hub.model_index import reference_name
@@ -103,7 +104,7 @@ def scores_of(scores: Path, pipeline: DiffusionPipeline) -> dict[str, Any]:
 def draw_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps: int | None) -> None:
     """Generate the card's pictures of a pipeline: samples, and interpolations or the denoising."""
     folder.mkdir(exist_ok=True)
-    trained_steps = pipeline.scheduler.config.num_train_timesteps if hasattr(pipeline, "unet") else None
+    trained_steps = pipeline.scheduler.config.num_train_timesteps if family(pipeline) == "ddpm" else None
     images = list(draw_images(pipeline, NUM_SAMPLES, 0, num_inference_steps, NUM_SAMPLES))
     image_sheet(images).save(folder / "sheet.png")
     if trained_steps is not None:

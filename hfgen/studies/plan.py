@@ -16,6 +16,7 @@ import numpy as np
 from hfgen.data.store import load_images
 from hfgen.errors import UserError
 from hfgen.evaluation.reference import features_file
+from hfgen.families import family
 from hfgen.inference.curves import read_metrics
 from hfgen.inference.draw import choose_device, draw_images, open_pipeline
 from hfgen.metrics.extraction import Extractor
@@ -179,7 +180,7 @@ def _size(folder: Path) -> int:
 def _draw_seconds(run: Path, num_inference_steps: int) -> float:
     pipeline: Any = open_pipeline(str(run))
     pipeline.set_progress_bar_config(disable=True)
-    diffusion = hasattr(pipeline, "unet")
+    diffusion = family(pipeline) == "ddpm"
     count = DRAWN_BY_DIFFUSION if diffusion else DRAWN
     started = time.monotonic()
     list(draw_images(pipeline, count, 0, DENOISING_STEPS, count))
