@@ -107,7 +107,7 @@ def serve_sampling(connection: Connection, folder: str, count: int, batch_size: 
     import numpy as np
     import torch
 
-    from hfgen.inference.draw import draw_images, open_pipeline
+    from hfgen.inference.draw import SamplingOptions, draw_images, open_pipeline
     from hfgen.models import DCGANGenerator
     from hfgen.pipelines import GANPipeline
 
@@ -117,7 +117,7 @@ def serve_sampling(connection: Connection, folder: str, count: int, batch_size: 
     connection.send(Work(0, pipeline.generator.num_parameters()))
     while connection.recv():
         started = time.perf_counter()
-        for image in draw_images(pipeline, count, 0, 1, batch_size):
+        for image in draw_images(pipeline, SamplingOptions(count, 0, 1, batch_size)):
             np.asarray(image)
         connection.send(time.perf_counter() - started)
 

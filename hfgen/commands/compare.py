@@ -59,8 +59,9 @@ def compare(
     all_steps = parse_steps(steps) if steps is not None else [num_inference_steps]
     from hfgen.data.settings import DataSettings
     from hfgen.evaluation.reference import load_reference
-    from hfgen.evaluation.scoring import Drawing, score_pipeline
+    from hfgen.evaluation.scoring import score_pipeline
     from hfgen.families import family
+    from hfgen.inference.draw import SamplingOptions
     from hfgen.inference.figures import image_sheet, labelled_rows
     from hfgen.metrics.feature_spaces import build_extractor
     from hfgen.metrics.report import finite
@@ -76,7 +77,8 @@ def compare(
     for where, pipeline in loaded.items():
         source = sample_from if family(pipeline) == "vae" else None
         for asked in all_steps if family(pipeline) == "ddpm" else [None]:
-            scored = score_pipeline(pipeline, real, extractor, Drawing(count, seed, asked, batch_size, source))
+            options = SamplingOptions(count, seed, asked, batch_size, sample_from=source)
+            scored = score_pipeline(pipeline, real, extractor, options)
             wanted = scored.report["num_inference_steps"]
             rows.append({"name": where, "steps": wanted, **scored.report})
             name = where if wanted is None else f"{where}, {wanted} steps"

@@ -87,8 +87,8 @@ def evaluate(
     require_new_folder(output)
     from hfgen.data.settings import DataSettings
     from hfgen.evaluation.bits_per_dimension import check_has_likelihood, likelihood_report
-    from hfgen.evaluation.scoring import Drawing, score_pipeline
-    from hfgen.inference.draw import image_size, open_pipeline
+    from hfgen.evaluation.scoring import score_pipeline
+    from hfgen.inference.draw import SamplingOptions, image_size, open_pipeline
     from hfgen.metrics.feature_spaces import build_extractor
 
     loaded = open_pipeline(pipeline, device, sampler)
@@ -100,8 +100,8 @@ def evaluate(
     )
     real, other = load_both(settings, extractor, held_out, held_out_split)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
-    drawing = Drawing(count, seed, num_inference_steps, batch_size, sample_from)
-    scored = score_pipeline(loaded, real, extractor, drawing, repeats, extrapolate, other)
+    options = SamplingOptions(count, seed, num_inference_steps, batch_size, sample_from=sample_from)
+    scored = score_pipeline(loaded, real, extractor, options, repeats, extrapolate, other)
     report = {"reference": where_it_is(reference), **scored.report}
     if bits_per_dimension:
         report["likelihood"] = likelihood_report(loaded, other or real, seed, other is not None)

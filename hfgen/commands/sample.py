@@ -44,13 +44,13 @@ def sample(
 ) -> None:
     """Generate images with a pipeline: a sheet and single files."""
     require_new_folder(output)
-    from hfgen.inference.draw import draw_images, open_pipeline
+    from hfgen.inference.draw import SamplingOptions, draw_images, open_pipeline
     from hfgen.inference.figures import image_sheet
 
     loaded = open_pipeline(pipeline, device, sampler)
+    options = SamplingOptions(num_images, seed, num_inference_steps, batch_size, truncation, sample_from)
     shown: list[Image.Image] = []
-    drawn = draw_images(loaded, num_images, seed, num_inference_steps, batch_size, truncation, sample_from)
-    for index, image in enumerate(drawn):
+    for index, image in enumerate(draw_images(loaded, options)):
         output.mkdir(parents=True, exist_ok=True)  # only once there is something to save
         image.save(output / f"{index:06d}.png")
         if len(shown) < MAX_ON_SHEET:  # bounds the memory

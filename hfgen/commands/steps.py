@@ -67,8 +67,8 @@ def steps(
     all_steps = sorted(set(parse_steps(numbers)))
     from hfgen.data.settings import DataSettings
     from hfgen.evaluation.reference import load_reference
-    from hfgen.evaluation.scoring import Drawing, score_pipeline
-    from hfgen.inference.draw import find_pipeline, image_size, open_pipeline
+    from hfgen.evaluation.scoring import score_pipeline
+    from hfgen.inference.draw import SamplingOptions, find_pipeline, image_size, open_pipeline
     from hfgen.inference.figures import image_sheet, labelled_rows
     from hfgen.metrics.feature_spaces import build_extractor
 
@@ -82,7 +82,7 @@ def steps(
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
     rows, shown = [], []
     for number in all_steps:
-        scored = score_pipeline(loaded, real, extractor, Drawing(count, seed, number, batch_size))
+        scored = score_pipeline(loaded, real, extractor, SamplingOptions(count, seed, number, batch_size))
         name = f"{number} step{'' if number == 1 else 's'}"
         rows.append({"name": name, "steps": number, **scored.report})
         shown.append((name, image_sheet(scored.shown, columns=len(scored.shown))))

@@ -14,8 +14,9 @@ from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 from hfgen.evaluation.reference import load_reference
 from hfgen.evaluation.scores import COPY_QUANTILE, distances_among, memorisation_report, pixel_report
-from hfgen.evaluation.scoring import Drawing, drawn_from
+from hfgen.evaluation.scoring import drawn_from
 from hfgen.files import read_json_lines, write_atomically, write_text_atomically
+from hfgen.inference.draw import SamplingOptions
 from hfgen.inference.reference_curves import compare_with_reference
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.frechet import frechet_distance
@@ -49,7 +50,7 @@ class RunEvaluation:
 
     def __init__(self, run: Run, data: DataSettings, num_inference_steps: int | None = None):
         self._run, self._settings = run, run.settings
-        self._drawing = Drawing(run.settings.evaluate_num_images, run.settings.seed, num_inference_steps)
+        self._sampling = SamplingOptions(run.settings.evaluate_num_images, run.settings.seed, num_inference_steps)
         self._was_behind = False
         if not run.settings.evaluate_every:
             return
@@ -71,7 +72,7 @@ class RunEvaluation:
         squares = replace(data, crop="center")
         self._real = load_reference(squares, self._extractor, "--evaluate_every: --dataset")
         self._real_small = self._real.thumbnails()
-        self._among_real = distances_among(self._real.features, self._drawing.seed)
+        self._among_real = distances_among(self._real.features, self._sampling.seed)
 
     def look(self, pipeline: DiffusionPipeline) -> None:
         """Score the pipeline as it is now; all processes must call this, only the main one works.
@@ -99,10 +100,10 @@ class RunEvaluation:
         pipeline.set_progress_bar_config(disable=True)
         with (
             self._run.accelerator.autocast(),
-            drawn_from(pipeline, self._drawing, self._extractor, give_up_if_asked) as drawn,
+            drawn_from(pipeline, self._sampling, self._extractor, give_up_if_asked) as drawn,
         ):
             features, small = drawn.features, thumbnails(drawn.images)
-        count, seed = self._drawing.num_images, self._drawing.seed
+        count, seed = self._sampling.num_images, self._sampling.seed
         nearest = memorisation_report(self._real.features, features, self._among_real)
         by_pixels = pixel_report(self._real_small, small, seed)
         return {
@@ -120,7 +121,7 @@ class RunEvaluation:
         run, folder = self._run, self._run.output_dir
         recorded = read_evaluations(folder)  # a resumed run repeats some steps
         earlier = [line for line in recorded if line["step"] < run.step]
-        count = self._drawing.num_images
+        count = self._sampling.num_images
         line = {"step": run.step, "num_images": count, **scores, "copying": is_copying(scores, count)}
         write_text_atomically(folder / EVALUATIONS_FILE, "".join(f"{json.dumps(one)}\n" for one in (*earlier, line)))
         by, best = self._settings.best_by, best_scores(folder)
@@ -137,7 +138,7 @@ class RunEvaluation:
 
     def _warn_if_behind(self, fid: float) -> None:
         """Warn, once per launch, if a run of a preset is far behind the preset's reference curve."""
-        run, count = self._run, self._drawing.num_images
+        run, count = self._run, self._sampling.num_images
         behind, told = compare_with_reference(run.all_settings, count, run.step * run.images_per_step, fid)
         if behind and not self._was_behind:
             run.warn(

@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from hfgen.evaluation.scores import (
     spread_over_seeds,
 )
 from hfgen.families import family
-from hfgen.inference.draw import draw_images, image_size, weights_digest
+from hfgen.inference.draw import SamplingOptions, draw_images, image_size, weights_digest
 from hfgen.inference.figures import reconstruction_sheet
 from hfgen.methods.schedules import steps_of
 from hfgen.metrics.extraction import Extractor
@@ -35,24 +36,6 @@ from hfgen.metrics.memorisation import nearest_images, nearest_pixels, thumbnail
 CLOSEST_PAIRS = 16
 # Images per pipeline on the sheet of a comparison.
 NUM_SHOWN = 10
-
-
-class Drawing(NamedTuple):
-    """How to generate images with a pipeline.
-
-    Attributes:
-        num_images: number of images.
-        seed: seed of the first set of images, and of the resampling.
-        num_inference_steps: for diffusion; the pipeline's default if None.
-        batch_size: images generated at once.
-        sample_from: for a VAE; see `draw_images`.
-    """
-
-    num_images: int
-    seed: int = 0
-    num_inference_steps: int | None = None
-    batch_size: int = 32
-    sample_from: str | None = None
 
 
 class Drawn(NamedTuple):
@@ -88,7 +71,7 @@ class Scored(NamedTuple):
 @contextmanager
 def drawn_from(
     pipeline: DiffusionPipeline,
-    drawing: Drawing,
+    options: SamplingOptions,
     extractor: Extractor,
     before_each: Callable[[], None] = lambda: None,
 ) -> Iterator[Drawn]:
@@ -96,7 +79,7 @@ def drawn_from(
 
     Args:
         pipeline: of any family.
-        drawing: how to generate.
+        options: how to generate.
         extractor: computes the features.
         before_each: called before each image is stored, before its features are computed, and after each denoising
             step; may raise to stop.
@@ -104,21 +87,11 @@ def drawn_from(
     Raises:
         UserError: as `draw_images` does.
     """
-    count, seed, num_inference_steps, batch_size, sample_from = drawing
-    size = image_size(pipeline)
+    count, size = options.num_images, image_size(pipeline)
     with tempfile.TemporaryDirectory() as folder:
         images = np.memmap(Path(folder) / "drawn", np.uint8, "w+", shape=(count, size, size, 3))
         started = time.perf_counter()
-        of_pipeline = draw_images(
-            pipeline,
-            count,
-            seed,
-            num_inference_steps,
-            batch_size,
-            sample_from=sample_from,
-            after_each_step=before_each,
-        )
-        for index, image in enumerate(of_pipeline):
+        for index, image in enumerate(draw_images(pipeline, options, before_each)):
             before_each()
             images[index] = np.asarray(image)
         speed = count / (time.perf_counter() - started)
@@ -135,7 +108,7 @@ def score_pipeline(
     pipeline: DiffusionPipeline,
     real: Reference,
     extractor: Extractor,
-    drawing: Drawing,
+    options: SamplingOptions,
     repeats: int = 1,
     extrapolate: bool = False,
     held_out: Reference | None = None,
@@ -146,7 +119,7 @@ def score_pipeline(
         pipeline: of any family.
         real: the real images, in the pipeline's image size.
         extractor: the one that computed the features of the real images.
-        drawing: how to generate.
+        options: how to generate.
         repeats: number of image sets, with consecutive seeds; the scores are those of the first set.
         extrapolate: also estimate the FID of infinitely many generated images.
         held_out: real images not used in training.
@@ -154,15 +127,15 @@ def score_pipeline(
     Raises:
         UserError: as `draw_images` does, or if there are too few images to extrapolate from.
     """
-    if extrapolate and drawing.num_images < FEWEST_TO_EXTRAPOLATE:  # before generating them
-        raise _too_few(drawing.num_images)
-    with drawn_from(pipeline, drawing, extractor) as drawn:
+    if extrapolate and options.num_images < FEWEST_TO_EXTRAPOLATE:  # before generating them
+        raise _too_few(options.num_images)
+    with drawn_from(pipeline, options, extractor) as drawn:
         scored = score_images(
-            drawn.images, drawn.features, real, extractor.identity, drawing.seed, extrapolate, held_out
+            drawn.images, drawn.features, real, extractor.identity, options.seed, extrapolate, held_out
         )
     kind = family(pipeline)
     networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    steps = (drawing.num_inference_steps or steps_of(pipeline)) if kind == "ddpm" else None
+    steps = (options.num_inference_steps or steps_of(pipeline)) if kind == "ddpm" else None
     facts = {
         "pipeline": type(pipeline).__name__,
         "num_inference_steps": steps,
@@ -172,14 +145,14 @@ def score_pipeline(
     }
     report = {**facts, **scored.report}
     if kind == "vae":
-        report["reconstructions"] = reconstruction_scores(pipeline, real, extractor, drawing)
+        report["reconstructions"] = reconstruction_scores(pipeline, real, extractor, options)
     if repeats > 1:
-        report["repeats"] = repeat_scores(pipeline, real, extractor, drawing, repeats, report["scores"])
+        report["repeats"] = repeat_scores(pipeline, real, extractor, options, repeats, report["scores"])
     return scored._replace(report=report)
 
 
 def reconstruction_scores(
-    pipeline: DiffusionPipeline, real: Reference, extractor: Extractor, drawing: Drawing
+    pipeline: DiffusionPipeline, real: Reference, extractor: Extractor, options: SamplingOptions
 ) -> dict[str, Any]:
     """Score reconstructions of real images: what a VAE would reach if its latents were sampled perfectly.
 
@@ -187,16 +160,16 @@ def reconstruction_scores(
         pipeline: of a VAE; images are decoded from the mean of their posterior.
         real: the real images, in the pipeline's image size.
         extractor: the one that computed their features.
-        drawing: number of images, at most all real ones, and batch size; its seed chooses the images.
+        options: number of images, at most all real ones, and batch size; its seed chooses the images.
 
     Returns:
         Plain values: `num_images`, and `fid` against all real images.
     """
-    chosen = thinned_out(np.arange(len(real.features)), drawing.num_images, drawing.seed)
+    chosen = thinned_out(np.arange(len(real.features)), options.num_images, options.seed)
 
     def reconstructions() -> Iterator[np.ndarray]:
-        for start in range(0, len(chosen), drawing.batch_size):
-            part = chosen[start : start + drawing.batch_size]
+        for start in range(0, len(chosen), options.batch_size):
+            part = chosen[start : start + options.batch_size]
             images = [Image.fromarray(np.array(real.images[int(index)])) for index in part]
             yield from map(np.asarray, pipeline.reconstruct(images, return_dict=False)[0])
 
@@ -260,7 +233,7 @@ def repeat_scores(
     pipeline: DiffusionPipeline,
     real: Reference,
     extractor: Extractor,
-    drawing: Drawing,
+    options: SamplingOptions,
     repeats: int,
     first: dict[str, Any],
 ) -> dict[str, Any]:
@@ -270,15 +243,15 @@ def repeat_scores(
         pipeline: of any family.
         real: the real images.
         extractor: the one that computed their features.
-        drawing: how the first set was generated.
+        options: how the first set was generated.
         repeats: number of image sets, including the first; at least 2.
         first: scores of the first set.
     """
     scores = [first]
-    for seed in range(drawing.seed + 1, drawing.seed + repeats):
-        with drawn_from(pipeline, drawing._replace(seed=seed), extractor) as drawn:
+    for seed in range(options.seed + 1, options.seed + repeats):
+        with drawn_from(pipeline, replace(options, seed=seed), extractor) as drawn:
             scores.append(score_features(real.features, drawn.features, seed))
-    return {"seeds": list(range(drawing.seed, drawing.seed + repeats)), **spread_over_seeds(scores)}
+    return {"seeds": list(range(options.seed, options.seed + repeats)), **spread_over_seeds(scores)}
 
 
 def closest_sheet(

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -140,47 +141,57 @@ def image_generators(seed: int, start: int, count: int) -> list[torch.Generator]
     return [torch.Generator().manual_seed(keyed_seed(seed, index)) for index in range(start, start + count)]
 
 
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to generate images with a pipeline of any family.
+
+    Attributes:
+        num_images: number of images.
+        seed: an image is a function of the seed and its index.
+        num_inference_steps: for diffusion: denoising steps; the pipeline's default if None.
+        batch_size: images generated at once.
+        truncation: for a GAN: the latents are truncated at this value; not truncated if None.
+        sample_from: for a VAE: "prior" or "ex_post"; if None, the ex-post density if it has one.
+    """
+
+    num_images: int
+    seed: int = 0
+    num_inference_steps: int | None = None
+    batch_size: int = 32
+    truncation: float | None = None
+    sample_from: str | None = None
+
+
 def draw_images(
-    pipeline: DiffusionPipeline,
-    num_images: int,
-    seed: int,
-    num_inference_steps: int | None,
-    batch_size: int,
-    truncation: float | None = None,
-    sample_from: str | None = None,
-    after_each_step: Callable[[], None] = lambda: None,
+    pipeline: DiffusionPipeline, options: SamplingOptions, after_each_step: Callable[[], None] = lambda: None
 ) -> Iterator[Image.Image]:
-    """Generate images batch by batch.
+    """Generate images one by one, computed batch by batch.
 
     Args:
         pipeline: of any family.
-        num_images: number of images.
-        seed: an image is a function of the seed and its index.
-        num_inference_steps: for diffusion; the pipeline's default if None.
-        batch_size: images generated at once.
-        truncation: for a GAN's latents.
-        sample_from: for a VAE: "prior" or "ex_post"; if None, the ex-post density if it has one.
+        options: how to generate.
         after_each_step: for diffusion: called after each denoising step; may raise to stop.
 
     Raises:
         UserError: if the pipeline does not support that many steps, truncation or the density.
     """
     kind = family(pipeline)
-    if truncation is not None and kind != "gan":
+    if options.truncation is not None and kind != "gan":
         raise UserError(f"--truncation is for the latents of a GAN; this is a {type(pipeline).__name__}")
-    _check_sample_from(pipeline, sample_from)
+    _check_sample_from(pipeline, options.sample_from)
     if kind == "gan":
-        options: dict[str, Any] = {"truncation": truncation}
+        of_family: dict[str, Any] = {"truncation": options.truncation}
     elif kind == "vae":
-        options = {"sample_from": sample_from}
+        of_family = {"sample_from": options.sample_from}
     else:
-        options = {"num_inference_steps": num_inference_steps, "callback_on_step_end": lambda *_: after_each_step()}
-    for start in range(0, num_images, batch_size):
-        count = min(batch_size, num_images - start)
-        generators = image_generators(seed, start, count)
+        of_family = {"num_inference_steps": options.num_inference_steps}
+        of_family["callback_on_step_end"] = lambda *_: after_each_step()
+    for start in range(0, options.num_images, options.batch_size):
+        count = min(options.batch_size, options.num_images - start)
+        generators = image_generators(options.seed, start, count)
         try:
             with fast_precision(pipeline):
-                images = pipeline(count, generator=generators, **options).images
+                images = pipeline(count, generator=generators, **of_family).images
         except ValueError as error:
             raise UserError(str(error)) from error
         yield from images

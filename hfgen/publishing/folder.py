@@ -20,6 +20,7 @@ from hfgen.hub.card import EARLIER, REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE,
 from hfgen.hub.model_index import reference_name
 from hfgen.inference.curves import METRICS_FILE, draw_curves
 from hfgen.inference.draw import (
+    SamplingOptions,
     draw_images,
     find_pipeline,
     interpolate,
@@ -105,7 +106,7 @@ def draw_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps
     """Generate the card's pictures of a pipeline: samples, and interpolations or the denoising."""
     folder.mkdir(exist_ok=True)
     trained_steps = pipeline.scheduler.config.num_train_timesteps if family(pipeline) == "ddpm" else None
-    images = list(draw_images(pipeline, NUM_SAMPLES, 0, num_inference_steps, NUM_SAMPLES))
+    images = list(draw_images(pipeline, SamplingOptions(NUM_SAMPLES, 0, num_inference_steps, NUM_SAMPLES)))
     image_sheet(images).save(folder / "sheet.png")
     if trained_steps is not None:
         timesteps = [round((trained_steps - 1) * part / 7) for part in range(7, -1, -1)]

@@ -18,7 +18,7 @@ from hfgen.errors import UserError
 from hfgen.evaluation.reference import features_file
 from hfgen.families import family
 from hfgen.inference.curves import read_metrics
-from hfgen.inference.draw import choose_device, draw_images, open_pipeline
+from hfgen.inference.draw import SamplingOptions, choose_device, draw_images, open_pipeline
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.studies.cells import ALL_CHECKPOINTS, Cell, Study, expand, images_per_step, scores_on_the_way
@@ -183,7 +183,7 @@ def _draw_seconds(run: Path, num_inference_steps: int) -> float:
     diffusion = family(pipeline) == "ddpm"
     count = DRAWN_BY_DIFFUSION if diffusion else DRAWN
     started = time.monotonic()
-    list(draw_images(pipeline, count, 0, DENOISING_STEPS, count))
+    list(draw_images(pipeline, SamplingOptions(count, 0, DENOISING_STEPS, count)))
     seconds = (time.monotonic() - started) / count
     return seconds * num_inference_steps / DENOISING_STEPS if diffusion else seconds
 

@@ -4,7 +4,7 @@ import base64
 import io
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 from hfgen.errors import UserError
 from hfgen.evaluation.reference import Reference, load_reference
-from hfgen.evaluation.scoring import Drawing, drawn_from, score_pipeline
+from hfgen.evaluation.scoring import drawn_from, score_pipeline
 from hfgen.files import read_json_lines
 from hfgen.inference.curves import read_metrics
-from hfgen.inference.draw import choose_device, draw_images, image_size, open_pipeline
+from hfgen.inference.draw import SamplingOptions, choose_device, draw_images, image_size, open_pipeline
 from hfgen.inference.figures import denoising_strip, image_sheet
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.feature_spaces import build_extractor
@@ -93,10 +93,10 @@ class Scorer:
         steps = wanted.num_inference_steps
         if cell.method == "ddpm":
             steps = min(steps, pipeline.scheduler.config.num_train_timesteps)
-        drawing = Drawing(wanted.num_images, wanted.seed, steps, sample_from=source)
+        sampling = SamplingOptions(wanted.num_images, wanted.seed, steps, sample_from=source)
         reference = self._reference(cell, image_size(pipeline))
-        report = finite(score_pipeline(pipeline, reference, self._extractor, drawing).report)
-        shown = list(draw_images(pipeline, SHEET_IMAGES, wanted.seed, steps, 32, sample_from=source))
+        report = finite(score_pipeline(pipeline, reference, self._extractor, sampling).report)
+        shown = list(draw_images(pipeline, replace(sampling, num_images=SHEET_IMAGES)))
         strip = ""
         if cell.method == "ddpm":
             last = pipeline.scheduler.config.num_train_timesteps - 1
@@ -108,9 +108,9 @@ class Scorer:
         if wanted.every_images is not None:
             last = {"images": summary["training"]["images"], "fid": report["scores"]["fid"]}
             if cell.method == "vae" and source != "prior":  # checkpoints have no density
-                drawing = drawing._replace(sample_from="prior")
-                last["fid"] = self._fid(pipeline, drawing, reference)
-            summary["course"] = finite([*self._course(cell, drawing, reference, last["images"]), last])
+                sampling = replace(sampling, sample_from="prior")
+                last["fid"] = self._fid(pipeline, sampling, reference)
+            summary["course"] = finite([*self._course(cell, sampling, reference, last["images"]), last])
         return Result(summary, thinned(curve), encode_sheet(shown), strip)
 
     def _open(self, cell: Cell, folder: Path) -> DiffusionPipeline:
@@ -118,7 +118,7 @@ class Scorer:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def _course(self, cell: Cell, drawing: Drawing, reference: Reference, last: int) -> list[dict[str, Any]]:
+    def _course(self, cell: Cell, sampling: SamplingOptions, reference: Reference, last: int) -> list[dict[str, Any]]:
         """Score the pipeline of each checkpoint before the last training image: FID by images seen."""
         course = []
         for checkpoint in list_checkpoints(self._place.run_folder(cell) / "checkpoints"):
@@ -126,12 +126,12 @@ class Scorer:
             # Skip checkpoints of interrupted launches, which are at other steps.
             if progress["step"] % cell.settings["checkpoint_every"] or progress["images"] >= last:
                 continue
-            fid = self._fid(self._open(cell, checkpoint), drawing, reference)
+            fid = self._fid(self._open(cell, checkpoint), sampling, reference)
             course.append({"images": progress["images"], "fid": fid})
         return course
 
-    def _fid(self, pipeline: DiffusionPipeline, drawing: Drawing, reference: Reference) -> float:
-        with drawn_from(pipeline, drawing, self._extractor) as drawn:
+    def _fid(self, pipeline: DiffusionPipeline, sampling: SamplingOptions, reference: Reference) -> float:
+        with drawn_from(pipeline, sampling, self._extractor) as drawn:
             return float(frechet_distance(reference.features, drawn.features))
 
     def _reference(self, cell: Cell, size: int) -> Reference:

@@ -11,8 +11,8 @@ from stand_in_features import Colours
 import hfgen.studies.results
 from hfgen.errors import UserError
 from hfgen.evaluation.reference import load_reference
-from hfgen.evaluation.scoring import Drawing, score_pipeline
-from hfgen.inference.draw import draw_images, open_pipeline
+from hfgen.evaluation.scoring import score_pipeline
+from hfgen.inference.draw import SamplingOptions, draw_images, open_pipeline
 from hfgen.inference.figures import image_sheet
 from hfgen.studies.cells import Cell
 from hfgen.studies.launch import Workplace
@@ -64,13 +64,13 @@ def test_a_cell_is_scored_as_hfgen_evaluate_does_it(method, place, scorer):
     pipeline = open_pipeline(str(place.output / "cells" / method))
     steps = min(4, pipeline.scheduler.config.num_train_timesteps) if method == "ddpm" else 4
     real = load_reference(data_settings(cell(place, method), place), Colours(), "--dataset")
-    evaluated = score_pipeline(pipeline, real, Colours(), Drawing(12, 3, steps)).report
+    evaluated = score_pipeline(pipeline, real, Colours(), SamplingOptions(12, 3, steps)).report
     assert result.summary["scores"] == evaluated["scores"] and result.is_finite
     assert result.summary["floor"] == evaluated["floor"]
     assert result.summary["weights_sha256"] == evaluated["weights_sha256"]
     assert result.summary["data_digest"] == real.images.digest
     # The pictures are the first ones of the evaluation, but for what JPEG does to them.
-    expected = np.asarray(image_sheet(list(draw_images(pipeline, 32, 3, steps, 32)), 8), np.float32)
+    expected = np.asarray(image_sheet(list(draw_images(pipeline, SamplingOptions(32, 3, steps, 32))), 8), np.float32)
     assert np.abs(np.asarray(decode_picture(result.sheet), np.float32) - expected).mean() < 12
     assert bool(result.strip) == (method == "ddpm")
     assert json.loads(json.dumps(dataclasses.asdict(result), allow_nan=False)) == dataclasses.asdict(result)
@@ -92,7 +92,8 @@ def test_each_checkpoint_on_the_way_is_scored_as_the_end_is(method, place, monke
         progress = load_progress(checkpoint if checkpoint in checkpoints else checkpoints[-1])
         source = "prior" if method == "vae" else None  # the density comes at the end
         steps = min(4, pipeline.scheduler.config.num_train_timesteps) if method == "ddpm" else 4
-        scores = score_pipeline(pipeline, real, Colours(), Drawing(12, 3, steps, sample_from=source)).report["scores"]
+        options = SamplingOptions(12, 3, steps, sample_from=source)
+        scores = score_pipeline(pipeline, real, Colours(), options).report["scores"]
         expected.append({"images": progress["images"], "fid": scores["fid"]})
     assert len(expected) > 1
     assert [point["images"] for point in summary["course"]] == [point["images"] for point in expected]
