@@ -22,13 +22,12 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 from hfgen.data.settings import DataSettings
-from hfgen.evaluation.reference import load_reference
+from hfgen.evaluation.reference import open_reference
 from hfgen.hardware import choose_mixed_precision
 from hfgen.inference.draw import SamplingOptions, draw_images, image_size, open_pipeline
 from hfgen.losses.edm import edm_batch, edm_denoised
 from hfgen.methods.ema import recomputed_statistics
 from hfgen.methods.schedules import is_edm
-from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.training.checkpoints import list_checkpoints, load_state
 
@@ -175,8 +174,8 @@ def main() -> None:
     pipeline: DiffusionPipeline = open_pipeline(str(named[-1]), "cpu")
     pipeline.set_progress_bar_config(disable=True)
     raw = load_state(named[-1])["unet"]
-    extractor = build_extractor("inception", "clean", None, torch.device("cpu"))
-    real = load_reference(DataSettings(arguments.dataset, sample_size=image_size(pipeline)), extractor, "--dataset")
+    data = DataSettings(arguments.dataset, sample_size=image_size(pipeline))
+    real = open_reference(data, torch.device("cpu"), argument="--dataset")
     chosen = np.random.default_rng(0).permutation(len(real.images))[: 64 * STATISTICS_BATCHES]
     pixels = np.stack([real.images[int(index)] for index in chosen])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -192,7 +191,7 @@ def main() -> None:
         with torch.no_grad(), context(), autocast():
             options = SamplingOptions(arguments.num_images, 0, steps, 50)
             drawn = np.stack([*map(np.asarray, draw_images(altered, options))])
-        fid = frechet_distance(real.features, extractor(drawn, len(drawn)))
+        fid = frechet_distance(real.features, real.extractor(drawn, len(drawn)))
         print(f"| {name} | {fid:.1f} | {fine_noise(drawn):.2f} |", flush=True)
     print("\n| noise level | error of the predicted images, as a part of it |\n| --- | --- |")
     for level in LEVELS:

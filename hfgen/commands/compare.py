@@ -58,18 +58,16 @@ def compare(
     require_new_folder(output)
     all_steps = parse_steps(steps) if steps is not None else [num_inference_steps]
     from hfgen.data.settings import DataSettings
-    from hfgen.evaluation.reference import load_reference
+    from hfgen.evaluation.reference import open_reference
     from hfgen.evaluation.scoring import score_pipeline
     from hfgen.families import family
     from hfgen.inference.draw import SamplingOptions
     from hfgen.inference.figures import image_sheet, labelled_rows
-    from hfgen.metrics.feature_spaces import build_extractor
     from hfgen.metrics.report import finite
 
     loaded, size = open_all(pipelines, device)
-    extractor = build_extractor(features, mode, feature_weights, loaded[pipelines[0]].device)
-    settings = DataSettings(reference, sample_size=size, dataset_split=dataset_split, dataset_column=dataset_column)
-    real = load_reference(settings, extractor, "--reference")
+    data = DataSettings(reference, sample_size=size, dataset_split=dataset_split, dataset_column=dataset_column)
+    real = open_reference(data, loaded[pipelines[0]].device, features, mode, feature_weights)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
 
     rows: list[dict[str, Any]] = []
@@ -78,7 +76,7 @@ def compare(
         source = sample_from if family(pipeline) == "vae" else None
         for asked in all_steps if family(pipeline) == "ddpm" else [None]:
             options = SamplingOptions(count, seed, asked, batch_size, sample_from=source)
-            scored = score_pipeline(pipeline, real, extractor, options)
+            scored = score_pipeline(pipeline, real, options)
             wanted = scored.report["num_inference_steps"]
             rows.append({"name": where, "steps": wanted, **scored.report})
             name = where if wanted is None else f"{where}, {wanted} steps"

@@ -48,19 +48,18 @@ def floor(
 ) -> None:
     """Score a data set against itself: one half against the other, and a resample against all."""
     from hfgen.data.settings import DataSettings
-    from hfgen.evaluation.reference import load_reference
+    from hfgen.evaluation.reference import open_reference
     from hfgen.inference.draw import choose_device
-    from hfgen.metrics.feature_spaces import build_extractor
     from hfgen.metrics.report import finite, score_names
 
-    settings = DataSettings(path, sample_size=sample_size, dataset_split=dataset_split, dataset_column=dataset_column)
-    extractor = build_extractor(features, mode, feature_weights, choose_device(device))
-    real = load_reference(settings, extractor, "PATH")
+    data = DataSettings(path, sample_size=sample_size, dataset_split=dataset_split, dataset_column=dataset_column)
+    real = open_reference(data, choose_device(device), features, mode, feature_weights, "PATH")
     count = num_images or len(real.features)
     scores = real.floor(count, seed)
-    halves, names = scores["halves"], score_names(extractor.identity)
+    halves, identity = scores["halves"], real.extractor.identity
+    names = score_names(identity)
     typer.echo(
-        f"{path}: {len(real.features):,} images of {sample_size} pixels, seed {seed}; features: {extractor.identity}\n"
+        f"{path}: {len(real.features):,} images of {sample_size} pixels, seed {seed}; features: {identity}\n"
         f"one half against the other ({halves['num_fake']:,} each): "
         f"{names['fid']} {halves['fid']:.4g} ± {halves['fid_standard_error']:.2g}, "
         f"{names['kid']} {halves['kid']:.2g} ± {halves['kid_standard_error']:.2g}, "

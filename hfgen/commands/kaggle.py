@@ -88,18 +88,16 @@ def local_score(
 ) -> Callable[[Iterable["np.ndarray"], int], str]:
     """Open the real images at the competition's size; return a function that scores images and says so in a clause."""
     from hfgen.data.settings import DataSettings
-    from hfgen.evaluation.reference import load_reference
-    from hfgen.metrics.feature_spaces import build_extractor
+    from hfgen.evaluation.reference import open_reference
     from hfgen.metrics.frechet import frechet_distance
     from hfgen.metrics.memorisation import memorisation_informed_fid
 
-    extractor = build_extractor("inception", "clean", feature_weights, device)
-    real = load_reference(DataSettings(reference, sample_size=SIDE), extractor, "--reference").features
+    real = open_reference(DataSettings(reference, sample_size=SIDE), device, feature_weights=feature_weights)
 
     def score(images: Iterable["np.ndarray"], count: int) -> str:
-        fake = extractor(images, count)
-        mifid, fid = memorisation_informed_fid(real, fake), frechet_distance(real, fake)
-        return f"local MiFID {mifid:.4g} (FID {fid:.4g}) against the {len(real):,} images of {reference}"
+        fake = real.extractor(images, count)
+        mifid, fid = memorisation_informed_fid(real.features, fake), frechet_distance(real.features, fake)
+        return f"local MiFID {mifid:.4g} (FID {fid:.4g}) against the {len(real.features):,} images of {reference}"
 
     return score
 

@@ -66,23 +66,21 @@ def steps(
         raise UserError(f"--save: {pipeline} is no folder here; download it, or leave --save out")
     all_steps = sorted(set(parse_steps(numbers)))
     from hfgen.data.settings import DataSettings
-    from hfgen.evaluation.reference import load_reference
+    from hfgen.evaluation.reference import open_reference
     from hfgen.evaluation.scoring import score_pipeline
     from hfgen.inference.draw import SamplingOptions, find_pipeline, image_size, open_pipeline
     from hfgen.inference.figures import image_sheet, labelled_rows
-    from hfgen.metrics.feature_spaces import build_extractor
 
     loaded = open_pipeline(pipeline, device, sampler)
     check_takes_steps(loaded, pipeline, all_steps, save)
-    extractor = build_extractor(features, mode, feature_weights, loaded.device)
-    settings = DataSettings(
+    data = DataSettings(
         reference, sample_size=image_size(loaded), dataset_split=dataset_split, dataset_column=dataset_column
     )
-    real = load_reference(settings, extractor, "--reference")
+    real = open_reference(data, loaded.device, features, mode, feature_weights)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
     rows, shown = [], []
     for number in all_steps:
-        scored = score_pipeline(loaded, real, extractor, SamplingOptions(count, seed, number, batch_size))
+        scored = score_pipeline(loaded, real, SamplingOptions(count, seed, number, batch_size))
         name = f"{number} step{'' if number == 1 else 's'}"
         rows.append({"name": name, "steps": number, **scored.report})
         shown.append((name, image_sheet(scored.shown, columns=len(scored.shown))))

@@ -12,13 +12,12 @@ from diffusers import DiffusionPipeline
 
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
-from hfgen.evaluation.reference import load_reference
+from hfgen.evaluation.reference import open_reference
 from hfgen.evaluation.scores import COPY_QUANTILE, distances_among, memorisation_report, pixel_report
 from hfgen.evaluation.scoring import drawn_from
 from hfgen.files import read_json_lines, write_atomically, write_text_atomically
 from hfgen.inference.draw import SamplingOptions
 from hfgen.inference.reference_curves import compare_with_reference
-from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.kernel import kernel_distance
 from hfgen.metrics.memorisation import thumbnails
@@ -67,10 +66,10 @@ class RunEvaluation:
             raise UserError(problem)
 
     def _open(self, data: DataSettings) -> None:
-        self._extractor = build_extractor("inception", "clean", self._settings.feature_weights, self._run.device)
         # Centre crops, comparable with generated images: --crop random applies only during training.
         squares = replace(data, crop="center")
-        self._real = load_reference(squares, self._extractor, "--evaluate_every: --dataset")
+        weights, argument = self._settings.feature_weights, "--evaluate_every: --dataset"
+        self._real = open_reference(squares, self._run.device, feature_weights=weights, argument=argument)
         self._real_small = self._real.thumbnails()
         self._among_real = distances_among(self._real.features, self._sampling.seed)
 
@@ -100,7 +99,7 @@ class RunEvaluation:
         pipeline.set_progress_bar_config(disable=True)
         with (
             self._run.accelerator.autocast(),
-            drawn_from(pipeline, self._sampling, self._extractor, give_up_if_asked) as drawn,
+            drawn_from(pipeline, self._sampling, self._real.extractor, give_up_if_asked) as drawn,
         ):
             features, small = drawn.features, thumbnails(drawn.images)
         count, seed = self._sampling.num_images, self._sampling.seed

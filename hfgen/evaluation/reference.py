@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import ImageStore, cache_folder, load_images
 from hfgen.errors import UserError
 from hfgen.evaluation.scores import score_floor
 from hfgen.files import write_atomically, write_text_atomically
+from hfgen.metrics import feature_spaces
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.memorisation import thumbnails
 
@@ -29,11 +31,13 @@ class Reference(NamedTuple):
         images: uint8 `(height, width, 3)` each, by index.
         features: float32 `(num_images, num_features)`, memory-mapped.
         file: the features' cache file.
+        extractor: computed the features; generated images must be compared in the same ones.
     """
 
     images: ImageStore
     features: np.ndarray
     file: Path
+    extractor: Extractor
 
     def floor(self, num_fake: int, seed: int) -> dict[str, Any]:
         """Return `score_floor` of the real images, cached."""
@@ -45,6 +49,31 @@ class Reference(NamedTuple):
     def thumbnails(self) -> np.ndarray:
         """Return the images in the form that `nearest_pixels` compares."""
         return thumbnails(self.images[index] for index in range(len(self.images)))
+
+
+def open_reference(
+    data: DataSettings,
+    device: torch.device,
+    features: str = "inception",
+    mode: str = "clean",
+    feature_weights: str | None = None,
+    argument: str = "--reference",
+) -> Reference:
+    """Load a feature network, and open the real images that a generator is scored against.
+
+    Args:
+        data: settings of the data set.
+        device: where the network runs.
+        features: as for `build_extractor`.
+        mode: as for `build_extractor`.
+        feature_weights: as for `build_extractor`.
+        argument: command-line argument that named the data set, for messages.
+
+    Raises:
+        UserError: as `build_extractor` and `load_reference` do.
+    """
+    extractor = feature_spaces.build_extractor(features, mode, feature_weights, device)
+    return load_reference(data, extractor, argument)
 
 
 def load_reference(settings: DataSettings, extractor: Extractor, argument: str) -> Reference:
@@ -73,7 +102,7 @@ def load_reference(settings: DataSettings, extractor: Extractor, argument: str) 
     if not file.is_file():
         features = extractor((images[index] for index in range(len(images))), len(images))
         write_atomically(file, lambda temporary: _save(temporary, features))
-    return Reference(images, np.load(file, mmap_mode="r", allow_pickle=False), file)
+    return Reference(images, np.load(file, mmap_mode="r", allow_pickle=False), file, extractor)
 
 
 def features_file(images: ImageStore, settings: DataSettings, extractor: Extractor) -> Path:

@@ -107,7 +107,6 @@ def drawn_from(
 def score_pipeline(
     pipeline: DiffusionPipeline,
     real: Reference,
-    extractor: Extractor,
     options: SamplingOptions,
     repeats: int = 1,
     extrapolate: bool = False,
@@ -118,7 +117,6 @@ def score_pipeline(
     Args:
         pipeline: of any family.
         real: the real images, in the pipeline's image size.
-        extractor: the one that computed the features of the real images.
         options: how to generate.
         repeats: number of image sets, with consecutive seeds; the scores are those of the first set.
         extrapolate: also estimate the FID of infinitely many generated images.
@@ -129,10 +127,8 @@ def score_pipeline(
     """
     if extrapolate and options.num_images < FEWEST_TO_EXTRAPOLATE:  # before generating them
         raise _too_few(options.num_images)
-    with drawn_from(pipeline, options, extractor) as drawn:
-        scored = score_images(
-            drawn.images, drawn.features, real, extractor.identity, options.seed, extrapolate, held_out
-        )
+    with drawn_from(pipeline, options, real.extractor) as drawn:
+        scored = score_images(drawn.images, drawn.features, real, options.seed, extrapolate, held_out)
     kind = family(pipeline)
     networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     steps = (options.num_inference_steps or steps_of(pipeline)) if kind == "ddpm" else None
@@ -145,21 +141,18 @@ def score_pipeline(
     }
     report = {**facts, **scored.report}
     if kind == "vae":
-        report["reconstructions"] = reconstruction_scores(pipeline, real, extractor, options)
+        report["reconstructions"] = reconstruction_scores(pipeline, real, options)
     if repeats > 1:
-        report["repeats"] = repeat_scores(pipeline, real, extractor, options, repeats, report["scores"])
+        report["repeats"] = repeat_scores(pipeline, real, options, repeats, report["scores"])
     return scored._replace(report=report)
 
 
-def reconstruction_scores(
-    pipeline: DiffusionPipeline, real: Reference, extractor: Extractor, options: SamplingOptions
-) -> dict[str, Any]:
+def reconstruction_scores(pipeline: DiffusionPipeline, real: Reference, options: SamplingOptions) -> dict[str, Any]:
     """Score reconstructions of real images: what a VAE would reach if its latents were sampled perfectly.
 
     Args:
         pipeline: of a VAE; images are decoded from the mean of their posterior.
         real: the real images, in the pipeline's image size.
-        extractor: the one that computed their features.
         options: number of images, at most all real ones, and batch size; its seed chooses the images.
 
     Returns:
@@ -173,7 +166,7 @@ def reconstruction_scores(
             images = [Image.fromarray(np.array(real.images[int(index)])) for index in part]
             yield from map(np.asarray, pipeline.reconstruct(images, return_dict=False)[0])
 
-    features = extractor(reconstructions(), len(chosen))
+    features = real.extractor(reconstructions(), len(chosen))
     return {"num_images": len(chosen), "fid": float(frechet_distance(real.features, features))}
 
 
@@ -181,7 +174,6 @@ def score_images(
     images: np.ndarray | ImageStore,
     features: np.ndarray,
     real: Reference,
-    identity: str,
     seed: int,
     extrapolate: bool = False,
     held_out: Reference | None = None,
@@ -190,9 +182,8 @@ def score_images(
 
     Args:
         images: each uint8 `(height, width, 3)`, of the same size as the real ones.
-        features: their features, `(num_images, num_features)`.
+        features: their features by `real.extractor`, `(num_images, num_features)`.
         real: the real images.
-        identity: identity of the extractor that computed the features.
         seed: seed of the resampling.
         extrapolate: also estimate the FID of infinitely many generated images.
         held_out: real images not used in training.
@@ -207,7 +198,7 @@ def score_images(
     report: dict[str, Any] = {
         "sample_size": images[0].shape[0],
         "seed": seed,
-        "features": identity,
+        "features": real.extractor.identity,
         "scores": score_features(real.features, features, seed),
         "floor": floor,
         "memorisation": memorisation_report(real.features, features, floor["nearest"]),
@@ -232,7 +223,6 @@ def _too_few(count: int) -> UserError:
 def repeat_scores(
     pipeline: DiffusionPipeline,
     real: Reference,
-    extractor: Extractor,
     options: SamplingOptions,
     repeats: int,
     first: dict[str, Any],
@@ -242,14 +232,13 @@ def repeat_scores(
     Args:
         pipeline: of any family.
         real: the real images.
-        extractor: the one that computed their features.
         options: how the first set was generated.
         repeats: number of image sets, including the first; at least 2.
         first: scores of the first set.
     """
     scores = [first]
     for seed in range(options.seed + 1, options.seed + repeats):
-        with drawn_from(pipeline, replace(options, seed=seed), extractor) as drawn:
+        with drawn_from(pipeline, replace(options, seed=seed), real.extractor) as drawn:
             scores.append(score_features(real.features, drawn.features, seed))
     return {"seeds": list(range(options.seed, options.seed + repeats)), **spread_over_seeds(scores)}
 

@@ -95,7 +95,7 @@ class Scorer:
             steps = min(steps, pipeline.scheduler.config.num_train_timesteps)
         sampling = SamplingOptions(wanted.num_images, wanted.seed, steps, sample_from=source)
         reference = self._reference(cell, image_size(pipeline))
-        report = finite(score_pipeline(pipeline, reference, self._extractor, sampling).report)
+        report = finite(score_pipeline(pipeline, reference, sampling).report)
         shown = list(draw_images(pipeline, replace(sampling, num_images=SHEET_IMAGES)))
         strip = ""
         if cell.method == "ddpm":
@@ -131,7 +131,7 @@ class Scorer:
         return course
 
     def _fid(self, pipeline: DiffusionPipeline, sampling: SamplingOptions, reference: Reference) -> float:
-        with drawn_from(pipeline, sampling, self._extractor) as drawn:
+        with drawn_from(pipeline, sampling, reference.extractor) as drawn:
             return float(frechet_distance(reference.features, drawn.features))
 
     def _reference(self, cell: Cell, size: int) -> Reference:

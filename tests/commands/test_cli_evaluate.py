@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stand_in_features import Colours
 
 from hfgen.evaluation.reference import Reference
 from hfgen.evaluation.scoring import closest_sheet
@@ -57,7 +58,7 @@ def test_the_closest_pairs_are_shown_nearest_first_the_generated_image_above():
     angles = np.array([0.4, 0.1, 0.3, 0.2])
     features = np.stack([np.cos(angles), np.sin(angles), np.zeros(4)], axis=1)
     features[2] = features[2][[2, 1, 0]]  # near the third real image instead of the first
-    real = Reference(real_images, np.eye(3), Path())
+    real = Reference(real_images, np.eye(3), Path(), Colours())
     sheet = np.asarray(closest_sheet(real, drawn, *nearest_images(features, real.features)))
     assert sheet.shape == (2 * 6 - 2, 4 * 6 - 2, 3)
     assert sheet[0, ::6, 0].tolist() == [101, 103, 102, 100]

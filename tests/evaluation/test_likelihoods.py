@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from edm_pipelines import edm_pipeline
-from stand_in_features import paintings
+from stand_in_features import Colours, paintings
 
 from hfgen.errors import UserError
 from hfgen.evaluation import bits_per_dimension as likelihoods
@@ -20,7 +20,7 @@ from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
 
 def reference(count):
     """So many training images, of 16 pixels."""
-    return Reference([np.asarray(image) for image in paintings(range(count))], np.zeros((count, 1)), Path())
+    return Reference([np.asarray(image) for image in paintings(range(count))], np.zeros((count, 1)), Path(), Colours())
 
 
 def pixels(indices):
@@ -99,7 +99,7 @@ def test_a_vae_that_has_seen_the_images_needs_fewer_bits_for_them_and_one_for_no
         optimizer.step()
     after = likelihood_report(pipeline, reference(8), 0, held_out=False)["bits_per_dimension"]
     noise = [np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8) for seed in range(8)]
-    of_noise = likelihood_report(pipeline, Reference(noise, np.zeros((8, 1)), Path()), 0, held_out=False)
+    of_noise = likelihood_report(pipeline, Reference(noise, np.zeros((8, 1)), Path(), Colours()), 0, held_out=False)
     assert after < before and of_noise["bits_per_dimension"] > after + 0.5
 
 

@@ -15,6 +15,7 @@ from toy_runs import METHODS, checkpoint, events, files_of, script, train
 from hfgen.evaluation import during_training as run_evaluation
 from hfgen.evaluation.during_training import is_copying, read_evaluations
 from hfgen.inference.draw import SamplingOptions, draw_images, open_pipeline
+from hfgen.metrics import feature_spaces
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.kernel import kernel_distance
 from hfgen.metrics.memorisation import nearest_images
@@ -31,7 +32,7 @@ pytestmark = [
 def colours(monkeypatch):
     """Scores in features of 12 numbers; and a density that is fitted to few latents."""
     extractor = Colours()
-    monkeypatch.setattr(run_evaluation, "build_extractor", lambda *_: extractor)
+    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: extractor)
     monkeypatch.setattr("hfgen.methods.density.NUM_LATENTS", 500)
     return extractor
 
@@ -117,7 +118,7 @@ def test_the_speed_of_training_is_told_without_the_evaluation(tmp_path):
 @pytest.mark.parametrize("kind", ["gan", "vae"])
 def test_a_slow_evaluation_does_not_make_training_look_slow(tmp_path, monkeypatch, kind):
     slow = Colours(before_each=lambda calls: time.sleep(calls == 2))  # at the first call the run has not begun
-    monkeypatch.setattr(run_evaluation, "build_extractor", lambda *_: slow)
+    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: slow)
     if kind == "vae":  # of which fitting the density is a part
         fit_density = script("vae").fit_density
         monkeypatch.setattr(script("vae"), "fit_density", lambda *given: time.sleep(1) or fit_density(*given))
@@ -214,7 +215,7 @@ def test_a_request_to_stop_ends_an_evaluation_without_a_score(tmp_path, monkeypa
 
     watch_drawing(monkeypatch, before)
     extractor = Colours(before_each=stop_at_third_call)
-    monkeypatch.setattr(run_evaluation, "build_extractor", lambda *_: extractor)
+    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: extractor)
     arguments = ("--evaluate_every", "2", "--checkpoint_every", "0", "--max_train_steps", "9")
     with pytest.raises(SystemExit) as end:
         train("gan", tmp_path / "run", *arguments)

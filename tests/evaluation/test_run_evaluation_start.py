@@ -16,7 +16,6 @@ from toy_runs import METHODS, TINY, files_of, train
 
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
-from hfgen.evaluation import during_training as run_evaluation
 from hfgen.evaluation.during_training import RunEvaluation, read_evaluations
 from hfgen.metrics import feature_spaces
 from hfgen.metrics.extraction import extract_features
@@ -31,9 +30,9 @@ WITH_STAND_IN = """
 import os, pathlib, sys
 sys.path.insert(0, {tests!r})
 from stand_in_features import Colours
-from hfgen.evaluation import during_training as run_evaluation
+from hfgen.metrics import feature_spaces
 colours = Colours()
-run_evaluation.build_extractor = lambda *_: colours
+feature_spaces.build_extractor = lambda *_: colours
 from toy_runs import script
 script("vae").main(sys.argv[1:])
 pathlib.Path(__file__).with_name("calls-" + os.environ["RANK"]).write_text(str(colours.calls))
@@ -50,7 +49,7 @@ def test_impossible_settings_are_named(name, value):
 
 
 def test_a_stream_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_evaluation, "build_extractor", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: pytest.fail("loaded"))
     stream = DataSettings("someone/paintings", streaming=True)
     run, _ = fit(tmp_path / "run", max_train_steps=1, evaluate_every=1)
     with pytest.raises(UserError, match="--evaluate_every: the images of a stream cannot be compared with"):
@@ -60,7 +59,7 @@ def test_a_stream_is_refused(tmp_path, monkeypatch):
 
 
 def test_too_few_training_images_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_evaluation, "build_extractor", lambda *_: Colours())
+    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: Colours())
     with pytest.raises(UserError, match="--evaluate_every: --dataset toy_paintings:11: 11 images are too few"):
         train("gan", tmp_path / "run", "--dataset", "toy_paintings:11", "--evaluate_every", "1")
 
@@ -80,7 +79,7 @@ def test_missing_weights_are_refused_before_training_and_the_run_can_still_be_st
     begun = {"metrics.jsonl", "status.json", "checkpoints"}
     assert not begun & {path.name for path in (tmp_path / "run").iterdir()}
     monkeypatch.setattr(feature_spaces, "find_weights", find_weights)
-    monkeypatch.setattr(run_evaluation, "build_extractor", lambda *_: Colours())
+    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: Colours())
     train("gan", tmp_path / "run", "--evaluate_every", "2", "--resume", "latest")
     train("gan", tmp_path / "other", "--evaluate_every", "2")
     assert [row["step"] for row in read_evaluations(tmp_path / "run")] == [2, 4, 6]

@@ -17,7 +17,7 @@ from hfgen.pipelines import GANPipeline, VAEPipeline
 @pytest.fixture
 def real(tmp_path):
     images = np.stack([np.asarray(image) for image in paintings(range(14))])
-    return Reference(images, Colours()(iter(images)), tmp_path)
+    return Reference(images, Colours()(iter(images)), tmp_path, Colours())
 
 
 def vae() -> VAEPipeline:
@@ -35,7 +35,7 @@ class Perfect(VAEPipeline):
 
 def test_perfect_reconstructions_of_all_images_have_no_distance_and_each_is_taken_once(real):
     pipeline = Perfect(vae().vae)
-    scores = reconstruction_scores(pipeline, real, Colours(), SamplingOptions(20, seed=1, batch_size=4))
+    scores = reconstruction_scores(pipeline, real, SamplingOptions(20, seed=1, batch_size=4))
     assert scores["num_images"] == 14 and scores["fid"] == pytest.approx(0, abs=1e-4)
     assert len({np.asarray(image).tobytes() for image in pipeline.seen}) == len(pipeline.seen) == 14
 
@@ -44,7 +44,7 @@ def test_as_many_images_as_are_drawn_are_chosen_by_the_seed(real):
     chosen = []
     for seed in (0, 0, 1):
         pipeline = Perfect(vae().vae)
-        assert reconstruction_scores(pipeline, real, Colours(), SamplingOptions(5, seed))["num_images"] == 5
+        assert reconstruction_scores(pipeline, real, SamplingOptions(5, seed))["num_images"] == 5
         chosen.append([np.asarray(image).tobytes() for image in pipeline.seen])
     assert chosen[0] == chosen[1] != chosen[2]
 
@@ -53,15 +53,15 @@ def test_the_score_is_that_of_what_the_pipeline_reconstructs(real):
     pipeline = vae()
     expected = pipeline.reconstruct(paintings(range(14))).images
     features = Colours()(np.asarray(image) for image in expected)
-    scores = reconstruction_scores(pipeline, real, Colours(), SamplingOptions(14))
+    scores = reconstruction_scores(pipeline, real, SamplingOptions(14))
     assert scores["fid"] == pytest.approx(frechet_distance(real.features, features)) and scores["fid"] > 1e-3
 
 
 def test_a_report_of_a_vae_has_it_and_says_so_and_that_of_a_gan_has_not(real):
-    report = score_pipeline(vae(), real, Colours(), SamplingOptions(12)).report
+    report = score_pipeline(vae(), real, SamplingOptions(12)).report
     told = f"FID of 12 real images that were encoded and decoded again: {report['reconstructions']['fid']:.4g}."
     assert told in score_table(report)
     torch.manual_seed(0)
     gan = GANPipeline(DCGANGenerator(16, 4, base_channels=4).eval())
-    report = score_pipeline(gan, real, Colours(), SamplingOptions(12)).report
+    report = score_pipeline(gan, real, SamplingOptions(12)).report
     assert "reconstructions" not in report and "decoded again" not in score_table(report)

@@ -16,7 +16,6 @@ from stand_in_features import Colours, paintings, table_of, watch_drawing
 from toy_runs import checkpoint, train
 
 from hfgen.errors import UserError
-from hfgen.evaluation import during_training as run_evaluation
 from hfgen.hub.card import COURSE, SAMPLES, SETTINGS_OF_THE_LAUNCH, CardText, is_somebodys_own, write_card
 from hfgen.inference.draw import open_pipeline, weights_digest
 from hfgen.metrics import feature_spaces
@@ -270,7 +269,7 @@ def test_the_digest_of_weights_changes_with_each_of_them(runs):
 
 @pytest.mark.usefixtures("fresh_accelerate_state")
 def test_scores_of_the_training_are_told_with_their_step_and_as_without_a_floor(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_evaluation, "build_extractor", lambda *_: Colours())
+    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: Colours())
     run = tmp_path / "run"
     train("gan", run, "--evaluate_every", "2", "--cache_dir", str(tmp_path / "cache"))
     lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]

@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from hfgen.cli import app
 from hfgen.config import settings_to_dict
-from hfgen.evaluation import during_training as run_evaluation
 from hfgen.inference import reference_curves
 from hfgen.inference.curves import compared_with_references, draw_curves, read_metrics
 from hfgen.inference.reference_curves import (
@@ -20,6 +19,7 @@ from hfgen.inference.reference_curves import (
     read_reference_curves,
     reference_of,
 )
+from hfgen.metrics import feature_spaces
 
 
 POINTS = [(10, 1.0, 200.0), (1000, 90.0, 20.0)]
@@ -57,7 +57,7 @@ def test_a_run_is_compared_with_the_preset_whose_settings_it_has(references):
 
 @pytest.mark.usefixtures("fresh_accelerate_state")
 def test_a_run_that_is_far_behind_says_so_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_evaluation, "build_extractor", lambda *_: Colours())
+    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: Colours())
     curve = CURVE._replace(settings={"loss": "non_saturating"}, points=[(4, 1.0, 1e-9)])
     monkeypatch.setattr(reference_curves, "read_reference_curves", lambda: [curve])
     train("gan", tmp_path / "run", "--evaluate_every", "2", "--max_train_steps", "4")

@@ -78,7 +78,6 @@ def test_the_pictures_are_those_that_their_captions_tell_of(runs, published):
     assert walks.shape == (4 * 18 - 2, 8 * 18 - 2, 3)
     assert np.array_equal(walks[:16, :16], np.asarray(drawn[0]))
     assert np.array_equal(walks[:16, -16:], walks[18:34, :16])  # a walk begins where the one above it ends
-    gan = open_pipeline(str(runs["gan"]), "cpu", plain=True)
     ends = publication.latents_of_seeds(gan, [0, 1], None)
     on_the_sphere = publication.interpolate(gan, ends, [step / 7 for step in range(8)], spherical=True)
     assert np.array_equal(walks[:16], np.asarray(publication.image_sheet(on_the_sphere, 8)))

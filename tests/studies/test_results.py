@@ -64,7 +64,7 @@ def test_a_cell_is_scored_as_hfgen_evaluate_does_it(method, place, scorer):
     pipeline = open_pipeline(str(place.output / "cells" / method))
     steps = min(4, pipeline.scheduler.config.num_train_timesteps) if method == "ddpm" else 4
     real = load_reference(data_settings(cell(place, method), place), Colours(), "--dataset")
-    evaluated = score_pipeline(pipeline, real, Colours(), SamplingOptions(12, 3, steps)).report
+    evaluated = score_pipeline(pipeline, real, SamplingOptions(12, 3, steps)).report
     assert result.summary["scores"] == evaluated["scores"] and result.is_finite
     assert result.summary["floor"] == evaluated["floor"]
     assert result.summary["weights_sha256"] == evaluated["weights_sha256"]
@@ -93,7 +93,7 @@ def test_each_checkpoint_on_the_way_is_scored_as_the_end_is(method, place, monke
         source = "prior" if method == "vae" else None  # the density comes at the end
         steps = min(4, pipeline.scheduler.config.num_train_timesteps) if method == "ddpm" else 4
         options = SamplingOptions(12, 3, steps, sample_from=source)
-        scores = score_pipeline(pipeline, real, Colours(), options).report["scores"]
+        scores = score_pipeline(pipeline, real, options).report["scores"]
         expected.append({"images": progress["images"], "fid": scores["fid"]})
     assert len(expected) > 1
     assert [point["images"] for point in summary["course"]] == [point["images"] for point in expected]
