@@ -143,8 +143,10 @@ def evaluate_images(
 
 def where_it_is(reference: str) -> str:
     """Return an existing path as an absolute one, so that it cannot be mistaken for a Hub data set later."""
-    path = Path(reference).expanduser()
-    return str(path.resolve()) if path.exists() else reference
+    from hfgen.data.location import is_missing, is_path
+
+    exists = is_path(reference) and not is_missing(reference)
+    return str(Path(reference).expanduser().resolve()) if exists else reference
 
 
 def load_held_out(

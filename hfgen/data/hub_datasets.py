@@ -1,7 +1,6 @@
 """Hub data sets, downloaded or streamed with the `datasets` library; images are returned as encoded bytes."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -10,6 +9,7 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
+from hfgen.data.location import TOY_PAINTINGS, is_missing, is_path
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source, choose_column
 from hfgen.errors import UserError
@@ -37,7 +37,9 @@ def hub_commit(settings: DataSettings) -> str:
     Raises:
         UserError: if the data set is not on the Hub, or the Hub cannot be reached.
     """
-    if settings.dataset.partition(":")[0] == "toy_paintings" or Path(settings.dataset).expanduser().exists():
+    if is_missing(settings.dataset):
+        raise UserError(f"--dataset {settings.dataset}: no such file or folder")
+    if is_path(settings.dataset) or TOY_PAINTINGS.fullmatch(settings.dataset):
         raise UserError(f"--dataset {settings.dataset} is not a Hub data set: leave out --streaming")
     try:
         return str(HfApi().dataset_info(settings.dataset).sha)

@@ -12,14 +12,13 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from hfgen.data.location import IMAGE_SUFFIXES, TFRECORD_SUFFIXES, TOY_PAINTINGS, is_hub_id
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source, choose_column
 from hfgen.data.tfrecord import read_tfrecord_images
 from hfgen.errors import UserError
 
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-TFRECORD_SUFFIXES = {".tfrec", ".tfrecord", ".tfrecords"}
 # Zip members that would unpack to more than this are refused.
 MAX_ZIPPED_FILE_BYTES = 1 << 30
 
@@ -31,16 +30,14 @@ def open_source(settings: DataSettings) -> Source:
         UserError: if it does not exist or contains nothing readable.
     """
     name = settings.dataset
-    if match := re.fullmatch(r"toy_paintings(?::(\d+))?", name):
+    if match := TOY_PAINTINGS.fullmatch(name):
         return _toy_paintings(settings, match.group(1))
     path = Path(os.path.expanduser(name))  # unlike Path.expanduser, accepts an unknown user
     if name and os.path.isdir(path):  # an empty name would mean the current folder
         return _folder(path, settings)
     if os.path.isfile(path):
         return _file(path, settings)
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or path.suffix.lower() in {
-        ".zip", ".parquet", *TFRECORD_SUFFIXES, *IMAGE_SUFFIXES
-    }:  # fmt: skip
+    if not is_hub_id(name):
         raise UserError(f"--dataset {name}: no such file or folder")
     from hfgen.data.hub_datasets import hub_source  # imports `datasets`, which is slow
 

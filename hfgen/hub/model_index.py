@@ -2,12 +2,12 @@
 
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from hfgen.data.location import is_path
 from hfgen.metrics.report import score_names
 
 
@@ -72,10 +72,9 @@ def eval_results_of_run(scores: dict[str, Any], data: str, num_real: int | None)
 
 def reference_name(reference: str) -> str:
     """Return a reference's public name: for a path only the last part, to reveal less about the disk."""
-    path = Path(os.path.expanduser(reference)).resolve()  # "." and "~" have names
-    # Distinguishes paths from Hub data set ids even if the path does not exist.
-    is_name = re.fullmatch(r"toy_paintings(:\d+)?|[\w-][\w.-]*(/[\w-][\w.-]*)?", reference)
-    return path.name if path.exists() or not is_name else reference
+    if not is_path(reference):
+        return reference
+    return Path(os.path.expanduser(reference)).resolve().name  # resolved, so that "." and "~" have names
 
 
 def _result(data: str, kind: str, value: float, name: str, told: dict[str, Any]) -> EvalResult:

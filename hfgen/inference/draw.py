@@ -14,6 +14,7 @@ from huggingface_hub import hf_hub_download
 from PIL import Image
 
 from hfgen.data.decode import UnreadableImageError, decode_image
+from hfgen.data.location import is_hub_id
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 from hfgen.families import family, image_network
@@ -55,7 +56,7 @@ def open_pipeline(
     if path.exists():
         source = str(find_pipeline(path))
         problem = f"{source} cannot be loaded"
-    elif where.count("/") == 1 and not where.startswith((".", "/", "~")):
+    elif is_hub_id(where) and "/" in where:  # unlike some data sets, every pipeline on the Hub has an owner
         source, problem = where, f"{where}: no such folder, and no pipeline could be had from the Hub"
     else:
         raise UserError(f"{where}: no such folder")

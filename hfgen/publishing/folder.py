@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from diffusers import DiffusionPipeline
 
+from hfgen.data.location import TOY_PAINTINGS
 from hfgen.errors import UserError
 from hfgen.families import family
 from hfgen.files import read_json_lines
@@ -177,8 +178,9 @@ def data_of(run: Path, settings: dict[str, Any]) -> tuple[str, bool, dict[str, A
     intake = json.loads(file.read_text()) if file.is_file() else None
     dataset = settings["dataset"]
     on_hub = settings["streaming"] or (intake is not None and intake["source"].startswith("Hub data set"))
-    is_path = not on_hub and dataset.partition(":")[0] != "toy_paintings"
-    return Path(dataset).expanduser().resolve().name if is_path else dataset, on_hub, intake
+    # Not by `is_path`: the data may have moved since the training.
+    is_local = not on_hub and not TOY_PAINTINGS.fullmatch(dataset)
+    return Path(dataset).expanduser().resolve().name if is_local else dataset, on_hub, intake
 
 
 def moment_of(run: Path, pipeline_folder: Path, log: Sequence[dict[str, Any]]) -> Moment:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfgen.data.location import is_missing
 from hfgen.errors import UserError
 from hfgen.files import write_text_atomically
 from hfgen.studies.cells import Cell
@@ -179,6 +180,5 @@ def check_device(cell: Cell) -> str | None:
 
 def check_data(place: Workplace) -> None:
     """Raise a `UserError` if a worker's data set is a path that does not exist."""
-    named = place.dataset
-    if (named.startswith(("/", ".", "~")) or "\\" in named) and not Path(named).expanduser().exists():
-        raise UserError(f"--dataset {named}: not on this machine; say with --dataset where its images are")
+    if is_missing(place.dataset):
+        raise UserError(f"--dataset {place.dataset}: not on this machine; say with --dataset where its images are")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from hfgen.data.location import is_path
 from hfgen.files import write_atomically
 from hfgen.studies.cells import Study
 from hfgen.studies.launch import BROKEN, DIVERGED, TRAINED
@@ -125,8 +126,7 @@ def _last_part(found: re.Match[str]) -> str:
 
 def dataset_name(study: Study) -> str:
     """Return the name of the data set, without its local path."""
-    is_path = study.dataset.startswith(("/", "~", ".")) or PureWindowsPath(study.dataset).is_absolute()
-    return PureWindowsPath(study.dataset).name if is_path else study.dataset
+    return PureWindowsPath(study.dataset).name if is_path(study.dataset) else study.dataset
 
 
 def _nan_as_text(value: Any) -> Any:
