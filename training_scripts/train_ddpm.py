@@ -22,7 +22,7 @@ from PIL import Image
 from hfgen.config import parse_settings, setting
 from hfgen.data.loading import load_training_data
 from hfgen.data.settings import DataSettings
-from hfgen.errors import UserError, run_reporting_user_errors
+from hfgen.errors import StopRequestedError, UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.inference.figures import image_sheet
 from hfgen.losses.diffusion import diffusion_loss, match_noise, min_snr_weights, prediction_target
@@ -208,7 +208,7 @@ def main(arguments: list[str] | None = None) -> Path:
         if run.sample_due and (sheet := draw_sheet(pipeline, run, settings.num_inference_steps)):
             run.save_sheet(sheet)
         if run.evaluation_due:
-            evaluation.look(pipeline)
+            evaluation.evaluate(pipeline)
 
     if run.last_sheet_due and (sheet := draw_sheet(pipeline, run, settings.num_inference_steps)):
         run.save_sheet(sheet)
@@ -299,7 +299,7 @@ def draw_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> Im
 
     def give_up_if_asked(*_: object) -> None:
         if run.stop_requested:
-            raise InterruptedError
+            raise StopRequestedError
 
     pipeline.set_progress_bar_config(disable=True)
     try:
@@ -311,7 +311,7 @@ def draw_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> Im
                 callback_on_step_end=give_up_if_asked,
                 return_dict=False,
             )[0]
-    except InterruptedError:
+    except StopRequestedError:
         return None
     return image_sheet(images)
 

@@ -269,12 +269,12 @@ def main(arguments: list[str] | None = None) -> Path:
         losses = {"loss_d": loss_d, "loss_g": loss_g, "d_real": real_logits.mean(), "d_fake": fake_logits.mean()}
         losses |= {"penalty": penalty, "augment_probability": augmentation.probability}
         due = settings.watch_every and step % settings.watch_every == 0
-        run.log(losses, look(watch, pipeline, run) if due else {})
+        run.log(losses, check_collapse(watch, pipeline, run) if due else {})
         if run.sample_due:
             run.save_sheet(draw_sheet(pipeline, run))
         if run.evaluation_due:
             with pipeline.use() as fresh:
-                evaluation.look(fresh)
+                evaluation.evaluate(fresh)
 
     if run.last_sheet_due:
         run.save_sheet(draw_sheet(pipeline, run))
@@ -357,12 +357,12 @@ def build_watch(data: TrainingData, settings: GANSettings, num_processes: int) -
     return CollapseWatch(torch.cat(images)[: max(count, 2)], GAN_LOSSES[settings.loss].boundary)
 
 
-def look(watch: CollapseWatch, pipeline: FreshStatistics, run: Run) -> dict[str, float]:
+def check_collapse(watch: CollapseWatch, pipeline: FreshStatistics, run: Run) -> dict[str, float]:
     """Let the watch check images of the averaged generator, from the same latents throughout the run."""
     images = draw_fixed(pipeline, run, watch.num_images, "pt", "watch").images
-    verdict = watch.look(images * 2 - 1)
-    run.report(verdict.good, verdict.trouble, verdict.warning)
-    return verdict.signals
+    result = watch.check(images * 2 - 1)
+    run.report(result.good, result.trouble, result.warning)
+    return result.signals
 
 
 def draw_sheet(pipeline: FreshStatistics, run: Run) -> Image.Image:

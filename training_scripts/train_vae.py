@@ -226,14 +226,14 @@ def main(arguments: list[str] | None = None) -> Path:
         losses |= learned
         notes = {"learning_rate": lr_scheduler.get_last_lr()[0], "kl_weight": kl_weight}
         if settings.watch_every and step % settings.watch_every == 0:
-            verdict = watch.look()
-            run.report(verdict.good, verdict.trouble, verdict.warning)
-            notes |= verdict.signals
+            result = watch.check()
+            run.report(result.good, result.trouble, result.warning)
+            notes |= result.signals
         run.log(losses, notes)
         if run.sample_due:
             save_sheets(pipeline, shown_images, run)
         if run.evaluation_due:
-            look_with_density(evaluation, pipeline, data, first_batch, settings, run)
+            evaluate_with_density(evaluation, pipeline, data, first_batch, settings, run)
 
     if run.last_sheet_due:
         save_sheets(pipeline, shown_images, run)
@@ -351,7 +351,7 @@ def add_density(
     return encoded, density
 
 
-def look_with_density(
+def evaluate_with_density(
     evaluation: RunEvaluation,
     pipeline: VAEPipeline,
     data: TrainingData,
@@ -365,7 +365,7 @@ def look_with_density(
     add_density(pipeline, data, settings, run)
     data.batches.load_state_dict(position)
     run.note({}, time.monotonic() - started)
-    evaluation.look(pipeline)
+    evaluation.evaluate(pipeline)
     pipeline.register_modules(density=None)
 
 

@@ -84,8 +84,8 @@ def read_settings(pipeline: DiffusionPipeline, options: tuple, between: bool = F
     return Settings(sample_from=options[0]) if kind == "vae" and options else Settings()
 
 
-def image_gallery(label: str, look: list[str], columns: int = 4) -> gr.Gallery:
-    """Make a place for several images; `look` is from `look_of`."""
+def image_gallery(label: str, css_classes: list[str], columns: int = 4) -> gr.Gallery:
+    """Make a field that shows several images; `css_classes` is from `css_classes_of`."""
     return gr.Gallery(
         label=label,
         show_label=False,
@@ -94,24 +94,24 @@ def image_gallery(label: str, look: list[str], columns: int = 4) -> gr.Gallery:
         fit_columns=False,
         object_fit="contain",
         interactive=False,
-        elem_classes=["images", *look],
+        elem_classes=["images", *css_classes],
     )
 
 
-def single_picture(label: str, look: list[str]) -> gr.Image:
-    """Make a place for one image; `look` is from `look_of`."""
+def single_picture(label: str, css_classes: list[str]) -> gr.Image:
+    """Make a field that shows one image; `css_classes` is from `css_classes_of`."""
     return gr.Image(
         label=label,
         type="pil",
         format="png",
         height=384,
         interactive=False,
-        elem_classes=["picture", *look],
+        elem_classes=["picture", *css_classes],
         buttons=["download", "fullscreen"],
     )
 
 
-def look_of(pipeline: DiffusionPipeline) -> list[str]:
+def css_classes_of(pipeline: DiffusionPipeline) -> list[str]:
     """Return the CSS classes for a pipeline's images: small ones are shown with sharp pixels."""
     return ["pixels"] if max(image_size(pipeline)) < SMALL else []
 

@@ -31,8 +31,8 @@ from hfgen.demo.fields import (
     MAX_IMAGES,
     MAX_SEED,
     MAX_STEPS,
+    css_classes_of,
     image_gallery,
-    look_of,
     most_steps,
     number,
     option_fields,
@@ -147,7 +147,7 @@ def _draw_tab(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> None:
             button = gr.Button("Draw", variant="primary")
             download = gr.DownloadButton("Download as PNG", interactive=False)
         with gr.Column(scale=3):
-            gallery = image_gallery("Images", look_of(pipeline))
+            gallery = image_gallery("Images", css_classes_of(pipeline))
             told = gr.Markdown(elem_classes="told")
 
     def handle(seed, count, *options, progress=gr.Progress()):  # noqa: B008 (gradio requires it as a default)
@@ -171,7 +171,7 @@ def _interpolate_tab(page: gr.Blocks, pipeline: DiffusionPipeline) -> None:
             options = option_fields(pipeline, between=True)
             button = gr.Button("Draw", variant="primary")
         with gr.Column(scale=3):
-            picture = single_picture("On the way", look_of(pipeline))
+            picture = single_picture("On the way", css_classes_of(pipeline))
             part = gr.Slider(0, 1, 0.5, step=0.01, label="Part of the way", info="0 and 1 are the seeds' own images")
 
     def handle(first, second, part, *options, progress=gr.Progress()):  # noqa: B008 (gradio requires it as a default)
@@ -194,9 +194,9 @@ def _denoise_tab(pipeline: DiffusionPipeline) -> None:
             button = gr.Button("Watch", variant="primary")
             stop = gr.Button("Stop")
         with gr.Column(scale=3):
-            picture = single_picture("Now", look_of(pipeline))
+            picture = single_picture("Now", css_classes_of(pipeline))
             told = gr.Markdown("From pure noise to an image, step by step.", elem_classes="told")
-    frames = image_gallery("On the way", look_of(pipeline), columns=NUM_FRAMES + 1)
+    frames = image_gallery("On the way", css_classes_of(pipeline), columns=NUM_FRAMES + 1)
 
     def handle(seed, *options):
         seed, settings = whole_number(seed, "Seed", 0, MAX_SEED), read_settings(pipeline, options)
@@ -224,8 +224,8 @@ def _reconstruct_tab(pipeline: DiffusionPipeline) -> None:
         with gr.Column(scale=1, min_width=260):
             file = gr.File(label="Your image", type="filepath", height=180)
             gr.Markdown(UPLOADS, elem_classes="told")
-        original = single_picture("Original, cropped", look_of(pipeline))
-        reconstruction = single_picture("Reconstruction", look_of(pipeline))
+        original = single_picture("Original, cropped", css_classes_of(pipeline))
+        reconstruction = single_picture("Reconstruction", css_classes_of(pipeline))
 
     def handle(path):
         if path is None:

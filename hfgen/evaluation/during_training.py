@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 
 from hfgen.data.settings import DataSettings
-from hfgen.errors import UserError
+from hfgen.errors import StopRequestedError, UserError
 from hfgen.evaluation.reference import open_reference
 from hfgen.evaluation.scores import COPY_QUANTILE, distances_among, memorisation_report, pixel_report
 from hfgen.evaluation.scoring import drawn_from
@@ -73,7 +73,7 @@ class RunEvaluation:
         self._real_small = self._real.thumbnails()
         self._among_real = distances_among(self._real.features, self._sampling.seed)
 
-    def look(self, pipeline: DiffusionPipeline) -> None:
+    def evaluate(self, pipeline: DiffusionPipeline) -> None:
         """Score the pipeline as it is now; all processes must call this, only the main one works.
 
         Stops without a score if the run is asked to stop.
@@ -82,7 +82,7 @@ class RunEvaluation:
             started = time.monotonic()
             try:
                 scores = self._score(pipeline)
-            except InterruptedError:
+            except StopRequestedError:
                 scores = None
             if scores is not None:
                 self._record(scores, pipeline)
@@ -94,7 +94,7 @@ class RunEvaluation:
 
         def give_up_if_asked() -> None:
             if self._run.stop_requested:
-                raise InterruptedError
+                raise StopRequestedError
 
         pipeline.set_progress_bar_config(disable=True)
         with (

@@ -4,45 +4,31 @@ It costs next to nothing: one sheet of images now and then, and the logits that 
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
+from hfgen.methods.watch import WatchResult
 
-# Diversity relative to the data, and share of the data covered. If either is below its first number at two looks in a
+
+# Diversity relative to the data, and share of the data covered. If either is below its first number at two checks in a
 # row, the generator has collapsed; a checkpoint with both above their second numbers is good to roll back to. In runs
 # with recognisable images diversity was at least 0.6 and coverage at least 0.8; in collapsed ones coverage was at most
 # 0.3.
 COLLAPSED_DIVERSITY, GOOD_DIVERSITY = 0.25, 0.5
 COLLAPSED_COVERAGE, GOOD_COVERAGE = 0.4, 0.6
-LOOKS_TO_COLLAPSE = 2
+CHECKS_TO_COLLAPSE = 2
 # Number of nearest neighbours that defines the neighbourhood of a training image.
 NEIGHBOURS = 5
-# A generator that has not been good once within this many looks will not become good.
-LOOKS_TO_TAKE_OFF = 40
+# A generator that has not been good once within this many checks will not become good.
+CHECKS_TO_TAKE_OFF = 40
 # Images on the sheet that is judged, or the size of the data set if that is smaller.
 SHEET_SIZE = 256
 # If the discriminator separates more than this share of real/generated pairs, its gradient is nearly useless to the
-# generator. After LOOKS_TO_WIN such looks in a row it has won: images may be diverse but do not resemble the data.
+# generator. After CHECKS_TO_WIN such checks in a row it has won: images may be diverse but do not resemble the data.
 SATURATED = 0.995
-LOOKS_TO_WIN = 6
-
-
-class Verdict(NamedTuple):
-    """Result of one look of the watch.
-
-    Attributes:
-        signals: numbers for the log, by name.
-        good: whether a checkpoint saved now is a good one to roll back to.
-        trouble: what is wrong with the generator, as a clause; None if nothing is.
-        warning: what the user may want to change, as a sentence; None if nothing, or if already reported.
-    """
-
-    signals: dict[str, float]
-    good: bool
-    trouble: str | None
-    warning: str | None
+CHECKS_TO_WIN = 6
 
 
 def small_features(images: torch.Tensor) -> torch.Tensor:
@@ -86,7 +72,7 @@ class CollapseWatch:
 
     Args:
         real_images: training images, `(count, channels, height, width)`, in [-1, 1]: the same number as generated
-            images at each look; on the device where the logits will be.
+            images at each check; on the device where the logits will be.
         boundary: the logit at which the discriminator is undecided; None if it has none.
     """
 
@@ -96,7 +82,7 @@ class CollapseWatch:
         self._real_features, self._device = small_features(real_images).cpu(), real_images.device
         self._real_diversity = diversity(self._real_features)
         self._boundary = boundary
-        self._looks, self._low_looks, self._sure_looks, self._was_good = 0, 0, 0, False
+        self._checks, self._low_checks, self._sure_checks, self._was_good = 0, 0, 0, False
         self._forget()
 
     @torch.no_grad()
@@ -107,8 +93,8 @@ class CollapseWatch:
             self._signs += (real_logits - self._boundary).sign().mean()
         self._updates += 1
 
-    def look(self, fake_images: torch.Tensor) -> Verdict:
-        """Judge the generator by its images, which come from the same latents at every look.
+    def check(self, fake_images: torch.Tensor) -> WatchResult:
+        """Judge the generator by its images, which come from the same latents at every check.
 
         Args:
             fake_images: `(num_images, channels, height, width)`, in [-1, 1].
@@ -122,32 +108,32 @@ class CollapseWatch:
         sure = self._boundary is not None and signals.get("d_right", 0.0) > SATURATED
         good = part >= GOOD_DIVERSITY and covered >= GOOD_COVERAGE and not sure
         low = part < COLLAPSED_DIVERSITY or covered < COLLAPSED_COVERAGE
-        self._looks += 1
+        self._checks += 1
         self._was_good = self._was_good or good
-        self._low_looks = self._low_looks + 1 if low else 0
-        self._sure_looks = self._sure_looks + 1 if sure else 0
+        self._low_checks = self._low_checks + 1 if low else 0
+        self._sure_checks = self._sure_checks + 1 if sure else 0
 
         trouble, warning = None, None
         found = f"its images have {part:.0%} of the data's diversity and cover {covered:.0%} of the data"
         separates = f"tells real from generated in {signals.get('d_right', 0.0):.1%} of pairs"
         if math.isnan(own):
             trouble = "the generator's images contain non-finite values"
-        elif self._was_good and self._low_looks >= LOOKS_TO_COLLAPSE:
+        elif self._was_good and self._low_checks >= CHECKS_TO_COLLAPSE:
             trouble = f"the generator has collapsed: {found}"
-        elif self._sure_looks >= LOOKS_TO_WIN:
-            trouble = f"the discriminator has won: it {separates}, in {LOOKS_TO_WIN} checks in a row"
-        elif not self._was_good and self._looks >= LOOKS_TO_TAKE_OFF:
+        elif self._sure_checks >= CHECKS_TO_WIN:
+            trouble = f"the discriminator has won: it {separates}, in {CHECKS_TO_WIN} checks in a row"
+        elif not self._was_good and self._checks >= CHECKS_TO_TAKE_OFF:
             trouble = f"the generator has not started to learn: {found}"
-        if self._sure_looks == 1:
+        if self._sure_checks == 1:
             warning = (
                 f"the discriminator {separates}, so the generator learns little from it; try --normalization "
                 "spectral, --augment diffaugment or a lower --learning_rate_d"
             )
         self._forget()
-        return Verdict(signals, good, trouble, warning)
+        return WatchResult(signals, good, trouble, warning)
 
     def _discriminator_signals(self) -> dict[str, float]:
-        """Return the observations since the last look: share of pairs ranked correctly, and ADA's heuristic."""
+        """Return the observations since the last check: share of pairs ranked correctly, and ADA's heuristic."""
         if not self._updates:
             return {}
         signals = {"d_right": float(self._right) / self._updates}
@@ -161,12 +147,12 @@ class CollapseWatch:
         self._updates = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that a resumed run needs to reach the same verdicts."""
-        counts = (self._looks, self._low_looks, self._sure_looks, self._was_good, self._updates)
+        """Return the state that a resumed run needs to reach the same results."""
+        counts = (self._checks, self._low_checks, self._sure_checks, self._was_good, self._updates)
         return {"counts": counts, "right": self._right.clone(), "signs": self._signs.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self._looks, self._low_looks, self._sure_looks, self._was_good, self._updates = state_dict["counts"]
+        self._checks, self._low_checks, self._sure_checks, self._was_good, self._updates = state_dict["counts"]
         self._right = state_dict["right"].to(self._device, copy=True)
         self._signs = state_dict["signs"].to(self._device, copy=True)

@@ -19,7 +19,7 @@ NUM_LATENTS = 20_000
 HELD_OUT_PART = 10
 CANDIDATES = (1, 2, 5, 10, 20, 50, 100)
 # The flow is trained for at most FLOW_STEPS updates, with early stopping if the log-density of held-out latents, one
-# image in HELD_OUT_PART, has not improved for FLOW_PATIENCE looks. Fewer than MIN_FLOW_IMAGES images get a mixture.
+# image in HELD_OUT_PART, has not improved for FLOW_PATIENCE checks. Fewer than MIN_FLOW_IMAGES images get a mixture.
 FLOW_STEPS, FLOW_LOOK_EVERY, FLOW_PATIENCE = 4000, 100, 5
 MIN_FLOW_IMAGES = 20
 FLOW_BATCH, FLOW_LEARNING_RATE = 256, 5e-4

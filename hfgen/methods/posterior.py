@@ -10,31 +10,16 @@ from diffusers import ModelMixin
 
 from hfgen.data.loading import Batches
 from hfgen.losses.vae import MIN_SIGMA, bits_per_dimension, gaussian_nats, kl_per_dimension
+from hfgen.methods.watch import WatchResult
 
 
 # Burda et al. 2016 (arXiv:1509.00519), section 5.2: a unit is active if its mean has a larger variance over the data.
 ACTIVE_VARIANCE = 0.01
-# Looks in a row without an active unit after which the posterior has collapsed: every image gets the same code. A run
-# that has had no active unit yet gets more looks, because all units start inactive.
-LOOKS_TO_COLLAPSE, LOOKS_TO_TAKE_OFF = 3, 8
+# Checks in a row without an active unit after which the posterior has collapsed: every image gets the same code. A run
+# that has had no active unit yet gets more checks, because all units start inactive.
+CHECKS_TO_COLLAPSE, CHECKS_TO_TAKE_OFF = 3, 8
 # Below this fraction of active units, latent_dim is larger than needed, and the user is warned.
 FEW_ACTIVE = 0.1
-
-
-class Verdict(NamedTuple):
-    """Result of one look of the watch.
-
-    Attributes:
-        signals: numbers for the log, by name.
-        good: whether a checkpoint saved now is a good one to roll back to.
-        trouble: what is wrong, as a clause; None if nothing is.
-        warning: what the user may want to change, as a sentence; None if nothing, or if already reported.
-    """
-
-    signals: dict[str, float]
-    good: bool
-    trouble: str | None
-    warning: str | None
 
 
 class PosteriorWatch:
@@ -42,12 +27,12 @@ class PosteriorWatch:
 
     Args:
         latent_dim: size of a latent.
-        device: device of the posteriors; there is a device sync only in `look`.
+        device: device of the posteriors; there is a device sync only in `check`.
     """
 
     def __init__(self, latent_dim: int, device: torch.device):
         self._latent_dim, self._device = latent_dim, device
-        self._dead_looks, self._was_active, self._warned = 0, False, False
+        self._dead_checks, self._was_active, self._warned = 0, False, False
         self._forget()
 
     @torch.no_grad()
@@ -62,8 +47,8 @@ class PosteriorWatch:
         self._sums += torch.stack([mean.mean(dim=0), mean.square().mean(dim=0), kl_dimensions])
         self._updates += 1
 
-    def look(self) -> Verdict:
-        """Judge the observations since the last look."""
+    def check(self) -> WatchResult:
+        """Judge the observations since the last check."""
         average, square, kl = (self._sums.double() / max(self._updates, 1)).cpu()
         active = int((square - average.square() > ACTIVE_VARIANCE).sum())
         signals = {
@@ -72,15 +57,15 @@ class PosteriorWatch:
             "kl_dimension_median": float(kl.median()),
             "kl_dimension_max": float(kl.max()),
         }
-        self._dead_looks = 0 if active else self._dead_looks + 1
+        self._dead_checks = 0 if active else self._dead_checks + 1
         self._was_active = self._was_active or active > 0
         few = active < FEW_ACTIVE * self._latent_dim
         trouble, warning = None, None
         remedy = "try a lower --kl_weight, --kl_warmup_steps, --free_bits or a lower --learning_rate"
-        if self._dead_looks >= (LOOKS_TO_COLLAPSE if self._was_active else LOOKS_TO_TAKE_OFF):
+        if self._dead_checks >= (CHECKS_TO_COLLAPSE if self._was_active else CHECKS_TO_TAKE_OFF):
             trouble = (
                 f"the posterior has collapsed: none of the {self._latent_dim} latent units is active, in "
-                f"{self._dead_looks} checks in a row; {remedy}"
+                f"{self._dead_checks} checks in a row; {remedy}"
             )
         elif few and not self._warned:
             warning = (
@@ -89,7 +74,7 @@ class PosteriorWatch:
             )
         self._warned = self._warned or few
         self._forget()
-        return Verdict(signals, not few, trouble, warning)
+        return WatchResult(signals, not few, trouble, warning)
 
     def _forget(self) -> None:
         """Start a new window of observations."""
@@ -97,13 +82,13 @@ class PosteriorWatch:
         self._updates = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that a resumed run needs to reach the same verdicts."""
-        counts = (self._dead_looks, self._was_active, self._warned, self._updates)
+        """Return the state that a resumed run needs to reach the same results."""
+        counts = (self._dead_checks, self._was_active, self._warned, self._updates)
         return {"counts": counts, "sums": self._sums.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self._dead_looks, self._was_active, self._warned, self._updates = state_dict["counts"]
+        self._dead_checks, self._was_active, self._warned, self._updates = state_dict["counts"]
         self._sums = state_dict["sums"].to(self._device, copy=True)
 
 

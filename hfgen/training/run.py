@@ -186,7 +186,7 @@ class Run:
         self._log.add(losses, notes or {})
 
     def report(self, good: bool, trouble: str | None = None, warning: str | None = None) -> None:
-        """Accept a watch's verdict on this update. All processes must call this; the main process's verdict is used.
+        """Accept a watch's result for this update. All processes must call this; the main process's result is used.
 
         Args:
             good: whether a checkpoint saved now is a good one to roll back to.

@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from hfgen.methods.collapse import LOOKS_TO_TAKE_OFF, CollapseWatch, Verdict, coverage, diversity, small_features
+from hfgen.methods.collapse import CHECKS_TO_TAKE_OFF, CollapseWatch, coverage, diversity, small_features
+from hfgen.methods.watch import WatchResult
 
 
 PIXELS = math.sqrt(3 * 16 * 16)  # images whose values differ by 1 everywhere are so far apart
@@ -24,10 +25,10 @@ def watch(boundary: float | None = 0.0) -> CollapseWatch:
     return CollapseWatch(structured_images(), boundary)
 
 
-def look(watch: CollapseWatch, share: float) -> Verdict:
+def check(watch: CollapseWatch, share: float) -> WatchResult:
     """Let the watch judge images that have this share of the data's diversity and cover all of it."""
     images = structured_images()
-    return watch.look(images.mean(dim=0).lerp(images, share))
+    return watch.check(images.mean(dim=0).lerp(images, share))
 
 
 def observe(watch: CollapseWatch, real_logits: list[float], fake_logits: list[float]) -> None:
@@ -115,13 +116,13 @@ def test_few_real_images_have_as_many_neighbours_as_there_are():
 
 
 def test_a_look_tells_diversity_against_that_of_the_training_images_and_coverage():
-    verdict = look(watch(), 0.7)
-    assert verdict.signals == pytest.approx({"diversity": 0.7, "coverage": 1.0}, rel=1e-4)
-    assert verdict[1:] == (True, None, None)
+    result = check(watch(), 0.7)
+    assert result.signals == pytest.approx({"diversity": 0.7, "coverage": 1.0}, rel=1e-4)
+    assert result[1:] == (True, None, None)
     fake_images = structured_images(12, seed=3) * 2
     real, fake = small_features(structured_images()), small_features(fake_images)
     expected = {"diversity": diversity(fake) / diversity(real), "coverage": coverage(real, fake)}
-    assert watch().look(fake_images).signals == pytest.approx(expected)
+    assert watch().check(fake_images).signals == pytest.approx(expected)
 
 
 def test_it_wants_to_look_at_as_many_images_as_it_was_given():
@@ -131,24 +132,24 @@ def test_it_wants_to_look_at_as_many_images_as_it_was_given():
 
 @pytest.mark.parametrize(("share", "good"), [(0.1, False), (0.49, False), (0.51, True), (1.4, True)])
 def test_a_checkpoint_is_worth_going_back_to_from_half_of_the_data_s_diversity_on(share, good):
-    assert look(watch(), share).good == good
+    assert check(watch(), share).good == good
 
 
 def test_a_generator_of_healthy_images_never_brings_trouble():
     watch_of_it = watch()
-    for index in range(3 * LOOKS_TO_TAKE_OFF):
-        verdict = look(watch_of_it, 0.55 + 0.1 * (index % 5))
-        assert verdict.good and verdict.trouble is None and verdict.warning is None
+    for index in range(3 * CHECKS_TO_TAKE_OFF):
+        result = check(watch_of_it, 0.55 + 0.1 * (index % 5))
+        assert result.good and result.trouble is None and result.warning is None
 
 
 @pytest.mark.parametrize(("share", "collapsed"), [(0.24, True), (0.26, False)])
-def test_a_generator_that_was_good_has_collapsed_when_two_looks_in_a_row_find_less_than_a_quarter(share, collapsed):
+def test_a_generator_that_was_good_has_collapsed_when_two_checks_in_a_row_find_less_than_a_quarter(share, collapsed):
     watch_of_it = watch()
-    assert look(watch_of_it, 0.8).trouble is None
-    assert look(watch_of_it, share).trouble is None
-    verdict = look(watch_of_it, share)
-    assert not verdict.good
-    assert verdict.trouble == (
+    assert check(watch_of_it, 0.8).trouble is None
+    assert check(watch_of_it, share).trouble is None
+    result = check(watch_of_it, share)
+    assert not result.good
+    assert result.trouble == (
         "the generator has collapsed: its images have 24% of the data's diversity and cover 100% of the data"
         if collapsed
         else None
@@ -158,7 +159,7 @@ def test_a_generator_that_was_good_has_collapsed_when_two_looks_in_a_row_find_le
 @pytest.mark.parametrize("between", [0.3, 0.9])
 def test_one_look_at_more_between_two_at_collapsed_images_starts_the_count_anew(between):
     watch_of_it = watch()
-    troubles = [look(watch_of_it, share).trouble for share in (0.8, 0.1, between, 0.1, between, 0.1, 0.1, 0.1)]
+    troubles = [check(watch_of_it, share).trouble for share in (0.8, 0.1, between, 0.1, between, 0.1, 0.1, 0.1)]
     assert troubles[:6] == [None] * 6
     assert all("has collapsed" in trouble for trouble in troubles[6:])
 
@@ -166,10 +167,10 @@ def test_one_look_at_more_between_two_at_collapsed_images_starts_the_count_anew(
 def test_a_few_kinds_of_images_are_a_collapse_though_they_are_far_from_each_other():
     images = structured_images(60)
     watch_of_it, few = CollapseWatch(images, None), torch.cat([images[:2]] * 30)
-    assert watch_of_it.look(images).good
-    verdicts = [watch_of_it.look(few) for _ in range(2)]
-    assert verdicts[1].signals["diversity"] > 0.4 and verdicts[1].signals["coverage"] < 0.4
-    assert verdicts[0].trouble is None and "has collapsed: its images have" in verdicts[1].trouble
+    assert watch_of_it.check(images).good
+    results = [watch_of_it.check(few) for _ in range(2)]
+    assert results[1].signals["diversity"] > 0.4 and results[1].signals["coverage"] < 0.4
+    assert results[0].trouble is None and "has collapsed: its images have" in results[1].trouble
 
 
 @pytest.mark.parametrize(("covered", "good", "low"), [(5, False, True), (9, False, False), (13, True, False)])
@@ -179,17 +180,17 @@ def test_coverage_has_thresholds_of_its_own(covered, good, low):
     pairs = torch.cat([images + 0.001 * index for index in range(6)])  # six nearly alike: the reach is short
     watch_of_it = CollapseWatch(pairs, None)
     drawn = torch.cat([images[:covered] + 0.001 * index for index in range(6)])
-    verdict = watch_of_it.look(drawn)
-    assert verdict.signals["coverage"] == pytest.approx(covered / 20)
-    assert verdict.good == good
-    watch_of_it.look(pairs)
-    watch_of_it.look(drawn)
-    assert (watch_of_it.look(drawn).trouble is not None) == low
+    result = watch_of_it.check(drawn)
+    assert result.signals["coverage"] == pytest.approx(covered / 20)
+    assert result.good == good
+    watch_of_it.check(pairs)
+    watch_of_it.check(drawn)
+    assert (watch_of_it.check(drawn).trouble is not None) == low
 
 
 def test_a_generator_that_never_was_good_is_trouble_from_look_40_on_and_not_before():
     watch_of_it = watch()
-    troubles = [look(watch_of_it, 0.1 if index % 2 else 0.45).trouble for index in range(LOOKS_TO_TAKE_OFF + 2)]
+    troubles = [check(watch_of_it, 0.1 if index % 2 else 0.45).trouble for index in range(CHECKS_TO_TAKE_OFF + 2)]
     assert troubles[:39] == [None] * 39
     assert troubles[39:] == [
         f"the generator has not started to learn: its images have {share} of the data's diversity and cover 100% of "
@@ -200,8 +201,8 @@ def test_a_generator_that_never_was_good_is_trouble_from_look_40_on_and_not_befo
 
 def test_a_generator_that_was_good_once_need_not_be_again_as_long_as_it_does_not_collapse():
     watch_of_it = watch()
-    shares = [0.1, 0.1, 0.6] + [0.3] * (2 * LOOKS_TO_TAKE_OFF)
-    assert [look(watch_of_it, share).trouble for share in shares] == [None] * len(shares)
+    shares = [0.1, 0.1, 0.6] + [0.3] * (2 * CHECKS_TO_TAKE_OFF)
+    assert [check(watch_of_it, share).trouble for share in shares] == [None] * len(shares)
 
 
 # ------------------------------------------------------------------------------------------------- the discriminator
@@ -212,47 +213,47 @@ def test_what_is_told_of_the_discriminator_is_the_mean_over_the_updates_since_th
     observe(watch_of_it, [0.9, 0.6, 0.2, 0.7], [0.1, 0.8, 0.1, 0.9])  # 2 of 4 pairs right; signs +1 +1 -1 +1
     observe(watch_of_it, [0.4, 0.3, 0.5, 2.0], [0.1, 0.2, 0.4, 9.0])  # 3 of 4; -1 -1 0 +1
     observe(watch_of_it, [0.4, -3.0], [0.3, -4.0])  # both; -1 -1
-    signals = look(watch_of_it, 0.7).signals
+    signals = check(watch_of_it, 0.7).signals
     assert signals["d_right"] == pytest.approx((2 / 4 + 3 / 4 + 1) / 3)
     assert signals["overfitting"] == pytest.approx((2 / 4 - 1 / 4 - 1) / 3)
     observe(watch_of_it, [0.7, 0.1, 0.8], [0.9, 0.0, 0.3])
-    signals = look(watch_of_it, 0.7).signals
+    signals = check(watch_of_it, 0.7).signals
     assert signals["d_right"] == pytest.approx(2 / 3)
     assert signals["overfitting"] == pytest.approx(1 / 3)
-    assert look(watch_of_it, 0.7).signals.keys() == {"diversity", "coverage"}
+    assert check(watch_of_it, 0.7).signals.keys() == {"diversity", "coverage"}
 
 
 def test_a_pair_of_equal_logits_is_not_told_apart():
     watch_of_it = watch()
     observe(watch_of_it, [1.5, 1.0], [1.5, 0.5])
-    assert look(watch_of_it, 0.7).signals["d_right"] == 0.5
+    assert check(watch_of_it, 0.7).signals["d_right"] == 0.5
 
 
 def test_without_a_boundary_there_is_no_overfitting_to_tell_and_no_warning():
     watch_of_it = watch(boundary=None)
     observe(watch_of_it, [3.0, 5.0], [1.0, -2.0])
-    verdict = look(watch_of_it, 0.7)
-    assert verdict.signals == pytest.approx({"diversity": 0.7, "coverage": 1.0, "d_right": 1.0}, rel=1e-4)
-    assert verdict.warning is None
+    result = check(watch_of_it, 0.7)
+    assert result.signals == pytest.approx({"diversity": 0.7, "coverage": 1.0, "d_right": 1.0}, rel=1e-4)
+    assert result.warning is None
 
 
 def test_a_discriminator_that_has_won_is_warned_of_once_until_it_has_not():
     watch_of_it, warnings = watch(), []
     for right in (1, 1, 1, 0, 1, 1):
         observe(watch_of_it, [2.0, 2.0], [1.0, 1.0 if right else 3.0])
-        warnings.append(look(watch_of_it, 0.7).warning)
+        warnings.append(check(watch_of_it, 0.7).warning)
     assert [warning is not None for warning in warnings] == [True, False, False, False, True, False]
     assert warnings[0].startswith("the discriminator tells real from generated in 100.0% of pairs")
     assert warnings[4] == warnings[0]
 
 
-def test_a_discriminator_that_has_won_at_six_looks_in_a_row_is_trouble_and_its_checkpoints_are_not_good():
-    watch_of_it, verdicts = watch(), []
+def test_a_discriminator_that_has_won_at_six_checks_in_a_row_is_trouble_and_its_checkpoints_are_not_good():
+    watch_of_it, results = watch(), []
     for right in (0, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1):
         observe(watch_of_it, [2.0, 2.0], [1.0, 1.0 if right else 3.0])
-        verdicts.append(look(watch_of_it, 0.7))
-    assert [verdict.good for verdict in verdicts] == [True] + [False] * 5 + [True] + [False] * 7
-    troubles = [verdict.trouble for verdict in verdicts]
+        results.append(check(watch_of_it, 0.7))
+    assert [result.good for result in results] == [True] + [False] * 5 + [True] + [False] * 7
+    troubles = [result.trouble for result in results]
     assert troubles[:12] == [None] * 12
     assert (
         troubles[12]
@@ -262,7 +263,7 @@ def test_a_discriminator_that_has_won_at_six_looks_in_a_row_is_trouble_and_its_c
     without_boundary = watch(boundary=None)
     for _ in range(9):
         observe(without_boundary, [2.0], [1.0])
-        assert look(without_boundary, 0.7).good
+        assert check(without_boundary, 0.7).good
 
 
 @pytest.mark.parametrize(("wrong", "warned"), [(4, True), (6, False)])
@@ -270,7 +271,7 @@ def test_the_discriminator_has_won_when_it_is_right_in_more_than_995_pairs_of_10
     watch_of_it = watch()
     fake_logits = torch.tensor([3.0] * wrong + [1.0] * (1000 - wrong))
     watch_of_it.observe(torch.full((1000,), 2.0), fake_logits)
-    assert (look(watch_of_it, 0.7).warning is not None) == warned
+    assert (check(watch_of_it, 0.7).warning is not None) == warned
 
 
 def test_observing_keeps_no_graph_and_changes_no_logits():
@@ -285,22 +286,22 @@ def test_observing_keeps_no_graph_and_changes_no_logits():
 # ----------------------------------------------------------------------------------------------------------- resuming
 
 
-def story(watch_of_it: CollapseWatch, first: int, last: int) -> list[Verdict]:
-    """The verdicts of looks `first` to `last` of a run that takes off, saturates, recovers and collapses twice."""
+def story(watch_of_it: CollapseWatch, first: int, last: int) -> list[WatchResult]:
+    """The results of checks `first` to `last` of a run that takes off, saturates, recovers and collapses twice."""
     shares = [0.1, 0.2, 0.3, 0.7, 0.9, 0.2, 0.4, 0.1, 0.1, 0.6, 0.1, 0.1]
-    verdicts = []
+    results = []
     for index in range(first, last):
         sure = index in (2, 3, 4, 7, 8)
         observe(watch_of_it, [2.0, 1.0], [1.0, 0.5 if sure else 3.0])
-        verdicts.append(look(watch_of_it, shares[index]))
+        results.append(check(watch_of_it, shares[index]))
         observe(watch_of_it, [-0.5, 0.1, 0.3], [-1.0, 0.0, 0.2])
-    return verdicts
+    return results
 
 
 @pytest.mark.parametrize("saved_at", range(12))
 def test_a_watch_that_goes_on_from_a_saved_state_comes_to_the_same_verdicts(saved_at):
     expected = story(watch(), 0, 12)
-    assert len({verdict[1:] for verdict in expected}) >= 4
+    assert len({result[1:] for result in expected}) >= 4
     saved = watch()
     story(saved, 0, saved_at)
     file = io.BytesIO()
@@ -312,13 +313,13 @@ def test_a_watch_that_goes_on_from_a_saved_state_comes_to_the_same_verdicts(save
     assert story(resumed, saved_at, 12) == expected[saved_at:]
 
 
-@pytest.mark.parametrize("looks", [0, 25, LOOKS_TO_TAKE_OFF - 1])
-def test_a_resumed_watch_has_not_forgotten_how_often_it_has_looked(looks):
+@pytest.mark.parametrize("checks", [0, 25, CHECKS_TO_TAKE_OFF - 1])
+def test_a_resumed_watch_has_not_forgotten_how_often_it_has_checked(checks):
     saved, resumed = watch(), watch()
-    for _ in range(looks):
-        look(saved, 0.3)
+    for _ in range(checks):
+        check(saved, 0.3)
     resumed.load_state_dict(saved.state_dict())
-    troubles = [look(resumed, 0.3).trouble for _ in range(LOOKS_TO_TAKE_OFF - looks)]
+    troubles = [check(resumed, 0.3).trouble for _ in range(CHECKS_TO_TAKE_OFF - checks)]
     assert troubles[:-1] == [None] * (len(troubles) - 1)
     assert "has not started to learn" in troubles[-1]
 
@@ -326,9 +327,9 @@ def test_a_resumed_watch_has_not_forgotten_how_often_it_has_looked(looks):
 def test_data_of_copies_gives_no_verdict_instead_of_a_division_by_zero():
     one = torch.full((1, 3, 16, 16), 0.25)
     watch = CollapseWatch(torch.cat([one, one]), boundary=0.0)
-    verdict = watch.look(torch.cat([one, -one]))
-    assert verdict.signals == {"diversity": 1.0, "coverage": 1.0}
-    assert verdict.good and verdict.trouble is None
+    result = watch.check(torch.cat([one, -one]))
+    assert result.signals == {"diversity": 1.0, "coverage": 1.0}
+    assert result.good and result.trouble is None
 
 
 def test_images_that_are_not_finite_are_trouble_at_once():
@@ -336,8 +337,8 @@ def test_images_that_are_not_finite_are_trouble_at_once():
     watch = CollapseWatch(images, boundary=0.0)
     broken = images.clone()
     broken[2, 0, 5, 5] = torch.nan
-    verdict = watch.look(broken)
-    assert not verdict.good and "non-finite values" in verdict.trouble
+    result = watch.check(broken)
+    assert not result.good and "non-finite values" in result.trouble
 
 
 def test_a_state_does_not_change_with_what_is_observed_later():

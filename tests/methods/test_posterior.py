@@ -11,14 +11,14 @@ from accelerate import Accelerator
 from hfgen.losses.vae import kl_per_dimension, reconstruction_loss
 from hfgen.methods.posterior import (
     ACTIVE_VARIANCE,
+    CHECKS_TO_COLLAPSE,
+    CHECKS_TO_TAKE_OFF,
     FEW_ACTIVE,
-    LOOKS_TO_COLLAPSE,
-    LOOKS_TO_TAKE_OFF,
     EncodedImages,
     PosteriorWatch,
-    Verdict,
     encode_images,
 )
+from hfgen.methods.watch import WatchResult
 from hfgen.models import ConvVAE
 
 
@@ -35,11 +35,11 @@ def observe(watch: PosteriorWatch, *means: list[float], kl: list[float] | None =
     watch.observe(torch.tensor(means)[:, :, None, None], kl_dimensions)
 
 
-def look(watch: PosteriorWatch, active: int, latent_dim: int = 4) -> Verdict:
+def check(watch: PosteriorWatch, active: int, latent_dim: int = 4) -> WatchResult:
     """Let the watch see an update in which so many units are active, and judge."""
     means = [0.5] * active + [0.0] * (latent_dim - active)
     observe(watch, means, [-mean for mean in means])
-    return watch.look()
+    return watch.check()
 
 
 # -------------------------------------------------------------------------------------------------------- active units
@@ -50,26 +50,26 @@ def test_a_unit_is_active_if_the_variance_of_its_mean_is_above_a_hundredth():
     watch_of_it = watch()
     # Variances 0.0099, 0.0102, 0 far from the prior, and 0.0102 far from it.
     observe(watch_of_it, [0.0995, 0.101, 3.0, 3.101], [-0.0995, -0.101, 3.0, 2.899])
-    assert watch_of_it.look().signals["active_units"] == 2
+    assert watch_of_it.check().signals["active_units"] == 2
 
 
 def test_the_variance_is_over_all_images_since_the_last_look():
     watch_of_it = watch(2)
     observe(watch_of_it, [0.3, 0.3], [0.3, 0.3])
     observe(watch_of_it, [-0.3, 0.3], [-0.3, 0.3])
-    assert watch_of_it.look().signals["active_units"] == 1
+    assert watch_of_it.check().signals["active_units"] == 1
     observe(watch_of_it, [-0.3, 0.3], [-0.3, 0.3])
-    assert watch_of_it.look().signals["active_units"] == 0
+    assert watch_of_it.check().signals["active_units"] == 0
 
 
 def test_the_kl_of_the_dimensions_is_told_in_the_mean_over_the_updates_since_the_last_look():
     watch_of_it, flat = watch(5), [0.0] * 5
     observe(watch_of_it, flat, kl=[9.0] * 5)
-    watch_of_it.look()
+    watch_of_it.check()
     observe(watch_of_it, flat, kl=[1.0, 0.2, 7.0, 2.0, 5.0])
     observe(watch_of_it, flat, kl=[3.0, 0.4, 4.0, 1.0, 8.0])  # means 2, 0.3, 5.5, 1.5, 6.5
     expected = {"active_units": 0, "kl_dimension_min": 0.3, "kl_dimension_median": 2.0, "kl_dimension_max": 6.5}
-    assert watch_of_it.look().signals == pytest.approx(expected)
+    assert watch_of_it.check().signals == pytest.approx(expected)
 
 
 def test_observing_keeps_no_graph_and_changes_nothing_it_is_shown():
@@ -83,19 +83,19 @@ def test_observing_keeps_no_graph_and_changes_nothing_it_is_shown():
 # ------------------------------------------------------------------------------------------------------------ collapse
 
 
-def test_a_run_that_was_active_has_collapsed_after_exactly_so_many_looks_in_a_row_without_an_active_unit():
-    assert LOOKS_TO_COLLAPSE == 3
+def test_a_run_that_was_active_has_collapsed_after_exactly_so_many_checks_in_a_row_without_an_active_unit():
+    assert CHECKS_TO_COLLAPSE == 3
     watch_of_it = watch()
-    troubles = [look(watch_of_it, active).trouble for active in (4, 0, 0, 1, 0, 0, 0, 0, 1, 0)]
+    troubles = [check(watch_of_it, active).trouble for active in (4, 0, 0, 1, 0, 0, 0, 0, 1, 0)]
     assert [trouble is not None for trouble in troubles] == [False] * 6 + [True] * 2 + [False] * 2
     told = "the posterior has collapsed: none of the 4 latent units is active, in {} checks in a row; " + REMEDY
     assert troubles[6:8] == [told.format(3), told.format(4)]
 
 
 def test_a_run_whose_units_were_never_active_gets_longer_to_take_off():
-    assert LOOKS_TO_TAKE_OFF == 8
+    assert CHECKS_TO_TAKE_OFF == 8
     watch_of_it = watch()
-    troubles = [look(watch_of_it, 0).trouble for _ in range(9)]
+    troubles = [check(watch_of_it, 0).trouble for _ in range(9)]
     assert troubles[:7] == [None] * 7
     assert "in 8 checks in a row" in troubles[7] and "in 9 checks in a row" in troubles[8]
 
@@ -103,12 +103,12 @@ def test_a_run_whose_units_were_never_active_gets_longer_to_take_off():
 def test_a_checkpoint_is_good_if_a_tenth_of_the_units_are_active():
     assert FEW_ACTIVE == 0.1
     watch_of_it = watch(30)
-    assert [look(watch_of_it, active, 30).good for active in (2, 3, 30, 0)] == [False, True, True, False]
+    assert [check(watch_of_it, active, 30).good for active in (2, 3, 30, 0)] == [False, True, True, False]
 
 
 def test_of_few_active_units_the_user_is_warned_once():
     watch_of_it = watch(30)
-    warnings = [look(watch_of_it, active, 30).warning for active in (3, 2, 0, 30, 2, 1)]
+    warnings = [check(watch_of_it, active, 30).warning for active in (3, 2, 0, 30, 2, 1)]
     assert [warning is not None for warning in warnings] == [False, True, False, False, False, False]
     assert warnings[1].startswith(f"only 2 of 30 latent units are active; if that does not improve, {REMEDY}")
 
@@ -116,20 +116,20 @@ def test_of_few_active_units_the_user_is_warned_once():
 # ------------------------------------------------------------------------------------------------------------ resuming
 
 
-def story(watch_of_it: PosteriorWatch, first: int, last: int) -> list[Verdict]:
-    """The verdicts of looks `first` to `last` of a run that takes off late and collapses twice."""
+def story(watch_of_it: PosteriorWatch, first: int, last: int) -> list[WatchResult]:
+    """The results of checks `first` to `last` of a run that takes off late and collapses twice."""
     active = [0, 0, 0, 0, 0, 1, 0, 0, 0, 20, 4, 0, 0, 0]
-    verdicts = []
+    results = []
     for index in range(first, last):
-        verdicts.append(look(watch_of_it, active[index], 30))
-        observe(watch_of_it, [0.05] * 30, kl=[float(index)] * 30)  # in the window of the next look
-    return verdicts
+        results.append(check(watch_of_it, active[index], 30))
+        observe(watch_of_it, [0.05] * 30, kl=[float(index)] * 30)  # in the window of the next check
+    return results
 
 
 @pytest.mark.parametrize("saved_at", range(14))
 def test_a_watch_that_goes_on_from_a_saved_state_comes_to_the_same_verdicts(saved_at):
     expected = story(watch(30), 0, 14)
-    assert len({verdict[1:] for verdict in expected}) >= 4
+    assert len({result[1:] for result in expected}) >= 4
     saved = watch(30)
     story(saved, 0, saved_at)
     file = io.BytesIO()
