@@ -107,12 +107,12 @@ def test_a_study_of_the_wheel_is_found_expanded_and_launched_outside_the_checkou
     code = (
         "from pathlib import Path\n"
         "from hfgen.studies.cells import expand\n"
-        "from hfgen.studies.launch import Workplace, launch_command\n"
+        "from hfgen.studies.launch import Workspace, launch_command\n"
         "from hfgen.studies.scripts import find_scripts\n"
         "from hfgen.studies.study_file import find_study_file, read_study_file\n"
         "file = find_study_file('gan_loss')\n"
         "study = expand(read_study_file(file), find_scripts(), 'photos')\n"
-        "place, cell = Workplace(Path('study'), find_scripts(), 'photos'), next(iter(study.cells.values()))\n"
+        "place, cell = Workspace(Path('study'), find_scripts(), 'photos'), next(iter(study.cells.values()))\n"
         "print(file, len(study.cells), *launch_command(cell, study.budget, place), sep='\\n')"
     )
     file, count, *command = run_python("-c", code).splitlines()

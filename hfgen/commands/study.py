@@ -13,7 +13,7 @@ from hfgen.errors import UserError
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
     from hfgen.studies.cells import Study
-    from hfgen.studies.launch import Workplace
+    from hfgen.studies.launch import Workspace
     from hfgen.studies.storage import StudyStore
     from hfgen.studies.study_file import StudyFile
 
@@ -68,17 +68,17 @@ def run(
     from hfgen.studies.storage import StudyStore, sqlite_url
     from hfgen.studies.worker import work
 
-    study_file, study, place = read(file, dataset, output, feature_weights)
-    place.output.mkdir(parents=True, exist_ok=True)
-    store = StudyStore(storage or sqlite_url(place.output), grace_seconds)
+    study_file, study, workspace = read(file, dataset, output, feature_weights)
+    workspace.output.mkdir(parents=True, exist_ok=True)
+    store = StudyStore(storage or sqlite_url(workspace.output), grace_seconds)
     if budget is not None:
-        study = reduced(store.stored(study.name), study_file, study, place, budget)
+        study = reduced(store.stored(study.name), study_file, study, workspace, budget)
     study = store.open_or_create(study)
     try:
-        work(store, study, place)
+        work(store, study, workspace)
     finally:  # report what there is
-        write_report(study, store.outcomes(study), place.output / "report")
-        typer.echo(f"the report so far: {place.output / 'report' / 'index.html'}, report.md, cells.csv, table.tex")
+        write_report(study, store.outcomes(study), workspace.output / "report")
+        typer.echo(f"the report so far: {workspace.output / 'report' / 'index.html'}, report.md, cells.csv, table.tex")
 
 
 @study_app.command()
@@ -88,11 +88,11 @@ def plan(file: File, dataset: Dataset = None, budget: BudgetOption = None, featu
     from hfgen.training.stopping import parse_duration
 
     seconds = parse_duration("--budget", budget)
-    study_file, study, place = read(file, dataset, None, feature_weights)
-    made = make_plan(study, place, typer.echo)
+    study_file, study, workspace = read(file, dataset, None, feature_weights)
+    made = make_plan(study, workspace, typer.echo)
     typer.echo(describe_plan(study, made))
     if budget is not None and seconds is not None:
-        scaled = scale_down(study_file, study, made, budget, seconds, place)
+        scaled = scale_down(study_file, study, made, budget, seconds, workspace)
         told = "it fits" if scaled is study else f"scaled down to it:\n{describe_plan(scaled, made)}"
         typer.echo(f"\n--budget {budget}: {told}")
 
@@ -108,7 +108,7 @@ def join(
 ) -> None:
     """Join a study running elsewhere: train and score its cells until none are left."""
     from hfgen.commands.evaluate import where_it_is
-    from hfgen.studies.launch import Workplace
+    from hfgen.studies.launch import Workspace
     from hfgen.studies.scripts import find_scripts
     from hfgen.studies.storage import StudyStore
     from hfgen.studies.worker import work
@@ -121,7 +121,7 @@ def join(
         )
     output = output or Path("runs/studies") / stored.name
     images = where_it_is(dataset) if dataset else stored.dataset
-    work(store, stored, Workplace(output, find_scripts(), images, feature_weights))
+    work(store, stored, Workspace(output, find_scripts(), images, feature_weights))
 
 
 @study_app.command()
@@ -166,7 +166,7 @@ def find(where: str, study: str | None) -> "tuple[StudyStore, Study]":
 
 def read(
     file: str, dataset: str | None, output: Path | None, feature_weights: str | None
-) -> "tuple[StudyFile, Study, Workplace]":
+) -> "tuple[StudyFile, Study, Workspace]":
     """Read a study file and expand its cells, for this machine.
 
     Raises:
@@ -174,7 +174,7 @@ def read(
     """
     from hfgen.commands.evaluate import where_it_is
     from hfgen.studies.cells import expand
-    from hfgen.studies.launch import Workplace
+    from hfgen.studies.launch import Workspace
     from hfgen.studies.scripts import find_scripts
     from hfgen.studies.study_file import find_study_file, read_study_file
 
@@ -183,12 +183,12 @@ def read(
     if not named:
         raise UserError(f"{file} names no data set: give --dataset")
     folder = output or Path("runs/studies") / study_file.name
-    place = Workplace(folder, find_scripts(), where_it_is(str(named)), feature_weights)
-    return study_file, expand(study_file, place.scripts, place.dataset), place
+    workspace = Workspace(folder, find_scripts(), where_it_is(str(named)), feature_weights)
+    return study_file, expand(study_file, workspace.scripts, workspace.dataset), workspace
 
 
 def reduced(
-    stored: "Study | None", study_file: "StudyFile", study: "Study", place: "Workplace", budget: str
+    stored: "Study | None", study_file: "StudyFile", study: "Study", workspace: "Workspace", budget: str
 ) -> "Study":
     """Scale a study down to a time budget, or reuse the version scaled down to it before.
 
@@ -204,10 +204,10 @@ def reduced(
     seconds = parse_duration("--budget", budget)
     if stored is not None and stored.asked == budget:
         before = replace(study_file, budget=stored.budget, evaluation=stored.evaluation, seeds=stored.seeds)
-        return marked(expand(before, place.scripts, study.dataset), study_file, budget)
+        return marked(expand(before, workspace.scripts, study.dataset), study_file, budget)
     if stored is not None and not differences(stored, study):
         return study  # it fitted before
-    plan = make_plan(study, place, typer.echo)
-    scaled = scale_down(study_file, study, plan, budget, seconds or 0.0, place)
+    plan = make_plan(study, workspace, typer.echo)
+    scaled = scale_down(study_file, study, plan, budget, seconds or 0.0, workspace)
     typer.echo(describe_plan(scaled, plan))
     return scaled

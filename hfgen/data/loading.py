@@ -52,15 +52,15 @@ def load_training_data(
     Raises:
         UserError: if the data set cannot be opened, is refused, or has no readable image.
     """
-    place = (accelerator.device, accelerator.process_index, accelerator.num_processes)
+    process = (accelerator.device, accelerator.process_index, accelerator.num_processes)
     if settings.streaming:
         from hfgen.data.streaming import StreamBatches
 
-        stream = StreamBatches(settings, batch_size, seed, *place)
+        stream = StreamBatches(settings, batch_size, seed, *process)
         return TrainingData(stream, None, stream.digest)
     store = load_images(settings)
     if accelerator.is_main_process:
         print(store.report)
         write_text_atomically(output_dir / "intake.json", json.dumps(store.report.to_dict(), indent=1) + "\n")
-    batches = ImageBatches(store, settings, batch_size, seed, *place)
+    batches = ImageBatches(store, settings, batch_size, seed, *process)
     return TrainingData(batches, len(store), store.digest)

@@ -34,7 +34,7 @@ NAMED_UNREADABLE = 5  # all unreadable images are counted, this many are named
 FETCHING_THREADS = 8  # for images that are separate files, each a network round trip
 
 
-class _Place(NamedTuple):
+class _Position(NamedTuple):
     """Start of a block: epoch, block number in it, shards already read, rows already read of the next shard."""
 
     epoch: int = 0
@@ -44,18 +44,18 @@ class _Place(NamedTuple):
 
 
 # The images in order of use, each a name and its encoded bytes or an error; and the start of the next block.
-_Block = tuple[list[tuple[str, bytes | Exception]], _Place]
+_Block = tuple[list[tuple[str, bytes | Exception]], _Position]
 
 
 class _BlockReader:
-    """Reads the blocks of one process, one at a time; a block depends only on its place."""
+    """Reads the blocks of one process, one at a time; a block depends only on its position."""
 
     def __init__(self, settings: DataSettings, commit: str, seed: int, process_index: int, num_processes: int):
         self._dataset, self.column = load_hub_dataset(settings, commit)
         self._name, self._size = settings.dataset, settings.shuffle_buffer_size
         self._seed, self._process_index, self._num_processes = seed, process_index, num_processes
-        self._rows: Iterator[tuple[str, _Place, Any]] = iter(())
-        self._rows_start: _Place | None = None  # start of the block that `_rows` would continue with
+        self._rows: Iterator[tuple[str, _Position, Any]] = iter(())
+        self._rows_start: _Position | None = None  # start of the block that `_rows` would continue with
         self.stop = threading.Event()
         if self._dataset.num_shards < num_processes and process_index == 0:
             print(
@@ -64,7 +64,7 @@ class _BlockReader:
                 f"{num_processes} or more parquet files, or leave out --streaming"
             )
 
-    def read(self, start: _Place) -> _Block:
+    def read(self, start: _Position) -> _Block:
         """Return the block at `start`; a short block ends the epoch. Raise `UserError` if the stream breaks."""
         rows = self._rows if self._rows_start == start else self._rows_from(start)
         self._rows_start = None
@@ -79,15 +79,15 @@ class _BlockReader:
                 f"--dataset {self._name}: the stream was interrupted ({type(error).__name__}: {error}); once the Hub "
                 "is reachable, continue from the last checkpoint with --resume latest"
             ) from error
-        end = _Place(epoch=start.epoch + 1)
+        end = _Position(epoch=start.epoch + 1)
         if len(taken) == self._size:
             end = taken[-1][1]._replace(block=start.block + 1)
             self._rows, self._rows_start = rows, end
         generator = np.random.default_rng(keyed_seed(self._seed, *start, self._process_index, "block"))
         return [images[index] for index in generator.permutation(len(images))], end
 
-    def _rows_from(self, start: _Place) -> Iterator[tuple[str, _Place, Any]]:
-        """Yield name, next place and undecoded value of each of this process's remaining rows in the epoch."""
+    def _rows_from(self, start: _Position) -> Iterator[tuple[str, _Position, Any]]:
+        """Yield name, next position and undecoded value of each of this process's remaining rows in the epoch."""
         count, step = self._dataset.num_shards, self._num_processes
         shards = np.random.default_rng(keyed_seed(self._seed, start.epoch, "shards")).permutation(count).tolist()
         whole = count >= step  # whole shards per process, otherwise every `step`-th row of all shards
@@ -138,7 +138,7 @@ class StreamBatches:
     ):
         self._settings, self._batch_size, self._device = settings, batch_size, device
         self._share = (seed, process_index, num_processes)
-        self._place, self._used = _Place(), 0  # the current block, and the number of its images used
+        self._position, self._used = _Position(), 0  # the current block, and the number of its images used
         self._block: _Block | None = None
         self._ahead: Future[_Block] | None = None
         self._last_readable = -1  # the last epoch that had a readable image
@@ -163,7 +163,7 @@ class StreamBatches:
         Raises:
             UserError: if the stream breaks, or an epoch has no readable image.
         """
-        generator = torch.Generator().manual_seed(keyed_seed(*self._share, *self._place, self._used, "augment"))
+        generator = torch.Generator().manual_seed(keyed_seed(*self._share, *self._position, self._used, "augment"))
         images: list[np.ndarray] = []
         while len(images) < self._batch_size:
             images += self._next_images(self._batch_size - len(images))
@@ -171,27 +171,27 @@ class StreamBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the commit, the current block and the number of its images used; prefetched images do not count."""
-        return {"commit": self._commit, **self._place._asdict(), "used": self._used}
+        return {"commit": self._commit, **self._position._asdict(), "used": self._used}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned; raise `UserError` if its commit is no longer on the Hub."""
         self._block = self._ahead = None
-        self._place, self._used = _Place(*(state_dict[field] for field in _Place._fields)), state_dict["used"]
-        self._last_readable = self._place.epoch  # unknown: assume that there was one
+        self._position, self._used = _Position(*(state_dict[field] for field in _Position._fields)), state_dict["used"]
+        self._last_readable = self._position.epoch  # unknown: assume that there was one
         if state_dict["commit"] != self._commit:
             self._open(state_dict["commit"])
 
     def _next_images(self, count: int) -> list[np.ndarray]:
         """Use up to `count` images of the current block; return the readable ones, uint8 `(size, size, 3)` each."""
         if self._block is None:
-            reading = self._ahead or self._reading_thread.submit(self._reader.read, self._place)
+            reading = self._ahead or self._reading_thread.submit(self._reader.read, self._position)
             self._block = reading.result()
             self._ahead = self._reading_thread.submit(self._reader.read, self._block[1])
-        (encoded, end), place, start = self._block, self._place, self._used
+        (encoded, end), position, start = self._block, self._position, self._used
         self._used = min(start + count, len(encoded))
-        tasks = [(place, index, *encoded[index]) for index in range(start, self._used)]
+        tasks = [(position, index, *encoded[index]) for index in range(start, self._used)]
         if self._used == len(encoded):
-            self._place, self._used, self._block = end, 0, None
+            self._position, self._used, self._block = end, 0, None
         decoded = list(self._decoders.map(self._decode, tasks))
         images = [pixels for pixels in decoded if not isinstance(pixels, str)]
         for reason in [reason for reason in decoded if isinstance(reason, str)]:
@@ -199,22 +199,22 @@ class StreamBatches:
             if reason not in self._named and len(self._named) < NAMED_UNREADABLE:
                 self._named.add(reason)
                 print(f"skipped an unreadable image: {reason}", flush=True)
-        self._last_readable = place.epoch if images else self._last_readable
-        if self._last_readable < place.epoch < self._place.epoch:
+        self._last_readable = position.epoch if images else self._last_readable
+        if self._last_readable < position.epoch < self._position.epoch:
             raise UserError(
                 f"--dataset {self._settings.dataset}: no readable image in a whole epoch; check --dataset_column, or "
                 "leave out --streaming to get a report"
             )
         return images
 
-    def _decode(self, task: tuple[_Place, int, str, bytes | Exception]) -> np.ndarray | str:
+    def _decode(self, task: tuple[_Position, int, str, bytes | Exception]) -> np.ndarray | str:
         """Return the pixels of an image, uint8 `(size, size, 3)`, or the reason why it cannot be read."""
-        place, index, name, content = task
+        position, index, name, content = task
         if isinstance(content, Exception):
             return f"{name}: {type(content).__name__}: {content}"
         try:
             pixels = decode_image(name, content, self._settings).pixels[0]
         except UnreadableImageError as error:
             return f"{name}: {error}"
-        generator = np.random.default_rng(keyed_seed(*self._share, *place, index, "crop"))
+        generator = np.random.default_rng(keyed_seed(*self._share, *position, index, "crop"))
         return random_crop(pixels, self._settings.sample_size, generator)

@@ -180,9 +180,9 @@ def check_parity(
         difference = np.abs(found.astype(np.float64) - expected)
         tolerances.append(max(RELATIVE_TOLERANCE * float(np.abs(expected).max()), SMALLEST_TOLERANCE))
         if difference.max() > tolerances[-1]:
-            place = tuple(int(index) for index in np.unravel_index(difference.argmax(), difference.shape))
+            index = tuple(int(part) for part in np.unravel_index(difference.argmax(), difference.shape))
             raise UserError(
-                f"{where} differs from PyTorch by {difference.max():.3g} (allowed: {tolerances[-1]:.3g}) at {place}"
+                f"{where} differs from PyTorch by {difference.max():.3g} (allowed: {tolerances[-1]:.3g}) at {index}"
                 f"{_timesteps_of(inputs)}; nothing was written"
             )
         largest = max(largest, float(difference.max()))

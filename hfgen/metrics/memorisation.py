@@ -122,10 +122,10 @@ def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | 
     Raises:
         ValueError: if there are not two different real images to find.
     """
-    kept, place = _without_repeats(real_small)
+    kept, positions = _without_repeats(real_small)
     if len(kept) < 2 + (own is not None):
         raise ValueError(f"{len(kept)} different real images: two to compare with are the least")
-    real_small, own = real_small[kept], None if own is None else place[own]
+    real_small, own = real_small[kept], None if own is None else positions[own]
     indices, nearest = [], []
     for start in range(0, len(small), BLOCK_ROWS):
         rows = torch.from_numpy(small[start : start + BLOCK_ROWS]).double().flatten(1)
@@ -148,16 +148,16 @@ def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | 
 
 def _without_repeats(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of the distinct images, and for each image its position among them."""
-    places: dict[bytes, int] = {}
+    position_of: dict[bytes, int] = {}
     kept: list[int] = []
-    place: list[int] = []
+    positions: list[int] = []
     for index, image in enumerate(small):
         key = image.tobytes()
-        if key not in places:
-            places[key] = len(kept)
+        if key not in position_of:
+            position_of[key] = len(kept)
             kept.append(index)
-        place.append(places[key])
-    return np.array(kept), np.array(place)
+        positions.append(position_of[key])
+    return np.array(kept), np.array(positions)
 
 
 def copying_test(train_features: np.ndarray, held_out_features: np.ndarray, fake_features: np.ndarray) -> CopyingTest:

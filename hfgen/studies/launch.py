@@ -30,11 +30,11 @@ ERROR = re.compile(r"error: |(?!subprocess\.CalledProcessError)[\w.]*(Error|Exce
 TOLD_LINES = 12
 TRAINED, DIVERGED, BROKEN, LOST = "trained", "diverged", "broken", "lost"
 LEAST_SECONDS = 1
-LOOK_EVERY = 5.0
+POLL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Workplace:
+class Workspace:
     """A worker's folders and data.
 
     Attributes:
@@ -70,22 +70,24 @@ class Ending:
     step: int | None = None
 
 
-def train_cell(cell: Cell, budget: Budget, place: Workplace, has_lost: Callable[[], bool] = lambda: False) -> Ending:
+def train_cell(
+    cell: Cell, budget: Budget, workspace: Workspace, has_lost: Callable[[], bool] = lambda: False
+) -> Ending:
     """Train a cell to its end, from its newest checkpoint if there is one.
 
     Args:
         cell: the cell.
         budget: training budget of the study.
-        place: this worker's folders.
+        workspace: this worker's folders.
         has_lost: whether the cell was given to another worker, which may be training in the same folder.
 
     Raises:
         KeyboardInterrupt: if this process was asked to stop; the training has then been stopped, too.
     """
-    folder = place.run_folder(cell)
+    folder = workspace.run_folder(cell)
     if _is_trained(folder, cell, budget):
         return Ending(TRAINED, step=read_status(folder)["step"])
-    command = launch_command(cell, budget, place)
+    command = launch_command(cell, budget, workspace)
     log = folder.with_name(f"{folder.name}.log")
     with log.open("a") as output:
         output.write(f"$ {shlex.join(command)}\n")
@@ -108,18 +110,18 @@ def train_cell(cell: Cell, budget: Budget, place: Workplace, has_lost: Callable[
 def _wait(process: subprocess.Popen) -> int | None:
     """Wait briefly; return the exit status if the process has ended."""
     try:
-        return process.wait(LOOK_EVERY)
+        return process.wait(POLL_SECONDS)
     except subprocess.TimeoutExpired:
         return None
 
 
-def launch_command(cell: Cell, budget: Budget, place: Workplace) -> list[str]:
+def launch_command(cell: Cell, budget: Budget, workspace: Workspace) -> list[str]:
     """Write the cell's settings as a preset next to its folder, and return the training command."""
-    folder = place.run_folder(cell)
+    folder = workspace.run_folder(cell)
     preset = folder.with_name(f"{folder.name}.json")
     write_text_atomically(preset, json.dumps(cell.settings, indent=2) + "\n")
-    command = [sys.executable, *LAUNCHER, *launch_arguments(place.scripts, cell.method), "--preset", str(preset)]
-    command += ["--dataset", place.dataset, "--output_dir", str(folder), "--resume", "latest"]
+    command = [sys.executable, *LAUNCHER, *launch_arguments(workspace.scripts, cell.method), "--preset", str(preset)]
+    command += ["--dataset", workspace.dataset, "--output_dir", str(folder), "--resume", "latest"]
     if budget.minutes is not None:
         command += ["--max_train_time", f"{max(60 * budget.minutes - _seconds_so_far(folder), LEAST_SECONDS):.3f}s"]
     return command
@@ -178,7 +180,7 @@ def check_device(cell: Cell) -> str | None:
     return None
 
 
-def check_data(place: Workplace) -> None:
+def check_data(workspace: Workspace) -> None:
     """Raise a `UserError` if a worker's data set is a path that does not exist."""
-    if is_missing(place.dataset):
-        raise UserError(f"--dataset {place.dataset}: not on this machine; say with --dataset where its images are")
+    if is_missing(workspace.dataset):
+        raise UserError(f"--dataset {workspace.dataset}: not on this machine; say with --dataset where its images are")

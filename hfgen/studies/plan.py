@@ -22,7 +22,7 @@ from hfgen.inference.draw import SamplingOptions, choose_device, draw_images, op
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.studies.cells import ALL_CHECKPOINTS, Cell, Study, expand, images_per_step, scores_on_the_way
-from hfgen.studies.launch import TRAINED, Workplace, check_device, train_cell
+from hfgen.studies.launch import TRAINED, Workspace, check_device, train_cell
 from hfgen.studies.results import data_settings
 from hfgen.studies.study_file import Budget, StudyFile
 
@@ -108,35 +108,35 @@ class Plan:
         return self.fixed_seconds(study) + sum(times)
 
 
-def make_plan(study: Study, place: Workplace, say: Callable[[str], None]) -> Plan:
+def make_plan(study: Study, workspace: Workspace, say: Callable[[str], None]) -> Plan:
     """Train every kind of cell for some seconds, generate images with it, and measure the speed.
 
     Args:
         study: the study to plan.
-        place: this worker's folders; the output folder is not touched.
+        workspace: this worker's folders; the output folder is not touched.
         say: called with a message on what is being measured.
 
     Raises:
         UserError: if the data set or the feature weights are missing, or a kind of cell cannot be trained.
     """
     evaluation = study.evaluation
-    extractor = build_extractor(evaluation.features, evaluation.mode, place.feature_weights, choose_device("auto"))
-    todo = features_to_compute(study, place, extractor)
+    extractor = build_extractor(evaluation.features, evaluation.mode, workspace.feature_weights, choose_device("auto"))
+    todo = features_to_compute(study, workspace, extractor)
     kinds = {name: _kind(cell) for name, cell in study.cells.items()}
     probes: dict[str, Probe | None] = {}
     for name, cell in study.cells.items():
         if kinds[name] not in probes:
             say(f"measuring {name}")
-            probes[kinds[name]] = None if check_device(cell) else _measure(cell, study, place)
+            probes[kinds[name]] = None if check_device(cell) else _measure(cell, study, workspace)
     size = max(cell.settings["sample_size"] for cell in study.cells.values())
     return Plan(probes, kinds, _feature_seconds(extractor, size), todo)
 
 
-def features_to_compute(study: Study, place: Workplace, extractor: Extractor) -> int:
+def features_to_compute(study: Study, workspace: Workspace, extractor: Extractor) -> int:
     """Return how many real images have no features yet; decodes all images now, outside the probes' time."""
     todo = 0
     for settings in {
-        repr(data): data for data in (data_settings(cell, place) for cell in study.cells.values())
+        repr(data): data for data in (data_settings(cell, workspace) for cell in study.cells.values())
     }.values():
         images = load_images(settings)
         todo += 0 if features_file(images, settings, extractor).is_file() else len(images)
@@ -148,13 +148,13 @@ def _kind(cell: Cell) -> str:
     return json.dumps([cell.method, cell.device, parts], sort_keys=True)
 
 
-def _measure(cell: Cell, study: Study, place: Workplace) -> Probe:
+def _measure(cell: Cell, study: Study, workspace: Workspace) -> Probe:
     probing = {"log_every": 2, "checkpoint_every": 0, "evaluate_every": 0, "density_components": 0}
     settings = cell.settings | {key: value for key, value in probing.items() if key in cell.settings}
     budget = Budget(minutes=PROBE_SECONDS / 60)
     with tempfile.TemporaryDirectory() as folder:
         probed = dataclasses.replace(cell, settings=settings)
-        there = dataclasses.replace(place, output=Path(folder))
+        there = dataclasses.replace(workspace, output=Path(folder))
         started = time.monotonic()
         ending = train_cell(probed, budget, there)
         seconds = time.monotonic() - started
@@ -225,7 +225,7 @@ def describe_plan(study: Study, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: float, place: Workplace) -> Study:
+def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: float, workspace: Workspace) -> Study:
     """Reduce a study to fit into the time: fewer scored images, then fewer seeds, then shorter training.
 
     All cells are reduced alike; the original values are stored with the study and shown in its report.
@@ -236,7 +236,7 @@ def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: f
         plan: its cost.
         asked: the time, as the user wrote it.
         seconds: the time in seconds.
-        place: this worker's folders.
+        workspace: this worker's folders.
 
     Returns:
         The reduced study, or the study unchanged if it fits.
@@ -248,7 +248,7 @@ def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: f
         return study
     reduced = file
     while True:
-        cells = expand(reduced, place.scripts, study.dataset)
+        cells = expand(reduced, workspace.scripts, study.dataset)
         left = seconds - plan.fixed_seconds(cells)
         one_each = sum(plan.score_seconds(cell, 1) for cell in cells.cells.values())
         fitting = int(SCORING_SHARE * max(left, 0.0) / one_each) if one_each else file.evaluation.num_images
@@ -268,7 +268,7 @@ def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: f
     every = None if every is None else max(1, math.ceil(every * share))  # same number of scores in a shorter training
     evaluation = dataclasses.replace(file.evaluation, num_images=num_images, every_images=every)
     reduced = dataclasses.replace(reduced, budget=cut_budget(file.budget, share), evaluation=evaluation)
-    return marked(expand(reduced, place.scripts, study.dataset), file, asked)
+    return marked(expand(reduced, workspace.scripts, study.dataset), file, asked)
 
 
 def marked(study: Study, file: StudyFile, asked: str) -> Study:

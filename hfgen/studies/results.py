@@ -25,7 +25,7 @@ from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.report import finite
 from hfgen.studies.cells import Cell
-from hfgen.studies.launch import Workplace, read_status
+from hfgen.studies.launch import Workspace, read_status
 from hfgen.studies.study_file import Evaluation
 from hfgen.training.checkpoints import list_checkpoints, load_progress
 
@@ -68,16 +68,16 @@ class Scorer:
 
     Args:
         evaluation: how to score.
-        place: this worker's folders.
+        workspace: this worker's folders.
 
     Raises:
         UserError: if the feature weights are not available on this machine.
     """
 
-    def __init__(self, evaluation: Evaluation, place: Workplace):
-        self._evaluation, self._place = evaluation, place
+    def __init__(self, evaluation: Evaluation, workspace: Workspace):
+        self._evaluation, self._workspace = evaluation, workspace
         self._extractor: Extractor = build_extractor(
-            evaluation.features, evaluation.mode, place.feature_weights, choose_device("auto")
+            evaluation.features, evaluation.mode, workspace.feature_weights, choose_device("auto")
         )
         self._references: dict[str, Reference] = {}
 
@@ -87,7 +87,7 @@ class Scorer:
         Raises:
             UserError: if the pipeline cannot be opened or does not support the evaluation's settings.
         """
-        wanted, folder = self._evaluation, self._place.run_folder(cell)
+        wanted, folder = self._evaluation, self._workspace.run_folder(cell)
         pipeline = self._open(cell, folder)
         source = wanted.sample_from if cell.method == "vae" else None
         steps = wanted.num_inference_steps
@@ -121,7 +121,7 @@ class Scorer:
     def _course(self, cell: Cell, sampling: SamplingOptions, reference: Reference, last: int) -> list[dict[str, Any]]:
         """Score the pipeline of each checkpoint before the last training image: FID by images seen."""
         course = []
-        for checkpoint in list_checkpoints(self._place.run_folder(cell) / "checkpoints"):
+        for checkpoint in list_checkpoints(self._workspace.run_folder(cell) / "checkpoints"):
             progress = load_progress(checkpoint)
             # Skip checkpoints of interrupted launches, which are at other steps.
             if progress["step"] % cell.settings["checkpoint_every"] or progress["images"] >= last:
@@ -135,7 +135,7 @@ class Scorer:
             return float(frechet_distance(reference.features, drawn.features))
 
     def _reference(self, cell: Cell, size: int) -> Reference:
-        settings = data_settings(cell, self._place)
+        settings = data_settings(cell, self._workspace)
         key = repr(settings)
         if key not in self._references:
             if settings.sample_size != size:
@@ -144,15 +144,15 @@ class Scorer:
         return self._references[key]
 
 
-def data_settings(cell: Cell, place: Workplace) -> DataSettings:
+def data_settings(cell: Cell, workspace: Workspace) -> DataSettings:
     """Return how to read the real images that a cell is scored against: centre crops without augmentation."""
     names = ("dataset_split", "dataset_column", "sample_size", "drop_duplicates", "cache_dir", "max_image_pixels")
-    return DataSettings(place.dataset, **{name: cell.settings[name] for name in names})
+    return DataSettings(workspace.dataset, **{name: cell.settings[name] for name in names})
 
 
-def data_digest(cell: Cell, place: Workplace) -> str:
+def data_digest(cell: Cell, workspace: Workspace) -> str:
     """Return the digest of the real images, which lets workers check that they train on the same ones."""
-    return load_images(data_settings(cell, place)).digest
+    return load_images(data_settings(cell, workspace)).digest
 
 
 def training_summary(folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:

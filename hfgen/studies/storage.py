@@ -39,7 +39,7 @@ GIVEN_BACK = "given back"
 # A cell that lost this many workers in a row is assumed to crash them.
 MAX_LOST = 3
 # The creator of a study stores its definition shortly after creating it.
-DEFINITION_SECONDS, LOOK_EVERY = 10.0, 0.2
+DEFINITION_SECONDS, POLL_SECONDS = 10.0, 0.2
 
 
 class StudyStore:
@@ -140,7 +140,7 @@ class StudyStore:
                     f"{self._study.study_name} in this database is no study of hfgen's; give the study file another "
                     "name"
                 )
-            time.sleep(LOOK_EVERY)
+            time.sleep(POLL_SECONDS)
         return unpacked(attributes[DEFINITION])
 
     def trials(self) -> dict[str, list[FrozenTrial]]:

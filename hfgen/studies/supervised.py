@@ -14,7 +14,7 @@ import time
 import psutil
 
 
-LOOK_EVERY = 0.5  # seconds
+POLL_SECONDS = 0.5  # seconds
 GRACE = 60.0  # seconds for writing a checkpoint before the group is killed
 
 
@@ -35,7 +35,7 @@ def main(parent: int, command: list[str]) -> int:
             told = True
         if asked and time.monotonic() - asked[0] > GRACE:
             send(process, signal.SIGKILL)
-        time.sleep(LOOK_EVERY)
+        time.sleep(POLL_SECONDS)
     send(process, signal.SIGKILL)  # anything still running in the group
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 

@@ -12,7 +12,7 @@ from diffusers.utils import logging
 from hfgen.errors import UserError
 from hfgen.studies.cells import Cell, Study
 from hfgen.studies.database import DATABASE_ERRORS, shown, told
-from hfgen.studies.launch import BROKEN, DIVERGED, TRAINED, Workplace, check_data, check_device, train_cell
+from hfgen.studies.launch import BROKEN, DIVERGED, TRAINED, Workspace, check_data, check_device, train_cell
 from hfgen.studies.results import Result, Scorer, data_digest, data_settings
 from hfgen.studies.storage import MISSING, RUNNING, WAITING, Outcome, StudyStore
 
@@ -22,13 +22,13 @@ WAIT_SECONDS = 5.0
 MAX_BROKEN = 3
 
 
-def work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float = WAIT_SECONDS) -> None:
+def work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: float = WAIT_SECONDS) -> None:
     """Work on a study's cells until all have ended, here or on other workers.
 
     Args:
         store: the study's database.
         study: the stored study.
-        place: this worker's folders.
+        workspace: this worker's folders.
         wait_seconds: seconds between checks on other workers.
 
     Raises:
@@ -38,8 +38,8 @@ def work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float 
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # preemption on a cluster: handle like Ctrl-C
     try:
-        check_data(place)
-        _work(store, study, place, wait_seconds)
+        check_data(workspace)
+        _work(store, study, workspace, wait_seconds)
     except DATABASE_ERRORS as error:
         raise UserError(
             f"--storage {shown(store.url)}: the database does not answer: {told(error)}. What is trained is kept: "
@@ -49,9 +49,9 @@ def work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float 
         signal.signal(signal.SIGTERM, before)
 
 
-def _work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float) -> None:
+def _work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: float) -> None:
     logging.disable_progress_bar()  # for loading each cell's pipeline
-    scorer = Scorer(study.evaluation, place)
+    scorer = Scorer(study.evaluation, workspace)
     digests: dict[str, str] = {}
     broken: list[str] = []
     unfit = {name: reason for name, cell in study.cells.items() if (reason := check_device(cell))}
@@ -60,7 +60,7 @@ def _work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float
         if name in unfit:
             return Outcome(BROKEN, reason=unfit[name]) if only_unfit else None
         typer.echo(f"{name}: training")
-        outcome = _train_and_score(study.cells[name], study, place, scorer, store)
+        outcome = _train_and_score(study.cells[name], study, workspace, scorer, store)
         _tell(name, outcome, study.metric)
         broken.append(outcome.reason) if outcome.kind == BROKEN else broken.clear()
         return outcome
@@ -78,7 +78,7 @@ def _work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float
         if missing := [name for name, state in states.items() if state == MISSING]:
             store.enqueue(missing)
         elif WAITING in for_us or (only_unfit and WAITING in states.values()):
-            _check_same_data(store, study, place, digests)
+            _check_same_data(store, study, workspace, digests)
             store.run_next(one)
             waited = False
             if len(broken) >= MAX_BROKEN:
@@ -92,9 +92,9 @@ def _work(store: StudyStore, study: Study, place: Workplace, wait_seconds: float
             return
 
 
-def _train_and_score(cell: Cell, study: Study, place: Workplace, scorer: Scorer, store: StudyStore) -> Outcome:
+def _train_and_score(cell: Cell, study: Study, workspace: Workspace, scorer: Scorer, store: StudyStore) -> Outcome:
     try:
-        ending = train_cell(cell, study.budget, place, store.has_lost_its_cell)
+        ending = train_cell(cell, study.budget, workspace, store.has_lost_its_cell)
     except (UserError, OSError) as error:  # OSError: disk full
         return Outcome(BROKEN, reason=f"its training could not be started: {error}")
     if ending.kind != TRAINED:
@@ -104,7 +104,7 @@ def _train_and_score(cell: Cell, study: Study, place: Workplace, scorer: Scorer,
         result = scorer.score(cell)
     except (UserError, OSError, RuntimeError) as error:  # RuntimeError: PyTorch, out of memory
         return Outcome(BROKEN, reason=f"it could not be scored: {error}", step=ending.step)
-    shutil.rmtree(place.run_folder(cell) / "checkpoints", ignore_errors=True)  # no longer needed
+    shutil.rmtree(workspace.run_folder(cell) / "checkpoints", ignore_errors=True)  # no longer needed
     value = value_of(result, study.metric)
     if not result.is_finite or not math.isfinite(value):
         return Outcome(DIVERGED, reason="it draws what cannot be scored", step=ending.step, result=result)
@@ -126,14 +126,14 @@ def _tell(name: str, outcome: Outcome, metric: str) -> None:
         typer.echo(f"{name}: {outcome.kind}{at}: {outcome.reason}")
 
 
-def _check_same_data(store: StudyStore, study: Study, place: Workplace, digests: dict[str, str]) -> None:
+def _check_same_data(store: StudyStore, study: Study, workspace: Workspace, digests: dict[str, str]) -> None:
     """Raise if the images differ from those of finished cells; `digests` caches digests by data settings."""
     for name, outcome in store.outcomes(study).items():
         if outcome is None or outcome.result is None:
             continue
         cell = study.cells[name]
-        read = repr(data_settings(cell, place))
+        read = repr(data_settings(cell, workspace))
         if read not in digests:
-            digests[read] = data_digest(cell, place)
+            digests[read] = data_digest(cell, workspace)
         if outcome.result.summary["data_digest"] != digests[read]:
-            raise UserError(f"--dataset {place.dataset}: holds other images than those that {name} was trained on")
+            raise UserError(f"--dataset {workspace.dataset}: holds other images than those that {name} was trained on")

@@ -2,7 +2,7 @@ import json
 import sys
 
 import pytest
-from toy_studies import make_quick, toy_cell, workplace
+from toy_studies import make_quick, toy_cell, workspace_in
 
 from hfgen.errors import UserError
 from hfgen.studies import launch
@@ -14,21 +14,21 @@ STEPS, MINUTES = Budget(steps=20), Budget(minutes=1.5)
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A workplace whose training script takes no time."""
+def workspace(tmp_path, monkeypatch):
+    """A workspace whose training script takes no time."""
     make_quick(monkeypatch)
-    return workplace(tmp_path)
+    return workspace_in(tmp_path)
 
 
-def launches(place, cell):
-    file = place.run_folder(cell) / "launches.jsonl"
+def launches(workspace, cell):
+    file = workspace.run_folder(cell) / "launches.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def test_a_cell_is_launched_as_a_user_would_launch_it(tmp_path):
-    place, cell = workplace(tmp_path, "photos/"), toy_cell("gan lr=1e-4 seed=0", learning_rate=1e-4)
+    workspace, cell = workspace_in(tmp_path, "photos/"), toy_cell("gan lr=1e-4 seed=0", learning_rate=1e-4)
     folder = tmp_path / "here" / "cells" / "gan-lr=1e-4-seed=0"
-    command = launch_command(cell, STEPS, place)
+    command = launch_command(cell, STEPS, workspace)
     assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
     script = command.index(str(tmp_path / "scripts" / "train_gan.py"))
     given = ["--preset", f"{folder}.json", "--dataset", "photos/", "--output_dir", str(folder), "--resume", "latest"]
@@ -37,45 +37,45 @@ def test_a_cell_is_launched_as_a_user_would_launch_it(tmp_path):
     assert not folder.exists()
 
 
-def test_a_trained_cell_leaves_its_log_and_is_not_trained_again(place):
+def test_a_trained_cell_leaves_its_log_and_is_not_trained_again(workspace):
     cell = toy_cell("a")
     for _ in range(2):
-        ending = train_cell(cell, STEPS, place)
+        ending = train_cell(cell, STEPS, workspace)
         assert (ending.kind, ending.step) == ("trained", 20)
-    assert launches(place, cell) == [{"from_step": 0, "time": None, "dataset": "toy_paintings:12"}]
-    log = (place.output / "cells" / "a.log").read_text()
+    assert launches(workspace, cell) == [{"from_step": 0, "time": None, "dataset": "toy_paintings:12"}]
+    log = (workspace.output / "cells" / "a.log").read_text()
     assert log.startswith(f"$ {sys.executable} ")
     assert "train_gan.py --preset" in log
 
 
-def test_a_folder_with_other_settings_or_without_a_pipeline_does_not_pass_for_a_trained_cell(place):
-    train_cell(toy_cell("a", batch_size=4), STEPS, place)
+def test_a_folder_with_other_settings_or_without_a_pipeline_does_not_pass_for_a_trained_cell(workspace):
+    train_cell(toy_cell("a", batch_size=4), STEPS, workspace)
     cell = toy_cell("a", batch_size=8)
-    assert train_cell(cell, STEPS, place).kind == "trained"
-    assert len(launches(place, cell)) == 2  # the real script refuses: see below
-    (place.run_folder(cell) / "pipeline" / "model_index.json").unlink()
-    assert train_cell(cell, STEPS, place).kind == "trained"
-    assert [launch["from_step"] for launch in launches(place, cell)] == [0, 20, 20]
+    assert train_cell(cell, STEPS, workspace).kind == "trained"
+    assert len(launches(workspace, cell)) == 2  # the real script refuses: see below
+    (workspace.run_folder(cell) / "pipeline" / "model_index.json").unlink()
+    assert train_cell(cell, STEPS, workspace).kind == "trained"
+    assert [launch["from_step"] for launch in launches(workspace, cell)] == [0, 20, 20]
 
 
-def test_with_a_budget_in_minutes_a_resumed_cell_gets_the_rest_of_its_time(place):
+def test_with_a_budget_in_minutes_a_resumed_cell_gets_the_rest_of_its_time(workspace):
     cell = toy_cell("a", "time is up")
-    assert launch_command(cell, MINUTES, place)[-2:] == ["--max_train_time", "90.000s"]
-    assert train_cell(cell, MINUTES, place).kind == "trained"  # and leaves a checkpoint of 40 seconds
-    assert launch_command(cell, MINUTES, place)[-2:] == ["--max_train_time", "50.000s"]
-    assert launch_command(cell, Budget(minutes=0.5), place)[-2:] == ["--max_train_time", "1.000s"]
-    assert [launch["time"] for launch in launches(place, cell)] == ["90.000s"]
+    assert launch_command(cell, MINUTES, workspace)[-2:] == ["--max_train_time", "90.000s"]
+    assert train_cell(cell, MINUTES, workspace).kind == "trained"  # and leaves a checkpoint of 40 seconds
+    assert launch_command(cell, MINUTES, workspace)[-2:] == ["--max_train_time", "50.000s"]
+    assert launch_command(cell, Budget(minutes=0.5), workspace)[-2:] == ["--max_train_time", "1.000s"]
+    assert [launch["time"] for launch in launches(workspace, cell)] == ["90.000s"]
 
 
-def test_a_run_whose_time_was_up_is_trained_only_if_the_budget_was_the_time(place):
+def test_a_run_whose_time_was_up_is_trained_only_if_the_budget_was_the_time(workspace):
     cell = toy_cell("a", "time is up")
-    ending = train_cell(cell, STEPS, place)
+    ending = train_cell(cell, STEPS, workspace)
     assert (ending.kind, ending.step) == ("broken", 20)
 
 
 @pytest.mark.parametrize("how", ["diverged", "collapsed"])
-def test_a_training_that_goes_wrong_ends_as_diverged_with_reason_and_step(place, how):
-    ending = train_cell(toy_cell("a", how), STEPS, place)
+def test_a_training_that_goes_wrong_ends_as_diverged_with_reason_and_step(workspace, how):
+    ending = train_cell(toy_cell("a", how), STEPS, workspace)
     assert (ending.kind, ending.reason, ending.step) == ("diverged", f"{how}: a loss is not finite", 3)
 
 
@@ -87,29 +87,29 @@ def test_a_training_that_goes_wrong_ends_as_diverged_with_reason_and_step(place,
         ("mutter", "status 5: two / three"),
     ],
 )
-def test_a_launch_that_fails_is_broken_and_told_with_its_last_error(place, act, told):
+def test_a_launch_that_fails_is_broken_and_told_with_its_last_error(workspace, act, told):
     for _ in range(2):  # the log of an earlier launch is before that of this one
-        ending = train_cell(toy_cell("a", act), STEPS, place)
+        ending = train_cell(toy_cell("a", act), STEPS, workspace)
         assert (ending.kind, ending.reason, ending.step) == ("broken", f"the training ended with {told}", None)
-    assert (place.output / "cells" / "a.log").read_text().count("$ ") == 2
+    assert (workspace.output / "cells" / "a.log").read_text().count("$ ") == 2
 
 
-def test_a_launch_that_fails_after_a_good_one_is_not_taken_for_good(place):
-    train_cell(toy_cell("a"), STEPS, place)
-    ending = train_cell(toy_cell("a", "refuse"), STEPS, place)
+def test_a_launch_that_fails_after_a_good_one_is_not_taken_for_good(workspace):
+    train_cell(toy_cell("a"), STEPS, workspace)
+    ending = train_cell(toy_cell("a", "refuse"), STEPS, workspace)
     assert (ending.kind, ending.step) == ("broken", 20)
 
 
-def test_a_training_whose_cell_another_worker_has_is_told_to_stop(place, monkeypatch):
-    monkeypatch.setattr(launch, "LOOK_EVERY", 0.02)
+def test_a_training_whose_cell_another_worker_has_is_told_to_stop(workspace, monkeypatch):
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.02)
     cell, looked = toy_cell("a", "linger"), []
-    folder = place.run_folder(cell)
+    folder = workspace.run_folder(cell)
 
     def has_lost():
         looked.append((folder / "begun").exists())
         return looked[-1]
 
-    ending = train_cell(cell, STEPS, place, has_lost)
+    ending = train_cell(cell, STEPS, workspace, has_lost)
     assert (ending.kind, ending.step) == ("lost", None)
     assert looked.count(True) == 1 and len(looked) > 1
     assert json.loads((folder / "status.json").read_text())["step"] == 7  # it had time for a checkpoint
@@ -128,10 +128,10 @@ def test_the_error_of_the_script_is_told_and_not_that_of_the_launcher_after_it()
 def test_data_that_are_a_path_must_be_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for named in (str(tmp_path), "~", "toy_paintings:12", "huggan/monet2photo", "."):
-        check_data(workplace(tmp_path, named))
+        check_data(workspace_in(tmp_path, named))
     for named in (str(tmp_path / "gone"), "~/gone", "./gone", "../gone/x", "C:\\gone"):
         with pytest.raises(UserError) as refusal:
-            check_data(workplace(tmp_path, named))
+            check_data(workspace_in(tmp_path, named))
         assert str(refusal.value).startswith(f"--dataset {named}: not on this machine; say with --dataset")
 
 

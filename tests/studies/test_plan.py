@@ -11,7 +11,7 @@ import hfgen.studies.plan
 from hfgen.errors import UserError
 from hfgen.evaluation.reference import load_reference
 from hfgen.studies.cells import expand
-from hfgen.studies.launch import Workplace
+from hfgen.studies.launch import Workspace
 from hfgen.studies.plan import (
     Plan,
     Probe,
@@ -46,8 +46,8 @@ def study_file(budget=None, seeds=(0, 1, 2), num_images=5000, grid=None):
     )
 
 
-def place(folder=Path(), dataset="toy_paintings:24"):
-    return Workplace(folder, find_scripts(), dataset)
+def workspace_in(folder=Path(), dataset="toy_paintings:24"):
+    return Workspace(folder, find_scripts(), dataset)
 
 
 def planned(file, real_images=0):
@@ -84,14 +84,14 @@ def test_cells_share_a_probe_unless_a_setting_alters_the_time_of_an_update():
 def test_a_study_that_fits_is_left_as_it_is():
     file = study_file()
     study, plan = planned(file)
-    assert scale_down(file, study, plan, "4h", 4 * 3600, place()) is study
+    assert scale_down(file, study, plan, "4h", 4 * 3600, workspace_in()) is study
 
 
 @pytest.mark.parametrize(("hours", "seeds", "num_images"), [(3, 3, 2685), (1, 3, 885), (0.15, 2, 250), (0.07, 1, 250)])
 def test_what_is_scaled_down_fits_and_is_cut_in_order(hours, seeds, num_images):
     file = study_file()
     study, plan = planned(file)
-    reduced = scale_down(file, study, plan, f"{hours}h", 3600 * hours, place())
+    reduced = scale_down(file, study, plan, f"{hours}h", 3600 * hours, workspace_in())
     assert 0.85 * 3600 * hours <= plan.seconds(reduced) <= 3600 * hours
     assert (len(reduced.seeds), reduced.evaluation.num_images) == (seeds, num_images)
     assert reduced.seeds == file.seeds[:seeds] and len(reduced.cells) == 2 * seeds
@@ -110,21 +110,21 @@ def test_what_is_scaled_down_fits_and_is_cut_in_order(hours, seeds, num_images):
 def test_the_time_of_the_real_images_is_left_for_them():
     file = study_file()
     study, plan = planned(file, real_images=2000)
-    reduced = scale_down(file, study, plan, "1h", 3600, place())
+    reduced = scale_down(file, study, plan, "1h", 3600, workspace_in())
     assert plan.seconds(reduced) <= 3600
-    assert reduced.budget.images < scale_down(file, *planned(file), "1h", 3600, place()).budget.images
+    assert reduced.budget.images < scale_down(file, *planned(file), "1h", 3600, workspace_in()).budget.images
 
 
 def test_a_time_that_not_even_one_seed_fits_into_is_refused_with_the_one_that_would():
     file = study_file()
     study, plan = planned(file)
     with pytest.raises(UserError, match="--budget 1m: too little for 2 cells.*give .* at least") as refused:
-        scale_down(file, study, plan, "1m", 60, place())
+        scale_down(file, study, plan, "1m", 60, workspace_in())
     number, unit = re.search(r"give ([\d.]+) (s|min)", str(refused.value)).groups()
     enough = 1.01 * float(number) * {"s": 1, "min": 60}[unit]
-    assert plan.seconds(scale_down(file, study, plan, "more", enough, place())) <= enough
+    assert plan.seconds(scale_down(file, study, plan, "more", enough, workspace_in())) <= enough
     with pytest.raises(UserError):
-        scale_down(file, study, plan, "less", 0.95 * enough, place())
+        scale_down(file, study, plan, "less", 0.95 * enough, workspace_in())
 
 
 def test_a_kind_of_cell_that_this_machine_cannot_train_costs_nothing_and_is_named():
@@ -157,7 +157,7 @@ def test_times_are_told_in_units_that_people_use(seconds, told):
 def test_features_of_real_images_that_are_kept_already_are_not_counted(tmp_path):
     file = dataclasses.replace(study_file(), data={"sample_size": 16})
     study = expand(file, find_scripts(), "toy_paintings:24")
-    there = place(tmp_path)
+    there = workspace_in(tmp_path)
     assert features_to_compute(study, there, Colours()) == 24
     load_reference(data_settings(next(iter(study.cells.values())), there), Colours(), "--dataset")
     assert features_to_compute(study, there, Colours()) == 0
@@ -173,7 +173,7 @@ def test_a_plan_is_made_by_training_for_real_and_leaves_nothing(tmp_path, monkey
     )
     said = []
     study = expand(file, find_scripts(), "toy_paintings:24")
-    plan = make_plan(study, place(tmp_path), said.append)
+    plan = make_plan(study, workspace_in(tmp_path), said.append)
     assert said == ["measuring GAN adam_beta1=0.0 seed=0"]
     (probe,) = plan.probes.values()
     assert probe.start_seconds > 1 and probe.images_per_second > 10  # a process starts, a tiny network trains

@@ -11,7 +11,7 @@ import pytest
 import torch
 import toy_studies as toys
 from postgresql import Cluster, NoPostgreSQLError
-from toy_studies import side_by_side, toy_study, trained, wait_until, workplace
+from toy_studies import side_by_side, toy_study, trained, wait_until, workspace_in
 
 from hfgen.errors import UserError
 from hfgen.studies.cells import expand
@@ -177,8 +177,8 @@ def test_a_database_that_goes_away_ends_the_worker_which_says_so_without_its_pas
     store.open_or_create(study)
     make_scorer = toys.worker.Scorer
 
-    def stop_the_database(evaluation, place):
-        scorer = make_scorer(evaluation, place)
+    def stop_the_database(evaluation, workspace):
+        scorer = make_scorer(evaluation, workspace)
         score = scorer.score
         scorer.score = lambda cell: cluster.stop() or score(cell)
         return scorer
@@ -186,7 +186,7 @@ def test_a_database_that_goes_away_ends_the_worker_which_says_so_without_its_pas
     monkeypatch.setattr(toys.worker, "Scorer", stop_the_database)
     try:
         with pytest.raises(UserError, match="the database does not answer: .*What is trained is kept") as refusal:
-            work(store, study, workplace(tmp_path))
+            work(store, study, workspace_in(tmp_path))
     finally:
         cluster.start()
     assert "secret" not in str(refusal.value)

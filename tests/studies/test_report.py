@@ -9,7 +9,7 @@ import pytest
 from made_up_studies import RATES, broken, diverged, losses, outcomes, study, trained
 
 from hfgen.errors import UserError
-from hfgen.studies.launch import Workplace
+from hfgen.studies.launch import Workspace
 from hfgen.studies.pictures import draw_score_curves
 from hfgen.studies.report import FILES, MAX_REASON, endings, statements, write_report
 from hfgen.studies.storage import Outcome
@@ -128,12 +128,12 @@ def test_of_a_path_a_report_shows_the_last_part(tmp_path, reason, shown):
 
 def test_no_file_of_the_report_says_where_anything_lies_on_this_machine(tmp_path):
     made = study({"GAN": RATES[:2]}, dataset=f"{SECRET}/my own/cats")
-    place = Workplace(tmp_path, tmp_path, made.dataset)
+    workspace = Workspace(tmp_path, tmp_path, made.dataset)
     cells = {name: replace(cell, settings={**cell.settings, "cache_dir": f"{SECRET}/cache", "channels": [8, 16]})
              for name, cell in made.cells.items()}  # fmt: skip
     made = replace(made, cells=cells)
-    warned = trained(warnings=[f"step 5: cannot write {place.run_folder(next(iter(cells.values())))}/x"])
-    files = written(tmp_path / "report", made, warned, broken(f"error: --dataset {place.dataset}: not there"))
+    warned = trained(warnings=[f"step 5: cannot write {workspace.run_folder(next(iter(cells.values())))}/x"])
+    files = written(tmp_path / "report", made, warned, broken(f"error: --dataset {workspace.dataset}: not there"))
     everything = "".join(text for text in files.values() if isinstance(text, str))
     assert SECRET not in everything and "somebody" not in everything and str(tmp_path) not in everything
     assert "24 real images of 16 pixels of cats." in files["report.md"]

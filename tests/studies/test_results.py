@@ -15,7 +15,7 @@ from hfgen.evaluation.scoring import score_pipeline
 from hfgen.inference.draw import SamplingOptions, draw_images, open_pipeline
 from hfgen.inference.figures import image_sheet
 from hfgen.studies.cells import Cell
-from hfgen.studies.launch import Workplace
+from hfgen.studies.launch import Workspace
 from hfgen.studies.results import (
     MAX_CURVE_POINTS,
     MAX_PICTURE_BYTES,
@@ -37,33 +37,33 @@ METHODS = {"gan": "GAN", "vae": "VAE", "ddpm": "DDPM"}
 
 
 @pytest.fixture(scope="module")
-def place(runs, tmp_path_factory):
-    """A worker's place in which each toy run is the cell of that name."""
+def workspace(runs, tmp_path_factory):
+    """A worker's workspace in which each toy run is the cell of that name."""
     output = tmp_path_factory.mktemp("study")
     (output / "cells").mkdir()
     for method, folder in runs.items():
         (output / "cells" / method).symlink_to(folder)
     config = json.loads((runs["gan"] / "training_config.json").read_text())
-    return Workplace(output, output, config["dataset"])
+    return Workspace(output, output, config["dataset"])
 
 
 @pytest.fixture
-def scorer(place, monkeypatch):
+def scorer(workspace, monkeypatch):
     monkeypatch.setattr(hfgen.studies.results, "build_extractor", lambda *_: Colours())
-    return Scorer(Evaluation(num_images=12, seed=3, num_inference_steps=4), place)
+    return Scorer(Evaluation(num_images=12, seed=3, num_inference_steps=4), workspace)
 
 
-def cell(place, method):
-    settings = json.loads((place.output / "cells" / method / "training_config.json").read_text())
+def cell(workspace, method):
+    settings = json.loads((workspace.output / "cells" / method / "training_config.json").read_text())
     return Cell(method, method, settings)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_cell_is_scored_as_hfgen_evaluate_does_it(method, place, scorer):
-    result = scorer.score(cell(place, method))
-    pipeline = open_pipeline(str(place.output / "cells" / method))
+def test_a_cell_is_scored_as_hfgen_evaluate_does_it(method, workspace, scorer):
+    result = scorer.score(cell(workspace, method))
+    pipeline = open_pipeline(str(workspace.output / "cells" / method))
     steps = min(4, pipeline.scheduler.config.num_train_timesteps) if method == "ddpm" else 4
-    real = load_reference(data_settings(cell(place, method), place), Colours(), "--dataset")
+    real = load_reference(data_settings(cell(workspace, method), workspace), Colours(), "--dataset")
     evaluated = score_pipeline(pipeline, real, SamplingOptions(12, 3, steps)).report
     assert result.summary["scores"] == evaluated["scores"] and result.is_finite
     assert result.summary["floor"] == evaluated["floor"]
@@ -77,17 +77,17 @@ def test_a_cell_is_scored_as_hfgen_evaluate_does_it(method, place, scorer):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_each_checkpoint_on_the_way_is_scored_as_the_end_is(method, place, monkeypatch):
+def test_each_checkpoint_on_the_way_is_scored_as_the_end_is(method, workspace, monkeypatch):
     monkeypatch.setattr(hfgen.studies.results, "build_extractor", lambda *_: Colours())
     evaluation = Evaluation(num_images=12, seed=3, num_inference_steps=4, every_images=1)
-    of_cell = cell(place, method)
+    of_cell = cell(workspace, method)
     of_cell.settings["checkpoint_every"] = 1
-    summary = Scorer(evaluation, place).score(of_cell).summary
-    folder = place.output / "cells" / method
+    summary = Scorer(evaluation, workspace).score(of_cell).summary
+    folder = workspace.output / "cells" / method
     checkpoints = list_checkpoints(folder / "checkpoints")
-    real = load_reference(data_settings(cell(place, method), place), Colours(), "--dataset")
+    real = load_reference(data_settings(cell(workspace, method), workspace), Colours(), "--dataset")
     expected = []
-    for checkpoint in [*checkpoints[:-1], place.output / "cells" / method]:
+    for checkpoint in [*checkpoints[:-1], workspace.output / "cells" / method]:
         pipeline = open_pipeline(str(checkpoint))
         progress = load_progress(checkpoint if checkpoint in checkpoints else checkpoints[-1])
         source = "prior" if method == "vae" else None  # the density comes at the end
@@ -100,10 +100,10 @@ def test_each_checkpoint_on_the_way_is_scored_as_the_end_is(method, place, monke
     assert [point["fid"] for point in summary["course"]] == pytest.approx([point["fid"] for point in expected])
 
 
-def test_a_vae_is_sampled_from_where_the_study_says(place, monkeypatch):
+def test_a_vae_is_sampled_from_where_the_study_says(workspace, monkeypatch):
     monkeypatch.setattr(hfgen.studies.results, "build_extractor", lambda *_: Colours())
     scored = {
-        source: Scorer(Evaluation(num_images=12, sample_from=source), place).score(cell(place, "vae"))
+        source: Scorer(Evaluation(num_images=12, sample_from=source), workspace).score(cell(workspace, "vae"))
         for source in ("prior", "ex_post", None)
     }
     fids = {source: result.summary["scores"]["fid"] for source, result in scored.items()}
@@ -168,14 +168,14 @@ def noisy(size):
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))
 
 
-def test_a_generator_whose_images_cannot_be_scored_is_not_finite(place, scorer):
-    result = scorer.score(cell(place, "gan"))
+def test_a_generator_whose_images_cannot_be_scored_is_not_finite(workspace, scorer):
+    result = scorer.score(cell(workspace, "gan"))
     lost = dataclasses.replace(result, summary={**result.summary, "scores": {**result.summary["scores"], "fid": None}})
     assert result.is_finite and not lost.is_finite
 
 
-def test_a_cell_whose_run_is_of_another_size_than_its_settings_say_is_refused(place, scorer):
-    other = cell(place, "gan")
+def test_a_cell_whose_run_is_of_another_size_than_its_settings_say_is_refused(workspace, scorer):
+    other = cell(workspace, "gan")
     other.settings["sample_size"] *= 2
     with pytest.raises(UserError, match="gan: draws 16 pixels, but was to be trained at 32"):
         scorer.score(other)

@@ -35,7 +35,7 @@ def planned(monkeypatch):
     """Every cell takes 10 s to launch, trains at 100 images/s and is scored at 5 images/s; counts the plans."""
     made = []
 
-    def make_plan(study, place, say):
+    def make_plan(study, workspace, say):
         made.append(study)
         kinds = {name: _kind(cell) for name, cell in study.cells.items()}
         return Plan(dict.fromkeys(kinds.values(), Probe(10.0, 100.0, 0.05, 1000, 1000)), kinds, 0.15, 0)
@@ -49,7 +49,7 @@ def worked(monkeypatch):
     """Nothing is trained: the first cell is said to have broken."""
     studies = []
 
-    def work(store, study, place):
+    def work(store, study, workspace):
         studies.append(study)
         store.enqueue(list(study.cells)[:1])
         store.run_next(lambda name: Outcome("broken", reason="nobody tried"))
@@ -99,7 +99,7 @@ def test_a_study_that_fits_its_budget_is_not_measured_again(file, planned, worke
 
 
 def test_an_interrupted_study_leaves_the_report_of_what_there_is(file, monkeypatch, hfgen):
-    def work(store, study, place):
+    def work(store, study, workspace):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(hfgen_worker(), "work", work)
@@ -127,17 +127,17 @@ def test_a_report_is_made_of_a_folder_or_a_database(file, worked, hfgen, refusal
 
 
 def test_a_worker_takes_the_data_set_from_where_it_is_told_or_from_where_the_study_has_it(file, monkeypatch, hfgen):
-    places = []
-    monkeypatch.setattr(hfgen_worker(), "work", lambda store, study, place: places.append(place))
+    workspaces = []
+    monkeypatch.setattr(hfgen_worker(), "work", lambda store, study, workspace: workspaces.append(workspace))
     assert hfgen("study", "run", file, "--output", "here")[0] == 0
     url = sqlite_url(file.parent / "here")
     assert hfgen("study", "work", url)[0] == 0
     assert hfgen("study", "work", url, "--dataset", "some/photos", "--output", "there")[0] == 0
     (file.parent / "photos").mkdir()
     assert hfgen("study", "work", url, "--dataset", "photos", "--output", "there")[0] == 0
-    found = [place.dataset for place in places]
+    found = [workspace.dataset for workspace in workspaces]
     assert found == ["toy_paintings:24", "toy_paintings:24", "some/photos", str(file.parent / "photos")]
-    assert [str(place.output) for place in places] == ["here", "runs/studies/toy", "there", "there"]
+    assert [str(workspace.output) for workspace in workspaces] == ["here", "runs/studies/toy", "there", "there"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_relative_path_of_the_images_is_kept_as_it_is_seen_from_everywhere_and
     file, monkeypatch, hfgen
 ):
     stored = []
-    monkeypatch.setattr(hfgen_worker(), "work", lambda store, study, place: stored.append(study))
+    monkeypatch.setattr(hfgen_worker(), "work", lambda store, study, workspace: stored.append(study))
     (file.parent / "photos").mkdir()
     assert hfgen("study", "run", file, "--dataset", "photos", "--output", "here")[0] == 0
     assert stored[0].dataset == str(file.parent / "photos")

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import toy_studies as toys
-from toy_studies import fall_silent, make_quick, open_toys, toy_cell, toy_study, workplace
+from toy_studies import fall_silent, make_quick, open_toys, toy_cell, toy_study, workspace_in
 
 from hfgen.errors import UserError
 from hfgen.studies import launch, worker
@@ -25,7 +25,7 @@ def launched(monkeypatch):
     """The names of the cells that were launched, in order; their settings say how it ended."""
     names = []
 
-    def end(cell, budget, place, has_lost):
+    def end(cell, budget, workspace, has_lost):
         names.append(cell.name)
         if error := cell.settings.get("cannot_start"):
             raise error
@@ -50,25 +50,25 @@ def told(store, study, name):
 
 def test_all_cells_are_trained_scored_and_told_and_a_second_worker_finds_nothing_to_do(tmp_path, scorer, capsys):
     study = toy_study(toy_cell("a", fid=7.25), "b")
-    store, place = open_toys(tmp_path, study), workplace(tmp_path)
-    work(store, study, place)
+    store, workspace = open_toys(tmp_path, study), workspace_in(tmp_path)
+    work(store, study, workspace)
     assert [store.outcomes(study)[name].value for name in "ab"] == [7.25, 5.0]
     said = capsys.readouterr().out
     assert said.startswith("a: training\na: scoring 10 images\na: fid 7.25\nb: training\n")
-    kept = [path.name for path in (place.output / "cells" / "a").iterdir()]
+    kept = [path.name for path in (workspace.output / "cells" / "a").iterdir()]
     assert "pipeline" in kept
     assert "checkpoints" not in kept  # nobody goes on from there
-    work(store, study, place)
+    work(store, study, workspace)
     assert scorer.scored == ["a", "b"]
     assert capsys.readouterr().out == ""
 
 
 def test_a_cell_that_is_trained_but_not_scored_is_not_trained_again(tmp_path, scorer):
-    study, place = toy_study("a"), workplace(tmp_path)
-    train_cell(study.cells["a"], study.budget, place)
-    work(open_toys(tmp_path, study), study, place)
+    study, workspace = toy_study("a"), workspace_in(tmp_path)
+    train_cell(study.cells["a"], study.budget, workspace)
+    work(open_toys(tmp_path, study), study, workspace)
     assert scorer.scored == ["a"]
-    assert len((place.run_folder(study.cells["a"]) / "launches.jsonl").read_text().splitlines()) == 1
+    assert len((workspace.run_folder(study.cells["a"]) / "launches.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_cell_that_is_trained_but_not_scored_is_not_trained_again(tmp_path, sc
 def test_the_figure_of_a_cell_is_what_the_study_compares(tmp_path, scorer, launched, metric, value):
     study = toy_study("a", metric=metric)
     store = open_toys(tmp_path, study)
-    work(store, study, workplace(tmp_path))
+    work(store, study, workspace_in(tmp_path))
     assert store.outcomes(study)["a"].value == value
 
 
@@ -86,7 +86,7 @@ def test_what_diverges_or_cannot_be_scored_has_ended_with_its_reason_and_step(tm
     cells += [toy_cell("flat", kid=None), toy_cell("endless", kid=float("inf"))]
     study = toy_study(*cells, metric="kid")
     store = open_toys(tmp_path, study)
-    work(store, study, workplace(tmp_path))
+    work(store, study, workspace_in(tmp_path))
     assert told(store, study, "gone") == ("diverged", "diverged: a loss is not finite", 3)
     for name in ("black", "flat", "endless"):
         assert told(store, study, name) == ("diverged", "it draws what cannot be scored", 20)
@@ -106,8 +106,8 @@ def test_broken_cells_are_told_do_not_stop_others_and_are_tried_again_by_the_nex
         broken("a"), "b", toy_cell("c", **out), "d", toy_cell("e", cannot_start=UserError("no space left")), "f"
     )
     stored = toy_study(*"abcdef")  # errors are no plain values
-    store, place = open_toys(tmp_path, stored), workplace(tmp_path)
-    work(store, study, place)
+    store, workspace = open_toys(tmp_path, stored), workspace_in(tmp_path)
+    work(store, study, workspace)
     expected = {name: "broken" if name in "ace" else "trained" for name in "abcdef"}
     assert kinds(store, study) == expected
     assert told(store, study, "a") == ("broken", "the training of a ended with status 1", 4)
@@ -115,9 +115,9 @@ def test_broken_cells_are_told_do_not_stop_others_and_are_tried_again_by_the_nex
     assert told(store, study, "e") == ("broken", "its training could not be started: no space left", None)
     assert "a: broken at step 4: the training of a ended with status 1\n" in capsys.readouterr().out
     with pytest.raises(UserError):
-        work(store, study, place)
+        work(store, study, workspace)
     assert launched == [*"abcdef", *"ace"]
-    work(store, stored, place)  # what was wrong is mended
+    work(store, stored, workspace)  # what was wrong is mended
     assert set(kinds(store, study).values()) == {"trained"}
 
 
@@ -126,7 +126,7 @@ def test_three_cells_in_a_row_that_cannot_be_trained_end_the_worker(tmp_path, sc
     store = open_toys(tmp_path, study)
     reason = "3 cells in a row could not be trained here; the last: the training of f ended with status 1"
     with pytest.raises(UserError, match=reason):
-        work(store, study, workplace(tmp_path))
+        work(store, study, workspace_in(tmp_path))
     assert launched == [*"abcdef"]
     assert store.states(study)["g"] == "waiting"
 
@@ -136,7 +136,7 @@ def test_an_error_that_nobody_foresaw_ends_the_worker_and_the_cell_is_missing(tm
     store = open_toys(tmp_path, toy_study("a"))
     for state in ("missing", "missing", "broken"):
         with pytest.raises(ZeroDivisionError, match="a bug"):
-            work(store, study, workplace(tmp_path))
+            work(store, study, workspace_in(tmp_path))
         assert store.states(study) == {"a": state}
 
 
@@ -153,7 +153,7 @@ def test_a_machine_without_cuda_leaves_those_cells_to_the_others_as_long_as_ther
     other.enqueue(["x"])
 
     def train_elsewhere(name):
-        work(store, study, workplace(tmp_path))  # ends, though cells are left: "x" has a worker
+        work(store, study, workspace_in(tmp_path))  # ends, though cells are left: "x" has a worker
         return toys.trained()
 
     other.run_next(train_elsewhere)
@@ -161,33 +161,33 @@ def test_a_machine_without_cuda_leaves_those_cells_to_the_others_as_long_as_ther
     assert kinds(store, study) == done | left
     said = capsys.readouterr().out
     assert said.count("left out: needs a CUDA device, and this machine has none") == 4
-    work(store, study, workplace(tmp_path))  # nobody else is there
+    work(store, study, workspace_in(tmp_path))  # nobody else is there
     assert kinds(store, study) == done | dict.fromkeys(left, "broken")
     assert told(store, study, "y") == ("broken", "needs a CUDA device, and this machine has none", None)
-    work(store, study, workplace(tmp_path))
+    work(store, study, workspace_in(tmp_path))
     assert sorted(launched) == ["a", "b"]
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    work(store, study, workplace(tmp_path))
+    work(store, study, workspace_in(tmp_path))
     assert set(kinds(store, study).values()) == {"trained"}
 
 
 def test_other_images_on_another_machine_are_refused_before_a_cell_is_taken(tmp_path, launched, scorer, monkeypatch):
     monkeypatch.setattr(worker, "data_digest", data_digest)
     study = toy_study(toy_cell("a"), toy_cell("b", sample_size=16), "c")
-    store, place = open_toys(tmp_path, study), workplace(tmp_path)
+    store, workspace = open_toys(tmp_path, study), workspace_in(tmp_path)
     store.enqueue([*"abc"])
 
     def train_elsewhere(name):
-        return Outcome("trained", 5.0, result=toys.toy_result(digest=data_digest(study.cells[name], place)))
+        return Outcome("trained", 5.0, result=toys.toy_result(digest=data_digest(study.cells[name], workspace)))
 
     for _ in "ab":
         store.run_next(train_elsewhere)
     with pytest.raises(
         UserError, match="--dataset toy_paintings:13: holds other images than those that a was trained"
     ):
-        work(store, study, workplace(tmp_path, "toy_paintings:13"))
+        work(store, study, workspace_in(tmp_path, "toy_paintings:13"))
     assert store.states(study) == {"a": "done", "b": "done", "c": "waiting"}
-    work(store, study, place)
+    work(store, study, workspace)
     assert store.states(study)["c"] == "done"
 
 
@@ -195,7 +195,7 @@ def test_a_data_set_that_is_not_there_is_refused_before_a_cell_is_taken(tmp_path
     study = toy_study("a")
     store = open_toys(tmp_path, study)
     with pytest.raises(UserError, match="--dataset ./photos: not on this machine"):
-        work(store, study, workplace(tmp_path, "./photos"))
+        work(store, study, workspace_in(tmp_path, "./photos"))
     assert store.states(study) == {"a": "missing"}
 
 
@@ -217,14 +217,14 @@ def test_the_last_cells_of_other_workers_are_waited_for_and_taken_if_they_are_lo
                 raise KeyboardInterrupt
 
         monkeypatch.setattr(worker.time, "sleep", nap)
-        work(store, study, workplace(tmp_path), wait_seconds=0.5)
+        work(store, study, workspace_in(tmp_path), wait_seconds=0.5)
 
     with pytest.raises(KeyboardInterrupt):
         other.run_next(hold)
     assert naps == [0.5] * 3
     assert launched == ["b", "c"]
     assert capsys.readouterr().out.count("waiting for 1 cells of other workers\n") == 1
-    work(store, study, workplace(tmp_path))
+    work(store, study, workspace_in(tmp_path))
     assert launched == ["b", "c", "a"]
 
 
@@ -232,14 +232,14 @@ def test_the_last_cells_of_other_workers_are_waited_for_and_taken_if_they_are_lo
 def test_a_worker_that_is_told_to_stop_ends_its_training_with_a_checkpoint_and_gives_the_cell_back(
     tmp_path, scorer, number
 ):
-    study, place = toy_study(toy_cell("a", "linger"), "b"), workplace(tmp_path)
-    folder = place.run_folder(study.cells["a"])
+    study, workspace = toy_study(toy_cell("a", "linger"), "b"), workspace_in(tmp_path)
+    folder = workspace.run_folder(study.cells["a"])
     store = open_toys(tmp_path, study)
 
     def be_a_worker():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
         try:
-            work(open_toys(tmp_path, study), study, place)
+            work(open_toys(tmp_path, study), study, workspace)
         except KeyboardInterrupt:
             os._exit(130)
 
@@ -258,13 +258,13 @@ def test_a_worker_that_is_told_to_stop_ends_its_training_with_a_checkpoint_and_g
 
 
 def test_a_worker_that_slept_ends_its_training_and_goes_on_with_what_there_is(tmp_path, scorer, capfd):
-    study, place = toy_study(toy_cell("a", "linger"), "b"), workplace(tmp_path)
-    begun = place.run_folder(study.cells["a"]) / "begun"
+    study, workspace = toy_study(toy_cell("a", "linger"), "b"), workspace_in(tmp_path)
+    begun = workspace.run_folder(study.cells["a"]) / "begun"
     store = open_toys(tmp_path, study)
 
     def be_a_worker():
-        launch.LOOK_EVERY = 0.05
-        work(open_toys(tmp_path, study), study, place)
+        launch.POLL_SECONDS = 0.05
+        work(open_toys(tmp_path, study), study, workspace)
 
     process = toys.FORK.Process(target=be_a_worker)
     process.start()
@@ -291,7 +291,7 @@ def test_what_sigterm_does_to_this_process_is_as_before(tmp_path, scorer, launch
 
     before = signal.signal(signal.SIGTERM, own)
     try:
-        work(open_toys(tmp_path, study), study, workplace(tmp_path))
+        work(open_toys(tmp_path, study), study, workspace_in(tmp_path))
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -19,7 +19,7 @@ from sqlalchemy.engine import Engine
 import hfgen
 from hfgen.studies import launch, worker
 from hfgen.studies.cells import Cell, Place, Study
-from hfgen.studies.launch import Workplace
+from hfgen.studies.launch import Workspace
 from hfgen.studies.results import Result
 from hfgen.studies.storage import Outcome, StudyStore, sqlite_url
 from hfgen.studies.study_file import Budget, Evaluation
@@ -72,11 +72,11 @@ def open_toys(folder: Path, study: Study, grace_seconds: int = 120) -> StudyStor
     return store
 
 
-def workplace(folder: Path, dataset: str = "toy_paintings:12") -> Workplace:
-    """A workplace with the script of `stand_in_script.py` as its only one."""
+def workspace_in(folder: Path, dataset: str = "toy_paintings:12") -> Workspace:
+    """A workspace with the script of `stand_in_script.py` as its only one."""
     (folder / "scripts").mkdir(exist_ok=True)
     shutil.copy(Path(__file__).with_name("stand_in_script.py"), folder / "scripts" / "train_gan.py")
-    return Workplace(folder / "here", folder / "scripts", dataset)
+    return Workspace(folder / "here", folder / "scripts", dataset)
 
 
 class QuickScorer:
@@ -96,8 +96,8 @@ def make_quick(monkeypatch) -> QuickScorer:
     """Launch scripts without the launcher, score by `QuickScorer`, and take all images for the same."""
     scorer = QuickScorer()
     monkeypatch.setattr(launch, "LAUNCHER", [])
-    monkeypatch.setattr(worker, "Scorer", lambda evaluation, place: scorer)
-    monkeypatch.setattr(worker, "data_digest", lambda cell, place: "these images")
+    monkeypatch.setattr(worker, "Scorer", lambda evaluation, workspace: scorer)
+    monkeypatch.setattr(worker, "data_digest", lambda cell, workspace: "these images")
     return scorer
 
 
