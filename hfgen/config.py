@@ -16,9 +16,21 @@ from transformers import HfArgumentParser
 from hfgen.errors import UserError
 
 
-# Ends the help of a setting that does not affect the trained weights. `changed_settings` also recognises these
-# settings by it: HfArgumentParser passes a field's metadata to argparse, which accepts no custom keys.
-MAY_CHANGE_NOTE = " [may change on resume]"
+class HelpText(str):
+    """The help of a setting, as shown by `--help`.
+
+    Attributes:
+        may_change: whether a resumed run may change the setting. It is an attribute of the text because
+            HfArgumentParser passes a field's metadata to argparse, which accepts no keys of ours.
+    """
+
+    may_change: bool
+
+    def __new__(cls, text: str, may_change: bool) -> "HelpText":
+        """Build the text; a setting that may change says so at the end."""
+        help_text = super().__new__(cls, f"{text} [may change on resume]" if may_change else text)
+        help_text.may_change = may_change
+        return help_text
 
 
 def setting(default: Any, help_text: str, *, may_change: bool = False) -> Any:
@@ -32,7 +44,7 @@ def setting(default: Any, help_text: str, *, may_change: bool = False) -> Any:
         help_text: shown by `--help`, with the unit.
         may_change: whether a resumed run may change it, because it does not affect the trained weights.
     """
-    metadata = {"help": help_text + MAY_CHANGE_NOTE * may_change}
+    metadata = {"help": HelpText(help_text, may_change)}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -138,10 +150,7 @@ def changed_settings(saved: dict[str, Any], *settings: Any) -> list[str]:
     """
     now = settings_to_dict(*settings)
     may_change = {
-        field.name
-        for part in settings
-        for field in dataclasses.fields(part)
-        if field.metadata["help"].endswith(MAY_CHANGE_NOTE)
+        field.name for part in settings for field in dataclasses.fields(part) if field.metadata["help"].may_change
     }
     # A setting added after the run was made counts as its default, which keeps the earlier behaviour (see `setting`).
     defaults = {field.name: field.default for part in settings for field in dataclasses.fields(part)}

@@ -79,16 +79,21 @@ def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: fl
 
     Returns:
         `(batch_size,)`, float32, positive.
+
+    Raises:
+        ValueError: if the scheduler has another prediction type.
     """
     alphas_cumprod = scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
     snr = alphas_cumprod / (1 - alphas_cumprod)
-    clipped = snr.clamp(max=gamma)
-    return {
-        "sample": lambda: clipped,
-        # clipped / snr, rewritten because the SNR underflows to zero if the schedule ends in pure noise
-        "epsilon": lambda: (gamma * (1 - alphas_cumprod) / alphas_cumprod.clamp(min=1e-20)).clamp(max=1.0),
-        "v_prediction": lambda: clipped / (snr + 1),
-    }[scheduler.config.prediction_type]()
+    prediction_type = scheduler.config.prediction_type
+    if prediction_type == "epsilon":
+        # min(snr, gamma) / snr, rewritten because the SNR underflows to zero if the schedule ends in pure noise
+        return (gamma * (1 - alphas_cumprod) / alphas_cumprod.clamp(min=1e-20)).clamp(max=1.0)
+    if prediction_type == "sample":
+        return snr.clamp(max=gamma)
+    if prediction_type == "v_prediction":
+        return snr.clamp(max=gamma) / (snr + 1)
+    raise ValueError(f"prediction_type={prediction_type!r} is none of 'epsilon', 'sample', 'v_prediction'")
 
 
 def match_noise(clean_images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -32,13 +32,7 @@ TRAINED_KEYS = (
 EDM_TRAINED_KEYS = ("sigma_min", "sigma_max", "sigma_data", "rho", "sigma_schedule", "num_train_timesteps")
 
 
-def noise_schedule(
-    kind: str,
-    num_train_timesteps: int,
-    prediction_type: str = "epsilon",
-    beta_start: float | None = None,
-    beta_end: float | None = None,
-) -> DDPMScheduler:
+def noise_schedule(kind: str, num_train_timesteps: int, prediction_type: str = "epsilon") -> DDPMScheduler:
     """Build the training schedule.
 
     "linear": Ho et al. 2020, section 4: betas from 0.0001 to 0.02 over 1000 steps. For other numbers of steps they
@@ -49,24 +43,18 @@ def noise_schedule(
         kind: "linear" or "cosine".
         num_train_timesteps: diffusion steps T, at least 2.
         prediction_type: "epsilon", "sample" or "v_prediction".
-        beta_start: first beta of the linear schedule; scaled to T if None.
-        beta_end: last beta of the linear schedule; scaled to T if None.
 
     Raises:
-        ValueError: if `num_train_timesteps` is below 2 or a beta lies outside (0, 1).
+        ValueError: if `num_train_timesteps` is below 2.
     """
     if num_train_timesteps < 2:
         raise ValueError(f"num_train_timesteps={num_train_timesteps} must be at least 2")
     scale = 1000 / num_train_timesteps
-    beta_start = min(1e-4 * scale, 0.999) if beta_start is None else beta_start
-    beta_end = min(0.02 * scale, 0.999) if beta_end is None else beta_end
-    if not 0 < beta_start <= beta_end < 1:
-        raise ValueError(f"beta_start={beta_start} and beta_end={beta_end} must satisfy 0 < start <= end < 1")
     return DDPMScheduler(
         num_train_timesteps=num_train_timesteps,
         beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[kind],
-        beta_start=beta_start,
-        beta_end=beta_end,
+        beta_start=min(1e-4 * scale, 0.999),
+        beta_end=min(0.02 * scale, 0.999),
         prediction_type=prediction_type,
         clip_sample=True,
     )
