@@ -181,9 +181,10 @@ def check_parity(
         tolerances.append(max(RELATIVE_TOLERANCE * float(np.abs(expected).max()), SMALLEST_TOLERANCE))
         if difference.max() > tolerances[-1]:
             index = tuple(int(part) for part in np.unravel_index(difference.argmax(), difference.shape))
+            timesteps = f", timesteps {inputs[1].tolist()}" if len(inputs) > 1 else ""
             raise UserError(
                 f"{where} differs from PyTorch by {difference.max():.3g} (allowed: {tolerances[-1]:.3g}) at {index}"
-                f"{_timesteps_of(inputs)}; nothing was written"
+                f"{timesteps}; nothing was written"
             )
         largest = max(largest, float(difference.max()))
     return largest, min(tolerances)
@@ -275,10 +276,6 @@ def _run(session: "onnxruntime.InferenceSession", file: Path, inputs: Sequence[t
         raise UserError(
             f"{file.name} at batch size {len(inputs[0])}: onnxruntime fails: {_one_line(error)}; nothing was written"
         ) from error
-
-
-def _timesteps_of(inputs: Sequence[torch.Tensor]) -> str:
-    return f", timesteps {inputs[1].tolist()}" if len(inputs) > 1 else ""
 
 
 def _one_line(error: Exception) -> str:

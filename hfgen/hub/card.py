@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hfgen import __version__
 from hfgen.hub.method import Method, describe_method
 from hfgen.hub.model_index import TASK, eval_results, eval_results_of_run, reference_name
 from hfgen.metrics.report import read_report, score_table
@@ -88,7 +89,7 @@ def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> Mod
         memorisation=_memorisation(report, run_scores),
         limits=_limits(method, training, report),
         licence=_licence(license_id),
-        closing=CLOSING.format(version=_version()),
+        closing=CLOSING.format(version=__version__),
     )
     card_data = _card_data(repo_id, method, training, report, run_scores, license_id)
     template = files("hfgen.model_cards") / "TEMPLATE.md"
@@ -207,7 +208,8 @@ def _training(training: dict[str, Any] | None, settings: dict[str, Any] | None) 
         "end": training["end"],
     }
     table = ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())]
-    chosen = ", ".join(f"`{key}` {_plain(value)}" for key, value in settings.items() if _is_of_method(key, value))
+    given = {key: value for key, value in settings.items() if value is not None and value is not False}
+    chosen = ", ".join(f"`{key}` {_plain(value)}" for key, value in given.items() if key not in SETTINGS_OF_THE_LAUNCH)
     return "\n".join(table) + f"\n\nSettings, of which [`{SETTINGS_FILE}`]({SETTINGS_FILE}) is all: {chosen}."
 
 
@@ -277,19 +279,8 @@ def _licence(license_id: str | None) -> str:
     return f"Weights: {license_id}. {of_code}"
 
 
-def _is_of_method(key: str, value: Any) -> bool:
-    """Whether to list a setting: it is set, and the trained weights depend on it."""
-    return value is not None and value is not False and key not in SETTINGS_OF_THE_LAUNCH
-
-
 def _plain(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _version() -> str:
-    from hfgen import __version__
-
-    return __version__
 
 
 def _read(file: Path) -> dict[str, Any] | None:

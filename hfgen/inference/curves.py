@@ -45,7 +45,8 @@ def draw_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ())
     same_names = len({run.resolve().name for run in runs}) < len(runs)
     logs = {str(run) if same_names else run.resolve().name: read_metrics(run) for run in runs}
     found = {name for log in logs.values() for entry in log for name in entry}
-    names = [*sorted(filter(_is_loss, found)), *(name for name in SCORES if name in found)]
+    losses = [name for name in found if name == "loss" or name.startswith("loss_") or name.endswith("_loss")]
+    names = [*sorted(losses), *(name for name in SCORES if name in found)]
     if references and "fid" not in names:  # no run was scored; still show the references
         names.append("fid")
     figure = Figure(figsize=(12, 3.2 * len(names)), layout="constrained")
@@ -102,7 +103,3 @@ def _draw_references(by_images: Axes, by_time: Axes, references: Sequence[Refere
     about = dict.fromkeys(curve.about for curve in references)
     by_images.set_title("\n".join(f"grey: {one}" for one in about), fontsize="x-small")
     by_images.legend(fontsize="small")
-
-
-def _is_loss(name: str) -> bool:
-    return name == "loss" or name.startswith("loss_") or name.endswith("_loss")

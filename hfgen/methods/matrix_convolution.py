@@ -110,14 +110,9 @@ def use_matrix_products(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             options = (module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
-            if options == ((KERNEL,) * 2, (STRIDE,) * 2, (PADDING,) * 2, (1, 1), 1) and not _has_output_padding(
-                module
-            ):
+            supported = ((KERNEL,) * 2, (STRIDE,) * 2, (PADDING,) * 2, (1, 1), 1)
+            if options == supported and not any(module.output_padding):
                 module.forward = _forward_of(module)  # type: ignore[assignment]
-
-
-def _has_output_padding(module: nn.Conv2d | nn.ConvTranspose2d) -> bool:
-    return any(module.output_padding)
 
 
 def _forward_of(module: nn.Conv2d | nn.ConvTranspose2d) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -63,7 +63,10 @@ def extract_features(
         batch.clear()
 
     often = 0.1 if sys.stderr.isatty() else 30  # in a log every update of the bar is a new line
-    with tqdm(total=count, desc="features", unit="image", leave=False, mininterval=often) as bar, _pool() as pool:
+    with (
+        tqdm(total=count, desc="features", unit="image", leave=False, mininterval=often) as bar,
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+    ):
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise ValueError(f"an image of {image.dtype} {image.shape}: uint8 (height, width, 3) is needed")
@@ -75,7 +78,3 @@ def extract_features(
     if not features:
         raise ValueError("there are no images to compute features of")
     return np.concatenate(features)
-
-
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1)

@@ -37,7 +37,8 @@ def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
         raise ValueError(
             f"features_a has {len(mean_a)} features and features_b {len(mean_b)}: they cannot be compared"
         )
-    return _distance(mean_a, half_a, mean_b, half_b)
+    root_trace = torch.linalg.svdvals(half_a @ half_b.T).sum()
+    return float((mean_a - mean_b).square().sum() + half_a.square().sum() + half_b.square().sum() - 2 * root_trace)
 
 
 def extrapolated_distance(real_features: np.ndarray, fake_features: np.ndarray, seed: int = 0) -> float:
@@ -85,8 +86,3 @@ def _mean_and_half(features: np.ndarray, name: str) -> tuple[torch.Tensor, torch
 def _block(features: np.ndarray, start: int) -> torch.Tensor:
     """Return one block of features in float64, so that only a block is in memory twice."""
     return torch.from_numpy(np.array(features[start : start + BLOCKS_OF_FEATURES * features.shape[1]], np.float64))
-
-
-def _distance(mean_a: torch.Tensor, half_a: torch.Tensor, mean_b: torch.Tensor, half_b: torch.Tensor) -> float:
-    root_trace = torch.linalg.svdvals(half_a @ half_b.T).sum()
-    return float((mean_a - mean_b).square().sum() + half_a.square().sum() + half_b.square().sum() - 2 * root_trace)

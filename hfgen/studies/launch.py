@@ -123,7 +123,9 @@ def launch_command(cell: Cell, budget: Budget, workspace: Workspace) -> list[str
     command = [sys.executable, *LAUNCHER, *launch_arguments(workspace.scripts, cell.method), "--preset", str(preset)]
     command += ["--dataset", workspace.dataset, "--output_dir", str(folder), "--resume", "latest"]
     if budget.minutes is not None:
-        command += ["--max_train_time", f"{max(60 * budget.minutes - _seconds_so_far(folder), LEAST_SECONDS):.3f}s"]
+        found = list_checkpoints(folder / "checkpoints")
+        trained_seconds = load_progress(found[-1])["seconds"] if found else 0.0
+        command += ["--max_train_time", f"{max(60 * budget.minutes - trained_seconds, LEAST_SECONDS):.3f}s"]
     return command
 
 
@@ -140,12 +142,6 @@ def _is_trained(folder: Path, cell: Cell, budget: Budget) -> bool:
         return False
     saved = json.loads(file.read_text())
     return all(saved.get(key) == value for key, value in json.loads(json.dumps(cell.settings)).items())
-
-
-def _seconds_so_far(folder: Path) -> float:
-    """Return the training seconds up to the newest checkpoint."""
-    found = list_checkpoints(folder / "checkpoints")
-    return load_progress(found[-1])["seconds"] if found else 0.0
 
 
 def _ending(folder: Path, budget: Budget, exit_status: int, log: Path | None) -> Ending:

@@ -198,7 +198,8 @@ def _feature_seconds(extractor: Extractor, size: int) -> float:
 
 def describe_plan(study: Study, plan: Plan) -> str:
     """Describe the cost of a study, one line per kind of cell."""
-    lines = [f"{study.title}: {len(study.cells)} cells, each trained for {study.budget}, seeds {_listed(study.seeds)}"]
+    seeds = ", ".join(map(str, study.seeds))
+    lines = [f"{study.title}: {len(study.cells)} cells, each trained for {study.budget}, seeds {seeds}"]
     left_out = 0
     for kind, probe in plan.probes.items():
         names = [name for name in study.cells if plan.kinds[name] == kind]
@@ -298,7 +299,3 @@ def duration(seconds: float) -> str:
 
 def _and_others(names: list[str]) -> str:
     return f" and {len(names) - 1} more like it" if len(names) > 1 else ""
-
-
-def _listed(values: tuple[int, ...]) -> str:
-    return ", ".join(map(str, values))

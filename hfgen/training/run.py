@@ -314,7 +314,9 @@ class Run:
             raise CollapseError(self._trouble)
         stop = self._should_stop(step_seconds)
         if stop or self._due(self.settings.log_every):
-            self._check_finite(self._log.write(self.step, self.seconds))
+            losses = self._log.write(self.step, self.seconds)
+            if bad := [name for name, value in losses.items() if not math.isfinite(value)]:
+                raise NonFiniteError(f"{', '.join(bad)} is not finite")
         self._log.bar.update()
         if stop or self._due(self.settings.checkpoint_every):
             self._save()
@@ -363,10 +365,6 @@ class Run:
             self._stop_requests.request = GO_ON
             raise NonFiniteError("a loss is not finite")
         return bool(request)
-
-    def _check_finite(self, losses: dict[str, float]) -> None:
-        if bad := [name for name, value in losses.items() if not math.isfinite(value)]:
-            raise NonFiniteError(f"{', '.join(bad)} is not finite")
 
     def _stopped_for(self, trouble: TrainingTroubleError, good: Path | None) -> TrainingTroubleError:
         """Record how the run ends, keeping the last good checkpoint; return the error that ends it."""

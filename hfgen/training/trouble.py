@@ -6,6 +6,10 @@ from typing import Any
 from hfgen.errors import UserError
 
 
+# Settings that the final message names, besides the learning rates.
+RELEVANT_SETTINGS = ("mixed_precision", "max_grad_norm", "batch_size", "lr_warmup_steps")
+
+
 class TrainingTroubleError(UserError):
     """Trouble that makes a run roll back or stop.
 
@@ -28,7 +32,8 @@ class TrainingTroubleError(UserError):
             settings: all settings of the run.
             checkpoint: the last good checkpoint.
         """
-        relevant = ", ".join(f"{name}={value}" for name, value in settings.items() if _matters(name))
+        names = [name for name in settings if "learning_rate" in name or name in RELEVANT_SETTINGS]
+        relevant = ", ".join(f"{name}={settings[name]}" for name in names)
         tried = f" after {rollbacks} rollbacks" if rollbacks else ""
         left = f"Last good checkpoint: {checkpoint or 'none'}"
         return type(self)(f"stopped at step {step}{tried}: {self} ({relevant}). {left}. {self.remedy}")
@@ -43,7 +48,3 @@ class CollapseError(TrainingTroubleError):
 
     status = "collapsed"
     remedy = "Lower --learning_rate, or try another preset; for a GAN on few images try --augment diffaugment"
-
-
-def _matters(name: str) -> bool:
-    return "learning_rate" in name or name in ("mixed_precision", "max_grad_norm", "batch_size", "lr_warmup_steps")
