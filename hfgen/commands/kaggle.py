@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # slow to import, like the imports inside the functions
 
 
 # Limits of the competition "I'm Something of a Painter Myself" (gan-getting-started).
-FEWEST, MOST = 7000, 10_000
+MIN_IMAGES, MAX_IMAGES = 7000, 10_000
 SIDE = 256
 JPEG_QUALITY = 95
 
@@ -29,7 +29,7 @@ def kaggle_zip(
     output: Annotated[Path, typer.Option("--output", help="the zip file; Kaggle requires the default name")] = Path(
         "images.zip"
     ),
-    num_images: Annotated[int, typer.Option("--num_images", help="images to generate, 7,000 to 10,000")] = FEWEST,
+    num_images: Annotated[int, typer.Option("--num_images", help="images to generate, 7,000 to 10,000")] = MIN_IMAGES,
     size: Annotated[int, typer.Option("--size", help="height and width in pixels; must be 256")] = SIDE,
     seed: Seed = 0,
     num_inference_steps: Steps = None,
@@ -47,8 +47,8 @@ def kaggle_zip(
         raise UserError(f"--output {output} exists; choose another name")
     if output.suffix != ".zip":
         raise UserError(f"--output {output}: must end in .zip; Kaggle looks for images.zip")
-    if not FEWEST <= num_images <= MOST:
-        raise UserError(f"--num_images {num_images}: the competition takes {FEWEST:,} to {MOST:,} images")
+    if not MIN_IMAGES <= num_images <= MAX_IMAGES:
+        raise UserError(f"--num_images {num_images}: the competition takes {MIN_IMAGES:,} to {MAX_IMAGES:,} images")
     if size != SIDE:
         raise UserError(f"--size {size}: the competition takes images of {SIDE} pixels only")
     from hfgen.files import write_atomically

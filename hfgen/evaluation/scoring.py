@@ -28,7 +28,7 @@ from hfgen.inference.draw import SamplingOptions, draw_images, image_size, weigh
 from hfgen.inference.figures import reconstruction_sheet
 from hfgen.methods.schedules import steps_of
 from hfgen.metrics.extraction import Extractor
-from hfgen.metrics.frechet import FEWEST_TO_EXTRAPOLATE, extrapolated_distance, frechet_distance
+from hfgen.metrics.frechet import MIN_TO_EXTRAPOLATE, extrapolated_distance, frechet_distance
 from hfgen.metrics.kernel import thinned_out
 from hfgen.metrics.memorisation import nearest_images, nearest_pixels, thumbnails
 
@@ -125,7 +125,7 @@ def score_pipeline(
     Raises:
         UserError: as `draw_images` does, or if there are too few images to extrapolate from.
     """
-    if extrapolate and options.num_images < FEWEST_TO_EXTRAPOLATE:  # before generating them
+    if extrapolate and options.num_images < MIN_TO_EXTRAPOLATE:  # before generating them
         raise _too_few(options.num_images)
     with drawn_from(pipeline, options, real.extractor) as drawn:
         scored = score_images(drawn.images, drawn.features, real, options.seed, extrapolate, held_out)
@@ -191,7 +191,7 @@ def score_images(
     Raises:
         UserError: if there are too few images to extrapolate from.
     """
-    if extrapolate and len(features) < FEWEST_TO_EXTRAPOLATE:
+    if extrapolate and len(features) < MIN_TO_EXTRAPOLATE:
         raise _too_few(len(features))
     small, real_small = thumbnails(images[index] for index in range(len(images))), real.thumbnails()
     floor = real.floor(len(features), seed)
@@ -217,7 +217,7 @@ def score_images(
 
 
 def _too_few(count: int) -> UserError:
-    return UserError(f"--extrapolate needs {FEWEST_TO_EXTRAPOLATE} images at least, not {count}")
+    return UserError(f"--extrapolate needs {MIN_TO_EXTRAPOLATE} images at least, not {count}")
 
 
 def repeat_scores(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 
-FEWEST_TO_EXTRAPOLATE, POINTS_OF_LINE = 20, 10
+MIN_TO_EXTRAPOLATE, POINTS_OF_LINE = 20, 10
 # Images per block, as a multiple of the number of features.
 BLOCKS_OF_FEATURES = 8
 
@@ -56,8 +56,8 @@ def extrapolated_distance(real_features: np.ndarray, fake_features: np.ndarray, 
     Raises:
         ValueError: if there are fewer than 20 generated images, or as `frechet_distance` does.
     """
-    if len(fake_features) < FEWEST_TO_EXTRAPOLATE:
-        raise ValueError(f"{len(fake_features)} generated images: {FEWEST_TO_EXTRAPOLATE} are the least for a line")
+    if len(fake_features) < MIN_TO_EXTRAPOLATE:
+        raise ValueError(f"{len(fake_features)} generated images: {MIN_TO_EXTRAPOLATE} are the least for a line")
     rng = np.random.default_rng(seed)
     sizes = np.linspace(len(fake_features) // 4, len(fake_features), POINTS_OF_LINE).astype(int)
     parts = [fake_features[rng.permutation(len(fake_features))[:size]] for size in sizes]

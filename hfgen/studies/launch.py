@@ -29,7 +29,7 @@ LAUNCHER = [
 ERROR = re.compile(r"error: |(?!subprocess\.CalledProcessError)[\w.]*(Error|Exception|Interrupt)\b")
 TOLD_LINES = 12
 TRAINED, DIVERGED, BROKEN, LOST = "trained", "diverged", "broken", "lost"
-LEAST_SECONDS = 1
+MIN_SECONDS = 1
 POLL_SECONDS = 5.0
 
 
@@ -125,7 +125,7 @@ def launch_command(cell: Cell, budget: Budget, workspace: Workspace) -> list[str
     if budget.minutes is not None:
         found = list_checkpoints(folder / "checkpoints")
         trained_seconds = load_progress(found[-1])["seconds"] if found else 0.0
-        command += ["--max_train_time", f"{max(60 * budget.minutes - trained_seconds, LEAST_SECONDS):.3f}s"]
+        command += ["--max_train_time", f"{max(60 * budget.minutes - trained_seconds, MIN_SECONDS):.3f}s"]
     return command
 
 

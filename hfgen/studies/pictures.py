@@ -15,9 +15,9 @@ from hfgen.studies.table import Row
 FIGURE_COLUMNS = 3
 TITLE_LENGTH, LEGEND_LENGTH = 44, 32
 SHOWN_PER_ROW = 12
-LEAST_SHOWN_PIXELS, MOST_SHOWN_PIXELS = 64, 128
+MIN_REPORT_PIXELS, MAX_REPORT_PIXELS = 64, 128
 # Panels whose losses span a larger ratio get a logarithmic axis, if all losses are positive.
-MOST_LINEAR_SPAN = 20
+MAX_LINEAR_SPAN = 20
 # The axis extends at most this many interquartile ranges beyond the quartiles, so that exploding curves leave it.
 REACH = 20
 Curve = tuple[str, str, list[float], list[float]]
@@ -116,7 +116,7 @@ def loss_range(curves: list[list[float]]) -> tuple[str, float, float]:
     found = np.array([value for values in curves for value in values if math.isfinite(value)], dtype=np.float64)
     if not len(found):
         return "linear", 0.0, 0.0
-    is_log = found.min() > 0 and found.max() > MOST_LINEAR_SPAN * found.min()
+    is_log = found.min() > 0 and found.max() > MAX_LINEAR_SPAN * found.min()
     found = np.log10(found) if is_log else found
     lower, upper = np.quantile(found, [0.25, 0.75])
     reach = REACH * (upper - lower) or math.inf
@@ -175,7 +175,7 @@ def cut(sheet: Image.Image, columns: int, gap: int = 2) -> list[Image.Image]:
 
 def _resized(image: Image.Image) -> Image.Image:
     """Enlarge a small image by repeating pixels, or downscale a large one, to a visible size."""
-    if image.width > MOST_SHOWN_PIXELS:
-        return image.resize((MOST_SHOWN_PIXELS, MOST_SHOWN_PIXELS), Image.Resampling.LANCZOS)
-    factor = max(1, LEAST_SHOWN_PIXELS // image.width)
+    if image.width > MAX_REPORT_PIXELS:
+        return image.resize((MAX_REPORT_PIXELS, MAX_REPORT_PIXELS), Image.Resampling.LANCZOS)
+    factor = max(1, MIN_REPORT_PIXELS // image.width)
     return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)

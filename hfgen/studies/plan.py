@@ -36,9 +36,9 @@ IDLE_SETTINGS = {
 }
 DRAWN, DRAWN_BY_DIFFUSION, DENOISING_STEPS = 32, 4, 3
 # Scoring gets at most this fraction of a reduced study's time, and at least this many images.
-SCORING_SHARE, LEAST_SCORED = 0.3, 250
+SCORING_SHARE, MIN_SCORED = 0.3, 250
 # Seeds are dropped if training gets less than the first fraction of the time; below the second the study is refused.
-TRAINING_SHARE, LEAST_TRAINING_SHARE = 0.5, 0.1
+TRAINING_SHARE, MIN_TRAINING_SHARE = 0.5, 0.1
 GIGABYTE = 1e9
 
 
@@ -253,13 +253,13 @@ def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: f
         left = seconds - plan.fixed_seconds(cells)
         one_each = sum(plan.score_seconds(cell, 1) for cell in cells.cells.values())
         fitting = int(SCORING_SHARE * max(left, 0.0) / one_each) if one_each else file.evaluation.num_images
-        num_images = min(file.evaluation.num_images, max(LEAST_SCORED, fitting))
+        num_images = min(file.evaluation.num_images, max(MIN_SCORED, fitting))
         left -= num_images * one_each
         if left >= TRAINING_SHARE * seconds or len(reduced.seeds) == 1:
             break
         reduced = dataclasses.replace(reduced, seeds=reduced.seeds[:-1])
-    if left < LEAST_TRAINING_SHARE * seconds:
-        needed = (seconds - left) / (1 - LEAST_TRAINING_SHARE)
+    if left < MIN_TRAINING_SHARE * seconds:
+        needed = (seconds - left) / (1 - MIN_TRAINING_SHARE)
         raise UserError(
             f"--budget {asked}: too little for {len(cells.cells)} cells, whose launches and scores of {num_images} "
             f"images take {duration(seconds - left)}; give {duration(needed)} at least, or shorten the grid"

@@ -21,7 +21,7 @@ from hfgen.studies.study_file import METRICS
 Outcomes = Mapping[str, Outcome | None]
 NOT_RUN, NAN = "–", "NaN"
 HIGHER_IS_BETTER = ("images_per_second",)
-FEWEST_TO_RANK = 3
+MIN_TO_RANK = 3
 IN_LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{character: f"{{{character}}}" for character in "[]*"},  # otherwise parsed as arguments of \\
@@ -181,7 +181,7 @@ def agreements(study: Study, rows: list[Row]) -> list[str]:
         # Diverged cells rank last.
         ours = [sign * row.mean if math.isfinite(row.mean) else math.inf for row in line]
         theirs = [sign * row.place.published if math.isfinite(row.place.published) else math.inf for row in line]
-        if len(line) < FEWEST_TO_RANK or len(set(ours)) == 1 or len(set(theirs)) == 1:
+        if len(line) < MIN_TO_RANK or len(set(ours)) == 1 or len(set(theirs)) == 1:
             continue  # no ranking
         best, their_best = (line[figures.index(min(figures))] for figures in (ours, theirs))
         correlation = float(spearmanr(ours, theirs).statistic)

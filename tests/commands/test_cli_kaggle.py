@@ -30,7 +30,7 @@ def pipelines(tmp_path_factory):
 
 
 def test_the_zip_holds_so_many_jpegs_of_256_pixels_with_names_of_their_own(hfgen, pipelines, tmp_path, monkeypatch):
-    monkeypatch.setattr(kaggle_command, "FEWEST", 12)
+    monkeypatch.setattr(kaggle_command, "MIN_IMAGES", 12)
     target = tmp_path / "images.zip"
     arguments = ("kaggle-zip", pipelines[8], "--device", "cpu", "--batch_size", "5", "--seed", "3")
     arguments += ("--num_images", "13")
@@ -77,7 +77,7 @@ def test_a_zip_that_is_there_is_left_alone(refusal, pipelines, tmp_path):
 @pytest.fixture
 def few(monkeypatch):
     """Let twelve images be enough."""
-    monkeypatch.setattr(kaggle_command, "FEWEST", 12)
+    monkeypatch.setattr(kaggle_command, "MIN_IMAGES", 12)
     return "--device", "cpu", "--num_images", "12", "--batch_size", "5"
 
 
