@@ -28,6 +28,8 @@ class RunLog:
         images_per_step: images per update, over all processes.
     """
 
+    bar: tqdm  # set by `open`
+
     def __init__(self, folder: Path, accelerator: Accelerator, images_per_step: int):
         self._metrics_file = folder / "metrics.jsonl"
         self._folder, self._accelerator, self._images_per_step = folder, accelerator, images_per_step

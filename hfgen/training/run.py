@@ -53,9 +53,24 @@ class Run:
         settings: the run's settings.
         other_settings: data and method settings; saved with the run and compared on resume.
 
+    Attributes:
+        output_dir: the run's folder.
+        accelerator, device: where the run computes.
+        is_main: whether this is the process that writes.
+        step: updates so far; within the loop, the number of the current one.
+        rollbacks: rollbacks so far.
+        images_per_step: images per update, over all processes; set by `plan`.
+        max_train_steps: number of the last update; set by `plan`.
+
     Raises:
         UserError: if the folder holds something else, or `--resume` comes with changed settings.
     """
+
+    images_per_step: int
+    max_train_steps: int
+    # Set by `restore`, once there is something to save and to log.
+    _state: RunState
+    _log: RunLog
 
     def __init__(self, settings: RunSettings, *other_settings: Any):
         self.settings, self._all_settings = settings, (settings, *other_settings)
@@ -64,8 +79,12 @@ class Run:
         self.step, self.rollbacks = 0, 0
         self._started = time.monotonic()
         self._seconds_before = 0.0  # of earlier launches of a resumed run
+        self._time_limit = parse_duration("--max_train_time", settings.max_train_time)  # seconds of this launch
         self._aside = 0.0  # seconds of this step not spent on training
         self._stop_requests = StopRequests()
+        self._on_collapse, self._max_rollbacks = "stop", 0
+        self._good = True  # what a watch last reported
+        self._trouble: str | None = None
         if settings.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
             raise UserError(
                 "--report_to wandb: wandb is not installed; pip install wandb, or use --report_to tensorboard"
@@ -129,7 +148,6 @@ class Run:
             UserError: if the checkpoint was made with other data or another number of processes.
         """
         self._on_collapse, self._max_rollbacks = on_collapse, max_rollbacks
-        self._good, self._trouble = True, None
         self._state = RunState(stateful, batches, pipeline, data_digest, self.accelerator)
         if self._checkpoint is not None:
             progress = self._state.load(self._checkpoint)
@@ -354,8 +372,8 @@ class Run:
 
     def _should_stop(self, step_seconds: float) -> bool:
         """Whether all processes stop now: one got a stop request, or there is no time for another step."""
-        budget = parse_duration("--max_train_time", self.settings.max_train_time)
-        if budget is not None and time.monotonic() - self._started + step_seconds >= budget:
+        ends_after = time.monotonic() - self._started + step_seconds
+        if self._time_limit is not None and ends_after >= self._time_limit:
             self._stop_requests.raise_to(TIME_IS_UP)
         # On an accelerator this would force a sync; there, losses are checked when they are logged.
         if self.device.type == "cpu" and not self._log.is_finite():
