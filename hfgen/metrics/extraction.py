@@ -69,12 +69,12 @@ def extract_features(
     ):
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise ValueError(f"an image of {image.dtype} {image.shape}: uint8 (height, width, 3) is needed")
+                raise ValueError(f"images must be uint8 (height, width, 3), not {image.dtype} {image.shape}")
             batch.append(image)
             if len(batch) == BATCH_SIZE:
                 flush()
         if batch:
             flush()
     if not features:
-        raise ValueError("there are no images to compute features of")
+        raise ValueError("no images to compute features of")
     return np.concatenate(features)

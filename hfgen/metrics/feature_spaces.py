@@ -31,5 +31,5 @@ def build_extractor(features: str, mode: str, weights: str | None, device: torch
     if features == "inception":
         return InceptionFeatures(find_weights(weights), device, mode)
     if mode != "clean":
-        raise UserError(f"--mode {mode}: is of Inception; --features {features} has one way to resize")
+        raise UserError(f"--mode {mode}: only for --features inception; leave it out with --features {features}")
     return TransformerFeatures(features, weights, device)

@@ -35,7 +35,7 @@ def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
     mean_b, half_b = _mean_and_half(features_b, "features_b")
     if len(mean_a) != len(mean_b):
         raise ValueError(
-            f"features_a has {len(mean_a)} features and features_b {len(mean_b)}: they cannot be compared"
+            f"features_a has {len(mean_a)} features and features_b {len(mean_b)}: both must come from the same network"
         )
     root_trace = torch.linalg.svdvals(half_a @ half_b.T).sum()
     return float((mean_a - mean_b).square().sum() + half_a.square().sum() + half_b.square().sum() - 2 * root_trace)
@@ -57,7 +57,9 @@ def extrapolated_distance(real_features: np.ndarray, fake_features: np.ndarray, 
         ValueError: if there are fewer than 20 generated images, or as `frechet_distance` does.
     """
     if len(fake_features) < MIN_TO_EXTRAPOLATE:
-        raise ValueError(f"{len(fake_features)} generated images: {MIN_TO_EXTRAPOLATE} are the least for a line")
+        raise ValueError(
+            f"fake_features has {len(fake_features)} images: extrapolation needs at least {MIN_TO_EXTRAPOLATE}"
+        )
     rng = np.random.default_rng(seed)
     sizes = np.linspace(len(fake_features) // 4, len(fake_features), POINTS_OF_LINE).astype(int)
     parts = [fake_features[rng.permutation(len(fake_features))[:size]] for size in sizes]
@@ -69,12 +71,12 @@ def extrapolated_distance(real_features: np.ndarray, fake_features: np.ndarray, 
 def _mean_and_half(features: np.ndarray, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean, `(num_features,)`, and a matrix A with at most num_features rows and `A^T A` = covariance."""
     if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"{name} of shape {features.shape}: two images of some features are the least")
+        raise ValueError(f"{name} of shape {features.shape}: at least two images with some features are needed")
     count, num_features = features.shape
     starts = range(0, count, BLOCKS_OF_FEATURES * num_features)
     mean = sum(_block(features, start).sum(dim=0) for start in starts) / count
     if not bool(torch.as_tensor(mean).isfinite().all()):
-        raise ValueError(f"{name} has a number that is not finite")
+        raise ValueError(f"{name} contains a non-finite number")
     half = torch.empty(0, num_features, dtype=torch.float64)
     for start in starts:
         half = torch.cat([half, (_block(features, start) - mean) / (count - 1) ** 0.5])

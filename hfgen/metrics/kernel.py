@@ -42,7 +42,9 @@ def kernel_distance(features_a: np.ndarray, features_b: np.ndarray, seed: int = 
     """
     if min(len(features_a), len(features_b)) < 3 or features_a.shape[1:] != features_b.shape[1:]:
         shapes = f"{features_a.shape} and {features_b.shape}"
-        raise ValueError(f"features of shapes {shapes}: at least 3 images each and as many features are needed")
+        raise ValueError(
+            f"features of shapes {shapes}: at least 3 images each and equal numbers of features are needed"
+        )
     a, b = (
         torch.from_numpy(np.array(thinned_out(part, MAX_IMAGES, seed), np.float64))
         for part in (features_a, features_b)

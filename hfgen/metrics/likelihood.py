@@ -58,7 +58,7 @@ def diffusion_bits(
     if timesteps_per_image < 1:
         raise ValueError(f"timesteps_per_image={timesteps_per_image} must be at least 1")
     if schedule.config.prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type={schedule.config.prediction_type!r} is none of {PREDICTION_TYPES}")
+        raise ValueError(f"prediction_type={schedule.config.prediction_type!r} must be one of {PREDICTION_TYPES}")
     clean_images = _exact_values(images)
     # In float64 from the betas on: float32 has only three digits for the first 1 - alphas_cumprod.
     betas = schedule.betas.cpu().double()
@@ -178,15 +178,15 @@ def vae_bits(vae: ModelMixin, images: torch.Tensor, generator: torch.Generator, 
 def _exact_values(images: torch.Tensor) -> torch.Tensor:
     """Check the images and return them in float64, on the CPU, without the rounding of float32."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
-        raise ValueError(f"images of shape {tuple(images.shape)}: (batch_size, 3, height, width) is needed")
+        raise ValueError(f"images must have shape (batch_size, 3, height, width), not {tuple(images.shape)}")
     if images.dtype != torch.float32:
-        raise ValueError(f"images of {images.dtype}: torch.float32 is needed")
+        raise ValueError(f"images must be torch.float32, not {images.dtype}")
     if not bool((images.abs() <= 1).all()):  # also catches NaN
-        raise ValueError("images are not all in [-1, 1]")
+        raise ValueError("images must be in [-1, 1]")
     values = (images.cpu().double() + 1) * 127.5
     levels = values.round()
     if bool(((values - levels).abs() > ROUNDING).any()):
-        raise ValueError("images are not of 8-bit values: 2 v / 255 - 1 is needed, v being an integer")
+        raise ValueError("images must be 8-bit values: 2 v / 255 - 1 with an integer v")
     return levels / 127.5 - 1
 
 

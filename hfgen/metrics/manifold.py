@@ -52,7 +52,9 @@ def manifold_scores(real_features: np.ndarray, fake_features: np.ndarray, k: int
     """
     if k < 1 or min(len(real_features), len(fake_features)) <= k or real_features.shape[1] != fake_features.shape[1]:
         shapes = f"{real_features.shape} and {fake_features.shape}"
-        raise ValueError(f"features of shapes {shapes} with k={k}: more than k images each, as many features")
+        raise ValueError(
+            f"features of shapes {shapes} with k={k}: more than k images each and equal numbers of features are needed"
+        )
     real, fake = (
         torch.from_numpy(np.array(thinned_out(part, MAX_IMAGES, seed), np.float64))
         for part in (real_features, fake_features)

@@ -124,7 +124,7 @@ def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | 
     """
     kept, positions = _without_repeats(real_small)
     if len(kept) < 2 + (own is not None):
-        raise ValueError(f"{len(kept)} different real images: two to compare with are the least")
+        raise ValueError(f"only {len(kept)} different real images: each image needs at least two to compare with")
     real_small, own = real_small[kept], None if own is None else positions[own]
     indices, nearest = [], []
     for start in range(0, len(small), BLOCK_ROWS):

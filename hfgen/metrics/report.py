@@ -46,7 +46,7 @@ def score_table(report: dict[str, Any]) -> str:
     head = ["score", "generated"]
     if spread:
         head.append(f"mean ± standard deviation over {len(spread['seeds'])} seeds")
-    head.append(f"floor: half of the real images against the other ({halves['num_fake']:,} each)")
+    head.append(f"floor: one half of the real images against the other ({halves['num_fake']:,} each)")
     lines = [
         f"{scores['num_fake']:,} images of {report['sample_size']} pixels against {scores['num_real']:,} real ones, "
         f"seed {report['seed']}; features: {report['features']}.",
@@ -61,14 +61,13 @@ def score_table(report: dict[str, Any]) -> str:
         lines.append(f"| {names.get(key, key)} | {' | '.join(cells)} |")
     fid = names["fid"]
     told = [
-        f"{fid} of {scores['num_fake']:,} real images, drawn with replacement, against all: {floor['fid_at_n']:.4g}. "
-        f"± is the standard error, which does not contain the bias of {fid}: compare at equal numbers of images."
+        f"{fid} of {scores['num_fake']:,} real images, sampled with replacement, against all: "
+        f"{floor['fid_at_n']:.4g}. "
+        f"± is the standard error, which excludes the bias of {fid}: compare only equal numbers of images."
     ]
     if "reconstructions" in report:
         part = report["reconstructions"]
-        told.append(
-            f"{fid} of {part['num_images']:,} real images that were encoded and decoded again: {part['fid']:.4g}."
-        )
+        told.append(f"{fid} of {part['num_images']:,} real images after encoding and decoding: {part['fid']:.4g}.")
     if "fid_at_infinity" in report:
         told.append(f"{fid} extrapolated to infinitely many generated images: {report['fid_at_infinity']:.4g}.")
     if "likelihood" in report:

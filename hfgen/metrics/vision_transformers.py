@@ -99,14 +99,16 @@ def _load(family: _Family, source: str) -> Any:
         network, loading = network_class.from_pretrained(source, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # from JSON, safetensors, disk or internet: in any case there are no weights
         raise UserError(
-            f"--feature_weights {source}: no {family.class_name} with model.safetensors could be had: "
+            f"--feature_weights {source}: no {family.class_name} with model.safetensors could be loaded: "
             f"{' '.join(str(error).split())}"
         ) from error
     if missing := loading["missing_keys"]:
-        raise UserError(f"--feature_weights {source}: is no {family.class_name}: {len(missing)} weights are missing")
+        raise UserError(
+            f"--feature_weights {source}: is not a {family.class_name}: {len(missing)} weights are missing"
+        )
     # DINOv2 with registers has extra embeddings; ignoring them would give the features of neither model.
     if strange := [name for name in loading["unexpected_keys"] if name.startswith("embeddings.")]:
-        raise UserError(f"--feature_weights {source}: is no {family.class_name}: it has {', '.join(strange)} as well")
+        raise UserError(f"--feature_weights {source}: is not a {family.class_name}: it also has {', '.join(strange)}")
     return network.float().eval()  # weights may be stored in half precision
 
 

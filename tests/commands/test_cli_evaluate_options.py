@@ -58,7 +58,7 @@ def evaluate(hfgen, asked_for, pipelines, tmp_path):
 def test_every_number_of_the_table_stands_in_its_row_and_column(evaluate):
     report, markdown = evaluate()
     rows = table_of(markdown)
-    head = ["score", "generated", "floor: half of the real images against the other (7 each)"]
+    head = ["score", "generated", "floor: one half of the real images against the other (7 each)"]
     assert [list(row) for row in rows] == [head] * 7
     assert [row["score"] for row in rows] == ["FID", "KID", "precision", "recall", "density", "coverage", "MiFID"]
     for row, (key, error) in zip(rows, TABLE.items(), strict=True):
@@ -188,7 +188,7 @@ def test_features_are_chosen_and_give_the_scores_their_names(evaluate, asked_for
     ("arguments", "told"),
     [
         (("--features", "vgg"), "--features vgg: must be one of inception, dinov2, clip"),
-        (("--features", "clip", "--mode", "legacy"), "--mode legacy: is of Inception"),
+        (("--features", "clip", "--mode", "legacy"), "--mode legacy: only for --features inception"),
         (("--held_out", "toy_paintings:11"), "--held_out toy_paintings:11: 11 images are too few"),
     ],
 )

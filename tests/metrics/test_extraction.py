@@ -106,12 +106,12 @@ def test_the_bar_shows_images_done_of_all(monkeypatch):
     ],
 )
 def test_what_is_no_8_bit_image_is_named_even_behind_others(image, told):
-    with pytest.raises(ValueError, match=f"an image of {told}: uint8"):
+    with pytest.raises(ValueError, match=rf"images must be uint8 \(height, width, 3\), not {told}"):
         extract_features([*noise(2), image], None, as_it_is, corner_and_means, CPU)
 
 
 def test_no_images_are_an_error():
-    with pytest.raises(ValueError, match="there are no images"):
+    with pytest.raises(ValueError, match="no images to compute features of"):
         extract_features(iter(()), 0, as_it_is, corner_and_means, CPU)
 
 
@@ -121,8 +121,8 @@ def test_no_images_are_an_error():
         ("vgg", "clean", "--features vgg: must be one of inception, dinov2, clip$"),
         ("inception", "tidy", "--mode tidy: must be clean or legacy$"),
         ("dinov2", "tidy", "--mode tidy: must be clean or legacy$"),
-        ("dinov2", "legacy", "--mode legacy: is of Inception; --features dinov2 has one way to resize$"),
-        ("clip", "legacy", "--mode legacy: is of Inception; --features clip has one way to resize$"),
+        ("dinov2", "legacy", "--mode legacy: only for --features inception; leave it out with --features dinov2$"),
+        ("clip", "legacy", "--mode legacy: only for --features inception; leave it out with --features clip$"),
     ],
 )
 def test_an_unknown_choice_is_named(features, mode, told, tmp_path):

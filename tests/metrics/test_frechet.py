@@ -81,11 +81,11 @@ def test_more_images_than_features_are_no_other_case_than_fewer():
 @pytest.mark.parametrize(
     ("a", "b", "told"),
     [
-        (np.zeros((1, 4)), np.zeros((5, 4)), r"features_a of shape \(1, 4\): two images"),
+        (np.zeros((1, 4)), np.zeros((5, 4)), r"features_a of shape \(1, 4\): at least two images"),
         (np.zeros((5, 4)), np.zeros(4), r"features_b of shape \(4,\)"),
         (np.zeros((5, 4)), np.zeros((5, 3)), "features_a has 4 features and features_b 3"),
-        (np.full((5, 4), np.nan), np.zeros((5, 4)), "features_a has a number that is not finite"),
-        (np.zeros((5, 4)), np.full((5, 4), np.inf), "features_b has a number that is not finite"),
+        (np.full((5, 4), np.nan), np.zeros((5, 4)), "features_a contains a non-finite number"),
+        (np.zeros((5, 4)), np.full((5, 4), np.inf), "features_b contains a non-finite number"),
     ],
 )
 def test_bad_input_is_named(a, b, told):
@@ -102,5 +102,5 @@ def test_the_extrapolation_takes_the_bias_of_few_generated_images_away():
     assert plain > 1.0 and abs(extrapolated) < 0.15 * plain
     assert extrapolated_distance(real, draws[0], 1) == extrapolated_distance(real, draws[0], 1)
     assert extrapolated_distance(real, draws[0], 1) != extrapolated_distance(real, draws[0], 2)
-    with pytest.raises(ValueError, match="19 generated images: 20 are the least"):
+    with pytest.raises(ValueError, match="19 images: extrapolation needs at least 20"):
         extrapolated_distance(real, draws[0][:19])

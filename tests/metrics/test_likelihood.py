@@ -278,7 +278,7 @@ def test_few_timesteps_and_another_prediction_type_are_refused():
         diffusion_bits(network, few_steps(), random_images(1), 0, seeded())
     schedule = few_steps()
     schedule.register_to_config(prediction_type="flow")
-    with pytest.raises(ValueError, match="prediction_type='flow' is none of"):
+    with pytest.raises(ValueError, match="prediction_type='flow' must be one of"):
         diffusion_bits(network, schedule, random_images(1), 1, seeded())
     assert network.asked == []
 
@@ -286,15 +286,15 @@ def test_few_timesteps_and_another_prediction_type_are_refused():
 @pytest.mark.parametrize(
     ("images", "complaint"),
     [
-        (random_images(1)[0], "images of shape"),
-        (random_images(2)[:, :1], "images of shape"),
-        (random_images(2)[:0], "images of shape"),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "images of torch.uint8"),
-        (random_images(1, 8).double(), "images of torch.float64"),
-        (random_images(1, 8) + 1, "images are not all in"),
-        (random_images(1, 8) - 1, "images are not all in"),
-        (random_images(1, 8) * math.nan, "images are not all in"),
-        (random_images(1, 8) * 0.99, "images are not of 8-bit values"),
+        (random_images(1)[0], r"images must have shape \(batch_size, 3, height, width\), not"),
+        (random_images(2)[:, :1], r"images must have shape \(batch_size, 3, height, width\), not"),
+        (random_images(2)[:0], r"images must have shape \(batch_size, 3, height, width\), not"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "images must be torch.float32, not torch.uint8"),
+        (random_images(1, 8).double(), "images must be torch.float32, not torch.float64"),
+        (random_images(1, 8) + 1, "images must be in"),
+        (random_images(1, 8) - 1, "images must be in"),
+        (random_images(1, 8) * math.nan, "images must be in"),
+        (random_images(1, 8) * 0.99, "images must be 8-bit values"),
     ],
 )
 def test_other_images_are_refused(images, complaint):

@@ -160,9 +160,9 @@ def test_real_images_that_are_the_same_count_as_one():
 def test_two_real_images_to_compare_with_are_the_least():
     nearest_pixels(grey(0.5), grey(0, 1))
     nearest_pixels(grey(0), grey(0, 1, 0.5), own=np.array([0]))
-    with pytest.raises(ValueError, match="1 different real images: two to compare with"):
+    with pytest.raises(ValueError, match="only 1 different real images: each image needs at least two"):
         nearest_pixels(grey(0.5), grey(0))
-    with pytest.raises(ValueError, match="2 different real images: two to compare with"):
+    with pytest.raises(ValueError, match="only 2 different real images: each image needs at least two"):
         nearest_pixels(grey(0), grey(0, 1), own=np.array([0]))
 
 

@@ -160,13 +160,13 @@ def test_a_pickle_is_not_opened(kind, tmp_path, monkeypatch):
     network.config.save_pretrained(tmp_path)
     torch.save(network.state_dict(), tmp_path / "pytorch_model.bin")
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
-    with pytest.raises(UserError, match=f"--feature_weights {tmp_path}: no .*with model.safetensors could be had"):
+    with pytest.raises(UserError, match=f"--feature_weights {tmp_path}: no .*with model.safetensors could be loaded"):
         build(kind, tmp_path)
 
 
 def test_the_other_kind_of_network_is_refused(kind, saved):
     other = {"dinov2": "clip", "clip": "dinov2"}[kind]
-    with pytest.raises(UserError, match=rf"--feature_weights {saved}: is no \w+: 2\d weights are missing"):
+    with pytest.raises(UserError, match=rf"--feature_weights {saved}: is not a \w+: 2\d weights are missing"):
         build(other, saved)
 
 
@@ -177,7 +177,7 @@ def test_a_single_missing_weight_is_not_made_up(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["layernorm.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=f"--feature_weights {tmp_path}: is no Dinov2Model: 1 weights are missing"):
+    with pytest.raises(UserError, match=f"--feature_weights {tmp_path}: is not a Dinov2Model: 1 weights are missing"):
         build("dinov2", tmp_path)
 
 
@@ -185,7 +185,7 @@ def test_a_dinov2_with_registers_is_not_taken_for_one_without(tmp_path):
     Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**SMALL, image_size=28, patch_size=14)).save_pretrained(
         tmp_path
     )
-    with pytest.raises(UserError, match=f"--feature_weights {tmp_path}: is no Dinov2Model: .*register_tokens"):
+    with pytest.raises(UserError, match=f"--feature_weights {tmp_path}: is not a Dinov2Model: .*register_tokens"):
         build("dinov2", tmp_path)
 
 
