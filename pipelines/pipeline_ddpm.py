@@ -84,7 +84,7 @@ class DDPMPipeline(DiffusionPipeline):
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
         elif tuple(latents.shape) != shape:
-            raise ValueError(f"latents of shape {tuple(latents.shape)} do not fit: {shape} is needed")
+            raise ValueError(f"latents must have shape {shape}, not {tuple(latents.shape)}")
 
         # 1. noise, at the level of the scheduler's first timestep
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
@@ -137,8 +137,8 @@ class DDPMPipeline(DiffusionPipeline):
             raise ValueError(f"num_inference_steps={num_inference_steps} must be from 1 to {trained_steps}")
         if isinstance(self.scheduler, DDIMScheduler) and trained_steps % num_inference_steps:
             logger.warning(
-                f"DDIM of diffusers goes {trained_steps // num_inference_steps} timesteps at once, so that "
-                f"num_inference_steps={num_inference_steps} leaves noise behind: it should divide {trained_steps}"
+                f"num_inference_steps={num_inference_steps} does not divide {trained_steps}, so diffusers' DDIM, in "
+                f"steps of {trained_steps // num_inference_steps} timesteps, leaves noise behind; choose a divisor"
             )
         return num_inference_steps
 

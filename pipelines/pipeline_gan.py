@@ -74,14 +74,14 @@ class GANPipeline(DiffusionPipeline):
         if batch_size is None:
             batch_size = 1 if latents is None else len(latents)
         if truncation is not None and (truncation <= 0 or latents is not None):
-            raise ValueError(f"truncation={truncation} must be positive, and latents must not be given with it")
+            raise ValueError(f"truncation={truncation} must be positive, and cannot be combined with latents")
         if chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size} must be at least 1")
         shape = (batch_size, latent_dim)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
         elif tuple(latents.shape) != shape:
-            raise ValueError(f"latents of shape {tuple(latents.shape)} do not fit: {shape} is needed")
+            raise ValueError(f"latents must have shape {shape}, not {tuple(latents.shape)}")
         if truncation is not None:
             # Map each latent's quantile to the range of quantiles between -truncation and truncation.
             lowest = torch.special.ndtr(torch.tensor(-truncation, dtype=torch.float64))

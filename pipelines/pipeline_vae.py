@@ -77,7 +77,7 @@ class VAEPipeline(DiffusionPipeline):
         if latents is None:
             latents = self.draw_latents(batch_size, generator, sample_from)
         elif tuple(latents.shape) != shape:
-            raise ValueError(f"latents of shape {tuple(latents.shape)} do not fit: {shape} is needed")
+            raise ValueError(f"latents must have shape {shape}, not {tuple(latents.shape)}")
         return self._decode(latents, output_type, return_dict, chunk_size)
 
     @torch.no_grad()
@@ -99,7 +99,7 @@ class VAEPipeline(DiffusionPipeline):
         if sample_from == "prior":
             return randn_tensor((batch_size, latent_dim), generator, self.device, torch.float32)
         if self.density is None:
-            raise ValueError("sample_from='ex_post': no density was fitted to this pipeline; use 'prior'")
+            raise ValueError("sample_from='ex_post': this pipeline has no ex-post density; use 'prior'")
         noise = randn_tensor((batch_size, 1 + latent_dim), generator, self.device, torch.float32)
         return self.density(noise).float()
 
@@ -184,13 +184,13 @@ class VAEPipeline(DiffusionPipeline):
         if isinstance(images, torch.Tensor):
             if images.ndim != 4 or tuple(images.shape[1:]) != (channels, size, size):
                 wanted = ("batch_size", channels, size, size)
-                raise ValueError(f"images of shape {tuple(images.shape)} do not fit: {wanted} is needed")
+                raise ValueError(f"images must have shape {wanted}, not {tuple(images.shape)}")
             if len(images) == 0 or not bool(((images >= 0) & (images <= 1)).all()):
-                raise ValueError("images must be at least one, with values in [0, 1]")
+                raise ValueError("images must contain at least one image, with values in [0, 1]")
             return images.float() * 2 - 1
         images = images if isinstance(images, list) else [images]
         if not images or any(image.mode.startswith(("I", "F")) for image in images):
-            raise ValueError("images must be at least one, of 8 bits a channel; convert others first")
+            raise ValueError("images must contain at least one image, with 8 bits per channel; convert others first")
         images = [image.convert("L" if channels == 1 else "RGB") for image in images]
         # The largest centred square; the three channels of a grey image are equal.
         return self.image_processor.preprocess(images, size, size, resize_mode="crop")[:, :channels]

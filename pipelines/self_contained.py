@@ -80,7 +80,9 @@ class SelfContainedPipelineMixin:
             ValueError: for pickled weights or a subfolder.
         """
         if not safe_serialization or subfolder:
-            raise ValueError("push_to_hub: weights go up as safetensors, at the top of the repo")
+            raise ValueError(
+                "push_to_hub uploads safetensors to the top of the repo: leave out safe_serialization and subfolder"
+            )
         target = check_access(repo_id, bool(private), token)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, variant=variant)
@@ -129,7 +131,9 @@ def _check_stands_alone(network: type) -> None:
     """Raise a `ValueError` if a network's file would not load where only torch and diffusers are installed."""
     file = Path(inspect.getfile(network))
     if hasattr(diffusers.pipelines, file.stem):
-        raise ValueError(f"{file.name} has the name of a pipeline of diffusers, which would be loaded in its place")
+        raise ValueError(
+            f"{file.name} has the name of a diffusers pipeline, which would be loaded in its place; rename it"
+        )
     for node in ast.walk(ast.parse(file.read_text())):
         imported = []
         if isinstance(node, ast.Import):
@@ -138,4 +142,6 @@ def _check_stands_alone(network: type) -> None:
             imported = ["." if node.level else node.module or ""]
         for module in imported:
             if module.split(".")[0] not in SHIPPED_IMPORTS:
-                raise ValueError(f"{file.name} imports {module}, but is published by itself: only torch and diffusers")
+                raise ValueError(
+                    f"{file.name} imports {module}, but is published alone: it may import only torch and diffusers"
+                )

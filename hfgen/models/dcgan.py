@@ -1,8 +1,8 @@
 """DCGAN (Radford et al. 2016, arXiv:1511.06434): the generator and the discriminator of section 3.
 
 The discriminator's normalisation is an option, so that later methods can use the same pair: BatchNorm for DCGAN and
-LSGAN, spectral norm for a convolutional SNGAN (Miyato et al. 2018, table 3), InstanceNorm for the WGAN-GP critic that
-study B trained.
+LSGAN, spectral norm for a convolutional SNGAN (Miyato et al. 2018, table 3), InstanceNorm for a WGAN-GP critic
+(Gulrajani et al. 2017, arXiv:1704.00028), whose gradient penalty rules out BatchNorm.
 
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
@@ -38,7 +38,9 @@ def _level_channels(sample_size: int, base_channels: int) -> list[int]:
     """Return the channels from half the resolution down to 4 x 4 pixels: they double at each level, up to 8 times."""
     levels = sample_size.bit_length() - 3
     if sample_size < 8 or sample_size & (sample_size - 1):
-        raise ValueError(f"sample_size={sample_size} must be a power of two from 8: each level halves the resolution")
+        raise ValueError(
+            f"sample_size={sample_size} must be a power of two, at least 8: each level halves the resolution"
+        )
     return [base_channels * min(2**level, 8) for level in range(levels)]
 
 
@@ -96,8 +98,8 @@ class DCGANDiscriminator(AlignedModelMixin, ConfigMixin):
         base_channels: channels at half the resolution of the images (often called ndf); they double at each coarser
             level, up to a factor of 8.
         normalization: "batch", after each convolution except the first and the last, as in DCGAN; "instance", with
-            scale and shift, in the same places, as in study B's critic; "spectral", for every convolution's weight;
-            or "none". A per-image gradient penalty needs one of the last three.
+            scale and shift, in the same places, for WGAN-GP; "spectral", for every convolution's weight; or
+            "none". A per-image gradient penalty needs one of the last three.
         spectral_scale: factor of each spectrally normalised weight, roughly the Lipschitz constant of a layer: 1 in
             SNGAN's paper (Lee et al. 2020, arXiv:2009.02773, vary it).
 

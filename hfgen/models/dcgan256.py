@@ -1,4 +1,4 @@
-"""Study B's DCGAN for 256-pixel paintings (its system B1): large kernels and a dense 16 x 16 stem.
+"""A DCGAN (Radford et al. 2016, arXiv:1511.06434) for 256-pixel paintings: large kernels and a dense 16 x 16 stem.
 
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
@@ -33,7 +33,7 @@ class DCGAN256Generator(AlignedModelMixin, ConfigMixin):
     """Maps latents to images: a dense layer, four 6 x 6 transposed convolutions, a 6 x 6 convolution; no BatchNorm.
 
     Args:
-        sample_size: height and width of the images, in pixels: a multiple of 16, 256 in the study.
+        sample_size: height and width of the images, in pixels: a multiple of 16.
         latent_dim: size of a latent.
         out_channels: channels of the images.
         stem_channels: channels of the dense layer's output; each transposed convolution halves them.
@@ -77,7 +77,7 @@ class DCGAN256Discriminator(AlignedModelMixin, ConfigMixin):
     """Maps images to logits: four 6 x 6 convolutions of stride 2, BatchNorm from the second on, dropout.
 
     Args:
-        sample_size: height and width of the images, in pixels: a multiple of 16, 256 in the study.
+        sample_size: height and width of the images, in pixels: a multiple of 16.
         in_channels: channels of the images.
         base_channels: channels after the first convolution; each further convolution doubles them.
         dropout: probability of dropping a feature before the last layer.

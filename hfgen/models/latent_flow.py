@@ -52,7 +52,7 @@ class LatentFlow(AlignedModelMixin, ConfigMixin):
     def __init__(self, latent_dim: int = 100, num_couplings: int = 8, hidden_dim: int = 256):
         super().__init__()
         if latent_dim < 2:
-            raise ValueError(f"latent_dim={latent_dim}: a flow needs two numbers at least")
+            raise ValueError(f"latent_dim={latent_dim} must be at least 2: a flow couples two parts of a latent")
         self.couplings = nn.ModuleList(
             _Coupling(latent_dim, hidden_dim, second_half=bool(index % 2)) for index in range(num_couplings)
         )

@@ -180,7 +180,7 @@ def test_pickled_weights_are_not_read_unless_asked_for(tmp_path):
         ("network_of_hfgen.py", "from hfgen.losses import diffusion", "network_of_hfgen.py imports hfgen.losses"),
         ("network_late.py", "def later():\n    import PIL", "network_late.py imports PIL"),
         ("network_with_helper.py", "def later():\n    from . import helper", r"network_with_helper.py imports \.,"),
-        ("ddpm.py", "import math", "ddpm.py has the name of a pipeline of diffusers"),
+        ("ddpm.py", "import math", "ddpm.py has the name of a diffusers pipeline"),
     ],
 )
 def test_a_network_file_that_would_not_load_elsewhere_is_not_shipped(
@@ -320,7 +320,7 @@ def test_latents_take_the_place_of_the_noise_that_the_generator_would_have_drawn
 
 @pytest.mark.parametrize("shape", [(1, 3, 8, 8), (2, 1, 8, 8), (2, 3, 8, 16), (2, 3, 64), (3, 3, 8, 8)])
 def test_latents_of_another_shape_are_refused_with_the_shape_that_is_needed(shape):
-    with pytest.raises(ValueError, match=r"do not fit: \(2, 3, 8, 8\) is needed"):
+    with pytest.raises(ValueError, match=r"latents must have shape \(2, 3, 8, 8\), not "):
         draw(build(), latents=torch.zeros(shape))
 
 
@@ -456,4 +456,4 @@ def test_steps_that_ddim_of_diffusers_cannot_divide_are_pointed_out(steps, warne
     pipeline.set_progress_bar_config(disable=True)
     with caplog.at_level("WARNING"):
         pipeline(1, num_inference_steps=steps)
-    assert ("should divide 1000" in caplog.text) is warned
+    assert (f"num_inference_steps={steps} does not divide 1000" in caplog.text) is warned

@@ -151,10 +151,10 @@ def test_truncated_latents_are_the_normal_ones_squeezed_below_the_limit_in_their
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"latents": torch.zeros(2, 4)}, r"latents of shape \(2, 4\) do not fit: \(2, 5\) is needed"),
-        ({"latents": torch.zeros(2, 5), "batch_size": 3}, r"\(3, 5\) is needed"),
+        ({"latents": torch.zeros(2, 4)}, r"latents must have shape \(2, 5\), not \(2, 4\)"),
+        ({"latents": torch.zeros(2, 5), "batch_size": 3}, r"must have shape \(3, 5\), not"),
         ({"truncation": 0.0}, "truncation=0.0 must be positive"),
-        ({"truncation": 1.0, "latents": torch.zeros(1, 5)}, "latents must not be given with it"),
+        ({"truncation": 1.0, "latents": torch.zeros(1, 5)}, "cannot be combined with latents"),
         ({"chunk_size": 0}, "chunk_size=0 must be at least 1"),
     ],
 )

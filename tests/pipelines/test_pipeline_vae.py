@@ -211,10 +211,10 @@ def test_without_a_generator_the_images_differ_from_call_to_call():
 @pytest.mark.parametrize(
     ("density", "arguments", "told"),
     [
-        (True, {"latents": torch.zeros(2, 4)}, r"latents of shape \(2, 4\) do not fit: \(2, 5\) is needed"),
-        (True, {"latents": torch.zeros(2, 5), "batch_size": 3}, r"\(3, 5\) is needed"),
+        (True, {"latents": torch.zeros(2, 4)}, r"latents must have shape \(2, 5\), not \(2, 4\)"),
+        (True, {"latents": torch.zeros(2, 5), "batch_size": 3}, r"must have shape \(3, 5\), not"),
         (True, {"sample_from": "posterior"}, "sample_from='posterior' must be 'prior' or 'ex_post'"),
-        (False, {"sample_from": "ex_post"}, "sample_from='ex_post': no density was fitted"),
+        (False, {"sample_from": "ex_post"}, "sample_from='ex_post': this pipeline has no ex-post density"),
         (True, {"chunk_size": 0}, "chunk_size=0 must be at least 1"),
     ],
 )
@@ -340,16 +340,16 @@ def test_a_network_of_grey_images_encodes_pictures_too(mode):
 @pytest.mark.parametrize(
     ("images", "told"),
     [
-        (torch.zeros(3, 8, 8), r"images of shape \(3, 8, 8\) do not fit: \('batch_size', 3, 8, 8\) is needed"),
-        (torch.zeros(1, 3, 8, 9), "is needed"),
-        (torch.zeros(1, 1, 8, 8), "is needed"),
+        (torch.zeros(3, 8, 8), r"images must have shape \('batch_size', 3, 8, 8\), not \(3, 8, 8\)"),
+        (torch.zeros(1, 3, 8, 9), "images must have shape"),
+        (torch.zeros(1, 1, 8, 8), "images must have shape"),
         (torch.full((1, 3, 8, 8), -0.01), r"with values in \[0, 1\]"),
         (torch.full((1, 3, 8, 8), 1.01), r"with values in \[0, 1\]"),
         (torch.full((1, 3, 8, 8), torch.nan), r"with values in \[0, 1\]"),
-        (torch.zeros(0, 3, 8, 8), "at least one"),
-        ([], "at least one, of 8 bits"),
-        (Image.fromarray(np.full((12, 12), 200 * 257, np.uint16)), "of 8 bits a channel; convert others first"),
-        (Image.fromarray(np.full((12, 12), 0.5, np.float32)), "of 8 bits a channel"),
+        (torch.zeros(0, 3, 8, 8), "at least one image"),
+        ([], "at least one image, with 8 bits"),
+        (Image.fromarray(np.full((12, 12), 200 * 257, np.uint16)), "with 8 bits per channel; convert others first"),
+        (Image.fromarray(np.full((12, 12), 0.5, np.float32)), "with 8 bits per channel"),
         (torch.zeros(1, 3, 8, 8), "chunk_size=0 must be at least 1"),
     ],
 )
