@@ -133,7 +133,8 @@ def test_privacy_and_the_token_of_a_push_are_honoured(client, hub, runs):
         assert said.error.startswith("UserError") and words in said.error, said.error
     for arguments in ("safe_serialization=False", "subfolder='deep'"):
         said = client.run(f"pipeline.push_to_hub('tester/new', {arguments})")
-        assert said.error == "ValueError: push_to_hub uploads safetensors to the top of the repo"
+        remedy = "leave out safe_serialization and subfolder"
+        assert said.error == f"ValueError: push_to_hub uploads safetensors to the top of the repo: {remedy}"
     assert ("model", "tester/new") not in hub.repos and len(hub.commits("tester/open")) == 2
     client.ask("pipeline.push_to_hub('mine', token='hf_stranger')")
     assert "pipeline_gan.py" in hub.files("stranger/mine")
