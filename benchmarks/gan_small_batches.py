@@ -84,9 +84,9 @@ def main() -> None:
             for precision in precisions:
                 rounds = 2 if options.quick else options.rounds
                 speed, gains = ratios(preset, batch_size, precision, rounds, options.threads)
-                told = " | ".join(f"{gains[lever]:.2f}" for lever in LEVERS)
+                cells = " | ".join(f"{gains[lever]:.2f}" for lever in LEVERS)
                 print(
-                    f"| {preset} | {batch_size} | {precision.replace('no', 'fp32')} | {speed:.1f} | {told} |",
+                    f"| {preset} | {batch_size} | {precision.replace('no', 'fp32')} | {speed:.1f} | {cells} |",
                     flush=True,
                 )
 

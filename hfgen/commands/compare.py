@@ -105,8 +105,8 @@ def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPip
     loaded = {where: open_pipeline(where, device) for where in pipelines}
     sizes = {where: image_size(pipeline) for where, pipeline in loaded.items()}
     if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{where} {size}" for where, size in sizes.items())
-        raise UserError(f"the pipelines draw images of several sizes and cannot be compared: {told} pixels")
+        listed = ", ".join(f"{where} {size}" for where, size in sizes.items())
+        raise UserError(f"the pipelines draw images of several sizes and cannot be compared: {listed} pixels")
     return loaded, sizes[pipelines[0]]
 
 
@@ -158,6 +158,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     decoded = {row["name"]: row["reconstructions"] for row in rows if "reconstructions" in row}
     if decoded:
         count = next(iter(decoded.values()))["num_images"]
-        told = ", ".join(f"{name} {part['fid']:.4g}" for name, part in decoded.items())
-        lines += ["", f"{names['fid']} of {count:,} real images that were encoded and decoded again: {told}."]
+        listed = ", ".join(f"{name} {part['fid']:.4g}" for name, part in decoded.items())
+        lines += ["", f"{names['fid']} of {count:,} real images that were encoded and decoded again: {listed}."]
     return "\n".join(lines) + "\n"

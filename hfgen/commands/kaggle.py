@@ -65,10 +65,10 @@ def kaggle_zip(
         score = local_score(reference, feature_weights, loaded.device)
     options = SamplingOptions(num_images, seed, num_inference_steps, batch_size, sample_from=sample_from)
     jpegs = (encode_jpeg(image, size) for image in draw_images(loaded, options))
-    told = "--reference says the MiFID against images of your own"
+    score_message = "--reference says the MiFID against images of your own"
 
     def write(temporary: Path) -> None:
-        nonlocal told
+        nonlocal score_message
         # JPEG is compressed already.
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             packed = pack(archive, jpegs)
@@ -76,11 +76,11 @@ def kaggle_zip(
                 for _ in packed:
                     pass
             else:
-                told = score((decode_jpeg(jpeg) for jpeg in packed), num_images)
+                score_message = score((decode_jpeg(jpeg) for jpeg in packed), num_images)
 
     write_atomically(output, write)
     typer.echo(f"{output}: {num_images:,} JPEGs of {size} pixels (quality {JPEG_QUALITY}), seed {seed}")
-    typer.echo(f"{told}; Kaggle's real images are others, which it hides, so its score will differ")
+    typer.echo(f"{score_message}; Kaggle's real images are others, which it hides, so its score will differ")
 
 
 def local_score(

@@ -93,8 +93,8 @@ def plan(file: File, dataset: Dataset = None, budget: BudgetOption = None, featu
     typer.echo(describe_plan(study, made))
     if budget is not None and seconds is not None:
         scaled = scale_down(study_file, study, made, budget, seconds, workspace)
-        told = "it fits" if scaled is study else f"scaled down to it:\n{describe_plan(scaled, made)}"
-        typer.echo(f"\n--budget {budget}: {told}")
+        result = "it fits" if scaled is study else f"scaled down to it:\n{describe_plan(scaled, made)}"
+        typer.echo(f"\n--budget {budget}: {result}")
 
 
 @study_app.command("work")

@@ -52,10 +52,10 @@ def image_size(pipeline: DiffusionPipeline) -> tuple[int, int]:
 def describe(pipeline: DiffusionPipeline) -> str:
     """Describe a pipeline in one line: family, size, parameters, network."""
     network, (height, width) = image_network(pipeline), image_size(pipeline)
-    told = {"gan": "GAN", "vae": "VAE", "ddpm": "Diffusion (DDPM)"}[family(pipeline)]
+    name = {"gan": "GAN", "vae": "VAE", "ddpm": "Diffusion (DDPM)"}[family(pipeline)]
     parameters = sum(weight.numel() for weight in network.parameters())
     count = f"{parameters / 1e6:.1f} million" if parameters >= 1e6 else f"{parameters:,}"
-    return f"{told} · {width} × {height} pixels · {count} parameters · {type(network).__name__}"
+    return f"{name} · {width} × {height} pixels · {count} parameters · {type(network).__name__}"
 
 
 def image_generator(seed: int, index: int = 0) -> torch.Generator:

@@ -48,8 +48,8 @@ def option_fields(pipeline: DiffusionPipeline, between: bool = False) -> list[gr
         most = most_steps(pipeline)
         own = min(steps_of(pipeline), most)
         saved, keys = type(pipeline.scheduler).__name__, _samplers(pipeline, between)
-        told = SAMPLER_NAMES[SCHEDULERS[saved]] if saved in SCHEDULERS else saved
-        names = {SAVED: f"as saved ({told})", **SAMPLER_NAMES}
+        saved_name = SAMPLER_NAMES[SCHEDULERS[saved]] if saved in SCHEDULERS else saved
+        names = {SAVED: f"as saved ({saved_name})", **SAMPLER_NAMES}
         return [
             gr.Slider(1, most, own, step=1, label="Denoising steps", info="fewer are faster and rougher"),
             gr.Dropdown([(names[key], key) for key in keys], value=keys[0], label="Sampler"),

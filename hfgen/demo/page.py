@@ -57,7 +57,7 @@ CSS = """
 .images .grid-container { height: auto !important; }
 .pixels img { image-rendering: pixelated; }
 .picture img { width: 100%; height: 100%; object-fit: contain; }
-.told p { opacity: 0.75; }
+.note p { opacity: 0.75; }
 """
 
 
@@ -122,7 +122,7 @@ def launch(
 
 def _pipeline_tabs(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> None:
     """Lay out the tabs for a pipeline's family."""
-    gr.Markdown(describe(pipeline), elem_classes="told")
+    gr.Markdown(describe(pipeline), elem_classes="note")
     with gr.Tabs():
         with gr.Tab("Draw"):
             _draw_tab(page, name, pipeline)
@@ -148,7 +148,7 @@ def _draw_tab(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> None:
             download = gr.DownloadButton("Download as PNG", interactive=False)
         with gr.Column(scale=3):
             gallery = image_gallery("Images", css_classes_of(pipeline))
-            told = gr.Markdown(elem_classes="told")
+            note = gr.Markdown(elem_classes="note")
 
     def handle(seed, count, *options, progress=gr.Progress()):  # noqa: B008 (gradio requires it as a default)
         seed, count = whole_number(seed, "Seed", 0, MAX_SEED), whole_number(count, "Images", 1, MAX_IMAGES)
@@ -161,7 +161,7 @@ def _draw_tab(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> None:
         return images, f"{_plural(count)} in {seconds:.1f} s", gr.DownloadButton(value=archive, interactive=True)
 
     triggers = [button.click, seed.submit, *([page.load] if one_pass else [])]
-    gr.on(triggers, handle, [seed, count, *options], [gallery, told, download], api_name="draw", **ONE_AT_A_TIME)
+    gr.on(triggers, handle, [seed, count, *options], [gallery, note, download], api_name="draw", **ONE_AT_A_TIME)
 
 
 def _interpolate_tab(page: gr.Blocks, pipeline: DiffusionPipeline) -> None:
@@ -195,7 +195,7 @@ def _denoise_tab(pipeline: DiffusionPipeline) -> None:
             stop = gr.Button("Stop")
         with gr.Column(scale=3):
             picture = single_picture("Now", css_classes_of(pipeline))
-            told = gr.Markdown("From pure noise to an image, step by step.", elem_classes="told")
+            note = gr.Markdown("From pure noise to an image, step by step.", elem_classes="note")
     frames = image_gallery("On the way", css_classes_of(pipeline), columns=NUM_FRAMES + 1)
 
     def handle(seed, *options):
@@ -211,7 +211,7 @@ def _denoise_tab(pipeline: DiffusionPipeline) -> None:
                 kept = [*kept, (frame, f"after {timestep}")] if _due(done, steps, NUM_FRAMES) else kept
                 yield frame, f"step {done} of {steps}, timestep {timestep}", kept
 
-    outputs = [picture, told, frames]
+    outputs = [picture, note, frames]
     start = [button.click, seed.submit]
     event = gr.on(
         start, handle, [seed, *options], outputs, api_name="denoise", show_progress="hidden", **ONE_AT_A_TIME
@@ -223,7 +223,7 @@ def _reconstruct_tab(pipeline: DiffusionPipeline) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
             file = gr.File(label="Your image", type="filepath", height=180)
-            gr.Markdown(UPLOADS, elem_classes="told")
+            gr.Markdown(UPLOADS, elem_classes="note")
         original = single_picture("Original, cropped", css_classes_of(pipeline))
         reconstruction = single_picture("Reconstruction", css_classes_of(pipeline))
 
@@ -254,8 +254,8 @@ def _compare_tab(pipelines: dict[str, DiffusionPipeline]) -> None:
     with gr.Row():
         for label in ("Left", "Right"):
             with gr.Column():
-                told = gr.Markdown(elem_classes="told")
-                sides += [image_gallery(label, ["pixels"]), told]
+                note = gr.Markdown(elem_classes="note")
+                sides += [image_gallery(label, ["pixels"]), note]
 
     def handle(left, right, seed, count, steps, progress=gr.Progress()):  # noqa: B008 (gradio requires it as a default)
         seed, count = whole_number(seed, "Seed", 0, MAX_SEED), whole_number(count, "Images", 1, MAX_IMAGES)
@@ -270,8 +270,8 @@ def _compare_tab(pipelines: dict[str, DiffusionPipeline]) -> None:
             images = draw(pipeline, [image_generator(seed, i) for i in range(count)], settings, _follow(progress))
             seconds = time.monotonic() - start
             with_steps = f" ({settings.steps} steps)" if family(pipeline) == "ddpm" else ""
-            told = f"**{name}**: {_plural(count)} in {seconds:.2f} s{with_steps}  \n{describe(pipeline)}"
-            results += [images, told]
+            note = f"**{name}**: {_plural(count)} in {seconds:.2f} s{with_steps}  \n{describe(pipeline)}"
+            results += [images, note]
         return results
 
     inputs = [*chosen, seed, count, steps]

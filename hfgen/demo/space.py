@@ -100,5 +100,5 @@ def _card(repo_id: str, title: str, gradio: str, license_name: str | None) -> st
     if license_name is not None:
         settings["license"] = license_name
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
-    told = f"Draws images by [{repo_id}](https://huggingface.co/{repo_id}), on a page of hfgen."
-    return "\n".join(["---", *lines, "---", "", f"# {title}", "", told, ""])
+    sentence = f"Draws images by [{repo_id}](https://huggingface.co/{repo_id}), on a page of hfgen."
+    return "\n".join(["---", *lines, "---", "", f"# {title}", "", sentence, ""])

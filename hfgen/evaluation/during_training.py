@@ -138,10 +138,10 @@ class RunEvaluation:
     def _warn_if_behind(self, fid: float) -> None:
         """Warn, once per launch, if a run of a preset is far behind the preset's reference curve."""
         run, count = self._run, self._sampling.num_images
-        behind, told = compare_with_reference(run.all_settings, count, run.step * run.images_per_step, fid)
+        behind, message = compare_with_reference(run.all_settings, count, run.step * run.images_per_step, fid)
         if behind and not self._was_behind:
             run.warn(
-                f"{told}. Other data have other figures; if yours are no harder, look at the samples, at what "
+                f"{message}. Other data have other figures; if yours are no harder, look at the samples, at what "
                 "--augment chose and at --learning_rate_d"
             )
         self._was_behind = self._was_behind or behind

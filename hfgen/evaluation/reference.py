@@ -96,8 +96,8 @@ def load_reference(settings: DataSettings, extractor: Extractor, argument: str) 
         if len(different) == MIN_IMAGES:
             break
     else:
-        told = f"{len(different)} different images" if len(different) < len(images) else f"{len(images)} images"
-        raise UserError(f"{argument} {settings.dataset}: {told} are too few to be split and compared")
+        found = f"{len(different)} different images" if len(different) < len(images) else f"{len(images)} images"
+        raise UserError(f"{argument} {settings.dataset}: {found} are too few to be split and compared")
     file = features_file(images, settings, extractor)
     if not file.is_file():
         features = extractor((images[index] for index in range(len(images))), len(images))

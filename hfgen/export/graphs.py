@@ -152,8 +152,8 @@ def _unet(unet: nn.Module, scheduler: Any, random: torch.Generator) -> Graph:
     sample = Port("sample", (config.in_channels, size, size), "noisy images, at the noise level of the timestep")
     if is_edm := "sigma_data" in scheduler:
         levels = (scheduler.sigma_min, scheduler.sigma_max)
-        told = f"a quarter of the logarithm of the noise level, from {levels[0]:g} to {levels[1]:g}, of each image"
-        timestep = Port("timestep", (), told, "float32")
+        meaning = f"a quarter of the logarithm of the noise level, from {levels[0]:g} to {levels[1]:g}, of each image"
+        timestep = Port("timestep", (), meaning, "float32")
     else:
         timestep = Port("timestep", (), f"from 0 to {last}, of each image", "int64")
     meaning = f"{scheduler.prediction_type}, as the scheduler calls what the network predicts"

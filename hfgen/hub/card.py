@@ -231,10 +231,10 @@ def _scores(report: dict[str, Any] | None, run_scores: dict[str, Any] | None, tr
 
 def _memorisation(report: dict[str, Any] | None, run_scores: dict[str, Any] | None) -> str:
     if report:
-        told = [report["memorisation"]["statement"], report["memorisation_by_pixels"]["statement"]]
+        statements = [report["memorisation"]["statement"], report["memorisation_by_pixels"]["statement"]]
         if "held_out" in report:
-            told.append(report["held_out"]["statement"])
-        return " ".join(f"{part[0].upper()}{part[1:]}." for part in told)
+            statements.append(report["held_out"]["statement"])
+        return " ".join(f"{part[0].upper()}{part[1:]}." for part in statements)
     if run_scores:
         verdict = "more than" if run_scores["copying"] else "no more than"
         return (
@@ -249,27 +249,27 @@ def _memorisation(report: dict[str, Any] | None, run_scores: dict[str, Any] | No
 
 def _limits(method: Method, training: dict[str, Any] | None, report: dict[str, Any] | None) -> str:
     data = training["data"] if training else None
-    told = [
+    sentences = [
         f"It draws {method.sample_size}x{method.sample_size} pixels of the kind that it was trained on, and nothing "
         "else: there is no prompt.",
         "Who and what is in the training images, and in which style, comes back in what it draws; which of it is "
         "over-represented or missing was not examined. Nothing filters its samples.",
     ]
     if data and data["images"] is not None and data["images"] < 1000:
-        told.append(f"{data['images']:,} images are few: variety is limited, and learning by heart is near.")
+        sentences.append(f"{data['images']:,} images are few: variety is limited, and learning by heart is near.")
     if method.family == "vae":
-        told.append("As VAEs do, it blurs: fine detail is averaged out.")
+        sentences.append("As VAEs do, it blurs: fine detail is averaged out.")
     if method.family == "gan":
         seen = ": see recall and coverage" if report else ""
-        told.append(f"As GANs do, it may leave out kinds of images that the data has{seen}.")
+        sentences.append(f"As GANs do, it may leave out kinds of images that the data has{seen}.")
     if report and report["scores"]["recall"] < report["floor"]["halves"]["recall"] / 2:
-        told.append(
+        sentences.append(
             f"Its recall of {report['scores']['recall']:.2g} is less than half of what real images reach "
             f"({report['floor']['halves']['recall']:.2g}): it misses much of the data's variety."
         )
     if training and training["end"] != "complete" and not training["end"].startswith(EARLIER):
-        told.append(f"Its training ended early: {training['end']}.")
-    return "\n".join(f"- {sentence}" for sentence in told)
+        sentences.append(f"Its training ended early: {training['end']}.")
+    return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
 def _licence(license_id: str | None) -> str:

@@ -133,57 +133,57 @@ def count_parameters(folder: Path) -> int:
 
 
 def _ddpm_departures(settings: dict[str, Any], schedule: dict[str, Any], network: str) -> list[str]:
-    told = []
+    clauses = []
     if "sigma_data" in schedule:
-        told.append("noise levels, inputs, outputs and weights as EDM chooses them")
+        clauses.append("noise levels, inputs, outputs and weights as EDM chooses them")
     elif schedule["beta_schedule"] == "squaredcos_cap_v2":
-        told.append(
+        clauses.append(
             "a cosine noise schedule (Nichol and Dhariwal 2021, [arXiv:2102.09672](https://arxiv.org/abs/2102.09672)) "
             "instead of the linear one"
         )
     if schedule["prediction_type"] == "v_prediction":
-        told.append(
+        clauses.append(
             "the network predicts the velocity (Salimans and Ho 2022, "
             "[arXiv:2202.00512](https://arxiv.org/abs/2202.00512)) instead of the noise"
         )
     elif schedule["prediction_type"] == "sample":
-        told.append("the network predicts the clean image instead of the noise")
+        clauses.append("the network predicts the clean image instead of the noise")
     if network == "UNetBase":
-        told.append("no self-attention")
+        clauses.append("no self-attention")
     if settings.get("loss") in ("l1", "huber"):
-        told.append(
+        clauses.append(
             f"the {settings['loss'].replace('l1', 'L1').replace('huber', 'Huber')} error instead of the square"
         )
     if settings.get("match_noise"):
-        told.append(
+        clauses.append(
             "each image of a batch gets the noise near it (Li et al. 2024, "
             "[arXiv:2406.12303](https://arxiv.org/abs/2406.12303))"
         )
     if settings.get("snr_gamma"):
-        told.append(
+        clauses.append(
             f"Min-SNR weights, gamma {settings['snr_gamma']:g} (Hang et al. 2023, "
             "[arXiv:2303.09556](https://arxiv.org/abs/2303.09556))"
         )
     sampler = SAMPLERS.get(schedule["_class_name"])
     if sampler:
-        told.append(f"sampled by {sampler} in a few dozen steps instead of ancestrally in all of them")
-    return told
+        clauses.append(f"sampled by {sampler} in a few dozen steps instead of ancestrally in all of them")
+    return clauses
 
 
 def _gan_departures(settings: dict[str, Any]) -> list[str]:
-    told = ["sampled from the average of the generator's weights over the training"] if settings else []
+    clauses = ["sampled from the average of the generator's weights over the training"] if settings else []
     if settings.get("gradient_penalty_weight"):
-        told.append(
+        clauses.append(
             f"a gradient penalty of weight {settings['gradient_penalty_weight']:g} (WGAN-GP, Gulrajani et al. 2017, "
             "[arXiv:1704.00028](https://arxiv.org/abs/1704.00028))"
         )
     if settings.get("r1_weight") or settings.get("r2_weight"):
-        told.append(
+        clauses.append(
             f"R1 and R2 penalties of {settings['r1_weight']:g} and {settings['r2_weight']:g} (Mescheder et al. 2018, "
             "[arXiv:1801.04406](https://arxiv.org/abs/1801.04406))"
         )
     if settings.get("n_critic", 1) > 1:
-        told.append(f"{settings['n_critic']} updates of the discriminator for each of the generator")
+        clauses.append(f"{settings['n_critic']} updates of the discriminator for each of the generator")
     norm = {
         "spectral": "spectral normalisation of the discriminator (Miyato et al. 2018, "
         "[arXiv:1802.05957](https://arxiv.org/abs/1802.05957))",
@@ -192,39 +192,39 @@ def _gan_departures(settings: dict[str, Any]) -> list[str]:
     }
     judging = settings.get("discriminator_network") or settings.get("network")
     if judging in ("dcgan", "sngan") and settings.get("normalization") in norm:
-        told.append(norm[settings["normalization"]])
+        clauses.append(norm[settings["normalization"]])
     if settings.get("spectral_scale", 1.0) != 1.0:
-        told.append(f"each normalised weight multiplied by {settings['spectral_scale']:g}")
+        clauses.append(f"each normalised weight multiplied by {settings['spectral_scale']:g}")
     if settings.get("upsampling") == "nearest":
-        told.append("upsampling by repeated pixels and a convolution instead of transposed convolutions")
+        clauses.append("upsampling by repeated pixels and a convolution instead of transposed convolutions")
     if settings.get("statistics_images") and settings.get("network") != "dcgan256":  # dcgan256 has no BatchNorm
-        told.append("BatchNorm's statistics computed anew for the averaged generator")
+        clauses.append("BatchNorm's statistics computed anew for the averaged generator")
     augment = {
         "auto": "augmentation of what the discriminator sees, chosen by the number of images",
         "diffaugment": "DiffAugment (Zhao et al. 2020, [arXiv:2006.10738](https://arxiv.org/abs/2006.10738))",
         "ada": "adaptive augmentation (Karras et al. 2020, [arXiv:2006.06676](https://arxiv.org/abs/2006.06676))",
     }
     if settings.get("augment") in augment:
-        told.append(augment[settings["augment"]])
-    return told
+        clauses.append(augment[settings["augment"]])
+    return clauses
 
 
 def _vae_departures(settings: dict[str, Any], density: str | None) -> list[str]:
-    told = []
+    clauses = []
     if settings.get("reconstruction") == "calibrated":
-        told.append(
+        clauses.append(
             "a Gaussian decoder whose variance is the best-fitting one at each step (Rybkin et al. 2021, "
             "[arXiv:2006.13202](https://arxiv.org/abs/2006.13202))"
         )
     elif settings.get("reconstruction"):
         likelihood = {"mse": "Gaussian of variance 1", "l1": "Laplacian of scale 1", "bce": "binary cross-entropy"}
-        told.append(f"likelihood of the decoder: {likelihood[settings['reconstruction']]}")
+        clauses.append(f"likelihood of the decoder: {likelihood[settings['reconstruction']]}")
     if settings.get("kl_weight", 1.0) != 1.0:
-        told.append(f"a KL of weight {settings['kl_weight']:g}, which makes it a beta-VAE")
+        clauses.append(f"a KL of weight {settings['kl_weight']:g}, which makes it a beta-VAE")
     if settings.get("free_bits"):
-        told.append(f"{settings['free_bits']:g} nats that each latent dimension has for free")
+        clauses.append(f"{settings['free_bits']:g} nats that each latent dimension has for free")
     if settings.get("feature_weight") or settings.get("adversarial_weight"):
-        told.append(
+        clauses.append(
             "beside the likelihood of pixels a learnt term: features and verdict of a discriminator (Larsen et al. "
             "2016, [arXiv:1512.09300](https://arxiv.org/abs/1512.09300))"
         )
@@ -232,9 +232,9 @@ def _vae_departures(settings: dict[str, Any], density: str | None) -> list[str]:
         kind = "a mixture of Gaussians"
         if density == "LatentFlow":
             kind = "a flow (Dinh et al. 2017, [arXiv:1605.08803](https://arxiv.org/abs/1605.08803))"
-        told.append(
+        clauses.append(
             f"sampled from {kind} that was fitted to the latents of the training images (ex-post "
             "density estimation, Ghosh et al. 2020, [arXiv:1903.12436](https://arxiv.org/abs/1903.12436)); "
             '`sample_from="prior"` draws from the prior'
         )
-    return told
+    return clauses

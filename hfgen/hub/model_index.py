@@ -29,10 +29,10 @@ def model_index(report: dict[str, Any], model_name: str) -> str:
 def eval_results(report: dict[str, Any]) -> list[EvalResult]:
     """Return the finite scores of a report from `hfgen evaluate`, each with its n, seed and floor."""
     scores, halves, data = report["scores"], report["floor"]["halves"], reference_name(report["reference"])
-    told = {"num_images": scores["num_fake"], "num_real": scores["num_real"], "seed": report["seed"]}
-    told["features"] = report["features"]
+    metric_args = {"num_images": scores["num_fake"], "num_real": scores["num_real"], "seed": report["seed"]}
+    metric_args["features"] = report["features"]
     if report["num_inference_steps"]:
-        told["num_inference_steps"] = report["num_inference_steps"]
+        metric_args["num_inference_steps"] = report["num_inference_steps"]
     names = score_names(report["features"])
     return [
         _result(
@@ -41,7 +41,7 @@ def eval_results(report: dict[str, Any]) -> list[EvalResult]:
             scores[key],
             f"{names.get(key, key)}, {scores['num_fake']:,} images against {scores['num_real']:,}; "
             f"floor {halves[key]:.4g} ({halves['num_fake']:,} against as many)",
-            told,
+            metric_args,
         )
         for key, kind in METRICS.items()
         if math.isfinite(scores[key])
@@ -56,7 +56,7 @@ def eval_results_of_run(scores: dict[str, Any], data: str, num_real: int | None)
         data: name of the training data.
         num_real: number of training images; None if unknown.
     """
-    told = {"num_images": scores["num_images"], "step": scores["step"], "features": "inception-2015 clean"}
+    metric_args = {"num_images": scores["num_images"], "step": scores["step"], "features": "inception-2015 clean"}
     against = f"{num_real:,} training images" if num_real else "the training images"
     return [
         _result(
@@ -64,7 +64,7 @@ def eval_results_of_run(scores: dict[str, Any], data: str, num_real: int | None)
             key,
             scores[key],
             f"{key.upper()}, {scores['num_images']:,} images against {against}; floor unmeasured",
-            told,
+            metric_args,
         )
         for key in ("fid", "kid")
     ]
@@ -77,7 +77,7 @@ def reference_name(reference: str) -> str:
     return Path(os.path.expanduser(reference)).resolve().name  # resolved, so that "." and "~" have names
 
 
-def _result(data: str, kind: str, value: float, name: str, told: dict[str, Any]) -> EvalResult:
+def _result(data: str, kind: str, value: float, name: str, metric_args: dict[str, Any]) -> EvalResult:
     return EvalResult(
         task_type=TASK,
         dataset_type=data,
@@ -85,5 +85,5 @@ def _result(data: str, kind: str, value: float, name: str, told: dict[str, Any])
         metric_type=kind,
         metric_name=name,
         metric_value=round(value, 6),
-        metric_args=told,
+        metric_args=metric_args,
     )

@@ -81,8 +81,8 @@ def compared_with_references(run: Path) -> str:
     file, newest = run / "training_config.json", scored[-1]
     settings = json.loads(file.read_text()) if file.is_file() else {}
     count = settings.get("evaluate_num_images", 0)
-    _, told = compare_with_reference(settings, count, newest["images"], newest["fid"])
-    return told or (
+    _, message = compare_with_reference(settings, count, newest["images"], newest["fid"])
+    return message or (
         "no reference curve is of these settings, this size, so few images and so many scored ones "
         f"(--evaluate_num_images {count})"
     )

@@ -91,8 +91,8 @@ def compare_with_reference(settings: dict[str, Any], num_images: int, images: in
     expected = curve.fid_at(images) if curve is not None else None
     if curve is None or expected is None:
         return False, ""
-    told = f"FID {fid:.0f} after {images:,} training images, where the reference run of preset {curve.preset} had "
-    return fid > FAR_BEHIND * expected, f"{told}{expected:.0f} ({curve.about})"
+    message = f"FID {fid:.0f} after {images:,} training images, where the reference run of preset {curve.preset} had "
+    return fid > FAR_BEHIND * expected, f"{message}{expected:.0f} ({curve.about})"
 
 
 def minutes_of_updates(log: list[dict[str, Any]]) -> list[float]:

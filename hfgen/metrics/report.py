@@ -29,14 +29,16 @@ def finite(value: Any) -> Any:
 
 def markdown(report: dict[str, Any]) -> str:
     """Format a report as a table, with the floor in its own column, and the statements on copies."""
-    told = [score_table(report)]
-    told.append(
+    paragraphs = [score_table(report)]
+    paragraphs.append(
         f"Memorisation: {report['memorisation']['statement']}; {report['memorisation_by_pixels']['statement']}."
     )
     if "held_out" in report:
         part, fid = report["held_out"], score_names(report["features"])["fid"]
-        told.append(f"Held out: {fid} {part['fid']:.4g} against {part['num_held_out']:,} images; {part['statement']}.")
-    return "\n\n".join(told) + "\n"
+        paragraphs.append(
+            f"Held out: {fid} {part['fid']:.4g} against {part['num_held_out']:,} images; {part['statement']}."
+        )
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def score_table(report: dict[str, Any]) -> str:
@@ -60,19 +62,21 @@ def score_table(report: dict[str, Any]) -> str:
             cells.insert(1, f"{spread['mean'][key]:.4g} ± {spread['standard_deviation'][key]:.2g}")
         lines.append(f"| {names.get(key, key)} | {' | '.join(cells)} |")
     fid = names["fid"]
-    told = [
+    paragraphs = [
         f"{fid} of {scores['num_fake']:,} real images, sampled with replacement, against all: "
         f"{floor['fid_at_n']:.4g}. "
         f"± is the standard error, which excludes the bias of {fid}: compare only equal numbers of images."
     ]
     if "reconstructions" in report:
         part = report["reconstructions"]
-        told.append(f"{fid} of {part['num_images']:,} real images after encoding and decoding: {part['fid']:.4g}.")
+        paragraphs.append(
+            f"{fid} of {part['num_images']:,} real images after encoding and decoding: {part['fid']:.4g}."
+        )
     if "fid_at_infinity" in report:
-        told.append(f"{fid} extrapolated to infinitely many generated images: {report['fid_at_infinity']:.4g}.")
+        paragraphs.append(f"{fid} extrapolated to infinitely many generated images: {report['fid_at_infinity']:.4g}.")
     if "likelihood" in report:
-        told.append(f"Likelihood: {report['likelihood']['statement']}.")
-    return "\n".join(lines) + "\n\n" + "\n\n".join(told)
+        paragraphs.append(f"Likelihood: {report['likelihood']['statement']}.")
+    return "\n".join(lines) + "\n\n" + "\n\n".join(paragraphs)
 
 
 def read_report(file: Path) -> dict[str, Any]:

@@ -235,8 +235,8 @@ def _resolve(script: ModuleType, preset: str | None, own: dict[str, Any]) -> dic
                 script.SETTINGS, script.PRESETS, [*([f"--preset={preset}"] if preset else []), *flags]
             )
     except SystemExit:  # from argparse, which has printed the reason
-        told = complaint.getvalue().strip().splitlines()[-1]
-        raise UserError(told.split("error: ", 1)[-1]) from None
+        message = complaint.getvalue().strip().splitlines()[-1]
+        raise UserError(message.split("error: ", 1)[-1]) from None
     settings = settings_to_dict(*parsed)
     for key, value in own.items():
         if value is None and settings[key] is not None:

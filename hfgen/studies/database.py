@@ -67,7 +67,7 @@ def _begin_writing(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def told(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Return a database's error message on one line, without the SQL."""
     while isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__

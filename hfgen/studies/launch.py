@@ -153,8 +153,8 @@ def _ending(folder: Path, budget: Budget, exit_status: int, log: Path | None) ->
         return Ending(TRAINED, step=step)
     if kind in ("diverged", "collapsed"):
         return Ending(DIVERGED, f"{kind}: {said['reason']}", step)
-    told = last_error(log.read_text(errors="replace")) if log is not None else ""
-    return Ending(BROKEN, f"the training ended with status {exit_status}: {told}", step)
+    error = last_error(log.read_text(errors="replace")) if log is not None else ""
+    return Ending(BROKEN, f"the training ended with status {exit_status}: {error}", step)
 
 
 def last_error(log: str) -> str:

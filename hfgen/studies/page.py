@@ -111,7 +111,7 @@ def _place(study: Study, row: Row) -> dict[str, Any]:
         seeds.append(
             {
                 "seed": seed,
-                "told": _told(study, outcome),
+                "summary": _summary(study, outcome),
                 "sheet": result.sheet if result is not None else "",
                 "in_gallery": None,
                 "strip": result.strip if result is not None else "",
@@ -122,7 +122,7 @@ def _place(study: Study, row: Row) -> dict[str, Any]:
     return {"name": row.place.family, "point": row.label, "seeds": seeds}
 
 
-def _told(study: Study, outcome: Outcome | None) -> str:
+def _summary(study: Study, outcome: Outcome | None) -> str:
     if outcome is None:
         return "not run yet"
     if outcome.kind == TRAINED and outcome.result is not None:

@@ -91,8 +91,8 @@ def draw_score_curves(rows: list[Row]) -> Figure | None:
 def _draw_panel(ax: Axes, title: str, curves: list[Curve]) -> None:
     for label, colour, steps, values in curves:
         # Labels that begin with an underscore are left out of the legend.
-        told = f" {_plain(label, LEGEND_LENGTH)}" if label else "_nolegend_"
-        ax.plot(steps, values, label=told, color=colour, linewidth=1)
+        legend = f" {_plain(label, LEGEND_LENGTH)}" if label else "_nolegend_"
+        ax.plot(steps, values, label=legend, color=colour, linewidth=1)
     scale, low, high = loss_range([values for *_, values in curves])
     if low < high:
         ax.set_yscale(scale)

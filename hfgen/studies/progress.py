@@ -21,19 +21,19 @@ def describe_progress(study: Study, trials: dict[str, list[FrozenTrial]], now: d
     """
     found = {name: trials.get(name, []) for name in study.cells}
     states = {name: state_of(of_cell) for name, of_cell in found.items()}
-    counts = {told: list(states.values()).count(state) for state, told in ((DONE, "done"), (RUNNING, "running"))}
+    counts = {label: list(states.values()).count(state) for state, label in ((DONE, "done"), (RUNNING, "running"))}
     if broken := list(states.values()).count(BROKEN):
         counts["broken"] = broken
     counts["to do"] = len(states) - sum(counts.values())
     cells = f"{len(states)} cell{'s' if len(states) > 1 else ''}"
-    lines = [f"{study.name}: {cells}, " + ", ".join(f"{count} {told}" for told, count in counts.items())]
-    lines += [f"  {name}: {_told(study, states[name], of_cell, now)}" for name, of_cell in found.items()]
+    lines = [f"{study.name}: {cells}, " + ", ".join(f"{count} {label}" for label, count in counts.items())]
+    lines += [f"  {name}: {_cell_status(study, states[name], of_cell, now)}" for name, of_cell in found.items()]
     if counts["running"] + counts["to do"]:
         lines.append(_rest(found, counts["running"], counts["to do"]))
     return "\n".join(lines)
 
 
-def _told(study: Study, state: str, trials: list[FrozenTrial], now: datetime.datetime) -> str:
+def _cell_status(study: Study, state: str, trials: list[FrozenTrial], now: datetime.datetime) -> str:
     if state == RUNNING:
         running = next(trial for trial in trials if trial.state == TrialState.RUNNING)
         where = running.user_attrs.get(WORKER)

@@ -94,7 +94,7 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
 def for_others(study: Study, outcomes: Outcomes) -> tuple[Study, Outcomes]:
     """Prepare a study for sharing: reduce local paths to their last part, and shorten long reasons."""
     cells = {name: replace(cell, settings=_without_paths(cell.settings, study)) for name, cell in study.cells.items()}
-    told: dict[str, Outcome | None] = {}
+    shortened: dict[str, Outcome | None] = {}
     for name, outcome in outcomes.items():
         if outcome is not None:
             reason = _without_paths(outcome.reason, study)
@@ -103,8 +103,8 @@ def for_others(study: Study, outcomes: Outcomes) -> tuple[Study, Outcomes]:
             if result is not None:
                 result = replace(result, summary=_without_paths(result.summary, study))
             outcome = Outcome(outcome.kind, outcome.value, reason, outcome.step, result)
-        told[name] = outcome
-    return replace(study, dataset=dataset_name(study), cells=cells), told
+        shortened[name] = outcome
+    return replace(study, dataset=dataset_name(study), cells=cells), shortened
 
 
 def _without_paths(value: Any, study: Study) -> Any:
@@ -115,8 +115,8 @@ def _without_paths(value: Any, study: Study) -> Any:
     if not isinstance(value, str):
         return value
     name = dataset_name(study)
-    told = value.replace(study.dataset, name) if 0 < len(name) < len(study.dataset) else value  # it may contain spaces
-    return PATHS.sub(_last_part, told)
+    text = value.replace(study.dataset, name) if 0 < len(name) < len(study.dataset) else value  # it may contain spaces
+    return PATHS.sub(_last_part, text)
 
 
 def _last_part(found: re.Match[str]) -> str:
@@ -142,15 +142,15 @@ def _nan_as_text(value: Any) -> Any:
 
 def markdown(study: Study, rows: list[Row], pictures: dict[str, str]) -> str:
     """Build the text of `report.md`."""
-    told = [f"# {markdown_text(study.title)}", *map(markdown_text, statements(study, rows))]
+    parts = [f"# {markdown_text(study.title)}", *map(markdown_text, statements(study, rows))]
     if matrix := markdown_matrix(study, rows):
-        told.append(matrix.strip())
-    told.append(markdown_rows(study, rows).strip())
+        parts.append(matrix.strip())
+    parts.append(markdown_rows(study, rows).strip())
     if lost := endings(study, rows):
-        told.append("\n".join(f"- {markdown_text(line)}" for line in lost))
-    told += [f"![{caption}]({name})\n\n{caption}." for name, caption in pictures.items()]
+        parts.append("\n".join(f"- {markdown_text(line)}" for line in lost))
+    parts += [f"![{caption}]({name})\n\n{caption}." for name, caption in pictures.items()]
     files = ", ".join(f"[{name}]({name}) ({what})" for name, what in files_of(rows).items() if name != "report.md")
-    return "\n\n".join([*told, f"Also here: {files}."]) + "\n"
+    return "\n\n".join([*parts, f"Also here: {files}."]) + "\n"
 
 
 def files_of(rows: list[Row]) -> dict[str, str]:
@@ -161,16 +161,16 @@ def files_of(rows: list[Row]) -> dict[str, str]:
 
 def statements(study: Study, rows: list[Row]) -> list[str]:
     """Describe what was done and how it compares, one paragraph each."""
-    told = [study.question] if study.question else []
-    told += [conditions(study, rows), *hardware(rows)]
+    paragraphs = [study.question] if study.question else []
+    paragraphs += [conditions(study, rows), *hardware(rows)]
     if floor := floors(study, rows):
-        told.append(floor)
+        paragraphs.append(floor)
     published = any(row.published for row in rows)
     if published:
-        told.append(f"Published: {study.source}." if study.source else "Published figures stand beside ours.")
+        paragraphs.append(f"Published: {study.source}." if study.source else "Published figures stand beside ours.")
     if agreed := agreements(study, rows):
-        told.append("How the order agrees with the published one: " + " ".join(agreed))
-    return told
+        paragraphs.append("How the order agrees with the published one: " + " ".join(agreed))
+    return paragraphs
 
 
 def conditions(study: Study, rows: list[Row]) -> str:
@@ -183,22 +183,22 @@ def conditions(study: Study, rows: list[Row]) -> str:
     if any(cell.method == "ddpm" for cell in study.cells.values()):
         sampler = f" of {evaluation.sampler}" if evaluation.sampler else ""
         diffusion = f", diffusion in {evaluation.num_inference_steps} steps{sampler}"
-    told = (
+    text = (
         f"{METRICS[study.metric]} of {len(study.cells)} cells ({finished} ended), each trained for {study.budget}; "
         f"{of_seeds}. {evaluation.num_images:,} images of each are scored (drawn with seed {evaluation.seed}"
         f"{diffusion})"
     )
     sizes = _common(rows, ("sample_size",), "{} pixels") + _common(rows, ("scores", "num_real"), "{:,} real images")
-    told += f" against {' of '.join(sizes[::-1])}" if sizes else " against the real ones"
-    told += f" of {study.dataset}."
+    text += f" against {' of '.join(sizes[::-1])}" if sizes else " against the real ones"
+    text += f" of {study.dataset}."
     if study.asked is not None:
         parts = [f"each cell trained for {study.full_budget}"]
         if study.full_evaluation != study.evaluation and study.full_evaluation is not None:
             parts.append(f"{study.full_evaluation.num_images:,} images scored")
         if study.full_seeds != study.seeds and study.full_seeds is not None:
             parts.append(f"seeds {', '.join(map(str, study.full_seeds))}")
-        told += f" Scaled down to {study.asked} of work in all; the study asks for more: {', '.join(parts)}."
-    return told
+        text += f" Scaled down to {study.asked} of work in all; the study asks for more: {', '.join(parts)}."
+    return text
 
 
 def hardware(rows: list[Row]) -> list[str]:
@@ -230,23 +230,23 @@ def floors(study: Study, rows: list[Row]) -> str:
 
 def endings(study: Study, rows: list[Row]) -> list[str]:
     """List cells without a figure, with the reason, and cells that rolled back or had warnings."""
-    told, waiting = [], []
+    lines, waiting = [], []
     for name, outcome in _unique(study, rows).items():
         if outcome is None:
             waiting.append(name)
         elif outcome.kind in (DIVERGED, BROKEN):
             at = f" at step {outcome.step:,}" if outcome.step is not None else ""
-            told.append(f"{name}: {'NaN' if outcome.kind == DIVERGED else 'no figure'}{at}: {outcome.reason}")
+            lines.append(f"{name}: {'NaN' if outcome.kind == DIVERGED else 'no figure'}{at}: {outcome.reason}")
         elif outcome.kind == TRAINED and outcome.result is not None:
             training = outcome.result.summary["training"]
             if back := training["rollbacks"]:
                 times = "once" if back == 1 else f"{back} times"
-                told.append(f"{name}: went back {times}, with half the learning rate each time")
-            told += [f"{name}: {warning}" for warning in training["warnings"]]
+                lines.append(f"{name}: went back {times}, with half the learning rate each time")
+            lines += [f"{name}: {warning}" for warning in training["warnings"]]
     if waiting:
         more = f" and {len(waiting) - MAX_NAMED} more" if len(waiting) > MAX_NAMED else ""
-        told.append(f"not run yet: {', '.join(waiting[:MAX_NAMED])}{more}")
-    return told
+        lines.append(f"not run yet: {', '.join(waiting[:MAX_NAMED])}{more}")
+    return lines
 
 
 def _unique(study: Study, rows: list[Row]) -> dict[str, Outcome | None]:

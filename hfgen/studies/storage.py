@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hfgen.errors import UserError
 from hfgen.studies.cells import Study, differences
-from hfgen.studies.database import DATABASE_ERRORS, open_database, shown, told, with_driver
+from hfgen.studies.database import DATABASE_ERRORS, open_database, reason_of, shown, with_driver
 from hfgen.studies.launch import BROKEN, DIVERGED
 from hfgen.studies.results import Result
 
@@ -63,7 +63,9 @@ class StudyStore:
         try:
             self._storage = open_database(self.url, grace_seconds)
         except (*DATABASE_ERRORS, ImportError, RuntimeError) as error:
-            raise UserError(f"--storage {shown(self.url)}: the database cannot be opened: {told(error)}") from error
+            raise UserError(
+                f"--storage {shown(self.url)}: the database cannot be opened: {reason_of(error)}"
+            ) from error
 
     def open(self, name: str | None) -> Study:
         """Open an existing study.
@@ -76,8 +78,8 @@ class StudyStore:
         """
         names = self._names()
         if name is None and len(names) != 1:
-            told = f"choose one with --study: {', '.join(names)}" if names else "start one with hfgen study run"
-            raise UserError(f"the database holds {len(names)} studies; {told}")
+            remedy = f"choose one with --study: {', '.join(names)}" if names else "start one with hfgen study run"
+            raise UserError(f"the database holds {len(names)} studies; {remedy}")
         if name is not None and name not in names:
             raise UserError(f"--study {name}: the database holds {', '.join(names) or 'none'}")
         self._load(name or names[0])
@@ -117,7 +119,7 @@ class StudyStore:
             with contextlib.suppress(*DATABASE_ERRORS):  # if the database is gone altogether
                 optuna.delete_study(study_name=study.name, storage=self._storage)  # leave no study without definition
             raise UserError(
-                f"--storage {shown(self.url)}: the database does not keep the study: {told(error)}"
+                f"--storage {shown(self.url)}: the database does not keep the study: {reason_of(error)}"
             ) from error
 
     def stored(self, name: str) -> Study | None:
@@ -307,8 +309,8 @@ def _has_ended_well(trial: FrozenTrial) -> bool:
 def num_lost(trials: list[FrozenTrial]) -> int:
     """Return how many workers in a row were lost on a cell, up to now."""
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]
-    told = [index for index, trial in enumerate(failed) if OUTCOME in trial.user_attrs]
-    return len(failed) - (told[-1] + 1 if told else 0)
+    ended = [index for index, trial in enumerate(failed) if OUTCOME in trial.user_attrs]
+    return len(failed) - (ended[-1] + 1 if ended else 0)
 
 
 def packed(study: Study) -> str:

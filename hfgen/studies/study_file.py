@@ -56,9 +56,9 @@ class Budget:
         if len(given) != 1:
             raise UserError("budget: give one of steps, images and minutes")
         name, value = given[0].name, getattr(self, given[0].name)
-        kind, told = (int | float, "") if name == "minutes" else (int, "whole ")
+        kind, whole = (int | float, "") if name == "minutes" else (int, "whole ")
         if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf:
-            raise UserError(f"budget: {name} {value!r}: must be a {told}number above 0, in digits such as 90000")
+            raise UserError(f"budget: {name} {value!r}: must be a {whole}number above 0, in digits such as 90000")
 
     def __str__(self) -> str:
         if self.minutes is not None:
@@ -296,8 +296,8 @@ def _build(cls: type[Part], values: dict[str, Any], where: str) -> Part:
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        told = "nothing" if value is None else type(value).__name__
-        raise UserError(f"{where}: names with values are needed, such as {{batch_size: 64}}, not {told}")
+        found = "nothing" if value is None else type(value).__name__
+        raise UserError(f"{where}: names with values are needed, such as {{batch_size: 64}}, not {found}")
     for key in value:
         if not isinstance(key, str) or not key.strip():
             raise UserError(f"{where}: {key!r}: a name must be text; write it in quotes")
@@ -321,8 +321,8 @@ def _check_choice(where: str, value: Any, choices: Iterable[str | None]) -> None
     if value not in choices:
         known = [one for one in choices if one is not None]
         near = difflib.get_close_matches(str(value), known, n=1)
-        told = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"{where}: {value!r} is none of {', '.join(known)}{told}")
+        suggestion = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{where}: {value!r} is none of {', '.join(known)}{suggestion}")
 
 
 def _check_grid(where: str, grid: dict[str, list[Any]], settings: dict[str, Any]) -> None:

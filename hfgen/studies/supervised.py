@@ -21,7 +21,7 @@ GRACE = 60.0  # seconds for writing a checkpoint before the group is killed
 def main(parent: int, command: list[str]) -> int:
     """Run the command until its process group is gone, and return its exit status; see the module."""
     asked: list[float] = []
-    told = False
+    sent = False
     # Set before the command starts, so that no signal is missed; handlers are not inherited by the command.
     signal.signal(signal.SIGTERM, lambda *_: asked.append(time.monotonic()))
     signal.signal(signal.SIGINT, lambda *_: None)  # the worker gets it too, and decides
@@ -30,9 +30,9 @@ def main(parent: int, command: list[str]) -> int:
     while process.poll() is None or (asked and lives(process.pid)):
         if os.getppid() != parent:
             asked.append(time.monotonic())
-        if asked and not told:
+        if asked and not sent:
             send(process, signal.SIGTERM)
-            told = True
+            sent = True
         if asked and time.monotonic() - asked[0] > GRACE:
             send(process, signal.SIGKILL)
         time.sleep(POLL_SECONDS)

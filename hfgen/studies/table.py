@@ -172,7 +172,7 @@ def as_matrix(rows: list[Row]) -> tuple[str, list[str], dict[str, list[Row]]] | 
 
 def agreements(study: Study, rows: list[Row]) -> list[str]:
     """Describe, in one sentence per family, how our ranking agrees with the published one."""
-    told = []
+    sentences = []
     sign = -1 if study.metric in HIGHER_IS_BETTER else 1
     families = dict.fromkeys(row.place.family for row in rows) if any(row.place.point for row in rows) else [""]
     for family in families:
@@ -186,11 +186,11 @@ def agreements(study: Study, rows: list[Row]) -> list[str]:
         best, their_best = (line[figures.index(min(figures))] for figures in (ours, theirs))
         correlation = float(spearmanr(ours, theirs).statistic)
         name = f"{family}: " if family else ""
-        told.append(
+        sentences.append(
             f"{name}best at {_point(best)} here, at {_point(their_best)} there; "
             f"rank correlation of the {len(line)} figures {correlation:+.2f}."
         )
-    return told
+    return sentences
 
 
 def _point(row: Row) -> str:
@@ -223,8 +223,8 @@ def _markdown_table(head: list[str], lines: list[list[str]]) -> str:
 
 def markdown_text(text: str) -> str:
     """Escape text for Markdown, on one line, also within a table."""
-    told = re.sub(r"([\\`*]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
-    return html.escape(told, quote=False).replace("|", "&#124;")
+    escaped = re.sub(r"([\\`*]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
+    return html.escape(escaped, quote=False).replace("|", "&#124;")
 
 
 def heads(study: Study, rows: list[Row]) -> list[str]:
@@ -280,10 +280,10 @@ def csv_cells(study: Study, rows: list[Row]) -> str:
             alone = Row(row.place, (outcome,))
             measured = [next(iter(alone.numbers(keys)), "") for keys in others.values()]
             if outcome is None:
-                told: list[Any] = ["not run", "", "", ""]
+                result: list[Any] = ["not run", "", "", ""]
             else:
-                told = [outcome.kind, outcome.value, "" if outcome.step is None else outcome.step, outcome.reason]
-            writer.writerow([row.place.family, *point, seed, *told, *measured, row.published])
+                result = [outcome.kind, outcome.value, "" if outcome.step is None else outcome.step, outcome.reason]
+            writer.writerow([row.place.family, *point, seed, *result, *measured, row.published])
     return buffer.getvalue()
 
 

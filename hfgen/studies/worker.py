@@ -11,7 +11,7 @@ from diffusers.utils import logging
 
 from hfgen.errors import UserError
 from hfgen.studies.cells import Cell, Study
-from hfgen.studies.database import DATABASE_ERRORS, shown, told
+from hfgen.studies.database import DATABASE_ERRORS, reason_of, shown
 from hfgen.studies.launch import BROKEN, DIVERGED, TRAINED, Workspace, check_data, check_device, train_cell
 from hfgen.studies.results import Result, Scorer, data_digest, data_settings
 from hfgen.studies.storage import MISSING, RUNNING, WAITING, Outcome, StudyStore
@@ -42,8 +42,8 @@ def work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: fl
         _work(store, study, workspace, wait_seconds)
     except DATABASE_ERRORS as error:
         raise UserError(
-            f"--storage {shown(store.url)}: the database does not answer: {told(error)}. What is trained is kept: "
-            "start this worker again when it does"
+            f"--storage {shown(store.url)}: the database does not answer: {reason_of(error)}. What is trained is "
+            "kept: start this worker again when it does"
         ) from error
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -61,7 +61,7 @@ def _work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: f
             return Outcome(BROKEN, reason=unfit[name]) if only_unfit else None
         typer.echo(f"{name}: training")
         outcome = _train_and_score(study.cells[name], study, workspace, scorer, store)
-        _tell(name, outcome, study.metric)
+        _print_outcome(name, outcome, study.metric)
         broken.append(outcome.reason) if outcome.kind == BROKEN else broken.clear()
         return outcome
 
@@ -118,7 +118,7 @@ def value_of(result: Result, metric: str) -> float:
     return math.nan if value is None else float(value)
 
 
-def _tell(name: str, outcome: Outcome, metric: str) -> None:
+def _print_outcome(name: str, outcome: Outcome, metric: str) -> None:
     if outcome.kind == TRAINED:
         typer.echo(f"{name}: {metric} {outcome.value:.4g}")
     else:

@@ -203,7 +203,7 @@ def test_two_pipelines_are_compared_on_one_seed_with_their_times(page):
     for start, name in ((0, "gan"), (2, "vae")):
         expected = pipelines[name](2, generator=image_generators(5, 0, 2)).images
         assert all(near(one)(ours) for one, ours in zip(expected, shown[start : start + 2], strict=True))
-        told = visible(page.locator(".told").filter(has_text=f"{name}: 2 images in")).first.inner_text()
+        told = visible(page.locator(".note").filter(has_text=f"{name}: 2 images in")).first.inner_text()
         assert f"{'GAN' if name == 'gan' else 'VAE'} · 16 × 16 pixels" in told
 
 
