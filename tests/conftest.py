@@ -100,6 +100,15 @@ def load_script(name: str, alias: str | None = None) -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="session")
+def programs():
+    """Runs programs in processes of their own that need not import torch."""
+    from preloaded import Preloaded
+
+    with Preloaded() as programs:
+        yield programs
+
+
 @pytest.fixture
 def fresh_accelerate_state():
     """Let this test and the next build an Accelerator with settings of their own."""

@@ -1,9 +1,6 @@
 """Scores in the course of a run: what is refused before it begins, several processes, and the real features."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +21,6 @@ from hfgen.training.settings import RunSettings
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 TESTS = Path(__file__).resolve().parents[1]
-TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 # A training script whose features are cheap.
 WITH_STAND_IN = """
 import os, pathlib, sys
@@ -119,12 +115,13 @@ def test_the_scores_are_those_that_evaluate_gives_of_the_best_pipeline(inception
     assert files_of(tmp_path / "run" / "pipeline") == files_of(tmp_path / "without" / "pipeline")
 
 
-def test_two_processes_evaluate_once_and_end_together(tmp_path):
+def test_two_processes_evaluate_once_and_end_together(programs, tmp_path):
     """A VAE, of which all processes encode the data and the main one fits and scores."""
     program, folder = tmp_path / "train.py", tmp_path / "run"
     program.write_text(WITH_STAND_IN.format(tests=str(TESTS)))
-    arguments = [*TINY, *METHODS["vae"], "--max_train_steps", "4", "--output_dir", str(folder)]
-    launch([str(program), *arguments, "--evaluate_every", "2"])
+    arguments = [*TINY, *METHODS["vae"], "--max_train_steps", "4", "--output_dir", folder, "--evaluate_every", "2"]
+    ended = programs.run_ranks(2, program, *arguments)
+    assert [rank.returncode for rank in ended] == [0, 0], ended[0].stderr[-3000:]
     # Features of the training images, then of two evaluations, by the main process alone.
     assert [(tmp_path / f"calls-{rank}").read_text() for rank in (0, 1)] == ["3", "0"]
     assert [row["step"] for row in read_evaluations(folder)] == [2, 4]
@@ -134,19 +131,12 @@ def test_two_processes_evaluate_once_and_end_together(tmp_path):
     assert state_of(folder, 4)["batches"] == [{"position": 4}] * 2
 
 
-def test_two_processes_fail_together_where_weights_are_missing(tmp_path):
+def test_two_processes_fail_together_where_weights_are_missing(programs, tmp_path):
     pytest.importorskip("cleanfid")
     arguments = [*TINY, *METHODS["gan"], "--output_dir", str(tmp_path / "run"), "--evaluate_every", "1"]
-    gone = ["--feature_weights", "gone.pt"]
-    failed = launch([str(TESTS.parent / "training_scripts" / "train_gan.py"), *arguments, *gone], status=1)
-    # Each of them says it, and neither was killed because it waited for the other.
-    assert failed.stderr.count("error: --feature_weights gone.pt: no such file") == 2
-    assert "Signal" not in failed.stderr and "Traceback" in failed.stderr  # the launcher's own
+    arguments += ["--feature_weights", "gone.pt"]
+    for rank in programs.run_ranks(2, TESTS.parent / "training_scripts" / "train_gan.py", *arguments):
+        assert rank.returncode == 2  # each of them says it, and neither waits for the other
+        assert rank.stderr.count("error: --feature_weights gone.pt: no such file") == 1
+        assert "Traceback" not in rank.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
-
-
-def launch(arguments, status=0):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([*TWO_PROCESSES, *arguments], capture_output=True, text=True, env=environment, timeout=300)
-    assert ended.returncode == status, ended.stderr[-3000:]
-    return ended

@@ -94,21 +94,19 @@ def test_a_checkpoint_in_another_memory_format_goes_on_alike(train_ddpm, tmp_pat
     assert_equal_weights(uninterrupted, resumed)
 
 
-def test_a_run_killed_at_any_moment_and_resumed_ends_bit_equal(train_ddpm, tmp_path):
+def test_a_run_killed_at_any_moment_and_resumed_ends_bit_equal(train_ddpm, programs, tmp_path):
     """The real thing: processes killed with -9 while they train, the same command until it is done."""
     uninterrupted = train(train_ddpm, tmp_path / "uninterrupted", "--max_train_steps", "40")
     folder = tmp_path / "killed"
-    command = [sys.executable, str(SCRIPT), *TINY, "--output_dir", str(folder), "--resume", "latest"]
-    command += ["--max_train_steps", "40", "--checkpoint_every", "3", "--checkpoints_total_limit", "2"]
+    arguments = [*TINY, "--output_dir", str(folder), "--resume", "latest"]
+    arguments += ["--max_train_steps", "40", "--checkpoint_every", "3", "--checkpoints_total_limit", "2"]
     for lines in (5, 22):  # killed as soon as so many steps are logged, wherever in a step or a checkpoint that is
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 300
-        while _lines(folder / "metrics.jsonl") < lines and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
+        program = programs.start(SCRIPT, *arguments)
+        wait_for_lines(folder / "metrics.jsonl", lines, program)
+        program.send_signal(signal.SIGKILL)
+        assert program.wait() == -signal.SIGKILL
         assert not (folder / "pipeline").exists()
-    subprocess.run(command, check=True, capture_output=True)
+    assert programs.run(SCRIPT, *arguments).returncode == 0
     assert_equal_weights(uninterrupted, weights(folder))
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 41))
@@ -116,24 +114,25 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_bit_equal(train_ddpm, tmp_p
     assert len(starts) == 3 and starts[0] == 0 < starts[1] < starts[2]
 
 
-def _lines(file):
-    return len(file.read_text().splitlines()) if file.is_file() else 0
+def wait_for_lines(log, count, program):
+    """Wait until a running program has written so many lines."""
+    deadline = time.monotonic() + 300
+    while not (log.is_file() and len(log.read_text().splitlines()) >= count):
+        assert program.poll() is None and time.monotonic() < deadline, program.errors.read_text()
+        time.sleep(0.002)
 
 
-def test_sigterm_is_heeded_while_a_sheet_is_drawn(tmp_path):
+def test_sigterm_is_heeded_while_a_sheet_is_drawn(programs, tmp_path):
     """A preempted machine leaves half a minute: a sheet of a thousand steps must not use it up."""
     folder = tmp_path / "run"
     drawing = ["--num_inference_steps", "1000", "--num_sample_images", "64", "--sample_every", "1"]
-    command = [sys.executable, str(SCRIPT), *TINY, "--output_dir", str(folder), *drawing, "--max_train_steps", "50"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    deadline = time.monotonic() + 300
-    while not (folder / "launches.jsonl").is_file() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(2)  # by now the first update is done and its sheet has begun; if not, the test is only easier to pass
-    process.terminate()
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM: step 1 of 50" in output
+    program = programs.start(SCRIPT, *TINY, "--output_dir", folder, *drawing, "--max_train_steps", "50")
+    wait_for_lines(folder / "launches.jsonl", 1, program)
+    time.sleep(1)  # by now the first update is done and its sheet has begun; if not, the test is only easier to pass
+    program.send_signal(signal.SIGTERM)
+    ended = program.ended()
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM: step 1 of 50" in ended.stdout
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000001"]
     assert not (folder / "samples").exists()
 
@@ -262,9 +261,8 @@ def test_bad_input_is_named(train_ddpm, tmp_path, arguments, told):
         train(train_ddpm, tmp_path / "run", *arguments)
 
 
-def test_a_mistake_ends_in_one_line_and_status_2(tmp_path):
-    command = [sys.executable, str(SCRIPT), *TINY, "--output_dir", str(tmp_path / "run"), "--dataset", "./nowhere"]
-    result = subprocess.run(command, capture_output=True, text=True)
+def test_a_mistake_ends_in_one_line_and_status_2(programs, tmp_path):
+    result = programs.run(SCRIPT, *TINY, "--output_dir", tmp_path / "run", "--dataset", "./nowhere")
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1] == "error: --dataset ./nowhere: no such file or folder"
     assert "Traceback" not in result.stderr
@@ -284,25 +282,24 @@ def test_every_preset_is_valid_and_builds_its_network(train_ddpm, preset):
     assert network.config.sample_size == data.sample_size
 
 
-def test_two_processes_train_together_and_resume_exactly(tmp_path):
+def test_two_processes_train_together_and_resume_exactly(programs, tmp_path):
     folder = tmp_path / "run"
     arguments = [str(SCRIPT), *TINY, "--output_dir", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*launch, *arguments], check=True, capture_output=True, env=environment, timeout=300)
+    assert [rank.returncode for rank in programs.run_ranks(2, *arguments)] == [0, 0]
     assert json.loads((folder / "launches.jsonl").read_text())["num_processes"] == 2
     first = weights(folder)
     assert [json.loads(line)["images"] for line in (folder / "metrics.jsonl").read_text().splitlines()][-1] == 48
     state = torch.load(folder / "checkpoints" / "step-00000006" / "state.pt", weights_only=True)
     assert len(state["batches"]) == 2
 
-    # Resumed by the other launcher: the same two processes.
+    # Resumed by a launcher: the same two processes.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     with socket.socket() as free:  # the launcher's fixed port may be taken
         free.bind(("127.0.0.1", 0))
         launch += ["--main_process_port", str(free.getsockname()[1])]
     resume = ["--resume", str(folder / "checkpoints" / "step-00000002")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*launch, *arguments, *resume], check=True, capture_output=True, env=environment, timeout=300)
     assert_equal_weights(first, weights(folder))
     launches = [json.loads(line) for line in (folder / "launches.jsonl").read_text().splitlines()]

@@ -1,9 +1,6 @@
 """`training_scripts/train_gan.py`, end to end, at toy size."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -331,37 +328,29 @@ def test_the_networks_are_built_from_32_to_256_pixels_and_with_the_widths_of_stu
 
 
 @pytest.mark.parametrize("method", ["dcgan", "wgan_gp"])
-def test_two_processes_hold_the_same_weights_and_resume_exactly(tmp_path, method):
+def test_two_processes_hold_the_same_weights_and_resume_exactly(programs, tmp_path, method):
     folder = tmp_path / "run"
     arguments = [str(SCRIPT), *TINY, "--output_dir", str(folder), *METHODS[method], "--max_train_steps", "4"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*launch, *arguments], check=True, capture_output=True, env=environment, timeout=300)
+    assert [rank.returncode for rank in programs.run_ranks(2, *arguments)] == [0, 0]
     assert json.loads((folder / "launches.jsonl").read_text())["num_processes"] == 2
     first = state_of(folder, 4)
     assert len(first["batches"]) == 2
     assert metrics(folder)[-1]["images"] == 4 * 2 * 4 * (3 if method == "wgan_gp" else 1)
     resume = ["--resume", str(folder / "checkpoints" / "step-00000002")]
-    subprocess.run([*launch, *arguments, *resume], check=True, capture_output=True, env=environment, timeout=300)
+    assert [rank.returncode for rank in programs.run_ranks(2, *arguments, *resume)] == [0, 0]
     assert_equal(first, state_of(folder, 4))
 
 
-def test_a_process_of_two_computes_the_gradient_of_the_whole_batch(tmp_path):
+def test_a_process_of_two_computes_the_gradient_of_the_whole_batch(programs, tmp_path):
     """Two processes with two images each take the same first step as one process with the four of them."""
     arguments = [str(SCRIPT), *TINY, *METHODS["r3gan"], "--max_train_steps", "1", "--checkpoint_every", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run(
-        [*launch, *arguments, "--output_dir", str(tmp_path / "two"), "--batch_size", "2"],
-        check=True, capture_output=True, env=environment, timeout=300,
-    )  # fmt: skip
+    arguments += ["--batch_size", "2"]
+    ranks = programs.run_ranks(2, *arguments, "--output_dir", tmp_path / "two")
+    assert [rank.returncode for rank in ranks] == [0, 0]
     state = state_of(tmp_path / "two", 1)
     # Adam's first mean gradient is a tenth (beta1 0.5: a half) of the averaged gradient: it is not that of one process
     # alone, which a single process with the same share of the batch would have got.
-    subprocess.run(
-        [sys.executable, *arguments, "--output_dir", str(tmp_path / "one"), "--batch_size", "2"],
-        check=True, capture_output=True, env=environment, timeout=300,
-    )  # fmt: skip
+    assert programs.run(*arguments, "--output_dir", tmp_path / "one").returncode == 0
     alone = state_of(tmp_path / "one", 1)
     moments = [part["optimizer_d"]["state"][0]["exp_avg"] for part in (state, alone)]
     assert moments[0].abs().max() > 0 and not torch.allclose(*moments)

@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +10,7 @@ import pytest
 import torch
 from loopback_hub import LoopbackHub
 from PIL import Image
+from preloaded import Preloaded
 from safetensors.torch import load_file
 
 from hfgen.data.toy_paintings import paint
@@ -28,8 +27,8 @@ STREAMED = [
 
 
 @pytest.fixture(scope="module")
-def hub_environment(tmp_path_factory):
-    """A Hub with one data set of four parquet files and two columns of images; the environment of its clients."""
+def programs(tmp_path_factory):
+    """Runs clients of a Hub with one data set of four parquet files and two columns of images."""
     files = {}
     for shard in range(4):
         rows = [encoded(index) for index in range(shard * 5, shard * 5 + 5)]
@@ -41,7 +40,9 @@ def hub_environment(tmp_path_factory):
         files[f"data/train-{shard:05d}-of-00004.parquet"] = buffer.getvalue()
     with LoopbackHub() as hub:
         hub.put("tester/paintings", files, type="dataset")
-        yield {**hub.environment(tmp_path_factory.mktemp("home")), "OMP_NUM_THREADS": "1"}
+        environment = {**hub.environment(tmp_path_factory.mktemp("home")), "OMP_NUM_THREADS": "1"}
+        with Preloaded(environment) as programs:
+            yield programs
 
 
 def encoded(index: int) -> bytes:
@@ -50,10 +51,10 @@ def encoded(index: int) -> bytes:
     return buffer.getvalue()
 
 
-def train(environment, folder, *arguments, launcher=()):
-    command = [sys.executable, *launcher, str(SCRIPT), *STREAMED, "--output_dir", str(folder), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+def train(programs, folder, *arguments, ranks=1):
+    command = [SCRIPT, *STREAMED, "--output_dir", folder, *arguments]
+    for result in programs.run_ranks(ranks, *command) if ranks > 1 else [programs.run(*command)]:
+        assert result.returncode == 0, result.stderr[-3000:]
     return load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
@@ -62,20 +63,18 @@ def assert_equal_weights(one, other):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_streamed_run_resumes_bit_equal(hub_environment, tmp_path):
+def test_a_streamed_run_resumes_bit_equal(programs, tmp_path):
     folder = tmp_path / "run"
-    uninterrupted = train(hub_environment, folder)
+    uninterrupted = train(programs, folder)
     # 24 of the second epoch's images are used by then: in the middle of a block.
-    resumed = train(hub_environment, folder, "--resume", str(folder / "checkpoints" / "step-00000006"))
+    resumed = train(programs, folder, "--resume", str(folder / "checkpoints" / "step-00000006"))
     assert_equal_weights(uninterrupted, resumed)
 
 
-def test_two_processes_stream_their_own_shards_and_resume_bit_equal(hub_environment, tmp_path):
+def test_two_processes_stream_their_own_shards_and_resume_bit_equal(programs, tmp_path):
     folder = tmp_path / "run"
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    uninterrupted = train(hub_environment, folder, launcher=launcher)
-    resume = ("--resume", str(folder / "checkpoints" / "step-00000004"))
-    resumed = train(hub_environment, folder, *resume, launcher=launcher)
+    uninterrupted = train(programs, folder, ranks=2)
+    resumed = train(programs, folder, "--resume", str(folder / "checkpoints" / "step-00000004"), ranks=2)
     assert_equal_weights(uninterrupted, resumed)
     launches = [json.loads(line) for line in (folder / "launches.jsonl").read_text().splitlines()]
     assert [launch["num_processes"] for launch in launches] == [2, 2]
@@ -83,9 +82,8 @@ def test_two_processes_stream_their_own_shards_and_resume_bit_equal(hub_environm
     assert len(state["batches"]) == 2
 
 
-def test_the_column_has_to_be_chosen(hub_environment, tmp_path):
-    command = [sys.executable, str(SCRIPT), "--dataset", "tester/paintings", "--streaming", "--cpu"]
-    command += ["--output_dir", str(tmp_path / "run")]
-    result = subprocess.run(command, capture_output=True, text=True, env=hub_environment, timeout=300)
+def test_the_column_has_to_be_chosen(programs, tmp_path):
+    streamed = ["--dataset", "tester/paintings", "--streaming", "--cpu"]
+    result = programs.run(SCRIPT, *streamed, "--output_dir", tmp_path / "run")
     assert result.returncode == 2
     assert "choose one with --dataset_column" in result.stderr.splitlines()[-1]

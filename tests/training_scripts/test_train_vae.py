@@ -288,7 +288,7 @@ def test_the_network_goes_down_to_a_few_pixels_whatever_the_size(train_vae, size
 LEARNED = ("--feature_weight", "1", "--adversarial_weight", "0.5", "--discriminator_channels", "4")
 
 
-def test_two_processes_hold_the_same_weights_and_resume_exactly(tmp_path):
+def test_two_processes_hold_the_same_weights_and_resume_exactly(programs, tmp_path):
     """Without --cpu: where there is no accelerator the processes must find each other all the same."""
     folder = tmp_path / "run"
     cpu = [] if not torch.cuda.is_available() else ["--cpu"]
@@ -302,7 +302,7 @@ def test_two_processes_hold_the_same_weights_and_resume_exactly(tmp_path):
     assert len(first["batches"]) == 2 and latents["num_images"] == 24
     assert metrics(folder)[-1]["images"] == 6 * 2 * 4
     resume = ["--resume", str(folder / "checkpoints" / "step-00000002")]
-    subprocess.run([*launch, *arguments, *resume], check=True, capture_output=True, env=environment, timeout=300)
+    assert [rank.returncode for rank in programs.run_ranks(2, *arguments, *resume)] == [0, 0]
     assert_equal(first, state_of(folder, 6))
     assert_equal(latents, report(folder))
 
