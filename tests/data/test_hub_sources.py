@@ -1,12 +1,12 @@
 """Data sets of the Hub as a user meets them: inspected, decoded, streamed, private, and over a bad connection.
 
-Each client is a process of its own, whose caches are all below one folder: hfgen's is `hfgen` in it.
+Each client is a process of its own, whose caches are all below one folder, which is empty when a test begins: hfgen's
+is `hfgen` in it.
 """
 
 import io
 import json
-import subprocess
-import sys
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pyarrow.parquet as parquet
 import pytest
 from loopback_hub import LoopbackHub
 from PIL import Image
+from preloaded import Preloaded
 
 
 COUNT = 8
@@ -36,6 +37,7 @@ def main(how, name):
 
 run_reporting_user_errors(lambda: main(*sys.argv[1:]))
 """
+HFGEN = "from hfgen.cli import main; main()"
 DOWNLOADS = "/resolve/.*(3.png|parquet)$"  # of the fourth image, or of all
 
 
@@ -57,8 +59,8 @@ def parquet_file() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture
-def hub():
+@pytest.fixture(scope="module")
+def filled_hub():
     with LoopbackHub() as hub:
         hub.put("tester/files", {f"train/{index}.png": encoded(index) for index in range(COUNT)}, type="dataset")
         hub.put("tester/parquet", {"data/train-00000-of-00001.parquet": parquet_file()}, type="dataset")
@@ -67,14 +69,34 @@ def hub():
 
 
 @pytest.fixture
-def client(hub, tmp_path):
-    """Run a command as a user of the Hub; return its status and what it printed."""
+def hub(filled_hub):
+    yield filled_hub
+    filled_hub.mend()
 
-    def run(*command, token: str | None = "hf_test") -> tuple[int, str, str]:
-        environment = hub.environment(tmp_path / "home", token)
-        result = subprocess.run(
-            [sys.executable, "-c", *command], capture_output=True, text=True, env=environment, timeout=300
-        )
+
+@pytest.fixture(scope="module")
+def users(filled_hub, tmp_path_factory):
+    """What the users of the Hub run, and the folder of their caches."""
+    home = tmp_path_factory.mktemp("user") / "home"
+    with Preloaded(filled_hub.environment(home)) as programs:
+        yield programs, home
+
+
+@pytest.fixture
+def home(users):
+    _, home = users
+    shutil.rmtree(home, ignore_errors=True)
+    return home
+
+
+@pytest.fixture
+def client(hub, users, home, tmp_path):
+    """Run code as a user of the Hub; return its status and what it printed."""
+
+    def run(code: str, *arguments: str, token: str | None = "hf_test") -> tuple[int, str, str]:
+        program = tmp_path / "client.py"
+        program.write_text(code)
+        result = users[0].run(program, *arguments, environment=hub.environment(home, token))
         return result.returncode, result.stdout, result.stderr
 
     return run
@@ -90,45 +112,43 @@ def refusal(stderr: str) -> str:
     return stderr[stderr.index("error: ") :]
 
 
-def cached(tmp_path) -> set[str]:
+def cached(home) -> set[str]:
     """What is in hfgen's cache; locks apart, which are empty."""
-    return {
-        path.name for path in (tmp_path / "home" / "hfgen").rglob("*") if path.is_file() and path.suffix != ".lock"
-    }
+    return {path.name for path in (home / "hfgen").rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
 @pytest.mark.parametrize("name", ["tester/files", "tester/parquet", "tester/secret"])
-def test_a_data_set_of_the_hub_gives_the_same_images_decoded_or_streamed(client, name, tmp_path):
+def test_a_data_set_of_the_hub_gives_the_same_images_decoded_or_streamed(client, name, home):
     for how in ("streamed", "decoded"):
         status, out, err = client(CLIENT, how, name)
         assert status == 0, err
         assert greens(out) == [10 * index for index in range(COUNT)]
-        assert cached(tmp_path) == (CACHED if how == "decoded" else set())
+        assert cached(home) == (CACHED if how == "decoded" else set())
 
 
 @pytest.mark.parametrize("name", ["tester/files", "tester/parquet"])
-def test_a_data_set_of_the_hub_can_be_inspected(client, name, tmp_path):
-    inspect = ("from hfgen.cli import main; main()", "data", "inspect", name, "--sample_size", "16")
-    status, out, err = client(*inspect, "--json", str(tmp_path / "report.json"))
+def test_a_data_set_of_the_hub_can_be_inspected(client, name, home, tmp_path):
+    inspect = ("data", "inspect", name, "--sample_size", "16", "--json", str(tmp_path / "report.json"))
+    status, out, err = client(HFGEN, *inspect)
     assert status == 0, err
     assert f"Hub data set {name}" in out
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["images"], report["formats"], report["sizes"]) == (8, {"PNG": 8}, {"24 x 24": 8})
-    assert cached(tmp_path) == CACHED
+    assert cached(home) == CACHED
 
 
 @pytest.mark.parametrize("how", ["streamed", "decoded"])
 @pytest.mark.parametrize("token", [None, "hf_stranger", "hf_expired"])
-def test_a_private_data_set_without_the_right_token_is_refused_with_the_remedy(client, how, token, tmp_path):
+def test_a_private_data_set_without_the_right_token_is_refused_with_the_remedy(client, how, token, home):
     status, out, err = client(CLIENT, how, "tester/secret", token=token)
     assert (status, out) == (2, "")
     assert all(part in refusal(err) for part in ("--dataset tester/secret", "hf auth login", "HF_TOKEN"))
-    assert cached(tmp_path) == set()
+    assert cached(home) == set()
 
 
 @pytest.mark.parametrize("how", ["streamed", "decoded"])
 @pytest.mark.parametrize("name", ["tester/files", "tester/parquet"])
-def test_a_connection_that_is_cut_once_loses_nothing(hub, client, how, name, tmp_path):
+def test_a_connection_that_is_cut_once_loses_nothing(hub, client, how, name, home):
     hub.cut("GET", DOWNLOADS)
     status, out, err = client(CLIENT, how, name)
     assert status == 0, err
@@ -137,13 +157,13 @@ def test_a_connection_that_is_cut_once_loses_nothing(hub, client, how, name, tmp
 
 
 @pytest.mark.parametrize("how", ["streamed", "decoded"])
-def test_a_download_that_breaks_off_leaves_no_half_data_set_and_goes_on_later(hub, client, how, tmp_path):
+def test_a_download_that_breaks_off_leaves_no_half_data_set_and_goes_on_later(hub, client, how, home):
     hub.cut("GET", DOWNLOADS, times=None)
     status, out, err = client(CLIENT, how, "tester/files")
     assert (status, out) == (2, "")
     assert "--dataset tester/files" in refusal(err)
     assert ("--resume latest" if how == "streamed" else "run the same command again to continue") in refusal(err)
-    assert cached(tmp_path) == set()
+    assert cached(home) == set()
     hub.mend()
     status, out, err = client(CLIENT, how, "tester/files")
     assert status == 0, err
@@ -151,9 +171,9 @@ def test_a_download_that_breaks_off_leaves_no_half_data_set_and_goes_on_later(hu
 
 
 @pytest.mark.parametrize("how", ["streamed", "decoded"])
-def test_a_hub_that_fails_while_images_are_read_is_named(hub, client, how, tmp_path):
+def test_a_hub_that_fails_while_images_are_read_is_named(hub, client, how, home):
     hub.fail("GET", DOWNLOADS, status=400, times=None)
     status, out, err = client(CLIENT, how, "tester/parquet")
     assert (status, out) == (2, "")
     assert "--dataset tester/parquet" in refusal(err) and "a failure that a test asked for" in refusal(err)
-    assert cached(tmp_path) == set()
+    assert cached(home) == set()
