@@ -20,7 +20,7 @@ from hfgen.metrics.report import read_report, score_table
 # Files that a folder to publish may contain besides the pipeline; see hfgen/publishing/folder.py.
 SETTINGS_FILE, TRAINING_FILE = "training_config.json", "training.json"
 # Description of the end of training if the run continued after this step.
-EARLIER = "an earlier moment"
+EARLIER = "an earlier step"
 REPORT_FILE, RUN_SCORES_FILE = "evaluation.json", "scores.json"
 # Settings that do not affect a run's weights.
 SETTINGS_OF_THE_LAUNCH = frozenset(
@@ -31,13 +31,13 @@ SETTINGS_OF_THE_LAUNCH = frozenset(
 CLOSING = "This card was written by hfgen {version} from the files beside it."
 # file in samples/ -> caption
 SAMPLES = {
-    "sheet.png": "drawn with seed 0 and not selected",
-    "interpolation.png": "walks from one image to another in the latents, on the sphere; a row a walk",
+    "sheet.png": "samples with seed 0, not selected",
+    "interpolation.png": "spherical interpolation between two latents, one pair per row",
     "denoising.png": "denoising, from noise on the left to the image on the right",
 }
 COURSE = {
-    "progress.gif": "what became of the same latents in the course of the training",
-    "curves.png": "losses of the training, and scores if it was scored on the way",
+    "progress.gif": "samples from the same latents in the course of training",
+    "curves.png": "training losses, and scores if it was evaluated during training",
 }
 
 
@@ -61,7 +61,7 @@ class CardText:
     def __post_init__(self):
         for name, text in asdict(self).items():
             if not text.strip():
-                raise ValueError(f"the card's part {name!r} is empty")
+                raise ValueError(f"the card's section {name!r} is empty")
 
 
 def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> ModelCard:
@@ -82,7 +82,7 @@ def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> Mod
         summary=method.summary,
         pictures=_pictures(folder / "samples", SAMPLES) or "No pictures were uploaded with it.",
         usage=_usage(repo_id, method),
-        departures=_departures(method, settings),
+        departures=_departures(method),
         data=_data(training),
         training=f"{_training(training, settings)}\n\n{_pictures(folder / 'samples', COURSE)}".strip(),
         scores=_scores(report, run_scores, training),
@@ -138,9 +138,9 @@ def _pictures(folder: Path, captions: dict[str, str]) -> str:
 def _usage(repo_id: str, method: Method) -> str:
     trust = ", trust_remote_code=True" if method.needs_trust else ""
     code = (
-        "Its code lies beside the weights, and `trust_remote_code=True` lets diffusers run it."
+        "Its code is stored next to the weights, and `trust_remote_code=True` lets diffusers run it."
         if method.needs_trust
-        else "It is made of diffusers' own parts: no code of this repo is run."
+        else "It consists of diffusers' own classes: no code from this repo is run."
     )
     name = {"gan": "GANPipeline", "vae": "VAEPipeline", "ddpm": "DDPMPipeline"}[method.family]
     return f"""```python
@@ -150,31 +150,38 @@ pipeline = DiffusionPipeline.from_pretrained("{repo_id}"{trust})
 images = pipeline({method.call}).images
 ```
 
-This needs nothing but torch and diffusers (0.38 or newer). {code} Where
-[hfgen](https://github.com/hfgen/hfgen) is installed, no code of the repo is run at all:
+This needs only torch and diffusers (0.38 or newer). {code} With
+[hfgen](https://github.com/hfgen/hfgen) installed, no code from the repo is run at all:
 `hfgen.pipelines.{name}.from_pretrained("{repo_id}")`."""
 
 
-def _departures(method: Method, settings: dict[str, Any] | None) -> str:
+def _departures(method: Method) -> str:
+    """List the differences from the papers that were found, and say exactly what was compared to find them."""
+    if not method.compared:
+        return "The training settings are unknown, so nothing was compared with the papers above."
+    scope = f"This was compared with the papers above: {', '.join(method.compared)}. Nothing else was: not "
+    scope += (
+        "channel widths, attention levels, optimizer, learning rate, batch size or length of training, for example."
+    )
     if not method.departures:
-        if settings is None:
-            return "As in the paper, as far as is known: the settings of the training are not."
-        return "In none of its settings does it depart from the paper."
-    return "What differs from the paper:\n\n" + "\n".join(f"- {clause}" for clause in method.departures)
+        return f"No difference was found in what was compared. {scope}"
+    return (
+        "Differences that were found:\n\n" + "\n".join(f"- {clause}" for clause in method.departures) + f"\n\n{scope}"
+    )
 
 
 def _data(training: dict[str, Any] | None) -> str:
     if training is None:
-        return "Not known: the pipeline was uploaded without its training run."
+        return "Unknown: the pipeline was uploaded without its training run."
     data = training["data"]
     where = f"[{data['name']}](https://huggingface.co/datasets/{data['name']})" if data["on_hub"] else data["name"]
     if data["images"] is None:
-        return f"{where}, streamed: it was not counted or examined."
+        return f"{where}, streamed: its images were not counted or examined."
     lines = [
-        f"{where}: {data['images']:,} images, trained on as {data['training_images']:,} of {data['sample_size']} x "
-        f"{data['sample_size']} pixels.",
+        f"{where}: {data['images']:,} images, used as {data['training_images']:,} training images of "
+        f"{data['sample_size']} x {data['sample_size']} pixels.",
         "",
-        "| what the intake found | |",
+        "| found on reading them | |",
         "| --- | --- |",
         *(f"| {key} | {value} |" for key, value in data["intake"].items()),
     ]
@@ -183,7 +190,7 @@ def _data(training: dict[str, Any] | None) -> str:
 
 def _training(training: dict[str, Any] | None, settings: dict[str, Any] | None) -> str:
     if training is None or settings is None:
-        return "Not known: the pipeline was uploaded without its training run."
+        return "Unknown: the pipeline was uploaded without its training run."
     launch = training["launches"][-1]
     processes = launch["num_processes"]
     hardware = (
@@ -210,23 +217,23 @@ def _training(training: dict[str, Any] | None, settings: dict[str, Any] | None) 
     table = ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())]
     given = {key: value for key, value in settings.items() if value is not None and value is not False}
     chosen = ", ".join(f"`{key}` {_plain(value)}" for key, value in given.items() if key not in SETTINGS_OF_THE_LAUNCH)
-    return "\n".join(table) + f"\n\nSettings, of which [`{SETTINGS_FILE}`]({SETTINGS_FILE}) is all: {chosen}."
+    return "\n".join(table) + f"\n\nSettings (all of them are in [`{SETTINGS_FILE}`]({SETTINGS_FILE})): {chosen}."
 
 
 def _scores(report: dict[str, Any] | None, run_scores: dict[str, Any] | None, training: dict[str, Any] | None) -> str:
     if report:
         steps = report["num_inference_steps"]
         in_steps = f" in {steps} denoising steps" if steps else ""
-        speed = f"Drawn{in_steps} at {report['drawing_images_per_second']:.3g} images/s."
+        speed = f"Generated{in_steps} at {report['drawing_images_per_second']:.3g} images/s."
         return f"Reference: {reference_name(report['reference'])}. {speed} {score_table(report)}"
     if run_scores:
         return (
-            f"Measured in the training, at step {run_scores['step']:,}: FID {run_scores['fid']:.4g} and KID "
-            f"{run_scores['kid']:.4g} of {run_scores['num_images']:,} images against the training images, in the "
-            "features of the 2015 Inception network. The floor, which is what real images score against real ones, is "
-            "unmeasured, so this is for comparing moments of this training only."
+            f"Measured during training, at step {run_scores['step']:,}: FID {run_scores['fid']:.4g} and KID "
+            f"{run_scores['kid']:.4g} of {run_scores['num_images']:,} images against the training images, in "
+            "features of the 2015 Inception network. The floor, which is the score of real images against real ones, "
+            "was not measured, so compare this only with other scores from the same training."
         )
-    return "Unmeasured. `hfgen evaluate` scores it, beside the floor that the data itself reaches."
+    return "Not measured. `hfgen evaluate` measures scores, next to the floor that the data itself reaches."
 
 
 def _memorisation(report: dict[str, Any] | None, run_scores: dict[str, Any] | None) -> str:
@@ -238,30 +245,31 @@ def _memorisation(report: dict[str, Any] | None, run_scores: dict[str, Any] | No
     if run_scores:
         verdict = "more than" if run_scores["copying"] else "no more than"
         return (
-            f"Of {run_scores['num_images']:,} samples {run_scores['copies']:.1%} are nearer to a training image than "
-            f"{1 - run_scores['copies_expected']:.0%} of those are to each other "
-            f"({run_scores['copies_expected']:.1%} are expected), and {run_scores['copies_by_pixels']:.1%} are copies "
-            "by their pixels "
-            f"({run_scores['copies_by_pixels_expected']:.1%}): {verdict} chance explains."
+            f"{run_scores['copies']:.1%} of {run_scores['num_images']:,} samples are nearer to a training image than "
+            f"{1 - run_scores['copies_expected']:.0%} of the training images are to each other "
+            f"({run_scores['copies_expected']:.1%} expected), and {run_scores['copies_by_pixels']:.1%} are copies by "
+            f"their pixels ({run_scores['copies_by_pixels_expected']:.1%} expected): {verdict} chance explains."
         )
-    return "Unmeasured: whether its samples copy training images is not known."
+    return "Not measured: it is unknown whether its samples copy training images."
 
 
 def _limits(method: Method, training: dict[str, Any] | None, report: dict[str, Any] | None) -> str:
     data = training["data"] if training else None
     sentences = [
-        f"It draws {method.sample_size}x{method.sample_size} pixels of the kind that it was trained on, and nothing "
-        "else: there is no prompt.",
-        "Who and what is in the training images, and in which style, comes back in what it draws; which of it is "
-        "over-represented or missing was not examined. Nothing filters its samples.",
+        f"It generates only {method.sample_size}x{method.sample_size}-pixel images of the kind it was trained on: it "
+        "takes no prompt.",
+        "Its samples reproduce the subjects and styles of the training images; which of them are over-represented or "
+        "missing was not examined. Samples are not filtered.",
     ]
     if data and data["images"] is not None and data["images"] < 1000:
-        sentences.append(f"{data['images']:,} images are few: variety is limited, and learning by heart is near.")
+        sentences.append(
+            f"{data['images']:,} training images are few: variety is limited, and memorisation is likely."
+        )
     if method.family == "vae":
-        sentences.append("As VAEs do, it blurs: fine detail is averaged out.")
+        sentences.append("Like other VAEs, it blurs: fine detail is averaged out.")
     if method.family == "gan":
         seen = ": see recall and coverage" if report else ""
-        sentences.append(f"As GANs do, it may leave out kinds of images that the data has{seen}.")
+        sentences.append(f"Like other GANs, it may miss kinds of images that are in the data{seen}.")
     if report and report["scores"]["recall"] < report["floor"]["halves"]["recall"] / 2:
         sentences.append(
             f"Its recall of {report['scores']['recall']:.2g} is less than half of what real images reach "
@@ -273,9 +281,9 @@ def _limits(method: Method, training: dict[str, Any] | None, report: dict[str, A
 
 
 def _licence(license_id: str | None) -> str:
-    of_code = "The code files of hfgen in this repo are under Apache-2.0."
+    of_code = "The code files of hfgen in this repo are licensed under Apache-2.0."
     if license_id is None:
-        return f"The author has not settled on a licence for the weights: ask before you use them. {of_code}"
+        return f"The author has not chosen a licence for the weights: ask before using them. {of_code}"
     return f"Weights: {license_id}. {of_code}"
 
 

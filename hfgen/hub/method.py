@@ -27,15 +27,15 @@ OBJECTIVES = {
     "relativistic_average_hinge": f"the relativistic average hinge objective RaHingeGAN ({JOLICOEUR})",
 }
 NETWORKS = {
-    "DCGANGenerator": "DCGAN's generator of transposed convolutions (Radford et al. 2016, "
+    "DCGANGenerator": "DCGAN's generator, a stack of transposed convolutions (Radford et al. 2016, "
     "[arXiv:1511.06434](https://arxiv.org/abs/1511.06434))",
     "DCGAN256Generator": "a DCGAN for 256 pixels with a dense stem and 6x6 kernels",
-    "SNGANConvGenerator": "SNGAN's generator of convolutions (Miyato et al. 2018, "
+    "SNGANConvGenerator": "SNGAN's convolutional generator (Miyato et al. 2018, "
     "[arXiv:1802.05957](https://arxiv.org/abs/1802.05957))",
     "SNGANGenerator": "SNGAN's residual generator (Miyato et al. 2018, "
     "[arXiv:1802.05957](https://arxiv.org/abs/1802.05957))",
-    "ConvVAE": "strided convolutions, DCGAN's stacks mirrored",
-    "UNetBase": "a U-Net of convolutions without self-attention",
+    "ConvVAE": "an encoder and a decoder of strided convolutions, as in DCGAN",
+    "UNetBase": "a convolutional U-Net without self-attention",
     "UNetAttention": "a U-Net with self-attention",
     "UNetCompact": "a U-Net of residual blocks",
     "UNet2DModel": "diffusers' U-Net with self-attention",
@@ -49,6 +49,32 @@ SAMPLERS = {
     "EDMEulerScheduler": "Euler's method",
     "UniPCMultistepScheduler": "UniPC (Zhao et al. 2023, [arXiv:2302.04867](https://arxiv.org/abs/2302.04867))",
 }
+# What the departures compare with the papers: family -> (in the pipeline's files, in the training settings).
+COMPARED = {
+    "ddpm": (
+        ["kind of noise schedule", "prediction target", "whether the network has self-attention", "sampler"],
+        ["loss", "loss weighting", "pairing of images with noise"],
+    ),
+    "gan": (
+        [],
+        [
+            "averaging of the generator's weights",
+            "gradient penalties",
+            "discriminator updates per generator update",
+            "label smoothing",
+            "normalisation of the discriminator",
+            "upsampling",
+            "BatchNorm statistics",
+            "augmentation",
+        ],
+    ),
+    "vae": (
+        ["distribution that the latents are sampled from"],
+        ["likelihood of the decoder", "weight of the KL term", "free bits", "loss from a discriminator"],
+    ),
+}
+# Discriminators whose normalisation is a setting.
+NORMALISED = ("dcgan", "sngan")
 # BatchNorm's buffers.
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -61,7 +87,8 @@ class Method:
         family: "gan", "vae" or "ddpm".
         sample_size: height and width of the images, in pixels.
         summary: one paragraph: method, paper, network, size.
-        departures: differences from the paper, one clause each.
+        departures: differences from the papers that were found, one clause each.
+        compared: what was compared with the papers to find them; empty if nothing could be compared.
         call: arguments of a call that generates 16 images.
         needs_trust: whether `DiffusionPipeline` has to run the code next to the weights.
     """
@@ -70,6 +97,7 @@ class Method:
     sample_size: int
     summary: str
     departures: list[str]
+    compared: list[str]
     call: str
     needs_trust: bool
 
@@ -89,34 +117,41 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
     config = json.loads((folder / name / "config.json").read_text())
     network = NETWORKS.get(index[name][1], index[name][1])
     size = config["sample_size"]
-    if index[name][1] == "UNetCompact":
-        coarsest = size // config["patch_size"] // 2 ** (len(config["block_out_channels"]) - 1)
-        network += " with self-attention at its coarse levels" if coarsest <= config["attention_size"] else ""
-    made_of = f"The network is {network}, {count_parameters(folder / name):,} parameters."
-    drawn = f"draws images of {size}x{size} pixels, without a prompt,"
+    if index[name][1] == "UNetCompact" and _has_attention("UNetCompact", config):
+        network += " with self-attention at its coarse levels"
+    architecture = f"The network is {network}, with {count_parameters(folder / name):,} parameters."
+    generates = f"generates {size}x{size}-pixel images, without a prompt,"
+    in_files, in_settings = COMPARED[family]
+    compared = in_files + (in_settings if settings else [])
     if family == "gan":
-        objective = OBJECTIVES.get((settings or {}).get("loss", ""), "an objective that is not known")
-        summary = f"A generative adversarial network ({GOODFELLOW}) that {drawn} from latents of "
-        summary += f"{config['latent_dim']}. {made_of} It was trained by {objective}."
-        return Method(family, size, summary, _gan_departures(settings or {}), "batch_size=16", trusted)
+        if settings and _discriminator(settings) not in NORMALISED:
+            compared.remove("normalisation of the discriminator")
+        objective = OBJECTIVES.get((settings or {}).get("loss", ""), "an unknown objective")
+        summary = f"A generative adversarial network ({GOODFELLOW}) that {generates} from "
+        summary += f"{config['latent_dim']}-dimensional latents. {architecture} It was trained with {objective}."
+        return Method(family, size, summary, _gan_departures(settings or {}), compared, "batch_size=16", trusted)
     if family == "vae":
         summary = (
             "A variational autoencoder (Kingma and Welling 2014, [arXiv:1312.6114](https://arxiv.org/abs/1312.6114)) "
         )
-        summary += f"that {drawn} from latents of {config['latent_dim']}, and encodes images. {made_of}"
+        summary += f"that {generates} from {config['latent_dim']}-dimensional latents, and encodes images. "
+        summary += architecture
         departures = _vae_departures(settings or {}, index.get("density", [None, None])[1])
-        return Method(family, size, summary, departures, "batch_size=16", trusted)
+        return Method(family, size, summary, departures, compared, "batch_size=16", trusted)
     schedule = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     summary = "A denoising diffusion model (Ho et al. 2020, [arXiv:2006.11239](https://arxiv.org/abs/2006.11239)) "
-    summary += f"that {drawn} from Gaussian noise. {made_of} "
+    summary += f"that {generates} from Gaussian noise. {architecture} "
     if "sigma_data" in schedule:
-        summary += "It was trained by EDM (Karras et al. 2022, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364))."
+        summary += (
+            "It was trained with EDM (Karras et al. 2022, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364))."
+        )
     else:
         summary += f"It has {schedule['num_train_timesteps']:,} timesteps."
-    departures = _ddpm_departures(settings or {}, schedule, index[name][1])
+    departures = _ddpm_departures(settings or {}, schedule, _has_attention(index[name][1], config))
     steps = num_inference_steps or index.get("num_inference_steps", DEFAULT_STEPS)
     steps = min(steps, schedule["num_train_timesteps"])
-    return Method(family, size, summary, departures, f"batch_size=16, num_inference_steps={steps}", trusted)
+    call = f"batch_size=16, num_inference_steps={steps}"
+    return Method(family, size, summary, departures, compared, call, trusted)
 
 
 def count_parameters(folder: Path) -> int:
@@ -132,10 +167,20 @@ def count_parameters(folder: Path) -> int:
     return count
 
 
-def _ddpm_departures(settings: dict[str, Any], schedule: dict[str, Any], network: str) -> list[str]:
+def _has_attention(network: str, config: dict[str, Any]) -> bool:
+    """Whether a U-Net of this class and configuration has self-attention at any level."""
+    if network == "UNet2DModel":
+        blocks = (*config["down_block_types"], *config["up_block_types"])
+        return config["add_attention"] or any("Attn" in block for block in blocks)
+    largest = config.get("attention_size" if network == "UNetCompact" else "max_attention_size", 0)
+    coarsest = config["sample_size"] // config.get("patch_size", 1) // 2 ** (len(config["block_out_channels"]) - 1)
+    return coarsest <= largest  # UNetBase has no such limit, and no attention
+
+
+def _ddpm_departures(settings: dict[str, Any], schedule: dict[str, Any], has_attention: bool) -> list[str]:
     clauses = []
     if "sigma_data" in schedule:
-        clauses.append("noise levels, inputs, outputs and weights as EDM chooses them")
+        clauses.append("EDM's noise levels, preconditioning and loss weights")
     elif schedule["beta_schedule"] == "squaredcos_cap_v2":
         clauses.append(
             "a cosine noise schedule (Nichol and Dhariwal 2021, [arXiv:2102.09672](https://arxiv.org/abs/2102.09672)) "
@@ -148,30 +193,30 @@ def _ddpm_departures(settings: dict[str, Any], schedule: dict[str, Any], network
         )
     elif schedule["prediction_type"] == "sample":
         clauses.append("the network predicts the clean image instead of the noise")
-    if network == "UNetBase":
+    if not has_attention:
         clauses.append("no self-attention")
     if settings.get("loss") in ("l1", "huber"):
         clauses.append(
-            f"the {settings['loss'].replace('l1', 'L1').replace('huber', 'Huber')} error instead of the square"
+            f"the {settings['loss'].replace('l1', 'L1').replace('huber', 'Huber')} loss instead of the squared error"
         )
     if settings.get("match_noise"):
         clauses.append(
-            "each image of a batch gets the noise near it (Li et al. 2024, "
+            "each image of a batch is paired with nearby noise (immiscible diffusion, Li et al. 2024, "
             "[arXiv:2406.12303](https://arxiv.org/abs/2406.12303))"
         )
     if settings.get("snr_gamma"):
         clauses.append(
-            f"Min-SNR weights, gamma {settings['snr_gamma']:g} (Hang et al. 2023, "
+            f"Min-SNR loss weights with gamma {settings['snr_gamma']:g} (Hang et al. 2023, "
             "[arXiv:2303.09556](https://arxiv.org/abs/2303.09556))"
         )
     sampler = SAMPLERS.get(schedule["_class_name"])
     if sampler:
-        clauses.append(f"sampled by {sampler} in a few dozen steps instead of ancestrally in all of them")
+        clauses.append(f"sampled with {sampler} in a few steps instead of with ancestral sampling in all of them")
     return clauses
 
 
 def _gan_departures(settings: dict[str, Any]) -> list[str]:
-    clauses = ["sampled from the average of the generator's weights over the training"] if settings else []
+    clauses = ["samples come from a moving average of the generator's weights"] if settings else []
     if settings.get("gradient_penalty_weight"):
         clauses.append(
             f"a gradient penalty of weight {settings['gradient_penalty_weight']:g} (WGAN-GP, Gulrajani et al. 2017, "
@@ -179,34 +224,42 @@ def _gan_departures(settings: dict[str, Any]) -> list[str]:
         )
     if settings.get("r1_weight") or settings.get("r2_weight"):
         clauses.append(
-            f"R1 and R2 penalties of {settings['r1_weight']:g} and {settings['r2_weight']:g} (Mescheder et al. 2018, "
-            "[arXiv:1801.04406](https://arxiv.org/abs/1801.04406))"
+            f"R1 and R2 penalties with gamma {settings['r1_weight']:g} and {settings['r2_weight']:g} (Mescheder et "
+            "al. 2018, [arXiv:1801.04406](https://arxiv.org/abs/1801.04406))"
         )
     if settings.get("n_critic", 1) > 1:
-        clauses.append(f"{settings['n_critic']} updates of the discriminator for each of the generator")
+        clauses.append(f"{settings['n_critic']} discriminator updates per generator update")
+    if settings.get("label_smoothing"):
+        clauses.append(
+            f"real images labelled {1 - settings['label_smoothing']:g} instead of 1 (Salimans et al. 2016, "
+            "[arXiv:1606.03498](https://arxiv.org/abs/1606.03498))"
+        )
     norm = {
         "spectral": "spectral normalisation of the discriminator (Miyato et al. 2018, "
         "[arXiv:1802.05957](https://arxiv.org/abs/1802.05957))",
-        "instance": "InstanceNorm in the discriminator, which a gradient penalty needs in the place of BatchNorm",
+        "instance": "InstanceNorm in the discriminator instead of BatchNorm, which a gradient penalty rules out",
         "none": "no normalisation in the discriminator",
     }
-    judging = settings.get("discriminator_network") or settings.get("network")
-    if judging in ("dcgan", "sngan") and settings.get("normalization") in norm:
+    if _discriminator(settings) in NORMALISED and settings.get("normalization") in norm:
         clauses.append(norm[settings["normalization"]])
     if settings.get("spectral_scale", 1.0) != 1.0:
-        clauses.append(f"each normalised weight multiplied by {settings['spectral_scale']:g}")
+        clauses.append(f"each spectrally normalised weight multiplied by {settings['spectral_scale']:g}")
     if settings.get("upsampling") == "nearest":
-        clauses.append("upsampling by repeated pixels and a convolution instead of transposed convolutions")
+        clauses.append("nearest-neighbour upsampling and a convolution instead of transposed convolutions")
     if settings.get("statistics_images") and settings.get("network") != "dcgan256":  # dcgan256 has no BatchNorm
-        clauses.append("BatchNorm's statistics computed anew for the averaged generator")
+        clauses.append("BatchNorm statistics recomputed for the averaged generator")
     augment = {
-        "auto": "augmentation of what the discriminator sees, chosen by the number of images",
+        "auto": "augmentation of the discriminator's input, chosen by the number of training images",
         "diffaugment": "DiffAugment (Zhao et al. 2020, [arXiv:2006.10738](https://arxiv.org/abs/2006.10738))",
         "ada": "adaptive augmentation (Karras et al. 2020, [arXiv:2006.06676](https://arxiv.org/abs/2006.06676))",
     }
     if settings.get("augment") in augment:
         clauses.append(augment[settings["augment"]])
     return clauses
+
+
+def _discriminator(settings: dict[str, Any]) -> str | None:
+    return settings.get("discriminator_network") or settings.get("network")
 
 
 def _vae_departures(settings: dict[str, Any], density: str | None) -> list[str]:
@@ -218,14 +271,14 @@ def _vae_departures(settings: dict[str, Any], density: str | None) -> list[str]:
         )
     elif settings.get("reconstruction"):
         likelihood = {"mse": "Gaussian of variance 1", "l1": "Laplacian of scale 1", "bce": "binary cross-entropy"}
-        clauses.append(f"likelihood of the decoder: {likelihood[settings['reconstruction']]}")
+        clauses.append(f"the decoder's likelihood: {likelihood[settings['reconstruction']]}")
     if settings.get("kl_weight", 1.0) != 1.0:
-        clauses.append(f"a KL of weight {settings['kl_weight']:g}, which makes it a beta-VAE")
+        clauses.append(f"a KL term of weight {settings['kl_weight']:g}, which makes it a beta-VAE")
     if settings.get("free_bits"):
-        clauses.append(f"{settings['free_bits']:g} nats that each latent dimension has for free")
+        clauses.append(f"free bits: {settings['free_bits']:g} nats of KL per latent dimension are not penalised")
     if settings.get("feature_weight") or settings.get("adversarial_weight"):
         clauses.append(
-            "beside the likelihood of pixels a learnt term: features and verdict of a discriminator (Larsen et al. "
+            "in addition to the pixel likelihood, a learned loss from a discriminator (Larsen et al. "
             "2016, [arXiv:1512.09300](https://arxiv.org/abs/1512.09300))"
         )
     if density:
@@ -233,8 +286,8 @@ def _vae_departures(settings: dict[str, Any], density: str | None) -> list[str]:
         if density == "LatentFlow":
             kind = "a flow (Dinh et al. 2017, [arXiv:1605.08803](https://arxiv.org/abs/1605.08803))"
         clauses.append(
-            f"sampled from {kind} that was fitted to the latents of the training images (ex-post "
+            f"sampled from {kind} fitted to the latents of the training images (ex-post "
             "density estimation, Ghosh et al. 2020, [arXiv:1903.12436](https://arxiv.org/abs/1903.12436)); "
-            '`sample_from="prior"` draws from the prior'
+            '`sample_from="prior"` samples from the prior'
         )
     return clauses

@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 from hfgen.errors import UserError
 
 
-LOG_IN = "log in by `hf auth login`, or set HF_TOKEN to a token with the right to write"
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
 # Files of an earlier upload that are deleted from the repo if the new upload does not contain them. All other files
 # belong to the repo's owner.
 PARTS = ("density", "generator", "scheduler", "unet", "vae")
@@ -60,18 +60,18 @@ def check_access(repo_id: str, private: bool, token: str | None = None, repo_typ
         validate_repo_id(repo_id)
         user = api.whoami()
     except HFValidationError as error:
-        raise UserError(f"{repo_id}: no name of a Hub repo: {_line(error)}") from error
+        raise UserError(f"{repo_id}: not a valid name of a Hub repo: {_line(error)}") from error
     except LocalTokenNotFoundError as error:
         raise UserError(f"{repo_id}: you are not logged in to the Hub; {LOG_IN}") from error
     except Exception as error:  # HTTP or network; the classes differ between huggingface_hub 0.36 and 1.0
         raise _explained(repo_id, error, "nothing was uploaded") from error
     role = user.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
-        raise UserError(f"{repo_id}: your token of the Hub may only read; {LOG_IN}")
+        raise UserError(f"{repo_id}: your Hub token is read-only; {LOG_IN}")
     repo_id = repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
     owners = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
     if role == "write" and repo_id.split("/")[0] not in owners:  # rights of fine-grained tokens are unknown
-        raise UserError(f"{repo_id}: you are {user['name']}, who may write to {', '.join(owners)} only")
+        raise UserError(f"{repo_id}: you are {user['name']}, who can write only to {', '.join(owners)}")
     new = Target(repo_id, repo_type, private, token, has_card=False)
     try:
         info = api.repo_info(repo_id, repo_type=repo_type)
@@ -145,7 +145,7 @@ def upload(folder: Path, target: Target, message: str, create_pr: bool = False) 
         raise
     except Exception as error:  # HTTP, network or disk; perhaps only the Hub's answer was lost
         raise _explained(
-            str(target), error, "the upload broke off, and without its one commit the repo stays as it was"
+            str(target), error, "the upload failed, and without its single commit the repo is unchanged"
         ) from error
     return Commit(str(commit.pr_url or commit.commit_url), commit.oid)
 
@@ -153,7 +153,7 @@ def upload(folder: Path, target: Target, message: str, create_pr: bool = False) 
 def _check_private(target: Target, private: bool | None) -> None:
     if target.private and not private:
         raise UserError(
-            f"{target} exists and is public, but a private repo was asked for: make it private in its settings on "
+            f"{target} exists and is public, but a private repo was requested: make it private in its settings on "
             "the Hub, or choose another name; nothing was uploaded"
         )
 
@@ -165,11 +165,11 @@ def _explained(where: str, error: Exception, outcome: str) -> UserError:
     if status == 401:
         remedy = f"the Hub does not know your token; {LOG_IN}"
     elif status == 403:
-        remedy = f"your token may not write there: is that name yours? {LOG_IN}"
+        remedy = f"your token has no write access to it: is that name yours? {LOG_IN}"
     elif status == 400 or isinstance(error, ValueError):  # ValueError: invalid card, such as an unknown licence
         remedy = "the Hub does not accept the content"
     else:
-        remedy = "run it again when the Hub can be reached; what has gone up already does not have to go again"
+        remedy = "run it again when the Hub is reachable; files already uploaded are not sent again"
     return UserError(f"{where}: {outcome}: {remedy} ({_line(error)})")
 
 

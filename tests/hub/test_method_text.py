@@ -33,7 +33,7 @@ PAPERS = {
     "2211.01095": "Lu", "2302.04867": "Zhao", "2102.09672": "Nichol", "2202.00512": "Salimans", "2303.09556": "Hang",
     "1704.00028": "Gulrajani", "1801.04406": "Mescheder", "2006.10738": "Zhao", "2006.06676": "Karras",
     "1807.00734": "Jolicoeur-Martineau", "2006.13202": "Rybkin", "1903.12436": "Ghosh",
-    "2206.00364": "Karras", "2406.12303": "Li",
+    "2206.00364": "Karras", "2406.12303": "Li", "1606.03498": "Salimans",
 }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_every_setting_that_the_scripts_write_is_described(name, runs):
     pipeline = open_pipeline(str(runs[name]), "cpu", plain=True)
     network = getattr(pipeline, {"gan": "generator", "vae": "vae"}.get(name, "unet"))
     assert f"{sum(weight.numel() for weight in network.parameters()):,} parameters." in method.summary
-    assert "16x16 pixels, without a prompt," in method.summary
+    assert "16x16-pixel images, without a prompt," in method.summary
     images = eval(f"pipeline({method.call}).images", {"pipeline": pipeline})
     assert len(images) == 16
 
@@ -103,7 +103,7 @@ def test_every_setting_that_the_scripts_write_is_described(name, runs):
 def test_each_objective_of_a_gan_has_its_paper(loss, paper, words, folders):
     method = describe_method(folders / "dcgan", {"loss": loss})
     assert papers(method.summary) == ["1406.2661", "1511.06434", paper]
-    assert words in method.summary.rpartition("It was trained by")[2]
+    assert words in method.summary.rpartition("It was trained with")[2]
     from hfgen.losses.gan import GAN_LOSSES
 
     assert OBJECTIVES.keys() == GAN_LOSSES.keys()
@@ -115,8 +115,8 @@ def test_every_network_of_hfgen_is_described(folders):
     assert NETWORKS.keys() == {network.__name__ for network in networks}
     assert papers(describe_method(folders / "sngan", None).summary) == ["1406.2661", "1802.05957"]
     summary = describe_method(folders / "sngan", None).summary
-    assert "32x32 pixels" in summary and "from latents of 5." in summary
-    assert "It was trained by an objective that is not known." in summary
+    assert "32x32-pixel images" in summary and "from 5-dimensional latents." in summary
+    assert "It was trained with an unknown objective." in summary
     assert papers(describe_method(folders / "vae", None).summary) == ["1312.6114"]
     assert papers(describe_method(folders / "base", None).summary) == ["2006.11239"]
     assert "It has 40 timesteps." in describe_method(folders / "base", None).summary
@@ -129,7 +129,7 @@ def test_every_network_of_hfgen_is_described(folders):
 
 GAN = {"network": "dcgan", "normalization": "batch", "gradient_penalty_weight": 0.0, "r1_weight": 0.0,
        "r2_weight": 0.0, "n_critic": 1, "augment": "none"}  # fmt: skip
-AVERAGE = "sampled from the average of the generator's weights over the training"
+AVERAGE = "samples come from a moving average of the generator's weights"
 
 
 @pytest.mark.parametrize(
@@ -137,23 +137,30 @@ AVERAGE = "sampled from the average of the generator's weights over the training
     [
         ({}, []),
         ({"gradient_penalty_weight": 10.0}, [("a gradient penalty of weight 10 (WGAN-GP", "1704.00028")]),
-        ({"r1_weight": 0.5, "r2_weight": 2.0}, [("R1 and R2 penalties of 0.5 and 2 (", "1801.04406")]),
-        ({"r1_weight": 0.0, "r2_weight": 2.0}, [("R1 and R2 penalties of 0 and 2 (", "1801.04406")]),
-        ({"n_critic": 5}, [("5 updates of the discriminator for each of the generator", None)]),
+        ({"r1_weight": 0.5, "r2_weight": 2.0}, [("R1 and R2 penalties with gamma 0.5 and 2 (", "1801.04406")]),
+        ({"r1_weight": 0.0, "r2_weight": 2.0}, [("R1 and R2 penalties with gamma 0 and 2 (", "1801.04406")]),
+        ({"n_critic": 5}, [("5 discriminator updates per generator update", None)]),
         ({"normalization": "spectral"}, [("spectral normalisation of the discriminator", "1802.05957")]),
         ({"network": "sngan", "normalization": "spectral"}, [("spectral normalisation of the disc", "1802.05957")]),
         ({"network": "resnet", "normalization": "spectral"}, []),
         (
             {"normalization": "spectral", "spectral_scale": 2.0},
-            [("spectral normalisation of the disc", "1802.05957"), ("each normalised weight multiplied by 2", None)],
+            [
+                ("spectral normalisation of the disc", "1802.05957"),
+                ("each spectrally normalised weight multiplied by 2", None),
+            ],
         ),
-        ({"upsampling": "nearest"}, [("upsampling by repeated pixels", None)]),
-        ({"statistics_images": 64}, [("BatchNorm's statistics computed anew for the averaged generator", None)]),
+        ({"upsampling": "nearest"}, [("nearest-neighbour upsampling and a convolution", None)]),
+        ({"statistics_images": 64}, [("BatchNorm statistics recomputed for the averaged generator", None)]),
+        ({"label_smoothing": 0.1}, [("real images labelled 0.9 instead of 1 (", "1606.03498")]),
         ({"normalization": "instance"}, [("InstanceNorm in the discriminator", None)]),
         ({"normalization": "none"}, [("no normalisation in the discriminator", None)]),
         ({"augment": "diffaugment"}, [("DiffAugment (", "2006.10738")]),
         ({"augment": "ada"}, [("adaptive augmentation (", "2006.06676")]),
-        ({"augment": "auto"}, [("augmentation of what the discriminator sees, chosen by the number", None)]),
+        (
+            {"augment": "auto"},
+            [("augmentation of the discriminator's input, chosen by the number of training images", None)],
+        ),
     ],
 )
 def test_what_a_gan_was_changed_in_is_told_clause_by_clause(settings, clauses, folders):
@@ -169,12 +176,12 @@ VAE = {"reconstruction": "mse", "kl_weight": 1.0, "free_bits": 0.0}
 @pytest.mark.parametrize(
     ("settings", "clauses"),
     [
-        ({}, ["likelihood of the decoder: Gaussian of variance 1"]),
-        ({"reconstruction": "l1"}, ["likelihood of the decoder: Laplacian of scale 1"]),
-        ({"reconstruction": "bce"}, ["likelihood of the decoder: binary cross-entropy"]),
+        ({}, ["the decoder's likelihood: Gaussian of variance 1"]),
+        ({"reconstruction": "l1"}, ["the decoder's likelihood: Laplacian of scale 1"]),
+        ({"reconstruction": "bce"}, ["the decoder's likelihood: binary cross-entropy"]),
         ({"reconstruction": "calibrated"}, ["a Gaussian decoder whose variance is the best-fitting one at each step"]),
-        ({"kl_weight": 0.25}, ["likelihood of", "a KL of weight 0.25, which makes it a beta-VAE"]),
-        ({"free_bits": 0.5}, ["likelihood of", "0.5 nats that each latent dimension has for free"]),
+        ({"kl_weight": 0.25}, ["the decoder's likelihood", "a KL term of weight 0.25, which makes it a beta-VAE"]),
+        ({"free_bits": 0.5}, ["the decoder's likelihood", "free bits: 0.5 nats of KL per latent dimension"]),
     ],
 )
 def test_what_a_vae_was_changed_in_is_told_clause_by_clause(settings, clauses, folders):
@@ -188,23 +195,27 @@ def test_what_a_vae_was_changed_in_is_told_clause_by_clause(settings, clauses, f
 @pytest.mark.parametrize(
     ("name", "settings", "clauses"),
     [
-        ("base", {}, [("no self-attention", None), ("sampled by DDIM", "2010.02502")]),
-        ("library", {}, [("sampled by DDIM", "2010.02502")]),
-        ("edm", {}, [("noise levels, inputs, outputs and weights as EDM", None), ("sampled by DPM-S", "2211.01095")]),
+        ("base", {}, [("no self-attention", None), ("sampled with DDIM", "2010.02502")]),
+        ("library", {}, [("sampled with DDIM", "2010.02502")]),
+        (
+            "edm",
+            {},
+            [("EDM's noise levels, preconditioning and loss weights", None), ("sampled with DPM-S", "2211.01095")],
+        ),
         (
             "library",
             {"match_noise": True},
-            [("each image of a batch", "2406.12303"), ("sampled by DDIM", "2010.02502")],
+            [("each image of a batch", "2406.12303"), ("sampled with DDIM", "2010.02502")],
         ),
-        ("cosine", {}, [("a cosine noise schedule", "2102.09672"), ("sampled by DPM-Solver++", "2211.01095")]),
-        ("velocity", {}, [("the network predicts the velocity", "2202.00512"), ("sampled by UniPC", "2302.04867")]),
+        ("cosine", {}, [("a cosine noise schedule", "2102.09672"), ("sampled with DPM-Solver++", "2211.01095")]),
+        ("velocity", {}, [("the network predicts the velocity", "2202.00512"), ("sampled with UniPC", "2302.04867")]),
         ("clean", {}, [("the network predicts the clean image", None)]),
-        ("clean", {"loss": "l1"}, [("the network predicts the clean", None), ("the L1 error instead", None)]),
-        ("clean", {"loss": "huber"}, [("the network predicts", None), ("the Huber error instead", None)]),
+        ("clean", {"loss": "l1"}, [("the network predicts the clean", None), ("the L1 loss instead", None)]),
+        ("clean", {"loss": "huber"}, [("the network predicts", None), ("the Huber loss instead", None)]),
         (
             "clean",
             {"loss": "l2", "snr_gamma": 5.0},
-            [("the netw", None), ("Min-SNR weights, gamma 5 (", "2303.09556")],
+            [("the netw", None), ("Min-SNR loss weights with gamma 5 (", "2303.09556")],
         ),
     ],
 )
@@ -213,6 +224,48 @@ def test_what_diffusion_was_changed_in_is_told_clause_by_clause(name, settings, 
     assert len(told) == len(clauses), told
     for clause, (words, paper) in zip(told, clauses, strict=True):
         assert clause.startswith(words) and papers(clause) == ([paper] if paper else [])
+
+
+def test_a_u_net_without_attention_at_any_level_is_told_to_have_none(folders):
+    """The class alone does not say it: attention is left out above a size, and at every level of some networks."""
+    schedule = noise_schedule("linear", 40)
+    library = {"layers_per_block": 1, "norm_num_groups": 2, "block_out_channels": (4, 8)}
+    library |= {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    attention = {"block_out_channels": (4, 8), "time_embedding_dim": 6, "num_attention_heads": 2}
+    compact = {"patch_size": 2, "block_out_channels": (4, 4), "layers_per_block": 1}
+    networks = {
+        "library": (UNet2DModel(8, **library, add_attention=False), UNet2DModel(8, **library)),
+        "attention": (UNetAttention(8, max_attention_size=3, **attention),
+                      UNetAttention(8, max_attention_size=4, **attention)),
+        "compact": (UNetCompact(64, attention_size=15, **compact), UNetCompact(64, attention_size=16, **compact)),
+    }  # fmt: skip
+    for name, pair in networks.items():
+        told = []
+        for index, network in enumerate(pair):
+            folder = folders / f"{name} {index}"
+            DDPMPipeline(network, schedule).save_pretrained(folder)
+            told.append(describe_method(folder, None).departures)
+        assert told == [["no self-attention"], []], name
+
+
+def test_what_was_compared_with_the_papers_depends_on_what_is_known(folders):
+    def compared(name, settings):
+        return describe_method(folders / name, settings).compared
+
+    assert compared("dcgan", None) == []
+    assert compared("vae", None) == ["distribution that the latents are sampled from"]
+    assert "loss" not in compared("base", None) and "sampler" in compared("base", None)
+    assert compared("vae", VAE)[1:] == [
+        "likelihood of the decoder", "weight of the KL term", "free bits", "loss from a discriminator"
+    ]  # fmt: skip
+    assert {"loss", "sampler"} < set(compared("base", {"loss": "l2"}))
+    # The normalisation of the other discriminators is no setting, and is not compared.
+    normalised = "normalisation of the discriminator"
+    assert [normalised in compared("sngan", GAN | {"network": kind}) for kind in ("dcgan", "sngan", "resnet")] == [
+        True, True, False
+    ]  # fmt: skip
+    assert normalised in compared("sngan", GAN | {"network": "resnet", "discriminator_network": "sngan"})
+    assert normalised in compared("dcgan", GAN)  # leaving it out before has changed nothing
 
 
 def test_diffusion_is_called_with_no_more_steps_than_it_was_trained_on(folders, runs):

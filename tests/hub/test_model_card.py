@@ -17,6 +17,7 @@ from toy_runs import checkpoint, train
 
 from hfgen.errors import UserError
 from hfgen.hub.card import COURSE, SAMPLES, SETTINGS_OF_THE_LAUNCH, CardText, is_somebodys_own, write_card
+from hfgen.hub.method import describe_method
 from hfgen.inference.draw import open_pipeline, weights_digest
 from hfgen.metrics import feature_spaces
 from hfgen.publishing.folder import make_publication, scores_of
@@ -81,7 +82,7 @@ def test_the_blanks_of_the_template_are_the_parts_of_the_card():
 def test_a_card_with_an_empty_part_cannot_be_made(name, empty):
     whole = {field.name: "text" for field in fields(CardText)}
     assert CardText(**whole).title == "text"
-    with pytest.raises(ValueError, match=f"the card's part '{name}' is empty"):
+    with pytest.raises(ValueError, match=f"the card's section '{name}' is empty"):
         CardText(**whole | {name: empty})
 
 
@@ -97,10 +98,10 @@ def test_the_card_of_a_run_tells_what_it_is_of_what_and_how_it_was_made(name, ru
     assert ("`trust_remote_code=True` lets diffusers run it" in sections["Use it"]) is (name != "library")
     classes = {"gan": "GANPipeline", "vae": "VAEPipeline", "ddpm": "DDPMPipeline"}
     assert f'`hfgen.pipelines.{classes[family]}.from_pretrained("tester/toy")`' in sections["Use it"]
-    assert sections["Method"].startswith("\nWhat differs from the paper:\n\n- ")
-    assert "toy_paintings:24: 24 images, trained on as 24 of 16 x 16 pixels." in sections["Training data"]
+    assert sections["Method"].startswith("\nDifferences that were found:\n\n- ")
+    assert "toy_paintings:24: 24 images, used as 24 training images of 16 x 16 pixels." in sections["Training data"]
     assert "Only 24 images: a generator may memorise them" in sections["Training data"]
-    assert "24 images are few" in sections["Limits and bias"]
+    assert "24 training images are few" in sections["Limits and bias"]
     rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", sections["Training"], re.MULTILINE))
     status = json.loads((runs[name] / "status.json").read_text())
     launch = json.loads((runs[name] / "launches.jsonl").read_text())
@@ -110,15 +111,15 @@ def test_the_card_of_a_run_tells_what_it_is_of_what_and_how_it_was_made(name, ru
     assert f"(threads: {launch['threads']})" in rows["hardware"]
     assert f"torch {launch['torch']}" in rows["software"] and f"python {launch['python']}" in rows["software"]
     settings = json.loads((tmp_path / "published" / "training_config.json").read_text())
-    told = sections["Training"].partition("is all: ")[2].partition("\n\n")[0]
+    told = sections["Training"].partition(")): ")[2].partition("\n\n")[0]
     assert "`batch_size` 4" in told and "`max_train_steps` 6" in told and "`seed` 0" in told
     for rail in ("output_dir", "report_to", "checkpoint_every", "sample_every", "cpu", "mixed_precision"):
         assert rail in settings and f"`{rail}`" not in told
     assert not re.search(r"` False|` None|\[|\]", told)
     assert (f"`block_out_channels` {'4 8' if name == 'vae' else '8 16'}" in told) is (name != "gan")
-    assert "Unmeasured." in sections["Scores"] and "Unmeasured:" in sections["Memorisation"]
+    assert "Not measured." in sections["Scores"] and "Not measured:" in sections["Memorisation"]
     assert "ended early" not in sections["Limits and bias"]
-    limits = {"gan": "it may leave out kinds of images", "vae": "it blurs"}
+    limits = {"gan": "it may miss kinds of images", "vae": "it blurs"}
     assert [key for key, text in limits.items() if text in sections["Limits and bias"]] == [family] * (
         family in limits
     )
@@ -127,10 +128,12 @@ def test_the_card_of_a_run_tells_what_it_is_of_what_and_how_it_was_made(name, ru
 def test_the_card_of_a_bare_pipeline_calls_unknown_what_it_does_not_know(runs, tmp_path):
     shutil.copytree(runs["gan"] / "pipeline", tmp_path / "pipeline")
     card, sections = card_of(tmp_path / "pipeline", tmp_path / "published")
-    assert sections["Training data"].strip() == "Not known: the pipeline was uploaded without its training run."
-    assert sections["Training"].strip() == "Not known: the pipeline was uploaded without its training run."
-    assert "Unmeasured." in sections["Scores"] and "Unmeasured:" in sections["Memorisation"]
-    assert "an objective that is not known" in card.text and "as far as is known" in sections["Method"]
+    assert sections["Training data"].strip() == "Unknown: the pipeline was uploaded without its training run."
+    assert sections["Training"].strip() == "Unknown: the pipeline was uploaded without its training run."
+    assert "Not measured." in sections["Scores"] and "Not measured:" in sections["Memorisation"]
+    assert "an unknown objective" in card.text
+    nothing = "The training settings are unknown, so nothing was compared with the papers above."
+    assert sections["Method"].strip() == nothing
     assert card.data.eval_results is None and card.data.datasets is None
     # Without pictures it says so.
     shutil.rmtree(tmp_path / "published" / "samples")
@@ -138,22 +141,41 @@ def test_the_card_of_a_bare_pipeline_calls_unknown_what_it_does_not_know(runs, t
     assert "No pictures were uploaded with it." in check_card(tmp_path / "published")[0].text
 
 
-def test_a_run_in_the_settings_of_the_paper_is_said_to_be_one(runs, tmp_path):
-    """They are known, and depart from it in nothing."""
+def test_a_card_without_departures_names_what_was_compared_and_claims_no_more(runs, tmp_path):
+    """Its schedule and loss are the paper's; its widths and learning rate are not, but they are not compared."""
     folder = tmp_path / "published"
     make_publication(runs["library"], folder, "tester/toy")
     file = folder / "scheduler" / "scheduler_config.json"
     paper = {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "prediction_type": "epsilon"}
     file.write_text(json.dumps(json.loads(file.read_text()) | paper))
     write_card(folder, "tester/toy")
-    assert check_card(folder)[1]["Method"].strip() == "In none of its settings does it depart from the paper."
+    told = check_card(folder)[1]["Method"].strip()
+    compared = describe_method(folder, json.loads((folder / "training_config.json").read_text())).compared
+    assert len(compared) == 7
+    assert told.startswith(
+        "No difference was found in what was compared. This was compared with the papers above: kind of noise "
+        "schedule, prediction target, whether the network has self-attention, sampler, loss, loss weighting, pairing "
+        "of images with noise. Nothing else was: not channel widths, attention levels, optimizer, learning rate, "
+    )
+    # Without the settings of the training, fewer things can be compared.
+    (folder / "training_config.json").unlink()
+    write_card(folder, "tester/toy")
+    told = check_card(folder)[1]["Method"].strip()
+    assert "papers above: kind of noise schedule, prediction target, whether the network has self-attention, " in told
+    assert "self-attention, sampler. Nothing else was: " in told
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_card_claims_to_agree_with_a_paper_in_everything(name, runs, tmp_path):
+    told = card_of(runs[name], tmp_path / "published")[1]["Method"]
+    assert told.count("Nothing else was: not channel widths, attention levels, optimizer, learning rate, ") == 1
 
 
 def test_the_licence_of_the_weights_is_told_or_said_to_be_open(runs, tmp_path):
     card, sections = card_of(runs["gan"], tmp_path / "one", license_id="cc-by-4.0")
     assert card.data.license == "cc-by-4.0" and "Weights: cc-by-4.0." in sections["Licence"]
     card, sections = card_of(runs["gan"], tmp_path / "two")
-    assert card.data.license is None and "The author has not settled on a licence" in sections["Licence"]
+    assert card.data.license is None and "The author has not chosen a licence" in sections["Licence"]
     assert "Apache-2.0" in sections["Licence"]
 
 
@@ -170,7 +192,7 @@ def test_a_data_set_of_the_hub_is_linked_and_one_that_was_streamed_is_not_called
     card, sections = check_card(tmp_path / "published")
     assert card.data.datasets == ["someone/cats"]
     link = "[someone/cats](https://huggingface.co/datasets/someone/cats)"
-    assert sections["Training data"].strip() == f"{link}, streamed: it was not counted or examined."
+    assert sections["Training data"].strip() == f"{link}, streamed: its images were not counted or examined."
     assert "| steps | 6, 24 images |" in sections["Training"] and "2 processes on cpu" in sections["Training"]
     assert "| time | unknown |" in sections["Training"]
     assert "- Its training ended early: the time is up." in sections["Limits and bias"]
@@ -185,7 +207,7 @@ def test_scores_are_shown_with_their_floor_and_numbers_in_the_text_and_in_the_mo
     report = json.loads((scores / "evaluation.json").read_text())
     card, sections = card_of(runs["ddpm"], tmp_path / "published", scores=scores)
     assert (scores / "evaluation.md").read_text().partition("\n\nMemorisation:")[0] in sections["Scores"]
-    speed = f"Drawn in 2 denoising steps at {report['drawing_images_per_second']:.3g} images/s."
+    speed = f"Generated in 2 denoising steps at {report['drawing_images_per_second']:.3g} images/s."
     assert f"Reference: toy_paintings:14. {speed} 10 images of 16 pixels" in sections["Scores"]
     assert len(table_of(sections["Scores"])) == 7
     assert "pipeline(batch_size=16, num_inference_steps=2).images" in sections["Use it"]  # those that were scored
@@ -278,7 +300,7 @@ def test_scores_of_the_training_are_told_with_their_step_and_as_without_a_floor(
         folder = tmp_path / f"published {line['step']} {source.name}"
         card, sections = card_of(source, folder)
         assert f"at step {line['step']}: FID {line['fid']:.4g} and KID {line['kid']:.4g} of 12" in sections["Scores"]
-        assert "is unmeasured" in sections["Scores"]
+        assert "was not measured" in sections["Scores"]
         results = {result.metric_type: result for result in card.data.eval_results}
         assert {kind: result.metric_value for kind, result in results.items()} == {
             kind: round(line[kind], 6) for kind in ("fid", "kid")
@@ -286,14 +308,14 @@ def test_scores_of_the_training_are_told_with_their_step_and_as_without_a_floor(
         for result in results.values():
             assert result.metric_name.endswith(", 12 images against 24 training images; floor unmeasured")
             assert result.metric_args["step"] == line["step"] and result.metric_args["num_images"] == 12
-        assert f"Of 12 samples {line['copies']:.1%} are nearer" in sections["Memorisation"]
+        assert f"{line['copies']:.1%} of 12 samples are nearer" in sections["Memorisation"]
         assert "no more than chance explains." in sections["Memorisation"]
     # A pipeline that copies is said to.
     file = folder / "scores.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"copying": True, "copies": 0.5}))
     write_card(folder, "tester/toy")
     told = check_card(folder)[1]["Memorisation"]
-    assert "50.0% are nearer" in told and "more than chance explains" in told and "no more" not in told
+    assert "50.0% of 12 samples are nearer" in told and "more than chance explains" in told and "no more" not in told
 
 
 def test_a_recall_far_below_the_floor_is_among_the_limits_and_what_was_held_out_is_told_of(evaluate, runs, tmp_path):

@@ -78,7 +78,7 @@ def test_a_pushed_pipeline_loads_anywhere_with_a_card_that_calls_it_unmeasured(n
     files = files_of(hub, repo)
     card = files.pop("README.md").decode()
     assert files == contents(runs[name] / "pipeline")
-    assert "Unmeasured." in card and "Not known: the pipeline was uploaded without its training run." in card
+    assert "Not measured." in card and "Unknown: the pipeline was uploaded without its training run." in card
     assert f'from_pretrained("{repo}"' in card and not hub.is_private(repo)
     assert client.leftovers() == set()
 
@@ -124,9 +124,9 @@ def test_privacy_and_the_token_of_a_push_are_honoured(client, hub, runs):
     hub.put("tester/open", {})
     refusals = {
         "'tester/open', private=True": "exists and is public",
-        "'tester/new', token='hf_read'": "may only read",
+        "'tester/new', token='hf_read'": "is read-only",
         "'tester/new', token='hf_nobody'": "does not know your token",
-        "'tester/new', token='hf_stranger'": "you are stranger, who may write to stranger only",
+        "'tester/new', token='hf_stranger'": "you are stranger, who can write only to stranger",
     }
     for arguments, words in refusals.items():
         said = client.run(f"pipeline.push_to_hub({arguments})")

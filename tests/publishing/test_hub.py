@@ -134,7 +134,7 @@ def test_a_bare_pipeline_leaves_nothing_of_the_run_that_was_published_before(cli
     assert client.command("publish", tmp_path / "pipeline", repo).status == 0
     gone = {"training.json", "training_config.json", "metrics.jsonl", "samples/curves.png", "samples/progress.gif"}
     assert hub.files(repo).keys() - {".gitattributes"} == files_to_publish("gan") - gone
-    assert "Not known: the pipeline was uploaded without its training run" in hub.files(repo)["README.md"].decode()
+    assert "Unknown: the pipeline was uploaded without its training run" in hub.files(repo)["README.md"].decode()
 
 
 def test_publishing_the_same_again_makes_no_commit_and_sends_no_content(client, hub, runs):

@@ -64,13 +64,13 @@ def check_nothing_is_left(client, run, before):
 @pytest.mark.parametrize(
     ("token", "name", "words"),
     [
-        (None, "tester/new", "you are not logged in to the Hub; log in by `hf auth login`, or set HF_TOKEN"),
-        ("hf_nobody", "tester/new", "the Hub does not know your token; log in by `hf auth login`, or set HF_TOKEN"),
-        ("hf_read", "tester/new", "your token of the Hub may only read; log in by `hf auth login`, or set HF_TOKEN"),
-        ("hf_test", "stranger/new", "you are tester, who may write to tester only"),
-        ("hf_test", "tester/a/b", "no name of a Hub repo"),
-        ("hf_test", "tester/my model", "no name of a Hub repo"),
-        ("hf_test", "", "no name of a Hub repo"),
+        (None, "tester/new", "you are not logged in to the Hub; log in with `hf auth login`, or set HF_TOKEN"),
+        ("hf_nobody", "tester/new", "the Hub does not know your token; log in with `hf auth login`, or set HF_TOKEN"),
+        ("hf_read", "tester/new", "your Hub token is read-only; log in with `hf auth login`, or set HF_TOKEN"),
+        ("hf_test", "stranger/new", "you are tester, who can write only to tester"),
+        ("hf_test", "tester/a/b", "not a valid name of a Hub repo"),
+        ("hf_test", "tester/my model", "not a valid name of a Hub repo"),
+        ("hf_test", "", "not a valid name of a Hub repo"),
     ],
 )
 def test_who_may_not_write_is_told_before_anything_is_made(token, name, words, client, hub, run):
@@ -95,7 +95,7 @@ def test_a_hub_that_does_not_answer_is_told_before_anything_is_made(method, path
     before = contents(run)
     hub.cut(method, path, times=None, unread=True)
     line = refusal(client.command("publish", run, repo))
-    assert f"{repo}: nothing was uploaded: run it again when the Hub can be reached" in line
+    assert f"{repo}: nothing was uploaded: run it again when the Hub is reachable" in line
     check_nothing_is_left(client, run, before)
     assert ("model", repo) not in hub.repos
 
@@ -115,13 +115,13 @@ def test_a_commit_whose_answer_was_lost_is_found_complete_by_the_next_attempt(cl
 @pytest.mark.parametrize(
     ("method", "path", "status", "remedy"),
     [
-        ("POST", "/preupload/", 403, "your token may not write there: is that name yours?"),
-        ("POST", "/objects/batch", 403, "your token may not write there"),
-        ("PUT", "/_lfs/", 403, "run it again when the Hub can be reached"),  # of a storage, whose tokens are its own
+        ("POST", "/preupload/", 403, "your token has no write access to it: is that name yours?"),
+        ("POST", "/objects/batch", 403, "your token has no write access to it"),
+        ("PUT", "/_lfs/", 403, "run it again when the Hub is reachable"),  # of a storage, whose tokens are its own
         ("POST", "/validate-yaml", 400, "the Hub does not accept the content"),
-        ("POST", "/commit/", 500, "run it again when the Hub can be reached"),
+        ("POST", "/commit/", 500, "run it again when the Hub is reachable"),
         ("POST", "/commit/", 401, "the Hub does not know your token"),
-        ("POST", "/commit/", "cut", "run it again when the Hub can be reached"),
+        ("POST", "/commit/", "cut", "run it again when the Hub is reachable"),
     ],
 )
 def test_a_failure_leaves_the_repo_as_it_was_and_the_next_attempt_completes_it(
@@ -136,7 +136,7 @@ def test_a_failure_leaves_the_repo_as_it_was_and_the_next_attempt_completes_it(
     else:
         hub.fail(method, path, status=status)
     line = refusal(client.command("publish", source, repo))
-    assert f"{repo}: the upload broke off, and without its one commit the repo stays as it was: {remedy}" in line
+    assert f"{repo}: the upload failed, and without its single commit the repo is unchanged: {remedy}" in line
     assert hub.files(repo) == files and len(hub.commits(repo)) == commits
     check_nothing_is_left(client, source, before)
     hub.mend()
@@ -153,7 +153,7 @@ def test_a_repo_that_cannot_be_made_is_told_of(client, hub, run, repo):
     before = contents(run)
     hub.fail("POST", "/repos/create", status=403)
     line = refusal(client.command("publish", run, repo))
-    assert "your token may not write there: is that name yours?" in line and ("model", repo) not in hub.repos
+    assert "your token has no write access to it: is that name yours?" in line and ("model", repo) not in hub.repos
     check_nothing_is_left(client, run, before)
 
 
@@ -187,6 +187,9 @@ def test_a_space_that_fails_is_completed_by_the_same_command(client, hub, run, r
     pytest.importorskip("gradio")
     hub.fail("POST", "/api/spaces/.*/commit/", status=500)
     line = refusal(client.command("publish", run, repo, "--space"))
-    assert "the upload broke off" in line and len(hub.commits(repo)) == 2
+    assert (
+        "the upload failed, and without its single commit the repo is unchanged" in line
+        and len(hub.commits(repo)) == 2
+    )
     assert client.command("publish", run, repo, "--space").status == 0
     assert len(hub.commits(repo)) == 2 and "app.py" in hub.files(repo, "space")

@@ -166,7 +166,7 @@ def test_a_run_its_checkpoints_and_its_best_tell_the_steps_and_images_of_their_m
     # Of a moment without scores none are told.
     (run / "evaluations.jsonl").write_text(json.dumps(lines[0]) + "\n")
     told = publish(run, tmp_path / "unscored")
-    assert "scores.json" not in told and "Unmeasured." in (tmp_path / "unscored" / "README.md").read_text()
+    assert "scores.json" not in told and "Not measured." in (tmp_path / "unscored" / "README.md").read_text()
 
 
 def test_a_pipeline_s_folder_alone_is_of_no_run(runs, tmp_path):
@@ -248,7 +248,7 @@ def test_no_path_and_no_file_name_of_the_data_leaves_the_machine(where, tmp_path
     for private in (str(tmp_path), str(Path.home()), *SECRETS):
         assert private.encode() not in everything, private
     card = (tmp_path / "published" / "README.md").read_text()
-    assert f"{name}: 9 images, trained on as 9 of 16 x 16 pixels." in card
+    assert f"{name}: 9 images, used as 9 training images of 16 x 16 pixels." in card
     for line in ("| unreadable | 2 |", "| exact duplicates | 1 |", "| formats | PNG: 9 |", "| of these left out | 0 |",
                  "| short side | 16 to 16, median 16 pixels |", "| enlarged | 0 |", "| modes | RGB: 9 |"):  # fmt: skip
         assert line in card

@@ -114,7 +114,7 @@ def test_a_run_whose_upload_fails_is_whole_and_the_command_that_it_names_publish
     assert "Traceback" not in result.stderr
     error, later = result.stderr.splitlines()[-2:]
     assert error.startswith(
-        f"error: {repo}: the upload broke off, and without its one commit the repo stays as it was: run it again when"
+        f"error: {repo}: the upload failed, and without its single commit the repo is unchanged: run it again when"
     )
     assert later.startswith(f"The run itself is whole, in {folder}. To publish it later: hfgen publish ")
     assert later.endswith(f"my run' {repo} --private")  # whether or not the repo is there already
@@ -146,7 +146,7 @@ def test_a_run_that_ends_because_its_time_is_up_is_published_too(hub, client, tm
     card = hub.files(repo)["README.md"].decode()
     assert f"| steps | {status['step']:,}, {status['step'] * 4:,} images |" in card
     assert f"Its training ended early: {status['reason']}." in card
-    assert "streamed: it was not counted or examined" in card and not hub.is_private(repo)
+    assert "streamed: its images were not counted or examined" in card and not hub.is_private(repo)
     published_settings(hub, repo, folder)
     assert draws_the_same(client, repo, folder)
 
@@ -157,10 +157,10 @@ def test_what_would_fail_after_the_training_fails_before_it(kind, hub, client, t
     commits = len(hub.commits("tester/shown"))
     arguments = [*TINY, *METHODS[kind], "--output_dir", str(tmp_path / "run"), "--push_to_hub"]
     cases = {
-        ("hf_read", "tester/new"): "tester/new: your token of the Hub may only read",
+        ("hf_read", "tester/new"): "tester/new: your Hub token is read-only",
         ("hf_nobody", "tester/new"): "tester/new: nothing was uploaded: the Hub does not know your token",
         ("", "tester/new"): "tester/new: you are not logged in to the Hub",
-        ("hf_test", "stranger/new"): "stranger/new: you are tester, who may write to tester only",
+        ("hf_test", "stranger/new"): "stranger/new: you are tester, who can write only to tester",
         ("hf_test", "tester/shown"): "tester/shown exists and is public",
     }
     for (token, repo), words in cases.items():
