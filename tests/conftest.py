@@ -101,11 +101,11 @@ def load_script(name: str, alias: str | None = None) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def programs():
+def programs(tmp_path_factory):
     """Runs programs in processes of their own that need not import torch."""
     from preloaded import Preloaded
 
-    with Preloaded() as programs:
+    with Preloaded({**os.environ, "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules"))}) as programs:
         yield programs
 
 

@@ -66,12 +66,10 @@ class Preloaded:
     """The process that has imported the libraries, while the `with` block lasts.
 
     Args:
-        environment: of the imports, which for example fix the address of the Hub, and of each program that is given no
-            other. By default this process's: for each program, as it is at that time.
+        environment: of the imports, which for example fix the address of the Hub; this process's unless given.
     """
 
     def __init__(self, environment: dict[str, str] | None = None):
-        self.environment = environment
         self._folder = tempfile.TemporaryDirectory()
         self._count = 0
         self._server = subprocess.Popen(
@@ -92,12 +90,11 @@ class Preloaded:
         return json.loads(self._server.stdout.readline())
 
     def start(self, program, *arguments, environment: dict[str, str] | None = None, folder=None) -> Program:
-        """Start a file of Python with arguments, in the current directory unless another is given."""
+        """Start a file of Python, by default in this process's environment and directory."""
         self._count += 1
         output, errors = (Path(self._folder.name) / f"{self._count}.{name}" for name in ("output", "errors"))
         command = [str(Path(program).resolve()), *map(str, arguments)]
-        environment = environment or self.environment or dict(os.environ)
-        given = {"command": command, "environment": environment, "folder": folder or Path.cwd()}
+        given = {"command": command, "environment": environment or dict(os.environ), "folder": folder or Path.cwd()}
         pid = self.ask(**given, output=output, errors=errors)
         return Program(self, pid, command, output, errors)
 
@@ -105,12 +102,12 @@ class Preloaded:
         """Run a file of Python to its end; return what `subprocess.run` does."""
         return self.start(program, *arguments, environment=environment, folder=folder).ended()
 
-    def run_ranks(self, count: int, program, *arguments) -> list[subprocess.CompletedProcess]:
+    def run_ranks(self, count: int, program, *arguments, environment: dict[str, str] | None = None):
         """Run so many processes of a distributed training, as torchrun does; return how each of them ended."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         group = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = (self.environment or dict(os.environ)) | {"OMP_NUM_THREADS": "1"}
+        environment = (environment or dict(os.environ)) | {"OMP_NUM_THREADS": "1"}
         environment |= {name: str(value) for name, value in group.items()}
         ranks = [
             self.start(program, *arguments, environment={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})

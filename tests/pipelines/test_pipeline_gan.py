@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,16 +76,15 @@ for name in sys.argv[2:]:
 """
 
 
-def test_without_hfgen_plain_diffusers_draws_the_same_images_if_the_code_is_trusted(tmp_path):
+def test_without_hfgen_plain_diffusers_draws_the_same_images_if_the_code_is_trusted(programs, tmp_path):
     for name in GENERATORS:
         build(name).save_pretrained(tmp_path / name)
         index = json.loads((tmp_path / name / "model_index.json").read_text())
         assert index["_class_name"] == ["pipeline_gan", "GANPipeline"]
         assert index["generator"] == [name, GENERATORS[name][1]]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", CLEAN_MACHINE, str(torch.get_num_threads()), *GENERATORS]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    (tmp_path / "clean_machine.py").write_text(CLEAN_MACHINE)
+    arguments = (torch.get_num_threads(), *GENERATORS)
+    process = programs.run(tmp_path / "clean_machine.py", *arguments, folder=tmp_path)
     assert process.returncode == 0, process.stderr
     for name in GENERATORS:
         assert np.array_equal(np.load(tmp_path / f"{name}.npy"), draw(build(name)))

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
@@ -137,7 +134,7 @@ for name in sys.argv[2:]:
 """
 
 
-def test_without_hfgen_plain_diffusers_draws_and_encodes_the_same_if_the_code_is_trusted(tmp_path):
+def test_without_hfgen_plain_diffusers_draws_and_encodes_the_same_if_the_code_is_trusted(programs, tmp_path):
     names = {"with_density": True, "plain": False}
     for name, density in names.items():
         build(density).save_pretrained(tmp_path / name)
@@ -145,10 +142,9 @@ def test_without_hfgen_plain_diffusers_draws_and_encodes_the_same_if_the_code_is
         assert index["_class_name"] == ["pipeline_vae", "VAEPipeline"]
         assert index["vae"] == ["vae", "ConvVAE"]
         assert index["density"] == (["gaussian_mixture", "GaussianMixture"] if density else [None, None])
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", CLEAN_MACHINE, str(torch.get_num_threads()), *names]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    (tmp_path / "clean_machine.py").write_text(CLEAN_MACHINE)
+    arguments = (torch.get_num_threads(), *names)
+    process = programs.run(tmp_path / "clean_machine.py", *arguments, folder=tmp_path)
     assert process.returncode == 0, process.stderr
     for name, density in names.items():
         assert np.array_equal(np.load(tmp_path / f"{name}.npy"), draw(build(density)))

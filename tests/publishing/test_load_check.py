@@ -10,6 +10,7 @@ from toy_runs import train
 
 from hfgen.errors import UserError
 from hfgen.hub.upload import Target
+from hfgen.publishing import load_check
 from hfgen.publishing import publish as hub
 from hfgen.publishing.load_check import check_loads_anywhere
 
@@ -36,6 +37,19 @@ def modules(tmp_path, monkeypatch):
     assert list(folder.iterdir()) == []
 
 
+@pytest.fixture
+def quick(programs, monkeypatch, tmp_path):
+    """Let the process of the check be forked from one that has imported torch."""
+
+    def run(command, cwd, env, **options):
+        _, flag, code, *arguments = command
+        assert flag == "-c"
+        (tmp_path / "code.py").write_text(code)
+        return programs.run(tmp_path / "code.py", *arguments, environment=env, folder=cwd)
+
+    monkeypatch.setattr(load_check.subprocess, "run", run)
+
+
 def edit(file, old, new):
     text = file.read_text()
     assert text.count(old) == 1
@@ -55,19 +69,19 @@ def test_a_whole_folder_passes_whatever_the_user_has_set(folder, monkeypatch, tm
     assert os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] == "1"
 
 
-def test_code_that_draws_otherwise_is_refused(folder):
+def test_code_that_draws_otherwise_is_refused(folder, quick):
     edit(folder / "pipeline_gan.py", "images = [self.generator(chunk)", "images = [0.9999 * self.generator(chunk)")
     with pytest.raises(UserError, match="draws other images where hfgen is not installed; nothing was uploaded"):
         check_loads_anywhere(folder)
 
 
-def test_code_that_needs_hfgen_is_refused(folder):
+def test_code_that_needs_hfgen_is_refused(folder, quick):
     edit(folder / "generator" / "dcgan.py", "import torch\n", "import torch\nimport hfgen.errors\n")
     with pytest.raises(UserError, match="does not load where hfgen is not installed: .*hfgen.*; nothing was uploaded"):
         check_loads_anywhere(folder)
 
 
-def test_a_folder_whose_code_is_missing_is_refused_and_nothing_of_it_goes_up(pipeline, tmp_path, monkeypatch):
+def test_a_folder_whose_code_is_missing_is_refused_and_nothing_of_it_goes_up(pipeline, quick, tmp_path, monkeypatch):
     make = hub.make_publication
 
     def without_code(source, target, *options):

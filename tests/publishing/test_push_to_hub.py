@@ -4,8 +4,6 @@ import io
 import json
 import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +11,7 @@ import pyarrow.parquet as parquet
 import pytest
 from hub_client import Client, contents, digest_of
 from loopback_hub import LoopbackHub
+from preloaded import Preloaded
 from published_toys import CODE
 from stand_in_features import paintings
 from toy_runs import METHODS, TINY, script
@@ -24,11 +23,18 @@ from hfgen.training.settings import RunSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SCRIPTS = Path(__file__).resolve().parents[2] / "training_scripts"
-TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 MAIN = """
 import runpy, sys
 sys.argv = [script, *arguments]
 runpy.run_path(script, run_name="__main__")
+"""
+# The check before an upload takes a process that imports torch: one training below has it, and tests of its own.
+UNCHECKED = """
+import runpy, sys
+import hfgen.publishing.publish
+hfgen.publishing.publish.check_loads_anywhere = lambda folder: None
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -52,22 +58,30 @@ def hub():
 @pytest.fixture(scope="module")
 def client(hub, tmp_path_factory):
     with Client(hub, tmp_path_factory.mktemp("homes") / "with") as client:
-        # The check before an upload takes a process; the scripts do it.
-        client.ask("import hfgen.publishing.publish\nhfgen.hub.check_loads_anywhere = lambda folder: None")
+        client.ask("import hfgen.publishing.publish as h\nh.check_loads_anywhere = lambda folder: None")
         yield client
 
 
-def train(hub, folder, kind, *arguments, launcher=()):
-    """Run a training script; return how it ended."""
-    home = folder.parent / "home"
-    temporary = folder.parent / "temporary"
-    temporary.mkdir()
-    environment = hub.environment(home) | {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
-    given = [*TINY, *METHODS[kind], "--output_dir", str(folder), "--push_to_hub", *arguments]
-    command = [sys.executable, *launcher, str(SCRIPTS / f"train_{kind}.py"), *given]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert [path.name for path in temporary.glob("hfgen*")] == []
-    return result
+@pytest.fixture(scope="module")
+def train(hub, tmp_path_factory):
+    """Run a training script that publishes what it has trained; return how each of its processes ended."""
+    temporary, unchecked = tmp_path_factory.mktemp("temporary"), tmp_path_factory.mktemp("programs") / "unchecked.py"
+    unchecked.write_text(UNCHECKED)
+    environment = hub.environment(tmp_path_factory.mktemp("home"))
+    environment |= {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+
+    def run(folder, kind, *arguments, ranks=1):
+        given = [*TINY, *METHODS[kind], "--output_dir", str(folder), "--push_to_hub", *arguments]
+        command = (SCRIPTS / f"train_{kind}.py", *given)
+        if ranks == 1:
+            ended = [programs.run(unchecked, *command, environment=environment)]
+        else:
+            ended = programs.run_ranks(ranks, *command, environment=environment)
+        assert [path.name for path in temporary.glob("hfgen*")] == []
+        return ended
+
+    with Preloaded(environment) as programs:
+        yield run
 
 
 def published_settings(hub, repo, folder):
@@ -85,12 +99,13 @@ def draws_the_same(client, repo, folder):
     return client.draw(repo, trust_remote_code=True) == digest_of(open_pipeline(str(folder), "cpu", plain=True))
 
 
-def test_of_two_processes_one_publishes(hub, client, tmp_path):
+def test_of_two_processes_one_publishes(hub, client, train, tmp_path):
     folder = tmp_path / "toy-gan"
-    result = train(hub, folder, "gan", "--hub_private_repo", launcher=TWO_PROCESSES)
-    assert result.returncode == 0, result.stderr[-3000:]
+    ranks = train(folder, "gan", "--hub_private_repo", ranks=2)
+    assert [rank.returncode for rank in ranks] == [0, 0], [rank.stderr[-3000:] for rank in ranks]
     repo = "tester/toy-gan"  # the name of the folder, of the user's own
-    assert result.stdout.count(f"published {repo}: {hub.url}/{repo}/commit/{hub.commits(repo)[-1].oid}") == 1
+    said = "".join(rank.stdout for rank in ranks)
+    assert said.count(f"published {repo}: {hub.url}/{repo}/commit/{hub.commits(repo)[-1].oid}") == 1
     creations = [one for one in hub.requests if one.path.endswith("/repos/create")]
     assert len(creations) == 1 and len(hub.commits(repo)) == 2 and hub.is_private(repo)
     sent = [one for one in hub.requests if repo in one.path and one.method in ("POST", "PUT")]
@@ -106,10 +121,10 @@ def test_of_two_processes_one_publishes(hub, client, tmp_path):
     assert saved["push_to_hub"] is False and saved["generator_channels"] == 4
 
 
-def test_a_run_whose_upload_fails_is_whole_and_the_command_that_it_names_publishes_it(hub, client, tmp_path):
+def test_a_run_whose_upload_fails_is_whole_and_the_command_that_it_names_publishes_it(hub, client, train, tmp_path):
     folder, repo = tmp_path / "my run", "tester/my-vae"
     hub.fail("POST", f"{repo}/commit/", status=500)
-    result = train(hub, folder, "vae", "--hub_model_id", repo, "--dataset", "tester/paintings", "--hub_private_repo")
+    (result,) = train(folder, "vae", "--hub_model_id", repo, "--dataset", "tester/paintings", "--hub_private_repo")
     assert result.returncode == 2, result.stderr[-3000:]
     assert "Traceback" not in result.stderr
     error, later = result.stderr.splitlines()[-2:]
@@ -135,11 +150,11 @@ def test_a_run_whose_upload_fails_is_whole_and_the_command_that_it_names_publish
     assert draws_the_same(client, repo, folder)
 
 
-def test_a_run_that_ends_because_its_time_is_up_is_published_too(hub, client, tmp_path):
+def test_a_run_that_ends_because_its_time_is_up_is_published_too(hub, client, train, tmp_path):
     folder, repo = tmp_path / "toy", "tester/toy-ddpm"
     limits = ("--max_train_time", "2s", "--max_train_steps", "90000", "--checkpoint_every", "0", "--log_every", "9")
     streamed = ("--dataset", "tester/paintings", "--streaming", "--shuffle_buffer_size", "5")
-    result = train(hub, folder, "ddpm", "--hub_model_id", repo, *limits, *streamed)
+    (result,) = train(folder, "ddpm", "--hub_model_id", repo, *limits, *streamed)
     assert result.returncode == 0, result.stderr[-3000:]
     status = json.loads((folder / "status.json").read_text())
     assert status["status"] == "stopped"

@@ -27,8 +27,8 @@ STREAMED = [
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    """Runs clients of a Hub with one data set of four parquet files and two columns of images."""
+def run(tmp_path_factory):
+    """Run the script, as so many processes, beside a Hub with a data set of four parquet files and two columns."""
     files = {}
     for shard in range(4):
         rows = [encoded(index) for index in range(shard * 5, shard * 5 + 5)]
@@ -42,7 +42,13 @@ def programs(tmp_path_factory):
         hub.put("tester/paintings", files, type="dataset")
         environment = {**hub.environment(tmp_path_factory.mktemp("home")), "OMP_NUM_THREADS": "1"}
         with Preloaded(environment) as programs:
-            yield programs
+
+            def run_script(*arguments, ranks=1):
+                if ranks == 1:
+                    return [programs.run(SCRIPT, *arguments, environment=environment)]
+                return programs.run_ranks(ranks, SCRIPT, *arguments, environment=environment)
+
+            yield run_script
 
 
 def encoded(index: int) -> bytes:
@@ -51,9 +57,8 @@ def encoded(index: int) -> bytes:
     return buffer.getvalue()
 
 
-def train(programs, folder, *arguments, ranks=1):
-    command = [SCRIPT, *STREAMED, "--output_dir", folder, *arguments]
-    for result in programs.run_ranks(ranks, *command) if ranks > 1 else [programs.run(*command)]:
+def train(run, folder, *arguments, ranks=1):
+    for result in run(*STREAMED, "--output_dir", folder, *arguments, ranks=ranks):
         assert result.returncode == 0, result.stderr[-3000:]
     return load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
 
@@ -63,18 +68,18 @@ def assert_equal_weights(one, other):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_streamed_run_resumes_bit_equal(programs, tmp_path):
+def test_a_streamed_run_resumes_bit_equal(run, tmp_path):
     folder = tmp_path / "run"
-    uninterrupted = train(programs, folder)
+    uninterrupted = train(run, folder)
     # 24 of the second epoch's images are used by then: in the middle of a block.
-    resumed = train(programs, folder, "--resume", str(folder / "checkpoints" / "step-00000006"))
+    resumed = train(run, folder, "--resume", str(folder / "checkpoints" / "step-00000006"))
     assert_equal_weights(uninterrupted, resumed)
 
 
-def test_two_processes_stream_their_own_shards_and_resume_bit_equal(programs, tmp_path):
+def test_two_processes_stream_their_own_shards_and_resume_bit_equal(run, tmp_path):
     folder = tmp_path / "run"
-    uninterrupted = train(programs, folder, ranks=2)
-    resumed = train(programs, folder, "--resume", str(folder / "checkpoints" / "step-00000004"), ranks=2)
+    uninterrupted = train(run, folder, ranks=2)
+    resumed = train(run, folder, "--resume", str(folder / "checkpoints" / "step-00000004"), ranks=2)
     assert_equal_weights(uninterrupted, resumed)
     launches = [json.loads(line) for line in (folder / "launches.jsonl").read_text().splitlines()]
     assert [launch["num_processes"] for launch in launches] == [2, 2]
@@ -82,8 +87,8 @@ def test_two_processes_stream_their_own_shards_and_resume_bit_equal(programs, tm
     assert len(state["batches"]) == 2
 
 
-def test_the_column_has_to_be_chosen(programs, tmp_path):
+def test_the_column_has_to_be_chosen(run, tmp_path):
     streamed = ["--dataset", "tester/paintings", "--streaming", "--cpu"]
-    result = programs.run(SCRIPT, *streamed, "--output_dir", tmp_path / "run")
+    (result,) = run(*streamed, "--output_dir", tmp_path / "run")
     assert result.returncode == 2
     assert "choose one with --dataset_column" in result.stderr.splitlines()[-1]
