@@ -89,7 +89,7 @@ def serve_plain_sampling(connection: Connection, count: int, batch_size: int) ->
     torch.manual_seed(0)
     generator = plain_generator().eval()
 
-    def draw() -> None:
+    def generate() -> None:
         with torch.no_grad():
             for start in range(0, count, batch_size):
                 images = generator(torch.randn(min(batch_size, count - start), LATENT_DIM, 1, 1))
@@ -98,7 +98,7 @@ def serve_plain_sampling(connection: Connection, count: int, batch_size: int) ->
     connection.send(Work(0, sum(weight.numel() for weight in generator.parameters())))
     while connection.recv():
         started = time.perf_counter()
-        draw()
+        generate()
         connection.send(time.perf_counter() - started)
 
 
@@ -107,7 +107,7 @@ def serve_sampling(connection: Connection, folder: str, count: int, batch_size: 
     import numpy as np
     import torch
 
-    from hfgen.inference.draw import SamplingOptions, draw_images, open_pipeline
+    from hfgen.inference.sampling import SamplingOptions, generate_images, open_pipeline
     from hfgen.models import DCGANGenerator
     from hfgen.pipelines import GANPipeline
 
@@ -117,7 +117,7 @@ def serve_sampling(connection: Connection, folder: str, count: int, batch_size: 
     connection.send(Work(0, pipeline.generator.num_parameters()))
     while connection.recv():
         started = time.perf_counter()
-        for image in draw_images(pipeline, SamplingOptions(count, 0, 1, batch_size)):
+        for image in generate_images(pipeline, SamplingOptions(count, 0, 1, batch_size)):
             np.asarray(image)
         connection.send(time.perf_counter() - started)
 

@@ -24,7 +24,7 @@ from torch import nn
 from hfgen.data.settings import DataSettings
 from hfgen.evaluation.reference import open_reference
 from hfgen.hardware import choose_mixed_precision
-from hfgen.inference.draw import SamplingOptions, draw_images, image_size, open_pipeline
+from hfgen.inference.sampling import SamplingOptions, generate_images, image_size, open_pipeline
 from hfgen.losses.edm import edm_batch, edm_denoised
 from hfgen.methods.ema import recomputed_statistics
 from hfgen.methods.schedules import is_edm
@@ -190,7 +190,7 @@ def main() -> None:
             continue
         with torch.no_grad(), context(), autocast():
             options = SamplingOptions(arguments.num_images, 0, steps, 50)
-            drawn = np.stack([*map(np.asarray, draw_images(altered, options))])
+            drawn = np.stack([*map(np.asarray, generate_images(altered, options))])
         fid = frechet_distance(real.features, real.extractor(drawn, len(drawn)))
         print(f"| {name} | {fid:.1f} | {fine_noise(drawn):.2f} |", flush=True)
     print("\n| noise level | error of the predicted images, as a part of it |\n| --- | --- |")

@@ -31,13 +31,13 @@ def quarters(image) -> np.ndarray:
 
 def watch_drawing(monkeypatch, before: Callable) -> None:
     """Call `before(pipeline, index)` before each image that is drawn; what it returns takes the image's place."""
-    draw_images = hfgen.evaluation.scoring.draw_images
+    generate_images = hfgen.evaluation.scoring.generate_images
 
     def watched(pipeline, *arguments, **options):
-        for index, image in enumerate(draw_images(pipeline, *arguments, **options)):
+        for index, image in enumerate(generate_images(pipeline, *arguments, **options)):
             yield before(pipeline, index) or image
 
-    monkeypatch.setattr(hfgen.evaluation.scoring, "draw_images", watched)
+    monkeypatch.setattr(hfgen.evaluation.scoring, "generate_images", watched)
 
 
 def paintings(indices, size=16) -> list[Image.Image]:

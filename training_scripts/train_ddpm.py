@@ -26,7 +26,7 @@ from hfgen.errors import StopRequestedError, UserError, run_reporting_user_error
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.inference.figures import image_sheet
 from hfgen.losses.diffusion import diffusion_loss, match_noise, min_snr_weights, prediction_target
-from hfgen.losses.edm import draw_noise_levels, edm_batch
+from hfgen.losses.edm import edm_batch, sample_noise_levels
 from hfgen.methods.ema import averaged_copy
 from hfgen.methods.schedules import EDM_SAMPLERS, edm_schedule, noise_schedule, sampling_scheduler
 from hfgen.models import UNetAttention, UNetBase, UNetCompact
@@ -205,12 +205,12 @@ def main(arguments: list[str] | None = None) -> Path:
         optimizer.zero_grad()
         ema.update_parameters(network)
         run.log({"loss": total_loss, "grad_norm": grad_norm}, {"learning_rate": lr_scheduler.get_last_lr()[0]})
-        if run.sample_due and (sheet := draw_sheet(pipeline, run, settings.num_inference_steps)):
+        if run.sample_due and (sheet := sample_sheet(pipeline, run, settings.num_inference_steps)):
             run.save_sheet(sheet)
         if run.evaluation_due:
             evaluation.evaluate(pipeline)
 
-    if run.last_sheet_due and (sheet := draw_sheet(pipeline, run, settings.num_inference_steps)):
+    if run.last_sheet_due and (sheet := sample_sheet(pipeline, run, settings.num_inference_steps)):
         run.save_sheet(sheet)
     pipeline_folder = run.finish()
     publish_if_asked(run)
@@ -239,7 +239,7 @@ def noised(
     """
     batch_size, numbers = len(clean_images), run.generator("timesteps")
     if settings.formulation == "edm":
-        noise_levels = draw_noise_levels(batch_size, numbers)
+        noise_levels = sample_noise_levels(batch_size, numbers)
         return *edm_batch(clean_images, noise, noise_levels, schedule.config.sigma_data), None
     timesteps = torch.randint(settings.num_train_timesteps, (batch_size,), generator=numbers, device=run.device)
     target = prediction_target(schedule, clean_images, noise, timesteps)
@@ -291,7 +291,7 @@ def memory_format_for(network: ModelMixin, device: torch.device) -> torch.memory
     return torch.contiguous_format if device.type == "cpu" and normalises_groups else torch.channels_last
 
 
-def draw_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> Image.Image | None:
+def sample_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> Image.Image | None:
     """Generate a sheet of samples, from the same noise throughout the run; None if the run is asked to stop."""
     config = pipeline.unet.config
     shape = (run.settings.num_sample_images, config.in_channels, config.sample_size, config.sample_size)

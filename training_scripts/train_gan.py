@@ -239,7 +239,7 @@ def main(arguments: list[str] | None = None) -> Path:
         discriminator_network.requires_grad_(True)
         for update in range(settings.n_critic):
             real_images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
-            latents = draw_latents(settings.batch_size, settings.latent_dim, run.generator(f"latents {update}"))
+            latents = sample_latents(settings.batch_size, settings.latent_dim, run.generator(f"latents {update}"))
             with torch.set_grad_enabled(update == settings.n_critic - 1):  # the generator's update reuses the last
                 fake_images = generator(latents)
             real_seen = augmentation.apply(real_images, run.generator(f"augment real {update}"))
@@ -271,13 +271,13 @@ def main(arguments: list[str] | None = None) -> Path:
         due = settings.watch_every and step % settings.watch_every == 0
         run.log(losses, check_collapse(watch, pipeline, run) if due else {})
         if run.sample_due:
-            run.save_sheet(draw_sheet(pipeline, run))
+            run.save_sheet(sample_sheet(pipeline, run))
         if run.evaluation_due:
             with pipeline.use() as fresh:
                 evaluation.evaluate(fresh)
 
     if run.last_sheet_due:
-        run.save_sheet(draw_sheet(pipeline, run))
+        run.save_sheet(sample_sheet(pipeline, run))
     pipeline_folder = run.finish()
     publish_if_asked(run)
     return pipeline_folder
@@ -322,7 +322,7 @@ def build_optimizer(network: torch.nn.Module, learning_rate: float, settings: GA
     return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=betas, fused=fused)
 
 
-def draw_latents(count: int, latent_dim: int, generator: torch.Generator) -> torch.Tensor:
+def sample_latents(count: int, latent_dim: int, generator: torch.Generator) -> torch.Tensor:
     """Sample standard normal latents, `(count, latent_dim)`, on the generator's device."""
     return torch.randn(count, latent_dim, generator=generator, device=generator.device)
 
@@ -359,22 +359,24 @@ def build_watch(data: TrainingData, settings: GANSettings, num_processes: int) -
 
 def check_collapse(watch: CollapseWatch, pipeline: FreshStatistics, run: Run) -> dict[str, float]:
     """Let the watch check images of the averaged generator, from the same latents throughout the run."""
-    images = draw_fixed(pipeline, run, watch.num_images, "pt", "watch").images
+    images = sample_fixed(pipeline, run, watch.num_images, "pt", "watch").images
     result = watch.check(images * 2 - 1)
     run.report(result.good, result.trouble, result.warning)
     return result.signals
 
 
-def draw_sheet(pipeline: FreshStatistics, run: Run) -> Image.Image:
+def sample_sheet(pipeline: FreshStatistics, run: Run) -> Image.Image:
     """Generate a sheet of samples, from the same latents throughout the run."""
-    return image_sheet(draw_fixed(pipeline, run, run.settings.num_sample_images, "pil", "samples").images)
+    return image_sheet(sample_fixed(pipeline, run, run.settings.num_sample_images, "pil", "samples").images)
 
 
-def draw_fixed(pipeline: FreshStatistics, run: Run, count: int, output_type: str, purpose: str) -> ImagePipelineOutput:
+def sample_fixed(
+    pipeline: FreshStatistics, run: Run, count: int, output_type: str, purpose: str
+) -> ImagePipelineOutput:
     """Generate images from latents that depend only on the seed and the purpose."""
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, purpose))
     with pipeline.use() as fresh, run.accelerator.autocast():
-        latents = draw_latents(count, fresh.generator.config.latent_dim, numbers)
+        latents = sample_latents(count, fresh.generator.config.latent_dim, numbers)
         return fresh(latents=latents, output_type=output_type)
 
 
@@ -383,7 +385,7 @@ def statistics_latents(settings: GANSettings, run: Run) -> list[torch.Tensor]:
     if not settings.statistics_images:
         return []
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, "statistics"))
-    latents = draw_latents(settings.statistics_images, settings.latent_dim, numbers).to(run.device)
+    latents = sample_latents(settings.statistics_images, settings.latent_dim, numbers).to(run.device)
     return list(latents.chunk(math.ceil(len(latents) / 64)))  # of similar size, as each counts equally
 
 

@@ -61,8 +61,8 @@ def compare(
     from hfgen.evaluation.reference import open_reference
     from hfgen.evaluation.scoring import score_pipeline
     from hfgen.families import family
-    from hfgen.inference.draw import SamplingOptions
     from hfgen.inference.figures import image_sheet, labelled_rows
+    from hfgen.inference.sampling import SamplingOptions
     from hfgen.metrics.report import finite
 
     loaded, size = open_all(pipelines, device)
@@ -100,7 +100,7 @@ def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPip
     Raises:
         UserError: if one cannot be opened, or their image sizes differ.
     """
-    from hfgen.inference.draw import image_size, open_pipeline
+    from hfgen.inference.sampling import image_size, open_pipeline
 
     loaded = {where: open_pipeline(where, device) for where in pipelines}
     sizes = {where: image_size(pipeline) for where, pipeline in loaded.items()}

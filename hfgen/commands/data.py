@@ -49,7 +49,7 @@ def floor(
     """Score a data set against itself: one half against the other, and a resample against all."""
     from hfgen.data.settings import DataSettings
     from hfgen.evaluation.reference import open_reference
-    from hfgen.inference.draw import choose_device
+    from hfgen.inference.sampling import choose_device
     from hfgen.metrics.report import finite, score_names
 
     data = DataSettings(path, sample_size=sample_size, dataset_split=dataset_split, dataset_column=dataset_column)

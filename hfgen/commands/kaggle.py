@@ -52,7 +52,7 @@ def kaggle_zip(
     if size != SIDE:
         raise UserError(f"--size {size}: the competition takes images of {SIDE} pixels only")
     from hfgen.files import write_atomically
-    from hfgen.inference.draw import SamplingOptions, draw_images, image_size, open_pipeline
+    from hfgen.inference.sampling import SamplingOptions, generate_images, image_size, open_pipeline
 
     loaded = open_pipeline(pipeline, device, sampler)
     own_size = image_size(loaded)
@@ -64,7 +64,7 @@ def kaggle_zip(
     if reference is not None:  # before generating images, as it may be misspelt
         score = local_score(reference, feature_weights, loaded.device)
     options = SamplingOptions(num_images, seed, num_inference_steps, batch_size, sample_from=sample_from)
-    jpegs = (encode_jpeg(image, size) for image in draw_images(loaded, options))
+    jpegs = (encode_jpeg(image, size) for image in generate_images(loaded, options))
     score_message = "--reference says the MiFID against images of your own"
 
     def write(temporary: Path) -> None:

@@ -41,10 +41,10 @@ def curves(
     refuse_to_replace(output)
     if output.suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--output {output}: must end in .png, .pdf or .svg")
-    from hfgen.inference.curves import compared_with_references, draw_curves
+    from hfgen.inference.curves import compared_with_references, plot_curves
     from hfgen.inference.reference_curves import read_reference_curves
 
-    figure = draw_curves(runs, read_reference_curves() if reference else ())
+    figure = plot_curves(runs, read_reference_curves() if reference else ())
     if reference:
         for run in runs:
             typer.echo(f"{run}: {compared_with_references(run)}")

@@ -44,13 +44,13 @@ def sample(
 ) -> None:
     """Generate images with a pipeline: a sheet and single files."""
     require_new_folder(output)
-    from hfgen.inference.draw import SamplingOptions, draw_images, open_pipeline
     from hfgen.inference.figures import image_sheet
+    from hfgen.inference.sampling import SamplingOptions, generate_images, open_pipeline
 
     loaded = open_pipeline(pipeline, device, sampler)
     options = SamplingOptions(num_images, seed, num_inference_steps, batch_size, truncation, sample_from)
     shown: list[Image.Image] = []
-    for index, image in enumerate(draw_images(loaded, options)):
+    for index, image in enumerate(generate_images(loaded, options)):
         output.mkdir(parents=True, exist_ok=True)  # only once there is something to save
         image.save(output / f"{index:06d}.png")
         if len(shown) < MAX_ON_SHEET:  # bounds the memory
@@ -79,8 +79,8 @@ def denoise(
     """Show a diffusion pipeline denoising, and how a linear and a cosine schedule turn an image into noise."""
     require_new_folder(output)
     from hfgen.families import family
-    from hfgen.inference.draw import open_image, open_pipeline
     from hfgen.inference.figures import denoising_strip, forward_strip
+    from hfgen.inference.sampling import open_image, open_pipeline
 
     loaded = open_pipeline(pipeline, device, sampler)
     if family(loaded) != "ddpm":
@@ -124,7 +124,7 @@ def interpolate(
     if image and len(image) < 2:
         raise UserError(f"--image {image[0]}: a walk needs two images at least; give --image again")
     chosen = parse_seeds("0,1" if seeds is None else seeds)
-    import hfgen.inference.draw as inference
+    import hfgen.inference.sampling as inference
     from hfgen.inference.figures import image_sheet, write_gif
 
     loaded = inference.open_pipeline(pipeline, device)
@@ -157,7 +157,7 @@ def reconstruct(
 ) -> None:
     """Encode and decode images with a VAE: a sheet of originals above reconstructions, and single files."""
     require_new_folder(output)
-    import hfgen.inference.draw as inference
+    import hfgen.inference.sampling as inference
     from hfgen.inference.figures import reconstruction_sheet
 
     loaded = inference.open_pipeline(pipeline, device)

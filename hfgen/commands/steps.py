@@ -68,8 +68,8 @@ def steps(
     from hfgen.data.settings import DataSettings
     from hfgen.evaluation.reference import open_reference
     from hfgen.evaluation.scoring import score_pipeline
-    from hfgen.inference.draw import SamplingOptions, find_pipeline, image_size, open_pipeline
     from hfgen.inference.figures import image_sheet, labelled_rows
+    from hfgen.inference.sampling import SamplingOptions, find_pipeline, image_size, open_pipeline
 
     loaded = open_pipeline(pipeline, device, sampler)
     check_takes_steps(loaded, pipeline, all_steps, save)

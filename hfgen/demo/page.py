@@ -15,18 +15,6 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from hfgen.demo.drawing import (
-    Settings,
-    denoise,
-    describe,
-    draw,
-    image_generator,
-    image_size,
-    interpolate,
-    open_upload,
-    starting_noise,
-    to_images,
-)
 from hfgen.demo.fields import (
     MAX_IMAGES,
     MAX_SEED,
@@ -41,6 +29,18 @@ from hfgen.demo.fields import (
     seed_field,
     single_picture,
     whole_number,
+)
+from hfgen.demo.sampling import (
+    Settings,
+    denoise,
+    describe,
+    generate,
+    image_generator,
+    image_size,
+    interpolate,
+    open_upload,
+    starting_noise,
+    to_images,
 )
 from hfgen.families import family
 from hfgen.methods.schedules import steps_of
@@ -125,7 +125,7 @@ def _pipeline_tabs(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> N
     gr.Markdown(describe(pipeline), elem_classes="note")
     with gr.Tabs():
         with gr.Tab("Draw"):
-            _draw_tab(page, name, pipeline)
+            _sample_tab(page, name, pipeline)
         with gr.Tab("Interpolate"):
             _interpolate_tab(page, pipeline)
         if family(pipeline) == "ddpm":
@@ -136,7 +136,7 @@ def _pipeline_tabs(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> N
                 _reconstruct_tab(pipeline)
 
 
-def _draw_tab(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> None:
+def _sample_tab(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> None:
     folder = tempfile.TemporaryDirectory(prefix="hfgen-demo-")
     one_pass = family(pipeline) != "ddpm"
     with gr.Row():
@@ -155,7 +155,7 @@ def _draw_tab(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> None:
         settings = read_settings(pipeline, options)
         start = time.monotonic()
         generators = [image_generator(seed, index) for index in range(count)]
-        images = draw(pipeline, generators, settings, _follow(progress))
+        images = generate(pipeline, generators, settings, _follow(progress))
         seconds = time.monotonic() - start
         archive = _write_zip(Path(folder.name), f"{Path(name).name}-seed-{seed}.zip", images)
         return images, f"{_plural(count)} in {seconds:.1f} s", gr.DownloadButton(value=archive, interactive=True)
@@ -267,7 +267,7 @@ def _compare_tab(pipelines: dict[str, DiffusionPipeline]) -> None:
             pipeline = pipelines[name]
             settings = Settings(steps=min(steps, most_steps(pipeline)))
             start = time.monotonic()
-            images = draw(pipeline, [image_generator(seed, i) for i in range(count)], settings, _follow(progress))
+            images = generate(pipeline, [image_generator(seed, i) for i in range(count)], settings, _follow(progress))
             seconds = time.monotonic() - start
             with_steps = f" ({settings.steps} steps)" if family(pipeline) == "ddpm" else ""
             note = f"**{name}**: {_plural(count)} in {seconds:.2f} s{with_steps}  \n{describe(pipeline)}"

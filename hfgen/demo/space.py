@@ -12,7 +12,7 @@ from hfgen.errors import UserError
 # The demo and the hfgen modules that it imports. File names must be unique: in a Space they are in one folder.
 COPIED = (
     "demo/page.py",
-    "demo/drawing.py",
+    "demo/sampling.py",
     "demo/fields.py",
     "families.py",
     "inference/interpolation.py",

@@ -14,10 +14,10 @@ from hfgen.data.settings import DataSettings
 from hfgen.errors import StopRequestedError, UserError
 from hfgen.evaluation.reference import open_reference
 from hfgen.evaluation.scores import COPY_QUANTILE, distances_among, memorisation_report, pixel_report
-from hfgen.evaluation.scoring import drawn_from
+from hfgen.evaluation.scoring import generated_images
 from hfgen.files import read_json_lines, write_atomically, write_text_atomically
-from hfgen.inference.draw import SamplingOptions
 from hfgen.inference.reference_curves import compare_with_reference
+from hfgen.inference.sampling import SamplingOptions
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.kernel import kernel_distance
 from hfgen.metrics.memorisation import thumbnails
@@ -99,9 +99,9 @@ class RunEvaluation:
         pipeline.set_progress_bar_config(disable=True)
         with (
             self._run.accelerator.autocast(),
-            drawn_from(pipeline, self._sampling, self._real.extractor, give_up_if_asked) as drawn,
+            generated_images(pipeline, self._sampling, self._real.extractor, give_up_if_asked) as generated,
         ):
-            features, small = drawn.features, thumbnails(drawn.images)
+            features, small = generated.features, thumbnails(generated.images)
         count, seed = self._sampling.num_images, self._sampling.seed
         nearest = memorisation_report(self._real.features, features, self._among_real)
         by_pixels = pixel_report(self._real_small, small, seed)

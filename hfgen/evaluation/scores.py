@@ -80,10 +80,10 @@ def score_floor(real: np.ndarray, num_fake: int, seed: int = 0) -> dict[str, Any
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(real))
     half = len(real) // 2
-    drawn = real[rng.integers(len(real), size=num_fake)]
+    resampled = real[rng.integers(len(real), size=num_fake)]
     return {
         "halves": score_features(real[order[:half]], real[order[half : 2 * half]], seed),
-        "fid_at_n": frechet_distance(real, drawn),
+        "fid_at_n": frechet_distance(real, resampled),
         "nearest": distances_among(real, seed),
     }
 

@@ -82,7 +82,7 @@ def graphs_of(pipeline: DiffusionPipeline) -> list[Graph]:
     return [_unet(pipeline.unet, pipeline.scheduler.config, random)]
 
 
-def how_to_draw(graphs: Sequence[Graph]) -> str:
+def how_to_generate(graphs: Sequence[Graph]) -> str:
     """Describe in one or two sentences how to generate images with the files."""
     files = [graph.file for graph in graphs]
     if "unet.onnx" in files:

@@ -23,7 +23,7 @@ from diffusers import DiffusionPipeline
 
 from hfgen import __version__
 from hfgen.errors import UserError
-from hfgen.export.graphs import Graph, graphs_of, how_to_draw
+from hfgen.export.graphs import Graph, graphs_of, how_to_generate
 from hfgen.families import image_network
 from hfgen.files import write_atomically
 
@@ -210,7 +210,7 @@ def describe(pipeline: DiffusionPipeline, graphs: Sequence[Graph], exported: Seq
         "format": "onnx",
         "pipeline": type(pipeline).__name__,
         "sample_size": config.sample_size,
-        "use": how_to_draw(graphs),
+        "use": how_to_generate(graphs),
         "files": files,
     }
     if "latent_dim" in config:

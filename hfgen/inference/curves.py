@@ -30,7 +30,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def draw_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ()) -> Figure:
+def plot_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ()) -> Figure:
     """Plot every loss and score of every run: one row each, against steps on the left and minutes on the right.
 
     With `references`, FID is plotted against training images instead of steps, next to the presets' curves.
@@ -66,7 +66,7 @@ def draw_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ())
         by_step.set(xlabel="steps", ylabel=name)
         by_time.set(xlabel="minutes of training", ylabel=name)
         if references and name == "fid":
-            _draw_references(by_step, by_time, references)
+            _plot_references(by_step, by_time, references)
         by_step.grid(alpha=0.3)
         by_time.grid(alpha=0.3)
     axes[0][0].legend(fontsize="small")
@@ -88,7 +88,7 @@ def compared_with_references(run: Path) -> str:
     )
 
 
-def _draw_references(by_images: Axes, by_time: Axes, references: Sequence[ReferenceCurve]) -> None:
+def _plot_references(by_images: Axes, by_time: Axes, references: Sequence[ReferenceCurve]) -> None:
     for number, curve in enumerate(references):
         images, minutes, fids = zip(*curve.points, strict=True)
         for ax, places in ((by_images, images), (by_time, minutes)):

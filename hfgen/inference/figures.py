@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from hfgen.errors import UserError
-from hfgen.inference.draw import image_generators
+from hfgen.inference.sampling import image_generators
 from hfgen.methods.schedules import noise_schedule, on_the_scale_of_images
 
 
@@ -100,7 +100,7 @@ def denoising_strip(
         pipeline: of diffusion.
         timesteps: timesteps to show, noisiest first; the sampler's nearest step is shown.
         num_images: rows.
-        seed: seed of the noise; the images are those of `draw_images` with this seed.
+        seed: seed of the noise; the images are those of `generate_images` with this seed.
         num_inference_steps: denoising steps; the pipeline's default if None.
 
     Returns:

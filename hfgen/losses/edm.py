@@ -7,7 +7,7 @@ import torch
 LOG_MEAN, LOG_STD = -1.2, 1.2
 
 
-def draw_noise_levels(batch_size: int, generator: torch.Generator) -> torch.Tensor:
+def sample_noise_levels(batch_size: int, generator: torch.Generator) -> torch.Tensor:
     """Sample noise levels from the lognormal distribution of table 1.
 
     Returns:

@@ -19,17 +19,17 @@ from hfgen.families import family
 from hfgen.files import read_json_lines
 from hfgen.hub.card import EARLIER, REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE, TRAINING_FILE, write_card
 from hfgen.hub.model_index import reference_name
-from hfgen.inference.curves import METRICS_FILE, draw_curves
-from hfgen.inference.draw import (
+from hfgen.inference.curves import METRICS_FILE, plot_curves
+from hfgen.inference.figures import denoising_strip, image_sheet, progress_frames, write_gif
+from hfgen.inference.sampling import (
     SamplingOptions,
-    draw_images,
     find_pipeline,
+    generate_images,
     interpolate,
     latents_of_seeds,
     open_pipeline,
     weights_digest,
 )
-from hfgen.inference.figures import denoising_strip, image_sheet, progress_frames, write_gif
 from hfgen.metrics.report import finite, read_report
 from hfgen.training.checkpoints import PROGRESS_FILE
 from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE
@@ -71,7 +71,7 @@ def make_publication(
     if report is not None:
         report["reference"] = reference_name(report["reference"])
         (target / REPORT_FILE).write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
-    draw_pictures(pipeline, target / "samples", (report or {}).get("num_inference_steps"))
+    save_pictures(pipeline, target / "samples", (report or {}).get("num_inference_steps"))
     if run is not None:
         add_figures_of_run(run, folder, target)
         add_pictures_of_run(run, target / "samples")
@@ -103,11 +103,11 @@ def scores_of(scores: Path, pipeline: DiffusionPipeline) -> dict[str, Any]:
     return report
 
 
-def draw_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps: int | None) -> None:
+def save_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps: int | None) -> None:
     """Generate the card's pictures of a pipeline: samples, and interpolations or the denoising."""
     folder.mkdir(exist_ok=True)
     trained_steps = pipeline.scheduler.config.num_train_timesteps if family(pipeline) == "ddpm" else None
-    images = list(draw_images(pipeline, SamplingOptions(NUM_SAMPLES, 0, num_inference_steps, NUM_SAMPLES)))
+    images = list(generate_images(pipeline, SamplingOptions(NUM_SAMPLES, 0, num_inference_steps, NUM_SAMPLES)))
     image_sheet(images).save(folder / "sheet.png")
     if trained_steps is not None:
         timesteps = [round((trained_steps - 1) * part / 7) for part in range(7, -1, -1)]
@@ -130,7 +130,7 @@ def add_pictures_of_run(run: Path, folder: Path) -> None:
         shown = frames if len(frames) <= MAX_FRAMES else shown
         write_gif([*shown, *shown[-1:] * 3], folder / "progress.gif", frame_seconds=0.5)
     if (run / METRICS_FILE).is_file() and (run / METRICS_FILE).stat().st_size:
-        draw_curves([run]).savefig(folder / "curves.png", dpi=80)
+        plot_curves([run]).savefig(folder / "curves.png", dpi=80)
 
 
 def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 NUM_IMAGES, SEED, STEPS = 2, 0, 2
 
 
-def draw(pipeline: DiffusionPipeline) -> np.ndarray:
+def generate(pipeline: DiffusionPipeline) -> np.ndarray:
     """Generate a few images on one CPU thread: float `(NUM_IMAGES, height, width, channels)` in [0, 1]."""
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):  # diffusers' own may be unaligned, which changes the last bits
@@ -35,7 +35,7 @@ def draw(pipeline: DiffusionPipeline) -> np.ndarray:
 def main(folder: str, target: str, trust_remote_code: bool) -> None:
     """Load a folder with diffusers only, generate images, and write them to a file."""
     pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=trust_remote_code, use_safetensors=True)
-    np.save(target, draw(pipeline), allow_pickle=False)
+    np.save(target, generate(pipeline), allow_pickle=False)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hfgen.errors import UserError
-from hfgen.inference.draw import open_pipeline
+from hfgen.inference.sampling import open_pipeline
 from hfgen.publishing import fresh_load
 
 
@@ -45,7 +45,7 @@ def check_loads_anywhere(folder: Path) -> None:
             reason = " ".join(result.stderr.strip().splitlines()[-1:])
             raise UserError(f"{folder}: does not load where hfgen is not installed: {reason}; nothing was uploaded")
         fresh = np.load(images, allow_pickle=False)
-    ours = fresh_load.draw(open_pipeline(str(folder), "cpu", plain=True))
+    ours = fresh_load.generate(open_pipeline(str(folder), "cpu", plain=True))
     if fresh.shape != ours.shape or not np.array_equal(fresh, ours):
         raise UserError(
             f"{folder}: draws other images where hfgen is not installed; nothing was uploaded. This is a fault of "

@@ -12,7 +12,7 @@ from hfgen.demo.space import gradio_version, write_space
 from hfgen.errors import UserError
 from hfgen.hub.card import is_somebodys_own
 from hfgen.hub.upload import Commit, check_access, read_card, upload
-from hfgen.inference.draw import find_pipeline
+from hfgen.inference.sampling import find_pipeline
 from hfgen.publishing.folder import make_publication
 from hfgen.publishing.load_check import check_loads_anywhere
 from hfgen.training.run import Run

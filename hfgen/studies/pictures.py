@@ -23,7 +23,7 @@ REACH = 20
 Curve = tuple[str, str, list[float], list[float]]
 
 
-def draw_loss_curves(rows: list[Row]) -> Figure | None:
+def plot_loss_curves(rows: list[Row]) -> Figure | None:
     """Plot the losses of all cells: a panel per family and loss, a line per grid point and seed.
 
     Returns:
@@ -48,13 +48,13 @@ def draw_loss_curves(rows: list[Row]) -> Figure | None:
     figure = Figure(figsize=(6 * columns, 3.4 * lines), layout="constrained")
     axes: list[Axes] = list(figure.subplots(lines, columns, squeeze=False).flat)
     for ax, ((family, name), curves) in zip(axes, panels.items(), strict=False):
-        _draw_panel(ax, _plain(f"{family}: {name}", TITLE_LENGTH), curves)
+        _plot_panel(ax, _plain(f"{family}: {name}", TITLE_LENGTH), curves)
     for ax in axes[len(panels) :]:
         ax.axis("off")
     return figure
 
 
-def draw_score_curves(rows: list[Row]) -> Figure | None:
+def plot_score_curves(rows: list[Row]) -> Figure | None:
     """Plot FID against training images: a line per place through the means over its seeds, which are points.
 
     Returns:
@@ -88,7 +88,7 @@ def draw_score_curves(rows: list[Row]) -> Figure | None:
     return figure
 
 
-def _draw_panel(ax: Axes, title: str, curves: list[Curve]) -> None:
+def _plot_panel(ax: Axes, title: str, curves: list[Curve]) -> None:
     for label, colour, steps, values in curves:
         # Labels that begin with an underscore are left out of the legend.
         legend = f" {_plain(label, LEGEND_LENGTH)}" if label else "_nolegend_"

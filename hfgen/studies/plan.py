@@ -18,7 +18,7 @@ from hfgen.errors import UserError
 from hfgen.evaluation.reference import features_file
 from hfgen.families import family
 from hfgen.inference.curves import read_metrics
-from hfgen.inference.draw import SamplingOptions, choose_device, draw_images, open_pipeline
+from hfgen.inference.sampling import SamplingOptions, choose_device, generate_images, open_pipeline
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.studies.cells import ALL_CHECKPOINTS, Cell, Study, expand, images_per_step, scores_on_the_way
@@ -34,7 +34,7 @@ IDLE_SETTINGS = {
     *("adam_beta2", "weight_decay", "max_grad_norm", "ema_decay", "label_smoothing", "latent_dim", "kl_weight"),
     *("kl_warmup_steps", "free_bits", "num_train_timesteps", "beta_schedule", "snr_gamma", "horizontal_flip"),
 }
-DRAWN, DRAWN_BY_DIFFUSION, DENOISING_STEPS = 32, 4, 3
+GENERATED, GENERATED_BY_DIFFUSION, DENOISING_STEPS = 32, 4, 3
 # Scoring gets at most this fraction of a reduced study's time, and at least this many images.
 SCORING_SHARE, MIN_SCORED = 0.3, 250
 # Seeds are dropped if training gets less than the first fraction of the time; below the second the study is refused.
@@ -49,14 +49,14 @@ class Probe:
     Attributes:
         start_seconds: time from launch to the first update.
         images_per_second: training speed.
-        draw_seconds: time to generate one image, with the evaluation's number of denoising steps.
+        generate_seconds: time to generate one image, with the evaluation's number of denoising steps.
         kept_bytes: disk space that a finished cell keeps.
         passing_bytes: disk space of its checkpoints, deleted after scoring.
     """
 
     start_seconds: float
     images_per_second: float
-    draw_seconds: float
+    generate_seconds: float
     kept_bytes: int
     passing_bytes: int
 
@@ -94,7 +94,7 @@ class Plan:
         """Return the time to generate and score `num_images` images of a cell, at each point that is scored."""
         probe = self.probe(cell)
         points = scores_on_the_way(cell) + 1
-        return 0.0 if probe is None else points * num_images * (probe.draw_seconds + self.feature_seconds)
+        return 0.0 if probe is None else points * num_images * (probe.generate_seconds + self.feature_seconds)
 
     def fixed_seconds(self, study: Study) -> float:
         """Return the time that does not depend on the budget: launches, and the features of the real images."""
@@ -166,30 +166,30 @@ def _measure(cell: Cell, study: Study, workspace: Workspace) -> Probe:
         speed = statistics.median(entry["images_per_second"] for entry in settled)
         start = max(0.0, seconds - log[-1]["images"] / speed)
         passing = _size(run / "checkpoints")
-        drawing = _draw_seconds(run, study.evaluation.num_inference_steps)
+        generating = _generate_seconds(run, study.evaluation.num_inference_steps)
         # While a checkpoint is written, there is one more than the limit.
         limit = cell.settings["checkpoints_total_limit"]
         kept = scores_on_the_way(cell) + 1 if limit == ALL_CHECKPOINTS else limit
-        return Probe(start, speed, drawing, _size(run) - passing, passing * (kept + 1))
+        return Probe(start, speed, generating, _size(run) - passing, passing * (kept + 1))
 
 
 def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _draw_seconds(run: Path, num_inference_steps: int) -> float:
+def _generate_seconds(run: Path, num_inference_steps: int) -> float:
     pipeline: Any = open_pipeline(str(run))
     pipeline.set_progress_bar_config(disable=True)
     diffusion = family(pipeline) == "ddpm"
-    count = DRAWN_BY_DIFFUSION if diffusion else DRAWN
+    count = GENERATED_BY_DIFFUSION if diffusion else GENERATED
     started = time.monotonic()
-    list(draw_images(pipeline, SamplingOptions(count, 0, DENOISING_STEPS, count)))
+    list(generate_images(pipeline, SamplingOptions(count, 0, DENOISING_STEPS, count)))
     seconds = (time.monotonic() - started) / count
     return seconds * num_inference_steps / DENOISING_STEPS if diffusion else seconds
 
 
 def _feature_seconds(extractor: Extractor, size: int) -> float:
-    noise = np.random.default_rng(0).integers(0, 256, (2 * DRAWN, size, size, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (2 * GENERATED, size, size, 3), dtype=np.uint8)
     extractor(iter(noise[:8]), 8)  # the first call compiles
     started = time.monotonic()
     extractor(iter(noise), len(noise))

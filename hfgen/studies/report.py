@@ -13,7 +13,7 @@ from hfgen.files import write_atomically
 from hfgen.studies.cells import Study
 from hfgen.studies.launch import BROKEN, DIVERGED, TRAINED
 from hfgen.studies.page import page
-from hfgen.studies.pictures import draw_loss_curves, draw_score_curves, sample_rows, strip_rows
+from hfgen.studies.pictures import plot_loss_curves, plot_score_curves, sample_rows, strip_rows
 from hfgen.studies.storage import Outcome
 from hfgen.studies.study_file import METRICS
 from hfgen.studies.table import (
@@ -64,10 +64,10 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
     def write(target: Path) -> None:
         target.mkdir()
         pictures = {}
-        if (figure := draw_loss_curves(rows)) is not None:
+        if (figure := plot_loss_curves(rows)) is not None:
             figure.savefig(target / "curves.png", dpi=80)
             pictures["curves.png"] = "The losses of every cell; a line for each seed"
-        if (figure := draw_score_curves(rows)) is not None:
+        if (figure := plot_score_curves(rows)) is not None:
             figure.savefig(target / "scores.png", dpi=80)
             pictures["scores.png"] = "FID against training images seen; a point for each seed"
         if (sheet := sample_rows(rows)) is not None:

@@ -15,11 +15,11 @@ from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 from hfgen.errors import UserError
 from hfgen.evaluation.reference import Reference, load_reference
-from hfgen.evaluation.scoring import drawn_from, score_pipeline
+from hfgen.evaluation.scoring import generated_images, score_pipeline
 from hfgen.files import read_json_lines
 from hfgen.inference.curves import read_metrics
-from hfgen.inference.draw import SamplingOptions, choose_device, draw_images, image_size, open_pipeline
 from hfgen.inference.figures import denoising_strip, image_sheet
+from hfgen.inference.sampling import SamplingOptions, choose_device, generate_images, image_size, open_pipeline
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.frechet import frechet_distance
@@ -96,7 +96,7 @@ class Scorer:
         sampling = SamplingOptions(wanted.num_images, wanted.seed, steps, sample_from=source)
         reference = self._reference(cell, image_size(pipeline))
         report = finite(score_pipeline(pipeline, reference, sampling).report)
-        shown = list(draw_images(pipeline, replace(sampling, num_images=SHEET_IMAGES)))
+        shown = list(generate_images(pipeline, replace(sampling, num_images=SHEET_IMAGES)))
         strip = ""
         if cell.method == "ddpm":
             last = pipeline.scheduler.config.num_train_timesteps - 1
@@ -131,8 +131,8 @@ class Scorer:
         return course
 
     def _fid(self, pipeline: DiffusionPipeline, sampling: SamplingOptions, reference: Reference) -> float:
-        with drawn_from(pipeline, sampling, reference.extractor) as drawn:
-            return float(frechet_distance(reference.features, drawn.features))
+        with generated_images(pipeline, sampling, reference.extractor) as generated:
+            return float(frechet_distance(reference.features, generated.features))
 
     def _reference(self, cell: Cell, size: int) -> Reference:
         settings = data_settings(cell, self._workspace)

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hfgen.hardware import choose_mixed_precision
-from hfgen.inference.draw import image_generators
+from hfgen.inference.sampling import image_generators
 from hfgen.models import ConvVAE, DCGANGenerator
 from hfgen.pipelines import GANPipeline, VAEPipeline
 

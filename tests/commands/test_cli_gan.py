@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hfgen.inference.curves import draw_curves
+from hfgen.inference.curves import plot_curves
 from hfgen.inference.figures import image_sheet
 from hfgen.inference.interpolation import interpolate_latents
 from hfgen.models import DCGANGenerator
@@ -168,7 +168,7 @@ def test_curves_show_each_loss_of_each_run_against_steps_and_against_minutes(run
     other = tmp_path / "ddpm"
     other.mkdir()
     (other / "metrics.jsonl").write_text('{"step": 7, "seconds": 30.0, "loss": 0.5, "grad_norm": 1}\n')
-    figure = draw_curves([run, other])
+    figure = plot_curves([run, other])
     rows = {
         by_step.get_ylabel(): (by_step, by_time) for by_step, by_time in zip(*[iter(figure.axes)] * 2, strict=True)
     }

@@ -10,7 +10,7 @@ from PIL import Image
 from stand_in_features import Colours, paintings, quarters
 
 from hfgen.commands import kaggle as kaggle_command
-from hfgen.inference import draw as inference
+from hfgen.inference import sampling as inference
 from hfgen.metrics import feature_spaces
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.memorisation import memorisation_informed_fid
@@ -114,7 +114,7 @@ def features_of(images):
 
 def test_a_misspelt_reference_is_refused_before_anything_is_drawn(refusal, pipelines, tmp_path, monkeypatch, few):
     monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: Colours())
-    monkeypatch.setattr(inference, "draw_images", lambda *_, **options: pytest.fail("drawn"))
+    monkeypatch.setattr(inference, "generate_images", lambda *_, **options: pytest.fail("drawn"))
     target = tmp_path / "images.zip"
     line = refusal("kaggle-zip", pipelines[256], *few, "--reference", "no/such/folder", "--output", target)
     assert "no/such/folder" in line and list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from stand_in_features import Colours
 
 from hfgen.commands.steps import fewest_that_suffice, save_number_of_steps
 from hfgen.errors import UserError
-from hfgen.inference.draw import SamplingOptions, draw_images, open_pipeline
+from hfgen.inference.sampling import SamplingOptions, generate_images, open_pipeline
 from hfgen.methods.schedules import noise_schedule, sampling_scheduler, steps_of
 from hfgen.metrics import feature_spaces
 from hfgen.models import DCGANGenerator
@@ -131,8 +131,8 @@ def test_steps_scores_each_number_and_saves_the_best_one_if_asked(hfgen, folder,
     assert hfgen(*arguments, "--steps", "6", "--save", "--output", tmp_path / "saved")[0] == 0
     assert json.loads(index_file.read_text()) == json.loads(before) | {"num_inference_steps": 6}
     assert open_pipeline(str(folder)).config.num_inference_steps == 6
-    drawn = next(draw_images(open_pipeline(str(folder), "cpu"), SamplingOptions(1, 0, None, 1)))
-    assert drawn == next(draw_images(open_pipeline(str(folder), "cpu"), SamplingOptions(1, 0, 6, 1)))
+    drawn = next(generate_images(open_pipeline(str(folder), "cpu"), SamplingOptions(1, 0, None, 1)))
+    assert drawn == next(generate_images(open_pipeline(str(folder), "cpu"), SamplingOptions(1, 0, 6, 1)))
 
 
 def test_steps_refuses_before_anything_is_drawn(hfgen, folder, library, tmp_path, colours):

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from line_method import CountedBatches
 from PIL import Image
 
-from hfgen.inference.curves import draw_curves
+from hfgen.inference.curves import plot_curves
 from hfgen.models import ConvVAE, DCGANGenerator, GaussianMixture
 from hfgen.pipelines import GANPipeline, VAEPipeline
 from hfgen.training.checkpoints import PIPELINE_FOLDER, list_checkpoints
@@ -264,7 +264,7 @@ def test_ends_that_make_no_walk_are_refused(refusal, folders, pictures, tmp_path
 def test_curves_show_the_parts_of_the_loss_of_a_vae_and_nothing_else(tmp_path):
     line = '{"step": 7, "seconds": 30.0, "loss": 3, "reconstruction_loss": 2, "kl_loss": 1, "rmse": 4, "lossy": 5}\n'
     (tmp_path / "metrics.jsonl").write_text(line)
-    figure = draw_curves([tmp_path])
+    figure = plot_curves([tmp_path])
     assert [axes.get_ylabel() for axes in figure.axes[::2]] == ["kl_loss", "loss", "reconstruction_loss"]
     drawn = [list(line.get_ydata()) for axes in figure.axes[::2] for line in axes.lines if len(line.get_ydata())]
     assert drawn == [[1], [3], [2]]
@@ -274,7 +274,7 @@ def test_curves_show_the_scores_of_a_run_below_its_losses_where_there_are_some(t
     entries = ['"loss": 3', '"loss": 2, "fid": 90, "kid": 0.1, "copies": 0, "copies_expected": 0.01', '"loss": 1']
     lines = [f'{{"step": {index}, "seconds": 60.0, {entry}}}\n' for index, entry in enumerate(entries)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
-    figure = draw_curves([tmp_path])
+    figure = plot_curves([tmp_path])
     drawn = {axes.get_ylabel(): list(axes.lines[0].get_ydata()) for axes in figure.axes[::2]}
     assert drawn == {"loss": [3, 2, 1], "fid": [90], "kid": [0.1], "copies": [0]}
     assert list(figure.axes[2].lines[0].get_xdata()) == [1]

@@ -11,17 +11,17 @@ from edm_pipelines import edm_pipeline
 from PIL import Image
 
 from hfgen.errors import UserError
-from hfgen.inference.draw import image_generators, open_image
+from hfgen.inference.sampling import image_generators, open_image
 from hfgen.methods.schedules import EDM_SAMPLERS, SAMPLERS, sampling_scheduler
 
 
 gr = pytest.importorskip("gradio", reason='needs gradio: pip install "hfgen[demo]"')
 
 from hfgen.commands.demo import pipeline_names, refuse_port_in_use  # noqa: E402
-from hfgen.demo import drawing as demo_drawing  # noqa: E402
-from hfgen.demo.drawing import Settings, draw, image_generator, interpolate, open_upload  # noqa: E402
+from hfgen.demo import sampling as demo_sampling  # noqa: E402
 from hfgen.demo.fields import MAX_SEED, option_fields, read_settings, whole_number  # noqa: E402
 from hfgen.demo.page import build_demo  # noqa: E402
+from hfgen.demo.sampling import Settings, generate, image_generator, interpolate, open_upload  # noqa: E402
 
 
 STEPS = 8
@@ -55,11 +55,11 @@ def generators(seed, count):
 )
 def test_an_image_is_the_one_that_sample_draws_for_the_seed(pipelines, name, settings, arguments):
     expected = pipelines[name](3, generator=image_generators(7, 0, 3), **arguments).images
-    drawn = draw(pipelines[name], generators(7, 3), settings)
+    drawn = generate(pipelines[name], generators(7, 3), settings)
     for ours, theirs in zip(drawn, expected, strict=True):
         np.testing.assert_allclose(pixels(ours), pixels(theirs), atol=1)
     assert np.abs(pixels(drawn[0]) - pixels(drawn[1])).mean() > 4
-    assert np.abs(pixels(drawn[0]) - pixels(draw(pipelines[name], generators(8, 1), settings)[0])).mean() > 4
+    assert np.abs(pixels(drawn[0]) - pixels(generate(pipelines[name], generators(8, 1), settings)[0])).mean() > 4
 
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "saved"])
@@ -68,7 +68,7 @@ def test_a_sampler_is_that_of_the_option_of_sample_and_the_pipeline_keeps_its_ow
     before, config = pipeline.scheduler, dict(pipeline.scheduler.config)
     before.set_timesteps(3)
     timesteps = before.timesteps.clone()
-    (ours,) = draw(pipeline, generators(3, 1), Settings(STEPS, sampler))
+    (ours,) = generate(pipeline, generators(3, 1), Settings(STEPS, sampler))
     assert pipeline.scheduler is before and dict(before.config) == config and torch.equal(before.timesteps, timesteps)
     other = type(pipeline)(pipeline.unet, sampling_scheduler(before, "dpm" if sampler == "saved" else sampler))
     other.set_progress_bar_config(disable=True)
@@ -79,12 +79,12 @@ def test_a_sampler_is_that_of_the_option_of_sample_and_the_pipeline_keeps_its_ow
 @pytest.mark.parametrize("sampler", [*EDM_SAMPLERS, "saved"])
 def test_a_pipeline_of_edm_draws_what_its_call_draws_and_counts_its_timesteps_down(sampler):
     pipeline = edm_pipeline()
-    (ours,) = draw(pipeline, generators(2, 1), Settings(5, sampler))
+    (ours,) = generate(pipeline, generators(2, 1), Settings(5, sampler))
     other = edm_pipeline(sampler="dpm" if sampler == "saved" else sampler)
     theirs = other(1, generator=image_generators(2, 0, 1), num_inference_steps=5).images[0]
     assert np.array_equal(pixels(ours), pixels(theirs))
-    noise = demo_drawing.starting_noise(pipeline, generators(2, 1))
-    left = demo_drawing.denoise(pipeline, noise, generators(2, 1), Settings(5, sampler))
+    noise = demo_sampling.starting_noise(pipeline, generators(2, 1))
+    left = demo_sampling.denoise(pipeline, noise, generators(2, 1), Settings(5, sampler))
     assert [timestep for _, _, timestep, _ in left] == [999, 749, 500, 250, 0]
 
 
@@ -98,7 +98,7 @@ def test_the_page_offers_a_pipeline_of_edm_the_samplers_that_it_has(pipelines):
 
 
 def test_the_samplers_draw_different_images(pipelines):
-    drawn = [pixels(draw(pipelines["ddpm"], generators(3, 1), Settings(STEPS, name))[0]) for name in SAMPLERS]
+    drawn = [pixels(generate(pipelines["ddpm"], generators(3, 1), Settings(STEPS, name))[0]) for name in SAMPLERS]
     assert len({image.tobytes() for image in drawn}) == len(SAMPLERS)
 
 
@@ -108,16 +108,16 @@ def test_a_pipeline_of_diffusers_own_draws_what_its_call_draws():
     unet = diffusers.UNet2DModel(8, 1, 1, block_out_channels=(8,), norm_num_groups=4, **blocks)
     pipeline = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(20))
     pipeline.set_progress_bar_config(disable=True)
-    (ours,) = draw(pipeline, generators(2, 1), Settings(steps=5))
+    (ours,) = generate(pipeline, generators(2, 1), Settings(steps=5))
     theirs = pipeline(1, generator=image_generators(2, 0, 1), num_inference_steps=5).images[0]
     assert ours.mode == "L" and np.array_equal(pixels(ours), pixels(theirs))
-    assert demo_drawing.describe(pipeline).startswith("Diffusion (DDPM) · 8 × 8 pixels · ")
+    assert demo_sampling.describe(pipeline).startswith("Diffusion (DDPM) · 8 × 8 pixels · ")
 
 
 @pytest.mark.parametrize("name", ["gan", "vae", "ddpm"])
 def test_the_ends_of_the_way_are_the_images_of_the_seeds_and_the_middle_is_neither(pipelines, name):
     settings = Settings(STEPS, "dpm")
-    ends = [pixels(draw(pipelines[name], generators(seed, 1), settings)[0]) for seed in (4, 9)]
+    ends = [pixels(generate(pipelines[name], generators(seed, 1), settings)[0]) for seed in (4, 9)]
     way = [pixels(interpolate(pipelines[name], (4, 9), part, settings)) for part in (0, 0.5, 1)]
     assert np.array_equal(way[0], ends[0]) and np.array_equal(way[2], ends[1])
     assert min(np.abs(way[1] - end).mean() for end in ends) > 1
@@ -125,12 +125,12 @@ def test_the_ends_of_the_way_are_the_images_of_the_seeds_and_the_middle_is_neith
 
 def test_the_way_keeps_the_length_of_normal_latents():
     start, end = torch.randn(2, 400, generator=torch.Generator().manual_seed(0))
-    middle = demo_drawing.spherical(torch.stack([start, end]), 0.5)[0]
+    middle = demo_sampling.spherical(torch.stack([start, end]), 0.5)[0]
     assert middle.norm().item() == pytest.approx((start.norm() + end.norm()).item() / 2, rel=1e-5)
     # Half way it makes the same angle with both.
     cosines = [torch.cosine_similarity(middle, one, dim=0).item() for one in (start, end)]
     assert cosines[0] == pytest.approx(cosines[1], abs=1e-5)
-    torch.testing.assert_close(demo_drawing.spherical(torch.stack([start, start]), 0.3)[0], start)
+    torch.testing.assert_close(demo_sampling.spherical(torch.stack([start, start]), 0.3)[0], start)
 
 
 # ------------------------------------------------------------------------------------------------------------- uploads

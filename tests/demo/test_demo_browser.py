@@ -19,7 +19,7 @@ from demo_pages import (
 )
 from PIL import Image
 
-from hfgen.inference.draw import image_generators, open_image
+from hfgen.inference.sampling import image_generators, open_image
 
 
 pytest.importorskip("gradio", reason='needs gradio: pip install "hfgen[demo]"')

@@ -13,7 +13,7 @@ from demo_pages import Complaints, browser, free_port, hfgen_blocked, patient, s
 
 from hfgen.demo.space import write_space
 from hfgen.errors import UserError
-from hfgen.inference.draw import image_generators
+from hfgen.inference.sampling import image_generators
 
 
 pytest.importorskip("gradio", reason='needs gradio: pip install "hfgen[demo]"')
@@ -62,7 +62,7 @@ def test_the_files_import_each_other_and_nothing_of_hfgen(tmp_path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             modules |= {name.split(".")[0] for name in names}
-    own = {"page", "fields", "drawing", "families", "interpolation", "randomness", "rgb", "schedules"}
+    own = {"page", "fields", "sampling", "families", "interpolation", "randomness", "rgb", "schedules"}
     assert modules - set(sys.stdlib_module_names) == own | {"torch", "diffusers", "gradio", "PIL", "numpy"}
     assert {f"{name}.py" for name in own} | {"app.py"} == {file.name for file in tmp_path.glob("*.py")}
 

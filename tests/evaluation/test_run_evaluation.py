@@ -14,7 +14,7 @@ from toy_runs import METHODS, checkpoint, events, files_of, script, train
 
 from hfgen.evaluation import during_training as run_evaluation
 from hfgen.evaluation.during_training import is_copying, read_evaluations
-from hfgen.inference.draw import SamplingOptions, draw_images, open_pipeline
+from hfgen.inference.sampling import SamplingOptions, generate_images, open_pipeline
 from hfgen.metrics import feature_spaces
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.kernel import kernel_distance
@@ -71,7 +71,7 @@ def test_the_pipeline_is_scored_on_the_cadence_and_at_the_last_step(tmp_path, mo
 
 
 def open_and_draw(folder, count, seed=0):
-    return list(draw_images(open_pipeline(str(folder), "cpu"), SamplingOptions(count, seed, 2, 32)))
+    return list(generate_images(open_pipeline(str(folder), "cpu"), SamplingOptions(count, seed, 2, 32)))
 
 
 def test_images_are_drawn_with_the_seed_of_the_run_and_diffused_in_as_many_steps_as_its_sheets(tmp_path, monkeypatch):
@@ -79,9 +79,9 @@ def test_images_are_drawn_with_the_seed_of_the_run_and_diffused_in_as_many_steps
 
     def watched(pipeline, *arguments, **options):
         given.append(arguments)
-        return draw_images(pipeline, *arguments, **options)
+        return generate_images(pipeline, *arguments, **options)
 
-    monkeypatch.setattr("hfgen.evaluation.scoring.draw_images", watched)
+    monkeypatch.setattr("hfgen.evaluation.scoring.generate_images", watched)
     train("ddpm", tmp_path / "run", "--evaluate_every", "6", "--seed", "3", "--num_inference_steps", "4")
     assert [options for options, _ in given] == [SamplingOptions(12, 3, 4, 32)]
 

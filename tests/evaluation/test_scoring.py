@@ -7,7 +7,7 @@ from stand_in_features import Colours, paintings
 
 from hfgen.evaluation.reference import Reference
 from hfgen.evaluation.scoring import reconstruction_scores, score_pipeline
-from hfgen.inference.draw import SamplingOptions
+from hfgen.inference.sampling import SamplingOptions
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.report import score_table
 from hfgen.models import ConvVAE, DCGANGenerator

@@ -8,7 +8,6 @@ from oracle_unet import OracleUNet
 from PIL import Image, ImageFont
 
 from hfgen.inference import figures
-from hfgen.inference.draw import image_generators
 from hfgen.inference.figures import (
     LABEL_SIZE,
     LABEL_WIDTH,
@@ -18,6 +17,7 @@ from hfgen.inference.figures import (
     labelled_rows,
     reconstruction_sheet,
 )
+from hfgen.inference.sampling import image_generators
 from hfgen.methods.schedules import noise_schedule, sampling_scheduler
 from hfgen.models import UNetBase
 from hfgen.pipelines import DDPMPipeline

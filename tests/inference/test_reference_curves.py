@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from hfgen.cli import app
 from hfgen.config import settings_to_dict
 from hfgen.inference import reference_curves
-from hfgen.inference.curves import compared_with_references, draw_curves, read_metrics
+from hfgen.inference.curves import compared_with_references, plot_curves, read_metrics
 from hfgen.inference.reference_curves import (
     FAR_BEHIND,
     ReferenceCurve,
@@ -78,7 +78,7 @@ def scored_run(folder, fid=90.0):
 
 
 def test_a_run_is_drawn_among_the_references_against_images(tmp_path, references):
-    figure = draw_curves([scored_run(tmp_path / "mine")], references)
+    figure = plot_curves([scored_run(tmp_path / "mine")], references)
     by_images, by_time = figure.axes[-2:]
     assert by_images.get_xlabel() == "training images seen" and "toys, one core" in by_images.get_title()
     lines = {line.get_label(): line.get_xydata().tolist() for line in by_images.lines}
@@ -90,7 +90,7 @@ def test_a_run_is_drawn_among_the_references_against_images(tmp_path, references
 
 
 def test_without_a_score_the_references_stand_alone(tmp_path, references):
-    figure = draw_curves([scored_run(tmp_path / "mine", fid=None)], references)
+    figure = plot_curves([scored_run(tmp_path / "mine", fid=None)], references)
     assert [line.get_label() for line in figure.axes[-2].lines if len(line.get_xydata())] == ["preset toy"]
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hfgen.losses.edm import LOG_MEAN, LOG_STD, draw_noise_levels, edm_batch
+from hfgen.losses.edm import LOG_MEAN, LOG_STD, edm_batch, sample_noise_levels
 from hfgen.methods.schedules import EDM_SAMPLERS, edm_schedule, sampling_scheduler
 
 
@@ -49,11 +49,11 @@ def test_input_and_target_are_about_as_large_at_every_level():
 
 
 def test_noise_levels_are_lognormal_and_come_from_the_generator():
-    levels = draw_noise_levels(20_000, torch.Generator().manual_seed(0))
+    levels = sample_noise_levels(20_000, torch.Generator().manual_seed(0))
     logarithms = levels.double().log()
     assert abs(logarithms.mean() - LOG_MEAN) < 0.03 and abs(logarithms.std() - LOG_STD) < 0.03
-    assert torch.equal(levels, draw_noise_levels(20_000, torch.Generator().manual_seed(0)))
-    assert not torch.equal(levels, draw_noise_levels(20_000, torch.Generator().manual_seed(1)))
+    assert torch.equal(levels, sample_noise_levels(20_000, torch.Generator().manual_seed(0)))
+    assert not torch.equal(levels, sample_noise_levels(20_000, torch.Generator().manual_seed(1)))
 
 
 def test_sigma_data_must_be_positive():

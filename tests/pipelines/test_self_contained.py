@@ -8,7 +8,7 @@ from hub_client import Client, contents, digest_of
 from published_toys import CODE, FAMILIES
 
 from hfgen import pipelines
-from hfgen.inference.draw import open_pipeline
+from hfgen.inference.sampling import open_pipeline
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -13,7 +13,7 @@ from published_toys import FAMILIES, files_to_publish
 from toy_runs import checkpoint, script, train
 
 from hfgen.errors import UserError
-from hfgen.inference.draw import SamplingOptions, open_pipeline
+from hfgen.inference.sampling import SamplingOptions, open_pipeline
 from hfgen.publishing import folder as publication
 from hfgen.publishing.folder import make_publication, refuse_private_paths, run_of
 
@@ -71,7 +71,7 @@ def test_the_pictures_are_those_that_their_captions_tell_of(runs, published):
     sheet = Image.open(published / "gan" / "samples" / "sheet.png")
     assert sheet.size == (4 * 18 - 2, 4 * 18 - 2)
     gan = open_pipeline(str(runs["gan"]), "cpu", plain=True)
-    drawn = list(publication.draw_images(gan, SamplingOptions(16, 0, 50, 16)))
+    drawn = list(publication.generate_images(gan, SamplingOptions(16, 0, 50, 16)))
     assert np.array_equal(np.asarray(sheet)[:16, :16], np.asarray(drawn[0]))
     assert np.array_equal(np.asarray(sheet)[-16:, -16:], np.asarray(drawn[15]))
     walks = np.asarray(Image.open(published / "gan" / "samples" / "interpolation.png"))
@@ -84,7 +84,8 @@ def test_the_pictures_are_those_that_their_captions_tell_of(runs, published):
     denoising = np.asarray(Image.open(published / "ddpm" / "samples" / "denoising.png"))
     assert denoising.shape == (4 * 18 - 2, 8 * 18 - 2, 3)
     ddpm = open_pipeline(str(runs["ddpm"]), "cpu", plain=True)
-    finished = list(publication.draw_images(ddpm, SamplingOptions(4, 0, None, 4)))  # those of `hfgen sample --seed 0`
+    # Those of `hfgen sample --seed 0`.
+    finished = list(publication.generate_images(ddpm, SamplingOptions(4, 0, None, 4)))
     for row, image in enumerate(finished):
         shown = [denoising[18 * row : 18 * row + 16, 18 * column : 18 * column + 16] for column in range(8)]
         far = [np.abs(cell.astype(float) - np.asarray(image)).mean() for cell in shown]

@@ -10,8 +10,8 @@ from PIL import Image
 from hfgen.inference.figures import LABEL_WIDTH, image_sheet
 from hfgen.studies.pictures import (
     cut,
-    draw_loss_curves,
     loss_range,
+    plot_loss_curves,
     sample_rows,
     strip_rows,
 )
@@ -38,7 +38,7 @@ def test_there_is_a_panel_for_each_family_and_loss_and_a_line_for_each_cell(tmp_
     made = study({"GAN": RATES[:2], "VAE": RATES[:2]}, seeds=(0, 1))
     two = [{"step": 1.0, "loss_d": 1.0, "loss_g": 2.0, "d_real": 3.0}, {"step": 2.0, "loss_d": 1.5, "loss_g": 2.5}]
     gan, vae = trained(curve=two), trained(curve=losses(3.0, 2.0, 1.0))
-    figure = draw_loss_curves(rows_with(made, [gan, gan], [None, gan], [vae, "nan"], ["nan", "nan"]))
+    figure = plot_loss_curves(rows_with(made, [gan, gan], [None, gan], [vae, "nan"], ["nan", "nan"]))
     found = panels(figure)
     assert list(found) == ["GAN: loss_d", "GAN: loss_g", "VAE: loss"]
     assert [len(ax.lines) for ax in found.values()] == [3, 3, 1]
@@ -49,7 +49,7 @@ def test_there_is_a_panel_for_each_family_and_loss_and_a_line_for_each_cell(tmp_
 def test_the_legend_names_each_point_of_the_grid_once_also_if_its_first_seed_is_missing():
     made = study({"GAN": RATES[:2]}, seeds=(0, 1))
     one = trained(curve=losses(3.0, 2.0))
-    (ax,) = panels(draw_loss_curves(rows_with(made, [one, one], ["nan", one]))).values()
+    (ax,) = panels(plot_loss_curves(rows_with(made, [one, one], ["nan", one]))).values()
     assert [text.get_text().strip() for text in ax.get_legend().get_texts()] == [
         "learning_rate 1e-4",
         "learning_rate 2e-4",
@@ -61,20 +61,20 @@ def test_the_legend_names_each_point_of_the_grid_once_also_if_its_first_seed_is_
 def test_each_family_has_the_ten_colours_to_itself():
     grids = [[{name: str(value)} for value in range(9)] for name in ("ndf", "ngf")]
     made = study(dict(zip(("A", "B"), grids, strict=True)))
-    figure = draw_loss_curves(rows_with(made, *[trained(curve=losses(2.0, 1.0))] * 18))
+    figure = plot_loss_curves(rows_with(made, *[trained(curve=losses(2.0, 1.0))] * 18))
     assert [len({line.get_color() for line in ax.lines}) for ax in panels(figure).values()] == [9, 9]
 
 
 def test_where_nothing_was_trained_there_are_no_pictures():
     rows = rows_with(study({"GAN": RATES}), "nan", None, "nan")
-    assert draw_loss_curves(rows) is sample_rows(rows) is strip_rows(rows) is None
+    assert plot_loss_curves(rows) is sample_rows(rows) is strip_rows(rows) is None
 
 
 def test_a_curve_that_explodes_leaves_the_axis_and_the_title_says_so(tmp_path):
     made = study({"GAN": RATES})
     calm = [losses(*(2 + math.sin(step) for step in range(50)), name="loss_d") for _ in range(2)]
     wild = losses(*(-1.5 for _ in range(10)), -1e6, 1e6, name="loss_d")
-    figure = draw_loss_curves(rows_with(made, *(trained(curve=curve) for curve in (*calm, wild))))
+    figure = plot_loss_curves(rows_with(made, *(trained(curve=curve) for curve in (*calm, wild))))
     ((title, ax),) = panels(figure).items()
     assert title == "GAN: loss_d\n1 of 3 curves leaves the axis" and ax.get_yscale() == "linear"
     low, high = ax.get_ylim()
@@ -100,7 +100,7 @@ def test_losses_that_are_not_finite_are_left_out(tmp_path):
     made = study({"GAN": RATES[:2]})
     nothing, ending = losses(math.nan, math.nan), losses(1.0, 3.0, math.inf, math.nan)
     for curves, told in (((nothing, nothing), "2 of 2 curves leave the axis"), ((ending, losses(2.0)), "1 of 2")):
-        figure = draw_loss_curves(rows_with(made, *(trained(curve=curve) for curve in curves)))
+        figure = plot_loss_curves(rows_with(made, *(trained(curve=curve) for curve in curves)))
         assert told in next(iter(panels(figure)))
         drawn(figure, tmp_path)
 
@@ -108,7 +108,7 @@ def test_losses_that_are_not_finite_are_left_out(tmp_path):
 def test_names_are_drawn_as_they_are_and_long_ones_are_cut(tmp_path):
     nasty = "_cost $5 and $x_{ " + "very long " * 20
     made = study({nasty: [{nasty: "1"}, {nasty: "2"}]})
-    figure = draw_loss_curves(rows_with(made, *[trained(curve=losses(2.0, 1.0))] * 2))
+    figure = plot_loss_curves(rows_with(made, *[trained(curve=losses(2.0, 1.0))] * 2))
     ((title, ax),) = panels(figure).items()
     assert title.startswith(r"_cost \$5 and \$x_{ very") and len(title) < 60
     assert [len(text.get_text()) < 40 for text in ax.get_legend().get_texts()] == [True, True]

@@ -177,7 +177,7 @@ def test_a_plan_is_made_by_training_for_real_and_leaves_nothing(tmp_path, monkey
     assert said == ["measuring GAN adam_beta1=0.0 seed=0"]
     (probe,) = plan.probes.values()
     assert probe.start_seconds > 1 and probe.images_per_second > 10  # a process starts, a tiny network trains
-    assert 0 < probe.draw_seconds < 1 and 0 < plan.feature_seconds < 1
+    assert 0 < probe.generate_seconds < 1 and 0 < plan.feature_seconds < 1
     # A checkpoint holds both networks, the average and Adam's moments; what stays is the average alone.
     assert 1e4 < probe.kept_bytes < probe.passing_bytes / 3 and probe.passing_bytes % 3 == 0
     assert plan.real_images == 24 and list(tmp_path.iterdir()) == []

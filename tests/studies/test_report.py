@@ -10,7 +10,7 @@ from made_up_studies import RATES, broken, diverged, losses, outcomes, study, tr
 
 from hfgen.errors import UserError
 from hfgen.studies.launch import Workspace
-from hfgen.studies.pictures import draw_score_curves
+from hfgen.studies.pictures import plot_score_curves
 from hfgen.studies.report import FILES, MAX_REASON, endings, statements, write_report
 from hfgen.studies.storage import Outcome
 from hfgen.studies.study_file import Budget, Evaluation
@@ -72,12 +72,12 @@ def test_scores_on_the_way_have_a_picture_and_a_file(tmp_path):
     assert files["scores.png"].startswith(b"\x89PNG")
     (row, other) = rows_of(made, outcomes(made, figures, [None, trained()]))
     assert row.course() == {8: [300.5, 300.5], 24: [100.0]} and other.course() == {}
-    figure = draw_score_curves([row, other])
+    figure = plot_score_curves([row, other])
     assert [line.get_label() for line in figure.axes[0].lines if not line.get_label().startswith("_")] == [
         " GAN learning_rate 1e-4"
     ]
     assert figure.axes[0].lines[0].get_xydata().tolist() == [[8, 300.5]]  # where all seeds have a score
-    assert draw_score_curves([other]) is None
+    assert plot_score_curves([other]) is None
 
 
 def test_a_newer_report_replaces_the_earlier_one(tmp_path):

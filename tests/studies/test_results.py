@@ -12,8 +12,8 @@ import hfgen.studies.results
 from hfgen.errors import UserError
 from hfgen.evaluation.reference import load_reference
 from hfgen.evaluation.scoring import score_pipeline
-from hfgen.inference.draw import SamplingOptions, draw_images, open_pipeline
 from hfgen.inference.figures import image_sheet
+from hfgen.inference.sampling import SamplingOptions, generate_images, open_pipeline
 from hfgen.studies.cells import Cell
 from hfgen.studies.launch import Workspace
 from hfgen.studies.results import (
@@ -70,7 +70,9 @@ def test_a_cell_is_scored_as_hfgen_evaluate_does_it(method, workspace, scorer):
     assert result.summary["weights_sha256"] == evaluated["weights_sha256"]
     assert result.summary["data_digest"] == real.images.digest
     # The pictures are the first ones of the evaluation, but for what JPEG does to them.
-    expected = np.asarray(image_sheet(list(draw_images(pipeline, SamplingOptions(32, 3, steps, 32))), 8), np.float32)
+    expected = np.asarray(
+        image_sheet(list(generate_images(pipeline, SamplingOptions(32, 3, steps, 32))), 8), np.float32
+    )
     assert np.abs(np.asarray(decode_picture(result.sheet), np.float32) - expected).mean() < 12
     assert bool(result.strip) == (method == "ddpm")
     assert json.loads(json.dumps(dataclasses.asdict(result), allow_nan=False)) == dataclasses.asdict(result)

@@ -163,7 +163,7 @@ class SamplingOptions:
     sample_from: str | None = None
 
 
-def draw_images(
+def generate_images(
     pipeline: DiffusionPipeline, options: SamplingOptions, after_each_step: Callable[[], None] = lambda: None
 ) -> Iterator[Image.Image]:
     """Generate images one by one, computed batch by batch.

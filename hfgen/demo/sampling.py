@@ -63,7 +63,7 @@ def image_generator(seed: int, index: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(keyed_seed(seed, index))
 
 
-def draw(
+def generate(
     pipeline: DiffusionPipeline,
     generators: list[torch.Generator],
     settings: Settings,
@@ -167,7 +167,7 @@ def interpolate(
         ends: two seeds.
         part: fraction of the way, from 0 at the first to 1 at the second.
         settings: how to generate; for diffusion, the sampler must not add noise at each step.
-        after_each_step: see `draw`.
+        after_each_step: see `generate`.
     """
     generators, kind = [image_generator(seed) for seed in ends], family(pipeline)
     if kind == "ddpm":
