@@ -59,9 +59,9 @@ def test_the_score_is_that_of_what_the_pipeline_reconstructs(real):
 
 def test_a_report_of_a_vae_has_it_and_says_so_and_that_of_a_gan_has_not(real):
     report = score_pipeline(vae(), real, SamplingOptions(12)).report
-    told = f"FID of 12 real images that were encoded and decoded again: {report['reconstructions']['fid']:.4g}."
+    told = f"FID of 12 real images after encoding and decoding: {report['reconstructions']['fid']:.4g}."
     assert told in score_table(report)
     torch.manual_seed(0)
     gan = GANPipeline(DCGANGenerator(16, 4, base_channels=4).eval())
     report = score_pipeline(gan, real, SamplingOptions(12)).report
-    assert "reconstructions" not in report and "decoded again" not in score_table(report)
+    assert "reconstructions" not in report and "after encoding" not in score_table(report)
