@@ -51,12 +51,22 @@ def option_fields(pipeline: DiffusionPipeline, between: bool = False) -> list[gr
         saved_name = SAMPLER_NAMES[SCHEDULERS[saved]] if saved in SCHEDULERS else saved
         names = {SAVED: f"as saved ({saved_name})", **SAMPLER_NAMES}
         return [
-            gr.Slider(1, most, own, step=1, label="Denoising steps", info="fewer are faster and rougher"),
+            gr.Slider(1, most, own, step=1, label="Denoising steps", info="fewer steps are faster but less accurate"),
             gr.Dropdown([(names[key], key) for key in keys], value=keys[0], label="Sampler"),
         ]
     if kind == "gan":
         truncate = gr.Checkbox(False, label="Truncate latents")
-        return [truncate, gr.Slider(0.1, 3, 1, step=0.1, label="Truncation", info="1 is tame, 3 hardly cuts")]
+        return [
+            truncate,
+            gr.Slider(
+                0.1,
+                3,
+                1,
+                step=0.1,
+                label="Truncation",
+                info="lower values give less variety; 3 truncates almost nothing",
+            ),
+        ]
     if pipeline.density is None:
         return []
     return [gr.Radio(SAMPLE_FROM, value="ex_post", label="Latents from")]

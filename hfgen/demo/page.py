@@ -49,8 +49,8 @@ from hfgen.methods.schedules import steps_of
 # Pipelines are not thread-safe: one call at a time, over all users.
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "drawing"}
 NUM_FRAMES = 8  # pictures kept during denoising
-UPLOADS = """JPEG, PNG, WebP, BMP, TIFF or GIF. The middle is cropped to a square and made as small as the images
-that the VAE was trained on."""
+UPLOADS = """JPEG, PNG, WebP, BMP, TIFF or GIF. The image is center-cropped to a square and resized to the size
+of the images that the VAE was trained on."""
 CSS = """
 .gradio-container { width: 100%; max-width: 1200px !important; margin: 0 auto !important; }
 .images .grid-wrap { height: auto !important; max-height: 640px; min-height: 0; }
@@ -72,7 +72,7 @@ def build_demo(pipelines: dict[str, DiffusionPipeline], title: str = "hfgen demo
         ValueError: if there is no pipeline, or one of an unknown kind.
     """
     if not pipelines:
-        raise ValueError("a demo needs a pipeline")
+        raise ValueError("pipelines is empty: a demo needs at least one")
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.Markdown(f"# {title}")
         if len(pipelines) == 1:
@@ -124,7 +124,7 @@ def _pipeline_tabs(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> N
     """Lay out the tabs for a pipeline's family."""
     gr.Markdown(describe(pipeline), elem_classes="note")
     with gr.Tabs():
-        with gr.Tab("Draw"):
+        with gr.Tab("Generate"):
             _sample_tab(page, name, pipeline)
         with gr.Tab("Interpolate"):
             _interpolate_tab(page, pipeline)
@@ -141,10 +141,10 @@ def _sample_tab(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> None
     one_pass = family(pipeline) != "ddpm"
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
-            seed = seed_field("Seed", 0, "the same seed draws the same images")
+            seed = seed_field("Seed", 0, "the same seed gives the same images")
             count = gr.Slider(1, MAX_IMAGES, 12 if one_pass else 4, step=1, label="Images")
             options = option_fields(pipeline)
-            button = gr.Button("Draw", variant="primary")
+            button = gr.Button("Generate", variant="primary")
             download = gr.DownloadButton("Download as PNG", interactive=False)
         with gr.Column(scale=3):
             gallery = image_gallery("Images", css_classes_of(pipeline))
@@ -169,14 +169,14 @@ def _interpolate_tab(page: gr.Blocks, pipeline: DiffusionPipeline) -> None:
         with gr.Column(scale=1, min_width=260):
             first, second = seed_field("From seed", 0), seed_field("To seed", 1)
             options = option_fields(pipeline, between=True)
-            button = gr.Button("Draw", variant="primary")
+            button = gr.Button("Interpolate", variant="primary")
         with gr.Column(scale=3):
-            picture = single_picture("On the way", css_classes_of(pipeline))
-            part = gr.Slider(0, 1, 0.5, step=0.01, label="Part of the way", info="0 and 1 are the seeds' own images")
+            picture = single_picture("Interpolation", css_classes_of(pipeline))
+            part = gr.Slider(0, 1, 0.5, step=0.01, label="Position", info="0 and 1 are the images of the two seeds")
 
     def handle(first, second, part, *options, progress=gr.Progress()):  # noqa: B008 (gradio requires it as a default)
         ends = whole_number(first, "From seed", 0, MAX_SEED), whole_number(second, "To seed", 0, MAX_SEED)
-        part = number(part, "Part of the way", 0, 1)
+        part = number(part, "Position", 0, 1)
         return interpolate(pipeline, ends, part, read_settings(pipeline, options, between=True), _follow(progress))
 
     triggers = [button.click, part.release, first.submit, second.submit]
@@ -191,12 +191,12 @@ def _denoise_tab(pipeline: DiffusionPipeline) -> None:
         with gr.Column(scale=1, min_width=260):
             seed = seed_field("Seed", 0)
             options = option_fields(pipeline)
-            button = gr.Button("Watch", variant="primary")
+            button = gr.Button("Denoise", variant="primary")
             stop = gr.Button("Stop")
         with gr.Column(scale=3):
-            picture = single_picture("Now", css_classes_of(pipeline))
+            picture = single_picture("Current image", css_classes_of(pipeline))
             note = gr.Markdown("From pure noise to an image, step by step.", elem_classes="note")
-    frames = image_gallery("On the way", css_classes_of(pipeline), columns=NUM_FRAMES + 1)
+    frames = image_gallery("Intermediate images", css_classes_of(pipeline), columns=NUM_FRAMES + 1)
 
     def handle(seed, *options):
         seed, settings = whole_number(seed, "Seed", 0, MAX_SEED), read_settings(pipeline, options)
@@ -248,7 +248,9 @@ def _compare_tab(pipelines: dict[str, DiffusionPipeline]) -> None:
         count = gr.Slider(1, MAX_IMAGES, 8, step=1, label="Images")
         own = [steps_of(pipeline) for pipeline in pipelines.values() if family(pipeline) == "ddpm"]
         most = min(MAX_STEPS, max(own, default=1))  # so that no pipeline looks worse for lack of steps
-        steps = gr.Slider(1, MAX_STEPS, most, step=1, label="Denoising steps", info="of diffusion", visible=bool(own))
+        steps = gr.Slider(
+            1, MAX_STEPS, most, step=1, label="Denoising steps", info="for diffusion models", visible=bool(own)
+        )
     button = gr.Button("Compare", variant="primary")
     sides: list[Any] = []
     with gr.Row():

@@ -213,11 +213,13 @@ def open_upload(path: str, size: tuple[int, int]) -> Image.Image:
                 image.draft(image.mode, (2 * width, 2 * height))
             rgb = to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError:
-        raise ValueError(f"This image has more than {MAX_PIXELS // 2**20} million pixels: make it smaller.") from None
+        raise ValueError(
+            f"This image has more than {MAX_PIXELS // 2**20} million pixels: upload a smaller one."
+        ) from None
     except Image.UnidentifiedImageError:
-        raise ValueError("This file is not an image that can be read: JPEG, PNG, WebP, BMP, TIFF or GIF.") from None
+        raise ValueError("This file is not a readable image: upload a JPEG, PNG, WebP, BMP, TIFF or GIF.") from None
     except Exception:  # damaged files make Pillow's decoders raise almost anything
-        raise ValueError("This image is damaged, or of a kind that cannot be read: save it as PNG or JPEG.") from None
+        raise ValueError("This image is damaged or of an unsupported kind: save it as PNG or JPEG.") from None
     scale = min(rgb.width / width, rgb.height / height)
     crop_width, crop_height = round(scale * width), round(scale * height)
     left, top = (rgb.width - crop_width) // 2, (rgb.height - crop_height) // 2

@@ -33,7 +33,7 @@ from page import build_demo, launch
 REPO_ID = {repo_id}
 REVISION = {revision}
 
-# The pipeline's code comes with its weights. Where the repository is private, the Space needs a secret HF_TOKEN.
+# The pipeline's code comes with its weights. If the repository is private, the Space needs a secret HF_TOKEN.
 pipeline = DiffusionPipeline.from_pretrained(
     REPO_ID, revision=REVISION, token=os.environ.get("HF_TOKEN"), trust_remote_code=True
 )
@@ -84,7 +84,9 @@ def gradio_version() -> str:
     try:
         return version("gradio")
     except PackageNotFoundError as error:
-        raise UserError('a Space needs gradio, to ask for its version: pip install "hfgen[demo]"') from error
+        raise UserError(
+            'publishing a Space needs gradio, whose version it requests: pip install "hfgen[demo]"'
+        ) from error
 
 
 def _requirements(gradio: str) -> str:
@@ -100,5 +102,5 @@ def _card(repo_id: str, title: str, gradio: str, license_name: str | None) -> st
     if license_name is not None:
         settings["license"] = license_name
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
-    sentence = f"Draws images by [{repo_id}](https://huggingface.co/{repo_id}), on a page of hfgen."
+    sentence = f"Generates images with [{repo_id}](https://huggingface.co/{repo_id}), on the demo page of hfgen."
     return "\n".join(["---", *lines, "---", "", f"# {title}", "", sentence, ""])

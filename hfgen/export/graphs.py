@@ -87,14 +87,14 @@ def how_to_generate(graphs: Sequence[Graph]) -> str:
     files = [graph.file for graph in graphs]
     if "unet.onnx" in files:
         return (
-            "Rebuild the scheduler from the config below, set its timesteps, start from standard normal noise times "
-            "its init_noise_sigma; at each timestep (in the type named below, once for each image of the batch) run "
-            "the network on scheduler.scale_model_input(sample, timestep) and let scheduler.step make the next "
-            "sample; clip the last one to [-1, 1]."
+            "Rebuild the scheduler from the config below, set its timesteps, and start from standard normal noise "
+            "times its init_noise_sigma. At each timestep (of the type named below, one for each image of the batch) "
+            "run the network on scheduler.scale_model_input(sample, timestep) and get the next sample from "
+            "scheduler.step. Clip the last sample to [-1, 1]."
         )
     if "density.onnx" in files:
-        return "Run density.onnx on standard normal noise, and decoder.onnx on the latents that it gives."
-    return f"Run {files[0]} on latents from the standard normal distribution."
+        return "Run density.onnx on standard normal noise, then decoder.onnx on the resulting latents."
+    return f"Run {files[0]} on standard normal latents."
 
 
 def _latents(latent_dim: int, random: torch.Generator) -> list[tuple[torch.Tensor, ...]]:
@@ -132,7 +132,7 @@ def _density(density: nn.Module, random: torch.Generator) -> Graph:
     mixes = hasattr(density, "weights")
     meaning = "the first number chooses the component" if mixes else "the first number is not used"
     noise = Port("noise", (1 + dimension,), f"standard normal; {meaning}")
-    latents = Port("latents", (dimension,), "drawn from the ex-post density")
+    latents = Port("latents", (dimension,), "sampled from the ex-post density")
     checks = _latents(1 + dimension, random)
     if not mixes:  # a flow, which needs only ONNX operations
         return Graph("density.onnx", type(density).__name__, density, density, [noise], latents, checks)
@@ -156,7 +156,7 @@ def _unet(unet: nn.Module, scheduler: Any, random: torch.Generator) -> Graph:
         timestep = Port("timestep", (), meaning, "float32")
     else:
         timestep = Port("timestep", (), f"from 0 to {last}, of each image", "int64")
-    meaning = f"{scheduler.prediction_type}, as the scheduler calls what the network predicts"
+    meaning = f"what the network predicts, called {scheduler.prediction_type} by the scheduler"
     output = Port("model_output", (config.out_channels, size, size), meaning)
     first, last = (math.log(level) / 4 for level in levels) if is_edm else (0, last)
     spread = [torch.linspace(first, last, 3)[index : index + 1] for index in range(3)]  # batches of one image

@@ -173,10 +173,10 @@ def check_parity(
         found = _run(session, file, inputs)
         where = f"{file.name} at batch size {len(inputs[0])}"
         if found.shape != expected.shape:
-            raise UserError(f"{where} gives {found.shape} instead of {expected.shape}; nothing was written")
+            raise UserError(f"{where} returns {found.shape} instead of {expected.shape}; nothing was written")
         for name, values in (("PyTorch", expected), ("onnxruntime", found)):
             if not np.isfinite(values).all():
-                raise UserError(f"{where}: what {name} gives is not finite everywhere; nothing was written")
+                raise UserError(f"{where}: the output of {name} contains non-finite values; nothing was written")
         difference = np.abs(found.astype(np.float64) - expected)
         tolerances.append(max(RELATIVE_TOLERANCE * float(np.abs(expected).max()), SMALLEST_TOLERANCE))
         if difference.max() > tolerances[-1]:
@@ -264,7 +264,9 @@ def _session(file: Path) -> "onnxruntime.InferenceSession":
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base class
-        raise UserError(f"{file.name}: onnxruntime cannot open it: {_one_line(error)}; nothing was written") from error
+        raise UserError(
+            f"{file.name}: cannot be opened by onnxruntime: {_one_line(error)}; nothing was written"
+        ) from error
 
 
 def _run(session: "onnxruntime.InferenceSession", file: Path, inputs: Sequence[torch.Tensor]) -> np.ndarray:

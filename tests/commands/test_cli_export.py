@@ -114,6 +114,6 @@ def test_a_pipeline_whose_weights_are_not_finite_is_refused_and_leaves_nothing(r
     save_file(weights, pipeline / WEIGHTS)
     line = refusal("export", pipeline, "--output", tmp_path / "out")
     assert line == (
-        "error: generator.onnx at batch size 1: what PyTorch gives is not finite everywhere; nothing was written"
+        "error: generator.onnx at batch size 1: the output of PyTorch contains non-finite values; nothing was written"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]

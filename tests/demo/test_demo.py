@@ -178,11 +178,14 @@ def test_what_cannot_be_read_is_refused_with_a_sentence(tmp_path, monkeypatch):
     whole = upload(tmp_path, "whole.png", noise()).read_bytes()
     floats = Image.fromarray(np.zeros((4, 4), np.float32))
     files = {
-        "text.png": (b"no image", "not an image"),
-        "empty.jpg": (b"", "not an image"),
+        "text.png": (b"no image", "not a readable image"),
+        "empty.jpg": (b"", "not a readable image"),
         "truncated.png": (whole[: len(whole) // 2], "damaged"),
-        "float.tiff": (upload(tmp_path, "float.tiff", floats).read_bytes(), "damaged, or of a kind"),
-        "postscript.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
+        "float.tiff": (upload(tmp_path, "float.tiff", floats).read_bytes(), "damaged or of an unsupported kind"),
+        "postscript.png": (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+            "not a readable image",
+        ),
     }
     for name, (content, sentence) in files.items():
         (tmp_path / name).write_bytes(content)
@@ -232,10 +235,10 @@ def test_all_drawing_waits_in_one_queue(pipelines):
 @pytest.mark.parametrize(
     ("names", "tabs"),
     [
-        (["gan"], {"Draw", "Interpolate"}),
-        (["vae"], {"Draw", "Interpolate", "Reconstruct"}),
-        (["ddpm"], {"Draw", "Interpolate", "Denoise"}),
-        (["gan", "ddpm"], {"gan", "ddpm", "Compare", "Draw", "Interpolate", "Denoise"}),
+        (["gan"], {"Generate", "Interpolate"}),
+        (["vae"], {"Generate", "Interpolate", "Reconstruct"}),
+        (["ddpm"], {"Generate", "Interpolate", "Denoise"}),
+        (["gan", "ddpm"], {"gan", "ddpm", "Compare", "Generate", "Interpolate", "Denoise"}),
     ],
 )
 def test_a_page_has_the_tabs_that_its_families_allow(pipelines, names, tabs):

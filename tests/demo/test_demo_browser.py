@@ -112,7 +112,7 @@ def test_the_page_draws_what_sample_draws_and_the_originals_can_be_had(page, fol
     assert status == 0
     fill(page, "Seed", 7)
     fill_slider(page, "Images", 3)
-    click(page, "Draw")
+    click(page, "Generate")
     shown = shown_images(page, 3)
     page.get_by_text("3 images in").wait_for()
     for index, ours in enumerate(shown):
@@ -138,7 +138,7 @@ def test_small_images_are_shown_large_with_sharp_pixels(page):
 @pytest.mark.parametrize("value", ["-1", "1.5", "1e300", ""])
 def test_a_bad_seed_gets_a_sentence(page, value):
     fill(page, "Seed", value)
-    click(page, "Draw")
+    click(page, "Generate")
     assert "Seed must be a whole number from 0 to" in message(page).inner_text()
 
 
@@ -152,12 +152,12 @@ def test_moving_the_slider_walks_from_one_seeds_image_to_the_others(page, name):
     fill(page, "To seed", 9)
     if steps:
         fill_slider(page, "Denoising steps", STEPS)
-    slider = visible(page.get_by_label("range slider for Part of the way"))
+    slider = visible(page.get_by_label("range slider for Position"))
     for key, expected in (("Home", first), ("End", second)):
         slider.focus()
         slider.press(key)
         slider.dispatch_event("pointerup")
-        wait_for_picture(page, "On the way", near(expected))
+        wait_for_picture(page, "Interpolation", near(expected))
     assert not near(first, 3 * ROUNDING)(np.asarray(second))
 
 
@@ -167,9 +167,9 @@ def test_denoising_is_watched_to_the_end(page):
     open_tabs(page, "ddpm", "Denoise")
     fill(page, "Seed", 3)
     fill_slider(page, "Denoising steps", 16)
-    click(page, "Watch")
+    click(page, "Denoise")
     page.get_by_text("step 16 of 16, timestep").wait_for()
-    wait_for_picture(page, "Now", near(expected))
+    wait_for_picture(page, "Current image", near(expected))
     frames = shown_images(page, 9)  # noise, and eight on the way
     assert near(expected)(frames[-1])
     distances = [np.abs(frame - np.asarray(expected)).mean() for frame in frames]
@@ -190,7 +190,7 @@ def test_an_upload_that_is_no_image_gets_a_sentence(page, tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"no image")
     open_tabs(page, "vae", "Reconstruct")
     page.locator("input[type=file]").set_input_files(tmp_path / "holiday.jpg")
-    assert "This file is not an image that can be read" in message(page).inner_text()
+    assert "This file is not a readable image" in message(page).inner_text()
 
 
 def test_two_pipelines_are_compared_on_one_seed_with_their_times(page):

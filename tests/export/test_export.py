@@ -339,15 +339,15 @@ def test_the_check_finds_a_batch_size_that_was_baked_in(tmp_path):
 def test_values_that_are_not_finite_are_refused_even_if_both_sides_have_them(tmp_path):
     module, file = linear_file(tmp_path, torch.randn(2, 4), {"x": {0: "batch"}, "y": {0: "batch"}})
     for bad in (torch.nan, torch.inf):
-        with pytest.raises(UserError, match="what PyTorch gives is not finite"):
+        with pytest.raises(UserError, match="the output of PyTorch contains non-finite values"):
             export.check_parity(file, module, [(torch.full((1, 4), bad),)])
-    with pytest.raises(UserError, match="what onnxruntime gives is not finite"):
+    with pytest.raises(UserError, match="the output of onnxruntime contains non-finite values"):
         export.check_parity(file, lambda x: x[:, :3].nan_to_num(0), [(torch.full((1, 4), torch.nan),)])
 
 
 def test_a_file_that_is_no_network_is_refused(tmp_path):
     (tmp_path / "network.onnx").write_bytes(b"something else")
-    with pytest.raises(UserError, match="network.onnx: onnxruntime cannot open it"):
+    with pytest.raises(UserError, match="network.onnx: cannot be opened by onnxruntime"):
         export.check_parity(tmp_path / "network.onnx", nn.Identity(), CHECKS)
 
 
