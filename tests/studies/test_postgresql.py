@@ -1,9 +1,7 @@
 """Workers of several machines share a study in PostgreSQL: here on one machine, with a folder that all of them see."""
 
 import json
-import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import psutil
@@ -29,7 +27,7 @@ STUDY = """
 title: Three workers
 families:
   slow: {method: gan, settings: {batch_size: 64, generator_channels: 16, discriminator_channels: 16}, grid: {}}
-  quick: {method: gan, grid: {learning_rate: [1e-4, 2e-4, 3e-4]}}
+  quick: {method: gan, grid: {learning_rate: [1e-4, 2e-4]}}
   bad: {method: gan, settings: {learning_rate: 1e+30}, grid: {}}
 settings:
   cpu: true
@@ -45,6 +43,19 @@ settings:
 data: {sample_size: 16, dataset: "toy_paintings:24"}
 budget: {steps: 100}
 evaluation: {num_images: 12}
+"""
+# A worker on a core of its own: trainings with the threads of each on every core would wait for each other. It starts
+# its scripts without the launcher, which takes a process that imports torch.
+WORKER = """
+import os, sys
+from hfgen.cli import main
+from hfgen.studies import launch
+
+if hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(sys.argv.pop(1)) % len(cores)]})
+launch.LAUNCHER = []
+main()
 """
 GRACE_SECONDS = 10
 PATIENCE = 300  # seconds, on a machine that is busy with other tests
@@ -67,17 +78,12 @@ class MeanColours(torch.nn.Module):
         return torch.nn.functional.adaptive_avg_pool2d(pixels, 2).flatten(1)
 
 
-def start_worker(url, folder, index):
-    """Start `hfgen study work URL` as on a machine of its own that sees the folder; what it says goes to a file."""
-    code = "from hfgen.cli import main; main()"
-    if hasattr(os, "sched_setaffinity"):  # trainings with the threads of each on every core would wait for each other
-        cores = sorted(os.sched_getaffinity(0))
-        code = f"import os; os.sched_setaffinity(0, {{{cores[index % len(cores)]}}}); {code}"
-    command = [sys.executable, "-c", code, "study", "work", url]
-    command += ["--output", str(folder / "runs"), "--grace_seconds", str(GRACE_SECONDS)]
-    command += ["--feature_weights", str(folder / "weights.pt")]
-    with (folder / f"worker-{index}").open("w") as output:
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+def start_worker(programs, url, folder, index):
+    """Start `hfgen study work URL` as on a machine of its own that sees the folder."""
+    (folder / "worker.py").write_text(WORKER)
+    options = ("--output", folder / "runs", "--grace_seconds", GRACE_SECONDS)
+    features = ("--feature_weights", folder / "weights.pt")
+    return programs.start(folder / "worker.py", index, "study", "work", url, *options, *features)
 
 
 def start_study(url, folder):
@@ -101,18 +107,18 @@ def in_folder(folder: Path) -> list[psutil.Process]:
     return [one for one in psutil.process_iter(["cmdline"]) if str(folder) in (one.info["cmdline"] or [])]
 
 
-def test_three_workers_finish_a_study_although_one_is_killed_in_the_middle_of_a_training(cluster, tmp_path):
+def test_three_workers_finish_a_study_although_one_is_killed_in_the_middle_of_a_training(cluster, programs, tmp_path):
     url = cluster.new_database("three_workers")
     store, study = start_study(url, tmp_path)
     slow = next(iter(study.cells))
     runs = {name: tmp_path / "runs" / "cells" / cell.folder_name for name, cell in study.cells.items()}
-    workers = {(worker := start_worker(url, tmp_path, index)).pid: worker for index in range(3)}
+    workers = {(worker := start_worker(programs, url, tmp_path, index)).pid: worker for index in range(3)}
     try:
         wait_until(lambda: step_of(runs[slow]) >= 20, PATIENCE)
         (trial,) = [one for one in store.trials()[slow] if one.state.name == "RUNNING"]
         killed = workers.pop(int(trial.user_attrs["worker"].split()[1]))
         assert in_folder(runs[slow])
-        killed.kill()
+        killed.send_signal(signal.SIGKILL)
         killed.wait()
         wait_until(lambda: in_folder(runs[slow]) == [], PATIENCE)
         assert read_status(runs[slow])["reason"] == "stopped by SIGTERM"  # in the middle, with a checkpoint
@@ -120,7 +126,7 @@ def test_three_workers_finish_a_study_although_one_is_killed_in_the_middle_of_a_
         assert [worker.wait(PATIENCE) for worker in workers.values()] == [0, 0]
     finally:
         for worker in workers.values():
-            worker.kill()
+            worker.send_signal(signal.SIGKILL)
             worker.wait()
 
     outcomes, trials = store.outcomes(study), store.trials()
