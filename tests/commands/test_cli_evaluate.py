@@ -1,4 +1,4 @@
-"""`hfgen evaluate` on a tiny generator, with the real Inception weights where they are installed."""
+"""`hfgen evaluate` on a tiny generator, once with the real Inception weights where they are installed."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ from stand_in_features import Colours
 
 from hfgen.evaluation.reference import Reference
 from hfgen.evaluation.scoring import closest_sheet
+from hfgen.metrics import feature_spaces
 from hfgen.metrics.memorisation import nearest_images
 from hfgen.models import DCGANGenerator
 from hfgen.pipelines import GANPipeline
@@ -22,6 +23,12 @@ def pipeline(tmp_path_factory):
     torch.manual_seed(0)
     GANPipeline(DCGANGenerator(16, 4, base_channels=4).eval()).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def colours(monkeypatch):
+    """Features of 12 numbers, which cost nothing."""
+    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: Colours())
 
 
 def test_a_pipeline_is_scored_with_the_floor_of_the_data(inception_weights, hfgen, pipeline, tmp_path):
@@ -65,7 +72,7 @@ def test_the_closest_pairs_are_shown_nearest_first_the_generated_image_above():
     assert sheet[6, ::6, 0].tolist() == [10, 10, 30, 10]
 
 
-def test_fid_is_extrapolated_if_asked_for(inception_weights, hfgen, pipeline, tmp_path):
+def test_fid_is_extrapolated_if_asked_for(colours, hfgen, pipeline, tmp_path):
     arguments = ("evaluate", pipeline, "--reference", "toy_paintings:14", "--device", "cpu", "--num_images", "24")
     assert hfgen(*arguments, "--extrapolate", "--output", tmp_path / "scores")[0] == 0
     report = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
@@ -102,9 +109,7 @@ def test_a_folder_with_something_in_it_is_left_alone(refusal, pipeline, tmp_path
     assert f"--output {tmp_path} exists and is not empty" in line
 
 
-def test_images_that_something_else_drew_are_scored_on_the_same_terms(
-    inception_weights, hfgen, refusal, pipeline, tmp_path
-):
+def test_images_that_something_else_drew_are_scored_on_the_same_terms(colours, hfgen, refusal, pipeline, tmp_path):
     terms = ("--reference", "toy_paintings:14", "--device", "cpu")
     assert hfgen("evaluate", pipeline, *terms, "--num_images", "12", "--output", tmp_path / "drawn")[0] == 0
     assert hfgen("sample", pipeline, "--device", "cpu", "--num_images", "12", "--output", tmp_path / "samples")[0] == 0
