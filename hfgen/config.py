@@ -99,13 +99,13 @@ def _preset_as_flags(preset: str, presets_folder: Path, settings_classes: Sequen
         path = Path(preset)
     if not path.is_file():
         names = ", ".join(sorted(path.stem for path in presets_folder.glob("*.json")))
-        raise UserError(f"--preset {preset}: neither one of {names} nor a JSON file")
+        raise UserError(f"--preset {preset}: must be one of {names}, or a JSON file")
     try:
         values = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--preset {path}: not valid JSON ({error})") from error
     if not isinstance(values, dict):
-        raise UserError(f"--preset {path}: a JSON object of settings is needed, not a {type(values).__name__}")
+        raise UserError(f"--preset {path}: must contain a JSON object of settings, not a {type(values).__name__}")
     return settings_as_flags(values, settings_classes, f"--preset {path}")
 
 

@@ -47,4 +47,4 @@ def _family_with(parts: Collection[str], class_name: str) -> str:
     for name, required in COMPONENTS.items():
         if set(parts) - OPTIONAL_COMPONENTS == set(required):
             return name
-    raise ValueError(f"a {class_name} ({', '.join(sorted(parts))}) draws no image from noise alone")
+    raise ValueError(f"a {class_name} ({', '.join(sorted(parts))}) does not generate images from noise alone")

@@ -35,7 +35,7 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
         else:
             os.replace(temporary, target)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        raise UserError(f"could not write {target}: {error}; nothing that was there before is lost") from error
+        raise UserError(f"could not write {target}: {error}; any previous version is unchanged") from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

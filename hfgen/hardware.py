@@ -31,7 +31,7 @@ def choose_mixed_precision(wanted: str, cpu: bool) -> str:
     """
     on_cuda = torch.cuda.is_available() and not cpu
     if wanted == "fp16" and not on_cuda:
-        raise UserError("--mixed_precision fp16 needs a CUDA device; on this one use bf16 or no")
+        raise UserError("--mixed_precision fp16 needs a CUDA device; use bf16 or no on this one")
     if wanted != "auto":
         return wanted
     if on_cuda:

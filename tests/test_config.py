@@ -74,9 +74,9 @@ def test_the_settings_of_a_run_serve_as_a_preset(presets, tmp_path):
     [
         ("misspelt", "misspelt.json: unknown setting 'stepps'; did you mean 'steps'?"),
         ("unlike", "unlike.json: unknown setting 'qqqq'"),
-        ("list", "a JSON object of settings is needed, not a list"),
+        ("list", "must contain a JSON object of settings, not a list"),
         ("broken", "not valid JSON"),
-        ("absent", "neither one of"),
+        ("absent", "absent: must be one of"),
     ],
 )
 def test_a_preset_that_cannot_be_used_is_named(presets, preset, told):

@@ -36,5 +36,5 @@ def test_a_vae_without_a_density_is_one_nevertheless(tmp_path):
 
 def test_an_index_with_more_components_is_of_no_family():
     index = {"_class_name": "Upscaler", "unet": ["diffusers", "UNet2DModel"], "vae": ["diffusers", "AutoencoderKL"]}
-    with pytest.raises(ValueError, match=r"a Upscaler \(unet, vae\) draws no image from noise alone"):
+    with pytest.raises(ValueError, match=r"a Upscaler \(unet, vae\) does not generate images from noise alone"):
         family_of_index(index)

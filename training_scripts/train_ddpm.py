@@ -110,7 +110,7 @@ class DDPMSettings:
         for name, networks in TAKEN_BY.items():
             if self.unet not in networks and getattr(self, name) != defaults[name]:
                 raise UserError(
-                    f"--{name} {getattr(self, name)}: it is for --unet {' or '.join(networks)}; give "
+                    f"--{name} {getattr(self, name)}: only for --unet {' or '.join(networks)}; give "
                     f"--{name} {defaults[name]} with --unet {self.unet}"
                 )
         if self.formulation == "edm":
@@ -129,7 +129,7 @@ class DDPMSettings:
         for name in ("beta_schedule", "num_train_timesteps", "prediction_type", "snr_gamma"):
             if getattr(self, name) != defaults[name]:
                 raise UserError(
-                    f"--{name} {getattr(self, name)}: EDM has its own; take --formulation ddpm, or leave it at "
+                    f"--{name} {getattr(self, name)}: EDM has its own; use --formulation ddpm, or leave it at "
                     f"{defaults[name]}"
                 )
 

@@ -145,8 +145,8 @@ class GANSettings:
             raise UserError(f"--label_smoothing: the {self.loss} loss has no labels to smooth")
         if self.augment == "ada" and loss.boundary is None:
             raise UserError(
-                f"--augment ada needs a loss that tells how far the discriminator overfits; {self.loss} does not: use "
-                "--augment diffaugment"
+                f"--augment ada needs a loss that measures how much the discriminator overfits; {self.loss} does not: "
+                "use --augment diffaugment"
             )
         if self.is_penalised and self.normalizes_batches:
             raise UserError(
@@ -157,7 +157,7 @@ class GANSettings:
         if self.spectral_scale != 1 and not (has_choice and self.normalization == "spectral"):
             raise UserError(
                 f"--spectral_scale {self.spectral_scale:g} needs --normalization spectral and a dcgan or sngan "
-                "discriminator; with another one give --spectral_scale 1"
+                "discriminator; with any other use --spectral_scale 1"
             )
         if self.upsampling != "transposed" and self.network != "sngan":
             raise UserError(
@@ -165,7 +165,9 @@ class GANSettings:
                 "--upsampling transposed"
             )
         if self.loss == "wasserstein" and not self.gradient_penalty_weight:
-            raise UserError("--loss wasserstein needs --gradient_penalty_weight (10 in the paper): else it diverges")
+            raise UserError(
+                "--loss wasserstein needs --gradient_penalty_weight (10 in the paper): it diverges without"
+            )
 
     @property
     def is_penalised(self) -> bool:
@@ -194,7 +196,7 @@ def main(arguments: list[str] | None = None) -> Path:
     run = Run(run_settings, data_settings, settings)
     accelerator, loss = run.accelerator, GAN_LOSSES[settings.loss]
     if settings.is_penalised and accelerator.mixed_precision == "fp16":
-        raise UserError("--mixed_precision fp16 scales gradients, which a penalty must not see: use bf16 or no")
+        raise UserError("--mixed_precision fp16 scales gradients, which breaks a gradient penalty: use bf16 or no")
 
     # 1. Data and its augmentation
     data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
@@ -231,7 +233,7 @@ def main(arguments: list[str] | None = None) -> Path:
     run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
 
     if run.is_main and augmentation.kind != choice.kind:
-        print(f"augmentation: {augmentation.kind}, as this run began")
+        print(f"augmentation: {augmentation.kind}, as at the start of this run")
 
     # 4. One generator update per step
     for step in run.steps():

@@ -136,10 +136,10 @@ class VAESettings:
             for field in fields(self):
                 if field.name in ("discriminator_channels", "learning_rate_d"):
                     if getattr(self, field.name) != field.default:
-                        raise UserError(f"--{field.name}: give --feature_weight or --adversarial_weight with it")
+                        raise UserError(f"--{field.name}: needs --feature_weight or --adversarial_weight")
         if self.density != "mixture" and (self.density_components == 0 or self.latent_dim == 1):
             raise UserError(
-                f"--density {self.density}: needs --latent_dim 2 or more, and --density_components 1 or more: 0 "
+                f"--density {self.density}: needs --latent_dim 2 or more and --density_components 1 or more; 0 "
                 "switches all fitting off"
             )
 
@@ -383,9 +383,11 @@ def describe_latents(pipeline: VAEPipeline, data: TrainingData, settings: VAESet
         with run.accelerator.autocast():
             numbers = run.generator("ex-post samples")
             samples = pipeline(run.settings.num_sample_images, generator=numbers, return_dict=False)[0]
-        print(f"sheet of samples from the ex-post density: {run.save_sheet(image_sheet(samples), 'ex_post')}")
+        print(f"sample sheet from the ex-post density: {run.save_sheet(image_sheet(samples), 'ex_post')}")
     write_text_atomically(run.output_dir / "latents.json", json.dumps(report, indent=2) + "\n")
-    print(f"{report['active_units']} of {settings.latent_dim} units are active; {run.output_dir / 'latents.json'}")
+    print(
+        f"{report['active_units']} of {settings.latent_dim} latent units are active; {run.output_dir / 'latents.json'}"
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ TIMESTEPS_PER_IMAGE = 50
 def check_has_likelihood(pipeline: DiffusionPipeline) -> None:
     """Raise a `UserError` if the pipeline's model has no likelihood bound."""
     if family(pipeline) == "gan":
-        raise UserError(f"--bits_per_dimension: a {type(pipeline).__name__} gives images no likelihood")
+        raise UserError(f"--bits_per_dimension: a {type(pipeline).__name__} has no likelihood; use a VAE or DDPM")
 
 
 def likelihood_report(pipeline: DiffusionPipeline, real: Reference, seed: int, held_out: bool) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def likelihood_report(pipeline: DiffusionPipeline, real: Reference, seed: int, h
         parts = (part.to(pipeline.device) for part in images.split(BATCH_SIZE))
         each = [bound(pipeline.unet, schedule, part, TIMESTEPS_PER_IMAGE, numbers) for part in parts]
         bits = float(torch.cat(each).mean())
-    kind = "held-out images" if held_out else "images that it may have been trained on"
+    kind = "held-out images" if held_out else "images that may have been in its training data"
     return {
         "bits_per_dimension": bits,
         "num_images": len(images),

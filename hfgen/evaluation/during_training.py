@@ -54,7 +54,7 @@ class RunEvaluation:
         if not run.settings.evaluate_every:
             return
         if data.streaming:
-            raise UserError("--evaluate_every: the images of a stream cannot be compared with; download the data set")
+            raise UserError("--evaluate_every: cannot compare with streamed images; leave out --streaming")
         problem = None
         if run.is_main:
             try:
@@ -132,7 +132,7 @@ class RunEvaluation:
             run.warn(
                 f"the samples have begun to copy: {scores['copies']:.1%} of them are nearer to a training image than "
                 f"{1 - COPY_QUANTILE:.0%} of the training images are to each other, {scores['copies_by_pixels']:.1%} "
-                "are copies by their pixels. More images, stronger augmentation or an earlier end help"
+                "are copies by their pixels. Use more images or stronger augmentation, or stop earlier"
             )
 
     def _warn_if_behind(self, fid: float) -> None:
@@ -141,8 +141,8 @@ class RunEvaluation:
         behind, message = compare_with_reference(run.all_settings, count, run.step * run.images_per_step, fid)
         if behind and not self._was_behind:
             run.warn(
-                f"{message}. Other data have other figures; if yours are no harder, look at the samples, at what "
-                "--augment chose and at --learning_rate_d"
+                f"{message}. Other data give other scores; if yours are not harder, check the samples, the chosen "
+                "augmentation (--augment) and --learning_rate_d"
             )
         self._was_behind = self._was_behind or behind
 

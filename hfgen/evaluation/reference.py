@@ -97,7 +97,7 @@ def load_reference(settings: DataSettings, extractor: Extractor, argument: str) 
             break
     else:
         found = f"{len(different)} different images" if len(different) < len(images) else f"{len(images)} images"
-        raise UserError(f"{argument} {settings.dataset}: {found} are too few to be split and compared")
+        raise UserError(f"{argument} {settings.dataset}: {found} are too few to split and compare")
     file = features_file(images, settings, extractor)
     if not file.is_file():
         features = extractor((images[index] for index in range(len(images))), len(images))

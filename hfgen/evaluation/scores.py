@@ -182,7 +182,7 @@ def held_out_report(train: np.ndarray, held_out: np.ndarray, fake: np.ndarray) -
     of_fake = float(np.median(nearest_images(fake, train).distances))
     test = copying_test(train, held_out, fake)
     shared = int((held_out_distances < SAME_IMAGE).sum())
-    warning = f"; beware: {shared} of the held-out images are training images too" if shared else ""
+    warning = f"; warning: {shared} of the held-out images are also training images" if shared else ""
     return {
         "num_held_out": len(held_out),
         "num_also_in_train": shared,

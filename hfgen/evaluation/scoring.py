@@ -217,7 +217,7 @@ def score_images(
 
 
 def _too_few(count: int) -> UserError:
-    return UserError(f"--extrapolate needs {MIN_TO_EXTRAPOLATE} images at least, not {count}")
+    return UserError(f"--extrapolate needs at least {MIN_TO_EXTRAPOLATE} images, not {count}")
 
 
 def repeat_scores(

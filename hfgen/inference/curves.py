@@ -26,7 +26,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """
     entries = read_json_lines(run / METRICS_FILE)
     if not entries:
-        raise UserError(f"{run}: no log of a run there: {METRICS_FILE} is missing or empty")
+        raise UserError(f"{run}: not the folder of a run: {METRICS_FILE} is missing or empty")
     return entries
 
 
@@ -64,7 +64,7 @@ def plot_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ())
             by_step.plot([entry[unit] for entry in entries], values, label=run, linewidth=1, marker=marker)
             by_time.plot(minutes, values, label=run, linewidth=1, marker=marker)
         by_step.set(xlabel="steps", ylabel=name)
-        by_time.set(xlabel="minutes of training", ylabel=name)
+        by_time.set(xlabel="training minutes", ylabel=name)
         if references and name == "fid":
             _plot_references(by_step, by_time, references)
         by_step.grid(alpha=0.3)
@@ -83,8 +83,8 @@ def compared_with_references(run: Path) -> str:
     count = settings.get("evaluate_num_images", 0)
     _, message = compare_with_reference(settings, count, newest["images"], newest["fid"])
     return message or (
-        "no reference curve is of these settings, this size, so few images and so many scored ones "
-        f"(--evaluate_num_images {count})"
+        "no reference curve has these settings, this image size, so few training images and this number of scored "
+        f"images (--evaluate_num_images {count})"
     )
 
 

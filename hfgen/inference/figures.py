@@ -158,10 +158,10 @@ def progress_frames(run: Path) -> list[Image.Image]:
     """
     files = sorted((run / "samples").glob("step-*.png"))
     if not files:
-        raise UserError(f"{run}: no sheets of samples there (samples/step-*.png); train with --sample_every")
+        raise UserError(f"{run}: contains no sample sheets (samples/step-*.png); train with --sample_every")
     sheets = [Image.open(file).convert("RGB") for file in files]
     if len({sheet.size for sheet in sheets}) > 1:
-        raise UserError(f"{run}: its sheets differ in size, because --num_sample_images was changed on resume")
+        raise UserError(f"{run}: its sample sheets differ in size, because --num_sample_images was changed on resume")
     frames = []
     for file, sheet in zip(files, sheets, strict=True):
         frame = Image.new("RGB", (sheet.width, sheet.height + 14), "white")

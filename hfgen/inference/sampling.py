@@ -57,7 +57,7 @@ def open_pipeline(
         source = str(find_pipeline(path))
         problem = f"{source} cannot be loaded"
     elif is_hub_id(where) and "/" in where:  # unlike some data sets, every pipeline on the Hub has an owner
-        source, problem = where, f"{where}: no such folder, and no pipeline could be had from the Hub"
+        source, problem = where, f"{where}: no such folder, and no pipeline could be loaded from the Hub"
     else:
         raise UserError(f"{where}: no such folder")
     chosen_device = choose_device(device)
@@ -92,7 +92,7 @@ def find_pipeline(path: Path) -> Path:
     for folder in candidates:
         if (folder / "model_index.json").is_file():
             return folder
-    raise UserError(f"{path}: no pipeline in this folder: there is no model_index.json in it or in its checkpoints")
+    raise UserError(f"{path}: contains no pipeline: there is no model_index.json in it or in its checkpoints")
 
 
 def _pipeline_class(source: str) -> type[DiffusionPipeline]:
@@ -103,7 +103,7 @@ def _pipeline_class(source: str) -> type[DiffusionPipeline]:
     class_name = json.loads(index_file.read_text()).get("_class_name")
     class_name = class_name[-1] if isinstance(class_name, list) else class_name
     if class_name not in PIPELINES:
-        raise UserError(f"{source}: a {class_name} is none of hfgen's pipelines ({', '.join(PIPELINES)})")
+        raise UserError(f"{source}: {class_name} is not a pipeline of hfgen ({', '.join(PIPELINES)})")
     return PIPELINES[class_name]
 
 
@@ -117,7 +117,7 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(name):
-        raise UserError(f"--device {name}: not on this machine; use auto or cpu")
+        raise UserError(f"--device {name}: not available on this machine; use auto or cpu")
     return torch.device(name)
 
 
@@ -178,7 +178,7 @@ def generate_images(
     """
     kind = family(pipeline)
     if options.truncation is not None and kind != "gan":
-        raise UserError(f"--truncation is for the latents of a GAN; this is a {type(pipeline).__name__}")
+        raise UserError(f"--truncation applies only to a GAN; this is a {type(pipeline).__name__}")
     _check_sample_from(pipeline, options.sample_from)
     if kind == "gan":
         of_family: dict[str, Any] = {"truncation": options.truncation}
@@ -203,11 +203,13 @@ def _check_sample_from(pipeline: DiffusionPipeline, sample_from: str | None) -> 
     if sample_from is None:
         return
     if family(pipeline) != "vae":
-        raise UserError(f"--sample_from is for the latents of a VAE; this is a {type(pipeline).__name__}")
+        raise UserError(f"--sample_from applies only to a VAE; this is a {type(pipeline).__name__}")
     if sample_from not in ("prior", "ex_post"):
         raise UserError(f"--sample_from {sample_from}: must be prior or ex_post")
     if sample_from == "ex_post" and pipeline.density is None:
-        raise UserError("--sample_from ex_post: this pipeline has no ex-post density, which is fitted when a run ends")
+        raise UserError(
+            "--sample_from ex_post: this pipeline has no ex-post density (fitted at the end of a run); use prior"
+        )
 
 
 def fast_precision(pipeline: DiffusionPipeline) -> AbstractContextManager:
@@ -274,7 +276,7 @@ def latents_of_images(
         UserError: if the pipeline has no encoder, or an image cannot be read.
     """
     if family(pipeline) != "vae":
-        raise UserError(f"only a VAE encodes images; this is a {type(pipeline).__name__}")
+        raise UserError(f"only a VAE can encode images; this is a {type(pipeline).__name__}")
     images = [open_image(path, pipeline.vae.config.sample_size, argument) for path in paths]
     with fast_precision(pipeline):
         return pipeline.encode(images), images

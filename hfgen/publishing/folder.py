@@ -97,9 +97,11 @@ def scores_of(scores: Path, pipeline: DiffusionPipeline) -> dict[str, Any]:
         report = read_report(file)
         digest = report.get("weights_sha256")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--scores {scores}: no {REPORT_FILE} of hfgen evaluate there ({error!r})") from error
+        raise UserError(f"--scores {scores}: contains no {REPORT_FILE} from hfgen evaluate ({error!r})") from error
     if digest != weights_digest(pipeline):
-        raise UserError(f"--scores {scores}: these are scores of other weights; run hfgen evaluate for this pipeline")
+        raise UserError(
+            f"--scores {scores}: these scores belong to other weights; run hfgen evaluate for this pipeline"
+        )
     return report
 
 
@@ -168,8 +170,8 @@ def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
 def end_of(status: dict[str, Any], step: int) -> str:
     """Describe how training ended for a pipeline of this step, from the run's `status.json`."""
     if step < status["step"]:
-        return f"{EARLIER} of a run that went on to step {status['step']:,}"
-    return status["reason"] if status["status"] != "running" else "published while it went on"
+        return f"{EARLIER} of a run that continued to step {status['step']:,}"
+    return status["reason"] if status["status"] != "running" else "published while training continued"
 
 
 def data_of(run: Path, settings: dict[str, Any]) -> tuple[str, bool, dict[str, Any] | None]:
@@ -216,8 +218,8 @@ def summary_of_intake(intake: dict[str, Any] | None) -> dict[str, Any]:
             "enlarged": intake["upsampled"],
             "unreadable": len(intake["unreadable"]),
             "exact duplicates": sum(len(group) - 1 for group in intake["exact_duplicates"]),
-            "of these left out": intake["dropped"],
-            "pairs that look nearly the same": "not searched" if near is None else len(near),
+            "of these removed": intake["dropped"],
+            "near-duplicate pairs": "not searched" if near is None else len(near),
         },
         "warnings": intake["warnings"],
     }
@@ -231,7 +233,7 @@ def refuse_private_paths(folder: Path, paths: Sequence[str]) -> None:
             for path in paths:
                 # Not as part of a longer word: "/cats" also occurs in "huggan/cats".
                 if len(path) > 1 and re.search(rf"(?<![\w.-]){re.escape(path)}(?!\w)", text):
-                    raise UserError(f"{file.name} would publish {path}, a path of this machine; nothing was uploaded")
+                    raise UserError(f"{file.name} would publish {path}, a path on this machine; nothing was uploaded")
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -40,5 +40,5 @@ def main(folder: str, target: str, trust_remote_code: bool) -> None:
 
 if __name__ == "__main__":
     if sys.modules.get("hfgen") is not None:
-        raise SystemExit("hfgen is there, which this process is to do without")
+        raise SystemExit("hfgen is importable, but this process must work without it")
     main(sys.argv[1], sys.argv[2], sys.argv[3] == "trust")

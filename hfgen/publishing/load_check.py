@@ -43,11 +43,11 @@ def check_loads_anywhere(folder: Path) -> None:
         )
         if result.returncode:
             reason = " ".join(result.stderr.strip().splitlines()[-1:])
-            raise UserError(f"{folder}: does not load where hfgen is not installed: {reason}; nothing was uploaded")
+            raise UserError(f"{folder}: does not load without hfgen installed: {reason}; nothing was uploaded")
         fresh = np.load(images, allow_pickle=False)
     ours = fresh_load.generate(open_pipeline(str(folder), "cpu", plain=True))
     if fresh.shape != ours.shape or not np.array_equal(fresh, ours):
         raise UserError(
-            f"{folder}: draws other images where hfgen is not installed; nothing was uploaded. This is a fault of "
+            f"{folder}: generates other images without hfgen installed; nothing was uploaded. This is a bug in "
             "hfgen or of the installed diffusers: please report it with their versions"
         )

@@ -91,7 +91,7 @@ def publish_if_asked(run: Run) -> None:
         private = " --private" if settings.hub_private_repo else ""
         again = f"hfgen publish {shlex.quote(str(run.output_dir))} {settings.hub_repo_id}{private}"
         raise UserError(
-            f"{error}\nThe run itself is whole, in {run.output_dir}. To publish it later: {again}"
+            f"{error}\nThe run itself is complete in {run.output_dir}. To publish it later: {again}"
         ) from error
     print(f"published {published.repo_id}: {published.commit.address}")
 

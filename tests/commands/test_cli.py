@@ -196,7 +196,7 @@ def test_a_run_without_a_pipeline_is_sampled_from_its_newest_whole_checkpoint(sa
 def test_a_folder_without_a_pipeline_is_refused(refusal, tmp_path):
     (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
     line = refusal("sample", tmp_path / "run", "--output", tmp_path / "images")
-    assert line.startswith(f"error: {tmp_path / 'run'}: no pipeline in this folder")
+    assert line.startswith(f"error: {tmp_path / 'run'}: contains no pipeline")
     assert not (tmp_path / "images").exists()
 
 
@@ -212,7 +212,7 @@ def test_the_pipeline_of_something_else_is_refused_by_name(refusal, pipeline, tm
     index = tmp_path / "pipeline" / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "FluxPipeline"}))
     line = refusal("denoise", tmp_path / "pipeline", "--output", tmp_path / "images")
-    assert "a FluxPipeline is none of hfgen's pipelines (DDPMPipeline, GANPipeline, VAEPipeline)" in line
+    assert "FluxPipeline is not a pipeline of hfgen (DDPMPipeline, GANPipeline, VAEPipeline)" in line
 
 
 @pytest.mark.parametrize(

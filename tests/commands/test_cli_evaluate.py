@@ -81,7 +81,7 @@ def test_fid_is_extrapolated_if_asked_for(colours, hfgen, pipeline, tmp_path):
     assert told in (tmp_path / "scores" / "evaluation.md").read_text()
     few = (*arguments[:-1], "19", "--extrapolate", "--output", tmp_path / "few")
     status, _, error = hfgen(*few)
-    assert status == 2 and "--extrapolate needs 20 images at least, not 19" in error
+    assert status == 2 and "--extrapolate needs at least 20 images, not 19" in error
     assert not (tmp_path / "few").exists()
 
 

@@ -145,7 +145,7 @@ def test_bits_per_dimension_are_of_held_out_images_where_there_are_some(evaluate
     report, markdown = evaluate("--bits_per_dimension", pipeline="vae")
     told = report["likelihood"]
     assert told["num_images"] == 14 and not told["held_out"]
-    assert f"Likelihood: {told['statement']}." in markdown and "that it may have been trained on" in markdown
+    assert f"Likelihood: {told['statement']}." in markdown and "that may have been in its training data" in markdown
     report, markdown = evaluate(
         "--bits_per_dimension", "--held_out", "toy_paintings:13", pipeline="vae", output="held_out"
     )
@@ -157,7 +157,7 @@ def test_bits_per_dimension_are_of_held_out_images_where_there_are_some(evaluate
 def test_bits_per_dimension_of_a_gan_are_refused_before_any_work(refusal, asked_for, pipelines, tmp_path):
     arguments = ("--reference", "no/such/folder", "--output", tmp_path / "out", "--bits_per_dimension")
     line = refusal("evaluate", pipelines / "gan", *arguments)
-    assert "--bits_per_dimension: a GANPipeline gives images no likelihood" in line
+    assert "--bits_per_dimension: a GANPipeline has no likelihood" in line
     assert "arguments" not in asked_for and not (tmp_path / "out").exists()
 
 

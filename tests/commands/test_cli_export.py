@@ -102,7 +102,7 @@ def test_an_output_that_holds_something_is_refused_and_left_alone(refusal, gan, 
 
 def test_a_folder_without_a_pipeline_is_refused(refusal, tmp_path):
     line = refusal("export", tmp_path, "--output", tmp_path / "out")
-    assert line.startswith(f"error: {tmp_path}: no pipeline in this folder")
+    assert line.startswith(f"error: {tmp_path}: contains no pipeline")
     assert not (tmp_path / "out").exists()
 
 

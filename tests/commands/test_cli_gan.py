@@ -156,7 +156,7 @@ def test_progress_shows_every_sheet_in_the_order_of_the_steps_and_writes_the_ste
 
 
 def test_progress_refuses_what_is_no_run_and_replaces_nothing(refusal, run, tmp_path):
-    assert "no sheets of samples there" in refusal("progress", tmp_path, "--output", tmp_path / "film.gif")
+    assert "contains no sample sheets" in refusal("progress", tmp_path, "--output", tmp_path / "film.gif")
     (tmp_path / "film.gif").write_text("mine")
     assert "exists; choose another name" in refusal("progress", run, "--output", tmp_path / "film.gif")
     assert (tmp_path / "film.gif").read_text() == "mine"
@@ -186,5 +186,5 @@ def test_curves_are_written_as_a_picture_and_mistakes_are_named(hfgen, refusal, 
     assert status == 0, err
     assert np.asarray(Image.open(tmp_path / "curves.png").convert("L")).std() > 5
     assert "must end in .png" in refusal("curves", run, "--output", tmp_path / "curves.doc")
-    assert "no log of a run there" in refusal("curves", tmp_path, "--output", tmp_path / "none.png")
+    assert "not the folder of a run" in refusal("curves", tmp_path, "--output", tmp_path / "none.png")
     assert "exists" in refusal("curves", run, "--output", tmp_path / "curves.png")

@@ -127,10 +127,10 @@ def test_a_run_that_is_not_finished_is_sampled_from_its_checkpoint(hfgen, folder
 @pytest.mark.parametrize(
     ("pipeline", "arguments", "told"),
     [
-        ("gan", ("--sample_from", "prior"), "--sample_from is for the latents of a VAE; this is a GANPipeline"),
+        ("gan", ("--sample_from", "prior"), "--sample_from applies only to a VAE; this is a GANPipeline"),
         ("plain", ("--sample_from", "ex_post"), "--sample_from ex_post: this pipeline has no ex-post density"),
         ("density", ("--sample_from", "posterior"), "--sample_from posterior: must be prior or ex_post"),
-        ("density", ("--truncation", "1"), "--truncation is for the latents of a GAN; this is a VAEPipeline"),
+        ("density", ("--truncation", "1"), "--truncation applies only to a GAN; this is a VAEPipeline"),
     ],
 )
 def test_latents_that_there_are_not_are_refused(refusal, folders, tmp_path, pipeline, arguments, told):
@@ -187,7 +187,7 @@ def test_what_cannot_be_reconstructed_is_named_and_nothing_is_written(refusal, f
     missing = tmp_path / "missing.png"
     assert f"IMAGES {missing}: " in refusal("reconstruct", folders["plain"], missing, *command)
     told = refusal("reconstruct", folders["gan"], pictures[0], *command)
-    assert "only a VAE encodes images; this is a GANPipeline" in told
+    assert "only a VAE can encode images; this is a GANPipeline" in told
     assert not output.exists()
 
 
@@ -245,8 +245,8 @@ def test_a_walk_between_seeds_starts_and_ends_with_what_they_draw(hfgen, folders
         ("plain", ("--image", "{0}", "--image", "{1}", "--seeds", "1,2"), "leave out --seeds and --sample_from"),
         ("density", ("--image", "{0}", "--image", "{1}", "--sample_from", "prior"), "leave out --seeds and"),
         ("plain", ("--image", "{0}", "--image", "{0}.no"), "--image {0}.no: "),
-        ("gan", ("--image", "{0}", "--image", "{1}"), "only a VAE encodes images; this is a GANPipeline"),
-        ("gan", ("--sample_from", "prior"), "--sample_from is for the latents of a VAE; this is a GANPipeline"),
+        ("gan", ("--image", "{0}", "--image", "{1}"), "only a VAE can encode images; this is a GANPipeline"),
+        ("gan", ("--sample_from", "prior"), "--sample_from applies only to a VAE; this is a GANPipeline"),
         ("plain", ("--sample_from", "ex_post"), "--sample_from ex_post: this pipeline has no ex-post density"),
         ("plain", ("--seeds", "1"), "--seeds 1: at least two numbers"),
     ],

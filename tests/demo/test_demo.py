@@ -253,7 +253,9 @@ def test_a_pipeline_that_draws_from_more_than_noise_is_refused(pipelines):
             self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
 
     other = Upscaler(pipelines["ddpm"].unet, pipelines["ddpm"].scheduler, pipelines["vae"].vae)
-    with pytest.raises(ValueError, match=r"a Upscaler \(scheduler, unet, vae\) draws no image from noise alone"):
+    with pytest.raises(
+        ValueError, match=r"a Upscaler \(scheduler, unet, vae\) does not generate images from noise alone"
+    ):
         build_demo({"upscaler": other})
 
 

@@ -46,7 +46,7 @@ def test_a_vae_is_measured_by_its_elbo():
     by_hand = vae_bits(pipeline.vae, pixels(range(9)), torch.Generator().manual_seed(5))
     assert report["bits_per_dimension"] == pytest.approx(by_hand, rel=1e-6) and 1 < by_hand < 20
     assert (report["num_images"], report["held_out"]) == (9, False)
-    told = f"at most {by_hand:.3f} bits per dimension for 9 images that it may have been trained on"
+    told = f"at most {by_hand:.3f} bits per dimension for 9 images that may have been in its training data"
     assert report["statement"] == told
     assert likelihood_report(pipeline, reference(9), 6, held_out=False)["bits_per_dimension"] != by_hand
 
@@ -104,7 +104,7 @@ def test_a_vae_that_has_seen_the_images_needs_fewer_bits_for_them_and_one_for_no
 
 
 def test_a_gan_has_no_likelihood():
-    with pytest.raises(UserError, match="--bits_per_dimension: a GANPipeline gives images no likelihood"):
+    with pytest.raises(UserError, match="--bits_per_dimension: a GANPipeline has no likelihood"):
         check_has_likelihood(GANPipeline(DCGANGenerator(16, 4, base_channels=4)))
     for pipeline in (vae(), ddpm(), edm_pipeline()):
         check_has_likelihood(pipeline)

@@ -48,7 +48,7 @@ def test_a_stream_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: pytest.fail("loaded"))
     stream = DataSettings("someone/paintings", streaming=True)
     run, _ = fit(tmp_path / "run", max_train_steps=1, evaluate_every=1)
-    with pytest.raises(UserError, match="--evaluate_every: the images of a stream cannot be compared with"):
+    with pytest.raises(UserError, match="--evaluate_every: cannot compare with streamed images"):
         RunEvaluation(run, stream)
     without, _ = fit(tmp_path / "without", max_train_steps=1)
     RunEvaluation(without, stream)  # nothing is to be evaluated

@@ -196,7 +196,7 @@ def test_held_out_images_that_were_trained_on_are_told():
     train, fake = features(0, 100), features(2, 80)
     mixed = held_out_report(train, np.vstack([features(1, 50), train[:3]]), fake)
     assert mixed["num_also_in_train"] == 3
-    assert mixed["statement"].endswith("; beware: 3 of the held-out images are training images too")
+    assert mixed["statement"].endswith("; warning: 3 of the held-out images are also training images")
     apart = held_out_report(train, features(1, 50), fake)
     assert apart["num_also_in_train"] == 0 and "beware" not in apart["statement"]
 
@@ -258,7 +258,7 @@ def test_one_picture_many_times_is_too_little_to_compare_with(tmp_path):
     for index in range(20):
         Image.fromarray(np.full((16, 16, 3), min(index, 10), np.uint8)).save(tmp_path / f"{index}.png")
     settings = DataSettings(str(tmp_path), sample_size=16)
-    with pytest.raises(UserError, match=r"--reference .*: 11 different images are too few to be split"):
+    with pytest.raises(UserError, match=r"--reference .*: 11 different images are too few to split"):
         load_reference(settings, Colours(), "--reference")
     Image.fromarray(np.full((16, 16, 3), 99, np.uint8)).save(tmp_path / "another.png")
     assert load_reference(settings, Colours(), "--reference").features.shape == (21, 3)

@@ -262,7 +262,9 @@ def test_scores_of_other_weights_and_what_is_no_report_are_refused(evaluate, run
     scores = evaluate(runs["gan"])
     assert scores_of(scores, open_pipeline(str(checkpoint(runs["gan"], 6)), "cpu"))["scores"]["num_fake"] == 10
     for other in (checkpoint(runs["gan"], 4), runs["vae"]):
-        with pytest.raises(UserError, match=f"--scores {scores}: these are scores of other weights; run hfgen eval"):
+        with pytest.raises(
+            UserError, match=f"--scores {scores}: these scores belong to other weights; run hfgen eval"
+        ):
             make_publication(other, tmp_path / "published", "tester/toy", scores=scores)
     report = json.loads((scores / "evaluation.json").read_text())
     del report["weights_sha256"]  # of hfgen evaluate-images, or of an earlier hfgen
@@ -273,7 +275,7 @@ def test_scores_of_other_weights_and_what_is_no_report_are_refused(evaluate, run
         with pytest.raises(UserError, match=f"--scores {file}: "):
             make_publication(runs["gan"], tmp_path / "published", "tester/toy", scores=file)
     for missing in (tmp_path, tmp_path / "nowhere", runs["gan"]):
-        with pytest.raises(UserError, match=f"--scores {missing}: no evaluation.json of hfgen evaluate there"):
+        with pytest.raises(UserError, match=f"--scores {missing}: contains no evaluation.json from hfgen evaluate"):
             make_publication(runs["gan"], tmp_path / "published", "tester/toy", scores=missing)
     assert not (tmp_path / "published").exists()
 

@@ -43,7 +43,7 @@ def test_between_two_points_fid_is_on_the_line_of_both_logarithms():
 def test_a_run_is_compared_with_the_preset_whose_settings_it_has(references):
     behind, told = compare_with_reference(SETTINGS, 12, 10, 200 * FAR_BEHIND + 1)
     assert behind and told == (
-        "FID 301 after 10 training images, where the reference run of preset toy had 200 (toys, one core)"
+        "FID 301 after 10 training images; the reference run of preset toy had 200 (toys, one core)"
     )
     assert compare_with_reference(SETTINGS, 12, 10, 200 * FAR_BEHIND - 1)[0] is False
     for settings, num_images, images in (
@@ -99,7 +99,7 @@ def test_the_command_says_where_each_run_is(tmp_path, references):
     result = CliRunner().invoke(app, ["curves", *runs, "--reference", "--output", str(tmp_path / "curves.png")])
     told = result.output
     assert result.exit_code == 0 and (tmp_path / "curves.png").stat().st_size > 1000
-    assert f"{runs[0]}: FID 90 after 100 training images, where the reference run of preset toy had 63" in told
+    assert f"{runs[0]}: FID 90 after 100 training images; the reference run of preset toy had 63" in told
     assert f"{runs[1]}: not scored yet: train with --evaluate_every" in told
 
 
@@ -107,9 +107,9 @@ def test_a_run_of_another_family_or_without_settings_has_no_reference(tmp_path, 
     run = scored_run(tmp_path / "mine")
     for settings in ({"loss": "l1", "evaluate_num_images": 12}, {}):
         (run / "training_config.json").write_text(json.dumps(settings))
-        assert compared_with_references(run).startswith("no reference curve is of these settings")
+        assert compared_with_references(run).startswith("no reference curve has these settings")
     (run / "training_config.json").unlink()
-    assert compared_with_references(run).startswith("no reference curve is of these settings")
+    assert compared_with_references(run).startswith("no reference curve has these settings")
 
 
 def test_a_curve_is_made_of_a_run_s_scores_and_of_the_minutes_of_its_updates(tmp_path):

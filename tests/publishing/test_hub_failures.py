@@ -83,10 +83,10 @@ def test_who_may_not_write_is_told_before_anything_is_made(token, name, words, c
 
 def test_a_path_that_leads_nowhere_is_told_without_asking_the_hub(client, hub, run, tmp_path):
     requests = len(hub.requests)
-    for source, words in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "no pipeline in this folder")):
+    for source, words in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "contains no pipeline")):
         assert words in refusal(client.command("publish", source, "tester/new", token=None))
     scores = refusal(client.command("publish", run, "tester/new", "--scores", tmp_path, "--output", tmp_path / "to"))
-    assert f"--scores {tmp_path}: no evaluation.json of hfgen evaluate there" in scores
+    assert f"--scores {tmp_path}: contains no evaluation.json from hfgen evaluate" in scores
     assert len(hub.requests) == requests and list(tmp_path.iterdir()) == []
 
 

@@ -71,13 +71,13 @@ def test_a_whole_folder_passes_whatever_the_user_has_set(folder, monkeypatch, tm
 
 def test_code_that_draws_otherwise_is_refused(folder, quick):
     edit(folder / "pipeline_gan.py", "images = [self.generator(chunk)", "images = [0.9999 * self.generator(chunk)")
-    with pytest.raises(UserError, match="draws other images where hfgen is not installed; nothing was uploaded"):
+    with pytest.raises(UserError, match="generates other images without hfgen installed; nothing was uploaded"):
         check_loads_anywhere(folder)
 
 
 def test_code_that_needs_hfgen_is_refused(folder, quick):
     edit(folder / "generator" / "dcgan.py", "import torch\n", "import torch\nimport hfgen.errors\n")
-    with pytest.raises(UserError, match="does not load where hfgen is not installed: .*hfgen.*; nothing was uploaded"):
+    with pytest.raises(UserError, match="does not load without hfgen installed: .*hfgen.*; nothing was uploaded"):
         check_loads_anywhere(folder)
 
 
@@ -91,5 +91,5 @@ def test_a_folder_whose_code_is_missing_is_refused_and_nothing_of_it_goes_up(pip
     monkeypatch.setattr(hub, "make_publication", without_code)
     monkeypatch.setattr(hub, "check_access", lambda repo_id, *_: Target(repo_id, "model", False, None, False))
     monkeypatch.setattr(hub, "upload", lambda *_: pytest.fail("it was uploaded"))
-    with pytest.raises(UserError, match="does not load where hfgen is not installed"):
+    with pytest.raises(UserError, match="does not load without hfgen installed"):
         hub.publish(pipeline, "tester/toy")

@@ -203,7 +203,7 @@ def test_a_run_that_was_stopped_or_goes_on_is_published_from_its_newest_checkpoi
     with (run / "metrics.jsonl").open("a") as log:
         log.write('{"step": 7, "im')  # is being written
     training = publish(run, tmp_path / "going on")["training.json"]
-    assert (training["step"], training["images"], training["end"]) == (4, 16, "published while it went on")
+    assert (training["step"], training["images"], training["end"]) == (4, 16, "published while training continued")
     (run / "status.json").write_text(json.dumps(status | {"status": "stopped", "reason": "stopped by SIGTERM"}))
     assert publish(run, tmp_path / "stopped")["training.json"]["end"] == "stopped by SIGTERM"
     card = (tmp_path / "stopped" / "README.md").read_text()
@@ -250,11 +250,11 @@ def test_no_path_and_no_file_name_of_the_data_leaves_the_machine(where, tmp_path
         assert private.encode() not in everything, private
     card = (tmp_path / "published" / "README.md").read_text()
     assert f"{name}: 9 images, used as 9 training images of 16 x 16 pixels." in card
-    for line in ("| unreadable | 2 |", "| exact duplicates | 1 |", "| formats | PNG: 9 |", "| of these left out | 0 |",
+    for line in ("| unreadable | 2 |", "| exact duplicates | 1 |", "| formats | PNG: 9 |", "| of these removed | 0 |",
                  "| short side | 16 to 16, median 16 pixels |", "| enlarged | 0 |", "| modes | RGB: 9 |"):  # fmt: skip
         assert line in card
     near = len(intake["near_duplicates"])
-    assert near and f"| pairs that look nearly the same | {near} |" in card
+    assert near and f"| near-duplicate pairs | {near} |" in card
     assert "Only 9 images: a generator may memorise them" in card
 
 
@@ -286,7 +286,7 @@ def test_a_path_of_this_machine_in_any_text_is_refused(tmp_path):
         file = folder / "deep" / f"told{suffix}"
         for text in ('{"a": "/home/me/x"}', "see /home/me", "in '/home/me'", "/home/me\nis where"):
             file.write_text(text)
-            with pytest.raises(UserError, match=f"told{suffix} would publish /home/me, a path of this machine"):
+            with pytest.raises(UserError, match=f"told{suffix} would publish /home/me, a path on this machine"):
                 refuse_private_paths(folder, ["/root", "/home/me"])
         # A short path may be part of a longer word, or of somebody's data set.
         file.write_text("https://host/home/menu and huggan/home/me2 and x/home/me ")
@@ -297,7 +297,7 @@ def test_a_path_of_this_machine_in_any_text_is_refused(tmp_path):
 def test_a_publication_that_names_a_path_is_refused(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(publication, "data_of", lambda run, settings: (str(tmp_path / "cats"), False, None))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="would publish .*, a path of this machine; nothing was uploaded"):
+    with pytest.raises(UserError, match="would publish .*, a path on this machine; nothing was uploaded"):
         make_publication(runs["gan"], tmp_path / "published", "tester/toy")
 
 

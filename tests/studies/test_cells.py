@@ -144,8 +144,8 @@ def test_published_figures_stand_at_their_points():
 @pytest.mark.parametrize(
     ("family", "settings", "told"),
     [
-        (Family("gan", "dcgn"), {}, "--preset dcgn: neither one of dcgan, dcgan256, dcgan_nearest, lsgan, "),
-        (Family("gan", "--help"), {}, "--preset --help: neither one of dcgan, "),
+        (Family("gan", "dcgn"), {}, "--preset dcgn: must be one of dcgan, dcgan256, dcgan_nearest, lsgan, "),
+        (Family("gan", "--help"), {}, "--preset --help: must be one of dcgan, "),
         (Family("gan", "dcgan"), {"learning_rates": 1}, "'learning_rates'; did you mean 'learning_rate'?"),
         (Family("vae"), {"n_critic": 5}, "unknown setting 'n_critic'"),
         (Family("gan"), {"batch_size": "many"}, "argument --batch_size/--batch-size: invalid int value: 'many'"),
@@ -156,7 +156,7 @@ def test_published_figures_stand_at_their_points():
         (Family("gan"), {"augment": False}, "argument --augment: invalid choice: 'False'"),
         (Family("vae"), {"block_out_channels": []}, "block-out-channels: expected at least one argument"),
         (Family("gan"), {"batch_size": 1}, "--batch_size 1: BatchNorm needs at least 2 images"),
-        (Family("gan", "wgan_gp"), {"augment": "ada"}, "--augment ada needs a loss that tells how far "),
+        (Family("gan", "wgan_gp"), {"augment": "ada"}, "--augment ada needs a loss that measures how much "),
         (Family("gan", "dcgan_nearest"), {"generator_channels": None}, "generator_channels null: leaves 32 as it is"),
         (Family("ddpm", device="cuda"), {"cpu": True}, "device cuda and the setting cpu contradict each other; leave"),
     ],

@@ -278,7 +278,7 @@ def test_without_a_watch_nothing_is_looked_at(train_gan, tmp_path):
         (["--preset", "wgan_gp", "--augment", "ada"], "--augment ada needs a loss"),
         (["--learning_rate_d", "0"], "--learning_rate_d 0.0: must be positive"),
         (["--n_critic", "0"], "--n_critic 0: must be positive"),
-        (["--network", "resnet", "--spectral_scale", "2"], "with another one give --spectral_scale 1"),
+        (["--network", "resnet", "--spectral_scale", "2"], "with any other use --spectral_scale 1"),
         (["--preset", "sngan", "--network", "resnet"], "with --network resnet add --upsampling transposed"),
         (["--spectral_scale", "0"], "--spectral_scale 0.0: must be positive"),
         (["--upsampling", "nearest"], "--upsampling nearest: only --network sngan has it"),

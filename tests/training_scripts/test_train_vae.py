@@ -348,8 +348,8 @@ def test_without_a_learned_term_nothing_of_it_is_built(train_vae, tmp_path, monk
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--discriminator_channels", "8"], "--discriminator_channels: give --feature_weight"),
-        (["--learning_rate_d", "1e-3"], "--learning_rate_d: give --feature_weight"),
+        (["--discriminator_channels", "8"], "--discriminator_channels: needs --feature_weight"),
+        (["--learning_rate_d", "1e-3"], "--learning_rate_d: needs --feature_weight"),
         (["--density", "flow"], "--density flow: needs .* --density_components 1 or more"),
         (
             ["--density", "auto", "--density_components", "2", "--latent_dim", "1"],
