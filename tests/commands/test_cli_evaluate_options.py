@@ -66,7 +66,7 @@ def test_every_number_of_the_table_stands_in_its_row_and_column(evaluate):
             assert row[column] == f"{part[key]:.4g}" + (f" ± {part[error]:.2g}" if error else ""), (key, column)
     assert TABLE["fid"] == "fid_standard_error" and TABLE["kid"] == "kid_standard_error"
     assert markdown.startswith("10 images of 16 pixels against 14 real ones, seed 0; features: inception-2015 stand")
-    assert f"drawn with replacement, against all: {report['floor']['fid_at_n']:.4g}." in markdown
+    assert f"sampled with replacement, against all: {report['floor']['fid_at_n']:.4g}." in markdown
     for kind in ("memorisation", "memorisation_by_pixels"):
         assert report[kind]["statement"] in markdown
     assert "Held out" not in markdown and "Likelihood" not in markdown and "repeats" not in report
