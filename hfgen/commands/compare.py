@@ -106,7 +106,7 @@ def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPip
     sizes = {where: image_size(pipeline) for where, pipeline in loaded.items()}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{where} {size}" for where, size in sizes.items())
-        raise UserError(f"the pipelines draw images of several sizes and cannot be compared: {listed} pixels")
+        raise UserError(f"the pipelines cannot be compared, because their image sizes differ: {listed} pixels")
     return loaded, sizes[pipelines[0]]
 
 
@@ -119,7 +119,7 @@ def parse_steps(text: str) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(f"--steps {text}: write numbers with commas between them") from error
+        raise UserError(f"--steps {text}: must be numbers separated by commas") from error
     if min(numbers) < 1:
         raise UserError(f"--steps {text}: each must be at least 1")
     return numbers
@@ -132,7 +132,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     scores, floor, names = rows[0]["scores"], rows[0]["floor"], score_names(rows[0]["features"])
     head = ["pipeline", names["fid"], names["kid"], *COLUMNS]
     lines = [
-        f"{scores['num_fake']:,} images of {rows[0]['sample_size']} pixels of each against {scores['num_real']:,} "
+        f"{scores['num_fake']:,} images of {rows[0]['sample_size']} pixels from each against {scores['num_real']:,} "
         f"real ones, seed {rows[0]['seed']}; features: {rows[0]['features']}. ±: standard error.",
         "",
         f"| {' | '.join(head)} |",
@@ -153,11 +153,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     halves = floor["halves"]
     cells = [f"{halves['fid']:.4g}", f"{halves['kid']:.2g}"]
     cells += [f"{halves[name]:.2f}" for name in ("precision", "recall", "coverage")]
-    name = f"floor: half of the real images against the other, {halves['num_fake']:,} each"
+    name = f"floor: one half of the real images against the other, {halves['num_fake']:,} each"
     lines.append(f"| {name} | {' | '.join(cells)} | | | | | |")
     decoded = {row["name"]: row["reconstructions"] for row in rows if "reconstructions" in row}
     if decoded:
         count = next(iter(decoded.values()))["num_images"]
         listed = ", ".join(f"{name} {part['fid']:.4g}" for name, part in decoded.items())
-        lines += ["", f"{names['fid']} of {count:,} real images that were encoded and decoded again: {listed}."]
+        lines += ["", f"{names['fid']} of {count:,} real images after encoding and decoding: {listed}."]
     return "\n".join(lines) + "\n"

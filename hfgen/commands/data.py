@@ -65,7 +65,7 @@ def floor(
         f"{names['kid']} {halves['kid']:.2g} ± {halves['kid_standard_error']:.2g}, "
         f"precision {halves['precision']:.2f}, recall {halves['recall']:.2f}, density {halves['density']:.2f}, "
         f"coverage {halves['coverage']:.2f}, {names['mifid']} {halves['mifid']:.4g}\n"
-        f"{count:,} drawn with replacement, against all: {names['fid']} {scores['fid_at_n']:.4g}"
+        f"{count:,} sampled with replacement, against all: {names['fid']} {scores['fid_at_n']:.4g}"
     )
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)

@@ -40,8 +40,8 @@ def demo(
     try:
         launch(page, host, port, share, prevent_thread_lock=True)
     except OSError as error:  # taken while the pipelines were loaded
-        raise UserError(f"--port {port} cannot be listened on: {error}") from error
-    typer.echo(f"{', '.join(names)}: {page.share_url or page.local_url} (Ctrl-C ends it)")
+        raise UserError(f"--port {port}: cannot listen on it: {error}") from error
+    typer.echo(f"{', '.join(names)}: {page.share_url or page.local_url} (Ctrl-C stops it)")
     page.block_thread()
 
 
@@ -52,7 +52,7 @@ def pipeline_names(pipelines: list[str]) -> list[str]:
         UserError: if a pipeline is given twice.
     """
     if len(set(pipelines)) < len(pipelines):
-        raise UserError(f"{' '.join(pipelines)}: each pipeline can be given once only")
+        raise UserError(f"{' '.join(pipelines)}: give each pipeline only once")
     names = []
     for where in pipelines:
         folder = Path(where).expanduser()
@@ -73,4 +73,4 @@ def refuse_port_in_use(host: str, port: int) -> None:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UserError(f"--port {port} is in use, perhaps by another demo; choose another") from error
-        raise UserError(f"--host {host} --port {port} cannot be listened on: {error}") from error
+        raise UserError(f"--host {host} --port {port}: cannot listen on it: {error}") from error

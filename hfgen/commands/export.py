@@ -20,15 +20,15 @@ def export(
     """Export a pipeline's networks to run without PyTorch; files are written only if their outputs match PyTorch's."""
     require_new_folder(output)
     if file_format not in FORMATS:
-        raise UserError(f"--format {file_format}: must be {' or '.join(FORMATS)}, which is all there is")
+        raise UserError(f"--format {file_format}: must be {' or '.join(FORMATS)}, the only choice")
     from hfgen.export.onnx import export_onnx, require_onnx
     from hfgen.inference.sampling import open_pipeline
 
     require_onnx()
     for result in export_onnx(open_pipeline(pipeline, "cpu", plain=True), output):
         typer.echo(
-            f"{result.file}: {result.num_bytes / 1e6:.3g} MB, differs from PyTorch by {result.max_difference:.1e} at "
-            f"most (allowed: {result.tolerance:.1e}); one image in {1000 * result.seconds:.3g} ms by onnxruntime, "
-            f"{1000 * result.torch_seconds:.3g} ms by plain PyTorch"
+            f"{result.file}: {result.num_bytes / 1e6:.3g} MB, differs from PyTorch by at most "
+            f"{result.max_difference:.1e} (allowed: {result.tolerance:.1e}); one image in "
+            f"{1000 * result.seconds:.3g} ms with onnxruntime, {1000 * result.torch_seconds:.3g} ms with plain PyTorch"
         )
-    typer.echo(f"export.json, which says how to use it, in {output}")
+    typer.echo(f"export.json, with instructions for using the files, in {output}")

@@ -48,9 +48,9 @@ def kaggle_zip(
     if output.suffix != ".zip":
         raise UserError(f"--output {output}: must end in .zip; Kaggle looks for images.zip")
     if not MIN_IMAGES <= num_images <= MAX_IMAGES:
-        raise UserError(f"--num_images {num_images}: the competition takes {MIN_IMAGES:,} to {MAX_IMAGES:,} images")
+        raise UserError(f"--num_images {num_images}: the competition accepts {MIN_IMAGES:,} to {MAX_IMAGES:,} images")
     if size != SIDE:
-        raise UserError(f"--size {size}: the competition takes images of {SIDE} pixels only")
+        raise UserError(f"--size {size}: the competition accepts only images of {SIDE} pixels")
     from hfgen.files import write_atomically
     from hfgen.inference.sampling import SamplingOptions, generate_images, image_size, open_pipeline
 
@@ -58,14 +58,14 @@ def kaggle_zip(
     own_size = image_size(loaded)
     if own_size != size:
         typer.echo(
-            f"note: this pipeline draws {own_size} pixels; its images are resized to {size}, which adds no detail"
+            f"note: this pipeline generates {own_size}-pixel images; they are resized to {size}, which adds no detail"
         )
     score = None
     if reference is not None:  # before generating images, as it may be misspelt
         score = local_score(reference, feature_weights, loaded.device)
     options = SamplingOptions(num_images, seed, num_inference_steps, batch_size, sample_from=sample_from)
     jpegs = (encode_jpeg(image, size) for image in generate_images(loaded, options))
-    score_message = "--reference says the MiFID against images of your own"
+    score_message = "give --reference to compute the MiFID against images of your own"
 
     def write(temporary: Path) -> None:
         nonlocal score_message
@@ -80,7 +80,7 @@ def kaggle_zip(
 
     write_atomically(output, write)
     typer.echo(f"{output}: {num_images:,} JPEGs of {size} pixels (quality {JPEG_QUALITY}), seed {seed}")
-    typer.echo(f"{score_message}; Kaggle's real images are others, which it hides, so its score will differ")
+    typer.echo(f"{score_message}; Kaggle's own score will differ, because its real images are hidden")
 
 
 def local_score(

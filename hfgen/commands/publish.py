@@ -40,8 +40,10 @@ def publish(
     published = hub.publish(source, repo_id, private, scores, license_id, space)
     typer.echo(f"published {published.repo_id}: {published.commit.address}")
     if published.replaced_card:
-        typer.echo("its README.md was somebody's own; the card is in its place now, and the old one in the history")
+        typer.echo(
+            "the repo had a hand-written README.md; the card has replaced it, and the old one is in the history"
+        )
     if published.space_commit is not None:
         typer.echo(f"its Space: {published.space_commit.address}")
         if private:
-            typer.echo("the Space needs a secret HF_TOKEN with the right to read, as the model is private")
+            typer.echo("the Space needs a secret HF_TOKEN with read access, because the model is private")

@@ -23,7 +23,7 @@ def progress(
     frames = progress_frames(run)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_gif([*frames, *frames[-1:] * 3], output, frame_seconds)  # hold the last frame
-    typer.echo(f"{output}: {len(frames)} sheets")
+    typer.echo(f"{output}: {len(frames)} sample sheets")
 
 
 def curves(

@@ -56,7 +56,7 @@ def sample(
         if len(shown) < MAX_ON_SHEET:  # bounds the memory
             shown.append(image)
     image_sheet(shown).save(output / "sheet.png")
-    of_all = f", of the first {len(shown)}," if len(shown) < num_images else ""
+    of_all = f" (the first {len(shown)})" if len(shown) < num_images else ""
     typer.echo(f"{num_images} images and sheet.png{of_all} in {output}")
 
 
@@ -84,7 +84,7 @@ def denoise(
 
     loaded = open_pipeline(pipeline, device, sampler)
     if family(loaded) != "ddpm":
-        raise UserError(f"{pipeline} is no diffusion pipeline: there is nothing to denoise")
+        raise UserError(f"{pipeline} is not a diffusion pipeline: there is nothing to denoise")
     trained_steps = loaded.scheduler.config.num_train_timesteps
     chosen = parse_timesteps(timesteps, trained_steps)
     size = loaded.unet.config.sample_size
@@ -117,12 +117,12 @@ def interpolate(
     sample_from: SampleFrom = None,
     device: Device = "auto",
 ) -> None:
-    """Interpolate between images of a GAN or a VAE: a sheet (per pair, straight above spherical) and a GIF."""
+    """Interpolate between images of a GAN or a VAE: a sheet (per pair, linear above spherical) and a GIF."""
     require_new_folder(output)
     if image and (seeds is not None or sample_from is not None):
-        raise UserError("--image: your images are the ends of the walk; leave out --seeds and --sample_from")
+        raise UserError("--image: interpolates between your images; leave out --seeds and --sample_from")
     if image and len(image) < 2:
-        raise UserError(f"--image {image[0]}: a walk needs two images at least; give --image again")
+        raise UserError(f"--image {image[0]}: interpolation needs at least two images; give --image again")
     chosen = parse_seeds("0,1" if seeds is None else seeds)
     import hfgen.inference.sampling as inference
     from hfgen.inference.figures import image_sheet, write_gif
@@ -143,7 +143,7 @@ def interpolate(
     image_sheet(cells, columns=len(parts)).save(output / "sheet.png")
     write_gif(frames, output / "walk.gif", frame_seconds=0.08)
     names = f"seeds {', '.join(map(str, chosen))}" if not image else ", ".join(path.name for path in image)
-    typer.echo(f"sheet.png (straight above spherical, {names}) and walk.gif in {output}")
+    typer.echo(f"sheet.png (linear above spherical, {names}) and walk.gif in {output}")
 
 
 def reconstruct(
@@ -179,9 +179,9 @@ def parse_seeds(text: str) -> list[int]:
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(f"--seeds {text}: write numbers with commas between them") from error
+        raise UserError(f"--seeds {text}: must be numbers separated by commas") from error
     if len(seeds) < 2 or min(seeds) < 0:
-        raise UserError(f"--seeds {text}: at least two numbers from 0 are needed")
+        raise UserError(f"--seeds {text}: must be at least two numbers, none below 0")
     return seeds
 
 
@@ -196,7 +196,7 @@ def parse_timesteps(text: str | None, trained_steps: int) -> list[int]:
     try:
         chosen = sorted({int(part) for part in text.split(",")}, reverse=True)
     except ValueError as error:
-        raise UserError(f"--timesteps {text}: write numbers with commas between them") from error
+        raise UserError(f"--timesteps {text}: must be numbers separated by commas") from error
     if not 0 <= chosen[-1] <= chosen[0] < trained_steps:
         raise UserError(f"--timesteps {text}: each must be from 0 to {trained_steps - 1}")
     return chosen

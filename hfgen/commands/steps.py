@@ -60,10 +60,10 @@ def steps(
     require_new_folder(output)
     if save and sampler is not None:
         raise UserError(
-            "--save --sampler: the number is saved for the pipeline's own sampler; leave one of the two out"
+            "--save --sampler: the number is saved for the pipeline's own sampler; leave out one of the two"
         )
     if save and not Path(pipeline).expanduser().is_dir():
-        raise UserError(f"--save: {pipeline} is no folder here; download it, or leave --save out")
+        raise UserError(f"--save: {pipeline} is not a local folder; download it, or leave out --save")
     all_steps = sorted(set(parse_steps(numbers)))
     from hfgen.data.settings import DataSettings
     from hfgen.evaluation.reference import open_reference
@@ -98,14 +98,14 @@ def check_takes_steps(loaded: "DiffusionPipeline", pipeline: str, all_steps: lis
     from hfgen.families import family
 
     if family(loaded) != "ddpm":
-        raise UserError(f"{pipeline} is no diffusion pipeline: it draws in one step")
+        raise UserError(f"{pipeline} is not a diffusion pipeline: it generates in one step")
     trained = loaded.scheduler.config.num_train_timesteps
     if all_steps[-1] > trained:
-        raise UserError(f"--steps {all_steps[-1]}: this pipeline takes {trained} at most")
+        raise UserError(f"--steps {all_steps[-1]}: this pipeline takes at most {trained}")
     if save and type(loaded.unet).__module__.startswith("diffusers."):
         raise UserError(
-            f"--save: {pipeline} is made of diffusers' own classes, which keep no number of steps; leave --save out, "
-            "and give num_inference_steps to each call"
+            f"--save: {pipeline} consists of diffusers' own classes, which cannot store a number of steps; leave out "
+            "--save, and pass num_inference_steps to each call"
         )
 
 
@@ -130,7 +130,7 @@ def fewest_that_suffice(rows: list[dict[str, Any]]) -> int:
     """
     finite_rows = [row for row in rows if math.isfinite(row["scores"]["fid"])]
     if not finite_rows:
-        raise UserError("no number of steps has a finite FID: this pipeline draws no images")
+        raise UserError("no number of steps has a finite FID: this pipeline does not generate valid images")
     best = min(finite_rows, key=lambda row: row["scores"]["fid"])["scores"]
     limit = best["fid"] + best["fid_standard_error"]
     return min(row["steps"] for row in finite_rows if row["scores"]["fid"] <= limit)

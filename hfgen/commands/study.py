@@ -78,7 +78,7 @@ def run(
         work(store, study, workspace)
     finally:  # report what there is
         write_report(study, store.outcomes(study), workspace.output / "report")
-        typer.echo(f"the report so far: {workspace.output / 'report' / 'index.html'}, report.md, cells.csv, table.tex")
+        typer.echo(f"report so far: {workspace.output / 'report' / 'index.html'}, report.md, cells.csv, table.tex")
 
 
 @study_app.command()
@@ -117,7 +117,7 @@ def join(
     stored = store.open(study)
     if stored.version != hfgen.__version__:
         raise UserError(
-            f"the study was made with hfgen {stored.version}, and this is {hfgen.__version__}: install the same"
+            f"the study was made with hfgen {stored.version}, not {hfgen.__version__}: install the same version"
         )
     output = output or Path("runs/studies") / stored.name
     images = where_it_is(dataset) if dataset else stored.dataset
@@ -159,7 +159,7 @@ def find(where: str, study: str | None) -> "tuple[StudyStore, Study]":
     from hfgen.studies.storage import StudyStore, sqlite_url
 
     if "://" not in where and not (Path(where) / "study.db").is_file():
-        raise UserError(f"{where}: no study there: there is no study.db in it, and it is not the URL of a database")
+        raise UserError(f"{where}: not a study: it contains no study.db, and is not the URL of a database")
     store = StudyStore(where if "://" in where else sqlite_url(Path(where)))
     return store, store.open(study)
 

@@ -157,7 +157,7 @@ def test_all_images_are_saved_but_no_more_than_fit_are_kept_for_the_sheet(hfgen,
     monkeypatch.setattr("hfgen.commands.sample.MAX_ON_SHEET", 4)
     arguments = ("--num_images", 6, "--num_inference_steps", 2, "--device", "cpu", "--output", tmp_path / "images")
     status, out, _ = hfgen("sample", pipeline, *arguments)
-    assert status == 0 and "6 images and sheet.png, of the first 4, in" in out
+    assert status == 0 and "6 images and sheet.png (the first 4) in" in out
     sheet, first = (Image.open(tmp_path / "images" / name) for name in ("sheet.png", "000000.png"))
     assert len(list((tmp_path / "images").glob("0*.png"))) == 6
     assert sheet.size == (2 * first.width + 2, 2 * first.height + 2)
@@ -288,8 +288,8 @@ def test_without_an_image_the_forward_strip_starts_from_the_last_one_drawn(denoi
     [
         ("20,3", "--timesteps 20,3: each must be from 0 to 19"),
         ("3,-1", "--timesteps 3,-1: each must be from 0 to 19"),
-        ("3,x", "--timesteps 3,x: write numbers with commas between them"),
-        ("3,,4", "--timesteps 3,,4: write numbers with commas between them"),
+        ("3,x", "--timesteps 3,x: must be numbers separated by commas"),
+        ("3,,4", "--timesteps 3,,4: must be numbers separated by commas"),
     ],
 )
 def test_timesteps_that_the_training_did_not_have_are_refused(timesteps, message, refusal, pipeline, tmp_path):

@@ -117,11 +117,11 @@ def test_every_column_has_the_numbers_of_its_row_and_the_floor_those_of_the_halv
         assert float(row["images/s"]) > 0 and report["seed"] == 2
     decoded = f"{both[1]} {reports[1]['reconstructions']['fid']:.4g}."
     text = (tmp_path / "out" / "comparison.md").read_text()
-    assert text.endswith(f"\nFID of 12 real images that were encoded and decoded again: {decoded}\n")
+    assert text.endswith(f"\nFID of 12 real images after encoding and decoding: {decoded}\n")
     # In features a darker image has the same direction; by pixels a mirrored one is the same.
     assert [(row["copies"], row["copies by pixels"]) for row in rows] == [("5", "3"), ("0", "0")]
     halves = reports[0]["floor"]["halves"]
-    assert floor["pipeline"] == "floor: half of the real images against the other, 7 each"
+    assert floor["pipeline"] == "floor: one half of the real images against the other, 7 each"
     assert (floor["FID"], floor["KID"]) == (f"{halves['fid']:.4g}", f"{halves['kid']:.2g}")
     assert [floor[name] for name in SHARES] == [f"{halves[name]:.2f}" for name in SHARES]
     assert {floor[name] for name in ("copies", "copies by pixels", "parameters", "steps", "images/s")} == {""}

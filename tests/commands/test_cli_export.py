@@ -56,7 +56,9 @@ def test_onnxruntime_alone_draws_the_images_of_hfgen_sample(hfgen, gan, tmp_path
     assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["export.json", "generator.onnx"]
     first, last = out.strip().split("\n")
     size = (tmp_path / "onnx" / "generator.onnx").stat().st_size / 1e6
-    assert first.startswith(f"generator.onnx: {size:.3g} MB, differs from PyTorch by ") and "by plain PyTorch" in first
+    assert (
+        first.startswith(f"generator.onnx: {size:.3g} MB, differs from PyTorch by ") and "with plain PyTorch" in first
+    )
     assert last.endswith(f"in {tmp_path / 'onnx'}")
 
     latents = torch.stack([torch.randn(6, generator=own) for own in image_generators(3, 0, 9)])
@@ -90,7 +92,7 @@ def test_onnx_is_the_format_unless_told_otherwise_and_each_file_has_its_line(hfg
 
 def test_another_format_is_refused_with_what_there_is(refusal, gan, tmp_path):
     line = refusal("export", gan, "--format", "tflite", "--output", tmp_path / "out")
-    assert line == "error: --format tflite: must be onnx, which is all there is"
+    assert line == "error: --format tflite: must be onnx, the only choice"
     assert not (tmp_path / "out").exists()
 
 

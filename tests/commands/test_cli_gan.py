@@ -67,7 +67,7 @@ def test_truncation_tames_the_images(hfgen, pipeline, tmp_path):
 
 
 def test_a_gan_has_nothing_to_denoise(refusal, pipeline, tmp_path):
-    assert "is no diffusion pipeline" in refusal("denoise", pipeline, "--output", tmp_path / "strips")
+    assert "is not a diffusion pipeline" in refusal("denoise", pipeline, "--output", tmp_path / "strips")
 
 
 # -------------------------------------------------------------------------------------------------------- interpolate

@@ -36,7 +36,7 @@ def test_the_zip_holds_so_many_jpegs_of_256_pixels_with_names_of_their_own(hfgen
     arguments += ("--num_images", "13")
     status, out, _ = hfgen(*arguments, "--output", target)
     assert status == 0
-    assert "this pipeline draws 8 pixels; its images are resized to 256" in out and "13 JPEGs" in out
+    assert "this pipeline generates 8-pixel images; they are resized to 256" in out and "13 JPEGs" in out
     with zipfile.ZipFile(target) as archive:
         names = archive.namelist()
         assert len(set(names)) == len(names) == 13 and names[0] == "00000.jpg"
@@ -56,9 +56,9 @@ def test_the_zip_holds_so_many_jpegs_of_256_pixels_with_names_of_their_own(hfgen
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--num_images", "6999"), "--num_images 6999: the competition takes 7,000 to 10,000"),
-        (("--num_images", "10001"), "--num_images 10001: the competition takes"),
-        (("--size", "128"), "--size 128: the competition takes images of 256 pixels only"),
+        (("--num_images", "6999"), "--num_images 6999: the competition accepts 7,000 to 10,000"),
+        (("--num_images", "10001"), "--num_images 10001: the competition accepts"),
+        (("--size", "128"), "--size 128: the competition accepts only images of 256 pixels"),
         (("--output", "images.tar"), "--output images.tar: must end in .zip"),
     ],
 )
@@ -105,7 +105,7 @@ def test_what_is_scored_are_the_jpegs_that_are_packed(hfgen, pipelines, tmp_path
         told.append(f"local MiFID {mifid:.4g} (FID {fid:.4g}) against the 13 images of toy_paintings:13")
     assert told[0] in out and told[1] not in out and told[0] != told[1]
     assert mifid > fid and memorisation_informed_fid(fake, real) != mifid
-    assert "Kaggle's real images are others" in out
+    assert "Kaggle's own score will differ, because its real images are hidden" in out
 
 
 def features_of(images):
@@ -123,4 +123,8 @@ def test_a_misspelt_reference_is_refused_before_anything_is_drawn(refusal, pipel
 def test_without_a_reference_no_features_are_needed(hfgen, pipelines, tmp_path, monkeypatch, few):
     monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: pytest.fail("loaded"))
     status, out, _ = hfgen("kaggle-zip", pipelines[8], *few, "--output", tmp_path / "images.zip")
-    assert status == 0 and "--reference says the MiFID against images of your own" in out and "local MiFID" not in out
+    assert (
+        status == 0
+        and "give --reference to compute the MiFID against images of your own" in out
+        and "local MiFID" not in out
+    )

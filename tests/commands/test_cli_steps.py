@@ -139,12 +139,12 @@ def test_steps_refuses_before_anything_is_drawn(hfgen, folder, library, tmp_path
     GANPipeline(DCGANGenerator(8, 4, base_channels=4).eval()).save_pretrained(tmp_path / "gan")
     arguments = ("--reference", "toy_paintings:12", "--output", tmp_path / "tried", "--device", "cpu")
     for where, options, said in (
-        (tmp_path / "gan", (), "is no diffusion pipeline"),
-        (folder, ("--steps", "5,1001"), "takes 1000 at most"),
-        ("somebody/cats", ("--save",), "--save: somebody/cats is no folder here"),
-        (library, ("--save", "--steps", "2"), "which keep no number of steps"),
+        (tmp_path / "gan", (), "is not a diffusion pipeline"),
+        (folder, ("--steps", "5,1001"), "takes at most 1000"),
+        ("somebody/cats", ("--save",), "--save: somebody/cats is not a local folder"),
+        (library, ("--save", "--steps", "2"), "which cannot store a number of steps"),
         (folder, ("--steps", "0"), "at least 1"),
-        (folder, ("--save", "--sampler", "ddim"), "leave one of the two out"),
+        (folder, ("--save", "--sampler", "ddim"), "leave out one of the two"),
     ):
         status, _, errors = hfgen("steps", where, *options, *arguments)
         assert status == 2 and said in errors and not (tmp_path / "tried").exists()

@@ -140,7 +140,7 @@ def test_latents_that_there_are_not_are_refused(refusal, folders, tmp_path, pipe
 
 
 def test_a_vae_has_nothing_to_denoise(refusal, folders, tmp_path):
-    assert "is no diffusion pipeline" in refusal("denoise", folders["plain"], "--output", tmp_path / "strips")
+    assert "is not a diffusion pipeline" in refusal("denoise", folders["plain"], "--output", tmp_path / "strips")
 
 
 # -------------------------------------------------------------------------------------------------------- reconstruct
@@ -210,7 +210,7 @@ def test_a_walk_between_pictures_starts_and_ends_with_their_reconstructions(hfge
     images = [part for picture in pictures[:3] for part in ("--image", picture)]
     status, out, err = hfgen(*command, *images, "--num_steps", 3, "--num_frames", 4)
     assert status == 0, err
-    assert "straight above spherical, 0.png, 1.png, 2.png" in out
+    assert "linear above spherical, 0.png, 1.png, 2.png" in out
     reconstruct(hfgen, folders["density"], pictures[:3], tmp_path / "out")
     ends = [pixels(tmp_path / "out" / f"{index:06d}-{index}.png") for index in range(3)]
     sheet = cells(tmp_path / "walk" / "sheet.png")
@@ -241,14 +241,14 @@ def test_a_walk_between_seeds_starts_and_ends_with_what_they_draw(hfgen, folders
 @pytest.mark.parametrize(
     ("pipeline", "arguments", "told"),
     [
-        ("plain", ("--image", "{0}"), "--image {0}: a walk needs two images at least; give --image again"),
+        ("plain", ("--image", "{0}"), "--image {0}: interpolation needs at least two images; give --image again"),
         ("plain", ("--image", "{0}", "--image", "{1}", "--seeds", "1,2"), "leave out --seeds and --sample_from"),
         ("density", ("--image", "{0}", "--image", "{1}", "--sample_from", "prior"), "leave out --seeds and"),
         ("plain", ("--image", "{0}", "--image", "{0}.no"), "--image {0}.no: "),
         ("gan", ("--image", "{0}", "--image", "{1}"), "only a VAE can encode images; this is a GANPipeline"),
         ("gan", ("--sample_from", "prior"), "--sample_from applies only to a VAE; this is a GANPipeline"),
         ("plain", ("--sample_from", "ex_post"), "--sample_from ex_post: this pipeline has no ex-post density"),
-        ("plain", ("--seeds", "1"), "--seeds 1: at least two numbers"),
+        ("plain", ("--seeds", "1"), "--seeds 1: must be at least two numbers"),
     ],
 )
 def test_ends_that_make_no_walk_are_refused(refusal, folders, pictures, tmp_path, pipeline, arguments, told):

@@ -99,4 +99,4 @@ def test_what_stands_in_the_database_is_told(tmp_path, hfgen, refusal):
     assert lines[:2] == ["toy: 3 cells, 1 done, 1 running, 1 to do", "  a: fid 5.5"]
     assert lines[2].startswith("  b: running for ") and f" {os.getpid()}" in lines[2]
     assert lines[3:] == ["  c: to do", lines[4]] and lines[4].startswith("about ")
-    assert "nowhere: no study there" in refusal("study", "status", "nowhere")
+    assert "nowhere: not a study" in refusal("study", "status", "nowhere")

@@ -104,7 +104,7 @@ def test_an_interrupted_study_leaves_the_report_of_what_there_is(file, monkeypat
 
     monkeypatch.setattr(hfgen_worker(), "work", work)
     status, out, _ = hfgen("study", "run", file, "--output", "here")
-    assert status != 0 and "the report so far" in out
+    assert status != 0 and "report so far" in out
     assert "not run yet" in (file.parent / "here/report/report.md").read_text()
 
 
@@ -119,7 +119,7 @@ def test_a_report_is_made_of_a_folder_or_a_database(file, worked, hfgen, refusal
     one, two = ((file.parent / name / "report.md").read_text() for name in ("one", "two"))
     assert one == two and "nobody tried" in one
     assert "--output one exists and is not empty" in refusal("study", "report", "here", "--output", "one")
-    assert "nowhere: no study there" in refusal("study", "report", "nowhere", "--output", "three")
+    assert "nowhere: not a study" in refusal("study", "report", "nowhere", "--output", "three")
     assert "--study other: the database holds toy" in refusal(
         "study", "report", "here", "--output", "three", "--study", "other"
     )
