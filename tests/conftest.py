@@ -130,9 +130,9 @@ def hub():
         yield hub
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> dict[str, Path]:
-    """The folders of a toy run of each family."""
+    """The folders of a toy run of each family, which no test changes."""
     from published_toys import train_toys
 
     return train_toys(tmp_path_factory.mktemp("toys"))

@@ -56,7 +56,7 @@ def serving(command, ready, **environment):
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        assert is_ready.wait(120) and process.poll() is None, "".join(lines)
+        assert is_ready.wait(PATIENCE_MILLISECONDS / 1000) and process.poll() is None, "".join(lines)
         yield process, lines
     finally:
         if process.poll() is None:

@@ -1,4 +1,4 @@
-"""`hfgen evaluate` on a tiny generator, once with the real Inception weights where they are installed."""
+"""`hfgen evaluate` on a tiny generator, in part with the real Inception weights where they are installed."""
 
 import json
 from pathlib import Path
@@ -72,8 +72,8 @@ def test_the_closest_pairs_are_shown_nearest_first_the_generated_image_above():
     assert sheet[6, ::6, 0].tolist() == [10, 10, 30, 10]
 
 
-def test_fid_is_extrapolated_if_asked_for(colours, hfgen, pipeline, tmp_path):
-    arguments = ("evaluate", pipeline, "--reference", "toy_paintings:14", "--device", "cpu", "--num_images", "24")
+def test_fid_is_extrapolated_if_asked_for(inception_weights, hfgen, pipeline, tmp_path):
+    arguments = ("evaluate", pipeline, "--reference", "toy_paintings:12", "--device", "cpu", "--num_images", "20")
     assert hfgen(*arguments, "--extrapolate", "--output", tmp_path / "scores")[0] == 0
     report = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
     assert 0 < report["fid_at_infinity"] < report["scores"]["fid"]

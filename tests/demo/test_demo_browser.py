@@ -135,30 +135,30 @@ def test_small_images_are_shown_large_with_sharp_pixels(page):
     assert image.evaluate("one => [one.naturalWidth, one.clientWidth >= 8 * one.naturalWidth]") == [16, True]
 
 
-@pytest.mark.parametrize("value", ["-1", "1.5", "1e300", ""])
-def test_a_bad_seed_gets_a_sentence(page, value):
-    fill(page, "Seed", value)
-    click(page, "Generate")
-    assert "Seed must be a whole number from 0 to" in message(page).inner_text()
+def test_a_bad_seed_gets_a_sentence(page):
+    for count, value in enumerate(["-1", "1.5", "1e300", ""], 1):
+        fill(page, "Seed", value)
+        click(page, "Generate")
+        visible(page.locator(".toast-body.error")).nth(count - 1).wait_for()
+        assert "Seed must be a whole number from 0 to" in message(page).inner_text(), value
 
 
-@pytest.mark.parametrize("name", ["gan", "vae", "ddpm"])
-def test_moving_the_slider_walks_from_one_seeds_image_to_the_others(page, name):
-    pipeline = toy_pipelines()[name]
-    steps = {"num_inference_steps": STEPS} if name == "ddpm" else {}
-    first, second = (pipeline(1, generator=image_generators(seed, 0, 1), **steps).images[0] for seed in (4, 9))
-    open_tabs(page, name, "Interpolate")
-    fill(page, "From seed", 4)
-    fill(page, "To seed", 9)
-    if steps:
-        fill_slider(page, "Denoising steps", STEPS)
-    slider = visible(page.get_by_label("range slider for Position"))
-    for key, expected in (("Home", first), ("End", second)):
-        slider.focus()
-        slider.press(key)
-        slider.dispatch_event("pointerup")
-        wait_for_picture(page, "Interpolation", near(expected))
-    assert not near(first, 3 * ROUNDING)(np.asarray(second))
+def test_moving_the_slider_walks_from_one_seeds_image_to_the_others(page):
+    for name, pipeline in toy_pipelines().items():
+        steps = {"num_inference_steps": STEPS} if name == "ddpm" else {}
+        first, second = (pipeline(1, generator=image_generators(seed, 0, 1), **steps).images[0] for seed in (4, 9))
+        open_tabs(page, name, "Interpolate")
+        fill(page, "From seed", 4)
+        fill(page, "To seed", 9)
+        if steps:
+            fill_slider(page, "Denoising steps", STEPS)
+        slider = visible(page.get_by_label("range slider for Position"))
+        for key, expected in (("Home", first), ("End", second)):
+            slider.focus()
+            slider.press(key)
+            slider.dispatch_event("pointerup")
+            wait_for_picture(page, "Interpolation", near(expected))
+        assert not near(first, 3 * ROUNDING)(np.asarray(second))
 
 
 def test_denoising_is_watched_to_the_end(page):
