@@ -82,7 +82,7 @@ def test_the_files_that_the_rules_speak_of_are_found():
 
 
 @each(SHIPPED_FILES)
-def test_a_file_that_is_published_imports_only_torch_diffusers_and_the_standard_library(file):
+def test_a_published_file_imports_only_torch_diffusers_and_the_standard_library(file):
     assert {module.split(".")[0] for module in imports(file)} <= {"torch", "diffusers", *sys.stdlib_module_names}
 
 
@@ -129,7 +129,7 @@ def rooms_of(file: Path) -> set[str]:
     return {name for name in found if name not in FILES and not name.startswith("__")}
 
 
-def test_every_folder_and_file_of_the_library_is_a_room_or_one_that_anybody_may_import():
+def test_every_folder_and_file_of_the_library_is_a_room_or_importable_by_anybody():
     names = {path.stem for path in LIBRARY.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert names | {"pipelines", "training_scripts"} == {*ROOMS, *FILES}
 
@@ -184,7 +184,7 @@ def test_hfgen_and_its_lists_of_losses_import_neither_torch_nor_diffusers():
 
 
 @each(SHIPPED_FILES)
-def test_no_published_file_and_no_folder_of_one_is_named_like_a_pipeline_of_diffusers(file):
+def test_no_published_file_or_folder_is_named_like_a_pipeline_of_diffusers(file):
     assert hasattr(diffusers.pipelines, "ddpm")  # such a name would be taken for that pipeline on loading
     assert not hasattr(diffusers.pipelines, file.stem)
     assert not hasattr(diffusers.pipelines, file.parent.name)

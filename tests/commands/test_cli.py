@@ -267,7 +267,7 @@ def test_denoise_shows_eight_timesteps_unless_told_otherwise(denoise):
     assert parse_timesteps(None, 1000) == [999, 856, 714, 571, 428, 285, 143, 0]
 
 
-def test_the_forward_strip_starts_from_the_image_given_cropped_to_the_size_of_the_network(denoise, tmp_path):
+def test_the_forward_strip_starts_from_the_given_image_cropped_to_the_network_s_size(denoise, tmp_path):
     Image.new("RGB", (32, 16), (250, 20, 130)).save(tmp_path / "flat.png")
     _, forward, _ = denoise("--timesteps", "19,0", "--image", tmp_path / "flat.png")
     # After the first of 20 steps 0.5 % of the variance is noise in the linear schedule, and 0.8 % in the cosine one.

@@ -34,9 +34,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_families_stand_side_by_side_and_diffusion_has_a_row_for_each_number_of_steps(
-    hfgen, folders, tmp_path, monkeypatch
-):
+def test_families_are_compared_and_diffusion_has_a_row_per_number_of_steps(hfgen, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: Colours())
     arguments = ("--reference", "toy_paintings:14", "--num_images", "12", "--device", "cpu", "--steps", "2,4")
     families = [folders / name for name in ("gan", "vae", "ddpm")]

@@ -81,7 +81,7 @@ def test_the_straight_way_is_that_of_study_a():
         torch.testing.assert_close(way[index], (1 - part) * start + part * end)
 
 
-def test_the_spherical_way_turns_evenly_and_its_length_goes_evenly_from_one_to_the_other():
+def test_spherical_interpolation_turns_and_rescales_evenly():
     start, end = torch.tensor([2.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 5.0])  # a right angle
     way = interpolate_latents(start, end, torch.tensor([0.0, 1 / 3, 0.5, 1.0]), spherical=True)
     expected = torch.tensor(
@@ -141,7 +141,7 @@ def run(tmp_path) -> Path:
     return folder
 
 
-def test_progress_shows_every_sheet_in_the_order_of_the_steps_and_writes_the_step_below(hfgen, run, tmp_path):
+def test_progress_shows_every_sheet_in_order_with_its_step_below(hfgen, run, tmp_path):
     status, out, err = hfgen("progress", run, "--output", tmp_path / "film.gif", "--frame_seconds", 0.2)
     assert status == 0, err
     with Image.open(tmp_path / "film.gif") as gif:

@@ -61,7 +61,7 @@ def library(tmp_path):
     return tmp_path / "library"
 
 
-def test_a_library_pipeline_loads_by_diffusers_without_a_warning_as_it_keeps_no_number(library, caplog):
+def test_a_library_pipeline_keeps_no_number_of_steps_and_loads_without_a_warning(library, caplog):
     diffusers.utils.logging.enable_propagation()
     try:
         with caplog.at_level(logging.WARNING):

@@ -90,9 +90,7 @@ def sample(hfgen, pipeline: Path, output: Path, *arguments) -> np.ndarray:
     return np.stack([pixels(output / f"{index:06d}.png") for index in range(4)])
 
 
-def test_the_two_sources_of_latents_draw_different_images_and_the_density_is_taken_where_there_is_one(
-    hfgen, folders, tmp_path
-):
+def test_the_two_latent_sources_give_different_images_and_the_density_is_the_default(hfgen, folders, tmp_path):
     asked = {"prior": ("--sample_from", "prior"), "ex_post": ("--sample_from", "ex_post"), "default": ()}
     drawn = {name: sample(hfgen, folders["density"], tmp_path / name, *arguments) for name, arguments in asked.items()}
     plain = sample(hfgen, folders["plain"], tmp_path / "plain")

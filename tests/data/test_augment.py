@@ -193,7 +193,7 @@ def boxes(masks: torch.Tensor) -> torch.Tensor:
     return torch.stack(ends, dim=1)
 
 
-def test_with_probability_zero_nothing_is_erased_and_with_one_something_in_each_image():
+def test_erasing_with_probability_0_changes_nothing_and_with_1_every_image():
     images = noise(2000, 8, 8)
     assert not erased_parts(images, 0.0).any()
     assert erased_parts(images, 1.0).flatten(1).any(1).all()

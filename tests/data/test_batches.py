@@ -139,7 +139,7 @@ def test_a_batch_has_the_promised_shape_type_range_and_memory_format(store, ragg
         assert batch.abs().max() <= 1 + 1e-6
 
 
-def test_cutting_at_random_from_pictures_of_the_training_size_equals_taking_them_whole(store):
+def test_a_random_crop_of_a_picture_of_the_training_size_is_the_whole_picture(store):
     whole, cut = batches_of(store, 5, **AUGMENTED), batches_of(store, 5, crop="random", **AUGMENTED)
     for _ in range(6):
         assert torch.equal(next(whole), next(cut))

@@ -240,7 +240,7 @@ def test_shrinking_averages_instead_of_leaving_pixels_out():
 
 
 @pytest.mark.parametrize(("height", "width", "shape"), [(32, 48, (16, 24)), (50, 32, (25, 16)), (8, 11, (16, 22))])
-def test_for_a_random_crop_the_short_side_is_resized_and_all_of_the_long_side_is_kept(height, width, shape):
+def test_for_random_crops_the_short_side_is_resized_and_the_long_side_kept_whole(height, width, shape):
     picture = smooth(height, width)
     pixels = pixels_of(encoded(picture), crop="random")
     assert pixels.shape == (*shape, 3)

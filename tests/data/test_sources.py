@@ -371,7 +371,7 @@ def test_a_later_parquet_file_without_the_column_is_an_error_that_names_it(tmp_p
         names_in(source_of(tmp_path))
 
 
-def test_a_parquet_file_damaged_or_cut_off_anywhere_is_read_or_is_an_error_that_names_it(tmp_path):
+def test_a_damaged_or_truncated_parquet_file_is_read_or_named_in_the_error(tmp_path):
     path = write_parquet(tmp_path / "set.parquet", {"image": images_column(b"one" * 9, None, b"three")})
     whole = path.read_bytes()
     for position in range(0, len(whole), 5):

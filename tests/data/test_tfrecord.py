@@ -115,7 +115,7 @@ def test_another_feature_may_be_chosen(tmp_path):
     assert images_in(path, "photo") == [("set.tfrec#byte 0", b"y")]
 
 
-def test_a_record_without_the_feature_is_an_error_that_names_file_offset_and_features(tmp_path):
+def test_a_record_without_the_feature_is_an_error_naming_file_offset_and_features(tmp_path):
     good, bad = example(image=bytes_feature(b"x")), example(photo=bytes_feature(b"x"), size=int64_feature(3))
     path = written(tmp_path, good, bad)
     with pytest.raises(UserError) as raised:
@@ -150,7 +150,7 @@ OFFSETS = [sum(len(record(payload)) for payload in PAYLOADS[:count]) for count i
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
-def test_a_flipped_byte_anywhere_is_an_error_that_names_the_file_and_the_records_offset(tmp_path, flip):
+def test_a_flipped_byte_is_an_error_that_names_the_file_and_the_record_s_offset(tmp_path, flip):
     path = written(tmp_path, *PAYLOADS)
     whole = path.read_bytes()
     assert len(whole) == OFFSETS[3]

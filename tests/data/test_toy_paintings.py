@@ -36,7 +36,7 @@ def test_the_default_painting_is_64_pixels_wide_from_seed_0():
     assert np.array_equal(paint(3), paint(3, sample_size=64, seed=0))
 
 
-def test_the_same_arguments_give_the_same_pixels_whatever_was_painted_or_drawn_before():
+def test_the_same_arguments_give_the_same_pixels_whatever_was_painted_before():
     first = paint(11, 64, seed=4)
     np.random.seed(1)
     paint(12, 32)
@@ -96,7 +96,7 @@ def test_water_mirrors_what_stands_above_the_horizon_and_a_field_does_not():
     assert np.median(likeness[False]) < 0.7
 
 
-def test_the_sky_is_lighter_than_the_ground_on_average_but_neither_black_nor_burnt_out(gallery):
+def test_the_sky_is_lighter_than_the_ground_and_neither_is_black_or_burnt_out(gallery):
     sky, ground = gallery[:, :10].mean(axis=(1, 2, 3)), gallery[:, 24:].mean(axis=(1, 2, 3))
     assert sky.mean() > ground.mean() + 15
     assert 110 < sky.mean() < 200

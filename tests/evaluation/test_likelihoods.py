@@ -51,7 +51,7 @@ def test_a_vae_is_measured_by_its_elbo():
     assert likelihood_report(pipeline, reference(9), 6, held_out=False)["bits_per_dimension"] != by_hand
 
 
-def test_a_ddpm_is_measured_by_its_variational_bound_whatever_sampler_it_was_saved_with():
+def test_a_ddpm_is_scored_by_its_variational_bound_whatever_its_saved_sampler():
     pipeline = ddpm()
     report = likelihood_report(pipeline, reference(4), 5, held_out=True)
     schedule = sampling_scheduler(pipeline.scheduler, "ddpm")
@@ -87,7 +87,7 @@ def test_of_many_images_some_are_chosen_by_the_seed(monkeypatch):
     assert len({int(index) for index in known}) == 5
 
 
-def test_a_vae_that_has_seen_the_images_needs_fewer_bits_for_them_and_one_for_noise_more():
+def test_a_trained_vae_needs_fewer_bits_for_its_images_and_more_for_noise():
     torch.manual_seed(0)
     pipeline, images = vae(), pixels(range(8))
     before = likelihood_report(pipeline, reference(8), 0, held_out=False)["bits_per_dimension"]
@@ -110,7 +110,7 @@ def test_a_gan_has_no_likelihood():
         check_has_likelihood(pipeline)
 
 
-def test_a_network_trained_by_edm_is_measured_by_its_bound_whatever_sampler_it_was_saved_with():
+def test_an_edm_network_is_scored_by_its_bound_whatever_its_saved_sampler():
     pipeline = edm_pipeline(16)
     report = likelihood_report(pipeline, reference(4), 5, held_out=True)
     numbers = torch.Generator().manual_seed(5)

@@ -74,7 +74,7 @@ def open_and_draw(folder, count, seed=0):
     return list(generate_images(open_pipeline(str(folder), "cpu"), SamplingOptions(count, seed, 2, 32)))
 
 
-def test_images_are_drawn_with_the_seed_of_the_run_and_diffused_in_as_many_steps_as_its_sheets(tmp_path, monkeypatch):
+def test_scored_images_have_the_run_s_seed_and_the_denoising_steps_of_its_sheets(tmp_path, monkeypatch):
     given = []
 
     def watched(pipeline, *arguments, **options):

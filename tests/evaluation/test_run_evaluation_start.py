@@ -60,7 +60,7 @@ def test_too_few_training_images_are_refused(tmp_path, monkeypatch):
         train("gan", tmp_path / "run", "--dataset", "toy_paintings:11", "--evaluate_every", "1")
 
 
-def test_missing_weights_are_refused_before_training_and_the_run_can_still_be_started(tmp_path, monkeypatch):
+def test_missing_weights_are_refused_before_training_and_the_run_can_start_later(tmp_path, monkeypatch):
     pytest.importorskip("cleanfid")
 
     def missing(path):

@@ -43,7 +43,7 @@ def test_every_score_is_that_of_its_function_and_real_comes_first():
     assert json.loads(json.dumps(scores)) == scores
 
 
-def test_the_standard_error_of_fid_is_about_its_spread_over_new_draws_and_follows_the_seed():
+def test_the_standard_error_of_fid_is_about_its_spread_and_depends_on_the_seed():
     draws = [score_features(features(2 * seed, 200), features(2 * seed + 1, 200, 0.3)) for seed in range(12)]
     spread = np.std([one["fid"] for one in draws], ddof=1)
     assert 0.5 * spread < np.mean([one["fid_standard_error"] for one in draws]) < 2 * spread

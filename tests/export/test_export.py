@@ -183,7 +183,7 @@ def test_a_scheduler_of_every_kind_is_described_in_json_and_comes_back_from_it(k
 
 @pytest.mark.filterwarnings("error::torch.jit.TracerWarning")  # the check is what finds a wrong trace
 @pytest.mark.parametrize("name", ["unet", "attention", "library", "edm"])
-def test_a_unet_in_onnx_with_the_scheduler_of_export_json_draws_what_the_pipeline_draws(name, tmp_path):
+def test_a_unet_in_onnx_with_the_exported_scheduler_draws_the_pipeline_s_images(name, tmp_path):
     pipeline_of(name).save_pretrained(tmp_path / "pipeline")
     pipeline = open_pipeline(str(tmp_path / "pipeline"), "cpu", plain=True)
     pipeline.scheduler.register_to_config(_name_or_path=str(tmp_path))  # as some versions of diffusers do on loading
@@ -242,7 +242,7 @@ def test_the_pipeline_draws_after_the_export_what_it_drew_before(tmp_path):
     assert np.array_equal(pipeline(5, torch.Generator().manual_seed(1), output_type="np").images, before)
 
 
-def test_a_pipeline_in_half_precision_or_in_training_is_exported_as_it_draws_in_float32(tmp_path):
+def test_half_precision_and_train_mode_export_what_float32_and_eval_mode_draw(tmp_path):
     pipeline = pipeline_of("sngan")
     pipeline.generator.half().train()
     export.export_onnx(pipeline, tmp_path / "onnx")

@@ -179,7 +179,7 @@ def test_the_licence_of_the_weights_is_told_or_said_to_be_open(runs, tmp_path):
     assert "Apache-2.0" in sections["Licence"]
 
 
-def test_a_data_set_of_the_hub_is_linked_and_one_that_was_streamed_is_not_called_counted(runs, tmp_path):
+def test_a_hub_data_set_is_linked_and_a_streamed_one_is_not_said_to_be_counted(runs, tmp_path):
     make_publication(runs["ddpm"], tmp_path / "published", "tester/toy")
     file = tmp_path / "published" / "training.json"
     training = json.loads(file.read_text())
@@ -202,7 +202,7 @@ def test_a_data_set_of_the_hub_is_linked_and_one_that_was_streamed_is_not_called
 # --------------------------------------------------------------------------------------------------------- the scores
 
 
-def test_scores_are_shown_with_their_floor_and_numbers_in_the_text_and_in_the_model_index(evaluate, runs, tmp_path):
+def test_scores_have_their_floor_and_image_counts_in_the_text_and_the_model_index(evaluate, runs, tmp_path):
     scores = evaluate(runs["ddpm"], "--seed", "3", "--repeats", "2")
     report = json.loads((scores / "evaluation.json").read_text())
     card, sections = card_of(runs["ddpm"], tmp_path / "published", scores=scores)
@@ -230,9 +230,7 @@ def test_scores_are_shown_with_their_floor_and_numbers_in_the_text_and_in_the_mo
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the spread of infinite ones
-def test_an_infinite_score_is_null_in_json_infinite_in_the_table_and_missing_in_the_model_index(
-    evaluate, runs, tmp_path, monkeypatch
-):
+def test_an_infinite_score_is_null_in_json_and_missing_in_the_model_index(evaluate, runs, tmp_path, monkeypatch):
     originals = paintings([0, 1, 2, 3, 4]) * 2
     watch_drawing(monkeypatch, lambda pipeline, index: originals[index])
     scores = evaluate(runs["gan"], "--repeats", "2")
@@ -320,7 +318,7 @@ def test_scores_of_the_training_are_told_with_their_step_and_as_without_a_floor(
     assert "50.0% of 12 samples are nearer" in told and "more than chance explains" in told and "no more" not in told
 
 
-def test_a_recall_far_below_the_floor_is_among_the_limits_and_what_was_held_out_is_told_of(evaluate, runs, tmp_path):
+def test_a_recall_far_below_the_floor_is_a_limitation_and_held_out_images_are_named(evaluate, runs, tmp_path):
     scores = evaluate(runs["gan"], "--held_out", "toy_paintings:20")
     file = scores / "evaluation.json"
     report = json.loads(file.read_text())
@@ -332,6 +330,6 @@ def test_a_recall_far_below_the_floor_is_among_the_limits_and_what_was_held_out_
         assert report["held_out"]["statement"][1:] in sections["Memorisation"]
 
 
-def test_the_settings_that_a_card_leaves_out_are_those_of_the_run_but_its_seed_and_length():
+def test_a_card_leaves_out_settings_of_the_run_but_not_its_seed_and_length():
     rails = {field.name for field in fields(RunSettings)}
     assert SETTINGS_OF_THE_LAUNCH == rails - {"seed", "max_train_steps", "num_epochs"}

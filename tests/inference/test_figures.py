@@ -92,7 +92,7 @@ def test_grey_images_make_a_sheet_too():
         (3, 1, ["0", "a", "1", "b", "2", "c"]),
     ],
 )
-def test_a_sheet_of_reconstructions_shows_each_below_its_original_in_rows_filled_up_with_white(count, columns, rows):
+def test_a_sheet_shows_each_reconstruction_below_its_original_and_pads_with_white(count, columns, rows):
     images = flat_images(2 * count, 5, 3)
     shown = dict(zip("01234"[:count] + "abcde"[:count], images, strict=True))
     shown["."] = Image.new("RGB", (5, 3), "white")
@@ -198,7 +198,7 @@ def alpha_of_cosine(step: int, trained_steps: int) -> float:
 
 
 @pytest.mark.parametrize(("trained_steps", "timesteps"), [(1000, [0, 120, 600, 900]), (200, [1, 50, 198])])
-def test_the_forward_strip_shows_the_linear_schedule_above_the_cosine_one_by_their_formulas(trained_steps, timesteps):
+def test_the_forward_strip_shows_the_linear_schedule_above_the_cosine_one(trained_steps, timesteps):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     strip = forward_strip(Image.fromarray(pixels), timesteps, trained_steps, seed=9)
     assert strip.size == (len(timesteps) * (8 + GAP) - GAP, 2 * 8 + GAP)

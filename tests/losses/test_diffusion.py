@@ -99,7 +99,7 @@ def test_a_network_that_knows_the_clean_image_has_no_loss(kind, schedule, predic
     assert float(diffusion_loss(prediction, target, kind)) == pytest.approx(0, abs=1e-5)
 
 
-def test_a_network_that_predicts_no_noise_has_the_variance_of_the_noise_as_its_l2_loss():
+def test_a_network_that_predicts_zero_has_the_noise_s_variance_as_its_l2_loss():
     noise = draw(8, 3, 32, 32, seed=4)
     assert float(diffusion_loss(torch.zeros_like(noise), noise, "l2")) == pytest.approx(1, abs=0.03)
 
@@ -146,7 +146,7 @@ def test_a_prediction_type_that_there_is_not_is_refused_by_name():
 
 @both_schedules
 @pytest.mark.parametrize("gamma", [0.5, 5.0])
-def test_min_snr_weighs_the_error_of_the_clean_image_alike_whatever_the_network_predicts(schedule, gamma):
+def test_min_snr_weighs_the_clean_image_s_error_alike_for_every_prediction_type(schedule, gamma):
     # An error d of the clean image is an error -sqrt(SNR) d of the noise, as the noisy image is given, and an error
     # -sqrt(SNR + 1) d of the velocity. The loss of all three must be min(SNR, gamma) times the mean of d^2.
     timesteps = torch.tensor([5, 80, 150, 320, 480, 700, 950])
@@ -193,7 +193,7 @@ def test_every_timestep_to_the_last_has_a_finite_positive_weight(schedule, num_t
     assert (weights > 0).all()
 
 
-def test_where_a_schedule_ends_in_pure_noise_the_noise_keeps_the_weight_of_one_and_nothing_is_nan():
+def test_at_zero_snr_the_weight_of_noise_prediction_is_1_and_nothing_is_nan():
     for prediction_type, last in (("epsilon", 1.0), ("sample", 0.0), ("v_prediction", 0.0)):
         scheduler = DDPMScheduler(rescale_betas_zero_snr=True, prediction_type=prediction_type)
         scheduler.alphas_cumprod[-1] = 0  # diffusers keeps it at 2^-24

@@ -103,7 +103,7 @@ def test_a_loss_tells_truly_whether_it_has_labels_to_be_smoothed(name):
 @pytest.mark.parametrize(
     ("name", "best"), [("non_saturating", math.log(0.8 / 0.2)), ("least_squares", 0.8)], ids=lambda value: str(value)
 )
-def test_smoothed_labels_are_met_by_real_logits_alone_and_the_fake_ones_keep_the_label_zero(name, best):
+def test_label_smoothing_applies_to_real_logits_only(name, best):
     loss, fake_logits = GAN_LOSSES[name], logits_with_gradient(0.3, -1.2)
     real_logits = torch.full((2,), best, requires_grad=True)
     loss.discriminator(real_logits, fake_logits, 0.2).backward()
@@ -126,7 +126,7 @@ def test_a_loss_tells_truly_whether_its_generator_looks_at_the_real_logits(name)
 
 
 @every_loss
-def test_the_paired_relativistic_loss_and_no_other_cares_which_fake_image_stands_beside_which_real_one(name):
+def test_only_the_paired_relativistic_loss_depends_on_the_pairing(name):
     loss, swapped = GAN_LOSSES[name], FAKE_LOGITS.flip(0)
     for function in (lambda real, fake: loss.discriminator(real, fake, 0.1), loss.generator):
         difference = float(function(REAL_LOGITS, FAKE_LOGITS) - function(REAL_LOGITS, swapped))
@@ -157,7 +157,7 @@ def test_the_boundary_of_the_hinge_is_the_middle_of_its_margins():
         assert (float(real_logits.grad), float(fake_logits.grad)) == gradients
 
 
-def test_the_losses_without_a_boundary_do_not_change_when_all_logits_rise_by_the_same():
+def test_losses_without_a_boundary_do_not_change_when_all_logits_shift():
     unbounded = {name: loss for name, loss in GAN_LOSSES.items() if loss.boundary is None}
     assert unbounded.keys() == {"wasserstein"} | {name for name in GAN_LOSSES if name.startswith("relativistic")}
     for loss in unbounded.values():
@@ -170,7 +170,7 @@ def test_the_losses_without_a_boundary_do_not_change_when_all_logits_rise_by_the
 
 
 @every_loss
-def test_the_discriminator_wants_real_logits_up_and_fake_ones_down_and_the_generator_fake_ones_up(name):
+def test_the_gradients_push_real_and_fake_logits_in_the_right_directions(name):
     loss = GAN_LOSSES[name]
     real_logits, fake_logits = logits_with_gradient(0.15, 0.6, 0.83), logits_with_gradient(0.37, 0.91, 0.22)
     loss.discriminator(real_logits, fake_logits, 0.0).backward()
@@ -181,7 +181,7 @@ def test_the_discriminator_wants_real_logits_up_and_fake_ones_down_and_the_gener
 
 
 @pytest.mark.parametrize("name", ["non_saturating", "relativistic"])
-def test_the_generator_learns_most_where_the_discriminator_is_sure_that_its_image_is_none(name):
+def test_the_generator_s_gradient_is_largest_where_the_discriminator_is_surest(name):
     fake_logits = logits_with_gradient(-30.0, 0.0, 30.0)
     GAN_LOSSES[name].generator(torch.zeros(3), fake_logits).backward()
     assert fake_logits.grad.tolist() == pytest.approx([-1 / 3, -1 / 6, 0], abs=1e-6)
@@ -283,7 +283,7 @@ def points_of_the_penalty(real_images: torch.Tensor, fake_images: torch.Tensor, 
     return torch.cat(points)
 
 
-def test_the_points_of_the_gradient_penalty_are_spread_evenly_over_the_segments_one_on_each():
+def test_the_gradient_penalty_samples_one_uniform_point_on_each_segment():
     real_images, fake_images = draw(2000, 3, 2, 2, seed=1), draw(2000, 3, 2, 2, seed=2)
     points = points_of_the_penalty(real_images, fake_images, seed=3)
     assert points.shape == real_images.shape
@@ -315,7 +315,7 @@ def test_the_zero_centred_penalty_of_a_linear_critic_is_half_its_squared_slope(s
     assert penalty.item() == pytest.approx(0.5 * slope**2, rel=1e-5)
 
 
-def test_the_zero_centred_penalty_of_a_quadratic_critic_is_half_the_mean_squared_norm_of_the_images():
+def test_the_zero_centred_penalty_of_a_quadratic_critic_is_exact():
     penalty = zero_centred_penalty(half_square, images_of_norms(3.0, 0.5))
     assert penalty.item() == pytest.approx((3.0**2 + 0.5**2) / 4, rel=1e-5)
 

@@ -63,7 +63,7 @@ def test_a_reconstruction_loss_is_the_one_worked_out_by_hand(kind):
 
 
 @every_kind
-def test_a_reconstruction_loss_is_the_negative_log_likelihood_summed_over_pixels_and_averaged_over_images(kind):
+def test_a_reconstruction_loss_is_summed_over_pixels_and_averaged_over_images(kind):
     reconstruction, images = draw_images(seed=1), draw_images(seed=2)
     expected = DISTRIBUTIONS[kind](reconstruction.double(), images.double()).sum(dim=(1, 2, 3)).mean().item()
     assert nats(reconstruction, images, kind) == pytest.approx(expected, rel=1e-5)
@@ -159,7 +159,7 @@ def test_the_kl_is_that_of_torch_and_that_of_diffusers_in_the_mean_over_the_imag
     assert kl_loss(kl).item() == pytest.approx(of_diffusers.item(), rel=1e-5)
 
 
-def test_the_kl_is_exact_where_the_posterior_is_nearly_the_prior_and_zero_where_it_is():
+def test_the_kl_is_exact_near_the_prior_and_zero_at_it():
     logvar = torch.tensor([[0.0, 1e-3, -1e-3]])
     kl = kl_per_dimension(torch.zeros(1, 3), logvar)
     # (exp(l) - 1 - l) / 2 = l^2 / 4 + l^3 / 12 + ...

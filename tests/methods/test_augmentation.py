@@ -66,7 +66,7 @@ def test_only_ada_adapts(kind):
     assert before == (1 if kind == "diffaugment" else 0)
 
 
-def test_of_an_overfitting_discriminator_the_probability_rises_by_the_exact_step_at_every_fourth_update():
+def test_with_overfitting_the_probability_rises_by_one_step_every_fourth_update():
     ada = augmentation("ada", images_per_update=50)
     step = 4 * 50 / 500_000
     probabilities = [adapt(ada, 2.0, 0.3) for _ in range(12)]
@@ -123,7 +123,7 @@ def test_adapting_keeps_no_graph():
 
 
 @pytest.mark.parametrize("saved_at", range(10))
-def test_augmentation_that_goes_on_from_a_saved_state_adapts_exactly_as_without_a_break(saved_at):
+def test_augmentation_restored_from_a_state_adapts_as_if_uninterrupted(saved_at):
     logits = torch.randn(24, 5, generator=rng(11)) + 1.2
     uninterrupted, saved, resumed = (augmentation("ada", images_per_update=2_000) for _ in range(3))
     expected = [adapt(uninterrupted, *batch.tolist()) for batch in logits]

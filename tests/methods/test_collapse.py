@@ -44,7 +44,7 @@ def test_the_diversity_of_three_constant_images_is_the_one_worked_out_by_hand(si
     assert diversity(features) == pytest.approx((0.3 + 1.4 + 1.1) / 3 * PIXELS, rel=1e-5)
 
 
-def test_the_distance_of_two_images_is_the_euclidean_one_over_all_their_channels_and_places():
+def test_the_distance_of_two_images_is_euclidean_over_all_channels_and_pixels():
     images = torch.zeros(2, 3, 16, 16)
     images[1, 0, 3, 4], images[1, 2, 10, 0] = 0.3, -0.4
     assert diversity(small_features(images)) == pytest.approx(0.5, rel=1e-5)
@@ -64,7 +64,7 @@ def test_noise_of_the_same_variance_does_not_pass_for_variety():
     assert diversity(small_features(noise)) < 0.3 * diversity(small_features(images))
 
 
-def test_the_diversity_does_not_depend_on_the_order_of_the_images_or_on_a_colour_added_to_all():
+def test_diversity_is_invariant_to_the_order_of_images_and_to_a_common_colour_shift():
     images = structured_images()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     expected = diversity(small_features(images))
@@ -98,7 +98,7 @@ def test_images_of_the_same_distribution_cover_the_share_that_theory_expects():
     assert coverage(real, fake) == pytest.approx(1 - 2**-5, abs=0.03)
 
 
-def test_a_few_kinds_of_images_cover_little_and_the_mean_of_all_covers_all_but_has_no_diversity():
+def test_a_few_modes_cover_little_and_the_mean_image_has_no_diversity():
     images = structured_images(40)
     real = small_features(images)
     few = small_features(torch.cat([images[:2]] * 20))
@@ -143,7 +143,7 @@ def test_a_generator_of_healthy_images_never_brings_trouble():
 
 
 @pytest.mark.parametrize(("share", "collapsed"), [(0.24, True), (0.26, False)])
-def test_a_generator_that_was_good_has_collapsed_when_two_checks_in_a_row_find_less_than_a_quarter(share, collapsed):
+def test_a_good_generator_has_collapsed_after_two_checks_below_a_quarter(share, collapsed):
     watch_of_it = watch()
     assert check(watch_of_it, 0.8).trouble is None
     assert check(watch_of_it, share).trouble is None
@@ -199,7 +199,7 @@ def test_a_generator_that_never_was_good_is_trouble_from_look_40_on_and_not_befo
     ]
 
 
-def test_a_generator_that_was_good_once_need_not_be_again_as_long_as_it_does_not_collapse():
+def test_a_generator_that_was_good_once_may_get_worse_short_of_collapse():
     watch_of_it = watch()
     shares = [0.1, 0.1, 0.6] + [0.3] * (2 * CHECKS_TO_TAKE_OFF)
     assert [check(watch_of_it, share).trouble for share in shares] == [None] * len(shares)
@@ -208,7 +208,7 @@ def test_a_generator_that_was_good_once_need_not_be_again_as_long_as_it_does_not
 # ------------------------------------------------------------------------------------------------- the discriminator
 
 
-def test_what_is_told_of_the_discriminator_is_the_mean_over_the_updates_since_the_last_look():
+def test_the_discriminator_s_figures_are_means_over_the_updates_since_the_last_look():
     watch_of_it = watch(boundary=0.5)
     observe(watch_of_it, [0.9, 0.6, 0.2, 0.7], [0.1, 0.8, 0.1, 0.9])  # 2 of 4 pairs right; signs +1 +1 -1 +1
     observe(watch_of_it, [0.4, 0.3, 0.5, 2.0], [0.1, 0.2, 0.4, 9.0])  # 3 of 4; -1 -1 0 +1
@@ -247,7 +247,7 @@ def test_a_discriminator_that_has_won_is_warned_of_once_until_it_has_not():
     assert warnings[4] == warnings[0]
 
 
-def test_a_discriminator_that_has_won_at_six_checks_in_a_row_is_trouble_and_its_checkpoints_are_not_good():
+def test_a_discriminator_that_has_won_at_six_checks_in_a_row_is_trouble():
     watch_of_it, results = watch(), []
     for right in (0, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1):
         observe(watch_of_it, [2.0, 2.0], [1.0, 1.0 if right else 3.0])

@@ -107,7 +107,7 @@ def test_the_given_images_are_not_changed_themselves():
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.6])
-def test_each_operation_happens_to_an_image_with_the_probability_whatever_happens_else(probability):
+def test_each_operation_is_applied_independently_with_the_given_probability(probability):
     count = 3000
     altered = diff_augment(torch.full((count, 1, 16, 16), 0.75), probability, rng(3))
     inner = altered[:, 0, 2:-2, 2:-2].flatten(1)
@@ -147,7 +147,7 @@ def test_the_result_is_channels_last_as_the_networks_want_it(memory_format):
 # ---------------------------------------------------------------------------------------------------- distributions
 
 
-def test_brightness_saturation_and_contrast_are_uniform_over_their_ranges_and_right_on_average():
+def test_brightness_saturation_and_contrast_are_uniform_over_their_ranges():
     count = 4000
     # A chessboard of light and dark grey, redder at each pixel by 0.2 and bluer by -0.2 than grey.
     board = torch.tensor([[0.4, -0.4], [-0.4, 0.4]]).repeat(8, 8)
@@ -178,7 +178,7 @@ def bright_dot(count: int, row: int, column: int, side: int = 32) -> torch.Tenso
     return images
 
 
-def test_shifts_by_up_to_an_eighth_of_the_side_are_all_equally_frequent_in_both_directions():
+def test_shifts_up_to_an_eighth_of_the_side_are_uniform_in_both_directions():
     count = 9 * 9 * 60
     altered = diff_augment(bright_dot(count, 15, 17), 1.0, rng(5))[:, 0]
     images, rows, columns = (altered > 400).nonzero(as_tuple=True)
@@ -197,7 +197,7 @@ def test_what_is_shifted_out_is_lost_and_does_not_come_in_on_the_other_side():
     assert rows.max() == 4 and columns.min() == 27
 
 
-def test_the_square_cut_out_has_half_the_side_and_its_centre_is_everywhere_equally_often():
+def test_the_cutout_has_half_the_side_and_a_uniform_centre():
     count, side = 6000, 32
     inner = diff_augment(torch.full((count, 1, side, side), 5.0), 1.0, rng(7))[:, 0]
     cut = inner == 0

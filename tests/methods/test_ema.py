@@ -84,7 +84,7 @@ def test_a_decay_of_0_9_is_reached_after_eighty_updates():
     assert averages(ema)[0] == pytest.approx(0.9, rel=1e-6)
 
 
-def test_the_average_is_a_copy_in_eval_mode_without_gradients_and_the_network_trains_on():
+def test_the_average_is_a_copy_in_eval_mode_without_gradients():
     network = Scale(1.5).train()
     ema = averaged_copy(network, 0.5)
     assert not any(module.training for module in ema.modules())
@@ -156,7 +156,7 @@ def generator_with_statistics() -> DCGANGenerator:
     return network.eval()
 
 
-def test_recomputed_statistics_are_those_of_the_network_s_own_activations_and_go_again():
+def test_recomputed_statistics_are_those_of_the_activations_and_are_removed_again():
     network = generator_with_statistics()
     before = copy.deepcopy(network.state_dict())
     batches = list(torch.randn(12, 5, generator=torch.Generator().manual_seed(1)).split(4))

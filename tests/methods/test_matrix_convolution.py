@@ -69,7 +69,7 @@ def products(module: nn.Module, images: torch.Tensor) -> list[str]:
     return names
 
 
-def test_in_bf16_on_a_cpu_the_convolutions_of_few_pixels_become_products_and_only_there():
+def test_only_in_bf16_on_a_cpu_convolutions_of_few_pixels_become_products():
     plain, fast, images = network(), network(), draw(2, 3, 16, 16).float()
     fast.load_state_dict(plain.state_dict())
     use_matrix_products(fast)

@@ -62,7 +62,7 @@ def test_the_variance_is_over_all_images_since_the_last_look():
     assert watch_of_it.check().signals["active_units"] == 0
 
 
-def test_the_kl_of_the_dimensions_is_told_in_the_mean_over_the_updates_since_the_last_look():
+def test_the_kl_per_dimension_is_the_mean_over_the_updates_since_the_last_look():
     watch_of_it, flat = watch(5), [0.0] * 5
     observe(watch_of_it, flat, kl=[9.0] * 5)
     watch_of_it.check()
@@ -83,7 +83,7 @@ def test_observing_keeps_no_graph_and_changes_nothing_it_is_shown():
 # ------------------------------------------------------------------------------------------------------------ collapse
 
 
-def test_a_run_that_was_active_has_collapsed_after_exactly_so_many_checks_in_a_row_without_an_active_unit():
+def test_a_posterior_has_collapsed_after_so_many_checks_without_an_active_unit():
     assert CHECKS_TO_COLLAPSE == 3
     watch_of_it = watch()
     troubles = [check(watch_of_it, active).trouble for active in (4, 0, 0, 1, 0, 0, 0, 0, 1, 0)]
@@ -141,7 +141,7 @@ def test_a_watch_that_goes_on_from_a_saved_state_comes_to_the_same_verdicts(save
     assert story(resumed, saved_at, 14) == expected[saved_at:]
 
 
-def test_a_state_does_not_change_with_what_is_observed_later_neither_where_it_was_taken_nor_where_it_was_loaded():
+def test_a_saved_state_does_not_change_with_later_observations():
     saved, resumed = watch(2), watch(2)
     observe(saved, [0.5, 1.0], kl=[1.0, 2.0])
     state = saved.state_dict()

@@ -34,7 +34,7 @@ def test_the_blocks_do_not_show(monkeypatch):
     assert kernel_distance(a, b) == pytest.approx(whole, rel=1e-9)
 
 
-def test_equal_distributions_are_at_distance_0_on_average_and_the_standard_error_tells_the_spread():
+def test_equal_distributions_have_mean_distance_0_and_the_standard_error_fits():
     rng = np.random.default_rng(2)
     draws = [kernel_distance(rng.normal(size=(40, 4)), rng.normal(size=(60, 4))) for _ in range(300)]
     values, errors = np.array(draws).T

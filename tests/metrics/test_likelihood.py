@@ -59,7 +59,7 @@ def test_of_images_that_the_network_knows_only_the_ends_remain(kind, level):
 # Means inside and outside of the bin, and so far away that the probability is no float64.
 @pytest.mark.parametrize("mean", [-1.0, -0.996, -0.5, 0.0, 0.02, 0.7, 1.0, 1.5])
 @pytest.mark.parametrize("beta", [1e-4, 0.05])
-def test_the_decoder_is_the_integral_of_a_gaussian_over_the_bin_and_the_tails_are_open(mean, beta):
+def test_the_decoder_integrates_a_gaussian_over_the_bin_with_open_tails(mean, beta):
     schedule = few_steps(betas=(beta, 2 * beta))
     levels = torch.tensor([0, 1, 2, 64, 127, 128, 130, 200, 253, 254, 255, 0])
     images = images_of(levels).reshape(4, 3, 1, 1)
@@ -170,7 +170,7 @@ def expected_bits(schedule: DDPMScheduler) -> float:
 
 
 @pytest.mark.parametrize("prediction_type", TYPES)
-def test_of_gaussian_data_the_bound_is_the_one_expected_and_a_little_above_the_entropy(prediction_type):
+def test_the_bound_of_gaussian_data_is_exact_and_a_little_above_the_entropy(prediction_type):
     schedule = noise_schedule("linear", 1000, prediction_type)
     network = Network(lambda noisy, timesteps: gain(schedule, timesteps) * noisy, schedule)
     bits = diffusion_bits(network, schedule, gaussian_images(), 999, seeded(1)).mean().item()
@@ -208,7 +208,7 @@ def test_a_worse_network_needs_more_bits_and_one_that_sees_no_noise_many_more():
         (1000, [range(t, t + 1) for t in range(1, 11)]),
     ],
 )
-def test_each_image_gets_one_timestep_of_each_stratum_and_on_average_the_sum_over_all(timesteps_per_image, strata):
+def test_timesteps_are_stratified_and_the_mean_is_the_sum_over_all_of_them(timesteps_per_image, strata):
     schedule = few_steps(betas=np.linspace(0.01, 0.4, 11))
     predicted = torch.linspace(-0.9, 0.8, 11, dtype=torch.float64).square().float().double()
     images = images_of(torch.full((4000, 3, 1, 1), 90))
@@ -246,7 +246,7 @@ def test_the_signal_to_noise_ratio_falls_by_about_as_much_in_each_stratum(kind):
     assert bool(((falls - equal).abs() <= slack + 1e-9)[several][1:-1].all())
 
 
-def test_the_expectation_is_that_of_every_timestep_with_a_network_that_sees_the_noise():
+def test_the_expectation_is_over_every_timestep_with_a_network_that_sees_the_noise():
     schedule, images = few_steps("epsilon", betas=np.linspace(0.01, 0.4, 11)), gaussian_images(2000)
     network = Network(lambda noisy, timesteps: gain(schedule, timesteps) * noisy, schedule)
     every, some = (diffusion_bits(network, schedule, images, count, seeded(count)) for count in (10, 3))
@@ -338,7 +338,7 @@ def test_of_gaussian_data_edm_s_bound_is_the_one_expected_and_close_to_the_entro
     assert entropy() < bits < 1.15 * entropy()
 
 
-def test_a_worse_denoiser_needs_more_bits_and_each_image_gets_a_level_of_each_stratum():
+def test_a_worse_denoiser_needs_more_bits_and_levels_are_stratified():
     schedule, images = edm_schedule(), gaussian_images(8)
     network = DenoiserOfGaussians(schedule)
     best = edm_bits(network, schedule, images, 30, seeded()).mean().item()

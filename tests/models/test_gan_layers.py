@@ -26,7 +26,7 @@ def assert_same_answers(oracle: nn.Module, network: nn.Module, name: str) -> Non
     torch.testing.assert_close(answers.flatten(1) if answers.ndim > 1 else answers, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_dcgan_generator_is_a_chain_of_transposed_convolutions_batch_norms_and_relus():
+def test_the_dcgan_generator_chains_transposed_convolutions_batch_norms_and_relus():
     def up(fine: int, coarse: int) -> list[nn.Module]:
         return [nn.BatchNorm2d(fine), nn.ReLU(), nn.ConvTranspose2d(fine, coarse, 4, 2, 1, bias=False)]
 
@@ -36,7 +36,7 @@ def test_the_dcgan_generator_is_a_chain_of_transposed_convolutions_batch_norms_a
 
 
 @pytest.mark.parametrize("normalization", ["batch", "instance", "none"])
-def test_the_dcgan_discriminator_is_a_chain_of_convolutions_normalisations_and_leaky_relus(normalization):
+def test_the_dcgan_discriminator_chains_convolutions_norms_and_leaky_relus(normalization):
     def down(fine: int, coarse: int) -> list[nn.Module]:
         if normalization == "none":
             return [nn.Conv2d(fine, coarse, 4, 2, 1), nn.LeakyReLU(0.2)]
@@ -48,7 +48,7 @@ def test_the_dcgan_discriminator_is_a_chain_of_convolutions_normalisations_and_l
     assert_same_answers(nn.Sequential(*chain), network, "DCGANDiscriminator")
 
 
-def test_spectral_norm_alone_distinguishes_the_spectral_dcgan_discriminator_from_the_one_without():
+def test_the_spectral_dcgan_discriminator_differs_by_its_spectral_norm_alone():
     network = tiny("DCGANDiscriminator", normalization="spectral")
     plain = tiny("DCGANDiscriminator", normalization="none")
     layers = dict(network.named_modules())
@@ -63,7 +63,7 @@ def test_spectral_norm_alone_distinguishes_the_spectral_dcgan_discriminator_from
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_a_normalisation_of_features_stands_behind_every_convolution_but_the_first_and_the_last(normalization):
+def test_every_convolution_but_the_first_and_the_last_is_followed_by_a_normalisation(normalization):
     network = tiny("DCGANDiscriminator", 64, normalization=normalization)
     norms = {"batch": [nn.BatchNorm2d], "instance": [nn.InstanceNorm2d]}.get(normalization, [])
     expected = [nn.Conv2d, *norms, nn.LeakyReLU] * 3
@@ -73,7 +73,7 @@ def test_a_normalisation_of_features_stands_behind_every_convolution_but_the_fir
 
 
 @pytest.mark.parametrize("upsampling", ["transposed", "nearest"])
-def test_the_sngan_generator_ends_with_a_convolution_of_as_many_pixels_as_the_image_has(upsampling):
+def test_the_sngan_generator_ends_with_a_convolution_at_full_resolution(upsampling):
     def up(coarse: int, fine: int) -> list[nn.Module]:
         if upsampling == "transposed":
             doubling = [nn.ConvTranspose2d(coarse, fine, 4, 2, 1, bias=False)]
@@ -106,7 +106,7 @@ def test_the_sngan_discriminator_halves_by_kernels_of_4_pixels_between_kernels_o
     assert_same_answers(nn.Sequential(*chain), network, "SNGANConvDiscriminator")
 
 
-def test_study_b_s_generator_is_a_dense_layer_and_a_chain_of_convolutions_with_leaky_relus():
+def test_study_b_s_generator_is_a_dense_layer_and_convolutions_with_leaky_relus():
     chain = [nn.Linear(6, 32 * 4), nn.Unflatten(1, (32, 2, 2))]
     for wide, narrow in itertools.pairwise((32, 16, 8, 4, 2)):
         chain += [nn.ConvTranspose2d(wide, narrow, 6, 2, 2), nn.LeakyReLU(0.2)]
@@ -114,7 +114,7 @@ def test_study_b_s_generator_is_a_dense_layer_and_a_chain_of_convolutions_with_l
     assert_same_answers(nn.Sequential(*chain), tiny("DCGAN256Generator"), "DCGAN256Generator")
 
 
-def test_study_b_s_discriminator_is_a_chain_of_convolutions_with_batch_norms_from_the_second_on():
+def test_study_b_s_discriminator_has_batch_norm_from_its_second_convolution_on():
     network, images = tiny("DCGAN256Discriminator"), inputs("DCGAN256Discriminator")
     hidden_states = nn.functional.leaky_relu(network.convs[0](images), 0.2)
     assert len(network.convs) == len(network.norms) == 4
@@ -143,7 +143,7 @@ def down_block_as_in_the_paper(block: DownBlock, hidden_states: torch.Tensor) ->
     return avg_pool2d(residual, 2) + avg_pool2d(shortcut, 2) if block.halve else residual + shortcut
 
 
-def test_the_blocks_of_the_sngan_generator_are_the_paper_s_though_they_convolve_before_they_enlarge():
+def test_sngan_generator_blocks_equal_the_paper_s_though_they_convolve_first():
     network, latents = tiny("SNGANGenerator").double(), draw(3, 6).double()
     hidden_states = network.stem(latents).reshape(3, 24, 4, 4)
     assert len(network.blocks) == 3
@@ -156,7 +156,7 @@ def test_the_blocks_of_the_sngan_generator_are_the_paper_s_though_they_convolve_
     torch.testing.assert_close(network(latents), expected)
 
 
-def test_the_blocks_of_the_sngan_discriminator_are_the_paper_s_though_they_shrink_before_they_convolve():
+def test_sngan_discriminator_blocks_equal_the_paper_s_though_they_pool_first():
     network, hidden_states = tiny("SNGANDiscriminator").double(), inputs("SNGANDiscriminator").double()
     images = hidden_states
     blocks = [*network.blocks, network.last_block]

@@ -104,9 +104,7 @@ def test_each_latent_draws_its_own_image_in_eval_mode(name):
 
 
 @every_discriminator
-def test_in_training_an_image_s_logit_depends_on_the_others_if_there_is_a_batch_norm_and_only_then(
-    name, options, mixes
-):
+def test_in_training_logits_depend_on_the_batch_only_with_batch_norm(name, options, mixes):
     off = {"dropout": 0.0} if name == "DCGAN256Discriminator" else {}
     network = tiny(name, **options, **off).train().double()
     images = inputs(name).double()
@@ -159,7 +157,7 @@ def test_in_training_only_the_biases_that_a_batch_norm_takes_away_again_get_none
 
 
 @every_discriminator
-def test_the_gradient_with_respect_to_the_images_trains_every_weight_that_it_depends_on(name, options, mixes):
+def test_the_gradient_with_respect_to_the_images_trains_every_weight_in_it(name, options, mixes):
     network = tiny(name, **options).double()
     images = inputs(name).double().requires_grad_()
     (gradients,) = torch.autograd.grad(network(images).sum(), images, create_graph=True)

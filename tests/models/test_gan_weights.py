@@ -178,7 +178,7 @@ def test_the_initial_weights_of_a_dcgan_are_normal_with_a_standard_deviation_of_
 
 
 @pytest.mark.parametrize("network_class", [SNGANGenerator, SNGANDiscriminator])
-def test_the_initial_weights_of_an_sngan_are_glorot_s_with_a_gain_of_root_2_in_the_residual_branches(network_class):
+def test_sngan_weights_start_as_glorot_s_with_gain_root_2_in_residual_branches(network_class):
     torch.manual_seed(0)
     layers = dict(network_class(32, base_channels=16).named_modules())
     layers = {key: layer for key, layer in layers.items() if isinstance(layer, nn.Conv2d | nn.Linear)}
@@ -206,7 +206,7 @@ def test_the_initial_weights_of_an_sngan_are_glorot_s_with_a_gain_of_root_2_in_t
         ("SNGANDiscriminator", {}),
     ],
 )
-def test_spectral_norm_brings_the_largest_singular_value_of_every_weight_to_its_scale(name, options):
+def test_spectral_norm_sets_the_largest_singular_value_of_every_weight(name, options):
     network = tiny(name, base_channels=4, **options).train()
     layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     assert len(layers) == {"DCGANDiscriminator": 4, "SNGANConvDiscriminator": 8, "SNGANDiscriminator": 12}[name]

@@ -174,7 +174,7 @@ def test_the_finest_skip_connection_alone_still_shows_the_image(name):
 
 
 @every_plain_network
-def test_every_batch_norm_is_shown_what_a_relu_has_cut_off_and_is_the_end_of_its_block(name):
+def test_every_batch_norm_follows_a_relu_and_ends_its_block(name):
     network, shown = tiny(name).train(), []
     blocks = [module for module in network.modules() if hasattr(module, "time_emb_proj")]
     for block in blocks:
@@ -308,7 +308,7 @@ def test_attention_knows_no_places_permuted_pixels_give_permuted_answers():
     torch.testing.assert_close(block(permuted), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_in_attention_every_pixel_hears_of_every_other_of_its_image_and_of_no_other_image():
+def test_attention_reaches_every_pixel_of_its_own_image_and_no_other_image():
     block, images = attention_block(), noisy_images(2, 4, channels=8)
     changed = images.clone()
     changed[0, 3, 1, 2] += 5

@@ -25,7 +25,7 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def test_an_untrained_network_predicts_zero_and_its_blocks_pass_on_what_they_are_given():
+def test_an_untrained_network_predicts_zero_and_its_blocks_are_the_identity():
     network = UNetCompact(16, **SMALL).eval()
     assert not network(noise(2, 3, 16, 16), 5).sample.any()
     blocks = [module for module in network.modules() if isinstance(module, ResnetBlock2D)]

@@ -173,7 +173,7 @@ def test_a_residual_block_starts_as_the_identity_and_does_not_stay_it(normalizat
 @pytest.mark.parametrize(
     ("width", "groups"), [(4, 1), (8, 1), (12, 1), (16, 2), (64, 8), (80, 10), (256, 32), (512, 32), (264, 24)]
 )
-def test_a_group_has_at_least_8_channels_if_there_are_so_many_and_there_are_32_groups_at_most(width, groups):
+def test_a_group_has_at_least_8_channels_and_there_are_at_most_32_groups(width, groups):
     network = untrained(4, block_out_channels=(width,), layers_per_block=0, normalization="group")
     norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
     assert [norm.num_groups for norm in norms] == [groups, groups]
@@ -181,7 +181,7 @@ def test_a_group_has_at_least_8_channels_if_there_are_so_many_and_there_are_32_g
 
 
 @every_normalization
-def test_in_training_an_image_s_posterior_and_reconstruction_depend_on_the_others_with_batch_norm_alone(normalization):
+def test_in_training_posteriors_depend_on_the_batch_only_with_batch_norm(normalization):
     network = awake(normalization=normalization).train().double()
     images, others = draw_images(3).double(), draw_images(3, seed=2).double()
     others[0] = images[0]
@@ -192,7 +192,7 @@ def test_in_training_an_image_s_posterior_and_reconstruction_depend_on_the_other
     assert mixed == ((True, True) if normalization == "batch" else (False, False))
 
 
-def test_the_first_feature_map_of_the_decoder_lies_in_memory_as_its_convolutions_want_it():
+def test_the_decoder_s_first_feature_map_has_the_memory_format_of_its_convolutions():
     network, seen = awake(), []
     network.up_blocks[0].register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
     network.decode(draw(2, 6))
@@ -402,7 +402,7 @@ def test_a_flow_in_autocast_draws_the_same_and_one_number_is_too_few():
 # ------------------------------------------------------------------------------------------------- nearest upsampling
 
 
-def test_nearest_upsampling_leaves_no_transposed_convolution_and_other_kinds_are_refused():
+def test_nearest_upsampling_has_no_transposed_convolution_and_others_are_refused():
     network = awake(upsampling="nearest")
     kinds = [type(module).__name__ for module in network.modules()]
     assert "ConvTranspose2d" not in kinds and kinds.count("Upsample") == 2

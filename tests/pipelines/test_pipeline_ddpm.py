@@ -152,7 +152,7 @@ def test_no_code_of_the_folder_is_run_even_if_code_is_trusted(arguments, tmp_pat
 
 
 @pytest.mark.parametrize("arguments", [{}, {"trust_remote_code": True}])
-def test_a_folder_that_names_a_class_which_hfgen_does_not_know_is_refused_and_its_code_not_run(arguments, tmp_path):
+def test_a_folder_with_an_unknown_class_is_refused_and_its_code_is_not_run(arguments, tmp_path):
     folder, trace = tmp_path / "pipeline", tmp_path / "the code was run"
     build().save_pretrained(folder)
     (folder / "unet" / "other.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
@@ -250,7 +250,7 @@ def clean_machine(tmp_path_factory) -> dict:
     return answers
 
 
-def test_without_hfgen_and_without_trust_plain_diffusers_draws_with_the_library_network(clean_machine):
+def test_without_hfgen_and_trust_plain_diffusers_draws_with_the_library_network(clean_machine):
     answer = clean_machine["library", False]
     assert answer == {
         "pipeline": "diffusers.pipelines.ddpm.pipeline_ddpm",
@@ -261,9 +261,7 @@ def test_without_hfgen_and_without_trust_plain_diffusers_draws_with_the_library_
 
 
 @pytest.mark.parametrize("network", ["base", "attention"])
-def test_without_hfgen_plain_diffusers_draws_with_the_networks_of_hfgen_if_their_code_is_trusted(
-    network, clean_machine
-):
+def test_without_hfgen_plain_diffusers_draws_with_hfgen_s_networks_if_trusted(network, clean_machine):
     answer = clean_machine[network, True]
     assert answer == {
         "pipeline": "diffusers_modules.local.pipeline_ddpm",
@@ -310,7 +308,7 @@ def test_without_a_generator_the_images_differ_from_call_to_call():
     assert not np.array_equal(draw(pipeline, generator=None), draw(pipeline, generator=None))
 
 
-def test_latents_take_the_place_of_the_noise_that_the_generator_would_have_drawn_and_are_left_alone():
+def test_given_latents_replace_the_generator_s_noise_and_are_not_changed():
     pipeline = build()
     latents = torch.randn(2, 3, 8, 8, generator=seeded(3))
     before = latents.clone()
@@ -434,7 +432,7 @@ def test_the_noise_is_scaled_as_a_scheduler_in_another_parametrisation_wants_it(
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_drawing_changes_neither_the_weights_nor_the_mode_of_the_network_and_tracks_no_gradient(training):
+def test_drawing_changes_neither_weights_nor_mode_and_tracks_no_gradient(training):
     pipeline = build()
     pipeline.unet.train(training)
     statistics = {key for key, _ in pipeline.unet.named_buffers()}

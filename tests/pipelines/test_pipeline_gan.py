@@ -48,7 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @every_generator
-def test_a_reloaded_pipeline_draws_the_same_images_bit_for_bit_and_saves_the_same_bytes(name, tmp_path):
+def test_a_reloaded_pipeline_draws_the_same_images_and_saves_the_same_bytes(name, tmp_path):
     pipeline = build(name)
     pipeline.save_pretrained(tmp_path / "one")
     reloaded = GANPipeline.from_pretrained(tmp_path / "one")
@@ -93,7 +93,7 @@ def test_without_hfgen_plain_diffusers_draws_the_same_images_if_the_code_is_trus
 # ------------------------------------------------------------------------------------------------------------ drawing
 
 
-def test_the_network_is_the_generator_and_the_argument_is_the_random_number_generator():
+def test_the_component_is_the_network_and_the_argument_the_random_number_generator():
     pipeline = build()
     assert isinstance(pipeline.generator, DCGANGenerator)
     assert np.array_equal(draw(pipeline, seed=1), draw(pipeline, seed=1))
@@ -130,7 +130,7 @@ def test_latents_take_the_place_of_those_that_the_generator_would_have_drawn():
     assert len(pipeline().images) == 1
 
 
-def test_truncated_latents_are_the_normal_ones_squeezed_below_the_limit_in_their_order():
+def test_truncation_squeezes_the_normal_latents_below_the_limit_in_order():
     pipeline, seen = build(), []
     pipeline.generator.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[0]))
     draw(pipeline, 4000, seed=5, chunk_size=4000)

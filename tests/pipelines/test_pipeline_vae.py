@@ -65,7 +65,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @with_and_without_density
-def test_a_reloaded_pipeline_draws_the_same_images_bit_for_bit_and_saves_the_same_bytes(density, tmp_path):
+def test_a_reloaded_pipeline_draws_the_same_images_and_saves_the_same_bytes(density, tmp_path):
     pipeline = build(density)
     pipeline.save_pretrained(tmp_path / "one")
     reloaded = VAEPipeline.from_pretrained(tmp_path / "one")
@@ -134,7 +134,7 @@ for name in sys.argv[2:]:
 """
 
 
-def test_without_hfgen_plain_diffusers_draws_and_encodes_the_same_if_the_code_is_trusted(programs, tmp_path):
+def test_without_hfgen_plain_diffusers_draws_and_encodes_the_same_if_trusted(programs, tmp_path):
     names = {"with_density": True, "plain": False}
     for name, density in names.items():
         build(density).save_pretrained(tmp_path / name)
@@ -154,7 +154,7 @@ def test_without_hfgen_plain_diffusers_draws_and_encodes_the_same_if_the_code_is
 # ------------------------------------------------------------------------------------------------------------ drawing
 
 
-def test_latents_come_from_the_prior_or_the_density_and_from_the_density_unless_told_otherwise():
+def test_latents_come_from_the_density_by_default_or_from_the_prior():
     pipeline = build()
     expected = {
         "prior": torch.randn(4, 5, generator=seeded(2)),

@@ -99,7 +99,7 @@ def test_the_folder_that_only_output_makes_is_what_would_have_gone_up(client, ba
     assert contents(tmp_path / "folder") == published
 
 
-def test_another_network_takes_the_place_of_the_one_before_and_the_user_s_own_files_stay(
+def test_another_network_replaces_the_one_before_and_the_user_s_own_files_stay(
     client, bare_client, hub, runs, repo, tmp_path
 ):
     assert client.command("publish", runs["vae"], repo).status == 0

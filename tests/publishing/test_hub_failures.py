@@ -157,7 +157,7 @@ def test_a_repo_that_cannot_be_made_is_told_of(client, hub, run, repo):
     check_nothing_is_left(client, run, before)
 
 
-def test_a_client_that_is_killed_in_the_upload_has_changed_nothing_and_the_next_one_completes_it(hub, repo, tmp_path):
+def test_a_client_killed_in_the_upload_changes_nothing_and_the_next_completes_it(hub, repo, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     for index in range(3):

@@ -127,7 +127,7 @@ def test_a_commit_is_made_whole_or_not_at_all(hub, client):
     assert hub.files("tester/m", revision=hub.commits("tester/m")[1].oid)["a.txt"] == b"1"
 
 
-def test_a_second_attempt_uploads_no_large_file_again_and_an_equal_folder_makes_no_commit(hub, client):
+def test_a_retry_uploads_no_large_file_again_and_an_equal_folder_makes_no_commit(hub, client):
     hub.fail("POST", "/commit/main", status=500)
     code = """
         api.create_repo("tester/m", private=True, exist_ok=True)

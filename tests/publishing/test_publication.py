@@ -141,7 +141,7 @@ def test_nothing_of_the_run_is_changed_by_publishing_it(runs, tmp_path):
 # --------------------------------------------------------------------------------------------- where it is taken from
 
 
-def test_a_run_its_checkpoints_and_its_best_tell_the_steps_and_images_of_their_moment(runs, tmp_path, monkeypatch):
+def test_a_run_its_checkpoints_and_its_best_state_their_own_steps_and_images(runs, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(runs["gan"], run)
     best = run / "best"
@@ -193,7 +193,7 @@ def test_of_launches_those_are_told_that_the_weights_went_through(runs, tmp_path
         assert words in card and ("s, in 2 launches |" in card) is (step == 6)
 
 
-def test_a_run_that_was_stopped_or_goes_on_is_published_from_its_newest_checkpoint_and_says_so(runs, tmp_path):
+def test_an_unfinished_run_is_published_from_its_newest_checkpoint_and_says_so(runs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs["ddpm"], run)
     shutil.rmtree(run / "pipeline")
@@ -210,7 +210,7 @@ def test_a_run_that_was_stopped_or_goes_on_is_published_from_its_newest_checkpoi
     assert "| end | stopped by SIGTERM |" in card and "Its training ended early: stopped by SIGTERM." in card
 
 
-def test_without_a_log_and_with_sheets_of_several_sizes_there_are_no_pictures_of_the_training(runs, tmp_path):
+def test_no_training_pictures_without_a_log_or_with_sheets_of_several_sizes(runs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs["gan"], run)
     (run / "metrics.jsonl").write_text("")

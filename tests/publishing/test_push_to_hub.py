@@ -121,7 +121,7 @@ def test_of_two_processes_one_publishes(hub, client, train, tmp_path):
     assert saved["push_to_hub"] is False and saved["generator_channels"] == 4
 
 
-def test_a_run_whose_upload_fails_is_whole_and_the_command_that_it_names_publishes_it(hub, client, train, tmp_path):
+def test_a_run_whose_upload_fails_is_whole_and_names_the_command_to_publish_it(hub, client, train, tmp_path):
     folder, repo = tmp_path / "my run", "tester/my-vae"
     hub.fail("POST", f"{repo}/commit/", status=500)
     (result,) = train(folder, "vae", "--hub_model_id", repo, "--dataset", "tester/paintings", "--hub_private_repo")

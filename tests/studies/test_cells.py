@@ -44,7 +44,7 @@ def settings_of(study: Study, key: str) -> list:
 # ------------------------------------------------------------------------------------------------ cells and places
 
 
-def test_every_combination_of_the_grid_is_trained_with_every_seed_the_whole_table_with_one_seed_first():
+def test_every_grid_point_is_trained_with_every_seed_the_first_seed_first():
     study = study_of(grid={"batch_size": [8, 16], "learning_rate": ["1e-4", 0.01]}, seeds=(4, 3))
     assert list(study.cells) == [
         f"DCGAN batch_size={size} learning_rate={rate} seed={seed}"
@@ -70,7 +70,7 @@ def test_the_study_keeps_what_the_file_says_of_it():
     assert (study.full_budget, study.full_evaluation, study.full_seeds) == (None, None, None)
 
 
-def test_a_setting_is_that_of_the_grid_else_of_the_family_else_of_the_study_else_of_the_data_else_of_the_preset():
+def test_settings_are_taken_from_grid_then_family_then_study_then_data_then_preset():
     families = {"one": Family("gan", "wgan_gp", {"n_critic": 3}, grid={"batch_size": [8]})}
     study = study_of(
         families, data={"dataset": "pictures", "sample_size": 32}, settings={"n_critic": 2, "crop": "random"}
@@ -161,7 +161,7 @@ def test_published_figures_stand_at_their_points():
         (Family("ddpm", device="cuda"), {"cpu": True}, "device cuda and the setting cpu contradict each other; leave"),
     ],
 )  # fmt: skip
-def test_settings_that_the_training_script_would_refuse_are_told_with_study_family_and_point(family, settings, told):
+def test_settings_that_a_script_would_refuse_are_named_with_study_family_and_point(family, settings, told):
     own = {**family.settings, **settings}
     message = refusal_of({"row": replace(family, settings=own)}, grid={"adam_beta2": ["0.99"]})
     assert message.startswith("study toy: row adam_beta2=0.99: ")

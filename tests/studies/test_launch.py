@@ -48,7 +48,7 @@ def test_a_trained_cell_leaves_its_log_and_is_not_trained_again(workspace):
     assert "train_gan.py --preset" in log
 
 
-def test_a_folder_with_other_settings_or_without_a_pipeline_does_not_pass_for_a_trained_cell(workspace):
+def test_a_folder_with_other_settings_or_no_pipeline_is_not_a_trained_cell(workspace):
     train_cell(toy_cell("a", batch_size=4), STEPS, workspace)
     cell = toy_cell("a", batch_size=8)
     assert train_cell(cell, STEPS, workspace).kind == "trained"

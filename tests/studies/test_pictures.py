@@ -46,7 +46,7 @@ def test_there_is_a_panel_for_each_family_and_loss_and_a_line_for_each_cell(tmp_
     drawn(figure, tmp_path)
 
 
-def test_the_legend_names_each_point_of_the_grid_once_also_if_its_first_seed_is_missing():
+def test_the_legend_names_each_grid_point_once_even_without_its_first_seed():
     made = study({"GAN": RATES[:2]}, seeds=(0, 1))
     one = trained(curve=losses(3.0, 2.0))
     (ax,) = panels(plot_loss_curves(rows_with(made, [one, one], ["nan", one]))).values()

@@ -107,7 +107,7 @@ def in_folder(folder: Path) -> list[psutil.Process]:
     return [one for one in psutil.process_iter(["cmdline"]) if str(folder) in (one.info["cmdline"] or [])]
 
 
-def test_three_workers_finish_a_study_although_one_is_killed_in_the_middle_of_a_training(cluster, programs, tmp_path):
+def test_three_workers_finish_a_study_although_one_is_killed_during_a_training(cluster, programs, tmp_path):
     url = cluster.new_database("three_workers")
     store, study = start_study(url, tmp_path)
     slow = next(iter(study.cells))
@@ -155,7 +155,7 @@ def test_three_workers_finish_a_study_although_one_is_killed_in_the_middle_of_a_
     assert all(not run.joinpath("checkpoints").exists() for name, run in runs.items() if name not in bad)
 
 
-def test_workers_that_start_at_once_on_an_empty_database_share_one_study_and_its_queue(cluster):
+def test_workers_that_start_together_on_an_empty_database_share_one_study_and_queue(cluster):
     url = cluster.new_database("at_once")
     names = [f"cell {index:02d}" for index in range(12)]
     study = toy_study(*names)
@@ -177,7 +177,7 @@ def test_workers_that_start_at_once_on_an_empty_database_share_one_study_and_its
     assert StudyStore(url).open(None) == study
 
 
-def test_a_database_that_goes_away_ends_the_worker_which_says_so_without_its_password(cluster, tmp_path, monkeypatch):
+def test_a_lost_database_ends_the_worker_which_says_so_without_the_password(cluster, tmp_path, monkeypatch):
     toys.make_quick(monkeypatch)
     study, store = toy_study("a", "b"), StudyStore(cluster.new_database("gone"))
     store.open_or_create(study)

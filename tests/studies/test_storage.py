@@ -90,7 +90,7 @@ def test_an_empty_queue_is_no_error(tmp_path):
 # ----------------------------------------------------------------------------------------------------- lost workers
 
 
-def test_the_cell_of_a_worker_that_was_killed_is_missing_again_and_three_of_them_break_it(tmp_path):
+def test_the_cell_of_a_killed_worker_is_missing_again_and_broken_after_three(tmp_path):
     study = toy_study("a", "b")
     store = open_toys(tmp_path, study)
     store.enqueue(["b"])
@@ -195,7 +195,7 @@ def test_a_worker_at_work_keeps_its_cell_however_long_it_takes(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), UserError("other images")])
-def test_a_worker_that_is_told_to_stop_gives_its_cell_back_at_once_and_does_not_count_as_lost(tmp_path, stop):
+def test_a_stopped_worker_gives_its_cell_back_at_once_and_is_not_counted_as_lost(tmp_path, stop):
     study = toy_study("a")
     store = open_toys(tmp_path, study)
 

@@ -29,7 +29,7 @@ def test_a_changed_study_is_refused_with_the_difference_and_the_stored_one_stays
     assert StudyStore(sqlite_url(tmp_path)).open("toy") == study
 
 
-def test_what_alters_no_figure_may_be_corrected_and_is_stored_but_where_the_images_were_stays(tmp_path):
+def test_corrections_that_alter_no_figure_are_stored_but_the_images_path_stays(tmp_path):
     study = toy_study("a")
     open_toys(tmp_path, study)
     corrected = dataclasses.replace(study, title="Better", dataset="elsewhere")
@@ -83,7 +83,7 @@ def test_a_shipped_study_fits_into_a_field_of_mysql(name):
     assert len(packed(study)) < 65_535 / 4
 
 
-def test_a_study_that_was_kept_as_it_is_is_read_and_one_that_cannot_be_read_is_refused():
+def test_a_stored_study_of_before_is_read_and_an_unreadable_one_refused():
     study = toy_study("a")
     assert unpacked(study.to_dict()) == study
     for kept in ("no base64!", "bm8gemxpYg==", 7, None, {"version": "9"}):

@@ -88,7 +88,7 @@ def test_what_alters_every_figure_is_named(change, told):
     assert differences(full_study(), replace(full_study(), **change)) == told
 
 
-def test_what_a_scaled_down_study_had_asked_for_is_compared_with_what_it_asks_for_now():
+def test_a_scaled_down_study_is_compared_by_what_it_had_asked_for():
     scaled = {
         "asked": "2h",
         "full_budget": Budget(steps=99),

@@ -126,7 +126,7 @@ def test_a_report_is_made_of_a_folder_or_a_database(file, worked, hfgen, refusal
     assert not (file.parent / "three").exists()
 
 
-def test_a_worker_takes_the_data_set_from_where_it_is_told_or_from_where_the_study_has_it(file, monkeypatch, hfgen):
+def test_a_worker_takes_the_data_set_from_its_option_or_from_the_study(file, monkeypatch, hfgen):
     workspaces = []
     monkeypatch.setattr(hfgen_worker(), "work", lambda store, study, workspace: workspaces.append(workspace))
     assert hfgen("study", "run", file, "--output", "here")[0] == 0
@@ -160,9 +160,7 @@ def test_without_optuna_it_is_said_how_to_get_it(file, monkeypatch, refusal):
     assert refusal("study", "plan", file) == 'error: hfgen study needs Optuna: pip install "hfgen[study]"'
 
 
-def test_a_relative_path_of_the_images_is_kept_as_it_is_seen_from_everywhere_and_not_told_in_the_report(
-    file, monkeypatch, hfgen
-):
+def test_a_relative_dataset_path_is_stored_absolute_and_left_out_of_the_report(file, monkeypatch, hfgen):
     stored = []
     monkeypatch.setattr(hfgen_worker(), "work", lambda store, study, workspace: stored.append(study))
     (file.parent / "photos").mkdir()

@@ -103,7 +103,7 @@ def test_the_units_of_a_budget_are_said_in_words():
     assert told == ["1,200 steps", "1,600,000 images", "2.5 minutes"]
 
 
-def test_numbers_that_yaml_takes_for_text_stay_as_they_are_written_in_a_grid_and_are_figures_when_published(study):
+def test_numbers_that_yaml_reads_as_text_stay_text_in_a_grid_but_not_in_published(study):
     toy = study(TOY.replace("batch_size: [64, 128]", "learning_rate: [1e-4, 0.002]").replace("a remark", "1e-4"))
     assert toy.grid == {"learning_rate": ["1e-4", 0.002]}
     assert toy.published == {"one": [3.5, 1e-4]}
@@ -326,7 +326,7 @@ def test_what_the_study_decides_is_not_to_be_set(mistake, setting):
         assert mistake(replaced("sample_size: 32", f"{setting}: 5")) == f"data: {told}"
 
 
-def test_what_the_study_decides_are_the_settings_of_where_how_long_and_whether_to_publish():
+def test_a_study_decides_where_a_cell_is_kept_how_long_it_trains_and_publishing():
     assert set(DECIDED) == {
         *("dataset", "output_dir", "seed", "max_train_steps", "num_epochs", "max_train_time", "resume"),
         *("push_to_hub", "hub_model_id", "hub_private_repo"),

@@ -34,7 +34,7 @@ THREE_SEEDS = (0, 1, 2)
 NASTY = "a|b <script>x</script>\n\n# `c` \\ *d* _e_ & 5% $x_1$ {~^} ± [f]"
 
 
-def test_the_best_figure_is_the_lowest_or_the_highest_and_never_of_a_place_that_diverged():
+def test_the_best_figure_is_the_lowest_or_highest_and_never_a_diverged_one():
     for metric, best in (("fid", [1, 3]), ("images_per_second", [0, 4])):
         made = study({"A": RATES, "B": RATES}, seeds=(0, 1), metric=metric)
         rows = table(made, [9, 9], [2, 2], ["nan", 1 if metric == "fid" else 99], [3, 3], [8, 8], [None, None])
@@ -125,7 +125,7 @@ def test_published_figures_stand_as_they_were_published():
 # --------------------------------------------------------------------------------------------------------------- forms
 
 
-def test_families_that_share_a_grid_make_a_matrix_with_the_published_figures_below_ours():
+def test_families_that_share_a_grid_form_a_matrix_with_published_figures_below():
     made = study({"GAN": RATES, "VAE": RATES}, published={"VAE": [109.137, math.nan, None]})
     rows = table(made, 10, 20, "nan", 30.5, None, 50)
     assert read_markdown(markdown_matrix(made, rows)) == [
@@ -136,7 +136,7 @@ def test_families_that_share_a_grid_make_a_matrix_with_the_published_figures_bel
     ]
 
 
-def test_families_with_the_same_values_of_different_settings_share_a_matrix_and_a_cell():
+def test_families_with_equal_values_of_different_settings_share_a_matrix_and_a_cell():
     widths = [[{name: value} for value in ("32", "64")] for name in ("ndf", "ngf")]
     same = (("ndf", widths[0][1]), ("ngf", 1))
     made = study({"ndf": widths[0], "ngf": widths[1]}, shared=[same])

@@ -48,7 +48,7 @@ def told(store, study, name):
     return outcome.kind, outcome.reason, outcome.step
 
 
-def test_all_cells_are_trained_scored_and_told_and_a_second_worker_finds_nothing_to_do(tmp_path, scorer, capsys):
+def test_all_cells_are_trained_and_scored_and_a_second_worker_has_nothing_to_do(tmp_path, scorer, capsys):
     study = toy_study(toy_cell("a", fid=7.25), "b")
     store, workspace = open_toys(tmp_path, study), workspace_in(tmp_path)
     work(store, study, workspace)
@@ -98,9 +98,7 @@ def test_what_diverges_or_cannot_be_scored_has_ended_with_its_reason_and_step(tm
 # ------------------------------------------------------------------------------------------------------- broken cells
 
 
-def test_broken_cells_are_told_do_not_stop_others_and_are_tried_again_by_the_next_worker(
-    tmp_path, scorer, launched, capsys
-):
+def test_broken_cells_do_not_stop_others_and_the_next_worker_tries_them_again(tmp_path, scorer, launched, capsys):
     out = {"scoring_fails": RuntimeError("out of memory")}
     study = toy_study(
         broken("a"), "b", toy_cell("c", **out), "d", toy_cell("e", cannot_start=UserError("no space left")), "f"
@@ -143,7 +141,7 @@ def test_an_error_that_nobody_foresaw_ends_the_worker_and_the_cell_is_missing(tm
 # ------------------------------------------------------------------------------------------------- machines and data
 
 
-def test_a_machine_without_cuda_leaves_those_cells_to_the_others_as_long_as_there_are_some(
+def test_a_machine_without_cuda_leaves_such_cells_to_other_workers_if_there_are_any(
     tmp_path, scorer, launched, monkeypatch, capsys
 ):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -229,9 +227,7 @@ def test_the_last_cells_of_other_workers_are_waited_for_and_taken_if_they_are_lo
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_that_is_told_to_stop_ends_its_training_with_a_checkpoint_and_gives_the_cell_back(
-    tmp_path, scorer, number
-):
+def test_a_stopped_worker_ends_its_training_with_a_checkpoint_and_returns_the_cell(tmp_path, scorer, number):
     study, workspace = toy_study(toy_cell("a", "linger"), "b"), workspace_in(tmp_path)
     folder = workspace.run_folder(study.cells["a"])
     store = open_toys(tmp_path, study)

@@ -35,7 +35,7 @@ def collapse_at(step, times=99):
     return each_step
 
 
-def test_after_a_collapse_the_run_goes_on_from_the_last_good_checkpoint_with_half_the_rate(tmp_path):
+def test_after_a_collapse_the_run_restarts_from_the_good_checkpoint_at_half_rate(tmp_path):
     watched = collapse_at(5, times=1)
     run, network = fit(tmp_path / "run", each_step=watched, on_collapse="rollback", checkpoint_every=1)
     assert (run.step, run.rollbacks) == (6, 1)
@@ -71,7 +71,7 @@ def test_after_so_many_rollbacks_the_run_gives_up_and_says_what_is_left(tmp_path
     assert not (tmp_path / "run" / "pipeline").exists()
 
 
-def test_checkpoints_made_while_it_went_badly_are_dropped_and_the_good_one_outlives_the_limit(tmp_path):
+def test_bad_checkpoints_are_dropped_and_the_good_one_outlives_the_limit(tmp_path):
     seen = []
 
     def each_step(run):
@@ -134,7 +134,7 @@ def test_a_run_resumed_behind_a_rollback_ends_bit_equal(tmp_path):
     assert train(tmp_path / "run", resume=str(checkpoint)) == uninterrupted
 
 
-def test_a_schedule_goes_on_with_the_lower_rates_and_forgets_them_with_the_checkpoint_that_did_not_know_them(tmp_path):
+def test_a_schedule_keeps_lowered_rates_and_loses_them_with_an_older_checkpoint(tmp_path):
     network, accelerator = torch.nn.Linear(1, 1), Accelerator(cpu=True)
     groups = [{"params": [network.weight], "lr": 0.4}, {"params": [network.bias], "lr": 0.1}]
     optimizer = accelerator.prepare(torch.optim.SGD(groups))

@@ -176,7 +176,7 @@ def test_the_two_learning_rates_and_the_betas_reach_their_optimizers(train_gan, 
     assert all(tuple(group["betas"]) == (0.25, 0.999) for group in groups)
 
 
-def test_the_log_has_both_losses_what_the_discriminator_says_and_the_signals_of_the_watch(train_gan, tmp_path):
+def test_the_log_has_both_losses_the_logits_and_the_signals_of_the_watch(train_gan, tmp_path):
     train(train_gan, tmp_path / "run", "--augment", "ada")
     entries = metrics(tmp_path / "run")
     assert {"loss_d", "loss_g", "d_real", "d_fake", "penalty", "augment_probability"} <= entries[0].keys()
@@ -214,7 +214,7 @@ def test_the_augmentation_is_chosen_by_the_number_of_images_and_said(
 # ---------------------------------------------------------------------------------------------------------- the watch
 
 
-def test_a_run_that_is_made_to_collapse_is_seen_rolled_back_and_given_up_with_a_clear_message(tmp_path, monkeypatch):
+def test_a_collapsing_run_is_rolled_back_and_given_up_with_a_clear_message(tmp_path, monkeypatch):
     """A learning rate of 2 after the generator has taken off: its tanh saturates and all images become one."""
     train_gan = load_script("train_gan", "train_gan_to_collapse")
     # So that the first checkpoint already counts as good.
