@@ -116,10 +116,10 @@ class Study:
         try:
             return cls._from_dict(values)
         except (KeyError, TypeError) as error:
-            version = values.get("version", "of which nothing is known")
+            version = values.get("version", "unknown")
             raise UserError(
-                f"the study was made with hfgen {version}, and this is {hfgen.__version__}, which cannot read it: use "
-                "the other, or start the study anew"
+                f"the study was made with hfgen {version}, which hfgen {hfgen.__version__} cannot read: install that "
+                "version, or start the study again"
             ) from error
 
     @classmethod
@@ -164,11 +164,13 @@ def expand(file: StudyFile, scripts: Path, dataset: str) -> Study:
                     json.dumps([cell.method, cell.device, cell.settings], sort_keys=True), cell.name
                 )
                 if same == cell.name and cells.setdefault(same, cell) != cell:
-                    raise UserError(f"study {file.name}: families: {family}: another has a cell named {same!r}, too")
+                    raise UserError(
+                        f"study {file.name}: families: {family}: another family also has a cell named {same!r}"
+                    )
                 names.append(same)
             if any((one.family, one.cells) == (family, tuple(names)) for one in places):
                 raise UserError(
-                    f"study {file.name}: {_name(family, point)}: has the settings of another point of its grid; "
+                    f"study {file.name}: {_name(family, point)}: has the same settings as another point of its grid; "
                     "leave one out"
                 )
             places.append(Place(family, {key: str(value) for key, value in point.items()}, tuple(names), figure))
@@ -186,14 +188,14 @@ def _check_folder_names(file: StudyFile, cells: dict[str, Cell]) -> None:
     for cell in cells.values():
         if len(cell.folder_name) > MAX_FOLDER_NAME:
             raise UserError(
-                f"study {file.name}: {cell.name}: is too long for the name of a folder; give the family a name that "
-                f"is shorter by {len(cell.folder_name) - MAX_FOLDER_NAME} letters"
+                f"study {file.name}: {cell.name}: is too long for the name of a folder; shorten the name of the "
+                f"family by {len(cell.folder_name) - MAX_FOLDER_NAME} letters"
             )
         # Many file systems ignore case.
         if (other := taken.setdefault(cell.folder_name.lower(), cell.name)) != cell.name:
             raise UserError(
-                f"study {file.name}: {other!r} and {cell.name!r} would share a folder: tell the families apart by "
-                "letters a to z or digits"
+                f"study {file.name}: {other!r} and {cell.name!r} would share a folder: their family names must "
+                "differ in letters a to z or digits"
             )
 
 
@@ -219,7 +221,7 @@ def _cell(file: StudyFile, scripts: Path, family_name: str, point: dict[str, Any
         from hfgen.methods.schedules import EDM_SAMPLERS
 
         if sampler not in EDM_SAMPLERS:
-            raise UserError(f"{where}: evaluation: sampler: {sampler}: EDM has {' and '.join(EDM_SAMPLERS)} only")
+            raise UserError(f"{where}: evaluation: sampler: {sampler}: EDM has only {' and '.join(EDM_SAMPLERS)}")
     if family.device == "cuda" and settings["cpu"]:
         raise UserError(f"{where}: device cuda and the setting cpu contradict each other; leave one out")
     return Cell(name, family.method, settings, family.device)
@@ -240,7 +242,7 @@ def _resolve(script: ModuleType, preset: str | None, own: dict[str, Any]) -> dic
     settings = settings_to_dict(*parsed)
     for key, value in own.items():
         if value is None and settings[key] is not None:
-            raise UserError(f"settings: {key} null: leaves {settings[key]!r} as it is; give a value")
+            raise UserError(f"settings: {key} null: does not change {settings[key]!r}; give a value")
     return {key: value for key, value in settings.items() if key == "seed" or key not in DECIDED}
 
 
@@ -271,7 +273,7 @@ def with_scores_on_the_way(settings: dict[str, Any], own: dict[str, Any], evalua
         return settings
     for name in ("checkpoint_every", "checkpoints_total_limit"):
         if name in own:
-            raise UserError(f"settings: {name}: evaluation: every_images decides it; leave one out")
+            raise UserError(f"settings: {name}: is set by evaluation: every_images; leave one out")
     every = math.ceil(evaluation.every_images / images_per_step(settings))
     return {**settings, "checkpoint_every": every, "checkpoints_total_limit": ALL_CHECKPOINTS}
 
@@ -314,7 +316,7 @@ def differences(stored: Study, now: Study) -> list[str]:
     if not lines:  # rows can change without a change of cells
         rows = [{(_name(one.family, one.point), one.cells) for one in study.places} for study in (stored, now)]
         lines = [
-            f"row {name}: new, gone or of other cells" for name in sorted({name for name, _ in rows[0] ^ rows[1]})
+            f"row {name}: new, gone or with other cells" for name in sorted({name for name, _ in rows[0] ^ rows[1]})
         ]
     if len(lines) > MANY_DIFFERENCES:
         lines = [*lines[:MANY_DIFFERENCES], f"and {len(lines) - MANY_DIFFERENCES} more"]

@@ -93,7 +93,9 @@ def with_driver(url: str) -> str:
             parsed = parsed.set(drivername=f"postgresql+{(installed or ['psycopg'])[0]}")
         parsed.get_dialect()
     except NoSuchModuleError as error:
-        raise UserError(f"--storage: {parsed.drivername} is no database that SQLAlchemy knows; {example}") from error
+        raise UserError(
+            f"--storage: {parsed.drivername} is not a database that SQLAlchemy knows; give a URL {example}"
+        ) from error
     except (ArgumentError, ValueError):  # the message may contain the password
-        raise UserError(f"--storage: not the URL of a database, {example}") from None
+        raise UserError(f"--storage: not the URL of a database; give one {example}") from None
     return parsed.render_as_string(hide_password=False)

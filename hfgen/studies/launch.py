@@ -99,7 +99,7 @@ def train_cell(
                 if has_lost():
                     process.terminate()
                     process.wait()
-                    return Ending(LOST, "another worker has it now, as this one was silent for too long")
+                    return Ending(LOST, "another worker has taken it, because this one did not respond for too long")
         except BaseException:
             process.terminate()
             process.wait()
@@ -154,7 +154,7 @@ def _ending(folder: Path, budget: Budget, exit_status: int, log: Path | None) ->
     if kind in ("diverged", "collapsed"):
         return Ending(DIVERGED, f"{kind}: {said['reason']}", step)
     error = last_error(log.read_text(errors="replace")) if log is not None else ""
-    return Ending(BROKEN, f"the training ended with status {exit_status}: {error}", step)
+    return Ending(BROKEN, f"training ended with status {exit_status}: {error}", step)
 
 
 def last_error(log: str) -> str:
@@ -172,11 +172,13 @@ def check_device(cell: Cell) -> str | None:
     import torch
 
     if cell.device == "cuda" and not torch.cuda.is_available():
-        return "needs a CUDA device, and this machine has none"
+        return "needs a CUDA device, which this machine does not have"
     return None
 
 
 def check_data(workspace: Workspace) -> None:
     """Raise a `UserError` if a worker's data set is a path that does not exist."""
     if is_missing(workspace.dataset):
-        raise UserError(f"--dataset {workspace.dataset}: not on this machine; say with --dataset where its images are")
+        raise UserError(
+            f"--dataset {workspace.dataset}: not on this machine; give the path of its images as --dataset"
+        )

@@ -99,7 +99,7 @@ def _plot_panel(ax: Axes, title: str, curves: list[Curve]) -> None:
         ax.set_ylim(low, high)
     leaving = sum(any(not low <= value <= high for value in values) for *_, values in curves)
     if leaving:
-        title += f"\n{leaving} of {len(curves)} curves leave{'s' if leaving == 1 else ''} the axis"
+        title += f"\n{leaving} of {len(curves)} curves leave{'s' if leaving == 1 else ''} the plot"
     ax.set_title(title, fontsize="medium")
     ax.set_xlabel("steps")
     ax.grid(alpha=0.3)

@@ -205,7 +205,7 @@ def describe_plan(study: Study, plan: Plan) -> str:
         names = [name for name in study.cells if plan.kinds[name] == kind]
         if probe is None:
             left_out += len(names)
-            lines.append(f"  {names[0]}{_and_others(names)}: left out, this machine has no such device")
+            lines.append(f"  {names[0]}{_and_others(names)}: left out, as this machine does not have the device")
             continue
         cell = study.cells[names[0]]
         training = plan.train_seconds(cell, study.budget)
@@ -218,11 +218,11 @@ def describe_plan(study: Study, plan: Plan) -> str:
     disk = sum(probe.kept_bytes for probe in probes) + max((probe.passing_bytes for probe in probes), default=0)
     trained = sum(plan.train_seconds(cell, study.budget) for cell in study.cells.values())
     lines.append(
-        f"in all {duration(plan.seconds(study))} with one worker on this machine, {duration(trained)} of it training; "
-        f"{disk / GIGABYTE:.2g} GB on the disk at most"
+        f"in total {duration(plan.seconds(study))} with one worker on this machine, {duration(trained)} of it "
+        f"training, and at most {disk / GIGABYTE:.2g} GB of disk space"
     )
     if plan.real_images:
-        lines.append(f"the features of {plan.real_images:,} real images are computed once, which is counted in")
+        lines.append(f"the features of {plan.real_images:,} real images are computed once, which is included")
     return "\n".join(lines)
 
 
@@ -261,8 +261,8 @@ def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: f
     if left < MIN_TRAINING_SHARE * seconds:
         needed = (seconds - left) / (1 - MIN_TRAINING_SHARE)
         raise UserError(
-            f"--budget {asked}: too little for {len(cells.cells)} cells, whose launches and scores of {num_images} "
-            f"images take {duration(seconds - left)}; give {duration(needed)} at least, or shorten the grid"
+            f"--budget {asked}: too short for {len(cells.cells)} cells, whose launches and scores of {num_images} "
+            f"images take {duration(seconds - left)}; give at least {duration(needed)}, or shorten the grid"
         )
     share = min(1.0, left / sum(plan.train_seconds(cell, file.budget) for cell in cells.cells.values()))
     every = file.evaluation.every_images

@@ -51,15 +51,15 @@ def _cell_status(study: Study, state: str, trials: list[FrozenTrial], now: datet
 def _rest(trials: dict[str, list[FrozenTrial]], running: int, to_do: int) -> str:
     """Estimate the remaining time from the cells that have ended; running cells count as half done."""
     if not running:
-        return "nobody is at work on it: hfgen study run or hfgen study work goes on"
+        return "no worker is running: continue with hfgen study run or hfgen study work"
     ended = [one for of_cell in trials.values() for one in of_cell if one.state == TrialState.COMPLETE]
     taken = [_seconds(one.datetime_start, one.datetime_complete) for one in ended]
     if not taken:
-        return "no cell has ended yet, by which one could say how long the rest will take"
+        return "no cell has ended yet, so the remaining time is unknown"
     mean = statistics.fmean(taken)
     left = mean * (to_do + running / 2) / running
     workers = f"{running} worker{'s' if running > 1 else ''}"
-    return f"about {duration(left)} left for {workers}: a cell took {duration(mean)}, the mean of {len(taken)}"
+    return f"about {duration(left)} left for {workers}: a cell takes {duration(mean)} (mean of {len(taken)})"
 
 
 def _seconds(start: datetime.datetime | None, end: datetime.datetime | None) -> float:

@@ -33,9 +33,9 @@ from hfgen.studies.table import (
 
 FILES = {
     "report.md": "the tables and the pictures",
-    "cells.csv": "a line for each cell, with all figures",
+    "cells.csv": "one line per cell, with all figures",
     "table.tex": "the table for a paper",
-    "index.html": "one page to look at, complete in itself",
+    "index.html": "a self-contained page to view",
     "study.json": "the study with all settings of every cell",
 }
 MAX_REASON = 300
@@ -66,16 +66,16 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
         pictures = {}
         if (figure := plot_loss_curves(rows)) is not None:
             figure.savefig(target / "curves.png", dpi=80)
-            pictures["curves.png"] = "The losses of every cell; a line for each seed"
+            pictures["curves.png"] = "Losses of every cell, one line per seed"
         if (figure := plot_score_curves(rows)) is not None:
             figure.savefig(target / "scores.png", dpi=80)
-            pictures["scores.png"] = "FID against training images seen; a point for each seed"
+            pictures["scores.png"] = "FID against training images seen, one point per seed"
         if (sheet := sample_rows(rows)) is not None:
             sheet.save(target / "samples.jpg", quality=88)
-            pictures["samples.jpg"] = "What each cell draws: first images of the first seed that has some"
+            pictures["samples.jpg"] = "Samples of each cell: the first images of the first seed that has any"
         if (strip := strip_rows(rows)) is not None:
             strip.save(target / "denoising.jpg", quality=88)
-            pictures["denoising.jpg"] = "Diffusion on its way from noise (left) to images"
+            pictures["denoising.jpg"] = "Denoising, from noise (left) to images"
         texts = {
             "report.md": markdown(study, rows, pictures),
             "cells.csv": csv_cells(study, rows),
@@ -155,7 +155,7 @@ def markdown(study: Study, rows: list[Row], pictures: dict[str, str]) -> str:
 
 def files_of(rows: list[Row]) -> dict[str, str]:
     """Return the names of a report's text files, and what is in them."""
-    course = {"course.csv": "FID in the course of the training"} if any(row.course() for row in rows) else {}
+    course = {"course.csv": "FID in the course of training"} if any(row.course() for row in rows) else {}
     return FILES | course
 
 
@@ -167,9 +167,9 @@ def statements(study: Study, rows: list[Row]) -> list[str]:
         paragraphs.append(floor)
     published = any(row.published for row in rows)
     if published:
-        paragraphs.append(f"Published: {study.source}." if study.source else "Published figures stand beside ours.")
+        paragraphs.append(f"Published: {study.source}." if study.source else "The table also shows published figures.")
     if agreed := agreements(study, rows):
-        paragraphs.append("How the order agrees with the published one: " + " ".join(agreed))
+        paragraphs.append("Comparison with the published order: " + " ".join(agreed))
     return paragraphs
 
 
@@ -185,11 +185,11 @@ def conditions(study: Study, rows: list[Row]) -> str:
         diffusion = f", diffusion in {evaluation.num_inference_steps} steps{sampler}"
     text = (
         f"{METRICS[study.metric]} of {len(study.cells)} cells ({finished} ended), each trained for {study.budget}; "
-        f"{of_seeds}. {evaluation.num_images:,} images of each are scored (drawn with seed {evaluation.seed}"
+        f"{of_seeds}. {evaluation.num_images:,} images of each are scored (generated with seed {evaluation.seed}"
         f"{diffusion})"
     )
     sizes = _common(rows, ("sample_size",), "{} pixels") + _common(rows, ("scores", "num_real"), "{:,} real images")
-    text += f" against {' of '.join(sizes[::-1])}" if sizes else " against the real ones"
+    text += f" against {' of '.join(sizes[::-1])}" if sizes else " against the real images"
     text += f" of {study.dataset}."
     if study.asked is not None:
         parts = [f"each cell trained for {study.full_budget}"]
@@ -197,7 +197,7 @@ def conditions(study: Study, rows: list[Row]) -> str:
             parts.append(f"{study.full_evaluation.num_images:,} images scored")
         if study.full_seeds != study.seeds and study.full_seeds is not None:
             parts.append(f"seeds {', '.join(map(str, study.full_seeds))}")
-        text += f" Scaled down to {study.asked} of work in all; the study asks for more: {', '.join(parts)}."
+        text += f" Scaled down to {study.asked} of work in total; the full study asks for: {', '.join(parts)}."
     return text
 
 
@@ -223,8 +223,8 @@ def floors(study: Study, rows: list[Row]) -> str:
     if not (halves and at_n):
         return ""
     return (
-        f"The floor: {study.evaluation.num_images:,} real images, drawn with replacement, score FID {at_n[0]}; one "
-        f"half of the real images against the other {halves[0]}."
+        f"The floor: {study.evaluation.num_images:,} real images, sampled with replacement, score FID {at_n[0]}; one "
+        f"half of the real images scores {halves[0]} against the other."
     )
 
 
@@ -241,7 +241,7 @@ def endings(study: Study, rows: list[Row]) -> list[str]:
             training = outcome.result.summary["training"]
             if back := training["rollbacks"]:
                 times = "once" if back == 1 else f"{back} times"
-                lines.append(f"{name}: went back {times}, with half the learning rate each time")
+                lines.append(f"{name}: rolled back {times}, with half the learning rate each time")
             lines += [f"{name}: {warning}" for warning in training["warnings"]]
     if waiting:
         more = f" and {len(waiting) - MAX_NAMED} more" if len(waiting) > MAX_NAMED else ""

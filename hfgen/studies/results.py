@@ -139,7 +139,9 @@ class Scorer:
         key = repr(settings)
         if key not in self._references:
             if settings.sample_size != size:
-                raise UserError(f"{cell.name}: draws {size} pixels, but was to be trained at {settings.sample_size}")
+                raise UserError(
+                    f"{cell.name}: generates {size}-pixel images, but was to be trained at {settings.sample_size}"
+                )
             self._references[key] = load_reference(settings, self._extractor, "--dataset")
         return self._references[key]
 

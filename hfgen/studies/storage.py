@@ -79,9 +79,9 @@ class StudyStore:
         names = self._names()
         if name is None and len(names) != 1:
             remedy = f"choose one with --study: {', '.join(names)}" if names else "start one with hfgen study run"
-            raise UserError(f"the database holds {len(names)} studies; {remedy}")
+            raise UserError(f"the database contains {len(names)} studies; {remedy}")
         if name is not None and name not in names:
-            raise UserError(f"--study {name}: the database holds {', '.join(names) or 'none'}")
+            raise UserError(f"--study {name}: not in the database, which contains {', '.join(names) or 'none'}")
         self._load(name or names[0])
         return self._definition()
 
@@ -102,9 +102,9 @@ class StudyStore:
         stored = self._definition()
         if changes := differences(stored, study):
             raise UserError(
-                f"the study {study.name} in this database is another one (stored -> now):\n  "
+                f"the study {study.name} in this database is a different one (stored -> now):\n  "
                 + "\n  ".join(changes)
-                + "\nGive the study file another name, or the study another --output or --storage"
+                + "\nRename the study file, or use another --output or --storage"
             )
         # Changes that do not affect results, such as a new title or published figure, are stored.
         study = replace(study, dataset=stored.dataset)
@@ -119,7 +119,7 @@ class StudyStore:
             with contextlib.suppress(*DATABASE_ERRORS):  # if the database is gone altogether
                 optuna.delete_study(study_name=study.name, storage=self._storage)  # leave no study without definition
             raise UserError(
-                f"--storage {shown(self.url)}: the database does not keep the study: {reason_of(error)}"
+                f"--storage {shown(self.url)}: the database cannot store the study: {reason_of(error)}"
             ) from error
 
     def stored(self, name: str) -> Study | None:
@@ -139,8 +139,7 @@ class StudyStore:
         while DEFINITION not in (attributes := self._study.user_attrs):
             if time.monotonic() > deadline or self._study.get_trials(deepcopy=False):
                 raise UserError(
-                    f"{self._study.study_name} in this database is no study of hfgen's; give the study file another "
-                    "name"
+                    f"{self._study.study_name} in this database was not created by hfgen; rename the study file"
                 )
             time.sleep(POLL_SECONDS)
         return unpacked(attributes[DEFINITION])
@@ -274,7 +273,7 @@ def outcome_of(trials: list[FrozenTrial]) -> Outcome | None:
     broken = [trial for trial in trials if trial.user_attrs.get(OUTCOME) == BROKEN and trial.state.is_finished()]
     best = [trial for trial in trials if _has_ended_well(trial)] or broken[-1:]
     if lost >= MAX_LOST and not any(_has_ended_well(trial) for trial in trials):
-        return Outcome(BROKEN, reason=f"the workers that trained it were lost, {lost} of them one after another")
+        return Outcome(BROKEN, reason=f"the workers that trained it were lost, {lost} in a row")
     if not best:
         return None
     trial, attributes = best[0], best[0].user_attrs

@@ -29,10 +29,10 @@ DECIDED = {
     "max_train_steps": "give budget: steps",
     "num_epochs": "give budget: images",
     "max_train_time": "give budget: minutes",
-    "resume": "a study resumes by itself",
-    "push_to_hub": "a study publishes nothing",
-    "hub_model_id": "a study publishes nothing",
-    "hub_private_repo": "a study publishes nothing",
+    "resume": "a study resumes automatically",
+    "push_to_hub": "a study does not publish",
+    "hub_model_id": "a study does not publish",
+    "hub_private_repo": "a study does not publish",
 }
 Part = TypeVar("Part")
 
@@ -54,7 +54,7 @@ class Budget:
     def __post_init__(self):
         given = [one for one in fields(self) if getattr(self, one.name) is not None]
         if len(given) != 1:
-            raise UserError("budget: give one of steps, images and minutes")
+            raise UserError("budget: give exactly one of steps, images and minutes")
         name, value = given[0].name, getattr(self, given[0].name)
         kind, whole = (int | float, "") if name == "minutes" else (int, "whole ")
         if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf:
@@ -97,7 +97,7 @@ class Evaluation:
         for name, least in minima.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"evaluation: {name} {value!r}: must be a whole number from {least}")
+                raise UserError(f"evaluation: {name} {value!r}: must be a whole number, at least {least}")
         # The other lists are in modules that take seconds to import.
         if self.sampler is not None:
             from hfgen.methods.schedules import SAMPLERS
@@ -184,9 +184,9 @@ class StudyFile:
             raise UserError("evaluation: every_images needs a budget in images or steps, not in minutes")
         for seed in self.seeds:
             if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-                raise UserError(f"seeds: {seed!r}: must be a whole number from 0")
+                raise UserError(f"seeds: {seed!r}: must be a whole number, at least 0")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise UserError("seeds: give at least one, each once")
+            raise UserError("seeds: give at least one, without repeats")
         if not isinstance(self.data.get("dataset", ""), str):
             raise UserError(f"data: dataset: {self.data['dataset']!r}: must be text; write it in quotes")
         _check_free_to_choose("data", {key: value for key, value in self.data.items() if key != "dataset"})
@@ -210,7 +210,7 @@ class StudyFile:
         _check_choice("published", family, self.families)
         for figure in figures:
             if isinstance(figure, bool) or not isinstance(figure, int | float | str | None):
-                raise UserError(f"published: {family}: {figure!r}: must be a figure, or a remark in quotes")
+                raise UserError(f"published: {family}: {figure!r}: must be a number, or a remark in quotes")
         if len(figures) != (points := len(self.points(family))):
             raise UserError(f"published: {family}: {len(figures)} figures for {points} points; write null for none")
 
@@ -250,7 +250,7 @@ def read_study_file(path: Path) -> StudyFile:
 
 def _parse(name: str, content: dict[str, Any]) -> StudyFile:
     if "name" in content:
-        raise UserError("the file: name: leave it out, a study is called like its file")
+        raise UserError("the file: name: leave it out, the study is named after its file")
     parts = dict(content)
     for key in ("data", "settings", "grid", "published", "families"):
         parts[key] = _mapping(parts.get(key, {}), key)
@@ -297,7 +297,7 @@ def _build(cls: type[Part], values: dict[str, Any], where: str) -> Part:
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         found = "nothing" if value is None else type(value).__name__
-        raise UserError(f"{where}: names with values are needed, such as {{batch_size: 64}}, not {found}")
+        raise UserError(f"{where}: must be names with values, such as {{batch_size: 64}}, not {found}")
     for key in value:
         if not isinstance(key, str) or not key.strip():
             raise UserError(f"{where}: {key!r}: a name must be text; write it in quotes")
@@ -312,7 +312,7 @@ def _check_written_once(node: yaml.Node | None, above: frozenset[yaml.Node] = fr
     names = [key.value for key, _ in pairs if key is not None]
     for index, (key, value) in enumerate(pairs):
         if key is not None and key.value in names[:index]:
-            raise UserError(f"line {key.start_mark.line + 1}: {key.value!r} stands there twice; leave one out")
+            raise UserError(f"line {key.start_mark.line + 1}: {key.value!r} appears twice; leave one out")
         _check_written_once(value, above | {node})
 
 
@@ -322,7 +322,7 @@ def _check_choice(where: str, value: Any, choices: Iterable[str | None]) -> None
         known = [one for one in choices if one is not None]
         near = difflib.get_close_matches(str(value), known, n=1)
         suggestion = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"{where}: {value!r} is none of {', '.join(known)}{suggestion}")
+        raise UserError(f"{where}: {value!r} is not one of {', '.join(known)}{suggestion}")
 
 
 def _check_grid(where: str, grid: dict[str, list[Any]], settings: dict[str, Any]) -> None:
@@ -331,12 +331,12 @@ def _check_grid(where: str, grid: dict[str, list[Any]], settings: dict[str, Any]
         if not isinstance(values, list) or not values:
             raise UserError(f"{where}: {key}: write a list of values, such as [64, 128]")
         if len({str(value) for value in values}) < len(values):
-            raise UserError(f"{where}: {key}: a value stands there twice; leave one out")
+            raise UserError(f"{where}: {key}: a value appears twice; leave one out")
         if key in settings:
-            raise UserError(f"{where}: {key}: is among the settings, too, where it would not count; leave one out")
+            raise UserError(f"{where}: {key}: is also among the settings, where it has no effect; leave one out")
 
 
 def _check_free_to_choose(where: str, settings: dict[str, Any]) -> None:
     for key in settings:
         if key in DECIDED:
-            raise UserError(f"{where}: {key} is not to be set there: {DECIDED[key]}")
+            raise UserError(f"{where}: {key} cannot be set there: {DECIDED[key]}")

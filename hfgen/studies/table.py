@@ -91,7 +91,7 @@ class Row:
         """The figure as shown in the table: mean and standard deviation over the seeds."""
         text = with_spread(self.values, "{:.4g}")
         if self.num_diverged:
-            partly = f"{NAN} ({self.num_diverged} of {len(self.outcomes)}; else {text})"
+            partly = f"{NAN} ({self.num_diverged} of {len(self.outcomes)}; otherwise {text})"
             text = partly if self.values else NAN
         elif not self.values:
             return NOT_RUN

@@ -42,8 +42,8 @@ def work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: fl
         _work(store, study, workspace, wait_seconds)
     except DATABASE_ERRORS as error:
         raise UserError(
-            f"--storage {shown(store.url)}: the database does not answer: {reason_of(error)}. What is trained is "
-            "kept: start this worker again when it does"
+            f"--storage {shown(store.url)}: the database does not answer: {reason_of(error)}. Trained cells are "
+            "kept: start this worker again when it answers"
         ) from error
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -107,7 +107,7 @@ def _train_and_score(cell: Cell, study: Study, workspace: Workspace, scorer: Sco
     shutil.rmtree(workspace.run_folder(cell) / "checkpoints", ignore_errors=True)  # no longer needed
     value = value_of(result, study.metric)
     if not result.is_finite or not math.isfinite(value):
-        return Outcome(DIVERGED, reason="it draws what cannot be scored", step=ending.step, result=result)
+        return Outcome(DIVERGED, reason="its images cannot be scored", step=ending.step, result=result)
     return Outcome(TRAINED, value, step=ending.step, result=result)
 
 
@@ -136,4 +136,4 @@ def _check_same_data(store: StudyStore, study: Study, workspace: Workspace, dige
         if read not in digests:
             digests[read] = data_digest(cell, workspace)
         if outcome.result.summary["data_digest"] != digests[read]:
-            raise UserError(f"--dataset {workspace.dataset}: holds other images than those that {name} was trained on")
+            raise UserError(f"--dataset {workspace.dataset}: these are not the images that {name} was trained on")

@@ -157,7 +157,7 @@ def test_published_figures_stand_at_their_points():
         (Family("vae"), {"block_out_channels": []}, "block-out-channels: expected at least one argument"),
         (Family("gan"), {"batch_size": 1}, "--batch_size 1: BatchNorm needs at least 2 images"),
         (Family("gan", "wgan_gp"), {"augment": "ada"}, "--augment ada needs a loss that measures how much "),
-        (Family("gan", "dcgan_nearest"), {"generator_channels": None}, "generator_channels null: leaves 32 as it is"),
+        (Family("gan", "dcgan_nearest"), {"generator_channels": None}, "generator_channels null: does not change 32"),
         (Family("ddpm", device="cuda"), {"cpu": True}, "device cuda and the setting cpu contradict each other; leave"),
     ],
 )  # fmt: skip
@@ -181,7 +181,7 @@ def test_null_is_a_value_where_the_preset_has_none():
 
 @pytest.mark.parametrize("rates", [["1e-4", 0.0001], [0.0001, "0.00010"]])
 def test_one_value_written_in_two_ways_is_refused(rates):
-    told = f"DCGAN learning_rate={rates[1]}: has the settings of another point of its grid; leave one out"
+    told = f"DCGAN learning_rate={rates[1]}: has the same settings as another point of its grid; leave one out"
     assert told in refusal_of(grid={"learning_rate": rates})
 
 
@@ -265,7 +265,7 @@ def test_where_scores_are_asked_for_on_the_way_a_checkpoint_is_kept(every, steps
 @pytest.mark.parametrize("name", ["checkpoint_every", "checkpoints_total_limit"])
 def test_scores_on_the_way_and_checkpoints_of_one_s_own_contradict_each_other(name):
     told = refusal_of(evaluation=Evaluation(10, every_images=20), settings={name: 3})
-    assert told.endswith(f"settings: {name}: evaluation: every_images decides it; leave one out")
+    assert told.endswith(f"settings: {name}: is set by evaluation: every_images; leave one out")
 
 
 def test_scores_on_the_way_need_a_budget_that_is_known_in_images():
@@ -303,7 +303,8 @@ def test_the_name_of_a_folder_is_one_that_every_file_system_takes(name, folder):
 def test_two_names_that_would_share_a_folder_are_refused(names):
     families = {name: Family("gan", settings={"latent_dim": 8 + index}) for index, name in enumerate(names)}
     first, second = (repr(f"{name} seed=0") for name in names)
-    told = f"study toy: {first} and {second} would share a folder: tell the families apart by letters a to z or digits"
+    remedy = "their family names must differ in letters a to z or digits"
+    told = f"study toy: {first} and {second} would share a folder: {remedy}"
     assert refusal_of(families) == told
     assert len(study_of({name: GAN["DCGAN"] for name in names}).cells) == 1  # of one training they may
 
@@ -313,10 +314,10 @@ def test_two_cells_of_one_name_are_refused_unless_they_are_one_training():
     same, other = (Family("gan", settings={"batch_size": size}, grid={}) for size in (8, 16))
     assert len(study_of({"a": row, "a batch_size=8": same}).cells) == 1
     told = refusal_of({"a": row, "a batch_size=8": other})
-    assert told == "study toy: families: a batch_size=8: another has a cell named 'a batch_size=8 seed=0', too"
+    assert told == "study toy: families: a batch_size=8: another family also has a cell named 'a batch_size=8 seed=0'"
 
 
 def test_a_name_too_long_for_a_folder_is_refused():
     (fits,) = study_of({"a" * 193: GAN["DCGAN"]}).cells.values()
     assert len(fits.folder_name) == 200
-    assert refusal_of({"a" * 195: GAN["DCGAN"]}).endswith("give the family a name that is shorter by 2 letters")
+    assert refusal_of({"a" * 195: GAN["DCGAN"]}).endswith("shorten the name of the family by 2 letters")

@@ -35,14 +35,14 @@ def test_any_other_url_stays_as_it_is(url):
         ("postgresql://me:secret@host:port/name", "--storage: not the URL of a database"),
         (
             "postgres://me:secret@host/name",
-            "--storage: postgres is no database that SQLAlchemy knows; such as sqlite:",
+            "--storage: postgres is not a database that SQLAlchemy knows; give a URL such as sqlite:",
         ),
         ("sqlite:////no/such/folder/study.db", "--storage sqlite:////no/such/folder/study.db: .*: unable to open"),
         (
             "postgresql://me:secret@127.0.0.1:1/name?password=secret",
             r"--storage postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/name: the database cannot be opened: .*refused",
         ),
-        ("oracle+none://me:secret@host/name", "--storage: oracle[+.]none is no database that SQLAlchemy knows"),
+        ("oracle+none://me:secret@host/name", "--storage: oracle[+.]none is not a database that SQLAlchemy knows"),
     ],
 )
 def test_a_url_of_no_use_is_refused_without_its_password(url, told):

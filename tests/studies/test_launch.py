@@ -90,7 +90,7 @@ def test_a_training_that_goes_wrong_ends_as_diverged_with_reason_and_step(worksp
 def test_a_launch_that_fails_is_broken_and_told_with_its_last_error(workspace, act, told):
     for _ in range(2):  # the log of an earlier launch is before that of this one
         ending = train_cell(toy_cell("a", act), STEPS, workspace)
-        assert (ending.kind, ending.reason, ending.step) == ("broken", f"the training ended with {told}", None)
+        assert (ending.kind, ending.reason, ending.step) == ("broken", f"training ended with {told}", None)
     assert (workspace.output / "cells" / "a.log").read_text().count("$ ") == 2
 
 
@@ -132,13 +132,15 @@ def test_data_that_are_a_path_must_be_there(tmp_path, monkeypatch):
     for named in (str(tmp_path / "gone"), "~/gone", "./gone", "../gone/x", "C:\\gone"):
         with pytest.raises(UserError) as refusal:
             check_data(workspace_in(tmp_path, named))
-        assert str(refusal.value).startswith(f"--dataset {named}: not on this machine; say with --dataset")
+        assert str(refusal.value).startswith(
+            f"--dataset {named}: not on this machine; give the path of its images as --dataset"
+        )
 
 
 @pytest.mark.parametrize("there", [True, False])
 def test_a_cell_for_cuda_needs_a_machine_that_has_it(monkeypatch, there):
     monkeypatch.setattr("torch.cuda.is_available", lambda: there)
-    refused = None if there else "needs a CUDA device, and this machine has none"
+    refused = None if there else "needs a CUDA device, which this machine does not have"
     assert check_device(toy_cell("a", device="cuda")) == refused
     assert check_device(toy_cell("a", device="cpu")) is check_device(toy_cell("a")) is None
 

@@ -76,7 +76,7 @@ def test_a_curve_that_explodes_leaves_the_axis_and_the_title_says_so(tmp_path):
     wild = losses(*(-1.5 for _ in range(10)), -1e6, 1e6, name="loss_d")
     figure = plot_loss_curves(rows_with(made, *(trained(curve=curve) for curve in (*calm, wild))))
     ((title, ax),) = panels(figure).items()
-    assert title == "GAN: loss_d\n1 of 3 curves leaves the axis" and ax.get_yscale() == "linear"
+    assert title == "GAN: loss_d\n1 of 3 curves leaves the plot" and ax.get_yscale() == "linear"
     low, high = ax.get_ylim()
     assert -200 < low < -1.5 and 3 < high < 200
     drawn(figure, tmp_path)
@@ -99,7 +99,7 @@ def test_losses_that_are_not_finite_are_left_out(tmp_path):
     assert loss_range([[1.0, math.inf, 3.0]])[1:] == pytest.approx((0.9, 3.1))
     made = study({"GAN": RATES[:2]})
     nothing, ending = losses(math.nan, math.nan), losses(1.0, 3.0, math.inf, math.nan)
-    for curves, told in (((nothing, nothing), "2 of 2 curves leave the axis"), ((ending, losses(2.0)), "1 of 2")):
+    for curves, told in (((nothing, nothing), "2 of 2 curves leave the plot"), ((ending, losses(2.0)), "1 of 2")):
         figure = plot_loss_curves(rows_with(made, *(trained(curve=curve) for curve in curves)))
         assert told in next(iter(panels(figure)))
         drawn(figure, tmp_path)

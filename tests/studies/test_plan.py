@@ -63,7 +63,7 @@ def test_the_time_is_that_of_launches_training_drawing_scoring_and_the_real_imag
     told = describe_plan(study, plan)
     assert "6 cells" in told and "100,000 images" in told and "and 5 more like it" in told
     assert "100 images/s, 16.7 min of training, 16.7 min for 5,000 scored images" in told
-    assert "in all 3.68 h" in told and "100 min of it training" in told
+    assert "in total 3.68 h" in told and "100 min of it training" in told
     assert "0.9 GB" in told  # six that stay, and the checkpoints of the one in work
 
 
@@ -118,9 +118,9 @@ def test_the_time_of_the_real_images_is_left_for_them():
 def test_a_time_that_not_even_one_seed_fits_into_is_refused_with_the_one_that_would():
     file = study_file()
     study, plan = planned(file)
-    with pytest.raises(UserError, match="--budget 1m: too little for 2 cells.*give .* at least") as refused:
+    with pytest.raises(UserError, match="--budget 1m: too short for 2 cells.*give at least ") as refused:
         scale_down(file, study, plan, "1m", 60, workspace_in())
-    number, unit = re.search(r"give ([\d.]+) (s|min)", str(refused.value)).groups()
+    number, unit = re.search(r"give at least ([\d.]+) (s|min)", str(refused.value)).groups()
     enough = 1.01 * float(number) * {"s": 1, "min": 60}[unit]
     assert plan.seconds(scale_down(file, study, plan, "more", enough, workspace_in())) <= enough
     with pytest.raises(UserError):
@@ -132,7 +132,7 @@ def test_a_kind_of_cell_that_this_machine_cannot_train_costs_nothing_and_is_name
     study, plan = planned(file)
     nothing = dataclasses.replace(plan, probes=dict.fromkeys(plan.probes))
     assert nothing.seconds(study) == 0
-    assert "left out, this machine has no such device" in describe_plan(study, nothing)
+    assert "left out, as this machine does not have the device" in describe_plan(study, nothing)
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_a_lost_database_ends_the_worker_which_says_so_without_the_password(clus
 
     monkeypatch.setattr(toys.worker, "Scorer", stop_the_database)
     try:
-        with pytest.raises(UserError, match="the database does not answer: .*What is trained is kept") as refusal:
+        with pytest.raises(UserError, match="the database does not answer: .*Trained cells are kept") as refusal:
             work(store, study, workspace_in(tmp_path))
     finally:
         cluster.start()

@@ -52,7 +52,7 @@ def test_each_cell_stands_with_what_became_of_it_or_who_works_on_it():
         "  next: to do",
         "  again: to do",
         "  new: to do",
-        "about 20 min left for 2 workers: a cell took 10 min, the mean of 1",
+        "about 20 min left for 2 workers: a cell takes 10 min (mean of 1)",
     ]
 
 
@@ -61,11 +61,11 @@ def test_each_cell_stands_with_what_became_of_it_or_who_works_on_it():
     [
         (
             {"a": [done(50, 40)], "b": [done(40, 20)], "c": [running(5)]},
-            "about 7.5 min left for 1 worker: a cell took",
+            "about 7.5 min left for 1 worker: a cell takes",
         ),
-        ({"a": [done(50, 40)], "c": [running(5)]}, "about 15 min left for 1 worker: a cell took 10"),
+        ({"a": [done(50, 40)], "c": [running(5)]}, "about 15 min left for 1 worker: a cell takes 10"),
         ({"a": [running(5)]}, "no cell has ended yet"),
-        ({"a": [done(50, 40)]}, "nobody is at work on it: hfgen study run or hfgen study work goes on"),
+        ({"a": [done(50, 40)]}, "no worker is running: continue with hfgen study run or hfgen study work"),
         # The clock of another machine may be ahead.
         ({"a": [done(50, 40)], "b": [running(-90)]}, "about 15 min left for 1 worker"),
     ],

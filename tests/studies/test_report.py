@@ -181,9 +181,10 @@ def test_the_conditions_are_said_as_they_were():
                  evaluation=Evaluation(num_images=5000, seed=7, sampler="dpm"), published={"DDPM": [3]})  # fmt: skip
     assert told(made, [1, None]) == (
         "Why? FID of 2 cells (1 ended), each trained for 24 images; seeds 3, 4; ± is the standard deviation over "
-        "them. 5,000 images of each are scored (drawn with seed 7, diffusion in 50 steps of dpm) against 24 real "
+        "them. 5,000 images of each are scored (generated with seed 7, diffusion in 50 steps of dpm) against 24 real "
         "images of 16 pixels of someone/cats. Trained on: cpu, 2 threads, fp32, torch 2, hfgen 1. The floor: 5,000 "
-        "real images, drawn with replacement, score FID 9.5; one half of the real images against the other 20. "
+        "real images, sampled with replacement, score FID 9.5; one half of the real images scores 20 against the "
+        "other. "
         "Published: a paper."
     )
 
@@ -197,9 +198,9 @@ def test_a_study_that_was_scaled_down_says_what_it_asks_for():
     made = study({"GAN": [{}]}, asked="2h", full_budget=Budget(images=1_600_000), full_seeds=(0, 1, 2),
                  full_evaluation=Evaluation(num_images=9000))  # fmt: skip
     full = "each cell trained for 1,600,000 images, 9,000 images scored, seeds 0, 1, 2."
-    assert f"Scaled down to 2h of work in all; the study asks for more: {full}" in told(made, 1)
+    assert f"Scaled down to 2h of work in total; the full study asks for: {full}" in told(made, 1)
     only = replace(made, full_seeds=made.seeds, full_evaluation=made.evaluation)
-    assert told(only, 1).count("asks for more: each cell trained for 1,600,000 images.") == 1
+    assert told(only, 1).count("the full study asks for: each cell trained for 1,600,000 images.") == 1
     assert "Scaled" not in told(replace(made, asked=None), 1)
 
 
@@ -225,7 +226,7 @@ def test_each_ending_is_told_once_also_of_a_cell_in_two_places():
     found = [trained(rollbacks=1, warnings=["step 5: slow"]), diverged(step=1200)]
     names = "ndf learning_rate=1e-4 seed"
     assert endings(made, rows_of(made, outcomes(made, found, found))) == [
-        f"{names}=0: went back once, with half the learning rate each time",
+        f"{names}=0: rolled back once, with half the learning rate each time",
         f"{names}=0: step 5: slow",
         f"{names}=1: NaN at step 1,200: diverged: the loss is NaN",
     ]

@@ -179,7 +179,7 @@ def test_a_generator_whose_images_cannot_be_scored_is_not_finite(workspace, scor
 def test_a_cell_whose_run_is_of_another_size_than_its_settings_say_is_refused(workspace, scorer):
     other = cell(workspace, "gan")
     other.settings["sample_size"] *= 2
-    with pytest.raises(UserError, match="gan: draws 16 pixels, but was to be trained at 32"):
+    with pytest.raises(UserError, match="gan: generates 16-pixel images, but was to be trained at 32"):
         scorer.score(other)
 
 

@@ -111,7 +111,7 @@ def test_the_cell_of_a_killed_worker_is_missing_again_and_broken_after_three(tmp
         assert num_lost(store.trials()["a"]) == killed
     outcome = store.outcomes(study)["a"]
     assert (outcome.kind, outcome.result) == ("broken", None)
-    assert outcome.reason == "the workers that trained it were lost, 3 of them one after another"
+    assert outcome.reason == "the workers that trained it were lost, 3 in a row"
 
 
 def test_a_worker_that_slept_past_its_grace_period_drops_its_result_and_goes_on(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ def test_a_changed_study_is_refused_with_the_difference_and_the_stored_one_stays
     store = open_toys(tmp_path, study)
     changed = toy_study("a", toys.toy_cell("b", batch_size=8))
     with pytest.raises(
-        UserError, match=r"the study toy .* another one \(stored -> now\):\n  cell b: batch_size: 4 -> 8"
+        UserError, match=r"the study toy .* a different one \(stored -> now\):\n  cell b: batch_size: 4 -> 8"
     ):
         open_toys(tmp_path, changed)
     assert store.open_or_create(study) == study
@@ -39,16 +39,16 @@ def test_corrections_that_alter_no_figure_are_stored_but_the_images_path_stays(t
 def test_a_study_is_opened_by_its_name_or_as_the_only_one_of_hfgen(tmp_path):
     store = StudyStore(sqlite_url(tmp_path))
     optuna.create_study(study_name="somebody's", storage=store._storage)
-    with pytest.raises(UserError, match="the database holds 0 studies; start one with hfgen study run"):
+    with pytest.raises(UserError, match="the database contains 0 studies; start one with hfgen study run"):
         store.open(None)
     assert store.stored("toy") is None
     study = toy_study("a")
     store.open_or_create(study)
     assert store.open(None) == store.open("toy") == store.stored("toy") == study
-    with pytest.raises(UserError, match=r"--study somebody's: the database holds toy$"):
+    with pytest.raises(UserError, match=r"--study somebody's: not in the database, which contains toy$"):
         store.open("somebody's")
     store.open_or_create(toy_study("a", name="other"))
-    with pytest.raises(UserError, match="the database holds 2 studies; choose one with --study: toy, other"):
+    with pytest.raises(UserError, match="the database contains 2 studies; choose one with --study: toy, other"):
         store.open(None)
 
 
@@ -60,9 +60,7 @@ def test_the_study_of_somebody_else_by_the_same_name_is_left_alone(tmp_path, mon
     if has_trials:
         theirs.add_trial(create_trial(value=1.0))
     assert store.stored("toy") is None
-    with pytest.raises(
-        UserError, match="toy in this database is no study of hfgen's; give the study file another name"
-    ):
+    with pytest.raises(UserError, match="toy in this database was not created by hfgen; rename the study file"):
         store.open_or_create(toy_study("a"))
     assert theirs.user_attrs == {}
 
@@ -87,7 +85,9 @@ def test_a_stored_study_of_before_is_read_and_an_unreadable_one_refused():
     study = toy_study("a")
     assert unpacked(study.to_dict()) == study
     for kept in ("no base64!", "bm8gemxpYg==", 7, None, {"version": "9"}):
-        with pytest.raises(UserError, match="the study was made with hfgen .*, which cannot read it"):
+        with pytest.raises(
+            UserError, match="the study was made with hfgen .*, which hfgen .* cannot read: install that version"
+        ):
             unpacked(kept)
 
 
@@ -99,7 +99,7 @@ def test_a_database_that_cannot_keep_a_study_has_none_of_it_afterwards(tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(store._storage, "set_study_user_attr", fail)
-        told = "--storage sqlite:.*: the database does not keep the study: data too long"
+        told = "--storage sqlite:.*: the database cannot store the study: data too long"
         with pytest.raises(UserError, match=told):
             store.open_or_create(study)
         assert optuna.get_all_study_names(store._storage) == []
@@ -123,4 +123,4 @@ def test_of_workers_that_make_a_study_at_once_one_has_its_way(tmp_path):
     refused = [answer for answer in answers if isinstance(answer, str)]
     assert len(set(sizes)) == 1
     assert len(refused) == 2
-    assert all("is another one (stored -> now):\n  cell a: batch_size: " in answer for answer in refused)
+    assert all("is a different one (stored -> now):\n  cell a: batch_size: " in answer for answer in refused)

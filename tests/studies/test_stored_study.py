@@ -62,7 +62,7 @@ def test_a_study_that_another_version_has_written_is_refused(change):
     values = {**full_study().to_dict(), "version": "9.9", **change}
     if change == {"full_seeds": None}:
         del values["full_seeds"]
-    with pytest.raises(UserError, match=f"made with hfgen 9.9, and this is {hfgen.__version__}, which cannot read it"):
+    with pytest.raises(UserError, match=f"made with hfgen 9.9, which hfgen {hfgen.__version__} cannot read"):
         Study.from_dict(values)
 
 
@@ -125,7 +125,7 @@ def test_cells_that_have_changed_are_named_with_each_setting():
 def test_a_row_that_comes_without_a_cell_of_its_own_is_named():
     before, now = study_of(), study_of({**GAN, "again": Family("gan", "dcgan")})
     assert list(before.cells) == list(now.cells)
-    assert differences(before, now) == differences(now, before) == ["row again: new, gone or of other cells"]
+    assert differences(before, now) == differences(now, before) == ["row again: new, gone or with other cells"]
 
 
 def test_a_long_list_of_differences_is_cut():

@@ -62,7 +62,7 @@ def test_a_plan_says_what_all_of_it_costs_and_what_is_left_of_it_in_less_time(fi
     status, out, _ = hfgen("study", "plan", file, "--budget", "1h")
     assert status == 0 and "6 cells, each trained for 100,000 images, seeds 0, 1, 2" in out
     all_of_it, less = out.split("--budget 1h: scaled down to it:")
-    assert "in all 3.35 h" in all_of_it and "in all 59." in less and "885 scored images" in less
+    assert "in total 3.35 h" in all_of_it and "in total 59." in less and "885 scored images" in less
     assert [path.name for path in file.parent.iterdir()] == ["toy.yaml"]
     assert hfgen("study", "plan", file, "--budget", "4h")[1].endswith("--budget 4h: it fits\n")
 
@@ -73,12 +73,12 @@ def test_a_study_that_was_scaled_down_is_taken_up_again_as_it_was(file, planned,
     assert hfgen("study", "run", file, "--budget", "1h")[0] == 0
     assert worked[0] == worked[1] and len(planned) == 1  # measured once
     report = (file.parent / "runs/studies/toy/report/report.md").read_text()
-    assert "Scaled down to 1h of work in all" in report and "100,000 images" in report
+    assert "Scaled down to 1h of work in total" in report and "100,000 images" in report
     status, _, err = hfgen("study", "run", file)
-    assert status == 2 and "the study toy in this database is another one (stored -> now):" in err
+    assert status == 2 and "the study toy in this database is a different one (stored -> now):" in err
     assert "num_images: 885 -> 5000" in err
     status, _, err = hfgen("study", "run", file, "--budget", "2h")
-    assert status == 2 and "is another one" in err
+    assert status == 2 and "is a different one" in err
 
 
 def test_a_changed_file_is_refused_with_the_difference_also_under_the_same_budget(file, planned, worked, hfgen):
@@ -120,7 +120,7 @@ def test_a_report_is_made_of_a_folder_or_a_database(file, worked, hfgen, refusal
     assert one == two and "nobody tried" in one
     assert "--output one exists and is not empty" in refusal("study", "report", "here", "--output", "one")
     assert "nowhere: not a study" in refusal("study", "report", "nowhere", "--output", "three")
-    assert "--study other: the database holds toy" in refusal(
+    assert "--study other: not in the database, which contains toy" in refusal(
         "study", "report", "here", "--output", "three", "--study", "other"
     )
     assert not (file.parent / "three").exists()

@@ -158,7 +158,7 @@ def test_every_file_that_is_no_mapping_in_yaml_is_refused(mistake, tmp_path):
     assert mistake(b"title: \xff\xfe").startswith("not valid YAML (")
     assert mistake("title: 2026-13-45").startswith("not valid YAML (month must be")
     assert mistake("title: !!python/object/apply:os.getcwd []").startswith("not valid YAML (could not determine")
-    assert mistake("") == "the file: names with values are needed, such as {batch_size: 64}, not nothing"
+    assert mistake("") == "the file: must be names with values, such as {batch_size: 64}, not nothing"
     assert mistake("- one").endswith(", not list")
     assert mistake("a study").endswith(", not str")
     with pytest.raises(UserError, match="absent.yaml: not valid YAML .*No such file"):
@@ -169,24 +169,24 @@ def test_every_file_that_is_no_mapping_in_yaml_is_refused(mistake, tmp_path):
     ("old", "new", "told"),
     [
         # Keys
-        ("title:", "titel:", "the file: unknown key: 'titel' is none of name, title, families, "),
+        ("title:", "titel:", "the file: unknown key: 'titel' is not one of name, title, families, "),
         ("seeds:", "sedes:", "; did you mean 'seeds'?"),
-        ("title:", "name:", "the file: name: leave it out, a study is called like its file"),
+        ("title:", "name:", "the file: name: leave it out, the study is named after its file"),
         ("title: A toy", "", "the file: title must be given"),
         ("budget: {steps: 10}", "", "the file: budget must be given"),
-        ("steps", "epochs", "budget: unknown key: 'epochs' is none of steps, images, minutes"),
-        ("steps", "step", "budget: unknown key: 'step' is none of steps, images, minutes; did you mean 'steps'?"),
-        ("num_images", "num_image", "evaluation: unknown key: 'num_image' is none of num_images, seed, "),
-        ("preset", "presets", "families: one: unknown key: 'presets' is none of method, preset, "),
+        ("steps", "epochs", "budget: unknown key: 'epochs' is not one of steps, images, minutes"),
+        ("steps", "step", "budget: unknown key: 'step' is not one of steps, images, minutes; did you mean 'steps'?"),
+        ("num_images", "num_image", "evaluation: unknown key: 'num_image' is not one of num_images, seed, "),
+        ("preset", "presets", "families: one: unknown key: 'presets' is not one of method, preset, "),
         ("method: vae, ", "", "families: other: method must be given"),
         ("settings: {adam_beta1", "settings: {1", "settings: 1: a name must be text; write it in quotes"),
         ("  one:", "  no:", "families: False: a name must be text; write it in quotes"),
         ("  one:", "  ' ':", "families: ' ': a name must be text; write it in quotes"),
         # Names that stand there twice
-        ("  other:", "  one:", "line 5: 'one' stands there twice; leave one out"),
-        ("seeds:", "title:", "line 10: 'title' stands there twice; leave one out"),
-        ("adam_beta1: 0.5", "a: 1, b: 2, a: 3", "line 7: 'a' stands there twice; leave one out"),
-        ("[3.5, a", "[{a: 1, a: 2}, a", "line 12: 'a' stands there twice; leave one out"),
+        ("  other:", "  one:", "line 5: 'one' appears twice; leave one out"),
+        ("seeds:", "title:", "line 10: 'title' appears twice; leave one out"),
+        ("adam_beta1: 0.5", "a: 1, b: 2, a: 3", "line 7: 'a' appears twice; leave one out"),
+        ("[3.5, a", "[{a: 1, a: 2}, a", "line 12: 'a' appears twice; leave one out"),
         # Text
         ("A toy", "[A, toy]", "title: ['A', 'toy']: must be text; write it in quotes"),
         ("A toy", "2026", "title: 2026: must be text; write it in quotes"),
@@ -195,59 +195,67 @@ def test_every_file_that_is_no_mapping_in_yaml_is_refused(mistake, tmp_path):
         ("seeds:", "source: {table: 2}\nseeds:", "source: {'table': 2}: must be text; write it in quotes"),
         ("dataset: pictures", "dataset: 5", "data: dataset: 5: must be text; write it in quotes"),
         # Mappings
-        ("families:\n", "families: []\nrows:\n", "families: names with values are needed"),
-        ("{method: gan, preset: dcgan, settings: {loss: hinge}}", "dcgan", "families: one: names with values are"),
-        ("settings: {loss: hinge}", "settings: [hinge]", "families: one: settings: names with values are needed, "),
-        ("settings: {loss: hinge}", "settings:", "families: one: settings: names with values are needed, "),
-        ("grid: {latent_dim: [5, 6, 7]}", "grid: [5]", "families: other: grid: names with values are needed, "),
-        ("data: {dataset: pictures, sample_size: 32}", "data: pictures", "data: names with values are needed, "),
-        ("settings: {adam_beta1: 0.5}", "settings: 5", "settings: names with values are needed, such as "),
-        ("grid: {batch_size: [64, 128]}", "grid:", "grid: names with values are needed, such as {batch_size: 64}, "),
-        ("published: {one: [3.5, a remark]}", "published: [3]", "published: names with values are needed, "),
-        ("{steps: 10}", "10", "budget: names with values are needed, such as {batch_size: 64}, not int"),
-        ("{num_images: 20}", "20", "evaluation: names with values are needed, such as "),
+        ("families:\n", "families: []\nrows:\n", "families: must be names with values"),
+        ("{method: gan, preset: dcgan, settings: {loss: hinge}}", "dcgan", "families: one: must be names with values"),
+        ("settings: {loss: hinge}", "settings: [hinge]", "families: one: settings: must be names with values, "),
+        ("settings: {loss: hinge}", "settings:", "families: one: settings: must be names with values, "),
+        ("grid: {latent_dim: [5, 6, 7]}", "grid: [5]", "families: other: grid: must be names with values, "),
+        ("data: {dataset: pictures, sample_size: 32}", "data: pictures", "data: must be names with values, "),
+        ("settings: {adam_beta1: 0.5}", "settings: 5", "settings: must be names with values, such as "),
+        ("grid: {batch_size: [64, 128]}", "grid:", "grid: must be names with values, such as {batch_size: 64}, "),
+        ("published: {one: [3.5, a remark]}", "published: [3]", "published: must be names with values, "),
+        ("{steps: 10}", "10", "budget: must be names with values, such as {batch_size: 64}, not int"),
+        ("{num_images: 20}", "20", "evaluation: must be names with values, such as "),
         # Seeds
         ("[0, 1]", "3", "seeds: write a list, such as [0, 1, 2]"),
-        ("[0, 1]", "[]", "seeds: give at least one, each once"),
-        ("[0, 1]", "[0, 1, 0]", "seeds: give at least one, each once"),
-        ("[0, 1]", "[0, -1]", "seeds: -1: must be a whole number from 0"),
-        ("[0, 1]", "[0, true]", "seeds: True: must be a whole number from 0"),
-        ("[0, 1]", "[0, 1.5]", "seeds: 1.5: must be a whole number from 0"),
-        ("[0, 1]", "['0']", "seeds: '0': must be a whole number from 0"),
-        ("[0, 1]", "[[0]]", "seeds: [0]: must be a whole number from 0"),
+        ("[0, 1]", "[]", "seeds: give at least one, without repeats"),
+        ("[0, 1]", "[0, 1, 0]", "seeds: give at least one, without repeats"),
+        ("[0, 1]", "[0, -1]", "seeds: -1: must be a whole number, at least 0"),
+        ("[0, 1]", "[0, true]", "seeds: True: must be a whole number, at least 0"),
+        ("[0, 1]", "[0, 1.5]", "seeds: 1.5: must be a whole number, at least 0"),
+        ("[0, 1]", "['0']", "seeds: '0': must be a whole number, at least 0"),
+        ("[0, 1]", "[[0]]", "seeds: [0]: must be a whole number, at least 0"),
         # Grids
         ("[64, 128]", "64", "grid: batch_size: write a list of values, such as [64, 128]"),
         ("[64, 128]", "[]", "grid: batch_size: write a list of values, such as [64, 128]"),
         ("[64, 128]", "{a: 1}", "grid: batch_size: write a list of values, such as [64, 128]"),
-        ("[64, 128]", "[64, 64]", "grid: batch_size: a value stands there twice; leave one out"),
-        ("[64, 128]", "[64, '64']", "grid: batch_size: a value stands there twice; leave one out"),
+        ("[64, 128]", "[64, 64]", "grid: batch_size: a value appears twice; leave one out"),
+        ("[64, 128]", "[64, '64']", "grid: batch_size: a value appears twice; leave one out"),
         ("[5, 6, 7]", "[]", "families: other: grid: latent_dim: write a list of values"),
         (
             "loss: hinge",
             "batch_size: 9",
-            "families: one: grid: batch_size: is among the settings, too, where it would",
+            "families: one: grid: batch_size: is also among the settings, where it has",
         ),
-        ("adam_beta1: 0.5", "batch_size: 9", "grid: batch_size: is among the settings, too, where it would not count"),
-        ("vae, grid", "vae, settings: {latent_dim: 3}, grid", "families: other: grid: latent_dim: is among the sett"),
+        ("adam_beta1: 0.5", "batch_size: 9", "grid: batch_size: is also among the settings, where it has no effect"),
+        (
+            "vae, grid",
+            "vae, settings: {latent_dim: 3}, grid",
+            "families: other: grid: latent_dim: is also among the sett",
+        ),
         # Words that must be one of a list
-        ("method: vae", "method: vea", "families: other: method: 'vea' is none of ddpm, gan, vae; did you mean 'vae'"),
-        ("method: vae", "method: [vae]", "families: other: method: ['vae'] is none of ddpm, gan, vae"),
-        ("method: vae", "method:", "families: other: method: None is none of ddpm, gan, vae"),
-        ("method: vae,", "method: vae, device: gpu,", "families: other: device: 'gpu' is none of cpu, cuda"),
+        (
+            "method: vae",
+            "method: vea",
+            "families: other: method: 'vea' is not one of ddpm, gan, vae; did you mean 'vae'",
+        ),
+        ("method: vae", "method: [vae]", "families: other: method: ['vae'] is not one of ddpm, gan, vae"),
+        ("method: vae", "method:", "families: other: method: None is not one of ddpm, gan, vae"),
+        ("method: vae,", "method: vae, device: gpu,", "families: other: device: 'gpu' is not one of cpu, cuda"),
         ("preset: dcgan", "preset: 5", "families: one: preset: 5: must be the name of a preset, or the path of "),
         ("preset: dcgan", "preset: ''", "families: one: preset: '': must be the name of a preset, or the path of "),
         (
             "seeds:",
             "metric: fd\nseeds:",
-            "metric: 'fd' is none of fid, kid, minutes, images_per_second; did you mean ",
+            "metric: 'fd' is not one of fid, kid, minutes, images_per_second; did you mean ",
         ),
         # Published figures
-        ("published: {one", "published: {ones", "published: 'ones' is none of one, other; did you mean 'one'?"),
+        ("published: {one", "published: {ones", "published: 'ones' is not one of one, other; did you mean 'one'?"),
         ("a remark]", "4, 5]", "published: one: 3 figures for 2 points; write null for none"),
         ("[3.5, a remark]", "3.5", "published: one: 1 figures for 2 points; write null for none"),
         ("one: [3.5, a remark]", "other: [1, 2]", "published: other: 2 figures for 3 points; write null for none"),
-        ("a remark]", "[1]]", "published: one: [1]: must be a figure, or a remark in quotes"),
-        ("a remark]", "no]", "published: one: False: must be a figure, or a remark in quotes"),
+        ("a remark]", "[1]]", "published: one: [1]: must be a number, or a remark in quotes"),
+        ("a remark]", "no]", "published: one: False: must be a number, or a remark in quotes"),
     ],
 )
 def test_a_mistake_is_named_with_its_place_and_the_remedy(mistake, old, new, told):
@@ -261,7 +269,7 @@ def test_a_study_without_families_is_refused(mistake):
 
 @pytest.mark.parametrize("written", ["{}", "{steps: 1, images: 2}", "{steps: null}", "{images: 1, minutes: 1}"])
 def test_a_budget_has_one_unit(mistake, written):
-    assert mistake(replaced("{steps: 10}", written)) == "budget: give one of steps, images and minutes"
+    assert mistake(replaced("{steps: 10}", written)) == "budget: give exactly one of steps, images and minutes"
 
 
 @pytest.mark.parametrize("unit", ["steps", "images", "minutes"])
@@ -282,20 +290,20 @@ def test_steps_and_images_are_whole_while_minutes_may_be_parts(mistake, study):
 @pytest.mark.parametrize(
     ("written", "told"),
     [
-        ("num_images: 9", "num_images 9: must be a whole number from 10"),
-        ("num_images: true", "num_images True: must be a whole number from 10"),
-        ("num_images: 5e3", "num_images '5e3': must be a whole number from 10"),
-        ("num_images: null", "num_images None: must be a whole number from 10"),
-        ("num_inference_steps: 0", "num_inference_steps 0: must be a whole number from 1"),
-        ("num_inference_steps: true", "num_inference_steps True: must be a whole number from 1"),
-        ("seed: -1", "seed -1: must be a whole number from 0"),
-        ("seed: 0.5", "seed 0.5: must be a whole number from 0"),
-        ("sampler: dpms", "sampler: 'dpms' is none of ddim, dpm, unipc, ddpm; did you mean 'dpm'?"),
-        ("sample_from: encoder", "sample_from: 'encoder' is none of prior, ex_post"),
-        ("features: dino", "features: 'dino' is none of inception, dinov2, clip; did you mean 'dinov2'?"),
-        ("features: null", "features: None is none of inception, dinov2, clip"),
-        ("mode: cleen", "mode: 'cleen' is none of clean, legacy; did you mean 'clean'?"),
-        ("features: clip, mode: legacy", "mode with features clip: 'legacy' is none of clean"),
+        ("num_images: 9", "num_images 9: must be a whole number, at least 10"),
+        ("num_images: true", "num_images True: must be a whole number, at least 10"),
+        ("num_images: 5e3", "num_images '5e3': must be a whole number, at least 10"),
+        ("num_images: null", "num_images None: must be a whole number, at least 10"),
+        ("num_inference_steps: 0", "num_inference_steps 0: must be a whole number, at least 1"),
+        ("num_inference_steps: true", "num_inference_steps True: must be a whole number, at least 1"),
+        ("seed: -1", "seed -1: must be a whole number, at least 0"),
+        ("seed: 0.5", "seed 0.5: must be a whole number, at least 0"),
+        ("sampler: dpms", "sampler: 'dpms' is not one of ddim, dpm, unipc, ddpm; did you mean 'dpm'?"),
+        ("sample_from: encoder", "sample_from: 'encoder' is not one of prior, ex_post"),
+        ("features: dino", "features: 'dino' is not one of inception, dinov2, clip; did you mean 'dinov2'?"),
+        ("features: null", "features: None is not one of inception, dinov2, clip"),
+        ("mode: cleen", "mode: 'cleen' is not one of clean, legacy; did you mean 'clean'?"),
+        ("features: clip, mode: legacy", "mode with features clip: 'legacy' is not one of clean"),
     ],
 )
 def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_trained(mistake, written, told):
@@ -317,7 +325,7 @@ def test_an_evaluation_may_use_every_sampler_every_latent_and_every_network(stud
 
 @pytest.mark.parametrize("setting", DECIDED)
 def test_what_the_study_decides_is_not_to_be_set(mistake, setting):
-    told = f"{setting} is not to be set there: {DECIDED[setting]}"
+    told = f"{setting} cannot be set there: {DECIDED[setting]}"
     assert mistake(replaced("adam_beta1: 0.5", f"{setting}: 5")) == f"settings: {told}"
     assert mistake(replaced("loss: hinge", f"{setting}: 5")) == f"families: one: settings: {told}"
     assert mistake(replaced("batch_size: [64, 128]", f"{setting}: [5]")) == f"grid: {told}"

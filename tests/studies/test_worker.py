@@ -89,7 +89,7 @@ def test_what_diverges_or_cannot_be_scored_has_ended_with_its_reason_and_step(tm
     work(store, study, workspace_in(tmp_path))
     assert told(store, study, "gone") == ("diverged", "diverged: a loss is not finite", 3)
     for name in ("black", "flat", "endless"):
-        assert told(store, study, name) == ("diverged", "it draws what cannot be scored", 20)
+        assert told(store, study, name) == ("diverged", "its images cannot be scored", 20)
         assert store.outcomes(study)[name].result is not None
     assert "gone: diverged at step 3: diverged: a loss is not finite\n" in capsys.readouterr().out
     assert launched == ["gone", "black", "flat", "endless"]  # each once
@@ -158,10 +158,10 @@ def test_a_machine_without_cuda_leaves_such_cells_to_other_workers_if_there_are_
     done, left = {"a": "trained", "b": "trained", "x": "trained"}, {"y": None, "z": None, "u": None}
     assert kinds(store, study) == done | left
     said = capsys.readouterr().out
-    assert said.count("left out: needs a CUDA device, and this machine has none") == 4
+    assert said.count("left out: needs a CUDA device, which this machine does not have") == 4
     work(store, study, workspace_in(tmp_path))  # nobody else is there
     assert kinds(store, study) == done | dict.fromkeys(left, "broken")
-    assert told(store, study, "y") == ("broken", "needs a CUDA device, and this machine has none", None)
+    assert told(store, study, "y") == ("broken", "needs a CUDA device, which this machine does not have", None)
     work(store, study, workspace_in(tmp_path))
     assert sorted(launched) == ["a", "b"]
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -180,9 +180,7 @@ def test_other_images_on_another_machine_are_refused_before_a_cell_is_taken(tmp_
 
     for _ in "ab":
         store.run_next(train_elsewhere)
-    with pytest.raises(
-        UserError, match="--dataset toy_paintings:13: holds other images than those that a was trained"
-    ):
+    with pytest.raises(UserError, match="--dataset toy_paintings:13: these are not the images that a was trained"):
         work(store, study, workspace_in(tmp_path, "toy_paintings:13"))
     assert store.states(study) == {"a": "done", "b": "done", "c": "waiting"}
     work(store, study, workspace)
@@ -276,7 +274,10 @@ def test_a_worker_that_slept_ends_its_training_and_goes_on_with_what_there_is(tm
         process.join(300)
     launches = (begun.parent / "launches.jsonl").read_text().splitlines()
     assert [json.loads(launch)["from_step"] for launch in launches] == [0, 7]
-    assert "a: lost: another worker has it now, as this one was silent for too long\n" in capfd.readouterr().out
+    assert (
+        "a: lost: another worker has taken it, because this one did not respond for too long\n"
+        in capfd.readouterr().out
+    )
 
 
 def test_what_sigterm_does_to_this_process_is_as_before(tmp_path, scorer, launched):
@@ -305,8 +306,8 @@ def test_a_worker_of_another_version_is_refused(tmp_path, refusal, monkeypatch):
 
 
 def test_a_worker_that_finds_no_study_or_no_database_says_so(tmp_path, refusal):
-    assert "the database holds 0 studies; start one" in refusal("study", "work", f"sqlite:///{tmp_path / 'new.db'}")
+    assert "the database contains 0 studies; start one" in refusal("study", "work", f"sqlite:///{tmp_path / 'new.db'}")
     assert "not the URL of a database" in refusal("study", "work", "here")
     open_toys(tmp_path, toy_study("a"))
     line = refusal("study", "work", f"sqlite:///{tmp_path / 'study.db'}", "--study", "other")
-    assert line == "error: --study other: the database holds toy"
+    assert line == "error: --study other: not in the database, which contains toy"
