@@ -93,7 +93,7 @@ def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: fl
         return snr.clamp(max=gamma)
     if prediction_type == "v_prediction":
         return snr.clamp(max=gamma) / (snr + 1)
-    raise ValueError(f"prediction_type={prediction_type!r} is none of 'epsilon', 'sample', 'v_prediction'")
+    raise ValueError(f"prediction_type={prediction_type!r} must be 'epsilon', 'sample' or 'v_prediction'")
 
 
 def match_noise(clean_images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -95,7 +95,7 @@ def test_the_gradient_leads_from_the_reconstruction_to_the_image(kind):
 
 @pytest.mark.parametrize("kind", ["", "MSE", "gaussian"])
 def test_another_kind_is_refused_by_name(kind):
-    with pytest.raises(ValueError, match=f"kind='{kind}' is none of calibrated, mse, l1, bce"):
+    with pytest.raises(ValueError, match=f"kind='{kind}' must be one of calibrated, mse, l1, bce"):
         reconstruction_loss(draw_images(), draw_images(), kind)
 
 

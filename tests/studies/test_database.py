@@ -30,7 +30,7 @@ def test_any_other_url_stays_as_it_is(url):
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("study.db", "--storage: not the URL of a database, such as sqlite:///study.db or postgresql://"),
+        ("study.db", "--storage: not the URL of a database; give one such as sqlite:///study.db or postgresql://"),
         ("", "--storage: not the URL of a database"),
         ("postgresql://me:secret@host:port/name", "--storage: not the URL of a database"),
         (
