@@ -19,6 +19,7 @@ LOSS_FILES = sorted((LIBRARY / "losses").glob("*.py"))
 NUMBERS = ("float", "int", "torch.Tensor | float")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
+MAX_TEST_NAME = 80
 MAX_MAIN_LINES = 120  # a script's `main` is the whole method, from top to bottom
 MODULES_THAT_UNPICKLE = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
@@ -253,6 +254,14 @@ def test_no_function_is_longer_than_a_screen_but_the_main_of_a_script(file):
 
     lengths = {node: node.end_lineno - node.lineno + 1 for node in functions(file)}
     assert {node.name: length for node, length in lengths.items() if length > limit(node)} == {}
+
+
+def test_no_function_of_the_tests_is_longer_than_a_screen_and_no_name_too_long():
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        for function in functions(file):
+            where = f"{name_of(file)}:{function.lineno}"
+            assert function.end_lineno - function.lineno + 1 <= MAX_FUNCTION_LINES, where
+            assert len(function.name) <= MAX_TEST_NAME, where
 
 
 # ----------------------------------------------------------------------------------------------------------- security

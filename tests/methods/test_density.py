@@ -191,7 +191,7 @@ def test_a_seed_that_a_run_takes_is_a_seed_here(seed):
 
 @pytest.fixture
 def short_flow(monkeypatch):
-    monkeypatch.setattr("hfgen.methods.density.FLOW_STEPS", 600)
+    monkeypatch.setattr("hfgen.methods.density.FLOW_STEPS", 200)
 
 
 def bent(count: int = 2000) -> torch.Tensor:
