@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test quality style clean
+.PHONY: quickstart test test-fast quality style clean
 
 # The environment is made once, and again when pyproject.toml changes.
 $(VENV)/installed: pyproject.toml
@@ -17,6 +17,9 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
+
+test-fast: $(VENV)/installed
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow" $(TESTS)
 
 # mypy looks at the installed wheel: in the checkout it cannot see that pipelines/ is hfgen.pipelines, and so on.
 quality: $(VENV)/installed

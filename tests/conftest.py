@@ -18,7 +18,23 @@ if _worker and hasattr(os, "sched_setaffinity"):
     _cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
 
+# Fixtures that take seconds: another process, a training, or the real Inception network. What uses one is slow.
+SLOW_FIXTURES = {
+    *("answers", "bare_client", "clean_machine", "client", "cluster", "environment", "hub", "inception_weights"),
+    *("opened", "programs", "published", "run", "runs", "served", "train", "users"),
+}
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test uses the network; read when huggingface_hub is imported
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark what uses a slow fixture; run the files with slow tests first, so that no worker gets one at the end."""
+    for item in items:
+        if not SLOW_FIXTURES.isdisjoint(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
 
 
 @pytest.fixture(autouse=True)

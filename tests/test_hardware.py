@@ -29,6 +29,7 @@ def faults(*arguments: str, **environment: str) -> int:
     return int(subprocess.check_output(command, env={**os.environ, **environment}, timeout=300))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or os.confstr("CS_GNU_LIBC_VERSION") is None, reason="needs glibc")
 def test_memory_that_an_update_frees_serves_the_next_one():
     pages = 20 * 8 * 8_000_000 // os.sysconf("SC_PAGE_SIZE")

@@ -72,6 +72,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(installed_wheel):
     assert list(installed_wheel.glob("*.dist-info/licenses/LICENSE"))
 
 
+@pytest.mark.slow
 def test_every_module_of_the_wheel_imports_outside_the_checkout(installed_wheel, run_python):
     modules = [
         ".".join(path.relative_to(installed_wheel).with_suffix("").parts).removesuffix(".__init__")

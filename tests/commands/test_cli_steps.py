@@ -38,6 +38,7 @@ def test_a_pipeline_draws_in_as_many_steps_as_it_was_saved_with(tmp_path):
     assert (pixels(by_remote_code) == pixels(made, 3)).all()
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_before_draws_in_50_steps_or_in_all_that_it_was_trained_with(folder):
     index_file = folder / "pipeline" / "model_index.json"
     index = json.loads(index_file.read_text())

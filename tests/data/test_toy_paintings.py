@@ -55,6 +55,7 @@ def test_index_and_seed_do_not_stand_in_for_each_other():
     assert np.abs(paint(1, seed=2).astype(float) - paint(2, seed=1)).mean() > 10
 
 
+@pytest.mark.slow
 def test_three_hundred_paintings_are_pairwise_distinct_even_as_blurred_compositions(gallery):
     compositions = np.stack([blurred(painting) for painting in gallery]).reshape(len(gallery), -1)
     squared = (compositions**2).sum(axis=1)

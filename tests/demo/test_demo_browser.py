@@ -207,6 +207,7 @@ def test_two_pipelines_are_compared_on_one_seed_with_their_times(page):
         assert f"{'GAN' if name == 'gan' else 'VAE'} · 16 × 16 pixels" in told
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_cleanly_and_a_port_in_use_is_refused(folders, hfgen):
     port = free_port()
     with serving(command_line(folders / "gan", "--port", port), f"http://127.0.0.1:{port}") as (process, lines):

@@ -85,6 +85,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["app.py"] and (tmp_path / "app.py").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_the_page_draws_where_hfgen_is_not_installed(tmp_path):
     pipeline = toy_pipelines()["gan"]
     pipeline.save_pretrained(tmp_path / "published")

@@ -110,6 +110,7 @@ def test_a_gan_has_no_likelihood():
         check_has_likelihood(pipeline)
 
 
+@pytest.mark.slow
 def test_an_edm_network_is_scored_by_its_bound_whatever_its_saved_sampler():
     pipeline = edm_pipeline(16)
     report = likelihood_report(pipeline, reference(4), 5, held_out=True)

@@ -47,6 +47,7 @@ def script_scores(monkeypatch, fid, kid):
 # ------------------------------------------------------------------------------------------------------ what is scored
 
 
+@pytest.mark.slow
 def test_the_pipeline_is_scored_on_the_cadence_and_at_the_last_step(tmp_path, monkeypatch):
     drawn = {}
     watch_drawing(monkeypatch, lambda pipeline, index: drawn.setdefault("numbers", []).append(index))
@@ -115,6 +116,7 @@ def test_the_speed_of_training_is_told_without_the_evaluation(tmp_path):
     assert all(entry["images_per_second"] > 2 for entry in metrics(tmp_path / "run"))  # 1 / 0.6 with the pause
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gan", "vae"])
 def test_a_slow_evaluation_does_not_make_training_look_slow(tmp_path, monkeypatch, kind):
     slow = Colours(before_each=lambda calls: time.sleep(calls == 2))  # at the first call the run has not begun
@@ -148,6 +150,7 @@ def test_the_pipeline_of_the_best_score_is_kept(tmp_path, monkeypatch, capsys, b
     assert told in capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", METHODS)
 def test_training_ends_bit_equal_with_and_without_evaluations(tmp_path, kind):
     train(kind, tmp_path / "without")
@@ -162,6 +165,7 @@ def test_training_ends_bit_equal_with_and_without_evaluations(tmp_path, kind):
     assert losses[0] == losses[1] and len(losses[0]) >= 6
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_evaluations_of_an_uninterrupted_one(tmp_path, monkeypatch):
     folder, arguments = tmp_path / "run", ("--evaluate_every", "1", "--checkpoint_every", "2")
     train("gan", folder, *arguments)
@@ -198,6 +202,7 @@ def test_settings_of_the_evaluations_may_change_on_resume(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ stopping
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["drawing", "features"])
 def test_a_request_to_stop_ends_an_evaluation_without_a_score(tmp_path, monkeypatch, where):
     taken = []

@@ -181,6 +181,7 @@ def test_a_scheduler_of_every_kind_is_described_in_json_and_comes_back_from_it(k
     assert {key: again.config[key] for key in settings} == {key: pipeline.scheduler.config[key] for key in settings}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::torch.jit.TracerWarning")  # the check is what finds a wrong trace
 @pytest.mark.parametrize("name", ["unet", "attention", "library", "edm"])
 def test_a_unet_in_onnx_with_the_exported_scheduler_draws_the_pipeline_s_images(name, tmp_path):

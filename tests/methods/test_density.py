@@ -200,6 +200,7 @@ def bent(count: int = 2000) -> torch.Tensor:
     return torch.stack([along, along.square() + 0.3 * draw(count, seed=4)], dim=1)
 
 
+@pytest.mark.slow
 def test_a_flow_beats_one_gaussian_where_the_latents_are_bent_and_draws_like_them(short_flow):
     latents = bent()
     logvar = torch.full_like(latents, math.log(0.01))
@@ -214,6 +215,7 @@ def test_a_flow_beats_one_gaussian_where_the_latents_are_bent_and_draws_like_the
     assert again == pytest.approx(density.held_out_nats, abs=0.5)
 
 
+@pytest.mark.slow
 def test_auto_keeps_the_mixture_where_it_is_likelier_and_tells_both(short_flow):
     mean, logvar, _ = two_clusters(400)
     density = fit_density(mean, torch.full_like(mean, logvar), 10, 0, "auto")
@@ -224,6 +226,7 @@ def test_auto_keeps_the_mixture_where_it_is_likelier_and_tells_both(short_flow):
     assert only["kind"] == "flow" and "num_components" not in only and only["tried"].keys() == {"flow"}
 
 
+@pytest.mark.slow
 def test_fitting_a_flow_depends_on_the_seed_only_and_leaves_the_global_state_alone(short_flow, monkeypatch):
     monkeypatch.setattr("hfgen.methods.density.FLOW_STEPS", 20)
     state = torch.get_rng_state()

@@ -444,6 +444,7 @@ def test_drawing_changes_neither_weights_nor_mode_and_tracks_no_gradient(trainin
         assert torch.equal(value, before[key]) or (training and key in statistics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "warned"), [(30, True), (50, False), (1000, False)])
 def test_steps_that_ddim_of_diffusers_cannot_divide_are_pointed_out(steps, warned, caplog, monkeypatch):
     from diffusers.utils import logging

@@ -56,6 +56,7 @@ def edit(file, old, new):
     file.write_text(text.replace(old, new))
 
 
+@pytest.mark.slow
 def test_a_whole_folder_passes_whatever_the_user_has_set(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
     monkeypatch.chdir(folder.parent)

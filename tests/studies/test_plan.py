@@ -164,6 +164,7 @@ def test_features_of_real_images_that_are_kept_already_are_not_counted(tmp_path)
     assert features_to_compute(study, there, Colours("other features")) == 24
 
 
+@pytest.mark.slow
 def test_a_plan_is_made_by_training_for_real_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(hfgen.studies.plan, "PROBE_SECONDS", 2.0)
     monkeypatch.setattr(hfgen.studies.plan, "build_extractor", lambda *_: Colours())

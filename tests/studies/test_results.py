@@ -58,6 +58,7 @@ def cell(workspace, method):
     return Cell(method, method, settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_cell_is_scored_as_hfgen_evaluate_does_it(method, workspace, scorer):
     result = scorer.score(cell(workspace, method))

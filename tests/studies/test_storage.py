@@ -32,6 +32,7 @@ def history(*states):
 # ------------------------------------------------------------------------------------------------------------ queue
 
 
+@pytest.mark.slow
 def test_each_cell_is_given_to_one_of_several_workers_alone(tmp_path):
     names = [f"cell {index:02d}" for index in range(24)]
     study = toy_study(*names)
@@ -163,6 +164,7 @@ def test_a_database_that_does_not_answer_takes_no_cell_away(tmp_path, monkeypatc
     assert answers == [False]
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_lost_before_its_first_heartbeat_loses_its_cell_too(tmp_path, monkeypatch):
     study, clock = toy_study("a"), [1000.0]
     monkeypatch.setattr(storage.time, "monotonic", lambda: clock[0])

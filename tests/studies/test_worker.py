@@ -98,6 +98,7 @@ def test_what_diverges_or_cannot_be_scored_has_ended_with_its_reason_and_step(tm
 # ------------------------------------------------------------------------------------------------------- broken cells
 
 
+@pytest.mark.slow
 def test_broken_cells_do_not_stop_others_and_the_next_worker_tries_them_again(tmp_path, scorer, launched, capsys):
     out = {"scoring_fails": RuntimeError("out of memory")}
     study = toy_study(
@@ -251,6 +252,7 @@ def test_a_stopped_worker_ends_its_training_with_a_checkpoint_and_returns_the_ce
     assert [trial.user_attrs["outcome"] for trial in store.trials()["a"]] == ["given back"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_slept_ends_its_training_and_goes_on_with_what_there_is(tmp_path, scorer, capfd):
     study, workspace = toy_study(toy_cell("a", "linger"), "b"), workspace_in(tmp_path)
     begun = workspace.run_folder(study.cells["a"]) / "begun"

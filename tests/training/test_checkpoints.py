@@ -57,6 +57,7 @@ def test_a_failure_while_saving_leaves_the_earlier_checkpoint_and_nothing_else(t
     assert torch.equal(load_state(list_checkpoints(tmp_path)[0])["weights"], torch.ones(3))
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_saving_leaves_the_earlier_checkpoint(tmp_path):
     save(tmp_path, 1)
     code = (

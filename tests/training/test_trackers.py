@@ -69,6 +69,7 @@ def assert_same_numbers(logged: dict, entry: dict) -> None:
         assert logged[name] == pytest.approx(entry[name]), name
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_the_losses_the_watch_the_sheets_and_the_settings_of_a_run(tmp_path, fresh_accelerate_state):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder = tmp_path / "run"
@@ -96,6 +97,7 @@ def test_tensorboard_shows_the_losses_the_watch_the_sheets_and_the_settings_of_a
     assert kept == {"latent_dim": 6, "learning_rate": 2e-4, "cpu": True, "loss": "non_saturating", "resume": "None"}
 
 
+@pytest.mark.slow
 def test_wandb_offline_keeps_a_run_and_its_resumption_in_the_folder_of_the_run(
     tmp_path, wandb_offline, fresh_accelerate_state
 ):

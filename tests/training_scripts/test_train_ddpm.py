@@ -59,6 +59,7 @@ def assert_equal_weights(one, other):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unet", ["base", "attention", "library", "compact"])
 def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(train_ddpm, tmp_path, unet):
     folder = tmp_path / "run"
@@ -76,6 +77,7 @@ def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(train_ddpm, tmp_pa
         assert all(torch.equal(moments[key], assert_same[key]) for key in moments)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_another_memory_format_goes_on_alike(train_ddpm, tmp_path):
     """One from a GPU, say: a fused optimizer would match its moments with the wrong weights."""
     folder, compact = tmp_path / "run", ["--unet", "compact"]
@@ -142,6 +144,7 @@ def test_a_run_whose_time_is_up_still_draws_its_last_sheet(train_ddpm, tmp_path)
     assert [path.name for path in (tmp_path / "run" / "samples").iterdir()] == ["step-00000001.png"]
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_few_images_falls(train_ddpm, tmp_path):
     settings = ["--max_train_steps", "80", "--learning_rate", "2e-3", "--checkpoint_every", "0", "--unet", "library"]
     train(train_ddpm, tmp_path / "run", *settings, "--dataset", "toy_paintings:4", "--block_out_channels", "16", "32")
@@ -169,6 +172,7 @@ def test_a_batch_in_parts_trains_as_a_whole_one(train_ddpm, tmp_path):
     assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

@@ -77,6 +77,7 @@ def weights(folder):
     return load_file(folder / "pipeline" / "generator" / "diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(train_gan, tmp_path, method):
     folder = tmp_path / "run"
@@ -143,6 +144,7 @@ def test_the_update_of_one_network_leaves_the_other_as_it_is(train_gan, tmp_path
     assert all(moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dcgan", "lsgan", "sngan", "r3gan"])
 def test_each_network_gets_better_while_the_other_stands_still(train_gan, tmp_path, method):
     still, steps = "1e-30", ["--max_train_steps", "60", "--checkpoint_every", "0", "--watch_every", "0"]
@@ -214,6 +216,7 @@ def test_the_augmentation_is_chosen_by_the_number_of_images_and_said(
 # ---------------------------------------------------------------------------------------------------------- the watch
 
 
+@pytest.mark.slow
 def test_a_collapsing_run_is_rolled_back_and_given_up_with_a_clear_message(tmp_path, monkeypatch):
     """A learning rate of 2 after the generator has taken off: its tanh saturates and all images become one."""
     train_gan = load_script("train_gan", "train_gan_to_collapse")
@@ -234,6 +237,7 @@ def test_a_collapsing_run_is_rolled_back_and_given_up_with_a_clear_message(tmp_p
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "complete"
 
 
+@pytest.mark.slow
 def test_a_healthy_run_is_left_alone(train_gan, tmp_path, capsys):
     arguments = ["--dataset", "toy_paintings:64", "--preset", "dcgan", "--sample_size", "16", "--batch_size", "16"]
     arguments += ["--generator_channels", "16", "--discriminator_channels", "16", "--max_train_steps", "480"]
@@ -310,6 +314,7 @@ def test_every_preset_is_valid_and_builds_its_networks(train_gan, preset):
     assert generator.config.latent_dim == method.latent_dim
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "width", "latent_dim"), [(32, 32, 50), (64, 64, 100), (128, 128, 200), (256, 32, 100)]
 )

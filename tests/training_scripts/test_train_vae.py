@@ -62,6 +62,7 @@ def report(folder):
     return json.loads((folder / "latents.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(train_vae, tmp_path, method):
     folder = tmp_path / "run"
@@ -211,6 +212,7 @@ def test_a_run_that_is_stopped_in_its_last_step_has_its_density_all_the_same(
     assert status["status"] == ("complete" if complete else "stopped")
 
 
+@pytest.mark.slow
 def test_a_collapsed_posterior_ends_the_run_with_reason_and_remedy(train_vae, tmp_path):
     arguments = ["--kl_weight", "1e5", "--watch_every", "5", "--max_train_steps", "200", "--batch_size", "8"]
     with pytest.raises(CollapseError) as caught:
@@ -307,7 +309,9 @@ def test_two_processes_hold_the_same_weights_and_resume_exactly(programs, tmp_pa
     assert_equal(latents, report(folder))
 
 
-def test_a_run_with_a_learned_term_resumes_bit_equal_and_its_discriminator_learns(train_vae, tmp_path):
+@pytest.mark.slow
+def test_a_run_with_a_learned_term_resumes_bit_equal_and_its_discriminator_learns(train_vae, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfgen.methods.density.FLOW_STEPS", 50)
     folder = tmp_path / "run"
     train(train_vae, folder, *LEARNED, "--density_components", "2", "--density", "auto")
     before, first = state_of(folder, 2), state_of(folder, 6)
