@@ -25,7 +25,7 @@ OVER_FP32, OVER_AMP, OF_MATRIX_RATE = (2.2, 2.7), (1.4, 1.8), (0.6, 0.6)
 def build_peer(batch_size: int, mixed_precision: str) -> tuple[Callable[[], None], int]:
     """Return the step of `denoising_diffusion_pytorch.Trainer.train`, and the number of parameters.
 
-    The same calls in the same order, except for its data loader: the images stand ready in memory, in its favour.
+    The same calls in the same order, except for its data loader: its images are already in memory, in its favour.
     """
     import torch
     from accelerate import Accelerator
@@ -84,7 +84,7 @@ def measure(workers: dict[str, Worker], rounds: int, sizes: tuple[int, ...]) -> 
 def report(workers: dict[str, Worker], medians: dict[str, float], matrix: float, batch_size: int) -> None:
     """Print the tables."""
     speeds = {side: worker.work.flops / medians[side] for side, worker in workers.items()}
-    print("| side | parameters | GFLOP an image | s a step | images/s | GFLOP/s |\n|---|---|---|---|---|---|")
+    print("| side | parameters | GFLOP per image | s per step | images/s | GFLOP/s |\n|---|---|---|---|---|---|")
     for side, worker in workers.items():
         print(
             f"| {side} | {worker.work.parameters / 1e6:.1f}M | {worker.work.flops / batch_size / 1e9:.1f} | "
@@ -96,7 +96,7 @@ def report(workers: dict[str, Worker], medians: dict[str, float], matrix: float,
     for name, value, (least, goal) in (
         ("over the peer's, fp32", hfgen / fp32, OVER_FP32),
         ("over the peer's, amp", hfgen / amp, OVER_AMP),
-        ("as a part of the bf16 matrix rate", hfgen / matrix, OF_MATRIX_RATE),
+        ("as a fraction of the bf16 matrix rate", hfgen / matrix, OF_MATRIX_RATE),
     ):
         print(f"| {name} | {value:.2f} | {least} | {goal} | {verdict(value, least)}, goal {verdict(value, goal)} |")
 
@@ -104,10 +104,12 @@ def report(workers: dict[str, Worker], medians: dict[str, float], matrix: float,
 def main() -> None:
     """Time all sides in turn and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_size", type=int, default=16, help="images a step (default: the peer's, 16)")
+    parser.add_argument("--batch_size", type=int, default=16, help="images per step (default: the peer's, 16)")
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each side")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="two images, two rounds: whether it runs, not how fast")
+    parser.add_argument(
+        "--quick", action="store_true", help="two images, two rounds: only test that it runs, not how fast"
+    )
     options = parser.parse_args()
     batch_size, rounds, sizes = options.batch_size, options.rounds, MATRIX_SIZES
     if options.quick:

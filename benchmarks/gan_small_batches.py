@@ -71,13 +71,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=25, help="timed steps of each side")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="whether it runs, not how fast")
+    parser.add_argument("--quick", action="store_true", help="only test that it runs, not how fast")
     options = parser.parse_args()
     from hfgen.hardware import cpu_multiplies_bf16
 
     precisions = ("bf16", "no") if cpu_multiplies_bf16() else ("no",)
     print(describe(options.threads, "diffusers", "accelerate"))
-    print(f"64px, median of {options.rounds} rounds; a ratio above 1 is what the lever brings\n")
+    print(f"64px, median of {options.rounds} rounds; a ratio above 1 is the gain\n")
     print(f"| preset | batch | precision | images/s | {' | '.join(LEVERS)} |\n|{'---|' * (4 + len(LEVERS))}")
     for preset in PRESETS[: 1 if options.quick else None]:
         for batch_size in (4,) if options.quick else (16, 32):

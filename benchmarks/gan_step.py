@@ -47,7 +47,7 @@ def plain_discriminator():
 
 
 def build_plain_step(batch_size: int, bf16: bool) -> tuple[Callable[[], None], int]:
-    """Return one step of the plain loop and the number of parameters; the images stand ready in memory."""
+    """Return one step of the plain loop and the number of parameters; the images are already in memory."""
     import torch
     from torch import nn
 
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--num_images", type=int, default=10_000, help="of the sampling")
     parser.add_argument("--rounds", type=int, default=9, help="timed steps of each side")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="whether it runs, not how fast")
+    parser.add_argument("--quick", action="store_true", help="only test that it runs, not how fast")
     options = parser.parse_args()
     batch_size, rounds, count, sizes = options.batch_size, options.rounds, options.num_images, MATRIX_SIZES
     if options.quick:
@@ -170,13 +170,13 @@ def main() -> None:
 
     print(describe(options.threads, "diffusers", "accelerate"))
     print(f"{IMAGE_SIZE}px, batch size {batch_size}, median of {rounds} rounds\n")
-    print("| side | parameters | GFLOP an image | s a step | images/s |\n|---|---|---|---|---|")
+    print("| side | parameters | GFLOP per image | s per step | images/s |\n|---|---|---|---|---|")
     for side, work in works.items():
         print(
             f"| {side} | {work.parameters / 1e6:.2f}M | {work.flops / batch_size / 1e9:.2f} | {steps[side]:.3f} | "
             f"{batch_size / steps[side]:.1f} |"
         )
-    print(f"\n| drawing {count} images | s | images/s |\n|---|---|---|")
+    print(f"\n| generating {count} images | s | images/s |\n|---|---|---|")
     for side, seconds in drawing.items():
         print(f"| {side} | {seconds:.2f} | {count / seconds:.0f} |")
     # The work that the step needs, as the plain loop counts it less what it does for nothing: hfgen's own count.
@@ -185,8 +185,8 @@ def main() -> None:
     for name, value, (least, goal) in (
         ("images/s over the plain loop's, fp32", steps["plain, fp32"] / steps["hfgen"], OVER_FP32),
         ("images/s over the plain loop's, bf16 autocast", steps["plain, bf16 autocast"] / steps["hfgen"], OVER_AMP),
-        (f"part of the bf16 matrix rate, {matrix / 1e9:.0f} GFLOP/s", rate / matrix, OF_MATRIX_RATE),
-        (f"drawing {count} images, over the plain loop's, fp32", drawing["plain"] / drawing["hfgen"], SAMPLING),
+        (f"fraction of the bf16 matrix rate, {matrix / 1e9:.0f} GFLOP/s", rate / matrix, OF_MATRIX_RATE),
+        (f"generating {count} images, over the plain loop's, fp32", drawing["plain"] / drawing["hfgen"], SAMPLING),
     ):
         print(f"| {name} | {value:.2f} | {least} | {goal} | {verdict(value, least)}, goal {verdict(value, goal)} |")
 

@@ -135,7 +135,7 @@ def variants(pipeline: Any, raw: dict[str, torch.Tensor], images: torch.Tensor, 
         inputs = noisy_inputs(pipeline, images, seed=1)
         numbers = [torch.tensor([index]) for index in range(min(STATISTICS_BATCHES, len(inputs)))]
         statistics = Statistics(fresh.unet, inputs).eval()  # as it is to draw
-        rows[f"{steps} steps, BatchNorm's statistics anew"] = (
+        rows[f"{steps} steps, BatchNorm statistics recomputed"] = (
             fresh, steps, lambda: recomputed_statistics(statistics, numbers)
         )  # fmt: skip
     if not isinstance(pipeline.scheduler, DPMSolverMultistepScheduler):
@@ -143,7 +143,7 @@ def variants(pipeline: Any, raw: dict[str, torch.Tensor], images: torch.Tensor, 
     for level in (0.1, 0.17, 0.3):
         ended = copy.deepcopy(pipeline)
         moved_end(ended.scheduler, level)
-        rows[f"{steps} steps, the last one from noise of {level}"] = (ended, steps, nullcontext)
+        rows[f"{steps} steps, the last one from noise level {level}"] = (ended, steps, nullcontext)
     first = copy.deepcopy(pipeline)
     first.scheduler = DPMSolverMultistepScheduler.from_config(first.scheduler.config, solver_order=1)
     rows[f"{steps} steps, solver of order 1"] = (first, steps, nullcontext)
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="its folder's name; the newest if not given")
     parser.add_argument("--num_images", type=int, default=250)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--only", help="rows with this in their names")
+    parser.add_argument("--only", help="only rows with this in their name")
     arguments = parser.parse_args()
     checkpoints = list_checkpoints(arguments.run / "checkpoints")
     named = [folder for folder in checkpoints if arguments.checkpoint in (None, folder.name)]
@@ -193,7 +193,7 @@ def main() -> None:
             drawn = np.stack([*map(np.asarray, generate_images(altered, options))])
         fid = frechet_distance(real.features, real.extractor(drawn, len(drawn)))
         print(f"| {name} | {fid:.1f} | {fine_noise(drawn):.2f} |", flush=True)
-    print("\n| noise level | error of the predicted images, as a part of it |\n| --- | --- |")
+    print("\n| noise level | error of the predicted images, as a fraction of it |\n| --- | --- |")
     for level in LEVELS:
         with torch.no_grad(), autocast():
             print(f"| {level} | {error_by_level(pipeline, images[:ERROR_IMAGES], level):.3f} |", flush=True)

@@ -1,4 +1,4 @@
-"""Steps of a real training script, one at a time, in a process of its own.
+"""Runs the steps of a real training script one at a time, in a separate process.
 
 What is timed is the script's `main` itself: batches, random numbers, networks, losses, backward, optimizers, average,
 log.
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 
 class Work(NamedTuple):
-    """What a worker tells of its first step."""
+    """Size and cost of a worker's first step."""
 
     flops: int
     parameters: int

@@ -29,7 +29,7 @@ def commands() -> dict[str, list[str]]:
     """Return what is timed, by name."""
     executable = Path(sys.executable).with_name("hfgen")
     if not executable.is_file():
-        raise SystemExit(f"{executable.name} is not installed beside this Python: pip install -e .")
+        raise SystemExit(f"{executable.name} is not installed next to this Python: pip install -e .")
     return {
         BARE: [sys.executable, "-c", "pass"],
         "import hfgen": [sys.executable, "-c", "import hfgen"],

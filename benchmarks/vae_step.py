@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9, help="timed steps of each side")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="whether it runs, not how fast")
+    parser.add_argument("--quick", action="store_true", help="only test that it runs, not how fast")
     options = parser.parse_args()
     batch_size, rounds = (4, 2) if options.quick else (options.batch_size, options.rounds)
 
@@ -147,12 +147,12 @@ def main() -> None:
 
     print(describe(options.threads, "diffusers", "accelerate", "pythae"))
     print(f"{IMAGE_SIZE}px, batch size {batch_size}, latents of {LATENT_DIM}, median of {rounds} rounds\n")
-    print("| side | residual blocks a level | parameters | GFLOP an image | s a step | images/s |")
+    print("| side | residual blocks per level | parameters | GFLOP per image | s per step | images/s |")
     print("|---|---|---|---|---|---|")
     print("\n".join(rows))
     print("\n| hfgen | measured | at least | |\n|---|---|---|---|")
     for blocks, ratio in ratios:
-        name = f"images/s over pythae's, {blocks} residual block(s) a level"
+        name = f"images/s over pythae's, {blocks} residual block(s) per level"
         print(f"| {name} | {ratio:.2f} | {OVER_PEER} | {verdict(ratio, OVER_PEER)} |")
 
 
