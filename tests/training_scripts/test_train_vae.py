@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -296,9 +294,7 @@ def test_two_processes_hold_the_same_weights_and_resume_exactly(programs, tmp_pa
     cpu = [] if not torch.cuda.is_available() else ["--cpu"]
     tiny = [argument for argument in TINY if argument != "--cpu"]
     arguments = [str(SCRIPT), *tiny, *cpu, *LEARNED, "--density_components", "1", "--output_dir", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*launch, *arguments], check=True, capture_output=True, env=environment, timeout=300)
+    assert [rank.returncode for rank in programs.run_ranks(2, *arguments)] == [0, 0]
     assert json.loads((folder / "launches.jsonl").read_text())["num_processes"] == 2
     first, latents = state_of(folder, 6), report(folder)
     assert len(first["batches"]) == 2 and latents["num_images"] == 24
