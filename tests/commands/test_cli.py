@@ -142,7 +142,7 @@ def test_an_unknown_sampler_is_refused_with_those_there_are(refusal, pipeline, t
 
 def test_a_device_that_is_not_there_is_refused(refusal, pipeline, tmp_path):
     line = refusal("sample", pipeline, "--output", tmp_path / "images", "--device", "abacus")
-    assert line == "error: --device abacus: not on this machine; use auto or cpu"
+    assert line == "error: --device abacus: not available on this machine; use auto or cpu"
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
@@ -150,7 +150,7 @@ def test_an_accelerator_that_is_not_there_is_refused(device, refusal, pipeline, 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     line = refusal("sample", pipeline, "--output", tmp_path / "images", "--device", device)
-    assert line == f"error: --device {device}: not on this machine; use auto or cpu"
+    assert line == f"error: --device {device}: not available on this machine; use auto or cpu"
 
 
 def test_all_images_are_saved_but_no_more_than_fit_are_kept_for_the_sheet(hfgen, pipeline, tmp_path, monkeypatch):

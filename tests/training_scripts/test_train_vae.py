@@ -153,7 +153,7 @@ def test_the_density_is_fitted_to_the_training_set_and_saved(train_vae, tmp_path
     train(train_vae, tmp_path / "run", "--density_components", "2", "--max_train_steps", "30", "--batch_size", "5")
     latents = report(tmp_path / "run")
     assert latents["num_images"] == 24 and len(latents["kl_dimensions"]) == 6
-    assert f"{latents['active_units']} of 6 units are active" in capsys.readouterr().out
+    assert f"{latents['active_units']} of 6 latent units are active" in capsys.readouterr().out
     (sheet,) = (tmp_path / "run" / "ex_post").iterdir()
     assert sheet.name == "step-00000030.png" and Image.open(sheet).size == (2 * 18 - 2, 2 * 18 - 2)
     assert sheet.read_bytes() != (tmp_path / "run" / "samples" / sheet.name).read_bytes()
