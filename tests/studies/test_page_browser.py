@@ -148,7 +148,7 @@ def test_published_figures_stand_below_ours(page):
 
 
 def test_sorting_puts_what_has_no_figure_last_both_ways(page):
-    without = ["NaN (1 of 2; else 5)", "–", "NaN", "–"]
+    without = ["NaN (1 of 2; otherwise 5)", "–", "NaN", "–"]
     sort(page, "FID")
     up = column(page, "FID")
     assert up == ["9.5 ± 0", "45 ± 7.1", "100 ± 28", "150 ± 4.2", "300 (1 of 2 seeds missing)", *without]

@@ -93,15 +93,15 @@ def test_large_figures_are_written_without_powers_of_ten():
 
 def test_what_diverged_is_nan_and_says_of_how_many_seeds():
     assert row(diverged(), diverged()).shown() == "NaN"
-    assert row(trained(10.0), diverged(), trained(20.0)).shown() == "NaN (1 of 3; else 15 ± 7.1)"
-    assert row(trained(10.0), diverged(), None).shown() == "NaN (1 of 3; else 10) (1 of 3 seeds missing)"
+    assert row(trained(10.0), diverged(), trained(20.0)).shown() == "NaN (1 of 3; otherwise 15 ± 7.1)"
+    assert row(trained(10.0), diverged(), None).shown() == "NaN (1 of 3; otherwise 10) (1 of 3 seeds missing)"
     partly = row(trained(10.0), diverged())
     assert math.isnan(partly.mean) and partly.is_complete and partly.num_diverged == 1
 
 
 def test_a_figure_that_is_no_number_counts_as_nan():
     infinite = Outcome("trained", math.inf, result=trained().result)
-    assert row(infinite).shown() == "NaN" and row(trained(3.0), infinite).shown() == "NaN (1 of 2; else 3)"
+    assert row(infinite).shown() == "NaN" and row(trained(3.0), infinite).shown() == "NaN (1 of 2; otherwise 3)"
 
 
 def test_what_broke_or_was_not_run_has_no_figure_and_is_not_complete():
