@@ -217,7 +217,7 @@ def test_a_budget_in_images_is_rounded_up_to_whole_steps(images, steps):
 def test_a_sampler_that_edm_lacks_is_refused_before_anything_is_trained():
     family = Family("ddpm", settings={"formulation": "edm", "unet": "compact"})
     told = refusal_of({"EDM": family}, evaluation=Evaluation(num_images=20, sampler="unipc"))
-    assert told == "study toy: EDM: evaluation: sampler: unipc: EDM has ddim and dpm only"
+    assert told == "study toy: EDM: evaluation: sampler: unipc: EDM has only ddim and dpm"
     assert study_of({"EDM": family}, evaluation=Evaluation(num_images=20, sampler="ddim")).cells
 
 
