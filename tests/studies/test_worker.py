@@ -304,7 +304,8 @@ def test_a_worker_of_another_version_is_refused(tmp_path, refusal, monkeypatch):
     store = open_toys(tmp_path, toy_study("a"))
     monkeypatch.undo()
     line = refusal("study", "work", store.url)
-    assert line.startswith(f"error: the study was made with hfgen 0.0.1, not {toys.hfgen.__version__}: install the same")
+    here = toys.hfgen.__version__
+    assert line.startswith(f"error: the study was made with hfgen 0.0.1, not {here}: install the same")
 
 
 def test_a_worker_that_finds_no_study_or_no_database_says_so(tmp_path, refusal):
