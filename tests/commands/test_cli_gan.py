@@ -150,7 +150,7 @@ def test_progress_shows_every_sheet_in_order_with_its_step_below(hfgen, run, tmp
             gif.seek(index)
             frames.append((np.asarray(gif.convert("RGB")).astype(int), gif.info["duration"]))
     colours = [frame[4, 4] for frame, _ in frames]
-    assert all(abs(colours[index][0] - 100 * index) < 8 for index in range(3)) and "3 sheets" in out
+    assert all(abs(colours[index][0] - 100 * index) < 8 for index in range(3)) and "3 sample sheets" in out
     assert sum(duration for _, duration in frames) == 6 * 200  # the last one stays three times as long
     assert all(frame.shape[0] == 18 + 14 and frame[18:].min() < 100 for frame, _ in frames)
 

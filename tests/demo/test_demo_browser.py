@@ -136,11 +136,12 @@ def test_small_images_are_shown_large_with_sharp_pixels(page):
 
 
 def test_a_bad_seed_gets_a_sentence(page):
-    for count, value in enumerate(["-1", "1.5", "1e300", ""], 1):
+    for value in ("-1", "1.5", "1e300", ""):
         fill(page, "Seed", value)
         click(page, "Generate")
-        visible(page.locator(".toast-body.error")).nth(count - 1).wait_for()
         assert "Seed must be a whole number from 0 to" in message(page).inner_text(), value
+        page.locator(".toast-close").first.click()  # else it may stay, or vanish by itself, before the next one
+        page.locator(".toast-body").wait_for(state="detached")
 
 
 def test_moving_the_slider_walks_from_one_seeds_image_to_the_others(page):
