@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from hfgen.data.decode import DecodedImage
+from hfgen.data.location import FILE_SUFFIXES, OTHER_PICTURE_SUFFIXES
+from hfgen.data.source import counts
 
 
 FEW_IMAGES = 1000
@@ -75,6 +77,7 @@ class IntakeReport:
         upsampled: number of images whose short side is smaller than the training size.
         unreadable: name and reason of each file that was skipped.
         not_read: number of other files, which were ignored.
+        skipped: number of these by suffix.
         exact_duplicates: groups of names of images with identical pixels at the training size.
         near_duplicates: pairs of names of nearly identical images; None if there were too many images to compare.
         dropped: number of images left out as exact duplicates.
@@ -94,11 +97,17 @@ class IntakeReport:
     exact_duplicates: list[list[str]]
     near_duplicates: list[tuple[str, str]] | None
     dropped: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
         return asdict(self)
+
+    def describe_other_files(self, skipped: dict[str, int]) -> None:
+        """Say which files beside the images are ignored: they may change while the images stay the same."""
+        self.skipped, self.not_read = skipped, sum(skipped.values())
+        self.warnings = _warnings(self)
 
     def __str__(self) -> str:
         pairs = "not searched" if self.near_duplicates is None else len(self.near_duplicates)
@@ -106,11 +115,12 @@ class IntakeReport:
         low, median, high = self.short_side
         lines = [
             f"{self.source}: {self.images} images",
-            f"  formats {_counts(self.formats)}; modes {_counts(self.modes)}",
-            f"  sizes {_counts(self.sizes)}; short side {low} to {high}, median {median} pixels",
+            f"  formats {counts(self.formats)}; modes {counts(self.modes)}",
+            f"  sizes {counts(self.sizes)}; short side {low} to {high}, median {median} pixels",
             f"  trained on: {self.training_images} of {self.sample_size} x {self.sample_size} pixels",
             f"  unreadable: {len(self.unreadable)}; exact duplicates: {copies} ({self.dropped} dropped); "
-            f"near duplicates: {pairs}; other files: {self.not_read}",
+            f"near duplicates: {pairs}; other files: {self.not_read}"
+            + (f" ({counts(self.skipped)})" if self.skipped else ""),
         ]
         lines += [f"  skipped {name}: {reason}" for name, reason in self.unreadable[:LISTED]]
         lines += [f"  identical: {', '.join(group[:5])}" for group in self.exact_duplicates[:LISTED]]
@@ -123,7 +133,7 @@ def write_report(
     source: str,
     facts: list[ImageFacts],
     unreadable: list[tuple[str, str]],
-    not_read: int,
+    skipped: dict[str, int],
     sample_size: int,
     training_images: int,
     dropped: int,
@@ -142,7 +152,8 @@ def write_report(
         short_side=[sides[0], sides[len(sides) // 2], sides[-1]],
         upsampled=sum(side < sample_size for side in sides),
         unreadable=unreadable,
-        not_read=not_read,
+        not_read=sum(skipped.values()),
+        skipped=skipped,
         exact_duplicates=exact_duplicates(facts),
         near_duplicates=near,
         dropped=dropped,
@@ -182,8 +193,20 @@ def _warnings(report: IntakeReport) -> list[str]:
         notes.append("identical images count double in training; --drop_duplicates removes the copies")
     if report.near_duplicates is None:
         notes.append(f"near duplicates were not searched for: there are more than {MAX_COMPARED_IMAGES} images")
+    return notes + _notes_on_skipped(report.skipped)
+
+
+def _notes_on_skipped(skipped: dict[str, int]) -> list[str]:
+    """Return a note for each kind of skipped files that probably hold images."""
+    pictures = {suffix: count for suffix, count in skipped.items() if suffix in OTHER_PICTURE_SUFFIXES}
+    packed = {suffix: count for suffix, count in skipped.items() if suffix in FILE_SUFFIXES}
+    notes = []
+    if pictures:
+        notes.append(
+            f"pictures or videos in formats that are not read: {counts(pictures)}; convert them to PNG or JPEG"
+        )
+    if packed:
+        notes.append(
+            f"files beside the images that may hold more of them: {counts(packed)}; not read: give --dataset one"
+        )
     return notes
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{key} {count}" for key, count in counts.items())

@@ -1,6 +1,8 @@
 """The common interface of all sources of encoded images."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from hfgen.errors import UserError
@@ -14,13 +16,29 @@ class Source(NamedTuple):
         identity: plain values that change whenever the images may have changed.
         images: returns an iterator over `(name, encoded image)`; if an image cannot be read, its exception takes the
             place of its bytes.
-        not_read: number of other files, which are ignored.
+        skipped: number of other files, which are ignored, by suffix.
     """
 
     description: str
     identity: Any
     images: Callable[[], Iterator[tuple[str, bytes | Exception]]]
-    not_read: int = 0
+    skipped: dict[str, int] = {}
+
+    @property
+    def not_read(self) -> int:
+        """Number of other files, which are ignored."""
+        return sum(self.skipped.values())
+
+
+def count_suffixes(files: Iterable[PurePath]) -> dict[str, int]:
+    """Count files by their suffix in lower case, the most frequent first; "no suffix" if they have none."""
+    return dict(Counter(file.suffix.lower() or "no suffix" for file in files).most_common())
+
+
+def counts(numbers: dict[str, int], listed: int = 8) -> str:
+    """Return counts in words, such as ".csv 2, .txt 1", the first `listed` of them."""
+    shown = [f"{name} {count}" for name, count in list(numbers.items())[:listed]]
+    return ", ".join(shown + (["..."] if len(numbers) > listed else [])) or "none"
 
 
 def choose_column(where: str, wanted: str | None, candidates: list[str], columns: list[str]) -> str:

@@ -7,14 +7,14 @@ import io
 import os
 import re
 import zipfile
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath, PurePosixPath
 
 from PIL import Image
 
 from hfgen.data.location import IMAGE_SUFFIXES, TFRECORD_SUFFIXES, TOY_PAINTINGS, is_hub_id
 from hfgen.data.settings import DataSettings
-from hfgen.data.source import Source, choose_column
+from hfgen.data.source import Source, choose_column, count_suffixes, counts
 from hfgen.data.tfrecord import read_tfrecord_images
 from hfgen.errors import UserError
 
@@ -57,14 +57,14 @@ def _folder(path: Path, settings: DataSettings) -> Source:
                 except OSError as error:
                     yield name, error
 
-        return Source(f"folder {path}", _identity(images, path), read, len(files) - len(images))
+        return Source(f"folder {path}", _identity(images, path), read, _skipped(files, images))
     for suffixes, open_files in ((TFRECORD_SUFFIXES, _tfrecords), ({".parquet"}, _parquet)):
         chosen = [file for file in files if file.suffix.lower() in suffixes]
         if chosen:
-            return open_files(chosen, path, settings)._replace(not_read=len(files) - len(chosen))
+            return open_files(chosen, path, settings)._replace(skipped=_skipped(files, chosen))
     raise UserError(
-        f"--dataset {path}: no image, TFRecord or parquet file below this folder ({len(files)} other files); "
-        f"images end in {', '.join(sorted(IMAGE_SUFFIXES))}"
+        f"--dataset {path}: no image, TFRecord or parquet file below this folder; other files: "
+        f"{counts(count_suffixes(files))}; give a folder of images such as .jpg or .png files"
     )
 
 
@@ -96,6 +96,12 @@ def _files_below(path: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names if not name.startswith("."))
 
 
+def _skipped(files: Iterable[PurePath], chosen: Iterable[PurePath]) -> dict[str, int]:
+    """Count the files that are not among the chosen ones, by suffix."""
+    taken = set(chosen)
+    return count_suffixes(file for file in files if file not in taken)
+
+
 def _identity(files: list[Path], root: Path) -> list[tuple[str, int, int]]:
     """Return name, size and modification time of each file: enough to detect that a data set was edited."""
     stats = [(file, file.stat()) for file in files if file.exists()]
@@ -121,10 +127,12 @@ def _zip(path: Path) -> Source:
                 f"{member.file_size} bytes; remove it from the archive"
             )
     files = [member for member in members if not member.is_dir() and not _is_hidden(member.filename)]
-    images = [member for member in files if Path(member.filename).suffix.lower() in IMAGE_SUFFIXES]
+    names = [PurePosixPath(member.filename) for member in files]
+    images = [member for member in files if PurePosixPath(member.filename).suffix.lower() in IMAGE_SUFFIXES]
     images.sort(key=lambda member: PurePosixPath(member.filename))  # same order as for a folder
+    skipped = _skipped(names, [PurePosixPath(member.filename) for member in images])
     if not images:
-        raise UserError(f"--dataset {path}: no images in this zip ({len(files)} other files)")
+        raise UserError(f"--dataset {path}: no images in this zip; other files: {counts(skipped)}")
 
     def read() -> Iterator[tuple[str, bytes | Exception]]:
         with zipfile.ZipFile(path) as archive:
@@ -134,7 +142,7 @@ def _zip(path: Path) -> Source:
                 except Exception as error:  # wrong checksum, password, decompression error
                     yield member.filename, error
 
-    return Source(f"zip {path}", _identity([path], path.parent), read, len(files) - len(images))
+    return Source(f"zip {path}", _identity([path], path.parent), read, skipped)
 
 
 def _is_hidden(name: str) -> bool:

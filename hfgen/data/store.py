@@ -96,7 +96,9 @@ def load_images(settings: DataSettings) -> ImageStore:
             for leftover in folder.parent.glob(f".{folder.name}.partial-*"):  # from a killed process
                 shutil.rmtree(leftover, ignore_errors=True)
             write_atomically(folder, lambda temporary: _decode_into(temporary, source, settings))
-    return ImageStore(folder)
+    store = ImageStore(folder)
+    store.report.describe_other_files(source.skipped)
+    return store
 
 
 def cache_folder(settings: DataSettings) -> Path:
@@ -133,7 +135,7 @@ def _decode_into(folder: Path, source: Source, settings: DataSettings) -> None:
         listed = "".join(f"\n  {name}: {reason}" for name, reason in unreadable[:5])
         raise UserError(f"--dataset {settings.dataset}: none of its {len(unreadable)} images can be read{listed}")
     report = write_report(
-        source.description, facts, unreadable, source.not_read, settings.sample_size, len(shapes), dropped
+        source.description, facts, unreadable, source.skipped, settings.sample_size, len(shapes), dropped
     )
     np.save(folder / "shapes.npy", np.array(shapes, dtype=np.int64))
     (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1))

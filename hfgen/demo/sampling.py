@@ -22,7 +22,17 @@ from hfgen.randomness import keyed_seed
 
 
 SAVED = "saved"
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # not those for which Pillow runs other programs
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "TIFF",
+    "GIF",
+    "AVIF",
+    "JPEG2000",
+    "PPM",
+)  # not those for which Pillow runs other programs
 MAX_PIXELS = 64 * 1024 * 1024
 
 
@@ -206,7 +216,8 @@ def open_upload(path: str, size: tuple[int, int]) -> Image.Image:
     """
     height, width = size
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        Image.init()  # fills OPEN: an old Pillow does not read AVIF
+        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             if min(image.size) >= 4 * max(size):  # decode large JPEGs at reduced size

@@ -40,7 +40,7 @@ def fact(number: int, **values) -> ImageFacts:
 
 
 def report_on(facts: list[ImageFacts], **values) -> IntakeReport:
-    given = {"source": "folder /data", "unreadable": [], "not_read": 0, "sample_size": 64, "dropped": 0}
+    given = {"source": "folder /data", "unreadable": [], "skipped": {}, "sample_size": 64, "dropped": 0}
     return write_report(facts=facts, training_images=len(facts), **(given | values))
 
 
@@ -188,6 +188,24 @@ def test_identical_images_are_warned_of_unless_they_are_dropped():
     assert report_on(facts, dropped=1).warnings == []
 
 
+@pytest.mark.parametrize(
+    ("suffix", "noted"),
+    [(".heic", "not read: .heic 2; convert them"), (".parquet", "may hold more of them: .parquet 2;"), (".csv", None)],
+)
+def test_skipped_files_that_probably_hold_images_are_warned_of(suffix, noted):
+    warnings = report_on([fact(number) for number in range(1000)], skipped={suffix: 2}).warnings
+    assert (not warnings) if noted is None else (len(warnings) == 1 and noted in warnings[0])
+
+
+def test_the_report_of_a_cached_data_set_counts_the_files_that_are_there_now(image_folder):
+    settings = DataSettings(dataset=str(image_folder), sample_size=16)
+    assert load_images(settings).report.not_read == 0
+    (image_folder / "new.heic").write_bytes(b"content")
+    report = load_images(settings).report
+    assert report.not_read == 1 and report.skipped == {".heic": 1}
+    assert "other files: 1 (.heic 1)" in str(report) and any(".heic" in warning for warning in report.warnings)
+
+
 # Printed and kept
 
 
@@ -197,7 +215,7 @@ def full_report() -> IntakeReport:
         ("ünknown.jpg", "OSError: image file is truncated"),
     ]
     facts = [fact(1), fact(2, digest=b"1"), fact(3, perceptual_hash=9), fact(4, perceptual_hash=8, size=(10, 20))]
-    return report_on(facts, unreadable=unreadable, not_read=3, dropped=1)
+    return report_on(facts, unreadable=unreadable, skipped={".heic": 2, ".csv": 1}, dropped=1)
 
 
 def test_the_report_survives_json():
@@ -216,6 +234,8 @@ def test_the_report_survives_json():
         "sizes 64 x 64 3, 10 x 20 1; short side 10 to 64, median 64 pixels",
         "trained on: 4 of 64 x 64 pixels",
         "unreadable: 2; exact duplicates: 1 (1 dropped); near duplicates: 1; other files: 3",
+        "other files: 3 (.heic 2, .csv 1)",
+        "note: pictures or videos in formats that are not read: .heic 2; convert them to PNG or JPEG",
         "skipped bad.png: not an image format that Pillow can read",
         "skipped ünknown.jpg: OSError: image file is truncated",
         "identical: 1.png, 2.png",

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import struct
 import warnings
@@ -8,11 +9,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from picture_files import encoded, noise
+from PIL import Image
 from tfrecord_writer import bytes_feature, example, record
 
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source
 from hfgen.data.sources import open_source
+from hfgen.data.store import load_images
 from hfgen.errors import UserError
 
 
@@ -66,6 +69,40 @@ def test_hidden_files_and_folders_are_left_out_and_other_files_are_counted(tmp_p
     source = source_of(tmp_path)
     assert names_in(source) == ["a.png"]
     assert source.not_read == 3  # labels.csv, notes.txt and png
+
+
+def test_every_kind_of_image_that_pillow_writes_and_reads_is_read(tmp_path):
+    picture, written = Image.fromarray(noise(16, 16)), set()
+    for suffix, file_format in Image.registered_extensions().items():
+        if file_format in {*Image.OPEN, "MPO"} - {"EPS", "FITS", "WMF"}:
+            for mode in ("RGB", "P", "1"):
+                with contextlib.suppress(OSError, KeyError, ValueError):
+                    picture.convert(mode).save(tmp_path / f"picture{suffix}")
+                    written.add(f"picture{suffix}")
+                    break
+            else:
+                (tmp_path / f"picture{suffix}").unlink(missing_ok=True)  # Pillow reads this kind but cannot write it
+    assert written >= {f"picture{suffix}" for suffix in (".ppm", ".pgm", ".tga", ".jp2", ".jpe", ".qoi", ".jpg")}
+    assert set(names_in(source_of(tmp_path))) == written
+    store = load_images(DataSettings(dataset=str(tmp_path), sample_size=16))
+    assert store.report.images == len(written) and store.report.unreadable == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_other_files_are_named_by_their_suffix(tmp_path, kind):
+    files = dict.fromkeys(["a.png", "b.HEIC", "sub/c.heic", "labels.csv", "LICENSE", "old.parquet"], b"content")
+    for name, content in files.items():
+        write(tmp_path / "folder" / name, content)
+    path = tmp_path / "folder" if kind == "folder" else write_zip(tmp_path / "set.zip", files)
+    assert source_of(path).skipped == {".heic": 2, ".csv": 1, ".parquet": 1, "no suffix": 1}
+    assert source_of(path).not_read == 5
+
+
+def test_a_folder_of_unknown_files_is_refused_with_their_suffixes(tmp_path):
+    for name in ["a.heic", "b.heic", "c.csv"]:
+        write(tmp_path / name)
+    with pytest.raises(UserError, match=r"no image, .*\.heic 2, \.csv 1; give a folder of images"):
+        source_of(tmp_path)
 
 
 @pytest.mark.parametrize("target", [".", "..", "../sub"])
