@@ -15,78 +15,16 @@ import re
 
 
 # What Pillow decodes by itself: not EPS, for which it runs another program, nor what it only recognises.
-IMAGE_SUFFIXES = {
-    *(
-        ".apng",
-        ".avif",
-        ".avifs",
-        ".bmp",
-        ".bw",
-        ".cur",
-        ".dcx",
-        ".dds",
-        ".dib",
-        ".gif",
-        ".icb",
-        ".icns",
-        ".ico",
-        ".im",
-    ),
-    *(
-        ".j2c",
-        ".j2k",
-        ".jfif",
-        ".jp2",
-        ".jpc",
-        ".jpe",
-        ".jpeg",
-        ".jpf",
-        ".jpg",
-        ".jpx",
-        ".mpo",
-        ".msp",
-        ".pbm",
-        ".pcx",
-    ),
-    *(
-        ".pfm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".psd",
-        ".qoi",
-        ".ras",
-        ".rgb",
-        ".rgba",
-        ".sgi",
-        ".tga",
-        ".tif",
-        ".tiff",
-    ),
-    *(".vda", ".vst", ".webp", ".xbm", ".xpm"),
-}
+IMAGE_SUFFIXES = set(
+    ".apng .avif .avifs .blp .bmp .bw .cur .dcx .dds .dib .gif .icb .icns .ico .im .j2c .j2k .jfif .jp2 .jpc .jpe "
+    ".jpeg .jpf .jpg .jpx .mpo .msp .pbm .pcx .pfm .pgm .png .pnm .ppm .psd .qoi .ras .rgb .rgba .sgi .tga .tif .tiff "
+    ".vda .vst .webp .xbm .xpm".split()
+)
 # Pictures in formats that Pillow does not decode by itself: phones, cameras, drawings, science, video.
-OTHER_PICTURE_SUFFIXES = {
-    *(
-        ".ai",
-        ".arw",
-        ".avi",
-        ".cr2",
-        ".cr3",
-        ".dcm",
-        ".dng",
-        ".emf",
-        ".eps",
-        ".exr",
-        ".fits",
-        ".hdr",
-        ".heic",
-        ".heif",
-    ),
-    *(".hif", ".jxl", ".mkv", ".mov", ".mp4", ".nef", ".nii", ".orf", ".pdf", ".psb", ".raf", ".raw", ".rw2", ".svg"),
-    *(".webm", ".wmf"),
-}
+OTHER_PICTURE_SUFFIXES = set(
+    ".ai .arw .avi .cr2 .cr3 .dcm .dng .emf .eps .exr .fits .hdr .heic .heif .hif .jxl .mkv .mov .mp4 .nef .nii .orf "
+    ".pdf .psb .raf .raw .rw2 .svg .webm .wmf".split()
+)
 TFRECORD_SUFFIXES = {".tfrec", ".tfrecord", ".tfrecords"}
 FILE_SUFFIXES = {".zip", ".parquet", *TFRECORD_SUFFIXES, *IMAGE_SUFFIXES}
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
