@@ -6,9 +6,10 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from hfgen.data.rgb import UnreadableImageError, to_rgb
+from hfgen.data.metadata import read_despite_metadata
+from hfgen.data.rgb import UnreadableImageError, to_rgb, upright
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 
@@ -53,6 +54,10 @@ def decode_image(name: str, content: bytes, settings: DataSettings) -> DecodedIm
         UnreadableImageError: if this is not an image, or is damaged.
         UserError: if the image has more than `max_image_pixels` pixels, in the file or after resizing.
     """
+    return read_despite_metadata(content, lambda encoded: _decode(name, encoded, settings))
+
+
+def _decode(name: str, content: bytes, settings: DataSettings) -> DecodedImage:
     try:
         with _open(content, settings.max_image_pixels) as image:
             _refuse_bomb(name, image.size, settings.max_image_pixels)
@@ -61,7 +66,7 @@ def decode_image(name: str, content: bytes, settings: DataSettings) -> DecodedIm
             # still has all the detail that the resize below can use.
             if min(image.size) >= 4 * settings.sample_size:
                 image.draft(image.mode, (2 * settings.sample_size, 2 * settings.sample_size))
-            rgb = to_rgb(ImageOps.exif_transpose(image))
+            rgb = to_rgb(upright(image))
     except Image.DecompressionBombError as error:
         raise _bomb(name, str(error)) from error
     except (UserError, UnreadableImageError):

@@ -4,11 +4,36 @@ This file imports only numpy and Pillow: a copy of it is part of each Space.
 """
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
+
+
+# How to turn an image by its EXIF orientation; 1 and unknown values: not at all.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class UnreadableImageError(Exception):
     """One image cannot be decoded."""
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image by its EXIF orientation; if that cannot be read, leave it as it is.
+
+    Unlike `ImageOps.exif_transpose`, it does not write the metadata again, which fails for damaged ones.
+    """
+    image.load()  # a PNG may have its EXIF after its pixels
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged metadata make Pillow raise almost anything
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -32,8 +32,8 @@ from hfgen.errors import UserError
 from hfgen.files import write_atomically
 
 
-# Increase it when the same settings give different pixels than before.
-CACHE_VERSION = 1
+# Increase it when the same settings give other pixels or another report than before.
+CACHE_VERSION = 2
 # Settings that determine the cached pixels; the others act on batches.
 CACHED_SETTINGS = ("sample_size", "crop", "five_crop", "drop_duplicates")
 

@@ -6,15 +6,18 @@ index among the images of that seed, as in `hfgen sample`.
 
 import copy
 import inspect
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
-from PIL import Image, ImageOps
+from PIL import Image
 
-from hfgen.data.rgb import to_rgb
+from hfgen.data.metadata import read_despite_metadata
+from hfgen.data.rgb import to_rgb, upright
 from hfgen.families import family, image_network
 from hfgen.inference.interpolation import interpolate_latents
 from hfgen.methods.schedules import is_edm, on_the_scale_of_images, sampling_scheduler
@@ -22,17 +25,8 @@ from hfgen.randomness import keyed_seed
 
 
 SAVED = "saved"
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "BMP",
-    "TIFF",
-    "GIF",
-    "AVIF",
-    "JPEG2000",
-    "PPM",
-)  # not those for which Pillow runs other programs
+# Not those for which Pillow runs other programs.
+FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"}
 MAX_PIXELS = 64 * 1024 * 1024
 
 
@@ -204,6 +198,18 @@ def to_images(sample: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(one[..., 0] if one.shape[2] == 1 else one) for one in levels]
 
 
+def _decode(content: bytes, size: tuple[int, int]) -> Image.Image:
+    """Return the RGB of an uploaded file, at least twice `size` (height, width) unless the file is smaller."""
+    height, width = size
+    Image.init()  # fills OPEN: an old Pillow does not read AVIF
+    with Image.open(io.BytesIO(content), formats=sorted(FORMATS & Image.OPEN.keys())) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        if min(image.size) >= 4 * max(size):  # decode large JPEGs at reduced size
+            image.draft(image.mode, (2 * width, 2 * height))
+        return to_rgb(upright(image))
+
+
 def open_upload(path: str, size: tuple[int, int]) -> Image.Image:
     """Read an image as in training: RGB, largest centre crop of this aspect ratio, resized.
 
@@ -216,13 +222,7 @@ def open_upload(path: str, size: tuple[int, int]) -> Image.Image:
     """
     height, width = size
     try:
-        Image.init()  # fills OPEN: an old Pillow does not read AVIF
-        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            if min(image.size) >= 4 * max(size):  # decode large JPEGs at reduced size
-                image.draft(image.mode, (2 * width, 2 * height))
-            rgb = to_rgb(ImageOps.exif_transpose(image))
+        rgb = read_despite_metadata(Path(path).read_bytes(), lambda content: _decode(content, size))
     except Image.DecompressionBombError:
         raise ValueError(
             f"This image has more than {MAX_PIXELS // 2**20} million pixels: upload a smaller one."

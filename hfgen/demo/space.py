@@ -17,6 +17,7 @@ COPIED = (
     "families.py",
     "inference/interpolation.py",
     "randomness.py",
+    "data/metadata.py",
     "data/rgb.py",
     "methods/schedules.py",
 )

@@ -62,7 +62,7 @@ def test_the_files_import_each_other_and_nothing_of_hfgen(tmp_path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             modules |= {name.split(".")[0] for name in names}
-    own = {"page", "fields", "sampling", "families", "interpolation", "randomness", "rgb", "schedules"}
+    own = {"page", "fields", "sampling", "families", "interpolation", "metadata", "randomness", "rgb", "schedules"}
     assert modules - set(sys.stdlib_module_names) == own | {"torch", "diffusers", "gradio", "PIL", "numpy"}
     assert {f"{name}.py" for name in own} | {"app.py"} == {file.name for file in tmp_path.glob("*.py")}
 
