@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from hfgen.data.metadata import read_despite_metadata
-from hfgen.data.rgb import UnreadableImageError, to_rgb, upright
+from hfgen.data.rgb import UnreadableImageError, grey_bits, to_rgb, upright
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 
@@ -34,30 +34,33 @@ class DecodedImage(NamedTuple):
         format: file format, such as "JPEG".
         mode: Pillow mode of the file, such as "RGB", "L", "CMYK".
         size: (width, height) of the file, in pixels, before its EXIF orientation is applied.
+        grey_bits: bits that the values of a 16- or 32-bit grey file use, see `rgb.grey_bits`; None for other files.
     """
 
     pixels: list[np.ndarray]
     format: str
     mode: str
     size: tuple[int, int]
+    grey_bits: int | None = None
 
 
-def decode_image(name: str, content: bytes, settings: DataSettings) -> DecodedImage:
+def decode_image(name: str, content: bytes, settings: DataSettings, bits: int | None = None) -> DecodedImage:
     """Decode one image, resize its short side to `sample_size` (bicubic, antialiased) and crop it.
 
     Args:
         name: name of the image, for error messages.
         content: the encoded file.
         settings: `sample_size`, `crop`, `five_crop` and `max_image_pixels` are used.
+        bits: `2**bits - 1` is the white of 16- and 32-bit grey images; by default what each one's values use.
 
     Raises:
         UnreadableImageError: if this is not an image, or is damaged.
         UserError: if the image has more than `max_image_pixels` pixels, in the file or after resizing.
     """
-    return read_despite_metadata(content, lambda encoded: _decode(name, encoded, settings))
+    return read_despite_metadata(content, lambda encoded: _decode(name, encoded, settings, bits))
 
 
-def _decode(name: str, content: bytes, settings: DataSettings) -> DecodedImage:
+def _decode(name: str, content: bytes, settings: DataSettings, bits: int | None) -> DecodedImage:
     try:
         with _open(content, settings.max_image_pixels) as image:
             _refuse_bomb(name, image.size, settings.max_image_pixels)
@@ -66,7 +69,8 @@ def _decode(name: str, content: bytes, settings: DataSettings) -> DecodedImage:
             # still has all the detail that the resize below can use.
             if min(image.size) >= 4 * settings.sample_size:
                 image.draft(image.mode, (2 * settings.sample_size, 2 * settings.sample_size))
-            rgb = to_rgb(upright(image))
+            turned = upright(image)
+            used_bits, rgb = grey_bits(turned), to_rgb(turned, bits)
     except Image.DecompressionBombError as error:
         raise _bomb(name, str(error)) from error
     except (UserError, UnreadableImageError):
@@ -75,7 +79,7 @@ def _decode(name: str, content: bytes, settings: DataSettings) -> DecodedImage:
         raise UnreadableImageError("not an image format that Pillow can read") from error
     except Exception as error:  # damaged files make Pillow's decoders raise almost anything
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
-    return DecodedImage(_crops(name, rgb, settings), file_format, mode, size)
+    return DecodedImage(_crops(name, rgb, settings), file_format, mode, size, used_bits)
 
 
 def _open(content: bytes, limit: int) -> Image.Image:

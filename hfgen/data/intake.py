@@ -10,6 +10,7 @@ from PIL import Image
 
 from hfgen.data.decode import DecodedImage
 from hfgen.data.location import FILE_SUFFIXES, OTHER_PICTURE_SUFFIXES
+from hfgen.data.rgb import GREY_BITS
 from hfgen.data.source import counts
 
 
@@ -18,6 +19,9 @@ FEW_IMAGES = 1000
 NEAR_DUPLICATE_BITS = 4
 # All pairs of hashes are compared; with more images than this the search is skipped, and the report says so.
 MAX_COMPARED_IMAGES = 50_000
+# A data set is dark if its median image has hardly any pixel as bright as this, of 255, and has low contrast if its
+# brightest pixels differ from its darkest by less than that.
+DARK, LOW_CONTRAST = 64, 32
 # Number of printed entries per list; the run's intake.json has all of them.
 LISTED = 5
 
@@ -31,13 +35,37 @@ class ImageFacts(NamedTuple):
     size: tuple[int, int]
     digest: bytes
     perceptual_hash: int
+    grey_bits: int | None = None
+    darkest: int = 0
+    brightest: int = 255
 
 
 def image_facts(name: str, decoded: DecodedImage) -> ImageFacts:
     """Collect the facts of one decoded image."""
     first = decoded.pixels[0]
     digest = hashlib.blake2b(repr(first.shape).encode() + first.tobytes(), digest_size=16).digest()
-    return ImageFacts(name, decoded.format, decoded.mode, decoded.size, digest, perceptual_hash(first))
+    darkest, brightest = brightness_range(first)
+    return ImageFacts(
+        name,
+        decoded.format,
+        decoded.mode,
+        decoded.size,
+        digest,
+        perceptual_hash(first),
+        decoded.grey_bits,
+        darkest,
+        brightest,
+    )
+
+
+def brightness_range(pixels: np.ndarray) -> tuple[int, int]:
+    """Return the brightness, 0 to 255, that 1% of the pixels do not exceed, and the one that 99% do not exceed.
+
+    Args:
+        pixels: uint8 `(height, width, 3)`.
+    """
+    reached = np.cumsum(Image.fromarray(pixels).convert("L").histogram()) / (pixels.shape[0] * pixels.shape[1])
+    return int(np.searchsorted(reached, 0.01)), int(np.searchsorted(reached, 0.99))
 
 
 def perceptual_hash(pixels: np.ndarray) -> int:
@@ -78,6 +106,8 @@ class IntakeReport:
         unreadable: name and reason of each file that was skipped.
         not_read: number of other files, which were ignored.
         skipped: number of these by suffix.
+        grey_bits: bits that the values of 16- and 32-bit grey files use at most; None if there are no such files.
+        brightness: where the brightness of the median image begins and ends, from 0 to 255, without the outermost 1%.
         exact_duplicates: groups of names of images with identical pixels at the training size.
         near_duplicates: pairs of names of nearly identical images; None if there were too many images to compare.
         dropped: number of images left out as exact duplicates.
@@ -98,6 +128,8 @@ class IntakeReport:
     near_duplicates: list[tuple[str, str]] | None
     dropped: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    grey_bits: int | None = None
+    brightness: list[int] = field(default_factory=lambda: [0, 255])
     warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,9 +189,16 @@ def write_report(
         exact_duplicates=exact_duplicates(facts),
         near_duplicates=near,
         dropped=dropped,
+        grey_bits=widest_grey(facts),
+        brightness=[int(np.median([getattr(fact, end) for fact in facts])) for end in ("darkest", "brightest")],
     )
     report.warnings = _warnings(report)
     return report
+
+
+def widest_grey(facts: list[ImageFacts]) -> int | None:
+    """Return the bits that the values of all 16- and 32-bit grey files fit in; None if there are no such files."""
+    return max((fact.grey_bits for fact in facts if fact.grey_bits is not None), default=None)
 
 
 def exact_duplicates(facts: list[ImageFacts]) -> list[list[str]]:
@@ -193,7 +232,25 @@ def _warnings(report: IntakeReport) -> list[str]:
         notes.append("identical images count double in training; --drop_duplicates removes the copies")
     if report.near_duplicates is None:
         notes.append(f"near duplicates were not searched for: there are more than {MAX_COMPARED_IMAGES} images")
-    return notes + _notes_on_skipped(report.skipped)
+    return notes + _notes_on_brightness(report) + _notes_on_skipped(report.skipped)
+
+
+def _notes_on_brightness(report: IntakeReport) -> list[str]:
+    notes, (darkest, brightest) = [], report.brightness
+    if report.grey_bits is not None and report.grey_bits < GREY_BITS[-1]:
+        notes.append(
+            f"the 16- or 32-bit grey files hold values of {report.grey_bits} bits: {2**report.grey_bits - 1} is white"
+        )
+    if brightest < DARK:
+        notes.append(
+            f"dark: hardly any pixel of the median image exceeds {brightest} of 255; scale the values first if "
+            "these are label masks, or colours of 10 or 12 bits in 16-bit files"
+        )
+    elif brightest - darkest < LOW_CONTRAST:
+        notes.append(
+            f"low contrast: the brightness of the median image goes from {darkest} to {brightest} of 255 only"
+        )
+    return notes
 
 
 def _notes_on_skipped(skipped: dict[str, int]) -> list[str]:

@@ -23,6 +23,10 @@ class UnreadableImageError(Exception):
     """One image cannot be decoded."""
 
 
+# What a 16- or 32-bit grey image may hold: the narrowest of these that holds its values gives its white.
+GREY_BITS = (8, 10, 12, 14, 16)
+
+
 def upright(image: Image.Image) -> Image.Image:
     """Turn an image by its EXIF orientation; if that cannot be read, leave it as it is.
 
@@ -36,19 +40,35 @@ def upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB: transparency on white, 16-bit grey scaled to 8 bits.
+def grey_bits(image: Image.Image) -> int | None:
+    """Return how many bits the values of a 16- or 32-bit grey image use: 8, 10, 12, 14 or 16; None for other modes.
+
+    Scanners, cameras and medical devices often store 12-bit values in 16-bit files.
+    """
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return None
+    highest = int(np.asarray(image).max(initial=0))
+    return next((bits for bits in GREY_BITS if highest < 2**bits), GREY_BITS[-1])
+
+
+def to_rgb(image: Image.Image, bits: int | None = None) -> Image.Image:
+    """Convert an image of any mode to RGB: transparency on white, wide grey scaled to 8 bits.
+
+    Args:
+        image: any image.
+        bits: `2**bits - 1` is the white of a 16- or 32-bit grey image; by default what `grey_bits` says of this one.
 
     Raises:
         UnreadableImageError: for floating-point pixels or 32-bit pixels beyond 16 bits, whose range is unknown.
     """
+    bits = bits or grey_bits(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image).astype(np.int64)
         if grey.size and not 0 <= grey.min() <= grey.max() <= 65535:
-            raise UnreadableImageError("32-bit pixels outside the 16-bit range")
-        return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
+            raise UnreadableImageError("32-bit pixels outside the 16-bit range: convert them to 16 bits")
+        return Image.fromarray(np.round(grey * (255 / (2**bits - 1))).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise UnreadableImageError("floating-point pixels of unknown range")
+        raise UnreadableImageError("floating-point pixels of unknown range: convert them to 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

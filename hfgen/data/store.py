@@ -24,7 +24,8 @@ import numpy as np
 from filelock import FileLock
 
 from hfgen.data.decode import DecodedImage, UnreadableImageError, decode_image
-from hfgen.data.intake import ImageFacts, IntakeReport, image_facts, write_report
+from hfgen.data.intake import ImageFacts, IntakeReport, image_facts, widest_grey, write_report
+from hfgen.data.rgb import GREY_BITS
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source
 from hfgen.data.sources import open_source
@@ -33,7 +34,7 @@ from hfgen.files import write_atomically
 
 
 # Increase it when the same settings give other pixels or another report than before.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 # Settings that determine the cached pixels; the others act on batches.
 CACHED_SETTINGS = ("sample_size", "crop", "five_crop", "drop_duplicates")
 
@@ -111,13 +112,21 @@ def cache_folder(settings: DataSettings) -> Path:
 def _decode_into(folder: Path, source: Source, settings: DataSettings) -> None:
     """Decode a source into a new cache folder."""
     folder.mkdir()
+    facts = _write_images(folder, source, settings, GREY_BITS[-1])
+    bits = widest_grey(facts)
+    if bits is not None and bits < GREY_BITS[-1]:  # known only now: such files are decoded twice
+        _write_images(folder, source, settings, bits)
+
+
+def _write_images(folder: Path, source: Source, settings: DataSettings, bits: int) -> list[ImageFacts]:
+    """Write the files of a cache folder; `2**bits - 1` is the white of 16- and 32-bit grey images."""
     facts: list[ImageFacts] = []
     unreadable: list[tuple[str, str]] = []
     seen: set[bytes] = set()
     shapes: list[tuple[int, int]] = []
     dropped, digest = 0, hashlib.sha256()
     with (folder / "pixels.bin").open("wb") as file:
-        for result in decode_all(source, settings):
+        for result in decode_all(source, settings, bits):
             if isinstance(result, _Unreadable):
                 unreadable.append((result.name, result.reason))
                 continue
@@ -140,6 +149,7 @@ def _decode_into(folder: Path, source: Source, settings: DataSettings) -> None:
     np.save(folder / "shapes.npy", np.array(shapes, dtype=np.int64))
     (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1))
     (folder / "digest.txt").write_text(digest.hexdigest())
+    return facts
 
 
 class _Unreadable(NamedTuple):
@@ -147,7 +157,9 @@ class _Unreadable(NamedTuple):
     reason: str
 
 
-def decode_all(source: Source, settings: DataSettings) -> Iterator[tuple[DecodedImage, ImageFacts] | _Unreadable]:
+def decode_all(
+    source: Source, settings: DataSettings, bits: int
+) -> Iterator[tuple[DecodedImage, ImageFacts] | _Unreadable]:
     """Decode a source on all cores, in order, with a bounded number of images in memory."""
 
     def decode(item: tuple[str, bytes | Exception]) -> tuple[DecodedImage, ImageFacts] | _Unreadable:
@@ -155,7 +167,7 @@ def decode_all(source: Source, settings: DataSettings) -> Iterator[tuple[Decoded
         if isinstance(content, Exception):
             return _Unreadable(name, f"{type(content).__name__}: {content}")
         try:
-            decoded = decode_image(name, content, settings)
+            decoded = decode_image(name, content, settings, bits)
         except UnreadableImageError as error:
             return _Unreadable(name, str(error))
         return decoded, image_facts(name, decoded)

@@ -25,12 +25,14 @@ from hfgen.data.augment import prepare_batch
 from hfgen.data.batches import random_crop
 from hfgen.data.decode import UnreadableImageError, decode_image
 from hfgen.data.hub_datasets import encoded_image, hub_commit, load_hub_dataset
+from hfgen.data.rgb import GREY_BITS
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 from hfgen.randomness import keyed_seed
 
 
 NAMED_UNREADABLE = 5  # all unreadable images are counted, this many are named
+NARROW_GREY_BITS = 13  # 16-bit files whose values use fewer bits come out nearly black
 FETCHING_THREADS = 8  # for images that are separate files, each a network round trip
 
 
@@ -143,6 +145,7 @@ class StreamBatches:
         self._ahead: Future[_Block] | None = None
         self._last_readable = -1  # the last epoch that had a readable image
         self.unreadable, self._named = 0, set[str]()
+        self._warned_of_grey = False
         self._reading_thread = ThreadPoolExecutor(1)
         self._decoders = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         self._open(hub_commit(settings))
@@ -213,8 +216,15 @@ class StreamBatches:
         if isinstance(content, Exception):
             return f"{name}: {type(content).__name__}: {content}"
         try:
-            pixels = decode_image(name, content, self._settings).pixels[0]
+            decoded = decode_image(name, content, self._settings, GREY_BITS[-1])
         except UnreadableImageError as error:
             return f"{name}: {error}"
         generator = np.random.default_rng(keyed_seed(*self._share, *position, index, "crop"))
-        return random_crop(pixels, self._settings.sample_size, generator)
+        if decoded.grey_bits is not None and decoded.grey_bits < NARROW_GREY_BITS and not self._warned_of_grey:
+            self._warned_of_grey = True
+            print(
+                f"warning: {name}: a 16-bit file with values of {decoded.grey_bits} bits is nearly black; without "
+                "--streaming the values are scaled to those of all images",
+                flush=True,
+            )
+        return random_crop(decoded.pixels[0], self._settings.sample_size, generator)

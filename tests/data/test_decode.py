@@ -138,12 +138,31 @@ def test_thirty_two_bit_pixels_are_read_if_sixteen_bits_hold_them():
     assert np.array_equal(pixels_of(encoded(Image.fromarray(levels * 257), "tiff"))[..., 0], levels)
 
 
+@pytest.mark.parametrize(("highest", "bits"), [(255, 8), (256, 10), (1024, 12), (4095, 12), (4096, 14), (16384, 16)])
+def test_a_single_wide_grey_picture_is_scaled_by_the_bits_that_its_values_use(highest, bits):
+    values = np.linspace(0, highest, 256).astype(np.int32).reshape(16, 16)
+    wanted = np.round(values * 255 / (2**bits - 1))
+    for content in (encoded(Image.fromarray(values.astype(np.uint16))), encoded(Image.fromarray(values), "tiff")):
+        assert decode(content).grey_bits == bits
+        assert np.array_equal(pixels_of(content)[..., 0], wanted)
+
+
+def test_a_tiff_of_twelve_bits_a_pixel_is_not_dark():
+    values = np.arange(256).reshape(-1, 2) * 16  # two values in three bytes
+    packed = b"".join(int(pair[0] << 12 | pair[1]).to_bytes(3, "big") for pair in values)
+    entries = {256: 16, 257: 16, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 16, 279: len(packed)}
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    header = b"II*\0" + struct.pack("<I", 8 + len(packed))
+    pixels = pixels_of(header + packed + struct.pack("<H", len(entries)) + directory + bytes(4))
+    assert np.array_equal(pixels[..., 0], np.round(np.arange(256).reshape(16, 16) * 16 * 255 / 4095))
+
+
 @pytest.mark.parametrize(
     ("pixels", "reason"),
     [
-        (np.full((16, 16), 0.5, np.float32), "floating-point pixels of unknown range"),
-        (np.full((16, 16), 65536, np.int32), "32-bit pixels outside the 16-bit range"),
-        (np.full((16, 16), -1, np.int32), "32-bit pixels outside the 16-bit range"),
+        (np.full((16, 16), 0.5, np.float32), "floating-point pixels of unknown range: convert them to 8 or 16 bits"),
+        (np.full((16, 16), 65536, np.int32), "32-bit pixels outside the 16-bit range: convert them to 16 bits"),
+        (np.full((16, 16), -1, np.int32), "32-bit pixels outside the 16-bit range: convert them to 16 bits"),
     ],
 )
 def test_pixels_of_unknown_range_are_unreadable_and_the_reason_is_told(pixels, reason):

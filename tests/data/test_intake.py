@@ -10,7 +10,7 @@ from PIL import Image
 
 from hfgen.data import intake
 from hfgen.data.decode import DecodedImage
-from hfgen.data.intake import ImageFacts, IntakeReport, image_facts, perceptual_hash, write_report
+from hfgen.data.intake import ImageFacts, IntakeReport, brightness_range, image_facts, perceptual_hash, write_report
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 
@@ -204,6 +204,25 @@ def test_the_report_of_a_cached_data_set_counts_the_files_that_are_there_now(ima
     report = load_images(settings).report
     assert report.not_read == 1 and report.skipped == {".heic": 1}
     assert "other files: 1 (.heic 1)" in str(report) and any(".heic" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("darkest", "brightest", "noted"),
+    [(0, 15, "dark: hardly any"), (0, 63, "dark: "), (0, 64, None), (200, 231, "low contrast: "), (200, 232, None)],
+)
+def test_dark_and_low_contrast_data_sets_are_warned_of(darkest, brightest, noted):
+    same = [fact(number, darkest=darkest, brightest=brightest) for number in range(900)]
+    report = report_on(same + [fact(number) for number in range(900, 1000)])  # a few other images change nothing
+    assert report.brightness == [darkest, brightest]
+    assert (not report.warnings) if noted is None else (len(report.warnings) == 1 and noted in report.warnings[0])
+
+
+def test_the_range_of_brightness_leaves_out_a_hundredth_at_each_end():
+    pixels = np.full((10, 100, 3), 50, np.uint8)
+    pixels[:5, :] = 180
+    pixels[0, :5], pixels[9, :5] = 255, 0  # 5 of 1000 pixels each
+    assert brightness_range(pixels) == (50, 180)
+    assert brightness_range(np.full((4, 4, 3), 7, np.uint8)) == (7, 7)
 
 
 # Printed and kept

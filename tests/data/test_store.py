@@ -15,7 +15,9 @@ from PIL import Image
 
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import ImageStore, load_images
+from hfgen.demo.sampling import open_upload
 from hfgen.errors import UserError
+from hfgen.inference.sampling import open_image
 
 
 # pytest shows the remarks of Pillow about large pictures; in a run they are ignored.
@@ -195,6 +197,43 @@ def test_the_digest_changes_with_the_order_the_shape_and_a_single_pixel(tmp_path
     digests = [digest_of(one, other), digest_of(other, one), digest_of(altered, other), digest_of(lying, other)]
     assert len(set(digests)) == 4
     assert digest_of(one, other) == digests[0]
+
+
+def save_grey(path: Path, highest: int, seed: int) -> np.ndarray:
+    """Save 16-bit grey values from 0 to `highest`; return them."""
+    values = np.random.default_rng(seed).integers(0, highest + 1, (16, 16)).astype(np.uint16)
+    values.flat[:2] = 0, highest
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+    return values
+
+
+@pytest.mark.parametrize(("highest", "white"), [(255, 255), (4095, 4095), (10_000, 16_383), (60_000, 65_535)])
+def test_wide_grey_images_are_scaled_by_the_bits_that_the_whole_data_set_uses(tmp_path, highest, white):
+    bright, dark = save_grey(tmp_path / "0.png", highest, 0), save_grey(tmp_path / "1.png", highest // 9, 1)
+    save(tmp_path / "2.png", noise(16, 16))
+    store = load(tmp_path)
+    for index, values in enumerate((bright, dark)):
+        assert np.array_equal(store[index][..., 0], np.round(values * (255 / white)))
+    assert np.array_equal(store[2], noise(16, 16))
+    noted = [warning for warning in store.report.warnings if "grey files" in warning]
+    assert len(noted) == (white < 65_535) and all(f"{white} is white" in warning for warning in noted)
+
+
+def test_copies_among_wide_grey_images_are_those_with_the_same_values(tmp_path):
+    for index in range(4):  # 0 and 1 differ by less than 16-bit files can show in 8 bits
+        values = np.arange(256, dtype=np.uint16).reshape(16, 16) + 3000
+        values[0, 0] += (0, 100, 200, 0)[index]
+        Image.fromarray(values).save(tmp_path / f"{index}.png")
+    store = load(tmp_path, drop_duplicates=True)
+    assert store.report.exact_duplicates == [["0.png", "3.png"]] and len(store) == 3
+
+
+def test_an_uploaded_and_a_reconstructed_picture_of_twelve_bits_are_not_black(tmp_path):
+    values = save_grey(tmp_path / "0.png", 4095, 0)
+    wanted = np.round(values * (255 / 4095))
+    assert np.array_equal(np.asarray(open_upload(str(tmp_path / "0.png"), (16, 16)))[..., 0], wanted)
+    assert np.array_equal(np.asarray(open_image(tmp_path / "0.png", 16))[..., 0], wanted)
 
 
 # Unreadable and doubled images

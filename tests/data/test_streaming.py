@@ -46,6 +46,12 @@ def encoded(index: int) -> bytes:
     return buffer.getvalue()
 
 
+def encoded_grey(highest: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((32, 32), highest, np.uint16)).save(buffer, "png")
+    return buffer.getvalue()
+
+
 def fill_the_hub(folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
@@ -63,6 +69,7 @@ def fill_the_hub(folder: Path) -> None:
     bad = {2: None, 5: b"not an image", 11: encoded(11)[:90]}
     push("partly_broken", 1, image=[bad.get(i, encoded(i)) for i in range(12)])
     push("broken", 1, image=[b"not an image"] * 6)
+    push("twelve_bits", 1, image=[encoded_grey(4095 - i) for i in range(4)])
     push("doomed", 4, image=[encoded(i) for i in range(16)])
     for name in ("files", "zipped", "unmarked", "script"):
         (folder / name).mkdir()
@@ -218,6 +225,13 @@ def unreadable(folder):
         resumed.load_state_dict(stream.state_dict())
         same = fingerprints(stream, 20) == fingerprints(resumed, 20)
     return {"found": found, "count": count, "same": same, "printed": printed_so_far}
+
+
+@answer
+def twelve_bits(folder):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        batch = next(open_stream("tester/twelve_bits", batch_size=4))
+    return [indices_of(batch), printed.getvalue()]
 
 
 @answer
@@ -436,6 +450,12 @@ def test_unreadable_images_are_skipped_counted_and_named(answers):
         assert any(f"tester/partly_broken, shard 0, row {row}:" in line for line in printed)
     assert 3 * 3 <= answer["count"] <= 4 * 3  # 3 of them in each epoch; the last ones may be still to come
     assert len(printed) == 3  # each named once
+
+
+def test_a_stream_of_twelve_bits_in_sixteen_is_nearly_black_with_a_warning(answers):
+    greens, printed = answers("twelve_bits")
+    assert greens == [16, 16, 16, 16]  # 4095 of 65535: other images of the stream may be brighter
+    assert "warning: tester/twelve_bits, shard 0" in printed and "without --streaming" in printed
 
 
 def test_an_epoch_without_a_readable_image_is_an_error(answers):
