@@ -17,7 +17,8 @@ from hfgen.data.source import counts
 FEW_IMAGES = 1000
 # Maximum number of differing bits, of 64, between the perceptual hashes of near duplicates (re-encoded or edited).
 NEAR_DUPLICATE_BITS = 4
-# All pairs of hashes are compared; with more images than this the search is skipped, and the report says so.
+# The time to compare hashes grows with the square of their number: with more images than this the search is skipped,
+# and the report says so.
 MAX_COMPARED_IMAGES = 50_000
 # A data set is dark if its median image has hardly any pixel as bright as this, of 255, and has low contrast if its
 # brightest pixels differ from its darkest by less than that.
@@ -109,7 +110,7 @@ class IntakeReport:
         grey_bits: bits that the values of 16- and 32-bit grey files use at most; None if there are no such files.
         brightness: where the brightness of the median image begins and ends, from 0 to 255, without the outermost 1%.
         exact_duplicates: groups of names of images with identical pixels at the training size.
-        near_duplicates: pairs of names of nearly identical images; None if there were too many images to compare.
+        near_duplicates: groups of names of nearly identical images; None if there were too many images to compare.
         dropped: number of images left out as exact duplicates.
     """
 
@@ -125,7 +126,7 @@ class IntakeReport:
     unreadable: list[tuple[str, str]]
     not_read: int
     exact_duplicates: list[list[str]]
-    near_duplicates: list[tuple[str, str]] | None
+    near_duplicates: list[list[str]] | None
     dropped: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
     grey_bits: int | None = None
@@ -142,8 +143,8 @@ class IntakeReport:
         self.warnings = _warnings(self)
 
     def __str__(self) -> str:
-        pairs = "not searched" if self.near_duplicates is None else len(self.near_duplicates)
-        copies = sum(len(group) - 1 for group in self.exact_duplicates)
+        near = "not searched" if self.near_duplicates is None else count_copies(self.near_duplicates)
+        copies = count_copies(self.exact_duplicates)
         low, median, high = self.short_side
         lines = [
             f"{self.source}: {self.images} images",
@@ -151,12 +152,12 @@ class IntakeReport:
             f"  sizes {counts(self.sizes)}; short side {low} to {high}, median {median} pixels",
             f"  trained on: {self.training_images} of {self.sample_size} x {self.sample_size} pixels",
             f"  unreadable: {len(self.unreadable)}; exact duplicates: {copies} ({self.dropped} dropped); "
-            f"near duplicates: {pairs}; other files: {self.not_read}"
+            f"near duplicates: {near}; other files: {self.not_read}"
             + (f" ({counts(self.skipped)})" if self.skipped else ""),
         ]
         lines += [f"  skipped {name}: {reason}" for name, reason in self.unreadable[:LISTED]]
-        lines += [f"  identical: {', '.join(group[:5])}" for group in self.exact_duplicates[:LISTED]]
-        lines += [f"  nearly identical: {one}, {other}" for one, other in (self.near_duplicates or [])[:LISTED]]
+        lines += [f"  identical: {_first_names(group)}" for group in self.exact_duplicates[:LISTED]]
+        lines += [f"  nearly identical: {_first_names(group)}" for group in (self.near_duplicates or [])[:LISTED]]
         lines += [f"  note: {warning}" for warning in self.warnings]
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # a file name may not be valid text
 
@@ -196,6 +197,16 @@ def write_report(
     return report
 
 
+def count_copies(groups: list[list[str]]) -> int:
+    """Return how many images the groups of duplicates hold besides the first of each."""
+    return sum(len(group) - 1 for group in groups)
+
+
+def _first_names(group: list[str]) -> str:
+    more = len(group) - LISTED
+    return ", ".join(group[:LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
 def widest_grey(facts: list[ImageFacts]) -> int | None:
     """Return the bits that the values of all 16- and 32-bit grey files fit in; None if there are no such files."""
     return max((fact.grey_bits for fact in facts if fact.grey_bits is not None), default=None)
@@ -209,17 +220,30 @@ def exact_duplicates(facts: list[ImageFacts]) -> list[list[str]]:
     return [names for names in groups.values() if len(names) > 1]
 
 
-def near_duplicates(facts: list[ImageFacts]) -> list[tuple[str, str]]:
-    """Return pairs of images that are not identical but have nearly equal perceptual hashes."""
+def near_duplicates(facts: list[ImageFacts]) -> list[list[str]]:
+    """Group the names of images that are not identical but have nearly equal perceptual hashes.
+
+    An image is in a group if its hash is near that of any other one there: the frames of a scene are one group. Each
+    hash is compared with those that have no group yet, so the time is at most quadratic and the memory linear.
+    """
     first = {fact.digest: fact for fact in reversed(facts)}
     distinct = [fact for fact in facts if first[fact.digest] is fact]
-    hashes = np.array([fact.perceptual_hash for fact in distinct], dtype=np.uint64)
-    pairs = []
-    for index in range(len(hashes) - 1):
-        differing = np.bitwise_count(hashes[index + 1 :] ^ hashes[index])
-        for other in np.flatnonzero(differing <= NEAR_DUPLICATE_BITS):
-            pairs.append((distinct[index].name, distinct[index + 1 + other].name))
-    return pairs
+    hashes, place = np.unique(np.array([fact.perceptual_hash for fact in distinct], np.uint64), return_inverse=True)
+    group = np.arange(len(hashes))
+    left, left_hashes = group.copy(), hashes
+    while left.size:
+        start = left[0]
+        to_compare, left, left_hashes = [start], left[1:], left_hashes[1:]
+        while to_compare:
+            near = np.bitwise_count(left_hashes ^ hashes[to_compare.pop()]) <= NEAR_DUPLICATE_BITS
+            if near.any():
+                group[left[near]] = start
+                to_compare += left[near].tolist()
+                left, left_hashes = left[~near], left_hashes[~near]
+    names: dict[int, list[str]] = {}
+    for fact, index in zip(distinct, place, strict=True):
+        names.setdefault(int(group[index]), []).append(fact.name)
+    return [members for members in names.values() if len(members) > 1]
 
 
 def _warnings(report: IntakeReport) -> list[str]:

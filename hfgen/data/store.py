@@ -34,7 +34,7 @@ from hfgen.files import write_atomically
 
 
 # Increase it when the same settings give other pixels or another report than before.
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 # Settings that determine the cached pixels; the others act on batches.
 CACHED_SETTINGS = ("sample_size", "crop", "five_crop", "drop_duplicates")
 

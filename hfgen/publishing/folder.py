@@ -219,7 +219,7 @@ def summary_of_intake(intake: dict[str, Any] | None) -> dict[str, Any]:
             "unreadable": len(intake["unreadable"]),
             "exact duplicates": sum(len(group) - 1 for group in intake["exact_duplicates"]),
             "of these removed": intake["dropped"],
-            "near-duplicate pairs": "not searched" if near is None else len(near),
+            "near duplicates": "not searched" if near is None else sum(len(group) - 1 for group in near),
         },
         "warnings": intake["warnings"],
     }

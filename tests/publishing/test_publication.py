@@ -253,8 +253,8 @@ def test_no_path_and_no_file_name_of_the_data_leaves_the_machine(where, tmp_path
     for line in ("| unreadable | 2 |", "| exact duplicates | 1 |", "| formats | PNG: 9 |", "| of these removed | 0 |",
                  "| short side | 16 to 16, median 16 pixels |", "| enlarged | 0 |", "| modes | RGB: 9 |"):  # fmt: skip
         assert line in card
-    near = len(intake["near_duplicates"])
-    assert near and f"| near-duplicate pairs | {near} |" in card
+    near = sum(len(group) - 1 for group in intake["near_duplicates"])
+    assert near and f"| near duplicates | {near} |" in card
     assert "Only 9 images: a generator may memorise them" in card
 
 
