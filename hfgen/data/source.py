@@ -1,8 +1,8 @@
 """The common interface of all sources of encoded images."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import PurePath
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from hfgen.errors import UserError
@@ -17,12 +17,14 @@ class Source(NamedTuple):
         images: returns an iterator over `(name, encoded image)`; if an image cannot be read, its exception takes the
             place of its bytes.
         skipped: number of other files, which are ignored, by suffix.
+        files: local files whose contents decide about the images; none if `identity` says everything.
     """
 
     description: str
     identity: Any
     images: Callable[[], Iterator[tuple[str, bytes | Exception]]]
     skipped: dict[str, int] = {}
+    files: Sequence[Path] = ()
 
     @property
     def not_read(self) -> int:

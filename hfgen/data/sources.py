@@ -57,7 +57,7 @@ def _folder(path: Path, settings: DataSettings) -> Source:
                 except OSError as error:
                     yield name, error
 
-        return Source(f"folder {path}", _identity(images, path), read, _skipped(files, images))
+        return Source(f"folder {path}", _identity(images, path), read, _skipped(files, images), images)
     for suffixes, open_files in ((TFRECORD_SUFFIXES, _tfrecords), ({".parquet"}, _parquet)):
         chosen = [file for file in files if file.suffix.lower() in suffixes]
         if chosen:
@@ -103,7 +103,7 @@ def _skipped(files: Iterable[PurePath], chosen: Iterable[PurePath]) -> dict[str,
 
 
 def _identity(files: list[Path], root: Path) -> list[tuple[str, int, int]]:
-    """Return name, size and modification time of each file: enough to detect that a data set was edited."""
+    """Return name, size and modification time of each file; their contents are compared by `contents.py`."""
     stats = [(file, file.stat()) for file in files if file.exists()]
     return [(str(file.relative_to(root)), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
@@ -134,6 +134,8 @@ def _zip(path: Path) -> Source:
     if not images:
         raise UserError(f"--dataset {path}: no images in this zip; other files: {counts(skipped)}")
 
+    checksums = [(member.filename, member.CRC, member.file_size) for member in images]
+
     def read() -> Iterator[tuple[str, bytes | Exception]]:
         with zipfile.ZipFile(path) as archive:
             for member in images:
@@ -142,7 +144,7 @@ def _zip(path: Path) -> Source:
                 except Exception as error:  # wrong checksum, password, decompression error
                     yield member.filename, error
 
-    return Source(f"zip {path}", _identity([path], path.parent), read, skipped)
+    return Source(f"zip {path}", _identity([path], path.parent) + checksums, read, skipped)
 
 
 def _is_hidden(name: str) -> bool:
@@ -159,7 +161,7 @@ def _tfrecords(files: list[Path], root: Path, settings: DataSettings) -> Source:
             except OSError as error:
                 raise UserError(f"{file}: cannot be read: {error}") from error
 
-    return Source(f"{len(files)} TFRecord file(s) in {root}", [*_identity(files, root), column], read)
+    return Source(f"{len(files)} TFRecord file(s) in {root}", [*_identity(files, root), column], read, files=files)
 
 
 def _parquet(files: list[Path], root: Path, settings: DataSettings) -> Source:
@@ -193,7 +195,7 @@ def _parquet(files: list[Path], root: Path, settings: DataSettings) -> Source:
             except (pyarrow.ArrowException, OSError, UnicodeDecodeError, LookupError) as error:
                 raise UserError(f"{file}: cannot be read as parquet after row {row}: {error}") from error
 
-    return Source(f"{len(files)} parquet file(s) in {root}", [*_identity(files, root), column], read)
+    return Source(f"{len(files)} parquet file(s) in {root}", [*_identity(files, root), column], read, files=files)
 
 
 def _toy_paintings(settings: DataSettings, count_text: str | None) -> Source:

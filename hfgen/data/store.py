@@ -3,11 +3,12 @@
 The file is cached under a fingerprint of the source and the preprocessing, so that images are decoded only once for
 all runs, processes and machines that share the cache:
 
-    <cache>/<fingerprint>/
+    <cache>/<fingerprint>-<digest of the contents of local files>/
         pixels.bin      all images, concatenated, uint8, rows of RGB
         shapes.npy      height and width of each
         report.json     the intake report
         digest.txt      SHA-256 of shapes and pixels, compared when a run is resumed
+        changes.txt     when the local files were last changed: their contents are compared only if this differs
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from filelock import FileLock
 
+from hfgen.data.contents import contents_digest, last_changes
 from hfgen.data.decode import DecodedImage, UnreadableImageError, decode_image
 from hfgen.data.intake import ImageFacts, IntakeReport, image_facts, widest_grey, write_report
 from hfgen.data.rgb import GREY_BITS
@@ -30,13 +32,15 @@ from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source
 from hfgen.data.sources import open_source
 from hfgen.errors import UserError
-from hfgen.files import write_atomically
+from hfgen.files import write_atomically, write_text_atomically
 
 
 # Increase it when the same settings give other pixels or another report than before.
 CACHE_VERSION = 4
 # Settings that determine the cached pixels; the others act on batches.
 CACHED_SETTINGS = ("sample_size", "crop", "five_crop", "drop_duplicates")
+
+CHANGES_FILE = "changes.txt"
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -86,20 +90,39 @@ def load_images(settings: DataSettings) -> ImageStore:
     source = open_source(settings)
     wanted = {key: getattr(settings, key) for key in CACHED_SETTINGS}
     key = json.dumps([CACHE_VERSION, source.identity, source.description, wanted])
-    folder = cache_folder(settings) / hashlib.sha256(key.encode()).hexdigest()[:32]
+    cache, fingerprint = cache_folder(settings), hashlib.sha256(key.encode()).hexdigest()[:32]
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{folder}.lock").acquire()
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(cache / f"{fingerprint}.lock").acquire()
     except OSError as error:
-        raise UserError(f"cannot cache decoded images in {folder.parent}: {error}; give --cache_dir") from error
+        raise UserError(f"cannot cache decoded images in {cache}: {error}; give --cache_dir") from error
     with lock:  # processes that start together decode only once
+        changes = last_changes(source.files) if source.files else None
+        folder = _find_folder(cache, fingerprint, source, changes)
         if not (folder / "digest.txt").is_file():
             for leftover in folder.parent.glob(f".{folder.name}.partial-*"):  # from a killed process
                 shutil.rmtree(leftover, ignore_errors=True)
             write_atomically(folder, lambda temporary: _decode_into(temporary, source, settings))
-    store = ImageStore(folder)
+        if changes is not None and _changes_of(folder) != changes:
+            write_text_atomically(folder / CHANGES_FILE, changes)
+        store = ImageStore(folder)
     store.report.describe_other_files(source.skipped)
     return store
+
+
+def _find_folder(cache: Path, fingerprint: str, source: Source, changes: str | None) -> Path:
+    """Return the cache folder for the present contents of the source; it may be missing."""
+    if changes is None:
+        return cache / fingerprint
+    for folder in cache.glob(f"{fingerprint}-*"):
+        if _changes_of(folder) == changes:
+            return folder
+    return cache / f"{fingerprint}-{contents_digest(source.files)[:16]}"
+
+
+def _changes_of(folder: Path) -> str | None:
+    file = folder / CHANGES_FILE
+    return file.read_text() if file.is_file() else None
 
 
 def cache_folder(settings: DataSettings) -> Path:

@@ -9,9 +9,12 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from picture_files import encoded, noise, png, smooth
 from PIL import Image
+from tfrecord_writer import bytes_feature, example, record
 
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import ImageStore, load_images
@@ -86,12 +89,10 @@ def test_more_pictures_than_are_decoded_at_once_keep_their_order(tmp_path):
     assert [picture[0, 0, 0] for picture in pictures_in(load(tmp_path))] == [index % 256 for index in range(count)]
 
 
-def test_a_second_call_opens_what_the_first_one_decoded(image_folder):
+def test_a_second_call_opens_what_the_first_one_decoded(image_folder, monkeypatch):
     first = load(image_folder)
-    file = image_folder / "3.png"
-    before = file.stat()
-    file.write_bytes(bytes(before.st_size))  # no image any more; decoding it again would tell
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    monkeypatch.setattr("hfgen.data.store.decode_image", None)  # decoding again would fail
+    monkeypatch.setattr("hfgen.data.store.contents_digest", None)  # and so would reading the files
     second = load(image_folder)
     assert same(pictures_in(second), [noise(16, 16, seed) for seed in range(7)])
     assert second.digest == first.digest and second.report == first.report
@@ -103,6 +104,66 @@ def test_an_edited_file_is_decoded_anew(image_folder):
     second = load(image_folder)
     assert np.array_equal(second[3], noise(16, 16, 99))
     assert second.digest != first.digest
+
+
+def replace_unnoticed(file: Path, content: bytes) -> None:
+    """Write other contents of the same size, and set the modification time to what it was."""
+    before = file.stat()
+    assert len(content) == before.st_size
+    file.unlink()  # as archives do
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+KINDS = ["folder", "zip", "parquet", "TFRecord"]
+
+
+def write_uncompressed(path: Path, kind: str, seed: int) -> Path:
+    """Write one picture of `seed`; the size is the same for all seeds. Return the file that holds it."""
+    content, file = (
+        encoded(noise(16, 16, seed), "bmp"),
+        path / {"parquet": "a.parquet", "TFRecord": "a.tfrec"}.get(kind, "a.bmp"),
+    )
+    if kind == "zip":
+        with zipfile.ZipFile(file := path / "set.zip", "w") as archive:
+            archive.writestr(zipfile.ZipInfo("a.bmp"), content)
+    elif kind == "parquet":
+        table = pyarrow.table({"image": [content]})
+        pyarrow.parquet.write_table(table, file, compression="none", write_statistics=False, use_dictionary=False)
+    else:
+        file.write_bytes(record(example(image=bytes_feature(content))) if kind == "TFRecord" else content)
+    return file
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_decoded_anew(tmp_path, kind):
+    for name in ("data", "other"):
+        (tmp_path / name).mkdir()
+    file = write_uncompressed(tmp_path / "data", kind, seed=1)
+    dataset = file if kind == "zip" else tmp_path / "data"
+    first = load(dataset)
+    replace_unnoticed(file, write_uncompressed(tmp_path / "other", kind, seed=2).read_bytes())
+    second = load(dataset)
+    assert np.array_equal(first[0], noise(16, 16, 1)) and np.array_equal(second[0], noise(16, 16, 2))
+    assert first.digest != second.digest
+
+
+def test_files_extracted_again_with_the_same_contents_are_not_decoded_anew(image_folder, monkeypatch):
+    first = load(image_folder)
+    for file in image_folder.iterdir():
+        replace_unnoticed(file, file.read_bytes())
+    monkeypatch.setattr("hfgen.data.store.decode_image", None)
+    assert load(image_folder).folder == first.folder
+    monkeypatch.setattr("hfgen.data.store.contents_digest", None)  # their contents are compared only once
+    assert load(image_folder).folder == first.folder
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_could_not_be_read_is_read_once_it_can_be(image_folder):
+    (image_folder / "3.png").chmod(0)
+    assert len(load(image_folder)) == 6
+    (image_folder / "3.png").chmod(0o600)
+    assert len(load(image_folder)) == 7
 
 
 def test_a_touched_file_is_decoded_anew_with_the_same_digest(image_folder):

@@ -1,0 +1,41 @@
+"""Tells whether the contents of files are those that were read before.
+
+Name, size and modification time do not: archives with fixed times, and programs that set them, hide a replacement.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+
+CHUNK_BYTES = 1 << 20
+
+
+def last_changes(files: Sequence[Path]) -> str:
+    """Return a digest of when the files were last changed, in any way: no program can set this time."""
+    times = [os.stat(file).st_ctime_ns if os.path.exists(file) else None for file in files]
+    return hashlib.sha256(json.dumps(times).encode()).hexdigest()
+
+
+def contents_digest(files: Sequence[Path]) -> str:
+    """Return a digest of the contents of all files; it reads them in threads."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        digests = list(pool.map(_file_digest, files))
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
+def _file_digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            return "not a regular file"  # a pipe can be read only once
+        with open(file, "rb") as opened:
+            while chunk := opened.read(CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:  # reported when the images are read
+        return type(error).__name__
+    return digest.hexdigest()
