@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -137,10 +138,10 @@ class IntakeReport:
         """Return plain values, ready for JSON."""
         return asdict(self)
 
-    def describe_other_files(self, skipped: dict[str, int]) -> None:
-        """Say which files beside the images are ignored: they may change while the images stay the same."""
+    def describe_source(self, skipped: dict[str, int], notes: Sequence[str]) -> None:
+        """Say what is known of the source besides its images: it may change while the images stay the same."""
         self.skipped, self.not_read = skipped, sum(skipped.values())
-        self.warnings = _warnings(self)
+        self.warnings = [*notes, *_warnings(self)]
 
     def __str__(self) -> str:
         near = "not searched" if self.near_duplicates is None else count_copies(self.near_duplicates)

@@ -27,14 +27,23 @@ OTHER_PICTURE_SUFFIXES = set(
 )
 TFRECORD_SUFFIXES = {".tfrec", ".tfrecord", ".tfrecords"}
 FILE_SUFFIXES = {".zip", ".parquet", *TFRECORD_SUFFIXES, *IMAGE_SUFFIXES}
+# Also cats.tfrecord.gz and the shards cats.tfrecord-00000-of-00002.
+TFRECORD_NAME = re.compile(r"\.tfrec(ords?)?(-\d+(-of-\d+)?)?(\.gz|\.gzip|\.zlib)?", re.IGNORECASE)
+SHARD = re.compile(r"-(\d+)-of-(\d+)(?=\.|$)")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 TOY_PAINTINGS = re.compile(r"toy_paintings(?::(\d+))?")
 
 
 def is_hub_id(name: str) -> bool:
     """Whether the name of a data set or a pipeline is a Hub id; see the rule above."""
-    is_file_name = os.path.splitext(name)[1].lower() in FILE_SUFFIXES
+    is_file_name = os.path.splitext(name)[1].lower() in FILE_SUFFIXES or names_tfrecord(name)
     return HUB_ID.fullmatch(name) is not None and not is_file_name and not _exists(name)
+
+
+def names_tfrecord(name: str) -> bool:
+    """Whether a file name is one of TFRecord files, which may be packed or split into shards."""
+    match = TFRECORD_NAME.search(name)
+    return match is not None and match.end() == len(name)
 
 
 def is_path(dataset: str) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from hfgen.data.location import SHARD
 from hfgen.errors import UserError
 
 
@@ -18,6 +19,7 @@ class Source(NamedTuple):
             place of its bytes.
         skipped: number of other files, which are ignored, by suffix.
         files: local files whose contents decide about the images; none if `identity` says everything.
+        notes: what the user should know about the choice of images, for the report.
     """
 
     description: str
@@ -25,6 +27,7 @@ class Source(NamedTuple):
     images: Callable[[], Iterator[tuple[str, bytes | Exception]]]
     skipped: dict[str, int] = {}
     files: Sequence[Path] = ()
+    notes: Sequence[str] = ()
 
     @property
     def not_read(self) -> int:
@@ -34,7 +37,21 @@ class Source(NamedTuple):
 
 def count_suffixes(files: Iterable[PurePath]) -> dict[str, int]:
     """Count files by their suffix in lower case, the most frequent first; "no suffix" if they have none."""
-    return dict(Counter(file.suffix.lower() or "no suffix" for file in files).most_common())
+    return dict(Counter(SHARD.sub("", file.suffix.lower()) or "no suffix" for file in files).most_common())
+
+
+def notes_on_shards(files: Iterable[Path]) -> list[str]:
+    """Return a note for each set of shards, such as `cats-00000-of-00002.parquet`, of which some are missing."""
+    found: dict[tuple[str, int], set[str]] = {}
+    for file in files:
+        if match := SHARD.search(file.name):
+            name = str(file.with_name(SHARD.sub(f"-*-of-{match[2]}", file.name)))
+            found.setdefault((name, int(match[2])), set()).add(match[1])
+    return [
+        f"{name}: only {len(present)} of {count} files are there; the images of the others are missing"
+        for (name, count), present in found.items()
+        if len(present) < count
+    ]
 
 
 def counts(numbers: dict[str, int], listed: int = 8) -> str:

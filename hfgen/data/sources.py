@@ -12,10 +12,10 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from PIL import Image
 
-from hfgen.data.location import IMAGE_SUFFIXES, TFRECORD_SUFFIXES, TOY_PAINTINGS, is_hub_id
+from hfgen.data.location import IMAGE_SUFFIXES, TOY_PAINTINGS, is_hub_id
 from hfgen.data.settings import DataSettings
-from hfgen.data.source import Source, choose_column, count_suffixes, counts
-from hfgen.data.tfrecord import read_tfrecord_images
+from hfgen.data.source import Source, choose_column, count_suffixes, counts, notes_on_shards
+from hfgen.data.tfrecord import is_tfrecord, read_tfrecord_images
 from hfgen.errors import UserError
 
 
@@ -58,10 +58,11 @@ def _folder(path: Path, settings: DataSettings) -> Source:
                     yield name, error
 
         return Source(f"folder {path}", _identity(images, path), read, _skipped(files, images), images)
-    for suffixes, open_files in ((TFRECORD_SUFFIXES, _tfrecords), ({".parquet"}, _parquet)):
-        chosen = [file for file in files if file.suffix.lower() in suffixes]
+    for belongs, open_files in ((is_tfrecord, _tfrecords), (_is_parquet, _parquet)):
+        chosen = [file for file in files if belongs(file)]
         if chosen:
-            return open_files(chosen, path, settings)._replace(skipped=_skipped(files, chosen))
+            source = open_files(chosen, path, settings)
+            return source._replace(skipped=_skipped(files, chosen), notes=notes_on_shards(chosen))
     raise UserError(
         f"--dataset {path}: no image, TFRecord or parquet file below this folder; other files: "
         f"{counts(count_suffixes(files))}; give a folder of images such as .jpg or .png files"
@@ -69,14 +70,17 @@ def _folder(path: Path, settings: DataSettings) -> Source:
 
 
 def _file(path: Path, settings: DataSettings) -> Source:
-    suffix = path.suffix.lower()
-    if suffix == ".zip":
+    if path.suffix.lower() == ".zip":
         return _zip(path)
-    if suffix == ".parquet":
+    if _is_parquet(path):
         return _parquet([path], path.parent, settings)
-    if suffix in TFRECORD_SUFFIXES:
+    if is_tfrecord(path):
         return _tfrecords([path], path.parent, settings)
     raise UserError(f"--dataset {path}: unknown file type; give a folder of images or a .zip, .parquet or .tfrec file")
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
 
 
 def _files_below(path: Path) -> Iterator[Path]:

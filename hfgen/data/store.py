@@ -106,7 +106,7 @@ def load_images(settings: DataSettings) -> ImageStore:
         if changes is not None and _changes_of(folder) != changes:
             write_text_atomically(folder / CHANGES_FILE, changes)
         store = ImageStore(folder)
-    store.report.describe_other_files(source.skipped)
+    store.report.describe_source(source.skipped, source.notes)
     return store
 
 

@@ -4,25 +4,30 @@ The framing (https://www.tensorflow.org/tutorials/load_data/tfrecord): a little-
 CRC-32C, the payload, the payload's masked CRC-32C. The payload is a `tf.train.Example` in protobuf's wire format.
 """
 
+import gzip
+import io
 import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import google_crc32c
 
+from hfgen.data.location import SHARD, names_tfrecord
 from hfgen.errors import UserError
 
 
 # A longer record is not read into memory: its length is taken as damaged.
 MAX_RECORD_BYTES = 1 << 30
+GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read_tfrecord_images(path: Path, column: str = "image") -> Iterator[tuple[str, bytes]]:
     """Yield `(name, encoded image)` of each record.
 
     Args:
-        path: a `.tfrec` or `.tfrecord` file, uncompressed.
+        path: a TFRecord file, uncompressed or compressed by gzip or zlib.
         column: the bytes feature with the encoded image. Its name is taken from the feature `image_name`, if present.
 
     Raises:
@@ -48,31 +53,99 @@ def read_records(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         UserError: with file and offset, if a checksum is wrong or the file is truncated.
     """
-    with path.open("rb") as file:
+    offset = 0
+    with open_unpacked(path) as file:
         while True:
-            offset = file.tell()
-            header = file.read(12)
+            header = _read(file, path, offset, 12)
             if not header:
                 return
             if len(header) < 12:
                 raise _damaged(path, offset, "the file is truncated inside a record's length")
             (length,) = struct.unpack("<Q", header[:8])
-            if _masked_crc(header[:8]) != struct.unpack("<I", header[8:])[0]:
+            if not _is_header(header):
                 raise _damaged(path, offset, "the checksum of the record's length is wrong")
             if length > MAX_RECORD_BYTES:
                 raise _damaged(path, offset, f"the record claims a length of {length} bytes")
             payload = _read_payload(file, path, offset, length)
             yield offset, payload
+            offset += 16 + length
+
+
+def is_tfrecord(path: Path) -> bool:
+    """Whether a file is named as a TFRecord, or is a shard without a suffix that begins as one."""
+    if names_tfrecord(path.name):
+        return True
+    if path.suffix or not SHARD.search(path.name):
+        return False
+    try:
+        with open_unpacked(path) as file:
+            return _is_header(file.read(12))
+    except (OSError, EOFError, zlib.error):
+        return False
+
+
+def open_unpacked(path: Path) -> BinaryIO:
+    """Open a TFRecord file for reading; its compression, gzip or zlib, is detected."""
+    with path.open("rb") as file:
+        start = file.read(12)
+    if not _is_header(start):
+        if start.startswith(GZIP_MAGIC):
+            return cast(BinaryIO, gzip.open(path))
+        if _is_zlib(start):
+            return cast(BinaryIO, io.BufferedReader(_ZlibFile(path)))
+    return path.open("rb")
+
+
+class _ZlibFile(io.RawIOBase):
+    """Reads a file that is compressed by zlib, a little at a time."""
+
+    def __init__(self, path: Path):
+        self._file, self._unpacker = path.open("rb"), zlib.decompressobj()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer at least in part; return 0 at the end."""
+        while not self._unpacker.eof:
+            packed = self._unpacker.unconsumed_tail or self._file.read(1 << 16)
+            content = self._unpacker.decompress(packed, len(buffer))
+            if content:
+                buffer[: len(content)] = content
+                return len(content)
+            if not packed:
+                raise EOFError("the compressed file ends too early")
+        return 0
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _is_header(start: bytes) -> bool:
+    """Whether 12 bytes are the length of a record with its checksum."""
+    return len(start) == 12 and _masked_crc(start[:8]) == struct.unpack("<I", start[8:])[0]
+
+
+def _is_zlib(start: bytes) -> bool:
+    return len(start) > 2 and start[0] & 15 == 8 and int.from_bytes(start[:2], "big") % 31 == 0
 
 
 def _read_payload(file: BinaryIO, path: Path, offset: int, length: int) -> bytes:
-    body = file.read(length + 4)
+    body = _read(file, path, offset, length + 4)
     if len(body) < length + 4:
         raise _damaged(path, offset, "the file is truncated inside the record")
     payload = body[:length]
     if _masked_crc(payload) != struct.unpack("<I", body[length:])[0]:
         raise _damaged(path, offset, "the checksum of the record's content is wrong")
     return payload
+
+
+def _read(file: BinaryIO, path: Path, offset: int, count: int) -> bytes:
+    try:
+        return file.read(count)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise _damaged(path, offset, f"it cannot be unpacked from here on ({error})") from error
 
 
 def _damaged(path: Path, offset: int, what: str) -> UserError:

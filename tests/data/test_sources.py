@@ -1,8 +1,10 @@
 import contextlib
+import gzip
 import os
 import struct
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import pyarrow
@@ -453,6 +455,49 @@ def test_a_tfrecord_file_that_cannot_be_opened_is_an_error_that_names_it(tmp_pat
     (tmp_path / "a.tfrec").symlink_to(tmp_path / "gone.tfrec")
     with pytest.raises(UserError, match="a.tfrec: cannot be read: .*No such file"):
         names_in(source_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("x.tfrecord-00000-of-00001", bytes),
+        ("x.TFRecord-00000-of-00001", bytes),
+        ("x.tfrecords-0", bytes),
+        ("x.tfrecord.gz", gzip.compress),
+        ("x.tfrec", gzip.compress),
+        ("x.tfrecord-00000-of-00001.gz", gzip.compress),
+        ("train-00000-of-00001", bytes),
+        ("train-00000-of-00001", zlib.compress),
+    ],
+)
+def test_shards_and_packed_tfrecord_files_are_found(tmp_path, name, pack):
+    content = pack(record(example(image=bytes_feature(b"one"))))
+    path = write(tmp_path / name, content)
+    for source in (source_of(path), source_of(tmp_path)):
+        assert list(source.images()) == [(f"{name}#byte 0", b"one")]
+
+
+def test_a_shard_without_a_suffix_that_is_no_tfrecord_is_another_file(tmp_path):
+    write_tfrecord(tmp_path / "train-00000-of-00001", "image", [b"one"])
+    write(tmp_path / "index-00000-of-00001", b"text that is longer than a header")
+    source = source_of(tmp_path)
+    assert [content for _, content in source.images()] == [b"one"] and source.skipped == {"no suffix": 1}
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "parquet"])
+def test_missing_shards_are_noted(tmp_path, kind):
+    name = "x.tfrecord-0000{}-of-00003" if kind == "tfrecord" else "x-0000{}-of-00003.parquet"
+    for number in (0, 2, 1):
+        path = tmp_path / name.format(number)
+        if kind == "tfrecord":
+            write_tfrecord(path, "image", [encoded(noise(8, 8, number))])
+        else:
+            write_parquet(path, {"image": [encoded(noise(8, 8, number))]})
+        settings = DataSettings(dataset=str(tmp_path), sample_size=8)
+        noted = [warning for warning in load_images(settings).report.warnings if "are missing" in warning]
+        assert len(noted) == (number != 1) and all(
+            ": only " in note and "of 3 files are there" in note for note in noted
+        )
 
 
 # Toy paintings

@@ -1,5 +1,7 @@
+import gzip
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -57,6 +59,36 @@ def test_images_without_a_name_are_named_by_their_offset(tmp_path):
 def test_records_come_with_their_offset(tmp_path):
     path = written(tmp_path, b"", b"abc", b"x" * 1000)
     assert list(read_records(path)) == [(0, b""), (16, b"abc"), (35, b"x" * 1000)]
+
+
+PACKED = {
+    "gzip": gzip.compress,
+    "gzip in two parts": lambda content: gzip.compress(content[:33]) + gzip.compress(content[33:]),
+    "zlib": zlib.compress,
+    "zlib, stored": lambda content: zlib.compress(content, 0),
+}
+
+
+@pytest.mark.parametrize("packing", PACKED)
+def test_packed_files_give_the_same_images_whatever_they_are_called(tmp_path, packing):
+    contents = [np.random.default_rng(seed).bytes(100_000 * seed + 1) for seed in range(3)]  # more than a read at once
+    path = written(tmp_path, *(example(image=bytes_feature(content)) for content in contents))
+    wanted = images_in(path)
+    path.write_bytes(PACKED[packing](path.read_bytes()))
+    assert images_in(path) == wanted and [content for _, content in wanted] == contents
+
+
+@pytest.mark.parametrize("packing", ["gzip", "zlib"])
+def test_a_packed_file_that_is_damaged_or_cut_off_is_an_error_that_names_it(tmp_path, packing):
+    content = PACKED[packing](record(example(image=bytes_feature(np.random.default_rng(0).bytes(500)))))
+    path = tmp_path / "set.tfrec"
+    for position in range(14, len(content), 23):
+        damaged = bytearray(content)
+        damaged[position] ^= 0xFF
+        for broken in (content[:position], bytes(damaged)):
+            path.write_bytes(broken)
+            with pytest.raises(UserError, match=r"set\.tfrec: damaged TFRecord at byte \d+: "):
+                images_in(path)
 
 
 def test_an_empty_file_has_no_records(tmp_path):
