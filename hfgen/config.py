@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,20 @@ class HelpText(str):
     Attributes:
         may_change: whether a resumed run may change the setting. It is an attribute of the text because
             HfArgumentParser passes a field's metadata to argparse, which accepts no keys of ours.
+        of_one_run: whether the setting belongs to one run, so that the settings of a run used as a preset lack it.
     """
 
     may_change: bool
+    of_one_run: bool
 
-    def __new__(cls, text: str, may_change: bool) -> "HelpText":
+    def __new__(cls, text: str, may_change: bool, of_one_run: bool = False) -> "HelpText":
         """Build the text; a setting that may change says so at the end."""
         help_text = super().__new__(cls, f"{text} [may change on resume]" if may_change else text)
-        help_text.may_change = may_change
+        help_text.may_change, help_text.of_one_run = may_change, of_one_run
         return help_text
 
 
-def setting(default: Any, help_text: str, *, may_change: bool = False) -> Any:
+def setting(default: Any, help_text: str, *, may_change: bool = False, of_one_run: bool = False) -> Any:
     """Declare a field of a settings dataclass.
 
     The default of a newly added setting must keep hfgen's earlier behaviour, unless `may_change` is set: otherwise
@@ -43,8 +45,10 @@ def setting(default: Any, help_text: str, *, may_change: bool = False) -> Any:
         default: value if neither the command line nor a preset sets one.
         help_text: shown by `--help`, with the unit.
         may_change: whether a resumed run may change it, because it does not affect the trained weights.
+        of_one_run: whether it belongs to one run, such as its folder: not taken over if the run's
+            `training_config.json` is the preset of another.
     """
-    metadata = {"help": HelpText(help_text, may_change)}
+    metadata = {"help": HelpText(help_text, may_change, of_one_run)}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -58,7 +62,8 @@ def parse_settings(
     Args:
         settings_classes: dataclasses whose fields are made by `setting`; field names must be unique across them.
         presets_folder: where `--preset NAME` finds `NAME.json`; `--preset` also takes the path of a JSON file,
-            such as the `training_config.json` of an earlier run.
+            such as the `training_config.json` of an earlier run, without what belongs to that run alone (its
+            folder, `resume`, its repo on the Hub).
         arguments: the command line without the program's name; `sys.argv[1:]` if None.
 
     Raises:
@@ -106,7 +111,17 @@ def _preset_as_flags(preset: str, presets_folder: Path, settings_classes: Sequen
         raise UserError(f"--preset {path}: not valid JSON ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"--preset {path}: must contain a JSON object of settings, not a {type(values).__name__}")
+    # The record of a run, perhaps renamed: a new run must not resume or overwrite the old one, or its repo. A preset
+    # written by hand may have some of these settings, but not all.
+    of_one_run = {name for name, text in _help_texts(settings_classes).items() if text.of_one_run}
+    if path.name == "training_config.json" or of_one_run <= values.keys():
+        values = {key: value for key, value in values.items() if key not in of_one_run}
     return settings_as_flags(values, settings_classes, f"--preset {path}")
+
+
+def _help_texts(settings_classes: Iterable[Any]) -> dict[str, HelpText]:
+    """Return the help text of every setting by name, for settings classes or their instances."""
+    return {field.name: field.metadata["help"] for part in settings_classes for field in dataclasses.fields(part)}
 
 
 def settings_as_flags(values: dict[str, Any], settings_classes: Sequence[type], where: str) -> list[str]:
@@ -149,9 +164,7 @@ def changed_settings(saved: dict[str, Any], *settings: Any) -> list[str]:
         One line per difference: `name: saved value -> current value`.
     """
     now = settings_to_dict(*settings)
-    may_change = {
-        field.name for part in settings for field in dataclasses.fields(part) if field.metadata["help"].may_change
-    }
+    may_change = {name for name, text in _help_texts(settings).items() if text.may_change}
     # A setting added after the run was made counts as its default, which keeps the earlier behaviour (see `setting`).
     defaults = {field.name: field.default for part in settings for field in dataclasses.fields(part)}
     saved = {**{key: value for key, value in defaults.items() if value is not dataclasses.MISSING}, **saved}

@@ -43,12 +43,14 @@ class LinePipeline:
         (folder / "weight.txt").write_text(repr(self.network.weight.item()))
 
 
-def fit(folder, *, each_step=lambda run: None, digest="d", line=None, on_collapse="stop", **settings):
+def fit(
+    folder, *, each_step=lambda run: None, digest="d", line=None, on_collapse="stop", images_per_step=1, **settings
+):
     """Run the method and return the run and its network."""
     defaults = {"max_train_steps": 6, "checkpoint_every": 2, "log_every": 1, "report_to": "none", "cpu": True}
     settings = RunSettings(output_dir=str(folder), **{**defaults, **settings})
     run = Run(settings, line or LineSettings())
-    run.plan(images_per_step=1, images_per_epoch=4)
+    run.plan(images_per_step, images_per_epoch=4)
     network = torch.nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(network.parameters(), lr=(line or LineSettings()).learning_rate, momentum=0.9)
     batches = CountedBatches()

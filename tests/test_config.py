@@ -69,6 +69,26 @@ def test_the_settings_of_a_run_serve_as_a_preset(presets, tmp_path):
     assert parse(presets, "--preset", str(file)) == settings
 
 
+@dataclass
+class Folder:
+    folder: str = setting("runs/run", "of the run", of_one_run=True)
+    repo: str | None = setting(None, "of the run", of_one_run=True)
+
+
+def test_what_belongs_to_one_run_is_not_taken_over_with_its_settings(presets, tmp_path):
+    record = json.dumps({"steps": 3, "folder": "runs/old", "repo": "me/old"})
+    published = json.dumps({"steps": 3, "folder": "old"})  # without what is private
+    for name, text in [("training_config", record), ("renamed", record), ("training_config", published)]:
+        file = tmp_path / f"{name}.json"
+        file.write_text(text)
+        first, folder = parse_settings((First, Folder), presets, ["--preset", str(file)])
+        assert (first.steps, folder) == (3, Folder())
+    _, typed = parse_settings((First, Folder), presets, ["--preset", str(file), "--folder", "new"])
+    assert typed == Folder("new")
+    (presets / "own.json").write_text('{"folder": "runs/mine"}')  # written by hand: it is what is wanted
+    assert parse_settings((First, Folder), presets, ["--preset", "own"])[1] == Folder("runs/mine")
+
+
 @pytest.mark.parametrize(
     ("preset", "told"),
     [

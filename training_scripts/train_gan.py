@@ -204,7 +204,8 @@ def main(arguments: list[str] | None = None) -> Path:
     images_per_update = settings.batch_size * accelerator.num_processes
     run.plan(images_per_update * settings.n_critic, data.images_per_epoch)
     choice = choose_augmentation(settings.augment, data.images_per_epoch, loss.boundary is not None)
-    augmentation = Augmentation(choice.kind, loss.boundary, images_per_update, accelerator)
+    requested = settings.augment != "auto"
+    augmentation = Augmentation(choice.kind, loss.boundary, images_per_update, accelerator, requested)
     if run.is_main:
         print(f"augmentation: {choice.kind} ({choice.reason})")
 

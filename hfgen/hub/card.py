@@ -205,7 +205,8 @@ def _training(training: dict[str, Any] | None, settings: dict[str, Any] | None) 
             passes += f", {training['images'] / training['data']['training_images']:.1f} epochs"
     time = "unknown" if training["seconds"] is None else f"{training['seconds']:,.0f} s"
     time += f", in {count} launches" if count > 1 else ""
-    rows = {
+    rows = _start(training["launches"])
+    rows |= {
         "steps": f"{training['step']:,}{passes}",
         "time": time,
         "hardware": hardware,
@@ -214,10 +215,21 @@ def _training(training: dict[str, Any] | None, settings: dict[str, Any] | None) 
         ),
         "end": training["end"],
     }
+    if rollbacks := training.get("rollbacks", 0):
+        rows["rollbacks"] = f"{rollbacks}, each of which halved the learning rates"
     table = ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())]
     given = {key: value for key, value in settings.items() if value is not None and value is not False}
     chosen = ", ".join(f"`{key}` {_plain(value)}" for key, value in given.items() if key not in SETTINGS_OF_THE_LAUNCH)
     return "\n".join(table) + f"\n\nSettings (all of them are in [`{SETTINGS_FILE}`]({SETTINGS_FILE})): {chosen}."
+
+
+def _start(launches: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the row that says where training started, for a run that continued another one."""
+    step, changes = launches[0]["from_step"], launches[0].get("changed_settings")
+    if not step:
+        return {}
+    with_changes = f" with other settings (before -> now): {', '.join(changes)}" if changes else ""
+    return {"start": f"continued from step {step:,} of another run{with_changes}"}
 
 
 def _scores(report: dict[str, Any] | None, run_scores: dict[str, Any] | None, training: dict[str, Any] | None) -> str:

@@ -143,13 +143,22 @@ class Augmentation:
         boundary: the logit at which the discriminator is undecided; only "ada" needs it.
         images_per_update: real images per discriminator update, over all processes.
         accelerator: averages over the processes.
+        requested: whether the user asked for this kind; a checkpoint with another kind then does not replace it.
 
     Attributes:
         kind: as given, or as loaded from a checkpoint.
     """
 
-    def __init__(self, kind: str, boundary: float | None, images_per_update: int, accelerator: Accelerator):
+    def __init__(
+        self,
+        kind: str,
+        boundary: float | None,
+        images_per_update: int,
+        accelerator: Accelerator,
+        requested: bool = False,
+    ):
         self.kind, self._boundary, self._accelerator = kind, boundary or 0.0, accelerator
+        self._requested = requested
         self._step_size = ADA_INTERVAL * images_per_update / ADA_IMAGES
         self.probability = torch.tensor(1.0 if kind == "diffaugment" else 0.0, device=accelerator.device)
         self._signs = torch.zeros((), device=accelerator.device)
@@ -180,17 +189,21 @@ class Augmentation:
         """Return the state to save in a checkpoint."""
         return {
             "kind": self.kind,
+            "requested": self._requested,
             "probability": self.probability,
             "signs": self._signs.clone(),
             "updates": self._updates,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state that `state_dict` returned."""
+        """Restore the state that `state_dict` returned, if it is of the kind that is used now."""
+        # An automatic choice is kept, and a requested kind replaces it. Checkpoints from before kinds were saved
+        # either augment all images or follow their probability.
+        always = self.kind == "none" and bool(state_dict["probability"] == 1)
+        kind = state_dict.get("kind", "diffaugment" if always else self.kind)
+        if kind != self.kind and (self._requested or state_dict.get("requested", False)):
+            return
+        self.kind = kind
         self.probability = state_dict["probability"].to(self.probability.device)
-        # A resumed run keeps the kind that it started with. Checkpoints from before kinds were saved either augment
-        # all images or follow their probability.
-        always = self.kind == "none" and bool(self.probability == 1)
-        self.kind = state_dict.get("kind", "diffaugment" if always else self.kind)
         self._signs = state_dict["signs"].to(self._signs.device, copy=True)
         self._updates = state_dict["updates"]

@@ -152,8 +152,9 @@ def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
         "step": moment.step,
         "seconds": moment.seconds,
         "images": round(log[-1]["images"] / log[-1]["step"] * moment.step) if log else None,
-        # A launch that started at this step came after it.
-        "launches": [launch for launch in launches if launch["from_step"] < max(moment.step, 1)],
+        # A launch that started at this step came after it, unless it was the first.
+        "launches": [launch for launch in launches if launch["from_step"] < max(moment.step, 1)] or launches[:1],
+        "rollbacks": sum(event["event"] == "rollback" for event in read_json_lines(run / "events.jsonl")),
         "data": {"name": name, "on_hub": on_hub, **summary_of_intake(intake)},
     }
     _write_json(target / TRAINING_FILE, training)

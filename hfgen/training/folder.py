@@ -43,18 +43,52 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> P
             raise UserError(
                 f"--resume {resume}: settings differ from those in {config_file} (saved -> now):\n  "
                 + "\n  ".join(changes)
-                + "\nUse the saved settings, or start a new run in another --output_dir"
+                + "\nUse the saved settings, or continue with these in another folder: --resume "
+                f"{find_checkpoint(folder / 'checkpoints', 'latest') or 'CHECKPOINT'} --output_dir NEW"
             )
     checkpoint = find_checkpoint(folder / "checkpoints", resume) if resume else None
+    if used and checkpoint is None and (origin := json.loads(config_file.read_text()).get("resume")):
+        # It continued another run and was killed before its first checkpoint: never start from scratch instead.
+        if origin != "latest" and _run_of(Path(origin)) != folder.resolve():
+            checkpoint = find_checkpoint(folder / "checkpoints", origin)
     remove_leftovers(folder / "checkpoints")
     if not used:
         keep_settings(folder, settings)
     return checkpoint
 
 
-def keep_settings(folder: Path, settings: Sequence[Any]) -> None:
-    """Write `training_config.json`: all settings of this launch."""
-    write_text_atomically(folder / "training_config.json", json.dumps(settings_to_dict(*settings), indent=2) + "\n")
+def keep_settings(folder: Path, settings: Sequence[Any], checkpoint: Path | None = None) -> None:
+    """Write `training_config.json`: all settings of this launch.
+
+    Args:
+        folder: the run's folder.
+        settings: all settings of this launch.
+        checkpoint: what the run was resumed from; recorded as `resume` if it belongs to another run.
+    """
+    values = settings_to_dict(*settings)
+    if checkpoint is not None and _run_of(checkpoint) != folder.resolve():
+        values["resume"] = str(checkpoint)
+    write_text_atomically(folder / "training_config.json", json.dumps(values, indent=2) + "\n")
+
+
+def changes_since(checkpoint: Path, folder: Path, settings: Sequence[Any]) -> list[str]:
+    """List the settings that differ from those of the run that a checkpoint belongs to; see `changed_settings`.
+
+    Args:
+        checkpoint: where the run continues from.
+        folder: the run's folder; empty for a checkpoint in it, whose settings `claim_folder` compares.
+        settings: all settings of this launch.
+    """
+    config_file = _run_of(checkpoint) / "training_config.json"
+    if config_file.parent == folder.resolve() or not config_file.is_file():
+        return []
+    saved, now = json.loads(config_file.read_text()), settings_to_dict(*settings)
+    return changed_settings({key: value for key, value in saved.items() if key in now}, *settings)
+
+
+def _run_of(checkpoint: Path) -> Path:
+    """Return the folder of the run that a checkpoint belongs to."""
+    return checkpoint.resolve().parent.parent
 
 
 def write_status(folder: Path, status: str, reason: str, step: int, seconds: float) -> None:

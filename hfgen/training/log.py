@@ -26,13 +26,16 @@ class RunLog:
         folder: the run's folder.
         accelerator: reduces over processes and holds the trackers.
         images_per_step: images per update, over all processes.
+        images_before: images of a run that this one continues with another number of images per update, beyond what
+            its steps would have with this one.
     """
 
     bar: tqdm  # set by `open`
 
-    def __init__(self, folder: Path, accelerator: Accelerator, images_per_step: int):
+    def __init__(self, folder: Path, accelerator: Accelerator, images_per_step: int, images_before: int = 0):
         self._metrics_file = folder / "metrics.jsonl"
         self._folder, self._accelerator, self._images_per_step = folder, accelerator, images_per_step
+        self._images_before = images_before
         self._clear_window()
 
     def open(self, step: int, max_train_steps: int, settings: dict[str, Any], report_to: str) -> None:
@@ -101,7 +104,8 @@ class RunLog:
         speed = self._steps * self._images_per_step / (time.monotonic() - self._window_started)
         values = {**losses, **self._notes, "images_per_second": round(speed, 3)}
         if self._accelerator.is_main_process:
-            entry = {"step": step, "images": step * self._images_per_step, "seconds": round(seconds, 2), **values}
+            images = step * self._images_per_step + self._images_before
+            entry = {"step": step, "images": images, "seconds": round(seconds, 2), **values}
             append_json_line(self._metrics_file, entry)
         shown = [f"{name} {value:.4g}" for name, value in losses.items()]
         self.bar.set_postfix_str(", ".join([*shown, f"{speed:.1f} images/s"]), refresh=False)

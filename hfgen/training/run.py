@@ -31,16 +31,19 @@ from hfgen.hardware import (
 from hfgen.hub.upload import check_access
 from hfgen.randomness import keyed_seed
 from hfgen.training import checkpoints
-from hfgen.training.folder import claim_folder, keep_settings, list_results, note_event, write_status
+from hfgen.training.folder import (
+    changes_since,
+    claim_folder,
+    keep_settings,
+    list_results,
+    note_event,
+    write_status,
+)
 from hfgen.training.log import RunLog
 from hfgen.training.settings import RunSettings, planned_steps
-from hfgen.training.state import RunState, SavablePipeline, Stateful
+from hfgen.training.state import ROLLBACK_FACTOR, RunState, SavablePipeline, Stateful
 from hfgen.training.stopping import GO_ON, INTERRUPTED, NOT_FINITE, REASONS, TIME_IS_UP, StopRequests, parse_duration
 from hfgen.training.trouble import CollapseError, NonFiniteError, TrainingTroubleError
-
-
-# Learning rates are multiplied by this at each rollback.
-ROLLBACK_FACTOR = 0.5
 
 
 class Run:
@@ -79,6 +82,7 @@ class Run:
         self.step, self.rollbacks = 0, 0
         self._started = time.monotonic()
         self._seconds_before = 0.0  # of earlier launches of a resumed run
+        self._images_before = 0  # see `RunLog`
         self._time_limit = parse_duration("--max_train_time", settings.max_train_time)  # seconds of this launch
         self._aside = 0.0  # seconds of this step not spent on training
         self._stop_requests = StopRequests()
@@ -106,7 +110,7 @@ class Run:
             keep_freed_memory()
             use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", self.accelerator.num_processes)))
         self.is_main = self.accelerator.is_main_process
-        self._checkpoint = self._open_folder()
+        self._checkpoint, self._changes = self._open_folder()
         # All processes initialise the same weights; later random numbers are keyed by (seed, step, process).
         torch.manual_seed(settings.seed)
 
@@ -145,22 +149,20 @@ class Run:
             max_rollbacks: number of rollbacks after which the run stops.
 
         Raises:
-            UserError: if the checkpoint was made with other data or another number of processes.
+            UserError: if the checkpoint was made with other data, another number of processes or other networks.
         """
         self._on_collapse, self._max_rollbacks = on_collapse, max_rollbacks
         self._state = RunState(stateful, batches, pipeline, data_digest, self.accelerator)
         if self._checkpoint is not None:
-            progress = self._state.load(self._checkpoint)
-            self.step, self.rollbacks = progress["step"], progress.get("rollbacks", 0)
-            self._good, self._seconds_before = progress.get("good", True), progress["seconds"]
-            if self.is_main:
-                print(f"resumed from {self._checkpoint} at step {self.step}")
-        self._log = RunLog(self.output_dir, self.accelerator, self.images_per_step)
+            self._load(self._checkpoint)
+        self._log = RunLog(self.output_dir, self.accelerator, self.images_per_step, self._images_before)
         self._log.open(self.step, self.max_train_steps, self.all_settings, self.settings.report_to)
         if self.is_main:
-            keep_settings(self.output_dir, self._all_settings)  # those that may change, now that the run is accepted
+            # Those that may change, now that the run is accepted.
+            keep_settings(self.output_dir, self._all_settings, self._checkpoint)
             write_status(self.output_dir, "running", "", self.step, self.seconds)
             launch = {"from_step": self.step, **describe_environment(self.accelerator)}
+            launch |= {"changed_settings": self._changes} if self._changes else {}
             append_json_line(self.output_dir / "launches.jsonl", launch)
 
     def steps(self) -> Iterator[int]:
@@ -288,6 +290,10 @@ class Run:
         return target
 
     @property
+    def _images(self) -> int:
+        return self.step * self.images_per_step + self._images_before
+
+    @property
     def seconds(self) -> float:
         """Seconds of this run so far, over all launches."""
         return self._seconds_before + time.monotonic() - self._started
@@ -295,20 +301,44 @@ class Run:
     def _sheet_path(self, kind: str = "samples") -> Path:
         return self.output_dir / kind / f"step-{self.step:08d}.png"
 
-    def _open_folder(self) -> Path | None:
-        """Create or reopen the run's folder; return the checkpoint to resume from. Errors occur on all processes."""
-        problem, checkpoint = None, None
+    def _load(self, checkpoint: Path) -> None:
+        """Load the checkpoint to resume from, and say what differs from the run that it belongs to."""
+        differing = f"settings that differ from its run (before -> now): {', '.join(self._changes)}"
+        try:
+            progress = self._state.load(checkpoint)
+        except UserError as error:
+            raise (UserError(f"{error}; {differing}") if self._changes else error) from error
+        self.step, self.rollbacks = progress["step"], progress.get("rollbacks", 0)
+        self._good, self._seconds_before = progress.get("good", True), progress["seconds"]
+        at_this_rate = self.step * self.images_per_step
+        self._images_before = progress.get("images", at_this_rate) - at_this_rate
+        if self.is_main:
+            print(f"resumed from {checkpoint} at step {self.step}")
+            if self._changes:
+                print(differing)
+            if self.rollbacks:
+                factor = ROLLBACK_FACTOR**self.rollbacks
+                print(f"learning rates: {factor:g} times the settings; rollbacks so far: {self.rollbacks}")
+
+    def _open_folder(self) -> tuple[Path | None, list[str]]:
+        """Create or reopen the run's folder; return the checkpoint to resume from, and settings that differ from its.
+
+        Errors occur on all processes.
+        """
+        problem, checkpoint, changes = None, None, []
         if self.is_main:
             try:
                 if self.settings.push_to_hub:  # fail before the training rather than after it
                     check_access(self.settings.hub_repo_id, self.settings.hub_private_repo)
                 checkpoint = claim_folder(self.output_dir, self.settings.resume, self._all_settings)
+                if checkpoint is not None:
+                    changes = changes_since(checkpoint, self.output_dir, self._all_settings)
             except UserError as error:
                 problem = str(error)
-        problem, checkpoint = broadcast_object_list([problem, checkpoint])
+        problem, checkpoint, changes = broadcast_object_list([problem, checkpoint, changes])
         if problem is not None:
             raise UserError(problem)
-        return checkpoint
+        return checkpoint, changes
 
     def _seed_global_generator(self, seed: int) -> None:
         """Like `torch.manual_seed`, for the device in use only: seeding all possible devices takes 0.5 ms."""
@@ -344,7 +374,7 @@ class Run:
         """Write a checkpoint, unless a network has non-finite weights: it must not replace a good one."""
         if bad := self._state.not_finite():
             raise NonFiniteError(f"non-finite weights in {', '.join(bad)}")
-        progress = {"step": self.step, "seconds": round(self.seconds, 3), "images": self.step * self.images_per_step}
+        progress = {"step": self.step, "seconds": round(self.seconds, 3), "images": self._images}
         progress |= {"good": self._good, "rollbacks": self.rollbacks}
         self._state.save(self._checkpoints, progress, self.settings.checkpoints_total_limit)
 

@@ -20,10 +20,19 @@ class RunSettings:
 
     _argument_group_name = "run"
 
-    output_dir: str = setting("runs/run", "folder of the run: settings, checkpoints, samples, logs, pipeline")
+    output_dir: str = setting(
+        "runs/run",
+        "folder of the run: settings, checkpoints, samples, logs, pipeline",
+        may_change=True,
+        of_one_run=True,
+    )
     seed: int = setting(0, "seed of the initial weights, data order, noise and every other random number")
     resume: str | None = setting(
-        None, "'latest' or the path of a checkpoint; 'latest' starts a new run if there is none", may_change=True
+        None,
+        "'latest' or the path of a checkpoint, which another --output_dir continues with the settings given now; "
+        "'latest' starts a new run if there is none",
+        may_change=True,
+        of_one_run=True,
     )
     max_train_steps: int | None = setting(None, "weight updates in total; 100000 if num_epochs is not given either")
     num_epochs: float | None = setting(None, "passes over the data; with max_train_steps, the shorter limit applies")
@@ -47,11 +56,18 @@ class RunSettings:
     feature_weights: str | None = setting(
         None, "TorchScript file of the Inception network; found automatically if installed", may_change=True
     )
-    push_to_hub: bool = setting(False, "upload the pipeline to the Hub when the run ends", may_change=True)
-    hub_model_id: str | None = setting(
-        None, "repo to upload to, as owner/name; by default your own, named like output_dir", may_change=True
+    push_to_hub: bool = setting(
+        False, "upload the pipeline to the Hub when the run ends", may_change=True, of_one_run=True
     )
-    hub_private_repo: bool = setting(False, "create that repo as private; refuse a public one", may_change=True)
+    hub_model_id: str | None = setting(
+        None,
+        "repo to upload to, as owner/name; by default your own, named like output_dir",
+        may_change=True,
+        of_one_run=True,
+    )
+    hub_private_repo: bool = setting(
+        False, "create that repo as private; refuse a public one", may_change=True, of_one_run=True
+    )
     report_to: Literal["tensorboard", "wandb", "none"] = setting("tensorboard", "where to log curves", may_change=True)
 
     def __post_init__(self):

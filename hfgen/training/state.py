@@ -1,6 +1,7 @@
 """The state that a checkpoint stores: everything that affects how training continues."""
 
 import os
+import textwrap
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,10 @@ from accelerate.utils import gather_object
 
 from hfgen.errors import UserError
 from hfgen.training import checkpoints
+
+
+# Learning rates are multiplied by this at each rollback.
+ROLLBACK_FACTOR = 0.5
 
 
 class Stateful(Protocol):
@@ -29,8 +34,11 @@ class SavablePipeline(Protocol):
 class RunState:
     """The parts of a run that a checkpoint stores.
 
+    The hyperparameters of optimizers and learning-rate schedules are not restored: they are those of the settings,
+    halved by the rollbacks so far. Unchanged settings give the same numbers, bit for bit.
+
     Args:
-        parts: networks (unwrapped), EMA, optimizers and the like by name.
+        parts: networks (unwrapped), EMA, optimizers and the like by name, as the settings say.
         batches: the batch iterator, whose state may differ between processes.
         pipeline: samples with the EMA network; saved with every checkpoint.
         data_digest: changes when the training images change.
@@ -48,6 +56,14 @@ class RunState:
         self._parts, self._batches, self.pipeline = dict(parts), batches, pipeline
         if accelerator.scaler is not None:
             self._parts["grad_scaler"] = accelerator.scaler
+        self._hyperparameters = {
+            name: [{key: value for key, value in group.items() if key != "params"} for group in part.param_groups]
+            for name, part in self._parts.items()
+            if hasattr(part, "param_groups")
+        }
+        self._base_rates = {
+            name: list(part.base_lrs) for name, part in self._parts.items() if hasattr(part, "base_lrs")
+        }
         self._accelerator = accelerator
         self._agreement = {"num_processes": accelerator.num_processes, "data_digest": data_digest}
 
@@ -79,7 +95,7 @@ class RunState:
         """Load a checkpoint and return the plain values saved with it.
 
         Raises:
-            UserError: if it was made with other data or another number of processes, or is damaged.
+            UserError: if it was made with other data, another number of processes or other networks, or is damaged.
         """
         progress = checkpoints.load_progress(checkpoint)
         if progress["data_digest"] != self._agreement["data_digest"]:
@@ -98,10 +114,40 @@ class RunState:
             )
         state = checkpoints.load_state(checkpoint)
         for name, part in self._parts.items():
-            part.load_state_dict(state[name])
+            if name == "grad_scaler" and name not in state:
+                continue  # fp16 only now: it finds its scale again within a few steps
+            self._load_part(checkpoint, name, part, state)
             _lay_out_like_parameters(part)
+        self._use_base_rates()
+        self.scale_learning_rates(ROLLBACK_FACTOR ** progress.get("rollbacks", 0))
         self._batches.load_state_dict(state["batches"][self._accelerator.process_index])
         return progress
+
+    def _load_part(self, checkpoint: Path, name: str, part: Stateful, state: dict[str, Any]) -> None:
+        """Load one part; raise a `UserError` if the checkpoint has another one or none."""
+        if name not in state:
+            raise UserError(f"--resume {checkpoint}: it has no {name}; it was trained by another method")
+        own = self._hyperparameters.get(name)
+        try:
+            saved = state[name]
+            if own is not None:
+                groups = zip(saved["param_groups"], own, strict=True)
+                saved = {**saved, "param_groups": [{"params": group["params"], **values} for group, values in groups]}
+            part.load_state_dict(saved)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = textwrap.shorten(str(error), 250)
+            raise UserError(
+                f"--resume {checkpoint}: its {name} is not the one of these settings ({reason})"
+            ) from error
+
+    def _use_base_rates(self) -> None:
+        """Let each schedule set the learning rates of its restored step, from the base rates of the settings."""
+        for name, base_rates in self._base_rates.items():
+            schedule = self._parts[name]
+            schedule.base_lrs = list(base_rates)
+            factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+            for group, rate, factor in zip(schedule.optimizer.param_groups, base_rates, factors, strict=True):
+                group["lr"] = rate * factor
 
     def scale_learning_rates(self, factor: float) -> None:
         """Multiply the learning rate of every optimizer by a factor."""

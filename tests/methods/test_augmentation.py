@@ -204,6 +204,11 @@ def test_a_run_goes_on_with_the_augmentation_that_it_began_with():
         images = noisy_images(4)
         assert today.kind == "diffaugment"
         assert torch.equal(today.apply(images, rng()), began.apply(images, rng()))
+    for asked_before, asked_now in (False, True), (True, False), (True, True):  # what is asked for now replaces it
+        saved = Augmentation("diffaugment", None, 8, accelerator, asked_before).state_dict()
+        today = Augmentation("ada", 0.0, 8, accelerator, asked_now)
+        today.load_state_dict(saved)
+        assert (today.kind, today.probability.item()) == ("ada", 0)
     untouched = Augmentation("none", None, 8, accelerator).state_dict()
     for saved in (untouched, {key: value for key, value in untouched.items() if key != "kind"}):
         today = Augmentation("none", None, 8, accelerator)

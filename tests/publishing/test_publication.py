@@ -193,6 +193,20 @@ def test_of_launches_those_are_told_that_the_weights_went_through(runs, tmp_path
         assert words in card and ("s, in 2 launches |" in card) is (step == 6)
 
 
+def test_a_run_that_continued_another_says_so_with_the_settings_that_changed(runs, tmp_path):
+    run, cache = tmp_path / "run", ("--cache_dir", str(runs["gan"].parent / "cache"))
+    train("gan", run, *cache, "--resume", str(checkpoint(runs["gan"], 6)), "--learning_rate", "3e-4")
+    (run / "events.jsonl").write_text('{"step": 5, "event": "rollback", "what": "collapse"}\n')
+    publish(run, tmp_path / "published")
+    card = (tmp_path / "published" / "README.md").read_text()
+    start = "continued from step 6 of another run with other settings (before -> now): learning_rate: 0.0002 -> 0.0003"
+    assert f"| start | {start} |" in card
+    assert "| rollbacks | 1, each of which halved the learning rates |" in card
+    publish(runs["gan"], tmp_path / "other")
+    other = (tmp_path / "other" / "README.md").read_text()
+    assert "| start |" not in other and "| rollbacks |" not in other
+
+
 def test_an_unfinished_run_is_published_from_its_newest_checkpoint_and_says_so(runs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs["ddpm"], run)

@@ -178,6 +178,21 @@ def test_the_two_learning_rates_and_the_betas_reach_their_optimizers(train_gan, 
     assert all(tuple(group["betas"]) == (0.25, 0.999) for group in groups)
 
 
+def test_another_folder_continues_with_the_rates_betas_and_augmentation_given_now(train_gan, tmp_path, capsys):
+    train(train_gan, tmp_path / "old", "--augment", "ada")
+    checkpoint = str(tmp_path / "old" / "checkpoints" / "step-00000006")
+    record = str(tmp_path / "old" / "training_config.json")
+    changed = ("--learning_rate", "3e-4", "--adam_beta1", "0.25", "--augment", "diffaugment", "--max_train_steps", "8")
+    train(train_gan, tmp_path / "new", "--preset", record, "--resume", checkpoint, *changed)
+    state = state_of(tmp_path / "new", 8)
+    groups = [state[name]["param_groups"][0] for name in ("optimizer_g", "optimizer_d")]
+    assert [(group["lr"], *group["betas"]) for group in groups] == [(3e-4, 0.25, 0.999)] * 2
+    assert state["augmentation"]["kind"] == "diffaugment" and state["augmentation"]["probability"] == 1
+    assert "learning_rate: 0.0002 -> 0.0003" in capsys.readouterr().out
+    train(train_gan, tmp_path / "anew", "--preset", str(tmp_path / "new" / "training_config.json"))
+    assert metrics(tmp_path / "anew")[0]["step"] == 1  # a preset resumes nothing
+
+
 def test_the_log_has_both_losses_the_logits_and_the_signals_of_the_watch(train_gan, tmp_path):
     train(train_gan, tmp_path / "run", "--augment", "ada")
     entries = metrics(tmp_path / "run")
