@@ -161,7 +161,7 @@ def test_the_settings_of_a_run_are_a_preset(workplace, run):
     first, again = (
         json.loads((workplace / "runs" / name / "training_config.json").read_text()) for name in ("ddpm", "again")
     )
-    assert {**first, "output_dir": ""} == {**again, "output_dir": ""}
+    assert {**first, "output_dir": "runs/again", "resume": None} == again
 
 
 def test_the_study_runs_and_is_reported_as_the_page_says(workplace, run, hfgen):
