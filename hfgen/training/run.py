@@ -4,30 +4,20 @@ Each script has its own explicit training loop and calls `Run` for what does not
 step counter, log, sample sheets, checkpoints and shutdown. `Run` never calls the script's code.
 """
 
-import importlib.util
 import math
-import os
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from PIL import Image
 
 from hfgen.config import settings_to_dict
 from hfgen.errors import UserError
 from hfgen.files import append_json_line, write_atomically
-from hfgen.hardware import (
-    choose_mixed_precision,
-    describe_environment,
-    has_accelerator,
-    keep_freed_memory,
-    use_all_cores,
-)
+from hfgen.hardware import describe_environment
 from hfgen.hub.upload import check_access
 from hfgen.randomness import keyed_seed
 from hfgen.training import checkpoints
@@ -39,6 +29,7 @@ from hfgen.training.folder import (
     note_event,
     write_status,
 )
+from hfgen.training.launcher import open_accelerator
 from hfgen.training.log import RunLog
 from hfgen.training.settings import RunSettings, planned_steps
 from hfgen.training.state import ROLLBACK_FACTOR, RunState, SavablePipeline, Stateful
@@ -89,26 +80,8 @@ class Run:
         self._on_collapse, self._max_rollbacks = "stop", 0
         self._good = True  # what a watch last reported
         self._trouble: str | None = None
-        if settings.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
-            raise UserError(
-                "--report_to wandb: wandb is not installed; pip install wandb, or use --report_to tensorboard"
-            )
-        self.accelerator = Accelerator(
-            mixed_precision=choose_mixed_precision(settings.mixed_precision, settings.cpu),
-            cpu=settings.cpu or not has_accelerator(),  # otherwise CPU processes would not find each other
-            log_with=None if settings.report_to == "none" else settings.report_to,
-            project_config=ProjectConfiguration(str(self.output_dir), logging_dir=str(self.output_dir / "logs")),
-            # Broadcasting BatchNorm statistics in a forward pass would break an earlier pass of the same update.
-            # The other processes wait while the main one generates and scores images: longer than the default.
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False),
-                InitProcessGroupKwargs(timeout=timedelta(hours=3)),
-            ],
-        )
+        self.accelerator = open_accelerator(settings)
         self.device = self.accelerator.device
-        if self.device.type == "cpu":
-            keep_freed_memory()
-            use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", self.accelerator.num_processes)))
         self.is_main = self.accelerator.is_main_process
         self._checkpoint, self._changes = self._open_folder()
         # All processes initialise the same weights; later random numbers are keyed by (seed, step, process).
