@@ -10,6 +10,7 @@ from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES
 from hfgen.commands.options import (
     BatchSize,
     DatasetColumn,
+    DatasetConfig,
     DatasetSplit,
     Device,
     FeatureMode,
@@ -36,6 +37,7 @@ def compare(
     pipelines: Annotated[list[str], typer.Argument(metavar="DIR...", help="runs, checkpoints, pipelines, Hub repos")],
     reference: Reference,
     output: Annotated[Path, typer.Option("--output", help="new folder for comparison.json, .md and sheet.png")],
+    dataset_config: DatasetConfig = None,
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = None,
     num_images: Annotated[
@@ -66,7 +68,13 @@ def compare(
     from hfgen.metrics.report import finite
 
     loaded, size = open_all(pipelines, device)
-    data = DataSettings(reference, sample_size=size, dataset_split=dataset_split, dataset_column=dataset_column)
+    data = DataSettings(
+        reference,
+        sample_size=size,
+        dataset_config=dataset_config,
+        dataset_split=dataset_split,
+        dataset_column=dataset_column,
+    )
     real = open_reference(data, loaded[pipelines[0]].device, features, mode, feature_weights)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
 

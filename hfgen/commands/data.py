@@ -6,12 +6,22 @@ from typing import Annotated
 
 import typer
 
-from hfgen.commands.options import DatasetColumn, DatasetSplit, Device, FeatureMode, Features, FeatureWeights, Seed
+from hfgen.commands.options import (
+    DatasetColumn,
+    DatasetConfig,
+    DatasetSplit,
+    Device,
+    FeatureMode,
+    Features,
+    FeatureWeights,
+    Seed,
+)
 
 
 def inspect(
     path: Annotated[str, typer.Argument(metavar="PATH", help="image folder, Hub data set or other --dataset value")],
     sample_size: Annotated[int, typer.Option("--sample_size", help="training size in pixels")] = 64,
+    dataset_config: DatasetConfig = None,
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the full report to this file")] = None,
@@ -21,7 +31,11 @@ def inspect(
     from hfgen.data.store import load_images
 
     settings = DataSettings(
-        dataset=path, sample_size=sample_size, dataset_split=dataset_split, dataset_column=dataset_column
+        dataset=path,
+        sample_size=sample_size,
+        dataset_config=dataset_config,
+        dataset_split=dataset_split,
+        dataset_column=dataset_column,
     )
     report = load_images(settings).report
     typer.echo(str(report))
@@ -38,6 +52,7 @@ def floor(
         typer.Option("--num_images", min=10, help="number of generated images to give the floor for; unset: all"),
     ] = None,
     seed: Seed = 0,
+    dataset_config: DatasetConfig = None,
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = None,
     features: Features = "inception",
@@ -52,7 +67,13 @@ def floor(
     from hfgen.inference.sampling import choose_device
     from hfgen.metrics.report import finite, score_names
 
-    data = DataSettings(path, sample_size=sample_size, dataset_split=dataset_split, dataset_column=dataset_column)
+    data = DataSettings(
+        path,
+        sample_size=sample_size,
+        dataset_config=dataset_config,
+        dataset_split=dataset_split,
+        dataset_column=dataset_column,
+    )
     real = open_reference(data, choose_device(device), features, mode, feature_weights, "PATH")
     count = num_images or len(real.features)
     scores = real.floor(count, seed)

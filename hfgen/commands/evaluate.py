@@ -10,6 +10,7 @@ import typer
 from hfgen.commands.options import (
     BatchSize,
     DatasetColumn,
+    DatasetConfig,
     DatasetSplit,
     Device,
     FeatureMode,
@@ -69,6 +70,7 @@ def evaluate(
     sampler: Sampler = None,
     sample_from: SampleFrom = None,
     batch_size: BatchSize = 32,
+    dataset_config: DatasetConfig = None,
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = None,
     held_out: HeldOut = None,
@@ -95,7 +97,11 @@ def evaluate(
     if bits_per_dimension:
         check_has_likelihood(loaded)
     data = DataSettings(
-        reference, sample_size=image_size(loaded), dataset_split=dataset_split, dataset_column=dataset_column
+        reference,
+        sample_size=image_size(loaded),
+        dataset_config=dataset_config,
+        dataset_split=dataset_split,
+        dataset_column=dataset_column,
     )
     real = open_reference(data, loaded.device, features, mode, feature_weights)
     other = load_held_out(held_out, held_out_split, data, real.extractor)
@@ -114,6 +120,7 @@ def evaluate_images(
     output: Output,
     sample_size: Annotated[int, typer.Option("--sample_size", help="both are resized to this, in pixels")],
     seed: Seed = 0,
+    dataset_config: DatasetConfig = None,
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = None,
     held_out: HeldOut = None,
@@ -133,7 +140,13 @@ def evaluate_images(
 
     generated = DataSettings(images, sample_size=sample_size)
     fake = open_reference(generated, choose_device(device), features, mode, feature_weights, "IMAGES")
-    data = DataSettings(reference, sample_size=sample_size, dataset_split=dataset_split, dataset_column=dataset_column)
+    data = DataSettings(
+        reference,
+        sample_size=sample_size,
+        dataset_config=dataset_config,
+        dataset_split=dataset_split,
+        dataset_column=dataset_column,
+    )
     real = load_reference(data, fake.extractor, "--reference")
     other = load_held_out(held_out, held_out_split, data, fake.extractor)
     scored = score_images(fake.images, fake.features, real, seed, extrapolate, other)
@@ -157,7 +170,9 @@ def load_held_out(
 
     if held_out is None:
         return None
-    return load_reference(replace(data, dataset=held_out, dataset_split=split), extractor, "--held_out")
+    config = data.dataset_config if held_out == data.dataset else None
+    other = replace(data, dataset=held_out, dataset_config=config, dataset_split=split)
+    return load_reference(other, extractor, "--held_out")
 
 
 def write_evaluation(output: Path, report: dict[str, Any], scored: "Scored", name: str) -> None:

@@ -27,6 +27,9 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps; a
 Reference = Annotated[
     str, typer.Option("--reference", help="real images: a folder, Hub data set or other --dataset value")
 ]
+DatasetConfig = Annotated[
+    str | None, typer.Option("--dataset_config", help="configuration of a Hub data set, if it has several")
+]
 DatasetSplit = Annotated[str, typer.Option("--dataset_split", help="split of a Hub data set")]
 DatasetColumn = Annotated[str | None, typer.Option("--dataset_column", help="column or feature with the images")]
 Features = Annotated[str, typer.Option("--features", help="feature network for the scores: inception, dinov2 or clip")]

@@ -12,6 +12,7 @@ from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES, where_it_is
 from hfgen.commands.options import (
     BatchSize,
     DatasetColumn,
+    DatasetConfig,
     DatasetSplit,
     Device,
     FeatureMode,
@@ -49,6 +50,7 @@ def steps(
     seed: Seed = 0,
     sampler: Sampler = None,
     batch_size: BatchSize = 32,
+    dataset_config: DatasetConfig = None,
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = None,
     features: Features = "inception",
@@ -74,7 +76,11 @@ def steps(
     loaded = open_pipeline(pipeline, device, sampler)
     check_takes_steps(loaded, pipeline, all_steps, save)
     data = DataSettings(
-        reference, sample_size=image_size(loaded), dataset_split=dataset_split, dataset_column=dataset_column
+        reference,
+        sample_size=image_size(loaded),
+        dataset_config=dataset_config,
+        dataset_split=dataset_split,
+        dataset_column=dataset_column,
     )
     real = open_reference(data, loaded.device, features, mode, feature_weights)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)

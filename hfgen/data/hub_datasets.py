@@ -1,17 +1,21 @@
 """Hub data sets, downloaded or streamed with the `datasets` library; images are returned as encoded bytes."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import datasets
 import fsspec
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from PIL import Image
 
+from hfgen.data.columns import find_column, images_in
 from hfgen.data.location import TOY_PAINTINGS, is_missing, is_path
 from hfgen.data.settings import DataSettings
-from hfgen.data.source import Source, choose_column
+from hfgen.data.source import Source, choose_column, file_identity
 from hfgen.errors import UserError
 
 
@@ -25,10 +29,67 @@ def hub_source(settings: DataSettings) -> Source:
 
     def read() -> Iterator[tuple[str, bytes | Exception]]:
         for index, row in enumerate(dataset):
-            yield encoded_image(f"{settings.dataset}#{index}", row[column])
+            yield from encoded_images(f"{settings.dataset}#{index}", row[column])
 
     identity = [settings.dataset, settings.dataset_split, column, dataset._fingerprint, len(dataset)]
-    return Source(f"Hub data set {settings.dataset}, split {settings.dataset_split}", identity, read)
+    description = f"Hub data set {settings.dataset}, split {settings.dataset_split}"
+    if settings.dataset_config is not None:
+        identity, description = [*identity, settings.dataset_config], f"{description}, {settings.dataset_config}"
+    return Source(description, identity, read)
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder was written by `save_to_disk` of a `Dataset` or `DatasetDict`."""
+    return (folder / "dataset_dict.json").is_file() or all(
+        (folder / name).is_file() for name in ("state.json", "dataset_info.json")
+    )
+
+
+def saved_source(folder: Path, settings: DataSettings) -> Source:
+    """Open a data set that was written by `save_to_disk`.
+
+    Raises:
+        UserError: if it cannot be read, has no such split, or the image column is not unique.
+    """
+    split = settings.dataset_split
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # damaged files make the libraries raise almost anything
+        raise UserError(f"--dataset {folder}: cannot be read as a saved data set: {error}") from error
+    splits = list(loaded) if isinstance(loaded, DatasetDict) else [str(loaded.split or "train")]
+    if split not in splits:
+        raise UserError(f"--dataset {folder} has no split {split}; choose one with --dataset_split: {splits}")
+    dataset = loaded[split] if isinstance(loaded, DatasetDict) else loaded
+    return _arrow_source(f"saved data set {folder}, split {split}", dataset, folder, settings)
+
+
+def arrow_source(files: list[Path], root: Path, settings: DataSettings) -> Source:
+    """Open Arrow files as `datasets` writes them to its cache.
+
+    Args:
+        files: of the same columns, in the order in which they are read.
+        root: the folder that names in the report are relative to.
+        settings: `dataset_column` is used.
+
+    Raises:
+        UserError: if a file cannot be read, or the image column is not unique.
+    """
+    try:
+        dataset = datasets.concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+    except Exception as error:  # damaged files make the libraries raise almost anything
+        raise UserError(f"--dataset {root}: its .arrow files cannot be read: {error}") from error
+    return _arrow_source(f"{len(files)} Arrow file(s) in {root}", dataset, root, settings)
+
+
+def _arrow_source(description: str, dataset: Dataset, root: Path, settings: DataSettings) -> Source:
+    kept, column = undecoded(dataset, settings)
+
+    def read() -> Iterator[tuple[str, bytes | Exception]]:
+        for index, row in enumerate(kept):
+            yield from encoded_images(f"{root.name}#{index}", row[column])
+
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    return Source(description, [*file_identity(files, root), column], read, files=files)
 
 
 def hub_commit(settings: DataSettings) -> str:
@@ -51,7 +112,7 @@ def load_hub_dataset(settings: DataSettings, commit: str | None = None) -> tuple
     """Load only the image column of a split, undecoded; return it and the column's name.
 
     Args:
-        settings: `dataset`, `dataset_split`, `dataset_column` and `streaming` are used.
+        settings: `dataset`, `dataset_config`, `dataset_split`, `dataset_column` and `streaming` are used.
         commit: commit of the data set; the newest if None.
 
     Raises:
@@ -59,52 +120,80 @@ def load_hub_dataset(settings: DataSettings, commit: str | None = None) -> tuple
     """
     split, streaming = settings.dataset_split, settings.streaming
     try:
-        dataset = datasets.load_dataset(settings.dataset, split=split, revision=commit, streaming=streaming)
+        dataset = datasets.load_dataset(
+            settings.dataset, settings.dataset_config, split=split, revision=commit, streaming=streaming
+        )
         if dataset.features is None:
             dataset = dataset._resolve_features()  # a stream with unknown columns: reads a few rows to find them
     except Exception as error:
         raise _cannot_open(settings, error) from error
+    return undecoded(dataset, settings)
+
+
+def undecoded(dataset: Dataset | IterableDataset, settings: DataSettings) -> tuple[Dataset | IterableDataset, str]:
+    """Keep only the image column, without decoding its images; return the data set and the column's name.
+
+    Raises:
+        UserError: if the image column is not unique.
+    """
     features = dataset.features
-    candidates = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    candidates = candidates or [name for name, feature in features.items() if _holds_bytes(feature)]
-    column = choose_column(settings.dataset, settings.dataset_column, candidates, list(features))
+    schema = features.arrow_schema.remove_metadata()
+    marked = [name for name, feature in features.items() if _is_marked(feature)]
+    if marked:
+        column = choose_column(settings.dataset, settings.dataset_column, marked, list(features))
+    else:
+
+        def first_row(columns: list[str]) -> dict[str, Any]:
+            return next(iter(dataset.select_columns(columns)), {})
+
+        column = find_column(settings.dataset, settings.dataset_column, schema, first_row, _read_path)
     if isinstance(dataset, IterableDataset):
         # Streams of image files decode them in threads, which casting the column does not disable.
         dataset = dataset.decode(False)
-    return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False)), column
+    kept = dataset.select_columns([column])
+    return kept.cast_column(column, _undecoded_feature(features[column])) if marked else kept, column
 
 
-def encoded_image(name: str, value: dict[str, Any] | None) -> tuple[str, bytes | Exception]:
-    """Return `(name, encoded image)` for a row of an undecoded image column, from its bytes or the file that it names.
+def encoded_images(name: str, value: Any) -> list[tuple[str, bytes | Exception]]:
+    """Return `(name, encoded image)` for each image in a row of an undecoded image column.
 
     Raises:
         OSError: or similar, if a file on the Hub cannot be fetched: a network problem, not a bad image.
         UserError: if the column is decoded after all.
     """
-    if value is not None and not isinstance(value, dict):  # several splits of image files, streamed as one
+    if isinstance(value, Image.Image):  # several splits of image files, streamed as one
         raise UserError(f"{name}: the images come decoded; give one --dataset_split, or leave out --streaming")
-    if value is None or (value["bytes"] is None and value["path"] is None):
-        return name, ValueError("the row contains no image")
-    if value["bytes"] is not None:
-        return name, value["bytes"]
-    # A local path, hf://..., or zip://name::archive with one of these as the archive.
-    protocols = {hop.partition("://")[0] for hop in value["path"].split("::") if "://" in hop}
+    return list(images_in(name, value, _read_path))
+
+
+def _is_marked(feature: Any) -> bool:
+    """Whether the type of a column says that it holds images, or lists of them."""
+    return isinstance(feature, datasets.Image) or (
+        isinstance(feature, (datasets.List, datasets.LargeList)) and _is_marked(feature.feature)
+    )
+
+
+def _undecoded_feature(feature: Any) -> Any:
+    """Return the type of a column with its images, which may be in lists, not decoded."""
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return type(feature)(_undecoded_feature(feature.feature))
+    return feature
+
+
+def _read_path(path: str) -> bytes | Exception:
+    """Read a local path, hf://..., or zip://name::archive with one of these as the archive."""
+    protocols = {hop.partition("://")[0] for hop in path.split("::") if "://" in hop}
     if not protocols <= {"hf", "zip"}:
-        return name, ValueError(f"the row names a file outside the data set: {value['path']}")
+        return ValueError(f"the row names a file outside the data set: {path}")
     try:
-        with fsspec.open(value["path"], "rb") as file:
-            return name, file.read()
-    except OSError as error:
+        with fsspec.open(path, "rb") as file:
+            return file.read()
+    except (OSError, ValueError) as error:
         if "hf" in protocols and not isinstance(error, FileNotFoundError):
             raise
-        return name, error
-
-
-def _holds_bytes(feature: Any) -> bool:
-    """Whether a column that is not marked as images may still contain them, as in parquet files from other tools."""
-    if isinstance(feature, dict):
-        return "bytes" in feature
-    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+        return error
 
 
 def _cannot_open(settings: DataSettings, error: Exception) -> UserError:
@@ -118,6 +207,19 @@ def _cannot_open(settings: DataSettings, error: Exception) -> UserError:
             f"{where}: neither a local file or folder nor a Hub data set that you can read{detail}; if it is "
             "private or gated, log in with `hf auth login`, or set HF_TOKEN to a token with read access to it"
         )
+    choices = re.search(
+        r"(?:available configs: |Available: |Available splits: |Should be one of )(\[.*?\])", str(error)
+    )
+    if isinstance(error, ValueError) and choices and "plit" in str(error):
+        return UserError(
+            f"{where} has no split {settings.dataset_split}; choose one with --dataset_split: {choices[1]}"
+        )
+    if isinstance(error, ValueError) and choices:
+        given = settings.dataset_config
+        what = "has several configurations" if given is None else f"has no configuration {given}"
+        return UserError(f"{where} {what}; choose one with --dataset_config: {choices[1]}")
     split = f"--dataset_split {settings.dataset_split}"
     again = "run the same command again to continue an interrupted download"
-    return UserError(f"{where}, {split}: cannot be opened ({type(error).__name__}: {error}); {again}")
+    return UserError(
+        f"{where}, {split}: cannot be opened ({type(error).__name__}: {' '.join(str(error).split())}); {again}"
+    )

@@ -18,6 +18,7 @@ class DataSettings:
         "image folder or zip, parquet or TFRecord files, Hub data set id, or the built-in toy_paintings[:COUNT]",
         may_change=True,  # the data may have moved; the checkpoint checks that the images are the same
     )
+    dataset_config: str | None = setting(None, "configuration of the Hub data set, if it has several")
     dataset_split: str = setting("train", "split of the Hub data set to train on")
     dataset_column: str | None = setting(None, "column or feature with the images; set it if it is not detected")
     streaming: bool = setting(False, "read a Hub data set over the network during training instead of downloading it")

@@ -1,5 +1,6 @@
 """The common interface of all sources of encoded images."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
@@ -33,6 +34,12 @@ class Source(NamedTuple):
     def not_read(self) -> int:
         """Number of other files, which are ignored."""
         return sum(self.skipped.values())
+
+
+def file_identity(files: Iterable[Path], root: Path) -> list[tuple[str, int, int]]:
+    """Return name, size and modification time of each file; their contents are compared by `contents.py`."""
+    stats = [(file, file.stat()) for file in files if file.exists()]
+    return [(os.path.relpath(file, root), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
 
 def count_suffixes(files: Iterable[PurePath]) -> dict[str, int]:
@@ -71,6 +78,9 @@ def choose_column(where: str, wanted: str | None, candidates: list[str], columns
             raise UserError(f"--dataset_column {wanted}: {where} has no image column of that name; columns: {columns}")
         return wanted
     if len(candidates) != 1:
-        what = f"several image columns: {candidates}" if candidates else f"no image column, only {columns}"
-        raise UserError(f"{where} has {what}; choose one with --dataset_column")
+        if not candidates:
+            raise UserError(
+                f"{where} has no image column, only {columns}; encoded images, their paths or base64 are read"
+            )
+        raise UserError(f"{where} has several image columns: {candidates}; choose one with --dataset_column")
     return candidates[0]

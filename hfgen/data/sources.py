@@ -14,7 +14,8 @@ from PIL import Image
 
 from hfgen.data.location import IMAGE_SUFFIXES, TOY_PAINTINGS, is_hub_id
 from hfgen.data.settings import DataSettings
-from hfgen.data.source import Source, choose_column, count_suffixes, counts, notes_on_shards
+from hfgen.data.source import Source, count_suffixes, counts, file_identity, notes_on_shards
+from hfgen.data.tables import parquet_source
 from hfgen.data.tfrecord import is_tfrecord, read_tfrecord_images
 from hfgen.errors import UserError
 
@@ -30,6 +31,10 @@ def open_source(settings: DataSettings) -> Source:
         UserError: if it does not exist or contains nothing readable.
     """
     name = settings.dataset
+    if settings.dataset_config is not None and not is_hub_id(name):
+        raise UserError(
+            f"--dataset_config {settings.dataset_config}: only Hub data sets have configurations; leave it out"
+        )
     if match := TOY_PAINTINGS.fullmatch(name):
         return _toy_paintings(settings, match.group(1))
     path = Path(os.path.expanduser(name))  # unlike Path.expanduser, accepts an unknown user
@@ -45,6 +50,11 @@ def open_source(settings: DataSettings) -> Source:
 
 
 def _folder(path: Path, settings: DataSettings) -> Source:
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        from hfgen.data.hub_datasets import is_saved, saved_source  # imports `datasets`, which is slow
+
+        if is_saved(path):
+            return saved_source(path, settings)
     files = sorted(_files_below(path))
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if images:
@@ -57,8 +67,8 @@ def _folder(path: Path, settings: DataSettings) -> Source:
                 except OSError as error:
                     yield name, error
 
-        return Source(f"folder {path}", _identity(images, path), read, _skipped(files, images), images)
-    for belongs, open_files in ((is_tfrecord, _tfrecords), (_is_parquet, _parquet)):
+        return Source(f"folder {path}", file_identity(images, path), read, _skipped(files, images), images)
+    for belongs, open_files in ((is_tfrecord, _tfrecords), (_is_parquet, parquet_source), (_is_arrow, _arrow)):
         chosen = [file for file in files if belongs(file)]
         if chosen:
             source = open_files(chosen, path, settings)
@@ -73,10 +83,22 @@ def _file(path: Path, settings: DataSettings) -> Source:
     if path.suffix.lower() == ".zip":
         return _zip(path)
     if _is_parquet(path):
-        return _parquet([path], path.parent, settings)
+        return parquet_source([path], path.parent, settings)
+    if _is_arrow(path):
+        return _arrow([path], path.parent, settings)
     if is_tfrecord(path):
         return _tfrecords([path], path.parent, settings)
     raise UserError(f"--dataset {path}: unknown file type; give a folder of images or a .zip, .parquet or .tfrec file")
+
+
+def _arrow(files: list[Path], root: Path, settings: DataSettings) -> Source:
+    from hfgen.data.hub_datasets import arrow_source  # imports `datasets`, which is slow
+
+    return arrow_source(files, root, settings)
+
+
+def _is_arrow(path: Path) -> bool:
+    return path.suffix.lower() == ".arrow"
 
 
 def _is_parquet(path: Path) -> bool:
@@ -104,12 +126,6 @@ def _skipped(files: Iterable[PurePath], chosen: Iterable[PurePath]) -> dict[str,
     """Count the files that are not among the chosen ones, by suffix."""
     taken = set(chosen)
     return count_suffixes(file for file in files if file not in taken)
-
-
-def _identity(files: list[Path], root: Path) -> list[tuple[str, int, int]]:
-    """Return name, size and modification time of each file; their contents are compared by `contents.py`."""
-    stats = [(file, file.stat()) for file in files if file.exists()]
-    return [(str(file.relative_to(root)), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
 
 def _zip(path: Path) -> Source:
@@ -148,7 +164,7 @@ def _zip(path: Path) -> Source:
                 except Exception as error:  # wrong checksum, password, decompression error
                     yield member.filename, error
 
-    return Source(f"zip {path}", _identity([path], path.parent) + checksums, read, skipped)
+    return Source(f"zip {path}", file_identity([path], path.parent) + checksums, read, skipped)
 
 
 def _is_hidden(name: str) -> bool:
@@ -165,41 +181,7 @@ def _tfrecords(files: list[Path], root: Path, settings: DataSettings) -> Source:
             except OSError as error:
                 raise UserError(f"{file}: cannot be read: {error}") from error
 
-    return Source(f"{len(files)} TFRecord file(s) in {root}", [*_identity(files, root), column], read, files=files)
-
-
-def _parquet(files: list[Path], root: Path, settings: DataSettings) -> Source:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    try:
-        schema = parquet.read_schema(files[0])
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--dataset {files[0]}: cannot be read as parquet: {error}") from error
-
-    def holds_images(field: pyarrow.Field) -> bool:
-        kind = field.type
-        if pyarrow.types.is_struct(kind):
-            return any(kind.field(index).name == "bytes" for index in range(kind.num_fields))
-        return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
-
-    candidates = [field.name for field in schema if holds_images(field)]
-    column = choose_column(str(files[0]), settings.dataset_column, candidates, schema.names)
-
-    def read() -> Iterator[tuple[str, bytes | Exception]]:
-        for file in files:
-            row = 0
-            try:
-                with parquet.ParquetFile(file) as table:
-                    for batch in table.iter_batches(batch_size=64, columns=[column]):
-                        for value in batch.column(column).to_pylist():
-                            content = value.get("bytes") if isinstance(value, dict) else value
-                            yield f"{file.name}#{row}", content or ValueError("the row contains no bytes")
-                            row += 1
-            except (pyarrow.ArrowException, OSError, UnicodeDecodeError, LookupError) as error:
-                raise UserError(f"{file}: cannot be read as parquet after row {row}: {error}") from error
-
-    return Source(f"{len(files)} parquet file(s) in {root}", [*_identity(files, root), column], read, files=files)
+    return Source(f"{len(files)} TFRecord file(s) in {root}", [*file_identity(files, root), column], read, files=files)
 
 
 def _toy_paintings(settings: DataSettings, count_text: str | None) -> Source:

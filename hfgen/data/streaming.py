@@ -24,7 +24,7 @@ import torch
 from hfgen.data.augment import prepare_batch
 from hfgen.data.batches import random_crop
 from hfgen.data.decode import UnreadableImageError, decode_image
-from hfgen.data.hub_datasets import encoded_image, hub_commit, load_hub_dataset
+from hfgen.data.hub_datasets import encoded_images, hub_commit, load_hub_dataset
 from hfgen.data.rgb import GREY_BITS
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
@@ -73,7 +73,9 @@ class _BlockReader:
         try:
             taken = list(islice(rows, self._size))
             with ThreadPoolExecutor(FETCHING_THREADS) as fetchers:
-                images = list(fetchers.map(lambda row: encoded_image(row[0], row[2]), taken))
+                images = [
+                    image for row in fetchers.map(lambda row: encoded_images(row[0], row[2]), taken) for image in row
+                ]
         except UserError:
             raise
         except Exception as error:  # the libraries and the network can raise almost anything
@@ -150,6 +152,7 @@ class StreamBatches:
         self._decoders = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         self._open(hub_commit(settings))
         identity = [settings.dataset, settings.dataset_split, self._reader.column]
+        identity += [settings.dataset_config] if settings.dataset_config is not None else []
         self.digest = hashlib.sha256(repr(identity).encode()).hexdigest()
 
     def _open(self, commit: str) -> None:

@@ -148,8 +148,11 @@ class Scorer:
 
 def data_settings(cell: Cell, workspace: Workspace) -> DataSettings:
     """Return how to read the real images that a cell is scored against: centre crops without augmentation."""
-    names = ("dataset_split", "dataset_column", "sample_size", "drop_duplicates", "cache_dir", "max_image_pixels")
-    return DataSettings(workspace.dataset, **{name: cell.settings[name] for name in names})
+    names = ("dataset_config", "dataset_split", "dataset_column", "sample_size", "drop_duplicates", "cache_dir")
+    return DataSettings(
+        workspace.dataset,
+        **{name: cell.settings[name] for name in (*names, "max_image_pixels") if name in cell.settings},
+    )
 
 
 def data_digest(cell: Cell, workspace: Workspace) -> str:

@@ -27,8 +27,9 @@ from hfgen.data.store import load_images
 from hfgen.data.streaming import StreamBatches
 from hfgen.errors import run_reporting_user_errors
 
-def main(how, name):
-    settings = DataSettings(name, sample_size=16, streaming=how == "streamed")
+def main(how, name, config=None, split="train"):
+    chosen = {"dataset_config": config, "dataset_split": split}
+    settings = DataSettings(name, sample_size=16, streaming=how == "streamed", shuffle_buffer_size=8, **chosen)
     if how == "streamed":
         images = (next(StreamBatches(settings, 8, 0, torch.device("cpu"))) + 1) * 127.5
     else:
@@ -59,11 +60,33 @@ def parquet_file() -> bytes:
     return buffer.getvalue()
 
 
+def pairs_file() -> bytes:
+    """Two images in each row, and an image as base64 text, which is not looked at."""
+    rows = [[encoded(index), encoded(index + 1)] for index in range(0, COUNT, 2)]
+    buffer = io.BytesIO()
+    parquet.write_table(pa.table({"images": rows, "caption": ["a cat"] * len(rows)}), buffer)
+    return buffer.getvalue()
+
+
+CONFIGURATIONS = b"""---
+configs:
+- {config_name: cats, data_files: cats/*.parquet}
+- {config_name: pairs, data_files: pairs/*.parquet}
+---
+"""
+
+
 @pytest.fixture(scope="module")
 def filled_hub():
     with LoopbackHub() as hub:
         hub.put("tester/files", {f"train/{index}.png": encoded(index) for index in range(COUNT)}, type="dataset")
         hub.put("tester/parquet", {"data/train-00000-of-00001.parquet": parquet_file()}, type="dataset")
+        files = {
+            "cats/train.parquet": parquet_file(),
+            "pairs/train.parquet": pairs_file(),
+            "README.md": CONFIGURATIONS,
+        }
+        hub.put("tester/configs", files, type="dataset")
         hub.put("tester/secret", {"data/train-00000-of-00001.parquet": parquet_file()}, type="dataset", private=True)
         yield hub
 
@@ -124,6 +147,29 @@ def test_a_data_set_of_the_hub_gives_the_same_images_decoded_or_streamed(client,
         assert status == 0, err
         assert greens(out) == [10 * index for index in range(COUNT)]
         assert cached(home) == (CACHED if how == "decoded" else set())
+
+
+@pytest.mark.parametrize("how", ["streamed", "decoded"])
+def test_one_of_several_configurations_can_be_chosen(client, how):
+    for config in ("cats", "pairs"):
+        status, out, err = client(CLIENT, how, "tester/configs", config)
+        assert status == 0, err
+        assert greens(out) == [10 * index for index in range(COUNT)]
+
+
+@pytest.mark.parametrize("how", ["streamed", "decoded"])
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "has several configurations; choose one with --dataset_config: ['cats', 'pairs']"),
+        (["dogs"], "has no configuration dogs; choose one with --dataset_config: ['cats', 'pairs']"),
+        (["cats", "test"], "has no split test; choose one with --dataset_split: ['train']"),
+    ],
+)
+def test_without_the_right_configuration_or_split_the_choices_are_listed(client, how, arguments, told):
+    status, out, err = client(CLIENT, how, "tester/configs", *arguments)
+    assert (status, out) == (2, "")
+    assert refusal(err) == f"error: --dataset tester/configs {told}\n"
 
 
 @pytest.mark.parametrize("name", ["tester/files", "tester/parquet"])

@@ -22,7 +22,8 @@ def test_names_of_the_form_of_a_hub_id_are_one_unless_they_exist_here(name, empt
 @pytest.mark.parametrize(
     "name",
     ["./cats", "../cats", "/data/cats", "~/cats", "~nobody/cats", "data/cats/train", "cats/", "C:\\cats", "two words",
-     "cats.zip", "someone/CATS.PARQUET", "cats.tfrecord-00000-of-00002", "cats.tfrec.gz", "a/b.png", "", ".hidden", "nul\0byte", "toy_paintings:", "toy_paintings:-1"],
+     "cats.zip", "someone/CATS.PARQUET", "cats.tfrecord-00000-of-00002", "cats.tfrec.gz", "a/b.png", "", ".hidden",
+     "nul\0byte", "toy_paintings:", "toy_paintings:-1"],
 )  # fmt: skip
 def test_anything_else_is_a_path_that_is_missing(name):
     assert is_path(name) and is_missing(name) and not is_hub_id(name)

@@ -246,11 +246,11 @@ def nothing_readable(folder):
 
 @answer
 def rows_without_image(folder):
-    from hfgen.data.hub_datasets import encoded_image
+    from hfgen.data.hub_datasets import encoded_images
 
     found = []
     for path in (None, str(folder / "nowhere.png"), "https://elsewhere.example/0.png", "zip://0.png::file:///0.zip"):
-        name, content = encoded_image("a row", {"bytes": None, "path": path})
+        ((name, content),) = encoded_images("a row", {"bytes": None, "path": path})
         found.append([name, type(content).__name__, str(content)])
     return found
 

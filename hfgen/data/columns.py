@@ -1,0 +1,167 @@
+"""Images in the columns of tables: parquet files and data sets of the `datasets` library.
+
+A value may be the encoded bytes, a struct of bytes and path, a path, base64 text, or a list of these.
+"""
+
+import base64
+import binascii
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from PIL import Image
+
+from hfgen.data.source import choose_column
+
+
+# A row has to be read to tell whether a column of text holds images; longer text than a path is taken as base64.
+MAX_PATH_LENGTH = 4096
+DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+(;[\w=.+-]+)*;base64,")
+ADDRESS = re.compile(r"\w+://")
+
+Content = bytes | Exception
+
+
+def find_column(
+    where: str,
+    wanted: str | None,
+    schema: pyarrow.Schema,
+    first_row: Callable[[list[str]], dict[str, Any]],
+    read_path: "ReadPath",
+) -> str:
+    """Return the image column: the wanted one, or the only one that holds images.
+
+    Args:
+        where: the data set, for messages.
+        wanted: the column that the user has chosen; None if it is to be found.
+        schema: names and types of all columns.
+        first_row: reads the first row of some columns, by column; called only if no type says which one holds images.
+        read_path: reads the image file that a value names.
+
+    Raises:
+        UserError: if the wanted column cannot hold images, or if there is not exactly one that does.
+    """
+    bytes_columns = [field.name for field in schema if _holds_bytes(field.type)]
+    text_columns = [field.name for field in schema if _is_text(_item_type(field.type))]
+    if wanted is not None:
+        return choose_column(where, wanted, bytes_columns + text_columns, schema.names)
+    if not bytes_columns and text_columns:
+        row = first_row(text_columns)
+        bytes_columns = [name for name in text_columns if _is_image(row.get(name), read_path)]
+    return choose_column(where, wanted, bytes_columns, schema.names)
+
+
+ReadPath = Callable[[str], Content]
+
+
+def images_in(name: str, value: Any, read_path: ReadPath) -> Iterator[tuple[str, Content]]:
+    """Yield `(name, encoded image)` for each image of a value; an exception takes the place of what cannot be read."""
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from images_in(f"{name}.{index}", item, read_path)
+    else:
+        yield name, _content(value, read_path)
+
+
+def read_path_below(folder: Path) -> ReadPath:
+    """Return a function that reads local image files, relative paths below `folder`."""
+
+    def read(path: str) -> Content:
+        if ADDRESS.match(path):
+            return ValueError(
+                f"the row names a file elsewhere: {path[:100]}; download it, and put its path into the table"
+            )
+        try:
+            return (folder / path).read_bytes()
+        except (OSError, ValueError) as error:
+            return error
+
+    return read
+
+
+def named_files(value: Any, folder: Path) -> list[Path]:
+    """Return the existing local files that a value names instead of holding images."""
+    if isinstance(value, list):
+        return [file for item in value for file in named_files(item, folder)]
+    if isinstance(value, dict):
+        value = value.get("path") if value.get("bytes") is None else None
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_PATH_LENGTH or DATA_URI.match(value):
+        return []
+    return [folder / value] if os.path.isfile(folder / value) else []
+
+
+def _content(value: Any, read_path: ReadPath) -> Content:
+    if isinstance(value, dict):
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, str) and value:
+        return _decode_text(value, read_path)
+    return value if isinstance(value, bytes) and value else ValueError("the row contains no image")
+
+
+def _decode_text(text: str, read_path: ReadPath) -> Content:
+    if match := DATA_URI.match(text):
+        text = text[match.end() :]
+    elif len(text) <= MAX_PATH_LENGTH:
+        content = read_path(text)
+        if isinstance(content, bytes):
+            return content
+        decoded = _decode_base64(text)
+        return decoded if isinstance(decoded, bytes) and _is_encoded_image(decoded) else content
+    return _decode_base64(text)
+
+
+def _decode_base64(text: str) -> Content:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return ValueError("the row contains text that is neither a path nor base64")
+
+
+def _is_image(value: Any, read_path: ReadPath) -> bool:
+    contents = [content for _, content in images_in("", value, read_path)]
+    return bool(contents) and isinstance(contents[0], bytes) and _is_encoded_image(contents[0])
+
+
+def _is_encoded_image(content: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(content)):
+            return True
+    except Exception:  # damaged files make Pillow raise almost anything
+        return False
+
+
+def _holds_bytes(kind: pyarrow.DataType) -> bool:
+    """Whether values of a type may contain encoded images."""
+    kind = _item_type(kind)
+    if pyarrow.types.is_struct(kind):
+        names = {kind.field(index).name for index in range(kind.num_fields)}
+        return "bytes" in names or names == {"path"}
+    return any(
+        is_kind(kind)
+        for is_kind in (
+            pyarrow.types.is_binary,
+            pyarrow.types.is_large_binary,
+            pyarrow.types.is_binary_view,
+            pyarrow.types.is_fixed_size_binary,
+        )
+    )
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    types = pyarrow.types
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _item_type(kind: pyarrow.DataType) -> pyarrow.DataType:
+    """Return the type of the items of a list and of the entries of a dictionary."""
+    types = pyarrow.types
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return _item_type(kind.storage_type)
+    if types.is_dictionary(kind):
+        return _item_type(kind.value_type)
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return _item_type(kind.value_type) if is_list else kind
