@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import broadcast
 from diffusers.optimization import get_scheduler
 
 from hfgen.config import parse_settings, setting
@@ -81,7 +82,14 @@ class VAESettings:
     discriminator_channels: int = setting(
         32, "channels at the finest level of the discriminator, for --feature_weight and --adversarial_weight"
     )
-    learning_rate_d: float = setting(2e-4, "Adam learning rate of that discriminator")
+    learning_rate_d: float = setting(
+        2e-4, "Adam learning rate of that discriminator, and of the decoder after --learned_term_start"
+    )
+    learned_term_start: int = setting(
+        0,
+        "updates by likelihood and KL alone, before the discriminator joins; from then on the encoder stays as it is, "
+        "and only the decoder is trained; 0: the discriminator acts from the first update, on both",
+    )
     kl_warmup_steps: int = setting(0, "updates over which the KL weight rises from 0")
     free_bits: float = setting(0.0, "nats of KL per latent dimension that are not penalised (the paper's lambda)")
     batch_size: int = setting(64, "images per update and process")
@@ -121,7 +129,8 @@ class VAESettings:
                 raise UserError(f"--{name} {getattr(self, name)}: must be positive")
         not_negative = ("layers_per_block", "kl_weight", "kl_warmup_steps", "free_bits", "lr_warmup_steps")
         weights = ("feature_weight", "adversarial_weight")
-        for name in (*not_negative, *weights, "density_components", "watch_every", "max_rollbacks"):
+        others = ("learned_term_start", "density_components", "watch_every", "max_rollbacks")
+        for name in (*not_negative, *weights, *others):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
         if self.batch_size < 2 and self.normalization == "batch":
@@ -134,7 +143,7 @@ class VAESettings:
         """Raise a `UserError` for settings that would be ignored."""
         if not self.learns_a_term:
             for field in fields(self):
-                if field.name in ("discriminator_channels", "learning_rate_d"):
+                if field.name in ("discriminator_channels", "learning_rate_d", "learned_term_start"):
                     if getattr(self, field.name) != field.default:
                         raise UserError(f"--{field.name}: needs --feature_weight or --adversarial_weight")
         if self.density != "mixture" and (self.density_components == 0 or self.latent_dim == 1):
@@ -157,6 +166,8 @@ def main(arguments: list[str] | None = None) -> Path:
     run_settings, data_settings, settings = parse_settings(SETTINGS, PRESETS, arguments)
     run = Run(run_settings, data_settings, settings)
     accelerator = run.accelerator
+    if settings.learned_term_start and accelerator.mixed_precision == "fp16":
+        raise UserError("--mixed_precision fp16: --learned_term_start needs bf16 or no")  # one scaler, two optimizers
 
     # 1. Data; the first images are shown with their reconstructions
     data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
@@ -187,10 +198,10 @@ def main(arguments: list[str] | None = None) -> Path:
         settings.lr_scheduler,
         optimizer,
         num_warmup_steps=settings.lr_warmup_steps,
-        num_training_steps=max_train_steps,
+        num_training_steps=settings.learned_term_start or max_train_steps,
     )
     vae, optimizer = accelerator.prepare(network, optimizer)
-    term = LearnedTerm(settings, data_settings.sample_size, run) if settings.learns_a_term else None
+    term = LearnedTerm(settings, network, run) if settings.learns_a_term else None
     watch = PosteriorWatch(settings.latent_dim, run.device)
     stateful = {"vae": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "watch": watch}
     stateful |= term.stateful() if term else {}
@@ -198,6 +209,12 @@ def main(arguments: list[str] | None = None) -> Path:
 
     # 3. One update per step
     for step in run.steps():
+        decoder_only = 0 < settings.learned_term_start < step
+        if decoder_only:
+            if step == settings.learned_term_start + 1:
+                # The average is the better start. BatchNorm's statistics differ between processes: take one's.
+                network.load_state_dict(broadcast(ema.module.state_dict()))
+            keep_encoder(network, skip_gradients=accelerator.num_processes == 1)
         images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
         reconstruction, posterior = vae(
             images, sample_posterior=True, return_dict=False, generator=run.generator("posterior")
@@ -210,21 +227,26 @@ def main(arguments: list[str] | None = None) -> Path:
         # Per dimension, so that one clipping norm works for all image sizes; Adam's update is the same.
         objective = loss / images[0].numel()
         learned: dict[str, torch.Tensor] = {}
-        if term:
+        if term and (decoder_only or not settings.learned_term_start):
             pull, learned = term.learn(images, reconstruction, likelihood_loss / images[0].numel())
             objective = objective + (reconstruction * pull).sum()  # its gradient wrt. the reconstruction is pull
         accelerator.backward(objective)
-        grad_norm = accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
-        optimizer.step()
-        lr_scheduler.step()
-        optimizer.zero_grad()
+        if term and decoder_only:
+            grad_norm = accelerator.clip_grad_norm_(decoder_parameters(network), settings.max_grad_norm)
+            term.decoder_optimizer.step()
+        else:
+            grad_norm = accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
+            optimizer.step()
+            lr_scheduler.step()
+        learning_rate = (term.decoder_optimizer if term and decoder_only else optimizer).param_groups[0]["lr"]
+        network.zero_grad()
         ema.update_parameters(network)
 
         watch.observe(posterior.mean, kl_dimensions)
         losses = {"loss": loss, "reconstruction_loss": likelihood_loss, "kl_loss": kl_dimensions.sum()}
         losses |= {"rmse": (reconstruction.detach() - images).square().mean().sqrt(), "grad_norm": grad_norm}
         losses |= learned
-        notes = {"learning_rate": lr_scheduler.get_last_lr()[0], "kl_weight": kl_weight}
+        notes = {"learning_rate": learning_rate, "kl_weight": kl_weight}
         if settings.watch_every and step % settings.watch_every == 0:
             result = watch.check()
             run.report(result.good, result.trouble, result.warning)
@@ -247,23 +269,33 @@ def main(arguments: list[str] | None = None) -> Path:
 
 
 class LearnedTerm:
-    """A discriminator of reconstructions, and the gradients it adds to them; see hfgen/losses/learned.py."""
+    """A discriminator of reconstructions, and the gradients it adds to them; see hfgen/losses/learned.py.
 
-    def __init__(self, settings: VAESettings, sample_size: int, run: Run):
+    Attributes:
+        decoder_optimizer: trains the decoder against the discriminator, after `--learned_term_start`.
+    """
+
+    def __init__(self, settings: VAESettings, vae: ConvVAE, run: Run):
         self._settings, self._accelerator = settings, run.accelerator
         try:
-            network = DCGANDiscriminator(sample_size, 3, settings.discriminator_channels)
+            network = DCGANDiscriminator(vae.config.sample_size, 3, settings.discriminator_channels)
         except ValueError as error:
             raise UserError(f"--feature_weight, --adversarial_weight: {error}") from error
         self._network = network.to(run.device, memory_format=torch.channels_last)
         use_matrix_products(self._network)
-        fused = run.device.type in ("cpu", "cuda")
-        optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate_d, betas=(0.5, 0.999), fused=fused)
-        self._discriminator, self._optimizer = run.accelerator.prepare(self._network, optimizer)
+        # DCGAN's Adam for both: with the usual momentum, two networks that act against each other oscillate.
+        adam: dict[str, Any] = {"lr": settings.learning_rate_d, "betas": (0.5, 0.999)}
+        adam["fused"] = run.device.type in ("cpu", "cuda")
+        self._discriminator, self._optimizer, self.decoder_optimizer = run.accelerator.prepare(
+            self._network,
+            torch.optim.Adam(network.parameters(), **adam),
+            torch.optim.Adam(decoder_parameters(vae), **adam),
+        )
 
     def stateful(self) -> dict[str, Any]:
         """Return the objects whose state a checkpoint contains."""
-        return {"discriminator": self._network, "optimizer_d": self._optimizer}
+        state = {"discriminator": self._network, "optimizer_d": self._optimizer}
+        return state | ({"optimizer_decoder": self.decoder_optimizer} if self._settings.learned_term_start else {})
 
     def learn(
         self, images: torch.Tensor, reconstruction: torch.Tensor, likelihood_loss: torch.Tensor
@@ -318,6 +350,23 @@ def build_vae(settings: VAESettings, sample_size: int) -> ConvVAE:
         normalization=settings.normalization,
         upsampling=settings.upsampling,
     )
+
+
+def decoder_parameters(vae: ConvVAE) -> list[torch.nn.Parameter]:
+    """Return the parameters of a VAE's decoder."""
+    return [weight for part in (vae.from_latents, vae.up_blocks, vae.conv_out) for weight in part.parameters()]
+
+
+def keep_encoder(vae: ConvVAE, skip_gradients: bool) -> None:
+    """Fix a VAE's encoder, including the statistics of its BatchNorm.
+
+    Args:
+        vae: the network, in train mode.
+        skip_gradients: whether to save the encoder's backward pass. Distributed training waits for the gradients of
+            all the weights that it was set up with, used or not.
+    """
+    for part in (vae.down_blocks, vae.to_posterior):
+        part.eval().requires_grad_(not skip_gradients)
 
 
 def save_sheets(pipeline: VAEPipeline, shown_images: torch.Tensor, run: Run) -> None:

@@ -293,7 +293,8 @@ def test_two_processes_hold_the_same_weights_and_resume_exactly(programs, tmp_pa
     folder = tmp_path / "run"
     cpu = [] if not torch.cuda.is_available() else ["--cpu"]
     tiny = [argument for argument in TINY if argument != "--cpu"]
-    arguments = [str(SCRIPT), *tiny, *cpu, *LEARNED, "--density_components", "1", "--output_dir", str(folder)]
+    arguments = [str(SCRIPT), *tiny, *cpu, *LEARNED, "--learned_term_start", "3", "--output_dir", str(folder)]
+    arguments += ["--density_components", "1"]
     assert [rank.returncode for rank in programs.run_ranks(2, *arguments)] == [0, 0]
     assert json.loads((folder / "launches.jsonl").read_text())["num_processes"] == 2
     first, latents = state_of(folder, 6), report(folder)
@@ -322,12 +323,42 @@ def test_a_run_with_a_learned_term_resumes_bit_equal_and_its_discriminator_learn
     assert_equal(first, state_of(folder, 6))
 
 
+DECODER_ONLY = (*LEARNED, "--learned_term_start", "3", "--lr_scheduler", "linear")
+
+
+def test_after_the_start_of_the_learned_term_only_the_decoder_is_trained(train_vae, tmp_path):
+    folder = tmp_path / "run"
+    train(train_vae, folder, *DECODER_ONLY, "--checkpoint_every", "1", "--ema_decay", "0.5")
+    third, fourth, last = (state_of(folder, step) for step in (3, 4, 6))
+    averaged = {key.removeprefix("module."): value for key, value in third["ema"].items()}
+    for key in [key for key in third["vae"] if not key.endswith("num_batches_tracked")]:
+        value = last["vae"][key]
+        if key.startswith(("down_blocks", "to_posterior")):  # continued from the average, then fixed
+            assert torch.equal(value, averaged[key]) and not torch.equal(value, third["vae"][key])
+        else:
+            assert not torch.equal(value, fourth["vae"][key])
+    log = metrics(folder)
+    assert ["loss_d" in entry for entry in log] == 3 * [False] + 3 * [True]
+    # The schedule ends with the encoder's training; then the decoder has the discriminator's learning rate.
+    assert [entry["learning_rate"] for entry in log] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3, 2e-4, 2e-4, 2e-4])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_a_run_resumes_bit_equal_around_the_start_of_the_learned_term(train_vae, tmp_path, step):
+    folder = tmp_path / "run"
+    train(train_vae, folder, *DECODER_ONLY, "--checkpoint_every", "1")
+    first = state_of(folder, 6)
+    train(train_vae, folder, *DECODER_ONLY, "--resume", str(folder / "checkpoints" / f"step-{step:08d}"))
+    assert_equal(first, state_of(folder, 6))
+
+
 def test_a_learned_term_pulls_as_hard_as_its_weights_say(train_vae, tmp_path):
     """By the gradient of what is added to the objective, against that of the likelihood."""
     settings = train_vae.VAESettings(feature_weight=0.7, discriminator_channels=4)
     run = SimpleNamespace(device=torch.device("cpu"), accelerator=Accelerator(cpu=True))
     torch.manual_seed(0)
-    term = train_vae.LearnedTerm(settings, 16, run)
+    term = train_vae.LearnedTerm(settings, train_vae.build_vae(settings, 16), run)
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     for weights in ((0.7, 0.0), (0.0, 0.3)):
         settings.feature_weight, settings.adversarial_weight = weights
@@ -350,6 +381,7 @@ def test_without_a_learned_term_nothing_of_it_is_built(train_vae, tmp_path, monk
     [
         (["--discriminator_channels", "8"], "--discriminator_channels: needs --feature_weight"),
         (["--learning_rate_d", "1e-3"], "--learning_rate_d: needs --feature_weight"),
+        (["--learned_term_start", "3"], "--learned_term_start: needs --feature_weight"),
         (["--density", "flow"], "--density flow: needs .* --density_components 1 or more"),
         (
             ["--density", "auto", "--density_components", "2", "--latent_dim", "1"],
