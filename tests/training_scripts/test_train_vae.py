@@ -340,7 +340,7 @@ def test_after_the_start_of_the_learned_term_only_the_decoder_is_trained(train_v
     log = metrics(folder)
     assert ["loss_d" in entry for entry in log] == 3 * [False] + 3 * [True]
     # The schedule ends with the encoder's training; then the decoder has the discriminator's learning rate.
-    assert [entry["learning_rate"] for entry in log] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3, 2e-4, 2e-4, 2e-4])
+    assert [entry["learning_rate"] for entry in log] == pytest.approx([2e-3 / 3, 1e-3 / 3, 0, 2e-4, 2e-4, 2e-4])
 
 
 @pytest.mark.slow
