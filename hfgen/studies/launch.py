@@ -19,6 +19,7 @@ from hfgen.studies.cells import Cell
 from hfgen.studies.scripts import launch_arguments
 from hfgen.studies.study_file import Budget
 from hfgen.training.checkpoints import list_checkpoints, load_progress
+from hfgen.training.launcher import HEED_LAUNCHER
 
 
 LAUNCHER = [
@@ -93,7 +94,11 @@ def train_cell(
         output.write(f"$ {shlex.join(command)}\n")
         output.flush()
         supervised = [sys.executable, "-m", "hfgen.studies.supervised", str(os.getpid()), *command]
-        process = subprocess.Popen(supervised, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        # The launcher's precision only overrides a configuration of accelerate; "auto" means the hardware's.
+        environment = {**os.environ, HEED_LAUNCHER: "no"}
+        process = subprocess.Popen(
+            supervised, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
         try:
             while (status := _wait(process)) is None:
                 if has_lost():

@@ -40,7 +40,9 @@ class RunSettings:
         None, "time limit of this launch, such as 45m or 8h50m; it then saves a checkpoint and stops", may_change=True
     )
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 if the hardware supports it natively, else no; try no if training diverges"
+        "auto",
+        "auto: what accelerate launch was told, else bf16 if the hardware supports it natively, else no; try no if "
+        "training diverges",
     )
     cpu: bool = setting(False, "train on the CPU even if there is an accelerator")
     log_every: int = setting(50, "steps between log entries", may_change=True)
