@@ -204,8 +204,11 @@ def main(arguments: list[str] | None = None) -> Path:
     term = LearnedTerm(settings, network, run) if settings.learns_a_term else None
     watch = PosteriorWatch(settings.latent_dim, run.device)
     stateful = {"vae": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "watch": watch}
-    stateful |= term.stateful() if term else {}
-    run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
+    learned = term.stateful() if term else {}
+    # A VAE that was trained without the learned term can be continued with it.
+    starts = dict.fromkeys(learned, settings.learned_term_start)
+    restored = (stateful | learned, data.batches, pipeline, data.digest)
+    run.restore(*restored, settings.on_collapse, settings.max_rollbacks, starts)
 
     # 3. One update per step
     for step in run.steps():
@@ -226,9 +229,9 @@ def main(arguments: list[str] | None = None) -> Path:
 
         # Per dimension, so that one clipping norm works for all image sizes; Adam's update is the same.
         objective = loss / images[0].numel()
-        learned: dict[str, torch.Tensor] = {}
+        learned_losses: dict[str, torch.Tensor] = {}
         if term and (decoder_only or not settings.learned_term_start):
-            pull, learned = term.learn(images, reconstruction, likelihood_loss / images[0].numel())
+            pull, learned_losses = term.learn(images, reconstruction, likelihood_loss / images[0].numel())
             objective = objective + (reconstruction * pull).sum()  # its gradient wrt. the reconstruction is pull
         accelerator.backward(objective)
         if term and decoder_only:
@@ -245,7 +248,7 @@ def main(arguments: list[str] | None = None) -> Path:
         watch.observe(posterior.mean, kl_dimensions)
         losses = {"loss": loss, "reconstruction_loss": likelihood_loss, "kl_loss": kl_dimensions.sum()}
         losses |= {"rmse": (reconstruction.detach() - images).square().mean().sqrt(), "grad_norm": grad_norm}
-        losses |= learned
+        losses |= learned_losses
         notes = {"learning_rate": learning_rate, "kl_weight": kl_weight}
         if settings.watch_every and step % settings.watch_every == 0:
             result = watch.check()

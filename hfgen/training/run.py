@@ -109,6 +109,7 @@ class Run:
         data_digest: str,
         on_collapse: str = "stop",
         max_rollbacks: int = 0,
+        starts: dict[str, int] | None = None,
     ) -> None:
         """Register what checkpoints store, and load the checkpoint to resume from, if any.
 
@@ -120,12 +121,14 @@ class Run:
             on_collapse: what to do when a watch reports trouble: "warn", "stop", or "rollback" to the newest good
                 checkpoint with half the learning rates. A non-finite loss always stops the run or rolls it back.
             max_rollbacks: number of rollbacks after which the run stops.
+            starts: for parts that do not learn from the beginning, the step after which they do: checkpoints up to it
+                may lack them.
 
         Raises:
             UserError: if the checkpoint was made with other data, another number of processes or other networks.
         """
         self._on_collapse, self._max_rollbacks = on_collapse, max_rollbacks
-        self._state = RunState(stateful, batches, pipeline, data_digest, self.accelerator)
+        self._state = RunState(stateful, batches, pipeline, data_digest, self.accelerator, starts)
         if self._checkpoint is not None:
             self._load(self._checkpoint)
         self._log = RunLog(self.output_dir, self.accelerator, self.images_per_step, self._images_before)

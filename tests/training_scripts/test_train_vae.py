@@ -353,6 +353,18 @@ def test_a_run_resumes_bit_equal_around_the_start_of_the_learned_term(train_vae,
     assert_equal(first, state_of(folder, 6))
 
 
+def test_a_plain_vae_is_continued_with_a_learned_term_from_its_start_on(train_vae, tmp_path):
+    train(train_vae, tmp_path / "plain")
+    whole = train(train_vae, tmp_path / "whole", *LEARNED, "--learned_term_start", "4")
+    checkpoints = tmp_path / "plain" / "checkpoints"
+    arguments = (*LEARNED, "--learned_term_start", "4", "--resume", str(checkpoints / "step-00000004"))
+    continued = train(train_vae, tmp_path / "continued", *arguments)
+    assert all(torch.equal(whole[key], value) for key, value in continued.items())
+    late = (*LEARNED, "--learned_term_start", "4", "--resume", str(checkpoints / "step-00000006"))
+    with pytest.raises(UserError, match="step-00000006: it has no discriminator"):
+        train(train_vae, tmp_path / "late", *late, "--max_train_steps", "8")
+
+
 def test_a_learned_term_pulls_as_hard_as_its_weights_say(train_vae, tmp_path):
     """By the gradient of what is added to the objective, against that of the likelihood."""
     settings = train_vae.VAESettings(feature_weight=0.7, discriminator_channels=4)
