@@ -9,6 +9,7 @@ Presets: ddpm, ddpm_base, ddpm_attention_linear, ddpm_attention_cosine, ddpm_lib
 `--help`.
 """
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -267,15 +268,17 @@ def build_unet(settings: DDPMSettings, sample_size: int) -> ModelMixin:
             time_scale=1000.0 if settings.formulation == "edm" else 1.0,
         )
     channels = tuple(settings.block_out_channels or (64, 128, 256, 512))
+    if min(channels) < 1:
+        raise ValueError(f"block_out_channels={channels} must be positive")
     factor = 2 ** (len(channels) - 1)
     if sample_size % factor:
         raise ValueError(f"sample_size={sample_size} must be a multiple of {factor} for block_out_channels={channels}")
-    plain = len(channels) - 1
+    plain, common = len(channels) - 1, math.gcd(*channels)
     return UNet2DModel(
         sample_size=sample_size,
         block_out_channels=channels,
         layers_per_block=settings.layers_per_block,
-        norm_num_groups=min(32, min(channels)),
+        norm_num_groups=max(groups for groups in range(1, 33) if common % groups == 0),  # must divide every width
         # Attention at the coarsest level only: its cost grows with the fourth power of the side length.
         down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
         up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,

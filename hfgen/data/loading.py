@@ -61,6 +61,7 @@ def load_training_data(
     store = load_images(settings)
     if accelerator.is_main_process:
         print(store.report)
-        write_text_atomically(output_dir / "intake.json", json.dumps(store.report.to_dict(), indent=1) + "\n")
+        if not (output_dir / "launches.jsonl").exists():  # a resumed run has the same images, or is refused later
+            write_text_atomically(output_dir / "intake.json", json.dumps(store.report.to_dict(), indent=1) + "\n")
     batches = ImageBatches(store, settings, batch_size, seed, *process)
     return TrainingData(batches, len(store), store.digest)

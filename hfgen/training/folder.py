@@ -11,6 +11,10 @@ from hfgen.files import append_json_line, write_text_atomically
 from hfgen.training.checkpoints import find_checkpoint, remove_leftovers
 
 
+# What a start that failed, before the first step, may leave; the folder then counts as empty.
+LEFT_BY_A_FAILED_START = frozenset(("training_config.json", "intake.json", "metrics.jsonl", "logs"))
+# Settings of a run's length, and schedules of the learning rate that are planned for it.
+LENGTHS, PLANNED_SCHEDULES = ("max_train_steps", "num_epochs"), ("cosine", "linear")
 BEST_FOLDER, SCORES_FILE = "best", "scores.json"
 EVALUATIONS_FILE = "evaluations.jsonl"
 
@@ -30,24 +34,26 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> P
         UserError: if the folder holds something else or a run with other settings; it is not changed.
     """
     config_file = folder / "training_config.json"
-    used = folder.is_dir() and any(folder.iterdir())
+    used = has_started(folder)
     if used and resume is None:
         raise UserError(
-            f"--output_dir {folder} is not empty: continue its run with --resume latest, or choose another folder"
+            f"--output_dir {folder} is not empty: continue its run with --resume latest (if it is complete, with a "
+            "larger --max_train_steps), or choose another folder"
         )
     if used and not config_file.is_file():
         raise UserError(f"--output_dir {folder} is not the folder of a run: it has no {config_file.name}")
+    saved = json.loads(config_file.read_text()) if config_file.is_file() else {}
     if used:
-        changes = changed_settings(json.loads(config_file.read_text()), *settings)
-        if changes:
+        if changes := changed_settings(saved, *settings):
             raise UserError(
                 f"--resume {resume}: settings differ from those in {config_file} (saved -> now):\n  "
                 + "\n  ".join(changes)
                 + "\nUse the saved settings, or continue with these in another folder: --resume "
                 f"{find_checkpoint(folder / 'checkpoints', 'latest') or 'CHECKPOINT'} --output_dir NEW"
             )
+        _refuse_other_length(folder, resume, saved, settings_to_dict(*settings))
     checkpoint = find_checkpoint(folder / "checkpoints", resume) if resume else None
-    if used and checkpoint is None and (origin := json.loads(config_file.read_text()).get("resume")):
+    if resume == "latest" and checkpoint is None and (origin := saved.get("resume")):
         # It continued another run and was killed before its first checkpoint: never start from scratch instead.
         if origin != "latest" and _run_of(Path(origin)) != folder.resolve():
             checkpoint = find_checkpoint(folder / "checkpoints", origin)
@@ -57,14 +63,40 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> P
     return checkpoint
 
 
-def keep_settings(folder: Path, settings: Sequence[Any], checkpoint: Path | None = None) -> None:
+def has_started(folder: Path) -> bool:
+    """Whether a folder holds a run that has begun, or anything else that must not be overwritten."""
+    if not folder.is_dir():
+        return False
+    log = folder / "metrics.jsonl"
+    left = {path.name for path in folder.iterdir()}
+    return not left <= LEFT_BY_A_FAILED_START or (log.is_file() and log.stat().st_size > 0)
+
+
+def _refuse_other_length(folder: Path, resume: str | None, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise a `UserError` if a run gets another length and its learning rates were planned for the old one."""
+    changed = [f"{key}: {saved.get(key)} -> {now[key]}" for key in LENGTHS if saved.get(key) != now[key]]
+    if changed and now.get("lr_scheduler") in PLANNED_SCHEDULES:
+        raise UserError(
+            f"--resume {resume}: the {now['lr_scheduler']} schedule of the learning rate in {folder} was planned for "
+            f"the old length ({', '.join(changed)}); for a schedule of the new length, give another folder: "
+            f"--resume {find_checkpoint(folder / 'checkpoints', 'latest') or 'CHECKPOINT'} --output_dir NEW"
+        )
+
+
+def keep_settings(folder: Path, settings: Sequence[Any], checkpoint: Path | None = None, is_new: bool = False) -> None:
     """Write `training_config.json`: all settings of this launch.
 
     Args:
         folder: the run's folder.
         settings: all settings of this launch.
         checkpoint: what the run was resumed from; recorded as `resume` if it belongs to another run.
+        is_new: whether the run starts here.
+
+    Raises:
+        UserError: if it starts here, but another one has started in the folder meanwhile.
     """
+    if is_new and has_started(folder):
+        raise UserError(f"--output_dir {folder}: another run has started there meanwhile; choose another folder")
     values = settings_to_dict(*settings)
     if checkpoint is not None and _run_of(checkpoint) != folder.resolve():
         values["resume"] = str(checkpoint)

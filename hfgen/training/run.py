@@ -24,6 +24,7 @@ from hfgen.training import checkpoints
 from hfgen.training.folder import (
     changes_since,
     claim_folder,
+    has_started,
     keep_settings,
     list_results,
     note_event,
@@ -135,7 +136,7 @@ class Run:
         self._log.open(self.step, self.max_train_steps, self.all_settings, self.settings.report_to)
         if self.is_main:
             # Those that may change, now that the run is accepted.
-            keep_settings(self.output_dir, self._all_settings, self._checkpoint)
+            keep_settings(self.output_dir, self._all_settings, self._checkpoint, self._is_new)
             write_status(self.output_dir, "running", "", self.step, self.seconds)
             launch = {"from_step": self.step, **describe_environment(self.accelerator)}
             launch |= {"changed_settings": self._changes} if self._changes else {}
@@ -266,10 +267,6 @@ class Run:
         return target
 
     @property
-    def _images(self) -> int:
-        return self.step * self.images_per_step + self._images_before
-
-    @property
     def seconds(self) -> float:
         """Seconds of this run so far, over all launches."""
         return self._seconds_before + time.monotonic() - self._started
@@ -288,13 +285,19 @@ class Run:
         self._good, self._seconds_before = progress.get("good", True), progress["seconds"]
         at_this_rate = self.step * self.images_per_step
         self._images_before = progress.get("images", at_this_rate) - at_this_rate
+        if self.step > self.max_train_steps:
+            raise UserError(
+                f"--max_train_steps, --num_epochs: they ask for {self.max_train_steps} steps, and {checkpoint} has "
+                f"already had {self.step}; give more"
+            )
         if self.is_main:
             print(f"resumed from {checkpoint} at step {self.step}")
+            if self.is_complete:
+                print("the run is complete; to extend it, give a larger --max_train_steps (or --num_epochs)")
             if self._changes:
                 print(differing)
             if self.rollbacks:
-                factor = ROLLBACK_FACTOR**self.rollbacks
-                print(f"learning rates: {factor:g} times the settings; rollbacks so far: {self.rollbacks}")
+                print(f"learning rates halved {self.rollbacks} times by rollbacks so far")
 
     def _open_folder(self) -> tuple[Path | None, list[str]]:
         """Create or reopen the run's folder; return the checkpoint to resume from, and settings that differ from its.
@@ -302,6 +305,7 @@ class Run:
         Errors occur on all processes.
         """
         problem, checkpoint, changes = None, None, []
+        self._is_new = not has_started(self.output_dir)
         if self.is_main:
             try:
                 if self.settings.push_to_hub:  # fail before the training rather than after it
@@ -350,7 +354,8 @@ class Run:
         """Write a checkpoint, unless a network has non-finite weights: it must not replace a good one."""
         if bad := self._state.not_finite():
             raise NonFiniteError(f"non-finite weights in {', '.join(bad)}")
-        progress = {"step": self.step, "seconds": round(self.seconds, 3), "images": self._images}
+        images = self.step * self.images_per_step + self._images_before
+        progress = {"step": self.step, "seconds": round(self.seconds, 3), "images": images}
         progress |= {"good": self._good, "rollbacks": self.rollbacks}
         self._state.save(self._checkpoints, progress, self.settings.checkpoints_total_limit)
 

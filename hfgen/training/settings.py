@@ -34,8 +34,12 @@ class RunSettings:
         may_change=True,
         of_one_run=True,
     )
-    max_train_steps: int | None = setting(None, "weight updates in total; 100000 if num_epochs is not given either")
-    num_epochs: float | None = setting(None, "passes over the data; with max_train_steps, the shorter limit applies")
+    max_train_steps: int | None = setting(
+        None, "weight updates in total; 100000 if num_epochs is not given either", may_change=True
+    )
+    num_epochs: float | None = setting(
+        None, "passes over the data; with max_train_steps, the shorter limit applies", may_change=True
+    )
     max_train_time: str | None = setting(
         None, "time limit of this launch, such as 45m or 8h50m; it then saves a checkpoint and stops", may_change=True
     )

@@ -1,15 +1,21 @@
 """Continuing a run: in its folder or in another, with its settings or with others."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from line_method import CountedBatches, LinePipeline, LineSettings, fit, metrics
+from toy_runs import files_of
 
+from hfgen.config import setting
 from hfgen.errors import UserError
 from hfgen.training.checkpoints import list_checkpoints, load_progress
+from hfgen.training.folder import keep_settings
+from hfgen.training.run import Run
+from hfgen.training.settings import RunSettings
 from hfgen.training.state import RunState
 
 
@@ -33,7 +39,7 @@ def test_another_folder_continues_with_the_settings_given_now_and_says_so(tmp_pa
     fit(tmp_path / "old")
     run, _ = fit(tmp_path / "new", resume=newest(tmp_path / "old"), line=LineSettings(0.2), max_train_steps=8)
     assert run.learning_rate() == 0.2
-    changes = ["learning_rate: 0.1 -> 0.2", "max_train_steps: 6 -> 8"]
+    changes = ["learning_rate: 0.1 -> 0.2"]
     assert launches(tmp_path / "new")[0]["changed_settings"] == changes
     assert f"settings that differ from its run (before -> now): {', '.join(changes)}\n" in capsys.readouterr().out
 
@@ -49,7 +55,7 @@ def test_another_folder_with_the_same_settings_ends_bit_equal(tmp_path, rollback
     assert torch.equal(network.weight, continued.weight)
     assert uninterrupted.learning_rate() == resumed.learning_rate() == 0.1 * 0.5**rollbacks
     assert "changed_settings" not in launches(tmp_path / "new")[0]
-    told = "learning rates: 0.5 times the settings; rollbacks so far: 1"
+    told = "learning rates halved 1 times by rollbacks so far"
     assert (told in capsys.readouterr().out) == bool(rollbacks)
 
 
@@ -67,6 +73,63 @@ def test_a_run_killed_before_its_first_checkpoint_still_continues_the_other(tmp_
     fit(tmp_path / "new", resume="latest")
     assert [launch["from_step"] for launch in launches(tmp_path / "new")] == [3, 3, 3, 3]
     assert [entry["step"] for entry in metrics(tmp_path / "new")] == [4, 5, 6]
+
+
+def test_a_finished_run_given_more_steps_ends_like_one_that_had_them_from_the_start(tmp_path, capsys):
+    _, network = fit(tmp_path / "long", max_train_steps=9)
+    fit(tmp_path / "run")
+    fit(tmp_path / "run", resume="latest")
+    assert "the run is complete; to extend it, give a larger --max_train_steps" in capsys.readouterr().out
+    _, extended = fit(tmp_path / "run", resume="latest", max_train_steps=9)
+    assert torch.equal(network.weight, extended.weight)
+    assert [entry["step"] for entry in metrics(tmp_path / "run")] == list(range(1, 10))
+    assert json.loads((tmp_path / "run" / "training_config.json").read_text())["max_train_steps"] == 9
+    _, by_epochs = fit(tmp_path / "run", resume="latest", max_train_steps=None, num_epochs=3)  # 4 images, 1 a step
+    assert len(metrics(tmp_path / "run")) == 12
+
+
+def test_fewer_steps_than_a_run_has_had_are_refused_and_change_nothing(tmp_path):
+    fit(tmp_path / "run")
+    before = files_of(tmp_path / "run")
+    with pytest.raises(UserError, match="--max_train_steps.* ask for 4 steps, and .*step-00000006 has already had 6"):
+        fit(tmp_path / "run", resume="latest", max_train_steps=4)
+    assert files_of(tmp_path / "run") == before
+
+
+@dataclass
+class PlannedSettings(LineSettings):
+    lr_scheduler: str = setting("cosine", "schedule")
+
+
+def test_another_length_of_a_planned_schedule_is_refused_with_the_way_that_works(tmp_path):
+    fit(tmp_path / "run", line=PlannedSettings())
+    before = files_of(tmp_path / "run")
+    way = "give another folder: --resume .*step-00000006 --output_dir NEW$"
+    with pytest.raises(UserError, match=rf"cosine schedule .*\(max_train_steps: 6 -> 9\); .*{way}") as error:
+        fit(tmp_path / "run", line=PlannedSettings(), resume="latest", max_train_steps=9)
+    assert "\n" not in str(error.value) and files_of(tmp_path / "run") == before
+    run, _ = fit(tmp_path / "new", line=PlannedSettings(), resume=newest(tmp_path / "run"), max_train_steps=9)
+    assert run.step == 9
+
+
+@pytest.mark.parametrize("resume", [None, "latest"])
+@pytest.mark.parametrize("left", [["intake.json"], ["intake.json", "metrics.jsonl", "logs/events"]])
+def test_the_folder_of_a_start_that_failed_takes_the_corrected_command(tmp_path, resume, left):
+    Run(RunSettings(output_dir=str(tmp_path / "run"), report_to="none", cpu=True), LineSettings(0.3))
+    (tmp_path / "run" / "logs").mkdir()
+    for name in left:
+        (tmp_path / "run" / name).touch()
+    fit(tmp_path / "run", resume=resume)
+    assert json.loads((tmp_path / "run" / "training_config.json").read_text())["learning_rate"] == 0.1
+
+
+def test_two_runs_that_start_in_one_folder_at_once_do_not_mix(tmp_path):
+    def start_another(run):
+        if run.step == 1:
+            with pytest.raises(UserError, match="another run has started there meanwhile"):
+                keep_settings(tmp_path / "run", [LineSettings()], is_new=True)
+
+    fit(tmp_path / "run", each_step=start_another)
 
 
 def test_a_moved_run_resumes_where_it_is_now(tmp_path):

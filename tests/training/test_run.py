@@ -97,9 +97,9 @@ def test_changed_settings_are_refused_with_the_differences(tmp_path):
     fit(tmp_path / "run")
     config = (tmp_path / "run" / "training_config.json").read_text()
     with pytest.raises(UserError) as error:
-        fit(tmp_path / "run", resume="latest", seed=3, max_train_steps=8, log_every=5, line=LineSettings(0.2))
+        fit(tmp_path / "run", resume="latest", seed=3, cpu=False, log_every=5, line=LineSettings(0.2))
     told = str(error.value).splitlines()[1:-1]
-    assert told == ["  learning_rate: 0.1 -> 0.2", "  max_train_steps: 6 -> 8", "  seed: 0 -> 3"]
+    assert told == ["  cpu: True -> False", "  learning_rate: 0.1 -> 0.2", "  seed: 0 -> 3"]
     assert (tmp_path / "run" / "training_config.json").read_text() == config
 
 

@@ -218,6 +218,39 @@ def test_a_run_that_diverges_says_so_and_keeps_its_good_checkpoint(train_ddpm, t
         assert all(value.isfinite().all() for value in state["unet"].values())
 
 
+@pytest.mark.parametrize(
+    ("widths", "groups"),
+    [([48, 64], 16), ([64, 128], 32), ([8, 16], 8), ([96, 144, 192], 24), ([20, 30], 10), ([9, 16], 1)],
+)
+def test_the_library_network_gets_groups_that_fit_its_widths(train_ddpm, widths, groups):
+    settings = train_ddpm.DDPMSettings(unet="library", block_out_channels=widths, layers_per_block=1)
+    network = train_ddpm.build_unet(settings, 16)
+    assert network.config.norm_num_groups == groups
+    assert network(torch.zeros(2, 3, 16, 16), torch.tensor([1, 2])).sample.shape == (2, 3, 16, 16)
+    settings.block_out_channels = [0, 8]
+    with pytest.raises(ValueError, match="must be positive"):
+        train_ddpm.build_unet(settings, 16)
+
+
+def test_a_start_that_failed_is_corrected_by_the_next_command(train_ddpm, tmp_path):
+    run = tmp_path / "run"
+    for wrong in (["--dataset", str(tmp_path / "mistyped")], ["--sample_size", "31"]):
+        for resume in ([], ["--resume", "latest"]):
+            with pytest.raises(UserError):
+                train(train_ddpm, run, *wrong, *resume)
+    train(train_ddpm, run, "--max_train_steps", "2")
+    assert json.loads((run / "intake.json").read_text())["sample_size"] == 16
+
+
+def test_a_refused_resume_keeps_the_intake_report(train_ddpm, tmp_path):
+    run = tmp_path / "run"
+    train(train_ddpm, run, "--max_train_steps", "2")
+    report = (run / "intake.json").read_text()
+    with pytest.raises(UserError, match="these are not the images"):
+        train(train_ddpm, run, "--max_train_steps", "2", "--dataset", "toy_paintings:25", "--resume", "latest")
+    assert (run / "intake.json").read_text() == report
+
+
 def test_changed_settings_are_refused_on_resume(train_ddpm, tmp_path):
     train(train_ddpm, tmp_path / "run")
     with pytest.raises(UserError, match="batch_size: 4 -> 8"):
