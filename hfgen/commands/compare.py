@@ -68,13 +68,7 @@ def compare(
     from hfgen.metrics.report import finite
 
     loaded, size = open_all(pipelines, device)
-    data = DataSettings(
-        reference,
-        sample_size=size,
-        dataset_config=dataset_config,
-        dataset_split=dataset_split,
-        dataset_column=dataset_column,
-    )
+    data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=size)
     real = open_reference(data, loaded[pipelines[0]].device, features, mode, feature_weights)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
 

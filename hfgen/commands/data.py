@@ -30,13 +30,7 @@ def inspect(
     from hfgen.data.settings import DataSettings
     from hfgen.data.store import load_images
 
-    settings = DataSettings(
-        dataset=path,
-        sample_size=sample_size,
-        dataset_config=dataset_config,
-        dataset_split=dataset_split,
-        dataset_column=dataset_column,
-    )
+    settings = DataSettings(path, dataset_config, dataset_split, dataset_column, sample_size=sample_size)
     report = load_images(settings).report
     typer.echo(str(report))
     if json_file is not None:
@@ -67,13 +61,7 @@ def floor(
     from hfgen.inference.sampling import choose_device
     from hfgen.metrics.report import finite, score_names
 
-    data = DataSettings(
-        path,
-        sample_size=sample_size,
-        dataset_config=dataset_config,
-        dataset_split=dataset_split,
-        dataset_column=dataset_column,
-    )
+    data = DataSettings(path, dataset_config, dataset_split, dataset_column, sample_size=sample_size)
     real = open_reference(data, choose_device(device), features, mode, feature_weights, "PATH")
     count = num_images or len(real.features)
     scores = real.floor(count, seed)

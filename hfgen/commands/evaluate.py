@@ -41,7 +41,9 @@ HeldOut = Annotated[
     str | None,
     typer.Option("--held_out", help="real images not used in training, as for --dataset; tests for copying"),
 ]
-HeldOutSplit = Annotated[str, typer.Option("--held_out_split", help="split of --held_out, if it is a Hub data set")]
+HeldOutSplit = Annotated[
+    str | None, typer.Option("--held_out_split", help="split of --held_out; unset: test, or everything without splits")
+]
 Output = Annotated[
     Path, typer.Option("--output", help="new folder for evaluation.json, .md, model-index.yml and two sheets")
 ]
@@ -74,7 +76,7 @@ def evaluate(
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = None,
     held_out: HeldOut = None,
-    held_out_split: HeldOutSplit = "test",
+    held_out_split: HeldOutSplit = None,
     repeats: Repeats = 1,
     extrapolate: Extrapolate = False,
     bits_per_dimension: Annotated[
@@ -96,13 +98,7 @@ def evaluate(
     loaded = open_pipeline(pipeline, device, sampler)
     if bits_per_dimension:
         check_has_likelihood(loaded)
-    data = DataSettings(
-        reference,
-        sample_size=image_size(loaded),
-        dataset_config=dataset_config,
-        dataset_split=dataset_split,
-        dataset_column=dataset_column,
-    )
+    data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=image_size(loaded))
     real = open_reference(data, loaded.device, features, mode, feature_weights)
     other = load_held_out(held_out, held_out_split, data, real.extractor)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
@@ -124,7 +120,7 @@ def evaluate_images(
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = None,
     held_out: HeldOut = None,
-    held_out_split: HeldOutSplit = "test",
+    held_out_split: HeldOutSplit = None,
     extrapolate: Extrapolate = False,
     features: Features = "inception",
     mode: FeatureMode = "clean",
@@ -140,13 +136,7 @@ def evaluate_images(
 
     generated = DataSettings(images, sample_size=sample_size)
     fake = open_reference(generated, choose_device(device), features, mode, feature_weights, "IMAGES")
-    data = DataSettings(
-        reference,
-        sample_size=sample_size,
-        dataset_config=dataset_config,
-        dataset_split=dataset_split,
-        dataset_column=dataset_column,
-    )
+    data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=sample_size)
     real = load_reference(data, fake.extractor, "--reference")
     other = load_held_out(held_out, held_out_split, data, fake.extractor)
     scored = score_images(fake.images, fake.features, real, seed, extrapolate, other)
@@ -163,16 +153,22 @@ def where_it_is(reference: str) -> str:
 
 
 def load_held_out(
-    held_out: str | None, split: str, data: "DataSettings", extractor: "Extractor"
+    held_out: str | None, split: str | None, data: "DataSettings", extractor: "Extractor"
 ) -> "RealImages | None":
     """Load the held-out images, if any are given, in the same way as those of the reference, `data`."""
+    from hfgen.data.selection import ALL, NoSplitsError
     from hfgen.evaluation.reference import load_reference
 
     if held_out is None:
         return None
     config = data.dataset_config if held_out == data.dataset else None
-    other = replace(data, dataset=held_out, dataset_config=config, dataset_split=split)
-    return load_reference(other, extractor, "--held_out")
+    other = replace(data, dataset=held_out, dataset_config=config, dataset_split=split or "test")
+    try:
+        return load_reference(other, extractor, "--held_out")
+    except NoSplitsError:
+        if split is not None:
+            raise
+    return load_reference(replace(other, dataset_split=ALL), extractor, "--held_out")
 
 
 def write_evaluation(output: Path, report: dict[str, Any], scored: "Scored", name: str) -> None:

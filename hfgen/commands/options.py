@@ -30,7 +30,7 @@ Reference = Annotated[
 DatasetConfig = Annotated[
     str | None, typer.Option("--dataset_config", help="configuration of a Hub data set, if it has several")
 ]
-DatasetSplit = Annotated[str, typer.Option("--dataset_split", help="split of a Hub data set")]
+DatasetSplit = Annotated[str, typer.Option("--dataset_split", help="split of the data set")]
 DatasetColumn = Annotated[str | None, typer.Option("--dataset_column", help="column or feature with the images")]
 Features = Annotated[str, typer.Option("--features", help="feature network for the scores: inception, dinov2 or clip")]
 FeatureMode = Annotated[

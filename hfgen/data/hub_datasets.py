@@ -14,6 +14,7 @@ from PIL import Image
 
 from hfgen.data.columns import find_column, images_in
 from hfgen.data.location import TOY_PAINTINGS, is_missing, is_path
+from hfgen.data.selection import ALL, NoSplitsError
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source, choose_column, file_identity
 from hfgen.errors import UserError
@@ -56,10 +57,14 @@ def saved_source(folder: Path, settings: DataSettings) -> Source:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # damaged files make the libraries raise almost anything
         raise UserError(f"--dataset {folder}: cannot be read as a saved data set: {error}") from error
-    splits = list(loaded) if isinstance(loaded, DatasetDict) else [str(loaded.split or "train")]
-    if split not in splits:
-        raise UserError(f"--dataset {folder} has no split {split}; choose one with --dataset_split: {splits}")
-    dataset = loaded[split] if isinstance(loaded, DatasetDict) else loaded
+    if not isinstance(loaded, DatasetDict):
+        if split not in ("train", ALL, str(loaded.split)):
+            raise NoSplitsError(f"--dataset_split {split}: {folder} has no splits; leave it out to use all images")
+        return _arrow_source(f"saved data set {folder}", loaded, folder, settings)
+    if split != ALL and split not in loaded:
+        choices = [*loaded, ALL]
+        raise UserError(f"--dataset {folder} has no split {split}; choose one with --dataset_split: {choices}")
+    dataset = datasets.concatenate_datasets(list(loaded.values())) if split == ALL else loaded[split]
     return _arrow_source(f"saved data set {folder}, split {split}", dataset, folder, settings)
 
 

@@ -113,6 +113,7 @@ class IntakeReport:
         exact_duplicates: groups of names of images with identical pixels at the training size.
         near_duplicates: groups of names of nearly identical images; None if there were too many images to compare.
         dropped: number of images left out as exact duplicates.
+        notes: what to know about the choice of images, with names of files; a model card does not repeat it.
     """
 
     source: str
@@ -132,6 +133,7 @@ class IntakeReport:
     skipped: dict[str, int] = field(default_factory=dict)
     grey_bits: int | None = None
     brightness: list[int] = field(default_factory=lambda: [0, 255])
+    notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,8 +142,8 @@ class IntakeReport:
 
     def describe_source(self, skipped: dict[str, int], notes: Sequence[str]) -> None:
         """Say what is known of the source besides its images: it may change while the images stay the same."""
-        self.skipped, self.not_read = skipped, sum(skipped.values())
-        self.warnings = [*notes, *_warnings(self)]
+        self.skipped, self.not_read, self.notes = skipped, sum(skipped.values()), list(notes)
+        self.warnings = _warnings(self)
 
     def __str__(self) -> str:
         near = "not searched" if self.near_duplicates is None else count_copies(self.near_duplicates)
@@ -159,7 +161,7 @@ class IntakeReport:
         lines += [f"  skipped {name}: {reason}" for name, reason in self.unreadable[:LISTED]]
         lines += [f"  identical: {_first_names(group)}" for group in self.exact_duplicates[:LISTED]]
         lines += [f"  nearly identical: {_first_names(group)}" for group in (self.near_duplicates or [])[:LISTED]]
-        lines += [f"  note: {warning}" for warning in self.warnings]
+        lines += [f"  note: {note}" for note in [*self.notes, *self.warnings]]
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # a file name may not be valid text
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hfgen.config import setting
+from hfgen.data.location import hub_id_of_address
 from hfgen.errors import UserError
 
 
@@ -15,11 +16,14 @@ class DataSettings:
 
     dataset: str = setting(
         "toy_paintings",
-        "image folder or zip, parquet or TFRecord files, Hub data set id, or the built-in toy_paintings[:COUNT]",
+        "image folder, zip, tar, npz, parquet or TFRecord, Hub data set id, or the built-in toy_paintings[:COUNT]",
         may_change=True,  # the data may have moved; the checkpoint checks that the images are the same
     )
     dataset_config: str | None = setting(None, "configuration of the Hub data set, if it has several")
-    dataset_split: str = setting("train", "split of the Hub data set to train on")
+    dataset_split: str = setting(
+        "train",
+        "split to train on: of a Hub data set, or local files in folders such as train/ and test/; all: every one",
+    )
     dataset_column: str | None = setting(None, "column or feature with the images; set it if it is not detected")
     streaming: bool = setting(False, "read a Hub data set over the network during training instead of downloading it")
     shuffle_buffer_size: int = setting(1000, "images per shuffle block of a stream; larger: better mixed, more memory")
@@ -49,6 +53,7 @@ class DataSettings:
     )
 
     def __post_init__(self):
+        self.dataset = hub_id_of_address(self.dataset, "datasets", "--dataset")
         if not 8 <= self.sample_size <= 1024:
             raise UserError(f"--sample_size {self.sample_size}: must be from 8 to 1024 pixels")
         if not 0 <= self.random_erasing <= 1:

@@ -5,23 +5,27 @@ A new source is one function that returns a `Source`, and one line in `open_sour
 
 import io
 import os
-import re
-import zipfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePath
 
 from PIL import Image
 
-from hfgen.data.location import IMAGE_SUFFIXES, TOY_PAINTINGS, is_hub_id
+from hfgen.data.archives import tar_source, zip_source
+from hfgen.data.arrays import array_source
+from hfgen.data.location import (
+    IMAGE_SUFFIXES,
+    TOY_PAINTINGS,
+    inside_archive,
+    is_archive,
+    is_hub_id,
+    is_tar,
+)
+from hfgen.data.selection import Selection, select
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source, count_suffixes, counts, file_identity, notes_on_shards
 from hfgen.data.tables import parquet_source
 from hfgen.data.tfrecord import is_tfrecord, read_tfrecord_images
 from hfgen.errors import UserError
-
-
-# Zip members that would unpack to more than this are refused.
-MAX_ZIPPED_FILE_BYTES = 1 << 30
 
 
 def open_source(settings: DataSettings) -> Source:
@@ -36,12 +40,15 @@ def open_source(settings: DataSettings) -> Source:
             f"--dataset_config {settings.dataset_config}: only Hub data sets have configurations; leave it out"
         )
     if match := TOY_PAINTINGS.fullmatch(name):
+        select(name, [name], settings.dataset_split)  # refuses all splits but train
         return _toy_paintings(settings, match.group(1))
     path = Path(os.path.expanduser(name))  # unlike Path.expanduser, accepts an unknown user
     if name and os.path.isdir(path):  # an empty name would mean the current folder
         return _folder(path, settings)
     if os.path.isfile(path):
         return _file(path, settings)
+    if inside := inside_archive(name):
+        return _archive(*inside, settings)
     if not is_hub_id(name):
         raise UserError(f"--dataset {name}: no such file or folder")
     from hfgen.data.hub_datasets import hub_source  # imports `datasets`, which is slow
@@ -58,6 +65,8 @@ def _folder(path: Path, settings: DataSettings) -> Source:
     files = sorted(_files_below(path))
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if images:
+        skipped = _skipped(files, images)
+        images, selection = _selected(images, path, settings)
         names = [str(file.relative_to(path)) for file in images]
 
         def read() -> Iterator[tuple[str, bytes | Exception]]:
@@ -67,28 +76,57 @@ def _folder(path: Path, settings: DataSettings) -> Source:
                 except OSError as error:
                     yield name, error
 
-        return Source(f"folder {path}", file_identity(images, path), read, _skipped(files, images), images)
-    for belongs, open_files in ((is_tfrecord, _tfrecords), (_is_parquet, parquet_source), (_is_arrow, _arrow)):
-        chosen = [file for file in files if belongs(file)]
-        if chosen:
+        description = f"folder {path}{selection.suffix}"
+        return Source(description, file_identity(images, path), read, skipped, images, selection.notes)
+    kinds = ((is_tfrecord, _tfrecords), (_is_parquet, parquet_source), (_is_arrow, _arrow), (is_tar, _tars))
+    for belongs, open_files in kinds:
+        all_chosen = [file for file in files if belongs(file)]
+        if all_chosen:
+            chosen, selection = _selected(all_chosen, path, settings)
             source = open_files(chosen, path, settings)
-            return source._replace(skipped=_skipped(files, chosen), notes=notes_on_shards(chosen))
+            return source._replace(
+                description=source.description + selection.suffix,
+                skipped=_skipped(files, all_chosen),
+                notes=[*notes_on_shards(chosen), *selection.notes],
+            )
     raise UserError(
         f"--dataset {path}: no image, TFRecord or parquet file below this folder; other files: "
-        f"{counts(count_suffixes(files))}; give a folder of images such as .jpg or .png files"
+        f"{counts(count_suffixes(files))}; give a folder of images such as .jpg or .png files, or one .zip or .npz"
     )
 
 
+def _selected(files: list[Path], root: Path, settings: DataSettings) -> tuple[list[Path], Selection]:
+    """Return the files of the split, and what is to be said about the choice."""
+    selection = select(str(root), [file.relative_to(root).as_posix() for file in files], settings.dataset_split)
+    return [files[index] for index in selection.indices], selection
+
+
 def _file(path: Path, settings: DataSettings) -> Source:
-    if path.suffix.lower() == ".zip":
-        return _zip(path)
+    if is_archive(path):
+        return _archive(path, "", settings)
+    if path.suffix.lower() == ".npz":
+        return array_source(path, settings)
+    _selected([path], path.parent, settings)  # refuses a split if the file is not named as one
+    if path.suffix.lower() == ".npy":
+        return array_source(path, settings)
     if _is_parquet(path):
         return parquet_source([path], path.parent, settings)
     if _is_arrow(path):
         return _arrow([path], path.parent, settings)
     if is_tfrecord(path):
         return _tfrecords([path], path.parent, settings)
-    raise UserError(f"--dataset {path}: unknown file type; give a folder of images or a .zip, .parquet or .tfrec file")
+    raise UserError(
+        f"--dataset {path}: unknown file type; give a folder of images or a .zip, .parquet or .tfrec file, or one of "
+        ".tar, .npz, .npy or .arrow"
+    )
+
+
+def _tars(files: list[Path], root: Path, settings: DataSettings) -> Source:
+    return tar_source(files, root, "", settings)
+
+
+def _archive(path: Path, inner: str, settings: DataSettings) -> Source:
+    return tar_source([path], path.parent, inner, settings) if is_tar(path) else zip_source(path, inner, settings)
 
 
 def _arrow(files: list[Path], root: Path, settings: DataSettings) -> Source:
@@ -126,49 +164,6 @@ def _skipped(files: Iterable[PurePath], chosen: Iterable[PurePath]) -> dict[str,
     """Count the files that are not among the chosen ones, by suffix."""
     taken = set(chosen)
     return count_suffixes(file for file in files if file not in taken)
-
-
-def _zip(path: Path) -> Source:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except Exception as error:  # `zipfile` can raise almost anything on a damaged directory
-        raise UserError(f"--dataset {path}: cannot be read as a zip file: {error}") from error
-    for member in members:
-        parts = PurePosixPath(member.filename.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or re.match(r"[A-Za-z]:", member.filename):
-            raise UserError(
-                f"{path}: rejected: the name {member.filename!r} at byte {member.header_offset} points outside the "
-                "archive; repack it without such names"
-            )
-        if member.file_size > MAX_ZIPPED_FILE_BYTES:
-            raise UserError(
-                f"{path}: rejected: {member.filename!r} at byte {member.header_offset} unpacks to "
-                f"{member.file_size} bytes; remove it from the archive"
-            )
-    files = [member for member in members if not member.is_dir() and not _is_hidden(member.filename)]
-    names = [PurePosixPath(member.filename) for member in files]
-    images = [member for member in files if PurePosixPath(member.filename).suffix.lower() in IMAGE_SUFFIXES]
-    images.sort(key=lambda member: PurePosixPath(member.filename))  # same order as for a folder
-    skipped = _skipped(names, [PurePosixPath(member.filename) for member in images])
-    if not images:
-        raise UserError(f"--dataset {path}: no images in this zip; other files: {counts(skipped)}")
-
-    checksums = [(member.filename, member.CRC, member.file_size) for member in images]
-
-    def read() -> Iterator[tuple[str, bytes | Exception]]:
-        with zipfile.ZipFile(path) as archive:
-            for member in images:
-                try:
-                    yield member.filename, archive.read(member)
-                except Exception as error:  # wrong checksum, password, decompression error
-                    yield member.filename, error
-
-    return Source(f"zip {path}", file_identity([path], path.parent) + checksums, read, skipped)
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def _tfrecords(files: list[Path], root: Path, settings: DataSettings) -> Source:

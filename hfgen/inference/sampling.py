@@ -14,7 +14,7 @@ from huggingface_hub import hf_hub_download
 from PIL import Image
 
 from hfgen.data.decode import UnreadableImageError, decode_image
-from hfgen.data.location import is_hub_id
+from hfgen.data.location import hub_id_of_address, is_hub_id
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 from hfgen.families import family, image_network
@@ -52,6 +52,7 @@ def open_pipeline(
     """
     if sampler is not None and sampler not in SAMPLERS:
         raise UserError(f"--sampler {sampler}: must be one of {', '.join(SAMPLERS)}")
+    where = hub_id_of_address(where, "models", "DIR")
     path = Path(where).expanduser()
     if path.exists():
         source = str(find_pipeline(path))

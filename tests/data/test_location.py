@@ -2,7 +2,9 @@
 
 import pytest
 
-from hfgen.data.location import is_hub_id, is_missing, is_path
+from hfgen.data.location import hub_id_of_address, is_hub_id, is_missing, is_path
+from hfgen.data.settings import DataSettings
+from hfgen.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +29,52 @@ def test_names_of_the_form_of_a_hub_id_are_one_unless_they_exist_here(name, empt
 )  # fmt: skip
 def test_anything_else_is_a_path_that_is_missing(name):
     assert is_path(name) and is_missing(name) and not is_hub_id(name)
+
+
+ADDRESSES = {
+    "https://huggingface.co/datasets/huggan/monet2photo": "huggan/monet2photo",
+    "https://huggingface.co/datasets/huggan/monet2photo/tree/main": "huggan/monet2photo",
+    "https://huggingface.co/datasets/huggan/monet2photo/viewer/default/train?row=3": "huggan/monet2photo",
+    "huggingface.co/datasets/mnist/": "mnist",
+    "https://hf.co/datasets/mnist/tree/main": "mnist",
+    "hf://datasets/huggan/monet2photo": "huggan/monet2photo",
+}
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_the_address_of_a_data_set_of_the_hub_means_its_id(address):
+    assert DataSettings(dataset=address).dataset == ADDRESSES[address]
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("https://huggingface.co/huggan/dcgan", "not in the datasets of the Hub"),
+        ("https://huggingface.co/spaces/huggan/demo", "not in the datasets of the Hub"),
+        (
+            "https://huggingface.co/datasets/huggan/monet2photo/tree/v1.0",
+            "only whole repositories .* give huggan/monet2photo",
+        ),
+        ("https://www.kaggle.com/datasets/a/b", "addresses are not read; download it and give its path"),
+        ("s3://bucket/cats.zip", "addresses are not read; download it"),
+    ],
+)
+def test_another_address_is_refused_with_what_to_do(address, told):
+    with pytest.raises(UserError, match=told):
+        DataSettings(dataset=address)
+
+
+def test_the_address_of_a_model_means_its_id():
+    assert hub_id_of_address("https://huggingface.co/huggan/dcgan/tree/main", "models", "DIR") == "huggan/dcgan"
+    with pytest.raises(UserError, match="DIR .* not in the models of the Hub"):
+        hub_id_of_address("https://huggingface.co/datasets/mnist", "models", "DIR")
+
+
+def test_a_folder_in_an_archive_is_a_path_that_is_there(empty_folder):
+    for name in ("set.zip", "set.tar.gz"):
+        assert not is_path(f"{name}/cats")  # might be on the Hub
+        (empty_folder / name).write_bytes(b"")
+        assert is_path(f"{name}/cats") and not is_missing(f"{name}/cats") and not is_hub_id(f"{name}/cats")
 
 
 def test_a_path_below_the_home_folder_is_found(empty_folder):

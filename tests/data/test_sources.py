@@ -200,7 +200,7 @@ def test_what_is_no_name_of_a_hub_data_set_must_be_a_file_or_folder(name, tmp_pa
         source_of(name)
 
 
-@pytest.mark.parametrize("name", ["picture.png", "notes.txt", "archive.tar.gz", "no_suffix"])
+@pytest.mark.parametrize("name", ["picture.png", "notes.txt", "archive.rar", "no_suffix"])
 def test_a_file_of_another_kind_is_refused_and_the_kinds_are_told(tmp_path, name):
     kinds = r"give a folder of images or a \.zip, \.parquet or \.tfrec file"
     with pytest.raises(UserError, match=f"unknown file type; {kinds}"):
@@ -494,7 +494,7 @@ def test_missing_shards_are_noted(tmp_path, kind):
         else:
             write_parquet(path, {"image": [encoded(noise(8, 8, number))]})
         settings = DataSettings(dataset=str(tmp_path), sample_size=8)
-        noted = [warning for warning in load_images(settings).report.warnings if "are missing" in warning]
+        noted = [warning for warning in load_images(settings).report.notes if "are missing" in warning]
         assert len(noted) == (number != 1) and all(
             ": only " in note and "of 3 files are there" in note for note in noted
         )

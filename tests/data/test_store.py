@@ -186,7 +186,7 @@ def test_a_new_file_and_a_removed_file_are_noticed(image_folder):
 # Another value of each setting of the data: does it change what is in the cache?
 OTHER_VALUES = {
     "dataset_config": (None, False),
-    "dataset_split": ("test", False),
+    "dataset_split": ("all", False),
     "dataset_column": ("photo", False),
     "streaming": (True, False),
     "shuffle_buffer_size": (7, False),

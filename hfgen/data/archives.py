@@ -1,0 +1,158 @@
+"""Zip and tar archives of images, and folders inside them; nothing is unpacked to disk."""
+
+import contextlib
+import lzma
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from hfgen.data.location import IMAGE_SUFFIXES
+from hfgen.data.selection import ALL, select
+from hfgen.data.settings import DataSettings
+from hfgen.data.source import Source, count_suffixes, counts, file_identity, notes_on_shards
+from hfgen.errors import UserError
+
+
+# Members that would unpack to more than this are refused.
+MAX_MEMBER_BYTES = 1 << 30
+
+
+def zip_source(path: Path, inner: str, settings: DataSettings) -> Source:
+    """Open a zip of images.
+
+    Args:
+        path: the zip file.
+        inner: the folder in it, with "/"; "" for all.
+        settings: `dataset_split` is used.
+
+    Raises:
+        UserError: if it cannot be read, has no images there, or a member is refused.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:  # `zipfile` can raise almost anything on a damaged directory
+        raise UserError(f"--dataset {path}: cannot be read as a zip file: {error}") from error
+    for member in members:
+        _refuse_outside(path, member.filename, f"at byte {member.header_offset} ")
+        if member.file_size > MAX_MEMBER_BYTES:
+            raise _too_large(path, member.filename, f"at byte {member.header_offset} ", member.file_size)
+    members = [member for member in members if not member.is_dir()]
+    members.sort(key=lambda member: PurePosixPath(member.filename))  # same order as for a folder
+    chosen = _choose(path, inner, [member.filename for member in members], settings)
+    images = [members[index] for index in chosen.indices]
+    checksums = [(member.filename, member.CRC, member.file_size) for member in images]
+
+    def read() -> Iterator[tuple[str, bytes | Exception]]:
+        with zipfile.ZipFile(path) as archive:
+            for member in images:
+                try:
+                    yield member.filename, archive.read(member)
+                except Exception as error:  # wrong checksum, password, decompression error
+                    yield member.filename, error
+
+    identity = file_identity([path], path.parent) + checksums
+    return Source(f"zip {chosen.where}", identity, read, chosen.skipped, notes=chosen.notes)
+
+
+def tar_source(files: Sequence[Path], root: Path, inner: str, settings: DataSettings) -> Source:
+    """Open tar files of images, plain or compressed; they are read from front to back, so they keep their order.
+
+    Args:
+        files: in the order in which they are read.
+        root: the folder that names in the report are relative to.
+        inner: the folder in the tar, with "/"; "" for all.
+        settings: `dataset_split` is used if there is one file.
+
+    Raises:
+        UserError: if one cannot be read, has no images there, or a member is refused.
+    """
+    if len(files) > 1:
+        settings = replace(settings, dataset_split=ALL)  # the files are those of the split already
+    names = [member.name for file in files for _, member in _tar_members(file)]
+    where = files[0] if len(files) == 1 else root
+    chosen = _choose(where, inner, names, settings)
+    wanted = set(chosen.indices)
+
+    def read() -> Iterator[tuple[str, bytes | Exception]]:
+        position = 0
+        for file in files:
+            for archive, member in _tar_members(file):
+                if position in wanted:
+                    opened = archive.extractfile(member)
+                    assert opened is not None  # a regular file
+                    with opened, _named_in_errors(file):
+                        yield names[position], opened.read()
+                position += 1
+
+    what = f"tar {chosen.where}" if len(files) == 1 else f"{len(files)} tar files in {chosen.where}"
+    identity = [*file_identity(files, root), inner, chosen.where]
+    return Source(what, identity, read, chosen.skipped, files, [*notes_on_shards(files), *chosen.notes])
+
+
+def _tar_members(file: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield the regular files of a tar from front to back, each with the open tar."""
+    with _named_in_errors(file), tarfile.open(file, "r|*") as archive:
+        for member in archive:
+            if member.isfile():
+                _refuse_outside(file, member.name, "")
+                if member.size > MAX_MEMBER_BYTES:
+                    raise _too_large(file, member.name, "", member.size)
+                yield archive, member
+
+
+@contextlib.contextmanager
+def _named_in_errors(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"--dataset {file}: cannot be read as a tar file: {error}") from error
+
+
+class _Chosen(NamedTuple):
+    indices: list[int]
+    where: str
+    skipped: dict[str, int]
+    notes: list[str]
+
+
+def _choose(path: Path, inner: str, names: Sequence[str], settings: DataSettings) -> _Chosen:
+    """Choose the images in a folder of an archive, by the names of its files."""
+    start = inner.strip("/") + "/" if inner else ""
+    below = [index for index, name in enumerate(names) if name.startswith(start) and not _is_hidden(name)]
+    if inner and not below:
+        folders = sorted({name.rpartition("/")[0] for name in names if "/" in name})
+        listed = ", ".join(folders[:8]) or "none"
+        raise UserError(f"--dataset {path}/{inner}: no such folder in the archive; it has {listed}")
+    images = [index for index in below if PurePosixPath(names[index]).suffix.lower() in IMAGE_SUFFIXES]
+    others = set(below).difference(images)
+    skipped = count_suffixes(PurePosixPath(names[index]) for index in sorted(others))
+    if not images:
+        kind = "zip" if path.suffix.lower() == ".zip" else "tar"
+        raise UserError(
+            f"--dataset {path}: no images in this {kind}; other files: {counts(skipped)}; unpack it if these hold any"
+        )
+    where = f"{path}/{inner}" if inner else str(path)
+    selection = select(where, [names[index] for index in images], settings.dataset_split)
+    return _Chosen([images[index] for index in selection.indices], where + selection.suffix, skipped, selection.notes)
+
+
+def _refuse_outside(path: Path, name: str, place: str) -> None:
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or re.match(r"[A-Za-z]:", name):
+        raise UserError(
+            f"{path}: rejected: the name {name!r} {place}points outside the archive; repack it without such names"
+        )
+
+
+def _too_large(path: Path, name: str, place: str, size: int) -> UserError:
+    return UserError(f"{path}: rejected: {name!r} {place}unpacks to {size} bytes; remove it from the archive")
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)

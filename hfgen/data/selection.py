@@ -1,0 +1,101 @@
+"""Which of the local files are used: those of a split, and a note if images of several folders are mixed."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from hfgen.data.source import counts
+from hfgen.errors import UserError
+
+
+ALL = "all"
+SPLIT_WORDS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev"},
+    "test": {"test", "testing", "eval", "evaluation"},
+}
+LISTED_FOLDERS = 5
+SHARD_NAME = re.compile(r"(?:.*?-)??([a-z]+)(?:-\d+(?:-of-\d+)?)?\.(?:parquet|arrow|tfrec|tar)", re.IGNORECASE)
+
+
+class NoSplitsError(UserError):
+    """A split was asked for of local data without splits."""
+
+
+class Selection(NamedTuple):
+    """What is used of a list of names.
+
+    Attributes:
+        indices: of the names that are used, in order.
+        notes: what the user should know about the choice.
+        suffix: what the description of the source says about it.
+    """
+
+    indices: list[int]
+    notes: list[str] = []
+    suffix: str = ""
+
+
+def select(where: str, names: Sequence[str], split: str) -> Selection:
+    """Choose the files of a split; without splits, all of them, with a note if they lie in several folders.
+
+    Args:
+        where: the data set, as the user may write it, for messages.
+        names: paths below the data set, with "/".
+        split: `--dataset_split`: names joined by "+", or "all".
+
+    Raises:
+        UserError: if there is no such split.
+    """
+    everything = Selection(list(range(len(names))))
+    if split == ALL:
+        return everything
+    shared, folders = top_folders(names)
+    labels = [split_of(folder) or split_of(shard_of(name)) for folder, name in zip(folders, names, strict=True)]
+    found = list(dict.fromkeys(label for label in labels if label))
+    wanted = {split_of(word) or word for word in split.split("+")}
+    in_splits = None not in labels and len(found) > 1
+    if not in_splits and (split == "train" or not wanted & set(found)):
+        if split != "train":
+            raise NoSplitsError(f"--dataset_split {split}: {where} has no such split; leave it out to use all images")
+        return everything._replace(notes=_notes_on_folders(f"{where}/{shared}", folders))
+    if missing := wanted - set(found):
+        raise UserError(
+            f"--dataset_split {split}: {where} has no split {sorted(missing)[0]}; choose {', '.join(found)} or {ALL}"
+        )
+    indices = [index for index, label in enumerate(labels) if label in wanted]
+    note = f"split {split}: {len(indices)} of {len(names)} files; --dataset_split {ALL} takes all of them"
+    return Selection(indices, [note], f", split {split}")
+
+
+def top_folders(names: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the folder that all paths share, with "/" at its end, and for each its first folder below, or ""."""
+    parents = [PurePosixPath(name).parts[:-1] for name in names]
+    shared = 0
+    while all(len(parts) > shared for parts in parents) and len({parts[shared] for parts in parents}) == 1:
+        shared += 1
+    above = "".join(f"{part}/" for part in parents[0][:shared]) if parents else ""
+    return above, [parts[shared] if len(parts) > shared else "" for parts in parents]
+
+
+def shard_of(name: str) -> str:
+    """Return "train" for `train-00000-of-00002.parquet` and `cats-train.tfrecord-00000-of-00002`, "" for others."""
+    match = SHARD_NAME.match(PurePosixPath(name).name)
+    return match[1] if match else ""
+
+
+def split_of(word: str) -> str | None:
+    """Return the split that a word such as "val" or "train2017" means: train, validation or test; None for others."""
+    word = word.lower().rstrip("0123456789_-")
+    return next((split for split, words in SPLIT_WORDS.items() if word in words), None)
+
+
+def _notes_on_folders(where: str, folders: list[str]) -> list[str]:
+    numbers = Counter(folders)
+    if len(numbers) < 2:
+        return []
+    listed = counts({folder or "(no folder)": count for folder, count in numbers.items()}, LISTED_FOLDERS)
+    one = next(folder for folder in folders if folder)
+    return [f"the images of {len(numbers)} folders are used together: {listed}; for one alone: --dataset {where}{one}"]

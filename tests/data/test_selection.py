@@ -1,0 +1,151 @@
+"""Which of the local files are used: splits, and folders inside archives."""
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from picture_files import encoded, noise
+from tfrecord_writer import bytes_feature, example, record
+
+from hfgen.commands.evaluate import load_held_out
+from hfgen.data.selection import NoSplitsError, select
+from hfgen.data.settings import DataSettings
+from hfgen.data.sources import open_source
+from hfgen.data.store import load_images
+from hfgen.errors import UserError
+
+
+def write(folder: Path, kind: str, *names: str) -> Path:
+    """Write a data set that holds a picture of each name, whose content is the name; return its path."""
+    if kind == "zip":
+        with zipfile.ZipFile(path := folder / "set.zip", "w") as archive:
+            for name in names:
+                archive.writestr(name, name)
+        return path
+    if kind == "tar":
+        with tarfile.open(path := folder / "set.tar.gz", "w:gz") as archive:
+            for name in names:
+                member = tarfile.TarInfo(name)
+                member.size = len(name)
+                archive.addfile(member, io.BytesIO(name.encode()))
+        return path
+    for name in names:
+        (folder / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "set" / name).write_text(name)
+    return folder / "set"
+
+
+def images_of(path: Path | str, split: str = "train") -> list[str]:
+    source = open_source(DataSettings(dataset=str(path), dataset_split=split))
+    return [content.decode() for _, content in source.images()]
+
+
+KINDS = ["folder", "zip", "tar"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("root", ["", "cats/images/"])
+def test_of_a_train_and_a_test_folder_the_split_is_used_and_named(tmp_path, kind, root):
+    train, test = [f"{root}train/a.png", f"{root}train/b.png"], [f"{root}test/a.png"]
+    path = write(tmp_path, kind, *train, *test)
+    assert images_of(path) == train and images_of(path, "test") == test
+    assert sorted(images_of(path, "all")) == sorted(images_of(path, "train+test")) == sorted(train + test)
+    source = open_source(DataSettings(dataset=str(path)))
+    assert source.description.endswith(", split train")
+    assert source.notes == ["split train: 2 of 3 files; --dataset_split all takes all of them"]
+    assert source.identity != open_source(DataSettings(dataset=str(path), dataset_split="test")).identity
+    with pytest.raises(
+        UserError, match=r"--dataset_split nonsense: .* has no split nonsense; choose .*train.* or all"
+    ):
+        images_of(path, "nonsense")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "toy_paintings:3", "file"])
+@pytest.mark.parametrize("split", ["test", "nonsense"])
+def test_a_split_of_data_without_splits_is_refused(tmp_path, kind, split):
+    path = write(tmp_path, kind, "a.png", "more/train/b.png") if kind in KINDS else kind
+    if kind == "file":
+        pyarrow.parquet.write_table(pyarrow.table({"image": [b"a"]}), path := tmp_path / "set.parquet")
+    with pytest.raises(NoSplitsError, match=f"--dataset_split {split}: .* has no such split; leave it out"):
+        images_of(path, split)
+    assert len(list(open_source(DataSettings(dataset=str(path), dataset_split="all", sample_size=8)).images())) > 0
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (["train/a.png", "valid/b.png", "test/c.png"], ["valid/b.png"]),
+        (["Training/a.png", "dev/b.png"], ["dev/b.png"]),
+        (["train2017/a.png", "val2017/b.png"], ["val2017/b.png"]),
+        (["train/a.png", "bus/b.png", "val/c.png"], ["val/c.png"]),  # asked for, and there
+    ],
+)
+def test_other_words_for_a_split_are_understood(names, wanted):
+    assert [names[index] for index in select("set", names, "validation").indices] == wanted
+
+
+@pytest.mark.parametrize(
+    "names", [["train/a.png", "bus/b.png"], ["train/a.png", "b.png"], ["train/a.png"], ["test/a.png"]]
+)
+def test_a_folder_called_train_among_others_is_no_split(names):
+    assert select("set", names, "train").indices == list(range(len(names)))
+
+
+def test_shards_are_named_by_their_split(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "tensorflow").mkdir(exist_ok=True)
+        file = tmp_path / "tensorflow" / f"cats-{split}.tfrecord-00000-of-00001"
+        file.write_bytes(record(example(image=bytes_feature(split.encode()))))
+        (tmp_path / "hub" / "data").mkdir(parents=True, exist_ok=True)
+        table = pyarrow.table({"image": [split.encode()]})
+        pyarrow.parquet.write_table(table, tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet")
+    assert images_of(tmp_path / "tensorflow", "test") == images_of(tmp_path / "hub", "test") == ["test"]
+    assert images_of(tmp_path / "tensorflow") == images_of(tmp_path / "hub") == ["train"]
+
+
+def test_held_out_images_are_those_of_the_test_split_or_all_without_splits(tmp_path, monkeypatch):
+    opened = []
+
+    def load(settings, extractor, argument):
+        opened.append(images_of(settings.dataset, settings.dataset_split))
+
+    monkeypatch.setattr("hfgen.evaluation.reference.load_reference", load)
+    data = DataSettings(dataset="toy_paintings:3")
+    load_held_out(str(write(tmp_path, "folder", "a.png", "b.png")), None, data, None)
+    load_held_out(str(write(tmp_path, "zip", "train/a.png", "test/b.png")), None, data, None)
+    assert opened == [["a.png", "b.png"], ["test/b.png"]]
+    with pytest.raises(NoSplitsError):
+        load_held_out(str(tmp_path / "set"), "test", data, None)
+
+
+# Folders
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_folders_are_used_together_with_a_note_and_one_can_be_chosen(tmp_path, kind):
+    monet, photo = ["gan/monet_jpg/a.png", "gan/monet_jpg/deep/b.png"], ["gan/photo_jpg/c.png"]
+    path = write(tmp_path, kind, *monet, *photo)
+    assert images_of(path) == monet + photo
+    (note,) = open_source(DataSettings(dataset=str(path))).notes
+    assert note.startswith(
+        "the images of 2 folders are used together: monet_jpg 2, photo_jpg 1; for one alone: --dataset "
+    )
+    chosen = note.rpartition("--dataset ")[2]
+    assert chosen == f"{path}/gan/monet_jpg" and images_of(chosen) == monet
+    assert images_of(f"{path}/gan/photo_jpg/") == photo
+    if kind != "folder":
+        with pytest.raises(UserError, match=r"gan/cezanne: no such folder in the archive; it has gan/monet_jpg, gan/"):
+            images_of(f"{path}/gan/cezanne")
+
+
+def test_the_note_on_folders_is_printed_and_not_published(tmp_path):
+    for name in ("monet/a.png", "photo/b.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(encoded(noise(16, 16)))
+    report = load_images(DataSettings(dataset=str(tmp_path), sample_size=16)).report
+    assert "note: the images of 2 folders are used together: monet 1, photo 1" in str(report)
+    assert not any(str(tmp_path) in warning for warning in report.warnings)  # a card repeats them
