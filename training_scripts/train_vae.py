@@ -66,6 +66,11 @@ class VAESettings:
     upsampling: Literal["transposed", "nearest"] = setting(
         "transposed", "upsampling in the decoder; nearest: upsample, then convolve, which avoids grid artefacts"
     )
+    refine_channels: int = setting(
+        0,
+        "channels of two convolutions at full resolution at the end of the decoder; 0: none; 32: finer texture with "
+        "--adversarial_weight",
+    )
     normalization: Literal["batch", "group"] = setting("batch", "normalization; batch: faster; group: small batches")
     reconstruction: Literal["calibrated", "mse", "l1", "bce"] = setting(
         "calibrated",
@@ -127,7 +132,14 @@ class VAESettings:
         for name in (*POSITIVE, "discriminator_channels", "learning_rate_d"):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name} {getattr(self, name)}: must be positive")
-        not_negative = ("layers_per_block", "kl_weight", "kl_warmup_steps", "free_bits", "lr_warmup_steps")
+        not_negative = (
+            "layers_per_block",
+            "refine_channels",
+            "kl_weight",
+            "kl_warmup_steps",
+            "free_bits",
+            "lr_warmup_steps",
+        )
         weights = ("feature_weight", "adversarial_weight")
         others = ("learned_term_start", "density_components", "watch_every", "max_rollbacks")
         for name in (*not_negative, *weights, *others):
@@ -352,12 +364,14 @@ def build_vae(settings: VAESettings, sample_size: int) -> ConvVAE:
         layers_per_block=settings.layers_per_block,
         normalization=settings.normalization,
         upsampling=settings.upsampling,
+        refine_channels=settings.refine_channels,
     )
 
 
 def decoder_parameters(vae: ConvVAE) -> list[torch.nn.Parameter]:
     """Return the parameters of a VAE's decoder."""
-    return [weight for part in (vae.from_latents, vae.up_blocks, vae.conv_out) for weight in part.parameters()]
+    parts = [vae.from_latents, vae.up_blocks, vae.conv_out, *([vae.refine] if vae.refine is not None else [])]
+    return [weight for part in parts for weight in part.parameters()]
 
 
 def keep_encoder(vae: ConvVAE, skip_gradients: bool) -> None:

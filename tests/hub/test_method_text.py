@@ -33,7 +33,7 @@ PAPERS = {
     "2211.01095": "Lu", "2302.04867": "Zhao", "2102.09672": "Nichol", "2202.00512": "Salimans", "2303.09556": "Hang",
     "1704.00028": "Gulrajani", "1801.04406": "Mescheder", "2006.10738": "Zhao", "2006.06676": "Karras",
     "1807.00734": "Jolicoeur-Martineau", "2006.13202": "Rybkin", "1903.12436": "Ghosh",
-    "2206.00364": "Karras", "2406.12303": "Li", "1606.03498": "Salimans",
+    "1512.09300": "Larsen", "2206.00364": "Karras", "2406.12303": "Li", "1606.03498": "Salimans",
 }  # fmt: skip
 
 
@@ -171,6 +171,17 @@ def test_what_a_gan_was_changed_in_is_told_clause_by_clause(settings, clauses, f
 
 
 VAE = {"reconstruction": "mse", "kl_weight": 1.0, "free_bits": 0.0}
+
+
+def test_a_learned_term_is_a_departure_and_since_when_it_acts_is_said(folders):
+    plain = describe_method(folders / "vae", VAE).departures
+    for start, ending in (
+        (0, "(https://arxiv.org/abs/1512.09300))"),
+        (15_625, ") after 15,625 updates, when the encoder is fixed"),
+    ):
+        settings = VAE | {"adversarial_weight": 10.0, "learned_term_start": start}
+        *others, clause = describe_method(folders / "vae", settings).departures
+        assert others == plain and papers(clause) == ["1512.09300"] and clause.endswith(ending)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ TINY = {
         "layers_per_block": 2,
         "normalization": "group",
         "upsampling": "nearest",
+        "refine_channels": 5,
     },
     "LatentFlow": {"latent_dim": 6, "num_couplings": 3, "hidden_dim": 5},
     "GaussianMixture": {"latent_dim": 6, "num_components": 3},
@@ -50,7 +51,7 @@ def awake(sample_size: int = 32, **options) -> ConvVAE:
     network = untrained(sample_size, **options)
     with torch.no_grad():
         for key, weight in network.named_parameters():
-            if key.endswith("bias") or "conv2" in key:
+            if key.endswith("bias") or "conv2" in key or key.startswith("refine"):
                 weight.normal_(std=0.1)
         network.to_posterior.weight *= 10
         network.conv_out.weight *= 10
@@ -409,3 +410,20 @@ def test_nearest_upsampling_has_no_transposed_convolution_and_others_are_refused
     assert network(draw_images()).sample.shape == (3, 3, 32, 32)
     with pytest.raises(ValueError, match="upsampling='bilinear' must be transposed or nearest"):
         ConvVAE(32, block_out_channels=(4, 8), upsampling="bilinear")
+
+
+@pytest.mark.parametrize("upsampling", ["nearest", "transposed"])
+def test_a_refinement_starts_at_zero_and_every_weight_of_it_learns(upsampling):
+    plain = untrained(upsampling=upsampling).eval()
+    refined = untrained(upsampling=upsampling, refine_channels=5).eval()
+    missing, unexpected = refined.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected and all(name.startswith("refine.") for name in missing)
+    images = draw_images()
+    assert torch.equal(plain(images).sample, refined(images).sample)
+    assert "refine" not in "".join(plain.state_dict())
+    optimizer = torch.optim.SGD(refined.parameters(), lr=1.0)
+    for _ in range(2):  # the layers before the last one get no gradient at first
+        optimizer.zero_grad()
+        (refined(images).sample - images).square().mean().backward()
+        optimizer.step()
+    assert all(weight.grad.abs().max() > 0 for weight in refined.refine.parameters())

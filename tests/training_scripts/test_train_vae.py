@@ -33,7 +33,9 @@ TINY = [
 ]
 METHODS = {
     "plain": [],
-    "residual": ["--layers_per_block", "1", "--mixed_precision", "bf16", "--lr_warmup_steps", "4"],
+    "residual": [
+        *("--layers_per_block", "1", "--refine_channels", "4", "--mixed_precision", "bf16", "--lr_warmup_steps", "4")
+    ],
     "options": [
         *("--normalization", "group", "--reconstruction", "bce", "--kl_warmup_steps", "4", "--free_bits", "0.05"),
         *("--lr_scheduler", "cosine", "--horizontal_flip"),
@@ -323,7 +325,7 @@ def test_a_run_with_a_learned_term_resumes_bit_equal_and_its_discriminator_learn
     assert_equal(first, state_of(folder, 6))
 
 
-DECODER_ONLY = (*LEARNED, "--learned_term_start", "3", "--lr_scheduler", "linear")
+DECODER_ONLY = (*LEARNED, "--refine_channels", "4", "--learned_term_start", "3", "--lr_scheduler", "linear")
 
 
 def test_after_the_start_of_the_learned_term_only_the_decoder_is_trained(train_vae, tmp_path):
