@@ -106,7 +106,7 @@ def _preset_as_flags(preset: str, presets_folder: Path, settings_classes: Sequen
         names = ", ".join(sorted(path.stem for path in presets_folder.glob("*.json")))
         raise UserError(f"--preset {preset}: must be one of {names}, or a JSON file")
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--preset {path}: not valid JSON ({error})") from error
     if not isinstance(values, dict):

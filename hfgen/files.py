@@ -45,7 +45,7 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
 
 def write_text_atomically(target: Path, text: str) -> None:
     """Replace a text file atomically; see `write_atomically`."""
-    write_atomically(target, lambda temporary: temporary.write_text(text))
+    write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
@@ -55,7 +55,7 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
         file: may be missing; truncated lines are skipped.
     """
     entries = []
-    for line in file.read_text().splitlines() if file.is_file() else []:
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:

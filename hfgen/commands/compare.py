@@ -87,7 +87,7 @@ def compare(
     output.mkdir(parents=True, exist_ok=True)
     report = finite({"reference": reference, "rows": rows})
     (output / "comparison.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    (output / "comparison.md").write_text(table(rows))
+    (output / "comparison.md").write_text(table(rows), encoding="utf-8")
     labelled_rows(shown).save(output / "sheet.png")
     typer.echo(table(rows))
     typer.echo(f"comparison.json, comparison.md and sheet.png in {output}")

@@ -115,7 +115,7 @@ def write_report(output: Path, report: dict[str, Any]) -> None:
 
     output.mkdir(parents=True, exist_ok=True)
     (output / "steps.json").write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
-    (output / "steps.md").write_text(table(report["rows"]))
+    (output / "steps.md").write_text(table(report["rows"]), encoding="utf-8")
     typer.echo(table(report["rows"]))
 
 
@@ -142,7 +142,7 @@ def save_number_of_steps(folder: Path, number: int) -> None:
     from hfgen.files import write_text_atomically
 
     # The code beside the weights may be from a version without this default.
-    write_text_atomically(folder / "pipeline_ddpm.py", Path(code.__file__).read_text())
+    write_text_atomically(folder / "pipeline_ddpm.py", Path(code.__file__).read_text(encoding="utf-8"))
     file = folder / "model_index.json"
     index = json.loads(file.read_text()) | {"num_inference_steps": number}
     write_text_atomically(file, json.dumps(index, indent=2) + "\n")

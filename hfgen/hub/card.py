@@ -93,7 +93,7 @@ def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> Mod
     )
     card_data = _card_data(repo_id, method, training, report, run_scores, license_id)
     template = files("hfgen.model_cards") / "TEMPLATE.md"
-    card = ModelCard.from_template(card_data, template_str=template.read_text(), **asdict(text))
+    card = ModelCard.from_template(card_data, template_str=template.read_text(encoding="utf-8"), **asdict(text))
     card.save(folder / "README.md")
     return card
 

@@ -40,6 +40,7 @@ def check_loads_anywhere(folder: Path) -> None:
             env=environment,
             capture_output=True,
             text=True,
+            errors="replace",
         )
         if result.returncode:
             reason = " ".join(result.stderr.strip().splitlines()[-1:])

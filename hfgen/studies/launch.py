@@ -90,7 +90,7 @@ def train_cell(
         return Ending(TRAINED, step=read_status(folder)["step"])
     command = launch_command(cell, budget, workspace)
     log = folder.with_name(f"{folder.name}.log")
-    with log.open("a") as output:
+    with log.open("a", encoding="utf-8") as output:
         output.write(f"$ {shlex.join(command)}\n")
         output.flush()
         supervised = [sys.executable, "-m", "hfgen.studies.supervised", str(os.getpid()), *command]
@@ -158,7 +158,7 @@ def _ending(folder: Path, budget: Budget, exit_status: int, log: Path | None) ->
         return Ending(TRAINED, step=step)
     if kind in ("diverged", "collapsed"):
         return Ending(DIVERGED, f"{kind}: {said['reason']}", step)
-    error = last_error(log.read_text(errors="replace")) if log is not None else ""
+    error = last_error(log.read_text(encoding="utf-8", errors="replace")) if log is not None else ""
     return Ending(BROKEN, f"training ended with status {exit_status}: {error}", step)
 
 
