@@ -45,7 +45,7 @@ def make_printing_safe() -> None:
 class _ForgivingFile(io.FileIO):
     """A console or file whose writes cannot fail, because nobody may be reading any more."""
 
-    def write(self, content) -> int:  # type: ignore[no-untyped-def]
+    def write(self, content) -> int:
         try:
             return super().write(content)
         except OSError:
@@ -56,7 +56,7 @@ def _forgiving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
     file = _ForgivingFile(stream.fileno(), "w", closefd=False)
     is_unbuffered = isinstance(stream.buffer, io.RawIOBase)  # as PYTHONUNBUFFERED asks for
     return io.TextIOWrapper(
-        file if is_unbuffered else io.BufferedWriter(file),  # type: ignore[arg-type]
+        file if is_unbuffered else io.BufferedWriter(file),
         stream.encoding,
         stream.errors,
         line_buffering=stream.line_buffering,
