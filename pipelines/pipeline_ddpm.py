@@ -30,7 +30,7 @@ class DDPMPipeline(DiffusionPipeline):
 
     Args:
         unet: predicts the noise, the clean images or the velocity, according to the scheduler's prediction type. Its
-            config has `sample_size` and `in_channels`.
+            config has `sample_size`, one number or height and width, and `in_channels`.
         scheduler: any diffusers scheduler: the DDPMScheduler used in training samples ancestrally; DDIM, DPM-Solver++
             or UniPC (`SchedulerClass.from_config(pipeline.scheduler.config)`) need only a few dozen steps.
         num_inference_steps: default number of denoising steps, saved with the weights. `hfgen steps` measures when
@@ -79,7 +79,8 @@ class DDPMPipeline(DiffusionPipeline):
                 training timesteps.
         """
         config = self.unet.config
-        shape = (batch_size, config.in_channels, config.sample_size, config.sample_size)
+        size = config.sample_size
+        shape = (batch_size, config.in_channels, *((size, size) if isinstance(size, int) else size))
         num_inference_steps = self._check_steps(num_inference_steps)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)

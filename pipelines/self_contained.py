@@ -17,7 +17,7 @@ import diffusers
 from diffusers import UNet2DModel
 from huggingface_hub import snapshot_download
 
-from hfgen.hub.card import is_somebodys_own, write_card
+from hfgen.hub.card import is_somebodys_own, variant_of, write_card
 from hfgen.hub.upload import check_access, read_card, upload
 
 
@@ -69,7 +69,8 @@ class SelfContainedPipelineMixin:
             token: Hub token; if None, that of the current login.
             create_pr: open a pull request instead of committing.
             safe_serialization: save weights as safetensors; must be True.
-            variant: variant in the weights' file names.
+            variant: variant in the weights' file names, such as "fp16"; the card names it. Earlier weights in the
+                repo are replaced, whatever their variant.
             subfolder: must be None: the loaders look for the index at the top of a repo.
 
         Returns:
@@ -96,7 +97,8 @@ class SelfContainedPipelineMixin:
         """Load from a folder or a Hub repo, with hfgen's classes; arguments as in diffusers.
 
         No code from the folder or repo is run, so `trust_remote_code` is not needed. Weights are read only from
-        safetensors, unless `use_safetensors=False` is given.
+        safetensors, unless `use_safetensors=False` is given. If there is only one variant of them, such as "fp16", it
+        need not be named.
         """
         kwargs.pop("trust_remote_code", None)
         kwargs.setdefault("use_safetensors", True)
@@ -104,6 +106,8 @@ class SelfContainedPipelineMixin:
         if not os.path.isdir(folder):
             hub_arguments = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
             folder = snapshot_download(folder, ignore_patterns=["*.py", "*.md", "samples/*"], **hub_arguments)
+        if kwargs["use_safetensors"] and (variant := variant_of(Path(folder))):
+            kwargs.setdefault("variant", variant)
         pipeline = super().from_pretrained(folder, **kwargs)  # type: ignore[misc]
         for part in pipeline.components.values():
             if isinstance(part, UNet2DModel):  # hfgen's own networks align their weights themselves

@@ -80,15 +80,14 @@ def denoise(
     require_new_folder(output)
     from hfgen.families import family
     from hfgen.inference.figures import denoising_strip, forward_strip
-    from hfgen.inference.sampling import open_image, open_pipeline
+    from hfgen.inference.sampling import image_size, open_image, open_pipeline
 
     loaded = open_pipeline(pipeline, device, sampler)
     if family(loaded) != "ddpm":
         raise UserError(f"{pipeline} is not a diffusion pipeline: there is nothing to denoise")
     trained_steps = loaded.scheduler.config.num_train_timesteps
     chosen = parse_timesteps(timesteps, trained_steps)
-    size = loaded.unet.config.sample_size
-    clean_image = open_image(image, size) if image is not None else None
+    clean_image = open_image(image, image_size(loaded)) if image is not None else None
     try:
         strip, last = denoising_strip(loaded, chosen, num_images, seed, num_inference_steps)
     except ValueError as error:  # more steps than the pipeline supports

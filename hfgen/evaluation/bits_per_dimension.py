@@ -46,7 +46,10 @@ def likelihood_report(pipeline: DiffusionPipeline, real: Reference, seed: int, h
         bits = vae_bits(pipeline.vae, images, numbers)
     else:
         edm = is_edm(pipeline.scheduler)
-        schedule = pipeline.scheduler if edm else sampling_scheduler(pipeline.scheduler, "ddpm")
+        try:
+            schedule = pipeline.scheduler if edm else sampling_scheduler(pipeline.scheduler, "ddpm")
+        except ValueError as error:
+            raise UserError(f"--bits_per_dimension: {error}") from error
         bound = edm_bits if edm else diffusion_bits
         parts = (part.to(pipeline.device) for part in images.split(BATCH_SIZE))
         each = [bound(pipeline.unet, schedule, part, TIMESTEPS_PER_IMAGE, numbers) for part in parts]

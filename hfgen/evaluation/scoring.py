@@ -93,7 +93,7 @@ def generated_images(
         started = time.perf_counter()
         for index, image in enumerate(generate_images(pipeline, options, before_each)):
             before_each()
-            images[index] = np.asarray(image)
+            images[index] = np.asarray(image.convert("RGB"))
         speed = count / (time.perf_counter() - started)
 
         def kept() -> Iterator[np.ndarray]:

@@ -147,6 +147,8 @@ def _density(density: nn.Module, random: torch.Generator) -> Graph:
 def _unet(unet: nn.Module, scheduler: Any, random: torch.Generator) -> Graph:
     config: Any = unet.config
     size, last = config.sample_size, scheduler.num_train_timesteps - 1
+    if not isinstance(size, int) and size[0] == size[1]:
+        size = size[0]
     if not isinstance(size, int):
         raise UserError(f"sample_size={size} of the U-Net: only square images can be exported")
     sample = Port("sample", (config.in_channels, size, size), "noisy images, at the noise level of the timestep")

@@ -4,6 +4,7 @@ The text is in `TEMPLATE.md`; each of its placeholders is a field of `CardText`.
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hfgen import __version__
-from hfgen.hub.method import Method, describe_method
+from hfgen.hub.method import Method, describe_method, sides
 from hfgen.hub.model_index import TASK, eval_results, eval_results_of_run, reference_name
 from hfgen.metrics.report import read_report, score_table
 
@@ -81,7 +82,7 @@ def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> Mod
         title=repo_id.split("/")[-1],
         summary=method.summary,
         pictures=_pictures(folder / "samples", SAMPLES) or "No pictures were uploaded with it.",
-        usage=_usage(repo_id, method),
+        usage=_usage(repo_id, method, variant_of(folder)),
         departures=_departures(method),
         data=_data(training),
         training=f"{_training(training, settings)}\n\n{_pictures(folder / 'samples', COURSE)}".strip(),
@@ -135,8 +136,25 @@ def _pictures(folder: Path, captions: dict[str, str]) -> str:
     return "\n\n".join(f"![{captions[name]}](samples/{name})\n\n*{captions[name]}*" for name in shown)
 
 
-def _usage(repo_id: str, method: Method) -> str:
+def variant_of(folder: Path) -> str | None:
+    """Return the variant, such as "fp16", that a pipeline's weights must be loaded with; None if they need none.
+
+    Args:
+        folder: a pipeline's folder, as `save_pretrained(..., variant=...)` writes it.
+    """
+    found: list[set[str]] = []  # the variants of each component
+    for part in folder.iterdir():
+        # model.safetensors, model.fp16.safetensors; in parts: model.fp16-00001-of-00002.safetensors
+        stems = {re.sub(r"-\d{5}-of-\d{5}", "", file.stem) for file in part.glob("*.safetensors")}
+        if stems:
+            found.append({stem.partition(".")[2] for stem in stems})
+    common = set.intersection(*found) if found else {""}
+    return min(common, default="") or None
+
+
+def _usage(repo_id: str, method: Method, variant: str | None) -> str:
     trust = ", trust_remote_code=True" if method.needs_trust else ""
+    kept = f', variant="{variant}"' if variant else ""
     code = (
         "Its code is stored next to the weights, and `trust_remote_code=True` lets diffusers run it."
         if method.needs_trust
@@ -146,13 +164,13 @@ def _usage(repo_id: str, method: Method) -> str:
     return f"""```python
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{repo_id}"{trust})
+pipeline = DiffusionPipeline.from_pretrained("{repo_id}"{trust}{kept})
 images = pipeline({method.call}).images
 ```
 
 This needs only torch and diffusers (0.38 or newer). {code} With
 [hfgen](https://github.com/hfgen/hfgen) installed, no code from the repo is run at all:
-`hfgen.pipelines.{name}.from_pretrained("{repo_id}")`."""
+`hfgen.pipelines.{name}.from_pretrained("{repo_id}"{kept})`."""
 
 
 def _departures(method: Method) -> str:
@@ -268,8 +286,8 @@ def _memorisation(report: dict[str, Any] | None, run_scores: dict[str, Any] | No
 def _limits(method: Method, training: dict[str, Any] | None, report: dict[str, Any] | None) -> str:
     data = training["data"] if training else None
     sentences = [
-        f"It generates only {method.sample_size}x{method.sample_size}-pixel images of the kind it was trained on: it "
-        "takes no prompt.",
+        f"It generates only {sides(method.sample_size)}-pixel images of the kind it was trained on: it takes no "
+        "prompt.",
         "Its samples reproduce the subjects and styles of the training images; which of them are over-represented or "
         "missing was not examined. Samples are not filtered.",
     ]

@@ -85,7 +85,7 @@ class Method:
 
     Attributes:
         family: "gan", "vae" or "ddpm".
-        sample_size: height and width of the images, in pixels.
+        sample_size: height and width of the images, in pixels; two numbers if they differ.
         summary: one paragraph: method, paper, network, size.
         departures: differences from the papers that were found, one clause each.
         compared: what was compared with the papers to find them; empty if nothing could be compared.
@@ -94,12 +94,18 @@ class Method:
     """
 
     family: str
-    sample_size: int
+    sample_size: int | list[int]
     summary: str
     departures: list[str]
     compared: list[str]
     call: str
     needs_trust: bool
+
+
+def sides(sample_size: int | list[int]) -> str:
+    """Return width and height, such as "64x32", of a `sample_size`: one number, or height and width."""
+    height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    return f"{width}x{height}"
 
 
 def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference_steps: int | None = None) -> Method:
@@ -120,7 +126,7 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
     if index[name][1] == "UNetCompact" and _has_attention("UNetCompact", config):
         network += " with self-attention at its coarse levels"
     architecture = f"The network is {network}, with {count_parameters(folder / name):,} parameters."
-    generates = f"generates {size}x{size}-pixel images, without a prompt,"
+    generates = f"generates {sides(size)}-pixel images, without a prompt,"
     in_files, in_settings = COMPARED[family]
     compared = in_files + (in_settings if settings else [])
     if family == "gan":

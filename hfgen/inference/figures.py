@@ -135,7 +135,7 @@ def forward_strip(image: Image.Image, timesteps: Sequence[int], trained_steps: i
         trained_steps: diffusion steps of both schedules.
         seed: seed of the noise, which is the same in all cells.
     """
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float() / 127.5 - 1
     noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed))
     cells = []
     for kind in ("linear", "cosine"):
@@ -173,6 +173,6 @@ def progress_frames(run: Path) -> list[Image.Image]:
 
 
 def _to_image(pixels: torch.Tensor) -> Image.Image:
-    """Convert pixels `(3, height, width)`, clipped to [-1, 1], to an image."""
-    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).numpy())
+    """Convert pixels `(channels, height, width)`, clipped to [-1, 1], to an image; one channel is grey."""
+    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)

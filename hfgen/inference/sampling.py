@@ -1,6 +1,7 @@
 """Generating images with a trained pipeline, for the command line."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from huggingface_hub import hf_hub_download
 from PIL import Image
 
@@ -32,6 +33,9 @@ PIPELINES: dict[str, type[DiffusionPipeline]] = {
     "GANPipeline": GANPipeline,
     "VAEPipeline": VAEPipeline,
 }
+
+
+CHANNELS = (1, 3, 4)  # that an image can have
 
 
 def open_pipeline(
@@ -74,12 +78,50 @@ def open_pipeline(
             pipeline.scheduler = sampling_scheduler(pipeline.scheduler, sampler)
         except ValueError as error:
             raise UserError(f"--sampler {sampler}: {error}") from error
+    if family(pipeline) == "ddpm" and (missing := what_is_missing(pipeline)):
+        raise UserError(f"{where}: hfgen cannot sample from this pipeline: {missing}")
     pipeline.set_progress_bar_config(desc="denoising", leave=False)
     if not plain and family(pipeline) != "ddpm":
         network = image_network(pipeline)
         network.to(memory_format=torch.channels_last)
         use_matrix_products(network)
     return pipeline
+
+
+def what_is_missing(pipeline: DiffusionPipeline) -> str | None:
+    """Return why a diffusion pipeline, perhaps of diffusers, cannot denoise pure noise; None if it can."""
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    config, name = unet.config, type(unet).__name__
+    if needed := _needed_arguments(unet.forward) - {"sample", "timestep"}:
+        return f"its {name} also needs {', '.join(sorted(needed))}"
+    if config.get("class_embed_type") or config.get("num_class_embeds"):
+        return f"its {name} needs a class for each image"
+    if config.get("sample_size") is None or config.in_channels not in CHANNELS:
+        return f"its {name} has sample_size={config.get('sample_size')} and in_channels={config.in_channels}"
+    if config.get("out_channels", config.in_channels) != config.in_channels:
+        return f"its {name} has {config.in_channels} channels in and {config.out_channels} out"
+    name = type(scheduler).__name__
+    lacks = [part for part in ("step", "set_timesteps", "scale_model_input", "init_noise_sigma")
+             if not hasattr(scheduler, part)]  # fmt: skip
+    lacks += [] if "num_train_timesteps" in scheduler.config else ["num_train_timesteps"]
+    if lacks:
+        return f"its {name} has no {lacks[0]}{_remedy(scheduler)}"
+    if needed := _needed_arguments(scheduler.step) - {"model_output", "timestep", "sample"}:
+        return f"its {name} also needs {', '.join(sorted(needed))}{_remedy(scheduler)}"
+    return None
+
+
+def _remedy(scheduler: SchedulerMixin) -> str:
+    try:
+        sampling_scheduler(scheduler, "ddim")
+    except ValueError:
+        return ", and no other sampler can replace it"
+    return "; --sampler ddim replaces it"
+
+
+def _needed_arguments(function: Callable) -> set[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD}
 
 
 def find_pipeline(path: Path) -> Path:
@@ -123,8 +165,19 @@ def choose_device(name: str) -> torch.device:
 
 
 def image_size(pipeline: DiffusionPipeline) -> int:
-    """Return the height and width, in pixels, of the images that a pipeline generates."""
-    return image_network(pipeline).config.sample_size
+    """Return the height and width, in pixels, of the images that a pipeline generates.
+
+    Raises:
+        UserError: if they differ.
+    """
+    size = image_network(pipeline).config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise UserError(
+            f"this pipeline generates images of {width}x{height} pixels, and only squares can be compared with other "
+            "images; hfgen sample generates them"
+        )
+    return height
 
 
 def weights_digest(pipeline: DiffusionPipeline) -> str:

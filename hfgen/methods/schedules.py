@@ -29,6 +29,7 @@ TRAINED_KEYS = (
     "rescale_betas_zero_snr",
     "prediction_type",
 )
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 EDM_TRAINED_KEYS = ("sigma_min", "sigma_max", "sigma_data", "rho", "sigma_schedule", "num_train_timesteps")
 
 
@@ -79,7 +80,7 @@ def edm_schedule(sigma_data: float = 0.5) -> EDMEulerScheduler:
 
 def is_edm(scheduler: SchedulerMixin) -> bool:
     """Whether this scheduler's network was trained with EDM."""
-    return "sigma_data" in scheduler.config
+    return set(EDM_TRAINED_KEYS) <= scheduler.config.keys()
 
 
 def on_the_scale_of_images(scheduler: SchedulerMixin, index: int, sample: torch.Tensor) -> torch.Tensor:
@@ -119,14 +120,19 @@ def sampling_scheduler(training_schedule: SchedulerMixin, sampler: str) -> Sched
         sampler: "ddim", "dpm", "unipc" or "ddpm".
 
     Raises:
-        ValueError: if EDM does not support the sampler.
+        ValueError: if EDM does not support the sampler, or the schedule is of another kind than DDPM's and EDM's.
     """
     if is_edm(training_schedule):
         if sampler not in EDM_SAMPLERS:
             raise ValueError(f"a network trained with EDM has only {' and '.join(EDM_SAMPLERS)}, not {sampler}")
         config = {key: training_schedule.config[key] for key in EDM_TRAINED_KEYS}
         return EDMEulerScheduler(**config) if sampler == "ddim" else EDMDPMSolverMultistepScheduler(**config)
-    config = {key: training_schedule.config[key] for key in TRAINED_KEYS}
+    # Not all schedulers have all keys; a missing one has its usual value.
+    config = {key: training_schedule.config[key] for key in TRAINED_KEYS if key in training_schedule.config}
+    predicts = config.get("prediction_type", "epsilon")
+    if not {"num_train_timesteps", "beta_schedule", "beta_start"} <= config.keys() or predicts not in PREDICTION_TYPES:
+        name = type(training_schedule).__name__
+        raise ValueError(f"the saved {name} is no schedule of DDPM or EDM that other samplers could follow")
     # Always start from the noisiest timestep, even with few steps, as in Lin et al. 2023 (arXiv:2305.08891).
     config["timestep_spacing"] = "trailing"
     if sampler == "ddim":

@@ -8,6 +8,7 @@ from hub_client import Client, contents, digest_of
 from published_toys import CODE, FAMILIES
 
 from hfgen import pipelines
+from hfgen.hub.card import write_card
 from hfgen.inference.sampling import open_pipeline
 
 
@@ -62,6 +63,27 @@ def test_a_pipeline_loaded_by_hfgen_is_saved_again_byte_for_byte(name, runs, tmp
     folder = runs[name] / "pipeline"
     getattr(pipelines, CLASSES[name]).from_pretrained(folder).save_pretrained(tmp_path / "again")
     assert contents(tmp_path / "again") == contents(folder)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_the_code_of_a_card_loads_the_variant_that_was_saved(name, variant, runs, tmp_path):
+    pipeline = getattr(pipelines, CLASSES[name]).from_pretrained(runs[name] / "pipeline")
+    pipeline.save_pretrained(tmp_path / "cats", variant=variant, max_shard_size="20KB")
+    (tmp_path / "cats" / "samples").mkdir()
+    write_card(tmp_path / "cats", "tester/cats")
+    text = (tmp_path / "cats" / "README.md").read_text()
+    named = f', variant="{variant}"' if variant else ""
+    for line in (
+        f'.{CLASSES[name]}.from_pretrained("tester/cats"{named})',
+        'DiffusionPipeline.from_pretrained("tester/cats"',
+    ):
+        assert line in text
+    code = text.split("```python\n")[1].split("```")[0].replace("tester/cats", str(tmp_path / "cats"))
+    loaded = {}
+    exec(code.split("images =")[0], loaded)
+    assert digest_of(loaded["pipeline"]) == digest(runs[name])
+    assert digest(tmp_path / "cats") == digest(runs[name])  # `hfgen sample` finds the only variant
 
 
 # ----------------------------------------------------------------------------------------------------------- pushing
