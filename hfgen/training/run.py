@@ -135,11 +135,10 @@ class Run:
         self._log = RunLog(self.output_dir, self.accelerator, self.images_per_step, self._images_before)
         self._log.open(self.step, self.max_train_steps, self.all_settings, self.settings.report_to)
         if self.is_main:
-            # Those that may change, now that the run is accepted.
             keep_settings(self.output_dir, self._all_settings, self._checkpoint, self._is_new)
             write_status(self.output_dir, "running", "", self.step, self.seconds)
-            launch = {"from_step": self.step, **describe_environment(self.accelerator)}
-            launch |= {"changed_settings": self._changes} if self._changes else {}
+            changes = {"changed_settings": self._changes} if self._changes else {}
+            launch = {"from_step": self.step, **describe_environment(self.accelerator), **changes}
             append_json_line(self.output_dir / "launches.jsonl", launch)
 
     def steps(self) -> Iterator[int]:
@@ -283,8 +282,7 @@ class Run:
             raise (UserError(f"{error}; {differing}") if self._changes else error) from error
         self.step, self.rollbacks = progress["step"], progress.get("rollbacks", 0)
         self._good, self._seconds_before = progress.get("good", True), progress["seconds"]
-        at_this_rate = self.step * self.images_per_step
-        self._images_before = progress.get("images", at_this_rate) - at_this_rate
+        self._images_before = progress["images"] - self.step * self.images_per_step
         if self.step > self.max_train_steps:
             raise UserError(
                 f"--max_train_steps, --num_epochs: they ask for {self.max_train_steps} steps, and {checkpoint} has "
@@ -304,8 +302,7 @@ class Run:
 
         Errors occur on all processes.
         """
-        problem, checkpoint, changes = None, None, []
-        self._is_new = not has_started(self.output_dir)
+        problem, checkpoint, changes, self._is_new = None, None, [], not has_started(self.output_dir)
         if self.is_main:
             try:
                 if self.settings.push_to_hub:  # fail before the training rather than after it
