@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast
 from diffusers.optimization import get_scheduler
 
@@ -25,14 +26,13 @@ from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.files import write_text_atomically
 from hfgen.inference.figures import image_sheet, reconstruction_sheet
-from hfgen.losses.gan import GAN_LOSSES
-from hfgen.losses.learned import balanced, feature_distance, judge
 from hfgen.losses.vae import kl_loss, kl_per_dimension, reconstruction_loss, warmed_up
 from hfgen.methods.density import FittedDensity, fit_density
 from hfgen.methods.ema import averaged_copy
+from hfgen.methods.learned_term import LearnedTerm, decoder_parameters, keep_encoder
 from hfgen.methods.matrix_convolution import use_matrix_products
 from hfgen.methods.posterior import EncodedImages, PosteriorWatch, encode_images
-from hfgen.models import ConvVAE, DCGANDiscriminator
+from hfgen.models import ConvVAE
 from hfgen.pipelines import VAEPipeline
 from hfgen.publishing.publish import publish_if_asked
 from hfgen.randomness import keyed_seed
@@ -213,10 +213,10 @@ def main(arguments: list[str] | None = None) -> Path:
         num_training_steps=settings.learned_term_start or max_train_steps,
     )
     vae, optimizer = accelerator.prepare(network, optimizer)
-    term = LearnedTerm(settings, network, run) if settings.learns_a_term else None
+    term = build_learned_term(settings, network, accelerator) if settings.learns_a_term else None
     watch = PosteriorWatch(settings.latent_dim, run.device)
     stateful = {"vae": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "watch": watch}
-    learned = term.stateful() if term else {}
+    learned = term.stateful(settings.learned_term_start > 0) if term else {}
     # A VAE that was trained without the learned term can be continued with it.
     starts = dict.fromkeys(learned, settings.learned_term_start)
     restored = (stateful | learned, data.batches, pipeline, data.digest)
@@ -283,70 +283,6 @@ def main(arguments: list[str] | None = None) -> Path:
     return pipeline_folder
 
 
-class LearnedTerm:
-    """A discriminator of reconstructions, and the gradients it adds to them; see hfgen/losses/learned.py.
-
-    Attributes:
-        decoder_optimizer: trains the decoder against the discriminator, after `--learned_term_start`.
-    """
-
-    def __init__(self, settings: VAESettings, vae: ConvVAE, run: Run):
-        self._settings, self._accelerator = settings, run.accelerator
-        try:
-            network = DCGANDiscriminator(vae.config.sample_size, 3, settings.discriminator_channels)
-        except ValueError as error:
-            raise UserError(f"--feature_weight, --adversarial_weight: {error}") from error
-        self._network = network.to(run.device, memory_format=torch.channels_last)
-        use_matrix_products(self._network)
-        # DCGAN's Adam for both: with the usual momentum, two networks that act against each other oscillate.
-        adam: dict[str, Any] = {"lr": settings.learning_rate_d, "betas": (0.5, 0.999)}
-        adam["fused"] = run.device.type in ("cpu", "cuda")
-        self._discriminator, self._optimizer, self.decoder_optimizer = run.accelerator.prepare(
-            self._network,
-            torch.optim.Adam(network.parameters(), **adam),
-            torch.optim.Adam(decoder_parameters(vae), **adam),
-        )
-
-    def stateful(self) -> dict[str, Any]:
-        """Return the objects whose state a checkpoint contains."""
-        state = {"discriminator": self._network, "optimizer_d": self._optimizer}
-        return state | ({"optimizer_decoder": self.decoder_optimizer} if self._settings.learned_term_start else {})
-
-    def learn(
-        self, images: torch.Tensor, reconstruction: torch.Tensor, likelihood_loss: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Update the discriminator, and compute its gradient with respect to the reconstructions.
-
-        Args:
-            images: `(batch_size, channels, height, width)`, in [-1, 1].
-            reconstruction: same shape.
-            likelihood_loss: a scalar, from the reconstruction.
-
-        Returns:
-            What to add to the loss gradient with respect to the reconstruction, and losses for the log.
-        """
-        loss, seen = GAN_LOSSES["non_saturating"], reconstruction.detach().float()
-        self._network.requires_grad_(True)
-        loss_d = loss.discriminator(self._discriminator(images), self._discriminator(seen), 0.0)
-        self._optimizer.zero_grad()
-        self._accelerator.backward(loss_d)
-        self._optimizer.step()
-
-        self._network.requires_grad_(False)
-        seen.requires_grad_(True)
-        with torch.no_grad():
-            _, real_features = judge(self._network, images)
-        logits, features = judge(self._network, seen)
-        distance, loss_g = feature_distance(features, real_features), loss.generator(logits, logits)
-        (beside,) = torch.autograd.grad(likelihood_loss, reconstruction, retain_graph=True)
-        pull = torch.zeros_like(seen)
-        for one, weight in ((distance, self._settings.feature_weight), (loss_g, self._settings.adversarial_weight)):
-            if weight:
-                (gradient,) = torch.autograd.grad(one, seen, retain_graph=True)
-                pull += balanced(gradient, beside.float(), weight)
-        return pull, {"loss_d": loss_d, "loss_g": loss_g, "feature_distance": distance}
-
-
 def build_vae(settings: VAESettings, sample_size: int) -> ConvVAE:
     """Build the network chosen by the settings.
 
@@ -368,22 +304,22 @@ def build_vae(settings: VAESettings, sample_size: int) -> ConvVAE:
     )
 
 
-def decoder_parameters(vae: ConvVAE) -> list[torch.nn.Parameter]:
-    """Return the parameters of a VAE's decoder."""
-    parts = [vae.from_latents, vae.up_blocks, vae.conv_out, *([vae.refine] if vae.refine is not None else [])]
-    return [weight for part in parts for weight in part.parameters()]
+def build_learned_term(settings: VAESettings, vae: ConvVAE, accelerator: Accelerator) -> LearnedTerm:
+    """Build the loss of `--feature_weight` and `--adversarial_weight`.
 
-
-def keep_encoder(vae: ConvVAE, skip_gradients: bool) -> None:
-    """Fix a VAE's encoder, including the statistics of its BatchNorm.
-
-    Args:
-        vae: the network, in train mode.
-        skip_gradients: whether to save the encoder's backward pass. Distributed training waits for the gradients of
-            all the weights that it was set up with, used or not.
+    Raises:
+        UserError: for image sizes that its discriminator does not support.
     """
-    for part in (vae.down_blocks, vae.to_posterior):
-        part.eval().requires_grad_(not skip_gradients)
+    try:
+        return LearnedTerm(
+            vae,
+            (settings.feature_weight, settings.adversarial_weight),
+            settings.discriminator_channels,
+            settings.learning_rate_d,
+            accelerator,
+        )
+    except ValueError as error:
+        raise UserError(f"--feature_weight, --adversarial_weight: {error}") from error
 
 
 def save_sheets(pipeline: VAEPipeline, shown_images: torch.Tensor, run: Run) -> None:
