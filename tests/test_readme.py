@@ -193,7 +193,7 @@ def test_every_training_command_is_valid(workplace):
     from accelerate.commands.launch import launch_command_parser
 
     launches = [command for command in COMMANDS if command.startswith("accelerate launch")]
-    assert len(launches) == 7
+    assert len(launches) == 8
     for line in launches:
         parsed = launch_command_parser().parse_args(line.split()[2:])
         script = load_script(Path(parsed.training_script).stem)
