@@ -243,8 +243,9 @@ def main(arguments: list[str] | None = None) -> Path:
         objective = loss / images[0].numel()
         learned_losses: dict[str, torch.Tensor] = {}
         if term and (decoder_only or not settings.learned_term_start):
-            pull, learned_losses = term.learn(images, reconstruction, likelihood_loss / images[0].numel())
-            objective = objective + (reconstruction * pull).sum()  # its gradient wrt. the reconstruction is pull
+            latents = posterior.sample(run.generator("latents")).detach().flatten(1)
+            addition, learned_losses = term.learn(images, reconstruction, likelihood_loss / images[0].numel(), latents)
+            objective = objective + addition
         accelerator.backward(objective)
         if term and decoder_only:
             grad_norm = accelerator.clip_grad_norm_(decoder_parameters(network), settings.max_grad_norm)

@@ -12,10 +12,10 @@ from hfgen.models import ConvVAE, DCGANDiscriminator
 
 
 class LearnedTerm:
-    """A discriminator of reconstructions, and the gradients it adds to them; see hfgen/losses/learned.py.
+    """A discriminator of decoded images, and the gradients it adds to them; see hfgen/losses/learned.py.
 
     Args:
-        vae: the network whose reconstructions it judges, on its device.
+        vae: the network whose images it judges, on its device.
         weights: of the loss on the discriminator's features and of the adversarial loss, as gradient norms relative to
             the likelihood's.
         base_channels: channels of the discriminator at its finest level.
@@ -37,7 +37,7 @@ class LearnedTerm:
         learning_rate: float,
         accelerator: Accelerator,
     ):
-        self._weights, self._accelerator = weights, accelerator
+        self._vae, self._weights, self._accelerator = vae, weights, accelerator
         network = DCGANDiscriminator(vae.config.sample_size, 3, base_channels)
         self._network = network.to(accelerator.device, memory_format=torch.channels_last)
         use_matrix_products(self._network)
@@ -56,19 +56,31 @@ class LearnedTerm:
         return state | ({"optimizer_decoder": self.decoder_optimizer} if decoder_alone else {})
 
     def learn(
-        self, images: torch.Tensor, reconstruction: torch.Tensor, likelihood_loss: torch.Tensor
+        self,
+        images: torch.Tensor,
+        reconstruction: torch.Tensor,
+        likelihood_loss: torch.Tensor,
+        latents: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Update the discriminator, and compute its gradient with respect to the reconstructions.
+        """Update the discriminator, and compute what is added to the objective.
+
+        With an adversarial loss, the discriminator also sees images decoded from mixtures of the latents, so that the
+        decoder learns the latents that will be sampled. These get the adversarial loss alone.
 
         Args:
             images: `(batch_size, channels, height, width)`, in [-1, 1].
             reconstruction: same shape.
             likelihood_loss: a scalar, from the reconstruction.
+            latents: samples from the posteriors of the images, without gradients, `(batch_size, latent_dim)`.
 
         Returns:
-            What to add to the loss gradient with respect to the reconstruction, and losses for the log.
+            A scalar to add to the objective, which is there for its gradient alone, and losses for the log.
         """
-        loss, seen = GAN_LOSSES["non_saturating"], reconstruction.detach().float()
+        decoded = [reconstruction]
+        if self._weights[1]:
+            with self._accelerator.autocast():
+                decoded.append(self._vae.decode(mixed_latents(latents), return_dict=False)[0])
+        loss, seen = GAN_LOSSES["non_saturating"], torch.cat(decoded).detach().float()
         self._network.requires_grad_(True)
         loss_d = loss.discriminator(self._discriminator(images), self._discriminator(seen), 0.0)
         self._optimizer.zero_grad()
@@ -80,14 +92,30 @@ class LearnedTerm:
         with torch.no_grad():
             _, real_features = judge(self._network, images)
         logits, features = judge(self._network, seen)
-        distance, loss_g = feature_distance(features, real_features), loss.generator(logits, logits)
+        distance = feature_distance([feature[: len(images)] for feature in features], real_features)
+        loss_g = loss.generator(logits, logits)
         (beside,) = torch.autograd.grad(likelihood_loss, reconstruction, retain_graph=True)
-        pull = torch.zeros_like(seen)
-        for one, weight in zip((distance, loss_g), self._weights, strict=True):
+        addition = torch.zeros((), device=seen.device)
+        for one, weight, acts_on in zip((distance, loss_g), self._weights, (decoded[:1], decoded), strict=True):
             if weight:
                 (gradient,) = torch.autograd.grad(one, seen, retain_graph=True)
-                pull += balanced(gradient, beside.float(), weight)
-        return pull, {"loss_d": loss_d, "loss_g": loss_g, "feature_distance": distance}
+                for part, pull in zip(acts_on, gradient.split(len(images)), strict=False):
+                    addition = (
+                        addition + (part * balanced(pull, beside.float(), weight)).sum()
+                    )  # its gradient: the pull
+        return addition, {"loss_d": loss_d, "loss_g": loss_g, "feature_distance": distance}
+
+
+def mixed_latents(latents: torch.Tensor) -> torch.Tensor:
+    """Mix the latents of different images: half way between two of them on the sphere.
+
+    The mixtures have the covariance of the latents, whose mean the KL term keeps near 0, but belong to no image: they
+    stand for samples from a density that is fitted only after the training.
+
+    Args:
+        latents: samples from the posteriors of different images, `(batch_size, latent_dim)`.
+    """
+    return (latents + latents.roll(1, dims=0)) / 2**0.5
 
 
 def decoder_parameters(vae: ConvVAE) -> list[torch.nn.Parameter]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hfgen.methods.learned_term import LearnedTerm, decoder_parameters, keep_encoder
+from hfgen.methods.learned_term import LearnedTerm, decoder_parameters, keep_encoder, mixed_latents
 from hfgen.models import ConvVAE
 
 
@@ -19,14 +19,27 @@ def small_vae(**options) -> ConvVAE:
 @pytest.mark.parametrize("weights", [(0.7, 0.0), (0.0, 0.3)])
 def test_a_learned_term_pulls_as_hard_as_its_weights_say(weights):
     """By the gradient of what is added to the objective, compared with that of the likelihood."""
-    term = LearnedTerm(small_vae(), weights, 4, 2e-4, Accelerator(cpu=True))
+    vae = small_vae()
+    term = LearnedTerm(vae, weights, 4, 2e-4, Accelerator(cpu=True))
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     reconstruction = (torch.rand(4, 3, 16, 16) * 2 - 1).requires_grad_()
     likelihood = (reconstruction - images).square().mean()
-    pull, losses = term.learn(images, reconstruction, likelihood)
+    addition, losses = term.learn(images, reconstruction, likelihood, torch.randn(4, 6))
+    (pull,) = torch.autograd.grad(addition, reconstruction, retain_graph=True)
     (beside,) = torch.autograd.grad(likelihood, reconstruction)
     assert pull.norm().item() == pytest.approx(sum(weights) * beside.norm().item(), rel=1e-4)
-    assert not pull.requires_grad and all(value.isfinite() for value in losses.values())
+    assert all(value.isfinite() for value in losses.values())
+    # The images from mixed latents get an adversarial gradient only.
+    (of_decoder,) = torch.autograd.grad(addition, vae.conv_out.weight, allow_unused=True)
+    assert (of_decoder is None) == (weights[1] == 0)
+
+
+def test_mixed_latents_have_the_covariance_of_the_latents_and_are_no_images():
+    torch.manual_seed(0)
+    latents = torch.randn(50_000, 3) @ torch.tensor([[1.0, 0, 0], [0.5, 2, 0], [0, -1, 0.1]])
+    mixed = mixed_latents(latents)
+    torch.testing.assert_close(torch.cov(mixed.T), torch.cov(latents.T), rtol=0.03, atol=0.03)
+    assert (mixed[:, None] - latents[None, :2]).norm(dim=2).min() > 0
 
 
 @pytest.mark.parametrize("skip_gradients", [True, False])
