@@ -12,8 +12,7 @@ $(VENV)/installed: pyproject.toml
 
 # Trains a small DDPM on toy paintings; run again after an interruption, it goes on where it stopped.
 quickstart: $(VENV)/installed
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		training_scripts/train_ddpm.py --preset quickstart --resume latest
+	$(BIN)/python training_scripts/train_ddpm.py --preset quickstart --resume latest
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)

@@ -420,7 +420,7 @@ def test_the_digest_tells_data_sets_and_columns_apart_but_not_commits(answers):
         ("two columns", ["imageA", "imageB", "--dataset_column"]),
         ("no column", ["imageC", "tester/paintings"]),
         ("no data set", ["tester/nothing"]),
-        ("no split", ["tester/paintings", "--dataset_split test"]),
+        ("no split", ["tester/paintings has no split test", "--dataset_split", "'train'"]),
         ("a script", ["tester/script", "scripts are no longer supported"]),
         ("a folder", ["--streaming"]),
         ("toy_paintings", ["toy_paintings:5", "--streaming"]),
