@@ -109,7 +109,7 @@ def _of_split(names: list[str], split: str) -> list[str]:
     """Return the arrays whose names tell the split, such as train_images or x_train; for train all if none does."""
     if split == ALL:
         return names
-    labels = {name: {split_of(word) for word in re.split(r"[\\W_]+", name)} for name in names}
+    labels = {name: {split_of(word) for word in re.split(r"[\W_]+", name)} for name in names}
     chosen = [name for name in names if split_of(split) is not None and split_of(split) in labels[name]]
     if not chosen and split != "train" and names:
         raise NoSplitsError(
@@ -119,7 +119,7 @@ def _of_split(names: list[str], split: str) -> list[str]:
 
 
 def _encode(content: bytes, header: _Header) -> bytes:
-    pixels = np.frombuffer(content, header.dtype).reshape(header.shape[1:])
+    pixels: np.ndarray = np.frombuffer(content, header.dtype).reshape(header.shape[1:])
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     buffer = io.BytesIO()

@@ -61,12 +61,12 @@ def to_rgb(image: Image.Image, bits: int | None = None) -> Image.Image:
     Raises:
         UnreadableImageError: for floating-point pixels or 32-bit pixels beyond 16 bits, whose range is unknown.
     """
-    bits = bits or grey_bits(image)
     if image.mode.startswith("I;16") or image.mode == "I":
+        white = 2 ** (bits or grey_bits(image) or 16) - 1
         grey = np.asarray(image).astype(np.int64)
         if grey.size and not 0 <= grey.min() <= grey.max() <= 65535:
             raise UnreadableImageError("32-bit pixels outside the 16-bit range: convert them to 16 bits")
-        return Image.fromarray(np.round(grey * (255 / (2**bits - 1))).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(np.round(grey * (255 / white)).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise UnreadableImageError("floating-point pixels of unknown range: convert them to 8 or 16 bits")
     if image.has_transparency_data:

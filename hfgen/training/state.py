@@ -149,7 +149,7 @@ class RunState:
     def _use_base_rates(self) -> None:
         """Let each schedule set the learning rates of its restored step, from the base rates of the settings."""
         for name, base_rates in self._base_rates.items():
-            schedule = self._parts[name]
+            schedule: Any = self._parts[name]
             schedule.base_lrs = list(base_rates)
             factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
             for group, rate, factor in zip(schedule.optimizer.param_groups, base_rates, factors, strict=True):

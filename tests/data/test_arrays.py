@@ -30,7 +30,7 @@ def test_an_array_of_images_is_read(tmp_path, suffix, kind):
     assert np.abs(pixels_of(path).astype(int) - wanted).max() <= (1 if kind == "12 bits" else 0)
 
 
-@pytest.mark.parametrize("names", [("train_images", "test_images"), ("x_train", "x_test")])
+@pytest.mark.parametrize("names", [("train_images", "test_images"), ("x_train", "x_test"), ("train-x", "test.x")])
 def test_of_arrays_named_by_split_that_of_the_split_is_taken(tmp_path, names):
     np.savez(
         tmp_path / "set.npz", **dict(zip(names, (IMAGES[:2], IMAGES[2:]), strict=True)), train_labels=np.arange(2)
