@@ -23,7 +23,7 @@ def free_port():
 
 
 def heed_ctrl_c():
-    """Of a process before it starts: what a shell runs in the background ignores Ctrl-C, and so do its children."""
+    """Runs before the program: what a shell starts in the background ignores Ctrl-C, and so do its children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -153,7 +153,7 @@ def test_the_report_on_the_frames_of_one_scene_is_short():
 
 
 def test_of_the_64_bits_of_a_perceptual_hash_half_are_set():
-    # Of 63 frequencies 31 lie above their median; the mean brightness makes 32.
+    # 31 of 63 frequencies lie above their median; the mean brightness makes 32.
     hashes = [perceptual_hash(scene(seed, side)) for seed, side in enumerate([8, 31, 32, 64, 200])]
     assert [value.bit_count() for value in hashes] == [32] * 5
     assert all(0 <= value < 2**64 for value in hashes)

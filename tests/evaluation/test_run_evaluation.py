@@ -294,7 +294,7 @@ def test_a_generator_that_does_not_copy_is_not_warned_about(tmp_path):
         (1000, 0.01, 0.010, False), (1000, 0.01, 0.019, False), (1000, 0.01, 0.020, True),
         # Where none is expected, one more or less is chance.
         (1000, 0.0, 0.002, False), (1000, 0.0, 0.004, True), (10, 0.0, 0.2, False), (10, 0.0, 0.4, True),
-        # Of a few, 0.01 + 3 x 0.1 and 0.2 + 3 x 0.126 are the limits.
+        # For a few images the limits are 0.01 + 3 x 0.1 and 0.2 + 3 x 0.126.
         (10, 0.01, 0.3, False), (10, 0.01, 0.4, True), (10, 0.2, 0.5, False), (10, 0.2, 0.6, True),
     ],
 )  # fmt: skip

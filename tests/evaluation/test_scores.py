@@ -147,7 +147,7 @@ def small_images(seed, count):
 
 
 def test_copies_by_pixels_are_counted_and_said(monkeypatch):
-    """Of 20 real images 2 are all but one; 5 of 8 generated ones are copies, 1 of them of those."""
+    """2 of the 20 real images are nearly equal; 5 of 8 generated ones are copies, 1 of them of those two."""
     real = small_images(0, 20)
     real[19] = real[0] + 1e-3
     copies = real[[0, 3, 3, 4, 5]] + 1e-6

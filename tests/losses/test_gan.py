@@ -291,7 +291,7 @@ def test_the_gradient_penalty_samples_one_uniform_point_on_each_segment():
     mix = steps / (fake_images - real_images).flatten(1).square().sum(dim=1)
     torch.testing.assert_close(points, torch.lerp(real_images, fake_images, mix.view(-1, 1, 1, 1)))
     assert mix.min() > -1e-5 and mix.max() < 1 + 1e-5
-    # Of a uniform distribution the mean is 1/2 and the standard deviation 1/sqrt(12); the errors of both are below 1%.
+    # A uniform distribution has mean 1/2 and standard deviation 1/sqrt(12); the errors of both are below 1%.
     assert float(mix.mean()) == pytest.approx(1 / 2, abs=0.025)
     assert float(mix.std()) == pytest.approx(12**-0.5, abs=0.025)
 

@@ -175,7 +175,7 @@ def test_a_few_kinds_of_images_are_a_collapse_though_they_are_far_from_each_othe
 
 @pytest.mark.parametrize(("covered", "good", "low"), [(5, False, True), (9, False, False), (13, True, False)])
 def test_coverage_has_thresholds_of_its_own(covered, good, low):
-    """Of 20 images far from each other so many are drawn, each often; the others have nothing near them."""
+    """So many of 20 images, far from each other, are generated, each often; the others have nothing near them."""
     images = torch.nn.functional.interpolate(torch.eye(20)[:, None, :, None].expand(-1, 3, -1, 1), size=(20, 20))
     pairs = torch.cat([images + 0.001 * index for index in range(6)])  # six nearly alike: the reach is short
     watch_of_it = CollapseWatch(pairs, None)

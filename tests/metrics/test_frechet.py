@@ -95,7 +95,7 @@ def test_bad_input_is_named(a, b, told):
 
 @pytest.mark.slow
 def test_the_extrapolation_takes_the_bias_of_few_generated_images_away():
-    """Of the same distribution the distance is 0; with 100 images of 30 features FID is far from it."""
+    """The distance of a distribution from itself is 0; with 100 images of 30 features FID is far from it."""
     real = np.random.default_rng(7).normal(size=(20_000, 30))
     draws = [np.random.default_rng(seed).normal(size=(200, 30)) for seed in range(20)]
     plain = np.mean([frechet_distance(real, fake) for fake in draws])

@@ -58,7 +58,7 @@ def test_the_old_resizing_is_another_and_leaves_299_pixels_as_they_are(inception
 
 
 def test_the_old_resizing_looks_at_pixel_i_times_the_scale():
-    """Of a ramp of 598 pixels it takes every second; one of 4 goes up in steps of 4 / 299 and stays at its end."""
+    """It takes every second pixel of a ramp of 598; one of 4 goes up in steps of 4 / 299 and stays at its end."""
     ramp = np.repeat(np.arange(598) % 256, 3).reshape(1, 598, 3).astype(np.uint8).repeat(598, axis=0)
     halved = inception._resize_as_in_2015(ramp)
     assert halved.shape == (299, 299, 3) and halved.dtype == np.float32

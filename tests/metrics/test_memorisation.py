@@ -173,7 +173,7 @@ def at_angles(*degrees):
 def test_the_copying_test_by_hand():
     """Angles to the one training image: 20 and 40 of the held-out, 10 and 30 of the generated images.
 
-    The generated one is nearer in (20, 10), (40, 10) and (40, 30). Of the six ways to deal out four ranks two have
+    The generated one is nearer in (20, 10), (40, 10) and (40, 30). Two of the six ways to deal out four ranks have
     three such pairs or more.
     """
     train, held_out, fake = at_angles(0, 90), at_angles(20, 40), at_angles(10, 30)

@@ -165,7 +165,7 @@ def test_the_initial_weights_of_a_dcgan_are_normal_with_a_standard_deviation_of_
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             weight = weight_of(module)
             assert_moments(weight, 0.0, 0.02)
-            # Of a normal distribution 4.55% lie beyond two standard deviations, of a uniform one none.
+            # 4.55% of a normal distribution lie beyond two standard deviations, and nothing of a uniform one.
             assert (weight.abs() > 0.04).float().mean().item() == pytest.approx(0.0455, abs=0.02)
             assert module.bias is None or not module.bias.any()
         elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):

@@ -324,7 +324,7 @@ def two_components() -> GaussianMixture:
 def test_draws_have_the_mean_and_the_covariance_of_the_mixture():
     latents = two_components()(draw(40_000, 3))
     assert latents.shape == (40_000, 2)
-    # Of the components: means (1, -2) and (-3, 0.5), covariances L L^T; weights 0.3 and 0.7.
+    # The components have means (1, -2) and (-3, 0.5), covariances L L^T; weights 0.3 and 0.7.
     covariances = torch.tensor([[[0.25, 0.15], [0.15, 0.73]], [[1.44, -0.48], [-0.48, 0.2]]])
     # The second reaches beyond -0.65 by 1.958 of its standard deviations, the first below it by 3.3.
     share = (latents[:, 0] > -0.65).float().mean().item()

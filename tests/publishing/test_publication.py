@@ -164,7 +164,7 @@ def test_a_run_its_checkpoints_and_its_best_state_their_own_steps_and_images(run
         card = (tmp_path / str(index) / "README.md").read_text()
         assert f"| steps | {step}, {step * 4} images, {step * 4 / 24:.1f} epochs |" in card
         assert f"at step {step}: FID" in card
-    # Of a moment without scores none are told.
+    # Without scores of that step none are published.
     (run / "evaluations.jsonl").write_text(json.dumps(lines[0]) + "\n")
     told = publish(run, tmp_path / "unscored")
     assert "scores.json" not in told and "Not measured." in (tmp_path / "unscored" / "README.md").read_text()
