@@ -29,7 +29,7 @@ from hfgen.inference.figures import image_sheet, reconstruction_sheet
 from hfgen.losses.vae import kl_loss, kl_per_dimension, reconstruction_loss, warmed_up
 from hfgen.methods.density import FittedDensity, fit_density
 from hfgen.methods.ema import averaged_copy
-from hfgen.methods.learned_term import LearnedTerm, decoder_parameters, keep_encoder
+from hfgen.methods.learned_term import LearnedTerm, choose_trained_parts, decoder_parameters
 from hfgen.methods.matrix_convolution import use_matrix_products
 from hfgen.methods.posterior import EncodedImages, PosteriorWatch, encode_images
 from hfgen.models import ConvVAE
@@ -225,11 +225,11 @@ def main(arguments: list[str] | None = None) -> Path:
     # 3. One update per step
     for step in run.steps():
         decoder_only = 0 < settings.learned_term_start < step
-        if decoder_only:
+        if settings.learned_term_start:  # at each step, since a rollback may lead back to before it
+            choose_trained_parts(network, decoder_only, skip_gradients=accelerator.num_processes == 1)
             if step == settings.learned_term_start + 1:
                 # The average is the better start. BatchNorm's statistics differ between processes: take one's.
                 network.load_state_dict(broadcast(ema.module.state_dict()))
-            keep_encoder(network, skip_gradients=accelerator.num_processes == 1)
         images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
         reconstruction, posterior = vae(
             images, sample_posterior=True, return_dict=False, generator=run.generator("posterior")

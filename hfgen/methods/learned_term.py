@@ -124,13 +124,16 @@ def decoder_parameters(vae: ConvVAE) -> list[torch.nn.Parameter]:
     return [weight for part in parts for weight in part.parameters()]
 
 
-def keep_encoder(vae: ConvVAE, skip_gradients: bool) -> None:
-    """Fix a VAE's encoder, including the statistics of its BatchNorm.
+def choose_trained_parts(vae: ConvVAE, decoder_only: bool, skip_gradients: bool) -> None:
+    """Let all of a VAE be trained, or fix its encoder, including the statistics of its BatchNorm.
 
     Args:
-        vae: the network, in train mode.
-        skip_gradients: whether to save the encoder's backward pass. Distributed training waits for the gradients of
-            all the weights that it was set up with, used or not.
+        vae: the network.
+        decoder_only: whether the encoder is fixed.
+        skip_gradients: whether to save the backward pass of a fixed encoder. Distributed training waits for the
+            gradients of all the weights that it was set up with, used or not.
     """
-    for part in (vae.down_blocks, vae.to_posterior):
-        part.eval().requires_grad_(not skip_gradients)
+    vae.train().requires_grad_(True)
+    if decoder_only:
+        for part in (vae.down_blocks, vae.to_posterior):
+            part.eval().requires_grad_(not skip_gradients)

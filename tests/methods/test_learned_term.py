@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hfgen.methods.learned_term import LearnedTerm, decoder_parameters, keep_encoder, mixed_latents
+from hfgen.methods.learned_term import LearnedTerm, choose_trained_parts, decoder_parameters, mixed_latents
 from hfgen.models import ConvVAE
 
 
@@ -46,7 +46,7 @@ def test_mixed_latents_have_the_covariance_of_the_latents_and_are_no_images():
 @pytest.mark.parametrize("refine_channels", [0, 4])
 def test_encoder_and_decoder_are_all_of_a_vae_and_a_kept_encoder_does_not_change(skip_gradients, refine_channels):
     vae = small_vae(refine_channels=refine_channels)
-    keep_encoder(vae, skip_gradients)
+    choose_trained_parts(vae, True, skip_gradients)
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     decoder = decoder_parameters(vae)
     torch.optim.SGD(decoder, lr=1.0).zero_grad()
@@ -56,3 +56,5 @@ def test_encoder_and_decoder_are_all_of_a_vae_and_a_kept_encoder_does_not_change
     assert all((weight.grad is None) == skip_gradients for weight in encoder)
     changed = {name for name, value in vae.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and not any(name.startswith(("down_blocks", "to_posterior")) for name in changed)  # BatchNorm's
+    choose_trained_parts(vae, False, skip_gradients)  # after a rollback
+    assert all(weight.requires_grad for weight in vae.parameters()) and all(part.training for part in vae.modules())
