@@ -151,7 +151,7 @@ def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
         "end": end_of(status, moment.step),
         "step": moment.step,
         "seconds": moment.seconds,
-        "images": round(log[-1]["images"] / log[-1]["step"] * moment.step) if log else None,
+        "images": images_at(log, moment.step),
         # A launch that started at this step came after it, unless it was the first.
         "launches": [launch for launch in launches if launch["from_step"] < max(moment.step, 1)] or launches[:1],
         "rollbacks": sum(event["event"] == "rollback" for event in read_json_lines(run / "events.jsonl")),
@@ -184,6 +184,25 @@ def data_of(run: Path, settings: dict[str, Any]) -> tuple[str, bool, dict[str, A
     # Not by `is_path`: the data may have moved since the training.
     is_local = not on_hub and not TOY_PAINTINGS.fullmatch(dataset)
     return Path(dataset).expanduser().resolve().name if is_local else dataset, on_hub, intake
+
+
+def images_at(log: Sequence[dict[str, Any]], step: int) -> int | None:
+    """Return how many training images a pipeline had seen at a step; None without a log.
+
+    Not in proportion to the step: a run that continues another one may have other batches than that one had.
+
+    Args:
+        log: entries of `metrics.jsonl`, with "step" and "images".
+        step: of the pipeline.
+    """
+    if not log:
+        return None
+    first, last = log[0], log[-1]
+    if first["step"] < last["step"]:
+        per_step = (last["images"] - first["images"]) / (last["step"] - first["step"])
+    else:
+        per_step = last["images"] / last["step"]
+    return round(last["images"] - (last["step"] - step) * per_step)
 
 
 def moment_of(run: Path, pipeline_folder: Path, log: Sequence[dict[str, Any]]) -> Moment:

@@ -15,7 +15,7 @@ from toy_runs import checkpoint, script, train
 from hfgen.errors import UserError
 from hfgen.inference.sampling import SamplingOptions, open_pipeline
 from hfgen.publishing import folder as publication
-from hfgen.publishing.folder import make_publication, refuse_private_paths, run_of
+from hfgen.publishing.folder import images_at, make_publication, refuse_private_paths, run_of
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -168,6 +168,13 @@ def test_a_run_its_checkpoints_and_its_best_state_their_own_steps_and_images(run
     (run / "evaluations.jsonl").write_text(json.dumps(lines[0]) + "\n")
     told = publish(run, tmp_path / "unscored")
     assert "scores.json" not in told and "Not measured." in (tmp_path / "unscored" / "README.md").read_text()
+
+
+def test_images_are_counted_back_from_the_last_entry_of_the_log():
+    """Here 100 steps of 4 images, of another run, were continued in batches of 10."""
+    log = [{"step": step, "images": 400 + 10 * (step - 100)} for step in (110, 120, 200)]
+    assert [images_at(log, step) for step in (100, 110, 150, 200)] == [400, 500, 900, 1400]
+    assert images_at(log[:1], 110) == 500 and images_at([], 3) is None
 
 
 def test_a_pipeline_s_folder_alone_is_of_no_run(runs, tmp_path):
