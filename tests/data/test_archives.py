@@ -1,4 +1,4 @@
-"""Tar archives; zips are in test_sources.py."""
+"""Tar archives; zips are in test_zips.py."""
 
 import io
 import lzma
@@ -6,10 +6,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from source_files import source_of
 
-from hfgen.data.settings import DataSettings
-from hfgen.data.source import Source
-from hfgen.data.sources import open_source
 from hfgen.errors import UserError
 
 
@@ -20,10 +18,6 @@ def write_tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return path
-
-
-def source_of(path: Path | str, **settings) -> Source:
-    return open_source(DataSettings(dataset=str(path), **settings))
 
 
 PACKINGS = {"set.tar": "w", "set.tar.gz": "w:gz", "set.tgz": "w:gz", "set.tar.bz2": "w:bz2", "set.TAR.XZ": "w:xz"}
@@ -79,6 +73,14 @@ def test_a_folder_of_tars_is_one_data_set(tmp_path):
     source = source_of(tmp_path)
     assert [content for _, content in source.images()] == [b"0", b"1"]
     assert len(source.files) == 2
+
+
+def test_missing_tars_of_a_numbered_set_are_noted(tmp_path):
+    write_tar(tmp_path / "x-00000-of-00002.tar", {"a.png": b"a"})
+    (note,) = [note for note in source_of(tmp_path).notes if "are missing" in note]
+    assert "only 1 of 2 files are there" in note
+    write_tar(tmp_path / "x-00001-of-00002.tar", {"b.png": b"b"})
+    assert not any("are missing" in note for note in source_of(tmp_path).notes)
 
 
 @pytest.mark.parametrize("files", [{}, {"a.txt": b""}])

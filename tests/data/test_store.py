@@ -1,9 +1,7 @@
 import dataclasses
 import json
-import multiprocessing
 import os
 import shutil
-import threading
 import warnings
 import zipfile
 from pathlib import Path
@@ -14,10 +12,10 @@ import pyarrow.parquet
 import pytest
 from picture_files import encoded, noise, png, smooth
 from PIL import Image
+from stores import entries, load, pictures_in, same, settings_of
 from tfrecord_writer import bytes_feature, example, record
 
 from hfgen.data.settings import DataSettings
-from hfgen.data.store import ImageStore, load_images
 from hfgen.demo.sampling import open_upload
 from hfgen.errors import UserError
 from hfgen.inference.sampling import open_image
@@ -25,27 +23,6 @@ from hfgen.inference.sampling import open_image
 
 # pytest shows the remarks of Pillow about large pictures; in a run they are ignored.
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-
-
-def settings_of(path: Path, **settings) -> DataSettings:
-    return DataSettings(**{"dataset": str(path), "sample_size": 16, **settings})
-
-
-def load(path: Path, **settings) -> ImageStore:
-    return load_images(settings_of(path, **settings))
-
-
-def pictures_in(store: ImageStore) -> list[np.ndarray]:
-    return [store[index] for index in range(len(store))]
-
-
-def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
-    return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def entries(cache: Path) -> list[str]:
-    """What a cache holds, without the lock files."""
-    return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
 
 
 def save(path: Path, picture: np.ndarray) -> None:
@@ -374,76 +351,6 @@ def test_a_failed_decoding_leaves_nothing_and_the_next_call_decodes_all(image_fo
     (image_folder / "6.png").write_bytes(whole + bytes(before.st_size - len(whole)))
     os.utime(image_folder / "6.png", ns=(before.st_atime_ns, before.st_mtime_ns))  # the same data set, as far as seen
     assert same(pictures_in(load(image_folder)), [noise(16, 16, seed) for seed in range(7)])
-
-
-# Processes are forked, because importing torch anew takes longer than all tests of this file.
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and named pipes")
-
-
-@needs_fork
-def test_a_process_killed_while_decoding_leaves_nothing_that_looks_whole(image_folder, cache_of_this_test):
-    # The last image is a named pipe: whoever decodes waits for it.
-    pipe = image_folder / "7.png"
-    os.mkfifo(pipe)
-    process = multiprocessing.get_context("fork").Process(target=load, args=(image_folder,))
-    process.start()
-    guard = threading.Timer(30, lambda: os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))  # if nobody ever reads it
-    guard.start()
-    with pipe.open("wb"):  # returns as soon as the process reads
-        guard.cancel()
-        process.kill()
-        process.join()
-    (leftover,) = entries(cache_of_this_test)
-    assert leftover.startswith(".") and not (cache_of_this_test / leftover / "digest.txt").exists()
-
-    # In a container a process often gets the number that the killed one had.
-    stem, _ = leftover.rsplit("-", 1)
-    (cache_of_this_test / leftover).rename(cache_of_this_test / f"{stem}-{os.getpid()}")
-    (cache_of_this_test / f"{stem}-0").mkdir()
-    threading.Thread(target=lambda: pipe.write_bytes(encoded(noise(16, 16, 7))), daemon=True).start()
-    store = load(image_folder)
-    assert same(pictures_in(store), [noise(16, 16, seed) for seed in range(8)])
-    assert entries(cache_of_this_test) == [store.folder.name]
-
-
-@needs_fork
-def test_two_processes_at_once_get_the_same_whole_store(image_folder, cache_of_this_test):
-    context = multiprocessing.get_context("fork")
-    together, answers = context.Barrier(2), context.SimpleQueue()
-
-    def work() -> None:
-        together.wait(30)
-        store = load(image_folder)
-        answers.put((store.digest, np.array(pictures_in(store)).tobytes()))
-
-    processes = [context.Process(target=work) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
-    pixels = np.stack([noise(16, 16, seed) for seed in range(7)]).tobytes()
-    store = load(image_folder)
-    assert [answers.get(), answers.get()] == [(store.digest, pixels)] * 2
-    assert entries(cache_of_this_test) == [store.folder.name]
-
-
-def test_many_threads_at_once_get_the_same_whole_store(image_folder, cache_of_this_test):
-    together, stores = threading.Barrier(6), []
-
-    def work() -> None:
-        together.wait()
-        stores.append(load(image_folder))
-
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(stores) == 6
-    for store in stores:
-        assert same(pictures_in(store), [noise(16, 16, seed) for seed in range(7)])
-    assert len(entries(cache_of_this_test)) == 1
 
 
 def test_decoding_leaves_the_filters_of_warnings_as_they_are(image_folder):

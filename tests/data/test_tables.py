@@ -9,9 +9,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from picture_files import encoded, noise
+from source_files import source_of
 
 from hfgen.data.settings import DataSettings
-from hfgen.data.source import Source
 from hfgen.data.sources import open_source
 from hfgen.data.store import load_images
 from hfgen.errors import UserError
@@ -24,10 +24,6 @@ STRUCT = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
 
 def as_text(content: bytes, start: str = "") -> str:
     return start + base64.b64encode(content).decode()
-
-
-def source_of(path: Path, **settings) -> Source:
-    return open_source(DataSettings(dataset=str(path), **settings))
 
 
 def contents_of(path: Path, **settings) -> list[bytes | Exception]:
