@@ -147,6 +147,8 @@ class VAESettings:
                 raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
         if self.batch_size < 2 and self.normalization == "batch":
             raise UserError("--batch_size 1: BatchNorm needs at least 2 images; use --normalization group")
+        if self.batch_size < 2 and self.adversarial_weight > 0:
+            raise UserError("--batch_size 1: --adversarial_weight mixes latents of different images; give 2 or more")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema_decay {self.ema_decay}: must be from 0 to below 1")
         self._refuse_unused()

@@ -106,7 +106,7 @@ def _problem(header: _Header) -> str | None:
 
 
 def _of_split(names: list[str], split: str) -> list[str]:
-    """Return the arrays whose names tell the split, such as train_images or x_train; for train all if none does."""
+    """Return the arrays named after the split, such as train_images or x_train; for train, all if none is."""
     if split == ALL:
         return names
     labels = {name: {split_of(word) for word in re.split(r"[\W_]+", name)} for name in names}

@@ -1,6 +1,6 @@
-"""Tells whether the contents of files are those that were read before.
+"""Detects whether the contents of files have changed since they were read.
 
-Name, size and modification time do not: archives with fixed times, and programs that set them, hide a replacement.
+Name, size and modification time are not enough: archives with fixed times, and programs that set them, hide it.
 """
 
 import hashlib

@@ -26,7 +26,7 @@ def read_despite_metadata(content: bytes, read: Callable[[bytes], Picture]) -> P
             raise
         try:
             return read(bare)
-        except Exception:
+        except Exception:  # so the pixels are damaged: the first error says how
             raise error from None
 
 

@@ -132,7 +132,7 @@ def sampling_scheduler(training_schedule: SchedulerMixin, sampler: str) -> Sched
     predicts = config.get("prediction_type", "epsilon")
     if not {"num_train_timesteps", "beta_schedule", "beta_start"} <= config.keys() or predicts not in PREDICTION_TYPES:
         name = type(training_schedule).__name__
-        raise ValueError(f"the saved {name} is no schedule of DDPM or EDM that other samplers could follow")
+        raise ValueError(f"the saved {name} is not a DDPM or EDM schedule, so no other sampler can use it")
     # Always start from the noisiest timestep, even with few steps, as in Lin et al. 2023 (arXiv:2305.08891).
     config["timestep_spacing"] = "trailing"
     if sampler == "ddim":

@@ -45,8 +45,8 @@ class RunSettings:
     )
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = setting(
         "auto",
-        "auto: what accelerate launch was told, else bf16 if the hardware supports it natively, else no; try no if "
-        "training diverges",
+        "auto: the precision given to accelerate launch, else bf16 if the hardware supports it natively, else no; try "
+        "no if training diverges",
     )
     cpu: bool = setting(False, "train on the CPU even if there is an accelerator")
     log_every: int = setting(50, "steps between log entries", may_change=True)

@@ -90,8 +90,8 @@ def test_what_cannot_be_sampled_is_refused_at_loading(tmp_path, scheduler, netwo
 
 def test_a_schedule_of_another_kind_is_not_taken_for_ddpm_s(tmp_path):
     for kind in (diffusers.FlowMatchEulerDiscreteScheduler, diffusers.IPNDMScheduler):
-        with pytest.raises(ValueError, match=f"the saved {kind.__name__} is no schedule of DDPM or EDM"):
+        with pytest.raises(ValueError, match=f"the saved {kind.__name__} is not a DDPM or EDM schedule"):
             sampling_scheduler(kind(), "ddim")
     where = save(tmp_path, diffusers.IPNDMScheduler())
-    with pytest.raises(UserError, match="--sampler ddim: the saved IPNDMScheduler is no schedule"):
+    with pytest.raises(UserError, match="--sampler ddim: the saved IPNDMScheduler is not a DDPM or EDM schedule"):
         open_pipeline(where, "cpu", "ddim")
