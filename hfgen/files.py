@@ -84,3 +84,11 @@ def _flush_to_disk(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def require_place_for(path: Path, option: str) -> None:
+    """Raise a `UserError` if a file or folder cannot be created, before the work whose result it is to hold."""
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        reason = "is not a folder" if not above.is_dir() else "is not writable"
+        raise UserError(f"{option} {path}: cannot be created, because {above} {reason}; choose another place")

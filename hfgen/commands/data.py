@@ -16,6 +16,7 @@ from hfgen.commands.options import (
     FeatureWeights,
     Seed,
 )
+from hfgen.files import require_place_for
 
 
 def inspect(
@@ -27,6 +28,8 @@ def inspect(
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the full report to this file")] = None,
 ) -> None:
     """Report what a data set contains: counts, sizes, modes, unreadable files, duplicates."""
+    if json_file is not None:
+        require_place_for(json_file, "--json")
     from hfgen.data.settings import DataSettings
     from hfgen.data.store import load_images
 
@@ -56,6 +59,8 @@ def floor(
     json_file: Annotated[Path | None, typer.Option("--json", help="also write all scores to this file")] = None,
 ) -> None:
     """Score a data set against itself: one half against the other, and a resample against all."""
+    if json_file is not None:
+        require_place_for(json_file, "--json")
     from hfgen.data.settings import DataSettings
     from hfgen.evaluation.reference import open_reference
     from hfgen.inference.sampling import choose_device

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hfgen.commands.options import BatchSize, Device, FeatureWeights, PipelineFolder, SampleFrom, Sampler, Seed, Steps
+from hfgen.commands.options import (
+    BatchSize,
+    Device,
+    FeatureWeights,
+    PipelineFolder,
+    SampleFrom,
+    Sampler,
+    Seed,
+    Steps,
+    refuse_to_replace,
+)
 from hfgen.errors import UserError
 
 
@@ -43,8 +53,7 @@ def kaggle_zip(
     device: Device = "auto",
 ) -> None:
     """Write a submission to Kaggle's gan-getting-started: a zip of 256-pixel RGB JPEGs, generated batch by batch."""
-    if output.exists():
-        raise UserError(f"--output {output} exists; choose another name")
+    refuse_to_replace(output)
     if output.suffix != ".zip":
         raise UserError(f"--output {output}: must end in .zip; Kaggle looks for images.zip")
     if not MIN_IMAGES <= num_images <= MAX_IMAGES:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from hfgen.errors import UserError
+from hfgen.files import require_place_for
 
 
 PipelineFolder = Annotated[str, typer.Argument(metavar="DIR", help="a run, a checkpoint, a pipeline, or a Hub repo")]
@@ -50,3 +51,11 @@ def require_new_folder(output: Path) -> None:
     """Raise a `UserError` if a command's output folder is not empty."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists and is not empty; choose another folder")
+    require_place_for(output, "--output")
+
+
+def refuse_to_replace(file: Path) -> None:
+    """Raise a `UserError` if a command's output file exists or cannot be created."""
+    if file.exists():
+        raise UserError(f"--output {file} exists; choose another name")
+    require_place_for(file, "--output")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from hfgen.commands.options import refuse_to_replace
 from hfgen.errors import UserError
 
 
@@ -51,9 +52,3 @@ def curves(
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
     typer.echo(f"{output}: losses of {len(runs)} run(s)")
-
-
-def refuse_to_replace(file: Path) -> None:
-    """Raise a `UserError` if an output file already exists."""
-    if file.exists():
-        raise UserError(f"--output {file} exists; choose another name")

@@ -9,6 +9,7 @@ import typer
 import hfgen
 from hfgen.commands.options import require_new_folder
 from hfgen.errors import UserError
+from hfgen.files import require_place_for
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -69,6 +70,7 @@ def run(
     from hfgen.studies.worker import work
 
     study_file, study, workspace = read(file, dataset, output, feature_weights)
+    require_place_for(workspace.output, "--output")
     workspace.output.mkdir(parents=True, exist_ok=True)
     store = StudyStore(storage or sqlite_url(workspace.output), grace_seconds)
     if budget is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hfgen.config import changed_settings, settings_to_dict
 from hfgen.errors import UserError
-from hfgen.files import append_json_line, write_text_atomically
+from hfgen.files import append_json_line, require_place_for, write_text_atomically
 from hfgen.training.checkpoints import find_checkpoint, remove_leftovers
 
 
@@ -34,6 +34,7 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> P
         UserError: if the folder holds something else or a run with other settings; it is not changed.
     """
     config_file = folder / "training_config.json"
+    require_place_for(folder, "--output_dir")
     used = has_started(folder)
     if used and resume is None:
         raise UserError(

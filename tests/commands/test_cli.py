@@ -386,3 +386,21 @@ def test_the_command_line_answers_without_importing_torch_or_diffusers():
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("data", "inspect", "toy_paintings:12", "--json", "file/report.json"),
+        ("data", "floor", "toy_paintings:12", "--json", "file/report.json"),
+        ("sample", "gone", "--output", "file/new"),
+        ("progress", "gone", "--output", "file/new.gif"),
+        ("kaggle-zip", "gone", "--output", "file/images.zip"),
+    ],
+)
+def test_an_output_that_cannot_be_created_is_refused_before_the_work(refusal, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("a file, where a folder is needed")
+    line = refusal(*arguments)
+    option, place = arguments[-2:]
+    assert f"{option} {place}: cannot be created, because" in line and "file is not a folder" in line

@@ -13,7 +13,7 @@ from toy_runs import files_of
 from hfgen.config import setting
 from hfgen.errors import UserError
 from hfgen.training.checkpoints import list_checkpoints, load_progress
-from hfgen.training.folder import keep_settings
+from hfgen.training.folder import claim_folder, keep_settings
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings
 from hfgen.training.state import RunState
@@ -205,3 +205,9 @@ def test_a_checkpoint_of_other_networks_is_refused_in_one_line(tmp_path, parts, 
     with pytest.raises(UserError, match=f"--resume .*step-00000006: {told}") as error:
         state.load(*list_checkpoints(tmp_path / "old" / "checkpoints")[-1:])
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_cannot_be_created_is_refused_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("a file, where a folder is needed")
+    with pytest.raises(UserError, match=r"--output_dir .*run: cannot be created, because .*file is not a folder"):
+        claim_folder(tmp_path / "file" / "run", None, [])
