@@ -76,7 +76,7 @@ class DDPMPipeline(DiffusionPipeline):
 
         Raises:
             ValueError: if `latents` have the wrong shape, or `num_inference_steps` is not from 1 to the number of
-                training timesteps.
+                training timesteps, or does not suit the scheduler.
         """
         config = self.unet.config
         size = config.sample_size
@@ -88,7 +88,13 @@ class DDPMPipeline(DiffusionPipeline):
             raise ValueError(f"latents must have shape {shape}, not {tuple(latents.shape)}")
 
         # 1. noise, at the level of the scheduler's first timestep
-        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        try:
+            self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        except ValueError as error:  # PNDM, for example, needs at least 4
+            name = type(self.scheduler).__name__
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps} does not suit its {name} ({error}); try more steps"
+            ) from error
         timesteps, counted = self._timesteps()
         sample = latents.to(self.device, self.unet.dtype) * self.scheduler.init_noise_sigma
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters

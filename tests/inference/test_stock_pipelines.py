@@ -88,6 +88,12 @@ def test_what_cannot_be_sampled_is_refused_at_loading(tmp_path, scheduler, netwo
         open_pipeline(where, "cpu")
 
 
+def test_a_number_of_steps_that_does_not_suit_a_scheduler_is_named(tmp_path):
+    pipeline = open_pipeline(save(tmp_path, diffusers.PNDMScheduler()), "cpu")
+    with pytest.raises(UserError, match="num_inference_steps=2 does not suit its PNDMScheduler .*try more steps"):
+        list(generate_images(pipeline, SamplingOptions(1, 0, 2, 1)))
+
+
 def test_a_schedule_of_another_kind_is_not_taken_for_ddpm_s(tmp_path):
     for kind in (diffusers.FlowMatchEulerDiscreteScheduler, diffusers.IPNDMScheduler):
         with pytest.raises(ValueError, match=f"the saved {kind.__name__} is not a DDPM or EDM schedule"):
