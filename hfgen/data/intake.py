@@ -252,7 +252,8 @@ def near_duplicates(facts: list[ImageFacts]) -> list[list[str]]:
 def _warnings(report: IntakeReport) -> list[str]:
     notes = []
     if report.images < FEW_IMAGES:
-        notes.append(f"only {report.images} images: a generator may memorise them; compare its samples with the data")
+        images = "1 image" if report.images == 1 else f"{report.images} images"
+        notes.append(f"only {images}: a generator may memorise them; compare its samples with the data")
     if report.upsampled:
         notes.append(f"{report.upsampled} images are smaller than {report.sample_size} pixels and were enlarged")
     if report.exact_duplicates and not report.dropped:
