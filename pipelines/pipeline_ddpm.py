@@ -81,21 +81,13 @@ class DDPMPipeline(DiffusionPipeline):
         config = self.unet.config
         size = config.sample_size
         shape = (batch_size, config.in_channels, *((size, size) if isinstance(size, int) else size))
-        num_inference_steps = self._check_steps(num_inference_steps)
+        timesteps, counted = self._set_timesteps(num_inference_steps)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents must have shape {shape}, not {tuple(latents.shape)}")
 
         # 1. noise, at the level of the scheduler's first timestep
-        try:
-            self.scheduler.set_timesteps(num_inference_steps, device=self.device)
-        except ValueError as error:  # PNDM, for example, needs at least 4
-            name = type(self.scheduler).__name__
-            raise ValueError(
-                f"num_inference_steps={num_inference_steps} does not suit its {name} ({error}); try more steps"
-            ) from error
-        timesteps, counted = self._timesteps()
         sample = latents.to(self.device, self.unet.dtype) * self.scheduler.init_noise_sigma
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         random_numbers = {"generator": generator} if takes_generator else {}
@@ -126,8 +118,16 @@ class DDPMPipeline(DiffusionPipeline):
         if push_to_hub:  # diffusers would upload before the code is in the folder
             self.push_to_hub(hub_arguments.pop("repo_id", Path(save_directory).name), **hub_arguments)
 
-    def _timesteps(self) -> tuple[torch.Tensor, list[int]]:
+    def _set_timesteps(self, num_inference_steps: int | None) -> tuple[torch.Tensor, list[int]]:
         """Return the scheduler's timesteps, and the integers passed to the callback for them."""
+        num_inference_steps = self._check_steps(num_inference_steps)
+        try:
+            self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        except ValueError as error:  # PNDM, for example, needs at least 4
+            name = type(self.scheduler).__name__
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps} does not suit its {name} ({error}); try more steps"
+            ) from error
         timesteps = self.scheduler.timesteps
         if "sigma_data" in self.scheduler.config:  # EDM's timesteps are a quarter of the log noise level
             last, steps = self.scheduler.config.num_train_timesteps - 1, max(len(timesteps) - 1, 1)
