@@ -1,37 +1,40 @@
 """Writing files so that a killed process leaves them readable: atomic replacement, and JSON lines."""
 
+import fnmatch
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from hfgen.errors import UserError
 
 
-def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(
+    target: Path, write: Callable[[Path], object], marker: str | None = None, own: Collection[str] = ("*",)
+) -> None:
     """Let `write` create a temporary path beside `target`, then rename it to `target`.
 
     Args:
         target: the file or folder to create or replace. If the process dies, the old one stays intact (a folder
-            may be left as `.name.old` if the process dies between the two renames).
+            may be left as `.name.old-PID` if the process dies between the two renames).
         write: gets the temporary path and creates a file or a folder there.
+        marker: a file (or a glob pattern) by which an earlier version of the folder is recognised; only such a
+            folder is replaced.
+        own: glob patterns of the names that a version may have; anything else in the folder is kept.
 
     Raises:
-        UserError: if writing fails; the old `target` is kept.
+        UserError: if writing fails, or the folder is not an earlier version; the old `target` is kept.
     """
     temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        require_replaceable(target, marker)
         write(temporary)
         _flush_to_disk(temporary)
         if target.is_dir():
-            replaced = target.with_name(f".{target.name}.old")
-            shutil.rmtree(replaced, ignore_errors=True)
-            os.replace(target, replaced)
-            os.replace(temporary, target)
-            shutil.rmtree(replaced, ignore_errors=True)
+            _replace_folder(target, temporary, own)
         else:
             os.replace(temporary, target)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
@@ -41,6 +44,28 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def require_replaceable(folder: Path, marker: str | None) -> None:
+    """Raise a `UserError` if a folder has content that is not an earlier version of what is to be written there.
+
+    Args:
+        folder: may be missing, empty or a file.
+        marker: a file by which an earlier version is recognised; None if there can be none.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and (marker is None or not any(folder.glob(marker))):
+        raise UserError(f"{folder} holds files that hfgen did not write: move or rename that folder first")
+
+
+def _replace_folder(folder: Path, new: Path, own: Collection[str]) -> None:
+    """Put a new version in the place of a folder, and keep there what somebody else has added."""
+    replaced = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    os.replace(folder, replaced)
+    os.replace(new, folder)
+    for path in list(replaced.iterdir()):
+        if not any(fnmatch.fnmatch(path.name, pattern) for pattern in own):
+            os.replace(path, folder / path.name)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_text_atomically(target: Path, text: str) -> None:

@@ -40,6 +40,7 @@ class LinePipeline:
 
     def save_pretrained(self, folder):
         folder.mkdir()
+        (folder / "model_index.json").write_text("{}")
         (folder / "weight.txt").write_text(repr(self.network.weight.item()))
 
 

@@ -15,8 +15,8 @@ from hfgen.commands.options import (
     Features,
     FeatureWeights,
     Seed,
+    refuse_to_replace,
 )
-from hfgen.files import require_place_for
 
 
 def inspect(
@@ -29,7 +29,7 @@ def inspect(
 ) -> None:
     """Report what a data set contains: counts, sizes, modes, unreadable files, duplicates."""
     if json_file is not None:
-        require_place_for(json_file, "--json")
+        refuse_to_replace(json_file, "--json")
     from hfgen.data.settings import DataSettings
     from hfgen.data.store import load_images
 
@@ -60,7 +60,7 @@ def floor(
 ) -> None:
     """Score a data set against itself: one half against the other, and a resample against all."""
     if json_file is not None:
-        require_place_for(json_file, "--json")
+        refuse_to_replace(json_file, "--json")
     from hfgen.data.settings import DataSettings
     from hfgen.evaluation.reference import open_reference
     from hfgen.inference.sampling import choose_device

@@ -54,8 +54,8 @@ def require_new_folder(output: Path) -> None:
     require_place_for(output, "--output")
 
 
-def refuse_to_replace(file: Path) -> None:
+def refuse_to_replace(file: Path, option: str = "--output") -> None:
     """Raise a `UserError` if a command's output file exists or cannot be created."""
     if file.exists():
-        raise UserError(f"--output {file} exists; choose another name")
-    require_place_for(file, "--output")
+        raise UserError(f"{option} {file} exists; choose another name")
+    require_place_for(file, option)

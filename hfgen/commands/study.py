@@ -9,7 +9,7 @@ import typer
 import hfgen
 from hfgen.commands.options import require_new_folder
 from hfgen.errors import UserError
-from hfgen.files import require_place_for
+from hfgen.files import require_place_for, require_replaceable
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -65,12 +65,13 @@ def run(
     grace_seconds: Grace = 120,
 ) -> None:
     """Train and score all unfinished cells of a study, and write the report."""
-    from hfgen.studies.report import write_report
+    from hfgen.studies.report import MARKER, write_report
     from hfgen.studies.storage import StudyStore, sqlite_url
     from hfgen.studies.worker import work
 
     study_file, study, workspace = read(file, dataset, output, feature_weights)
     require_place_for(workspace.output, "--output")
+    require_replaceable(workspace.output / "report", MARKER)
     workspace.output.mkdir(parents=True, exist_ok=True)
     store = StudyStore(storage or sqlite_url(workspace.output), grace_seconds)
     if budget is not None:

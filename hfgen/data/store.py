@@ -102,7 +102,8 @@ def load_images(settings: DataSettings) -> ImageStore:
         if not (folder / "digest.txt").is_file():
             for leftover in folder.parent.glob(f".{folder.name}.partial-*"):  # from a killed process
                 shutil.rmtree(leftover, ignore_errors=True)
-            write_atomically(folder, lambda temporary: _decode_into(temporary, source, settings))
+            # Its name, two digests, says whose it is, whatever is left in it.
+            write_atomically(folder, lambda temporary: _decode_into(temporary, source, settings), "*")
         if changes is not None and _changes_of(folder) != changes:
             write_text_atomically(folder / CHANGES_FILE, changes)
         store = ImageStore(folder)

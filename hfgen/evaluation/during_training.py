@@ -126,7 +126,9 @@ class RunEvaluation:
         by, best = self._settings.best_by, best_scores(folder)
         # Scores of a different number of images are not comparable; with few images, copies get the best FID.
         if best is None or best["num_images"] != count or (line["copying"], scores[by]) < (best["copying"], best[by]):
-            write_atomically(folder / BEST_FOLDER, lambda temporary: _save_best(temporary, pipeline, line))
+            write_atomically(
+                folder / BEST_FOLDER, lambda temporary: _save_best(temporary, pipeline, line), marker=SCORES_FILE
+            )
         self._warn_if_behind(scores["fid"])
         if line["copying"] and not any(one["copying"] for one in recorded):
             run.warn(

@@ -38,6 +38,9 @@ FILES = {
     "index.html": "a self-contained page to view",
     "study.json": "the study with all settings of every cell",
 }
+# All that a report may contain, and by which of it an earlier one is recognised.
+OWN_FILES = {*FILES, "course.csv", "curves.png", "scores.png", "samples.jpg", "denoising.jpg"}
+MARKER = "study.json"
 MAX_REASON = 300
 MAX_NAMED = 6
 # A path in quotes, or without spaces; of URLs only those of files and databases.
@@ -53,10 +56,10 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
     Args:
         study: the stored study.
         outcomes: outcome of each cell, by name.
-        folder: report folder, replaced atomically.
+        folder: report folder; an earlier report is replaced atomically, anything else there is kept.
 
     Raises:
-        UserError: if the folder cannot be written.
+        UserError: if the folder cannot be written, or holds something else.
     """
     study, outcomes = for_others(study, outcomes)
     rows = rows_of(study, outcomes)
@@ -88,7 +91,7 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
             if text:  # course.csv only if the study scores during training
                 (target / name).write_text(text, encoding="utf-8")
 
-    write_atomically(folder, write)
+    write_atomically(folder, write, MARKER, OWN_FILES)
 
 
 def for_others(study: Study, outcomes: Outcomes) -> tuple[Study, Outcomes]:

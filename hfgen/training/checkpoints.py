@@ -24,6 +24,7 @@ from hfgen.files import write_atomically
 
 PREFIX = "step-"
 PROGRESS_FILE, STATE_FILE, PIPELINE_FOLDER = "progress.json", "state.pt", "pipeline"
+PIPELINE_MARKER = "model_index.json"  # in every folder that a diffusers pipeline was saved to
 
 
 def save_checkpoint(
@@ -53,7 +54,7 @@ def save_checkpoint(
         (temporary / PROGRESS_FILE).write_text(json.dumps(progress, indent=2) + "\n")
 
     target = folder / f"{PREFIX}{progress['step']:08d}"
-    write_atomically(target, write)
+    write_atomically(target, write, marker=PROGRESS_FILE)
     good = newest_good_checkpoint(folder)
     remove_checkpoints([old for old in list_checkpoints(folder)[:-total_limit] if old != good])
     return target
@@ -117,6 +118,6 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete half-written and half-deleted checkpoints of a killed process."""
-    for pattern in (f".{PREFIX}*.partial-*", f".{PREFIX}*.removed", f".{PREFIX}*.old"):
+    for pattern in (f".{PREFIX}*.partial-*", f".{PREFIX}*.removed", f".{PREFIX}*.old*"):
         for path in folder.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)

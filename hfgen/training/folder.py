@@ -7,8 +7,8 @@ from typing import Any
 
 from hfgen.config import changed_settings, settings_to_dict
 from hfgen.errors import UserError
-from hfgen.files import append_json_line, require_place_for, write_text_atomically
-from hfgen.training.checkpoints import find_checkpoint, remove_leftovers
+from hfgen.files import append_json_line, require_place_for, require_replaceable, write_text_atomically
+from hfgen.training.checkpoints import PIPELINE_FOLDER, PIPELINE_MARKER, find_checkpoint, remove_leftovers
 
 
 # What a start that failed, before the first step, may leave; the folder then counts as empty.
@@ -45,6 +45,8 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> P
         raise UserError(f"--output_dir {folder} is not the folder of a run: it has no {config_file.name}")
     saved = json.loads(config_file.read_text()) if config_file.is_file() else {}
     if used:
+        require_replaceable(folder / PIPELINE_FOLDER, PIPELINE_MARKER)
+        require_replaceable(folder / BEST_FOLDER, SCORES_FILE)
         if changes := changed_settings(saved, *settings):
             raise UserError(
                 f"--resume {resume}: settings differ from those in {config_file} (saved -> now):\n  "

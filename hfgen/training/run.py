@@ -249,11 +249,11 @@ class Run:
             SystemExit: with status 143 if SIGTERM ended the run, 130 for Ctrl-C, so that an interrupted run is not
                 taken for a finished one.
         """
-        target = self.output_dir / "pipeline"
+        target = self.output_dir / checkpoints.PIPELINE_FOLDER
         complete = self.is_complete
         reason = "complete" if complete else REASONS[self._stop_requests.request]
         if self.is_main:
-            write_atomically(target, self._state.pipeline.save_pretrained)
+            write_atomically(target, self._state.pipeline.save_pretrained, checkpoints.PIPELINE_MARKER)
             write_status(self.output_dir, "complete" if complete else "stopped", reason, self.step, self.seconds)
             print(f"{reason}: step {self.step} of {self.max_train_steps}, {self.seconds:.0f} s of training in total")
             print("\n".join(list_results(self.output_dir)))

@@ -404,3 +404,12 @@ def test_an_output_that_cannot_be_created_is_refused_before_the_work(refusal, tm
     line = refusal(*arguments)
     option, place = arguments[-2:]
     assert f"{option} {place}: cannot be created, because" in line and "file is not a folder" in line
+
+
+@pytest.mark.parametrize("command", ["inspect", "floor"])
+def test_a_report_does_not_replace_a_file(refusal, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    Path("thesis.json").write_text("three years")
+    line = refusal("data", command, "toy_paintings:12", "--json", "thesis.json")
+    assert "--json thesis.json exists; choose another name" in line
+    assert Path("thesis.json").read_text() == "three years"

@@ -98,6 +98,23 @@ def test_a_study_that_fits_its_budget_is_not_measured_again(file, planned, worke
     assert len(planned) == 1 and worked[0].budget.images == 100_000 and worked[0].asked is None
 
 
+def test_a_folder_called_report_that_is_not_a_report_is_refused_before_any_work(file, worked, hfgen):
+    mine = file.parent / "proj" / "report" / "thesis.tex"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("three years")
+    status, _, err = hfgen("study", "run", file, "--output", "proj")
+    assert (status, err) == (
+        2,
+        "error: proj/report holds files that hfgen did not write: move or rename that folder first\n",
+    )
+    assert worked == [] and [path.name for path in (file.parent / "proj").rglob("*")] == ["report", "thesis.tex"]
+    mine.rename(file.parent / "thesis.tex")
+    assert hfgen("study", "run", file, "--output", "proj")[0] == 0
+    mine.write_text("added to the report")
+    assert hfgen("study", "run", file, "--output", "proj")[0] == 0
+    assert mine.read_text() == "added to the report"
+
+
 def test_an_interrupted_study_leaves_the_report_of_what_there_is(file, monkeypatch, hfgen):
     def work(store, study, workspace):
         raise KeyboardInterrupt

@@ -80,7 +80,7 @@ def test_replacing_a_folder_keeps_no_file_of_the_old_one(tmp_path):
         return lambda folder: (folder.mkdir(), (folder / name).write_text(name))
 
     write_atomically(target, write("old"))
-    write_atomically(target, write("new"))
+    write_atomically(target, write("new"), marker="old")
     assert [path.name for path in target.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
 
