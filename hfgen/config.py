@@ -14,6 +14,7 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from hfgen.errors import UserError
+from hfgen.ranges import Range
 
 
 class HelpText(str):
@@ -23,19 +24,30 @@ class HelpText(str):
         may_change: whether a resumed run may change the setting. It is an attribute of the text because
             HfArgumentParser passes a field's metadata to argparse, which accepts no keys of ours.
         of_one_run: whether the setting belongs to one run, so that the settings of a run used as a preset lack it.
+        allowed: the range of a number, or of each of several; None for what is no number.
     """
 
     may_change: bool
     of_one_run: bool
+    allowed: Range | None
 
-    def __new__(cls, text: str, may_change: bool, of_one_run: bool = False) -> "HelpText":
+    def __new__(
+        cls, text: str, may_change: bool, of_one_run: bool = False, allowed: Range | None = None
+    ) -> "HelpText":
         """Build the text; a setting that may change says so at the end."""
         help_text = super().__new__(cls, f"{text} [may change on resume]" if may_change else text)
-        help_text.may_change, help_text.of_one_run = may_change, of_one_run
+        help_text.may_change, help_text.of_one_run, help_text.allowed = may_change, of_one_run, allowed
         return help_text
 
 
-def setting(default: Any, help_text: str, *, may_change: bool = False, of_one_run: bool = False) -> Any:
+def setting(
+    default: Any,
+    help_text: str,
+    allowed: Range | None = None,
+    *,
+    may_change: bool = False,
+    of_one_run: bool = False,
+) -> Any:
     """Declare a field of a settings dataclass.
 
     The default of a newly added setting must keep hfgen's earlier behaviour, unless `may_change` is set: otherwise
@@ -44,14 +56,25 @@ def setting(default: Any, help_text: str, *, may_change: bool = False, of_one_ru
     Args:
         default: value if neither the command line nor a preset sets one.
         help_text: shown by `--help`, with the unit.
+        allowed: the range of a number, or of each number of a list; checked by `check_ranges`. Every setting that is
+            a number must have one.
         may_change: whether a resumed run may change it, because it does not affect the trained weights.
         of_one_run: whether it belongs to one run, such as its folder: not taken over if the run's
             `training_config.json` is the preset of another.
     """
-    metadata = {"help": HelpText(help_text, may_change, of_one_run)}
+    metadata = {"help": HelpText(help_text, may_change, of_one_run, allowed)}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_ranges(settings: Any) -> None:
+    """Raise a `UserError` if a number of the settings is outside its range; first thing in each `__post_init__`."""
+    for name, text in _help_texts([settings]).items():
+        value = getattr(settings, name)
+        for number in value if isinstance(value, list) else [value]:
+            if text.allowed is not None:
+                text.allowed.check(f"--{name}", number)
 
 
 def parse_settings(

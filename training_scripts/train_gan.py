@@ -18,7 +18,7 @@ import torch
 from diffusers import ImagePipelineOutput, ModelMixin
 from PIL import Image
 
-from hfgen.config import parse_settings, setting
+from hfgen.config import check_ranges, parse_settings, setting
 from hfgen.data.loading import TrainingData, load_training_data
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError, run_reporting_user_errors
@@ -42,6 +42,7 @@ from hfgen.models import (
 from hfgen.pipelines import GANPipeline
 from hfgen.publishing.publish import publish_if_asked
 from hfgen.randomness import keyed_seed
+from hfgen.ranges import CHANNELS, COUNT, COUNT_OR_NONE, DECAY, NOT_NEGATIVE, POSITIVE, Range
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings
 
@@ -67,17 +68,17 @@ class GANSettings:
         "batch", "normalization in a dcgan or sngan discriminator; fixed in the other networks"
     )
     spectral_scale: float = setting(
-        1.0, "multiplies the discriminator's weights with --normalization spectral; above 1 it learns faster"
+        1.0, "multiplies the discriminator's weights with --normalization spectral; above 1 it learns faster", POSITIVE
     )
     upsampling: Literal["transposed", "nearest"] = setting(
         "transposed", "upsampling in the sngan generator; nearest: nearest-neighbour upsampling, then a convolution"
     )
-    latent_dim: int = setting(100, "dimension of the latents")
+    latent_dim: int = setting(100, "dimension of the latents", COUNT)
     generator_channels: int | None = setting(
-        None, "channels of the generator's narrowest layer (ngf); unset: as in the paper; more is slower"
+        None, "channels of the generator's narrowest layer (ngf); unset: as in the paper; more is slower", CHANNELS
     )
     discriminator_channels: int | None = setting(
-        None, "channels of the discriminator's narrowest layer (ndf); unset: as in the paper; more is slower"
+        None, "channels of the discriminator's narrowest layer (ndf); unset: as in the paper; more is slower", CHANNELS
     )
     loss: Literal[
         "non_saturating",
@@ -90,24 +91,33 @@ class GANSettings:
         "relativistic_average_hinge",
     ] = setting("non_saturating", "adversarial loss; wasserstein needs --gradient_penalty_weight")
     label_smoothing: float = setting(
-        0.0, "label of real images is 1 minus this, for --loss non_saturating and least_squares"
+        0.0,
+        "label of real images is 1 minus this, for --loss non_saturating and least_squares",
+        Range(0, 0.5, below=True),
     )
-    gradient_penalty_weight: float = setting(0.0, "lambda of WGAN-GP's gradient penalty (10 in the paper); 0: off")
-    r1_weight: float = setting(0.0, "gamma of R1, the gradient penalty at real images; 0: off")
-    r2_weight: float = setting(0.0, "gamma of R2, the gradient penalty at generated images; 0: off")
-    n_critic: int = setting(1, "discriminator updates per generator update")
-    batch_size: int = setting(64, "images per update and process")
-    learning_rate: float = setting(2e-4, "Adam learning rate of both networks")
-    learning_rate_d: float | None = setting(None, "learning rate of the discriminator; unset: --learning_rate")
-    adam_beta1: float = setting(0.5, "Adam's beta1: decay of the mean gradient")
-    adam_beta2: float = setting(0.999, "Adam's beta2: decay of the mean squared gradient")
+    gradient_penalty_weight: float = setting(
+        0.0, "lambda of WGAN-GP's gradient penalty (10 in the paper); 0: off", NOT_NEGATIVE
+    )
+    r1_weight: float = setting(0.0, "gamma of R1, the gradient penalty at real images; 0: off", NOT_NEGATIVE)
+    r2_weight: float = setting(0.0, "gamma of R2, the gradient penalty at generated images; 0: off", NOT_NEGATIVE)
+    n_critic: int = setting(1, "discriminator updates per generator update", COUNT)
+    batch_size: int = setting(64, "images per update and process", COUNT)
+    learning_rate: float = setting(2e-4, "Adam learning rate of both networks", POSITIVE)
+    learning_rate_d: float | None = setting(
+        None, "learning rate of the discriminator; unset: --learning_rate", POSITIVE
+    )
+    adam_beta1: float = setting(0.5, "Adam's beta1: decay of the mean gradient", DECAY)
+    adam_beta2: float = setting(0.999, "Adam's beta2: decay of the mean squared gradient", DECAY)
     ema_decay: float = setting(
-        0.999, "per-update decay of the averaged generator, which is sampled and saved; lower it for short runs"
+        0.999,
+        "per-update decay of the averaged generator, which is sampled and saved; lower it for short runs",
+        DECAY,
     )
     statistics_images: int = setting(
         1024,
         "generated images for recomputing BatchNorm's statistics before the averaged generator is sampled, scored or "
         "saved; 0: average the training statistics",
+        COUNT_OR_NONE,
         may_change=True,
     )
     augment: Literal["auto", "none", "diffaugment", "ada"] = setting(
@@ -121,25 +131,13 @@ class GANSettings:
         "learning rates",
         may_change=True,
     )
-    max_rollbacks: int = setting(3, "stop the run after this many rollbacks", may_change=True)
-    watch_every: int = setting(250, "steps between checks for collapse; 0: off")
+    max_rollbacks: int = setting(3, "stop the run after this many rollbacks", COUNT_OR_NONE, may_change=True)
+    watch_every: int = setting(250, "steps between checks for collapse; 0: off", COUNT_OR_NONE)
 
     def __post_init__(self):
-        positive = ("latent_dim", "n_critic", "batch_size", "learning_rate", "spectral_scale")
-        optional = ("generator_channels", "discriminator_channels", "learning_rate_d")
-        for name in (*positive, *(name for name in optional if getattr(self, name) is not None)):
-            if getattr(self, name) <= 0:
-                raise UserError(f"--{name} {getattr(self, name)}: must be positive")
-        not_negative = ("gradient_penalty_weight", "r1_weight", "r2_weight", "max_rollbacks", "watch_every")
-        for name in (*not_negative, "statistics_images"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
+        check_ranges(self)
         if self.batch_size < 2:
             raise UserError("--batch_size 1: BatchNorm needs at least 2 images")
-        if not (0 <= self.adam_beta1 < 1 and 0 <= self.adam_beta2 < 1 and 0 <= self.ema_decay < 1):
-            raise UserError("--adam_beta1, --adam_beta2 and --ema_decay must be from 0 to below 1")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise UserError(f"--label_smoothing {self.label_smoothing}: must be from 0 to below 0.5")
         loss = GAN_LOSSES[self.loss]
         if self.label_smoothing and not loss.has_labels:
             raise UserError(f"--label_smoothing: the {self.loss} loss has no labels to smooth")

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from diffusers.optimization import get_scheduler
 
-from hfgen.config import parse_settings, setting
+from hfgen.config import check_ranges, parse_settings, setting
 from hfgen.data.loading import TrainingData, load_training_data
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError, run_reporting_user_errors
@@ -36,6 +36,7 @@ from hfgen.models import ConvVAE
 from hfgen.pipelines import VAEPipeline
 from hfgen.publishing.publish import publish_if_asked
 from hfgen.randomness import keyed_seed
+from hfgen.ranges import CHANNELS, COUNT, COUNT_OR_NONE, DECAY, MAX_CHANNELS, NOT_NEGATIVE, POSITIVE, Range
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings
 
@@ -47,8 +48,6 @@ NUM_RECONSTRUCTIONS = 16
 # Maximum number of training images encoded for the ex-post density and the report on the posteriors.
 MAX_ENCODED = 20_000
 
-POSITIVE = ("latent_dim", "batch_size", "learning_rate", "max_grad_norm")
-
 
 @dataclass
 class VAESettings:
@@ -56,12 +55,14 @@ class VAESettings:
 
     _argument_group_name = "method"
 
-    latent_dim: int = setting(100, "dimension of the latents")
+    latent_dim: int = setting(100, "dimension of the latents", COUNT)
     block_out_channels: list[int] | None = setting(
-        None, "channels of each level, finest first; each halves the resolution; unset: doubling from 64 to 512"
+        None,
+        "channels of each level, finest first; each halves the resolution; unset: doubling from 64 to 512",
+        CHANNELS,
     )
     layers_per_block: int = setting(
-        0, "residual blocks per level, in encoder and decoder; try 1 or 2 if a slower run is fine"
+        0, "residual blocks per level, in encoder and decoder; try 1 or 2 if a slower run is fine", Range(0, 100)
     )
     upsampling: Literal["transposed", "nearest"] = setting(
         "transposed", "upsampling in the decoder; nearest: upsample, then convolve, which avoids grid artefacts"
@@ -70,6 +71,7 @@ class VAESettings:
         0,
         "channels of two convolutions at full resolution at the end of the decoder; 0: none; 32: finer texture with "
         "--adversarial_weight",
+        Range(0, MAX_CHANNELS),
     )
     normalization: Literal["batch", "group"] = setting("batch", "normalization; batch: faster; group: small batches")
     reconstruction: Literal["calibrated", "mse", "l1", "bce"] = setting(
@@ -77,42 +79,52 @@ class VAESettings:
         "reconstruction loss; calibrated: Gaussian with the best-fitting variance; mse, l1: scale fixed to 1; bce: "
         "binary cross-entropy",
     )
-    kl_weight: float = setting(1.0, "weight of the KL term; 1 is the ELBO, other values give a beta-VAE")
+    kl_weight: float = setting(1.0, "weight of the KL term; 1 is the ELBO, other values give a beta-VAE", NOT_NEGATIVE)
     feature_weight: float = setting(
-        0.0, "strength of a loss on a discriminator's features, as gradient norm relative to the likelihood's; 0: off"
+        0.0,
+        "strength of a loss on a discriminator's features, as gradient norm relative to the likelihood's; 0: off",
+        NOT_NEGATIVE,
     )
     adversarial_weight: float = setting(
-        0.0, "strength of an adversarial loss, as gradient norm relative to the likelihood's; 0: off"
+        0.0, "strength of an adversarial loss, as gradient norm relative to the likelihood's; 0: off", NOT_NEGATIVE
     )
     discriminator_channels: int = setting(
-        32, "channels at the finest level of the discriminator, for --feature_weight and --adversarial_weight"
+        32,
+        "channels at the finest level of the discriminator, for --feature_weight and --adversarial_weight",
+        CHANNELS,
     )
     learning_rate_d: float = setting(
-        2e-4, "Adam learning rate of that discriminator, and of the decoder after --learned_term_start"
+        2e-4, "Adam learning rate of that discriminator, and of the decoder after --learned_term_start", POSITIVE
     )
     learned_term_start: int = setting(
         0,
         "updates by likelihood and KL alone, before the discriminator joins; from then on the encoder stays as it is, "
         "and only the decoder is trained; 0: the discriminator acts from the first update, on both",
+        COUNT_OR_NONE,
     )
-    kl_warmup_steps: int = setting(0, "updates over which the KL weight rises from 0")
-    free_bits: float = setting(0.0, "nats of KL per latent dimension that are not penalised (the paper's lambda)")
-    batch_size: int = setting(64, "images per update and process")
-    learning_rate: float = setting(1e-3, "AdamW learning rate, after the warm-up")
+    kl_warmup_steps: int = setting(0, "updates over which the KL weight rises from 0", COUNT_OR_NONE)
+    free_bits: float = setting(
+        0.0, "nats of KL per latent dimension that are not penalised (the paper's lambda)", NOT_NEGATIVE
+    )
+    batch_size: int = setting(64, "images per update and process", COUNT)
+    learning_rate: float = setting(1e-3, "AdamW learning rate, after the warm-up", POSITIVE)
     lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = setting(
         "constant_with_warmup", "learning rate schedule"
     )
-    lr_warmup_steps: int = setting(200, "updates over which the learning rate rises from 0")
-    adam_beta1: float = setting(0.9, "AdamW's beta1: decay of the mean gradient")
-    adam_beta2: float = setting(0.999, "AdamW's beta2: decay of the mean squared gradient")
-    weight_decay: float = setting(0.0, "AdamW weight decay; 0 is plain Adam")
-    max_grad_norm: float = setting(1.0, "gradients of the loss in nats per dimension are clipped to this norm")
+    lr_warmup_steps: int = setting(200, "updates over which the learning rate rises from 0", COUNT_OR_NONE)
+    adam_beta1: float = setting(0.9, "AdamW's beta1: decay of the mean gradient", DECAY)
+    adam_beta2: float = setting(0.999, "AdamW's beta2: decay of the mean squared gradient", DECAY)
+    weight_decay: float = setting(0.0, "AdamW weight decay; 0 is plain Adam", NOT_NEGATIVE)
+    max_grad_norm: float = setting(
+        1.0, "gradients of the loss in nats per dimension are clipped to this norm", POSITIVE
+    )
     ema_decay: float = setting(
-        0.999, "per-update decay of the averaged weights, which are sampled and saved; lower it for short runs"
+        0.999, "per-update decay of the averaged weights, which are sampled and saved; lower it for short runs", DECAY
     )
     density_components: int = setting(
         10,
         "maximum Gaussians in the ex-post density fitted to the latents after training; 0: fit none",
+        COUNT_OR_NONE,
         may_change=True,
     )
     density: Literal["mixture", "flow", "auto"] = setting(
@@ -120,37 +132,20 @@ class VAESettings:
         "ex-post density; flow: takes minutes to fit; auto: the one with the higher likelihood on held-out latents",
         may_change=True,
     )
-    watch_every: int = setting(250, "steps between checks for posterior collapse; 0: off")
+    watch_every: int = setting(250, "steps between checks for posterior collapse; 0: off", COUNT_OR_NONE)
     on_collapse: Literal["rollback", "stop", "warn"] = setting(
         "rollback",
         "what to do on posterior collapse; rollback: restart from the last good checkpoint at half the learning rate",
         may_change=True,
     )
-    max_rollbacks: int = setting(3, "stop the run after this many rollbacks", may_change=True)
+    max_rollbacks: int = setting(3, "stop the run after this many rollbacks", COUNT_OR_NONE, may_change=True)
 
     def __post_init__(self):
-        for name in (*POSITIVE, "discriminator_channels", "learning_rate_d"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"--{name} {getattr(self, name)}: must be positive")
-        not_negative = (
-            "layers_per_block",
-            "refine_channels",
-            "kl_weight",
-            "kl_warmup_steps",
-            "free_bits",
-            "lr_warmup_steps",
-        )
-        weights = ("feature_weight", "adversarial_weight")
-        others = ("learned_term_start", "density_components", "watch_every", "max_rollbacks")
-        for name in (*not_negative, *weights, *others):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
+        check_ranges(self)
         if self.batch_size < 2 and self.normalization == "batch":
             raise UserError("--batch_size 1: BatchNorm needs at least 2 images; use --normalization group")
         if self.batch_size < 2 and self.adversarial_weight > 0:
             raise UserError("--batch_size 1: --adversarial_weight mixes latents of different images; give 2 or more")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"--ema_decay {self.ema_decay}: must be from 0 to below 1")
         self._refuse_unused()
 
     def _refuse_unused(self) -> None:

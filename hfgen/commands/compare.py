@@ -18,11 +18,13 @@ from hfgen.commands.options import (
     FeatureWeights,
     Reference,
     SampleFrom,
+    ScoredImages,
     Seed,
     Steps,
     require_new_folder,
 )
 from hfgen.errors import UserError
+from hfgen.ranges import COUNT
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -40,10 +42,7 @@ def compare(
     dataset_config: DatasetConfig = None,
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = None,
-    num_images: Annotated[
-        int | None,
-        typer.Option("--num_images", min=10, help="images per pipeline; unset: as in the reference, up to 5000"),
-    ] = None,
+    num_images: ScoredImages = None,
     seed: Seed = 0,
     num_inference_steps: Steps = None,
     steps: Annotated[
@@ -124,6 +123,7 @@ def parse_steps(text: str) -> list[int]:
         raise UserError(f"--steps {text}: must be numbers separated by commas") from error
     if min(numbers) < 1:
         raise UserError(f"--steps {text}: each must be at least 1")
+    COUNT.check("--steps", max(numbers))
     return numbers
 
 

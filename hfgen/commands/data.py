@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hfgen.commands.options import (
+    SCORED,
     DatasetColumn,
     DatasetConfig,
     DatasetSplit,
@@ -15,13 +16,17 @@ from hfgen.commands.options import (
     Features,
     FeatureWeights,
     Seed,
+    in_range,
     refuse_to_replace,
 )
+from hfgen.ranges import PIXELS
 
 
 def inspect(
     path: Annotated[str, typer.Argument(metavar="PATH", help="image folder, Hub data set or other --dataset value")],
-    sample_size: Annotated[int, typer.Option("--sample_size", help="training size in pixels")] = 64,
+    sample_size: Annotated[
+        int, typer.Option("--sample_size", callback=in_range(PIXELS), help="training size in pixels")
+    ] = 64,
     dataset_config: DatasetConfig = None,
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = None,
@@ -43,10 +48,16 @@ def inspect(
 
 def floor(
     path: Annotated[str, typer.Argument(metavar="PATH", help="image folder, Hub data set or other --dataset value")],
-    sample_size: Annotated[int, typer.Option("--sample_size", help="image size in pixels")] = 64,
+    sample_size: Annotated[
+        int, typer.Option("--sample_size", callback=in_range(PIXELS), help="image size in pixels")
+    ] = 64,
     num_images: Annotated[
         int | None,
-        typer.Option("--num_images", min=10, help="number of generated images to give the floor for; unset: all"),
+        typer.Option(
+            "--num_images",
+            callback=in_range(SCORED),
+            help="number of generated images to give the floor for; unset: all",
+        ),
     ] = None,
     seed: Seed = 0,
     dataset_config: DatasetConfig = None,

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from hfgen.commands.options import Device
+from hfgen.commands.options import Device, in_range
 from hfgen.errors import UserError
+from hfgen.ranges import Range
 
 
 def demo(
@@ -17,7 +18,7 @@ def demo(
     host: Annotated[
         str, typer.Option("--host", help="address to listen on; 0.0.0.0: reachable from other machines")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="port of the page")] = 7860,
+    port: Annotated[int, typer.Option("--port", callback=in_range(Range(1, 65_535)), help="port of the page")] = 7860,
     share: Annotated[
         bool, typer.Option("--share", help="also serve it at a public gradio address, for a week")
     ] = False,

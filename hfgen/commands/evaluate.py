@@ -20,10 +20,13 @@ from hfgen.commands.options import (
     Reference,
     SampleFrom,
     Sampler,
+    ScoredImages,
     Seed,
     Steps,
+    in_range,
     require_new_folder,
 )
+from hfgen.ranges import PIXELS, Range
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -54,7 +57,9 @@ Extrapolate = Annotated[
 Repeats = Annotated[
     int,
     typer.Option(
-        "--repeats", min=1, help="number of image sets, with consecutive seeds; above 1 also reports the spread"
+        "--repeats",
+        callback=in_range(Range(1, 1000)),
+        help="number of image sets, with consecutive seeds; above 1 also reports the spread",
     ),
 ]
 
@@ -63,10 +68,7 @@ def evaluate(
     pipeline: PipelineFolder,
     reference: Reference,
     output: Output,
-    num_images: Annotated[
-        int | None,
-        typer.Option("--num_images", min=10, help="images to generate; unset: as in the reference, up to 5000"),
-    ] = None,
+    num_images: ScoredImages = None,
     seed: Seed = 0,
     num_inference_steps: Steps = None,
     sampler: Sampler = None,
@@ -114,7 +116,9 @@ def evaluate_images(
     images: Annotated[str, typer.Argument(metavar="IMAGES", help="generated images, as for --dataset")],
     reference: Reference,
     output: Output,
-    sample_size: Annotated[int, typer.Option("--sample_size", help="both are resized to this, in pixels")],
+    sample_size: Annotated[
+        int, typer.Option("--sample_size", callback=in_range(PIXELS), help="both are resized to this, in pixels")
+    ],
     seed: Seed = 0,
     dataset_config: DatasetConfig = None,
     dataset_split: DatasetSplit = "train",
@@ -157,18 +161,21 @@ def load_held_out(
 ) -> "RealImages | None":
     """Load the held-out images, if any are given, in the same way as those of the reference, `data`."""
     from hfgen.data.selection import ALL, NoSplitsError
+    from hfgen.data.source import UnusedColumnError
     from hfgen.evaluation.reference import load_reference
 
     if held_out is None:
         return None
     config = data.dataset_config if held_out == data.dataset else None
     other = replace(data, dataset=held_out, dataset_config=config, dataset_split=split or "test")
-    try:
-        return load_reference(other, extractor, "--held_out")
-    except NoSplitsError:
-        if split is not None:
-            raise
-    return load_reference(replace(other, dataset_split=ALL), extractor, "--held_out")
+    attempts = [other, replace(other, dataset_column=None)]  # it may lack the columns of the reference
+    attempts += [replace(one, dataset_split=ALL) for one in attempts if split is None]  # and splits
+    for attempt in attempts[:-1]:
+        try:
+            return load_reference(attempt, extractor, "--held_out")
+        except (NoSplitsError, UnusedColumnError):
+            continue
+    return load_reference(attempts[-1], extractor, "--held_out")
 
 
 def write_evaluation(output: Path, report: dict[str, Any], scored: "Scored", name: str) -> None:

@@ -17,9 +17,11 @@ from hfgen.commands.options import (
     Sampler,
     Seed,
     Steps,
+    in_range,
     refuse_to_replace,
 )
 from hfgen.errors import UserError
+from hfgen.ranges import COUNT
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -39,8 +41,12 @@ def kaggle_zip(
     output: Annotated[Path, typer.Option("--output", help="the zip file; Kaggle requires the default name")] = Path(
         "images.zip"
     ),
-    num_images: Annotated[int, typer.Option("--num_images", help="images to generate, 7,000 to 10,000")] = MIN_IMAGES,
-    size: Annotated[int, typer.Option("--size", help="height and width in pixels; must be 256")] = SIDE,
+    num_images: Annotated[
+        int, typer.Option("--num_images", callback=in_range(COUNT), help="images to generate, 7,000 to 10,000")
+    ] = MIN_IMAGES,
+    size: Annotated[
+        int, typer.Option("--size", callback=in_range(COUNT), help="height and width in pixels; must be 256")
+    ] = SIDE,
     seed: Seed = 0,
     num_inference_steps: Steps = None,
     sampler: Sampler = None,

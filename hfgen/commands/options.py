@@ -1,5 +1,6 @@
 """Arguments, options and checks shared by several commands."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -7,14 +8,31 @@ import typer
 
 from hfgen.errors import UserError
 from hfgen.files import require_place_for
+from hfgen.ranges import COUNT, MAX_COUNT, SEED, Range
+
+
+def in_range(allowed: Range) -> Callable[[typer.CallbackParam, float | None], float | None]:
+    """Return a `callback` for an option that is a number: it raises a `UserError` for one outside the range."""
+
+    def check(option: typer.CallbackParam, value: float | None) -> float | None:
+        allowed.check(option.opts[0], value)
+        return value
+
+    return check
 
 
 PipelineFolder = Annotated[str, typer.Argument(metavar="DIR", help="a run, a checkpoint, a pipeline, or a Hub repo")]
 Steps = Annotated[
     int | None,
-    typer.Option("--num_inference_steps", min=1, help="denoising steps; fewer is faster; unset: the saved number"),
+    typer.Option(
+        "--num_inference_steps",
+        callback=in_range(COUNT),
+        help="denoising steps; fewer is faster; unset: the saved number",
+    ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="random seed; the same seed gives the same images")]
+Seed = Annotated[
+    int, typer.Option("--seed", callback=in_range(SEED), help="random seed; the same seed gives the same images")
+]
 Sampler = Annotated[
     str | None, typer.Option("--sampler", help="diffusion sampler: ddim, dpm, unipc or ddpm; unset: the saved one")
 ]
@@ -44,7 +62,18 @@ FeatureWeights = Annotated[
         help="Inception's TorchScript file, unset: found if installed; for dinov2 and clip a folder or Hub repo",
     ),
 ]
-BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="images per batch; lower it to save memory")]
+SCORED = Range(10, MAX_COUNT)  # images in a score
+ScoredImages = Annotated[
+    int | None,
+    typer.Option(
+        "--num_images",
+        callback=in_range(SCORED),
+        help="images to generate for each score; unset: as in the reference, up to 5000",
+    ),
+]
+BatchSize = Annotated[
+    int, typer.Option("--batch_size", callback=in_range(COUNT), help="images per batch; lower it to save memory")
+]
 
 
 def require_new_folder(output: Path) -> None:

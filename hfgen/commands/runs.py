@@ -5,17 +5,21 @@ from typing import Annotated
 
 import typer
 
-from hfgen.commands.options import refuse_to_replace
+from hfgen.commands.options import in_range, refuse_to_replace
 from hfgen.errors import UserError
+from hfgen.ranges import Range
 
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, finished or not")]
+FRAME_SECONDS = Range(0.02, 600)  # a GIF holds hundredths of a second, up to 655 seconds
 
 
 def progress(
     run: RunFolder,
     output: Annotated[Path, typer.Option("--output", help="GIF file to write")] = Path("progress.gif"),
-    frame_seconds: Annotated[float, typer.Option("--frame_seconds", min=0.02, help="seconds per frame")] = 0.5,
+    frame_seconds: Annotated[
+        float, typer.Option("--frame_seconds", callback=in_range(FRAME_SECONDS), help="seconds per frame")
+    ] = 0.5,
 ) -> None:
     """Make a GIF of a run's sample sheets: images of the same latents over the course of training."""
     refuse_to_replace(output)

@@ -13,9 +13,11 @@ from hfgen.commands.options import (
     Sampler,
     Seed,
     Steps,
+    in_range,
     require_new_folder,
 )
 from hfgen.errors import UserError
+from hfgen.ranges import COUNT, POSITIVE, SEED, Range
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -23,19 +25,22 @@ if TYPE_CHECKING:  # slow to import, like the imports inside the functions
 
 
 MAX_ON_SHEET = 400  # images on the sheet of `hfgen sample`
+FEW = Range(1, 1000)  # images that are in memory together
 
 
 def sample(
     pipeline: PipelineFolder,
     output: Annotated[Path, typer.Option("--output", help="new folder for sheet.png and the single images")],
-    num_images: Annotated[int, typer.Option("--num_images", min=1, help="images to generate")] = 64,
+    num_images: Annotated[int, typer.Option("--num_images", callback=in_range(COUNT), help="images to generate")] = 64,
     seed: Seed = 0,
     num_inference_steps: Steps = None,
     sampler: Sampler = None,
     truncation: Annotated[
         float | None,
         typer.Option(
-            "--truncation", help="truncate a GAN's latents at this value; lower: less variety; 3: almost none cut"
+            "--truncation",
+            callback=in_range(POSITIVE),
+            help="truncate a GAN's latents at this value; lower: less variety; 3: almost none cut",
         ),
     ] = None,
     sample_from: SampleFrom = None,
@@ -67,7 +72,7 @@ def denoise(
         str | None,
         typer.Option("--timesteps", help="timesteps to show, such as 999,500,0; unset: eight, evenly spaced"),
     ] = None,
-    num_images: Annotated[int, typer.Option("--num_images", min=1, help="rows of the strip")] = 4,
+    num_images: Annotated[int, typer.Option("--num_images", callback=in_range(FEW), help="rows of the strip")] = 4,
     seed: Seed = 0,
     num_inference_steps: Steps = None,
     sampler: Sampler = None,
@@ -111,8 +116,12 @@ def interpolate(
         list[Path] | None,
         typer.Option("--image", help="VAE only: interpolate between these images instead; repeat the option"),
     ] = None,
-    num_steps: Annotated[int, typer.Option("--num_steps", min=1, help="images between two ends, on the sheet")] = 8,
-    num_frames: Annotated[int, typer.Option("--num_frames", min=1, help="frames between two ends, in the GIF")] = 24,
+    num_steps: Annotated[
+        int, typer.Option("--num_steps", callback=in_range(FEW), help="images between two ends, on the sheet")
+    ] = 8,
+    num_frames: Annotated[
+        int, typer.Option("--num_frames", callback=in_range(FEW), help="frames between two ends, in the GIF")
+    ] = 24,
     sample_from: SampleFrom = None,
     device: Device = "auto",
 ) -> None:
@@ -151,7 +160,7 @@ def reconstruct(
         list[Path], typer.Argument(metavar="IMAGES...", help="image files of any size; they are centre-cropped")
     ],
     output: Annotated[Path, typer.Option("--output", help="new folder for sheet.png and the single images")],
-    columns: Annotated[int, typer.Option("--columns", min=1, help="images per row of the sheet")] = 8,
+    columns: Annotated[int, typer.Option("--columns", callback=in_range(FEW), help="images per row of the sheet")] = 8,
     device: Device = "auto",
 ) -> None:
     """Encode and decode images with a VAE: a sheet of originals above reconstructions, and single files."""
@@ -181,6 +190,7 @@ def parse_seeds(text: str) -> list[int]:
         raise UserError(f"--seeds {text}: must be numbers separated by commas") from error
     if len(seeds) < 2 or min(seeds) < 0:
         raise UserError(f"--seeds {text}: must be at least two numbers, none below 0")
+    SEED.check("--seeds", max(seeds))
     return seeds
 
 

@@ -21,6 +21,7 @@ from hfgen.commands.options import (
     PipelineFolder,
     Reference,
     Sampler,
+    ScoredImages,
     Seed,
     require_new_folder,
 )
@@ -43,10 +44,7 @@ def steps(
         bool,
         typer.Option("--save", help="save the smallest sufficient number as the default of the pipeline in DIR"),
     ] = False,
-    num_images: Annotated[
-        int | None,
-        typer.Option("--num_images", min=10, help="images per setting; unset: as in the reference, up to 5000"),
-    ] = None,
+    num_images: ScoredImages = None,
     seed: Seed = 0,
     sampler: Sampler = None,
     batch_size: BatchSize = 32,

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import hfgen
-from hfgen.commands.options import require_new_folder
+from hfgen.commands.options import in_range, require_new_folder
 from hfgen.errors import UserError
 from hfgen.files import require_place_for, require_replaceable
+from hfgen.ranges import MAX_COUNT, Range
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -40,7 +41,9 @@ Weights = Annotated[
 Grace = Annotated[
     int,
     typer.Option(
-        "--grace_seconds", min=2, help="seconds without a heartbeat after which a worker's cell is given to others"
+        "--grace_seconds",
+        callback=in_range(Range(2, MAX_COUNT)),
+        help="seconds without a heartbeat after which a worker's cell is given to others",
     ),
 ]
 NameInDatabase = Annotated[str | None, typer.Option("--study", help="name of the study, if the database has several")]

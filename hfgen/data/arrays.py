@@ -12,7 +12,7 @@ from PIL import Image
 
 from hfgen.data.selection import ALL, NoSplitsError, split_of
 from hfgen.data.settings import DataSettings
-from hfgen.data.source import Source, choose_column, file_identity
+from hfgen.data.source import Source, UnusedColumnError, choose_column, file_identity
 from hfgen.errors import UserError
 
 
@@ -42,12 +42,18 @@ def array_source(path: Path, settings: DataSettings) -> Source:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"--dataset {path}: cannot be read as an array of numpy: {error}") from error
     candidates = [name for name, header in headers.items() if _problem(header) is None]
+    if settings.dataset_column is not None and settings.dataset_split not in ("train", ALL):
+        raise UnusedColumnError(
+            f"--dataset_column {settings.dataset_column}, --dataset_split {settings.dataset_split}: each chooses an "
+            f"array of {path}; give only one of them"
+        )
     if settings.dataset_column is None:
         candidates = _of_split(candidates, settings.dataset_split)
     if not candidates and settings.dataset_column is None:
         listed = "; ".join(f"{name or 'the array'} {_problem(header)}" for name, header in list(headers.items())[:8])
         raise UserError(f"--dataset {path} has no images (count, height, width, channels) of type uint8: {listed}")
-    name = choose_column(str(path), settings.dataset_column, candidates, list(headers))
+    wanted = settings.dataset_column if path.suffix.lower() == ".npz" else None
+    name = choose_column(str(path), wanted, candidates, list(headers))
     header = headers[name]
 
     def read() -> Iterator[tuple[str, bytes | Exception]]:
@@ -64,7 +70,7 @@ def array_source(path: Path, settings: DataSettings) -> Source:
             raise UserError(f"{path}: cannot be read as an array of numpy: {error}") from error
 
     what = f"array {name} of {path}" if name else f"array {path}"
-    return Source(what, [*file_identity([path], path.parent), name], read, files=[path])
+    return Source(what, [*file_identity([path], path.parent), name], read, files=[path], has_columns=bool(name))
 
 
 def _headers(path: Path) -> dict[str, _Header]:

@@ -36,7 +36,7 @@ def hub_source(settings: DataSettings) -> Source:
     description = f"Hub data set {settings.dataset}, split {settings.dataset_split}"
     if settings.dataset_config is not None:
         identity, description = [*identity, settings.dataset_config], f"{description}, {settings.dataset_config}"
-    return Source(description, identity, read)
+    return Source(description, identity, read, has_columns=True)
 
 
 def is_saved(folder: Path) -> bool:
@@ -94,7 +94,7 @@ def _arrow_source(description: str, dataset: Dataset, root: Path, settings: Data
             yield from encoded_images(f"{root.name}#{index}", row[column])
 
     files = [Path(file["filename"]) for file in dataset.cache_files]
-    return Source(description, [*file_identity(files, root), column], read, files=files)
+    return Source(description, [*file_identity(files, root), column], read, files=files, has_columns=True)
 
 
 def hub_commit(settings: DataSettings) -> str:

@@ -10,6 +10,10 @@ from hfgen.data.location import SHARD
 from hfgen.errors import UserError
 
 
+class UnusedColumnError(UserError):
+    """A column was asked for that has no meaning for the data set."""
+
+
 class Source(NamedTuple):
     """A set of encoded images that can be read repeatedly in the same order.
 
@@ -21,6 +25,7 @@ class Source(NamedTuple):
         skipped: number of other files, which are ignored, by suffix.
         files: local files whose contents decide about the images; none if `identity` says everything.
         notes: what the user should know about the choice of images, for the report.
+        has_columns: whether the images are in columns, features or named arrays, of which `--dataset_column` chooses.
     """
 
     description: str
@@ -29,6 +34,7 @@ class Source(NamedTuple):
     skipped: dict[str, int] = {}
     files: Sequence[Path] = ()
     notes: Sequence[str] = ()
+    has_columns: bool = False
 
     @property
     def not_read(self) -> int:

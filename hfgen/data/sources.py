@@ -22,7 +22,7 @@ from hfgen.data.location import (
 )
 from hfgen.data.selection import Selection, select
 from hfgen.data.settings import DataSettings
-from hfgen.data.source import Source, count_suffixes, counts, file_identity, notes_on_shards
+from hfgen.data.source import Source, UnusedColumnError, count_suffixes, counts, file_identity, notes_on_shards
 from hfgen.data.tables import parquet_source
 from hfgen.data.tfrecord import is_tfrecord, read_tfrecord_images
 from hfgen.errors import UserError
@@ -32,8 +32,18 @@ def open_source(settings: DataSettings) -> Source:
     """Detect the kind of `--dataset` and open it.
 
     Raises:
-        UserError: if it does not exist or contains nothing readable.
+        UserError: if it does not exist or contains nothing readable, or a setting has no meaning for it.
     """
+    source = _open(settings)
+    if settings.dataset_column is not None and not source.has_columns:
+        raise UnusedColumnError(
+            f"--dataset_column {settings.dataset_column}: {settings.dataset} has no columns to choose from; leave it "
+            "out"
+        )
+    return source
+
+
+def _open(settings: DataSettings) -> Source:
     name = settings.dataset
     if settings.dataset_config is not None and not is_hub_id(name):
         raise UserError(
@@ -176,7 +186,8 @@ def _tfrecords(files: list[Path], root: Path, settings: DataSettings) -> Source:
             except OSError as error:
                 raise UserError(f"{file}: cannot be read: {error}") from error
 
-    return Source(f"{len(files)} TFRecord file(s) in {root}", [*file_identity(files, root), column], read, files=files)
+    identity = [*file_identity(files, root), column]
+    return Source(f"{len(files)} TFRecord file(s) in {root}", identity, read, files=files, has_columns=True)
 
 
 def _toy_paintings(settings: DataSettings, count_text: str | None) -> Source:

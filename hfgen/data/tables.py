@@ -61,4 +61,5 @@ def parquet_source(files: list[Path], root: Path, settings: DataSettings) -> Sou
     if named_files(first_row([column]).get(column), root):
         named = [file for _, values in rows([column]) for file in named_files(values[column], root)]
     identity = [*file_identity(files, root), *file_identity(named, root), column]
-    return Source(f"{len(files)} parquet file(s) in {root}", identity, read, files=[*files, *named])
+    what = f"{len(files)} parquet file(s) in {root}"
+    return Source(what, identity, read, files=[*files, *named], has_columns=True)

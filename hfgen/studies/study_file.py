@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from hfgen.errors import UserError
+from hfgen.ranges import COUNT, MAX_COUNT, SEED, Range
 from hfgen.studies.scripts import METHODS, find_scripts
 
 
@@ -59,6 +60,7 @@ class Budget:
         kind, whole = (int | float, "") if name == "minutes" else (int, "whole ")
         if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf:
             raise UserError(f"budget: {name} {value!r}: must be a {whole}number above 0, in digits such as 90000")
+        Range(0, 10**12, above=True).check(f"budget: {name}", value)
 
     def __str__(self) -> str:
         if self.minutes is not None:
@@ -91,13 +93,11 @@ class Evaluation:
     every_images: int | None = None
 
     def __post_init__(self):
-        minima = {"num_images": 10, "num_inference_steps": 1, "seed": 0}
+        ranges = {"num_images": Range(10, MAX_COUNT), "num_inference_steps": COUNT, "seed": SEED}
         if self.every_images is not None:
-            minima["every_images"] = 1
-        for name, least in minima.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"evaluation: {name} {value!r}: must be a whole number, at least {least}")
+            ranges["every_images"] = COUNT
+        for name, allowed in ranges.items():
+            _check_whole(f"evaluation: {name} {getattr(self, name)!r}", getattr(self, name), allowed)
         # The other lists are in modules that take seconds to import.
         if self.sampler is not None:
             from hfgen.methods.schedules import SAMPLERS
@@ -183,8 +183,7 @@ class StudyFile:
         if self.evaluation.every_images is not None and self.budget.minutes is not None:
             raise UserError("evaluation: every_images needs a budget in images or steps, not in minutes")
         for seed in self.seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-                raise UserError(f"seeds: {seed!r}: must be a whole number, at least 0")
+            _check_whole(f"seeds: {seed!r}", seed, SEED)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError("seeds: give at least one, without repeats")
         if not isinstance(self.data.get("dataset", ""), str):
@@ -323,6 +322,12 @@ def _check_choice(where: str, value: Any, choices: Iterable[str | None]) -> None
         near = difflib.get_close_matches(str(value), known, n=1)
         suggestion = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"{where}: {value!r} is not one of {', '.join(known)}{suggestion}")
+
+
+def _check_whole(where: str, value: Any, allowed: Range) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < allowed.minimum:
+        raise UserError(f"{where}: must be a whole number, at least {allowed.minimum:g}")
+    allowed.check(where.rpartition(" ")[0], value)
 
 
 def _check_grid(where: str, grid: dict[str, list[Any]], settings: dict[str, Any]) -> None:

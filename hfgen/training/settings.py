@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hfgen.config import setting
+from hfgen.config import check_ranges, setting
 from hfgen.errors import UserError
+from hfgen.ranges import COUNT, COUNT_OR_NONE, MAX_COUNT, POSITIVE, SEED, Range
 from hfgen.training.stopping import parse_duration
 
 
@@ -26,7 +27,7 @@ class RunSettings:
         may_change=True,
         of_one_run=True,
     )
-    seed: int = setting(0, "seed of the initial weights, data order, noise and every other random number")
+    seed: int = setting(0, "seed of the initial weights, data order, noise and every other random number", SEED)
     resume: str | None = setting(
         None,
         "'latest' or the path of a checkpoint, which another --output_dir continues with the settings given now; "
@@ -35,10 +36,10 @@ class RunSettings:
         of_one_run=True,
     )
     max_train_steps: int | None = setting(
-        None, "weight updates in total; 100000 if num_epochs is not given either", may_change=True
+        None, "weight updates in total; 100000 if num_epochs is not given either", COUNT, may_change=True
     )
     num_epochs: float | None = setting(
-        None, "passes over the data; with max_train_steps, the shorter limit applies", may_change=True
+        None, "passes over the data; with max_train_steps, the shorter limit applies", POSITIVE, may_change=True
     )
     max_train_time: str | None = setting(
         None, "time limit of this launch, such as 45m or 8h50m; it then saves a checkpoint and stops", may_change=True
@@ -49,15 +50,24 @@ class RunSettings:
         "no if training diverges",
     )
     cpu: bool = setting(False, "train on the CPU even if there is an accelerator")
-    log_every: int = setting(50, "steps between log entries", may_change=True)
-    sample_every: int = setting(1000, "steps between sample sheets; 0: only at the end", may_change=True)
-    num_sample_images: int = setting(16, "images on each sample sheet", may_change=True)
-    checkpoint_every: int = setting(1000, "steps between checkpoints; 0: only at the end", may_change=True)
-    checkpoints_total_limit: int = setting(2, "checkpoints to keep; older ones are deleted", may_change=True)
-    evaluate_every: int = setting(
-        0, "steps between evaluations against the training images (FID, KID, copies); 0: none", may_change=True
+    log_every: int = setting(50, "steps between log entries", COUNT, may_change=True)
+    sample_every: int = setting(
+        1000, "steps between sample sheets; 0: only at the end", COUNT_OR_NONE, may_change=True
     )
-    evaluate_num_images: int = setting(1000, "images per evaluation; more give steadier scores", may_change=True)
+    num_sample_images: int = setting(16, "images on each sample sheet", Range(1, 10_000), may_change=True)
+    checkpoint_every: int = setting(
+        1000, "steps between checkpoints; 0: only at the end", COUNT_OR_NONE, may_change=True
+    )
+    checkpoints_total_limit: int = setting(2, "checkpoints to keep; older ones are deleted", COUNT, may_change=True)
+    evaluate_every: int = setting(
+        0,
+        "steps between evaluations against the training images (FID, KID, copies); 0: none",
+        COUNT_OR_NONE,
+        may_change=True,
+    )
+    evaluate_num_images: int = setting(
+        1000, "images per evaluation; more give steadier scores", Range(MIN_EVALUATED, MAX_COUNT), may_change=True
+    )
     best_by: Literal["fid", "kid"] = setting("fid", "score that selects the pipeline kept in best/", may_change=True)
     feature_weights: str | None = setting(
         None, "TorchScript file of the Inception network; found automatically if installed", may_change=True
@@ -77,18 +87,7 @@ class RunSettings:
     report_to: Literal["tensorboard", "wandb", "none"] = setting("tensorboard", "where to log curves", may_change=True)
 
     def __post_init__(self):
-        if self.max_train_steps is not None and self.max_train_steps < 1:
-            raise UserError(f"--max_train_steps {self.max_train_steps}: must be at least 1")
-        for name in ("log_every", "num_sample_images", "checkpoints_total_limit"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
-        if self.evaluate_num_images < MIN_EVALUATED:
-            raise UserError(f"--evaluate_num_images {self.evaluate_num_images}: must be at least {MIN_EVALUATED}")
-        for name in ("sample_every", "checkpoint_every", "evaluate_every", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name} {getattr(self, name)}: must not be negative")
-        if self.num_epochs is not None and self.num_epochs <= 0:
-            raise UserError(f"--num_epochs {self.num_epochs}: must be positive")
+        check_ranges(self)
         parse_duration("--max_train_time", self.max_train_time)
         if (self.hub_model_id or self.hub_private_repo) and not self.push_to_hub:
             given = "hub_model_id" if self.hub_model_id else "hub_private_repo"

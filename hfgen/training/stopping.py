@@ -1,5 +1,6 @@
 """Stopping a run before its last step, on SIGTERM, Ctrl-C or a time budget, on all processes together."""
 
+import math
 import re
 import signal
 from collections.abc import Iterator
@@ -85,6 +86,6 @@ def parse_duration(flag: str, text: str | None) -> float | None:
     match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text.strip())
     hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
     total = 3600 * hours + 60 * minutes + seconds
-    if total <= 0:
+    if not 0 < total < math.inf:
         raise UserError(f"{flag} {text}: write a duration such as 90s, 45m or 8h50m")
     return total

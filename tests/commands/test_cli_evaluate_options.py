@@ -10,6 +10,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from stand_in_features import Colours, folder_of, paintings, quarters, table_of, watch_drawing
 
+from hfgen.commands.evaluate import load_held_out
+from hfgen.data.settings import DataSettings
 from hfgen.evaluation import reference
 from hfgen.evaluation.scores import held_out_report
 from hfgen.metrics import feature_spaces
@@ -124,6 +126,14 @@ def test_each_data_set_has_the_split_that_was_given_for_it(evaluate, monkeypatch
     assert opened == [real, held_out]
     evaluate("--held_out", "toy_paintings:13", output="again")
     assert [split for _, _, split, _ in opened[2:]] == ["train", "test"]
+
+
+def test_held_out_images_need_not_have_the_column_of_the_reference(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", train_images=images[:25], test_images=images[25:])
+    data = DataSettings(str(tmp_path / "set.npz"), dataset_column="train_images", sample_size=16)
+    for held_out, count in ((data.dataset, 15), ("toy_paintings:13", 13)):
+        assert len(load_held_out(held_out, None, data, Colours()).features) == count
 
 
 def test_the_sheet_of_copies_by_pixels_shows_the_nearest_pair_first(evaluate, tmp_path, monkeypatch):

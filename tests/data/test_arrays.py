@@ -40,6 +40,8 @@ def test_of_arrays_named_by_split_that_of_the_split_is_taken(tmp_path, names):
     assert np.array_equal(pixels_of(tmp_path / "set.npz", dataset_column=names[1]), IMAGES[2:])
     with pytest.raises(UserError, match="--dataset_split nonsense: no array is named so"):
         pixels_of(tmp_path / "set.npz", dataset_split="nonsense")
+    with pytest.raises(UserError, match=f"--dataset_column {names[0]}, --dataset_split test: each chooses an array"):
+        pixels_of(tmp_path / "set.npz", dataset_column=names[0], dataset_split="test")
 
 
 def test_of_several_arrays_one_must_be_chosen(tmp_path):

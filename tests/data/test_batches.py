@@ -317,6 +317,7 @@ def test_another_process_than_the_first_gets_its_share_and_reports_nothing(store
         ({"random_rotation": 181.0}, "--random_rotation 181.0"),
         ({"random_rotation": -1.0}, "--random_rotation -1.0"),
         ({"shuffle_buffer_size": 0}, "--shuffle_buffer_size 0"),
+        ({"shuffle_buffer_size": 7}, "--shuffle_buffer_size 7: only for --streaming"),
         ({"streaming": True, "five_crop": True}, "--streaming"),
         ({"streaming": True, "drop_duplicates": True}, "--streaming"),
     ],

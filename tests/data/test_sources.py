@@ -1,9 +1,11 @@
 import contextlib
 import gzip
 import os
+import tarfile
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -238,6 +240,19 @@ def test_a_chosen_column_without_images_is_an_error_that_names_the_columns(tmp_p
     path = write_parquet(tmp_path / "set.parquet", {"image": images_column(b"x"), "label": [1]})
     with pytest.raises(UserError, match=rf"--dataset_column {column}: .*set.parquet.*\['image', 'label'\]"):
         source_of(path, dataset_column=column)
+
+
+@pytest.mark.parametrize("name", ["folder", "set.zip", "set.tar", "set.npy", "toy_paintings:3"])
+def test_a_column_is_refused_where_there_are_none(tmp_path, name):
+    picture = write(tmp_path / "folder" / "1.png", encoded(noise(8, 8)))
+    write_zip(tmp_path / "set.zip", {"1.png": picture.read_bytes()})
+    np.save(tmp_path / "set.npy", np.zeros((2, 8, 8), np.uint8))
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(picture, "1.png")
+    dataset = name if name.startswith("toy") else tmp_path / name
+    assert len(names_in(source_of(dataset))) > 0
+    with pytest.raises(UserError, match=r"--dataset_column zzz: .* has no columns to choose from; leave it out"):
+        source_of(dataset, dataset_column="zzz")
 
 
 def test_a_parquet_file_without_images_is_an_error_that_names_its_columns(tmp_path):

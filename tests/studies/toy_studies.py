@@ -25,7 +25,7 @@ from hfgen.studies.storage import Outcome, StudyStore, sqlite_url
 from hfgen.studies.study_file import Budget, Evaluation
 
 
-DATA = {"dataset_split": "train", "dataset_column": "image", "sample_size": 8, "drop_duplicates": False}
+DATA = {"dataset_split": "train", "dataset_column": None, "sample_size": 8, "drop_duplicates": False}
 DATA |= {"cache_dir": None, "max_image_pixels": 1000}
 # Workers of a test are forked, which takes no time: what they need is imported already.
 FORK = multiprocessing.get_context("fork")
