@@ -4,7 +4,7 @@ import fnmatch
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +73,43 @@ def write_text_atomically(target: Path, text: str) -> None:
     write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read_json_lines(file: Path) -> list[dict[str, Any]]:
+def read_json(file: Path, needed: Iterable[str] = (), remedy: str = "restore it from a copy") -> dict[str, Any]:
+    """Read a file that holds one JSON object, as hfgen writes them.
+
+    Args:
+        file: the file.
+        needed: keys that it must have.
+        remedy: what the user can do if it is damaged.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}; {remedy}") from error
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
+        raise UserError(f"{file} is damaged ({error}); {remedy}") from error
+    missing = [key for key in needed if key not in content] if isinstance(content, dict) else ["object"]
+    if missing:
+        raise UserError(f"{file} is damaged (it has no {', '.join(missing)}); {remedy}")
+    return content
+
+
+def read_json_lines(file: Path, needed: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Read a file with one JSON object per line.
 
     Args:
-        file: may be missing; truncated lines are skipped.
+        file: may be missing; damaged lines, such as the last one of a process that was killed, are skipped.
+        needed: keys without which a line is damaged.
     """
     entries = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(entry, dict):
+        if isinstance(entry, dict) and all(key in entry for key in needed):
             entries.append(entry)
     return entries
 

@@ -8,13 +8,13 @@ all runs, processes and machines that share the cache:
         shapes.npy      height and width of each
         report.json     the intake report
         digest.txt      SHA-256 of shapes and pixels, compared when a run is resumed
+        digests.json    of the files above: what is damaged is decoded again
         changes.txt     when the local files were last changed: their contents are compared only if this differs
 """
 
 import hashlib
 import json
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +32,8 @@ from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source
 from hfgen.data.sources import open_source
 from hfgen.errors import UserError
-from hfgen.files import write_atomically, write_text_atomically
+from hfgen.files import read_json, write_text_atomically
+from hfgen.integrity import keep
 
 
 # Increase it when the same settings give other pixels or another report than before.
@@ -60,7 +61,7 @@ class ImageStore:
     def __init__(self, folder: Path):
         self.folder = folder
         self.digest = (folder / "digest.txt").read_text().strip()
-        self.report = IntakeReport(**json.loads((folder / "report.json").read_text()))
+        self.report = IntakeReport(**read_json(folder / "report.json"))
         self._shapes = np.load(folder / "shapes.npy")
         sizes = self._shapes.prod(axis=1) * 3
         self._offsets = np.concatenate([[0], np.cumsum(sizes)])
@@ -99,11 +100,7 @@ def load_images(settings: DataSettings) -> ImageStore:
     with lock:  # processes that start together decode only once
         changes = last_changes(source.files) if source.files else None
         folder = _find_folder(cache, fingerprint, source, changes)
-        if not (folder / "digest.txt").is_file():
-            for leftover in folder.parent.glob(f".{folder.name}.partial-*"):  # from a killed process
-                shutil.rmtree(leftover, ignore_errors=True)
-            # Its name, two digests, says whose it is, whatever is left in it.
-            write_atomically(folder, lambda temporary: _decode_into(temporary, source, settings), "*")
+        keep(folder, lambda temporary: _decode_into(temporary, source, settings))
         if changes is not None and _changes_of(folder) != changes:
             write_text_atomically(folder / CHANGES_FILE, changes)
         store = ImageStore(folder)
@@ -123,7 +120,7 @@ def _find_folder(cache: Path, fingerprint: str, source: Source, changes: str | N
 
 def _changes_of(folder: Path) -> str | None:
     file = folder / CHANGES_FILE
-    return file.read_text() if file.is_file() else None
+    return file.read_text(errors="replace") if file.is_file() else None
 
 
 def cache_folder(settings: DataSettings) -> Path:

@@ -161,7 +161,7 @@ def is_copying(scores: dict[str, float], num_images: int) -> bool:
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     """Return the evaluations of the run in `folder`, oldest first."""
-    return read_json_lines(folder / EVALUATIONS_FILE)
+    return read_json_lines(folder / EVALUATIONS_FILE, ("step", "copying"))
 
 
 def _save_best(folder: Path, pipeline: DiffusionPipeline, line: dict[str, Any]) -> None:

@@ -2,17 +2,20 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import ImageStore, cache_folder, load_images
 from hfgen.errors import UserError
 from hfgen.evaluation.scores import score_floor
-from hfgen.files import write_atomically, write_text_atomically
+from hfgen.files import read_json
+from hfgen.integrity import keep
 from hfgen.metrics import feature_spaces
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.memorisation import thumbnails
@@ -22,6 +25,7 @@ from hfgen.metrics.memorisation import thumbnails
 MIN_IMAGES = 12
 # Increase when the output of `score_floor` changes, so that cached floors are recomputed.
 FLOOR_VERSION = 3
+FEATURES_FILE, FLOOR_FILE = "features.npy", "floor.json"
 
 
 class Reference(NamedTuple):
@@ -30,21 +34,25 @@ class Reference(NamedTuple):
     Attributes:
         images: uint8 `(height, width, 3)` each, by index.
         features: float32 `(num_images, num_features)`, memory-mapped.
-        file: the features' cache file.
+        folder: the features' cache folder.
         extractor: computed the features; generated images must be compared in the same ones.
     """
 
     images: ImageStore
     features: np.ndarray
-    file: Path
+    folder: Path
     extractor: Extractor
 
     def floor(self, num_fake: int, seed: int) -> dict[str, Any]:
         """Return `score_floor` of the real images, cached."""
-        file = self.file.with_name(f"{self.file.stem}-floor{FLOOR_VERSION}-{num_fake}-{seed}.json")
-        if not file.is_file():
-            write_text_atomically(file, json.dumps(score_floor(self.features, num_fake, seed)))
-        return json.loads(file.read_text())
+
+        def write(temporary: Path) -> None:
+            temporary.mkdir()
+            (temporary / FLOOR_FILE).write_text(json.dumps(score_floor(self.features, num_fake, seed)))
+
+        folder = self.folder.with_name(f"{self.folder.name}-floor{FLOOR_VERSION}-{num_fake}-{seed}")
+        _keep(folder, write)
+        return read_json(folder / FLOOR_FILE)
 
     def thumbnails(self) -> np.ndarray:
         """Return the images in the form that `nearest_pixels` compares."""
@@ -98,19 +106,24 @@ def load_reference(settings: DataSettings, extractor: Extractor, argument: str) 
     else:
         found = f"{len(different)} different images" if len(different) < len(images) else f"{len(images)} images"
         raise UserError(f"{argument} {settings.dataset}: {found} are too few to split and compare")
-    file = features_file(images, settings, extractor)
-    if not file.is_file():
-        features = extractor((images[index] for index in range(len(images))), len(images))
-        write_atomically(file, lambda temporary: _save(temporary, features))
-    return Reference(images, np.load(file, mmap_mode="r", allow_pickle=False), file, extractor)
+    folder = features_folder(images, settings, extractor)
+
+    def write(temporary: Path) -> None:
+        temporary.mkdir()
+        np.save(temporary / FEATURES_FILE, extractor((images[index] for index in range(len(images))), len(images)))
+
+    _keep(folder, write)
+    return Reference(images, np.load(folder / FEATURES_FILE, mmap_mode="r", allow_pickle=False), folder, extractor)
 
 
-def features_file(images: ImageStore, settings: DataSettings, extractor: Extractor) -> Path:
-    """Return the cache file for the features of real images."""
+def features_folder(images: ImageStore, settings: DataSettings, extractor: Extractor) -> Path:
+    """Return the cache folder for the features of real images."""
     key = hashlib.sha256(f"{images.digest} {extractor.identity}".encode()).hexdigest()[:32]
-    return cache_folder(settings) / "features" / f"{key}.npy"
+    return cache_folder(settings) / "features" / key
 
 
-def _save(file, features: np.ndarray) -> None:
-    with open(file, "wb") as opened:  # given a name, numpy would append a suffix
-        np.save(opened, features)
+def _keep(folder: Path, write: Callable[[Path], object]) -> None:
+    """Like `keep`, by one process at a time; what others compute meanwhile is waited for."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        keep(folder, write)

@@ -15,7 +15,7 @@ import numpy as np
 
 from hfgen.data.store import load_images
 from hfgen.errors import UserError
-from hfgen.evaluation.reference import features_file
+from hfgen.evaluation.reference import features_folder
 from hfgen.families import family
 from hfgen.inference.curves import read_metrics
 from hfgen.inference.sampling import SamplingOptions, choose_device, generate_images, open_pipeline
@@ -139,7 +139,7 @@ def features_to_compute(study: Study, workspace: Workspace, extractor: Extractor
         repr(data): data for data in (data_settings(cell, workspace) for cell in study.cells.values())
     }.values():
         images = load_images(settings)
-        todo += 0 if features_file(images, settings, extractor).is_file() else len(images)
+        todo += 0 if features_folder(images, settings, extractor).is_dir() else len(images)
     return todo
 
 

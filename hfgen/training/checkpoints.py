@@ -6,6 +6,7 @@ checkpoints:
     checkpoints/step-00001000/
         progress.json       step, seconds of training so far, and what a resumed run is checked against
         state.pt            networks, EMA, optimizers, data position; tensors and plain values only
+        digests.json        of these two files, compared when training continues from them
         pipeline/           pipeline with the EMA network, for `from_pretrained`
 """
 
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 
 from hfgen.errors import UserError
-from hfgen.files import write_atomically
+from hfgen.files import read_json, write_atomically
+from hfgen.integrity import DIGESTS_FILE, find_damage, record_digests
 
 
 PREFIX = "step-"
@@ -52,9 +54,10 @@ def save_checkpoint(
         torch.save(state, temporary / STATE_FILE)
         save_pipeline(temporary / PIPELINE_FOLDER)
         (temporary / PROGRESS_FILE).write_text(json.dumps(progress, indent=2) + "\n")
+        record_digests(temporary, (PROGRESS_FILE, STATE_FILE))
 
     target = folder / f"{PREFIX}{progress['step']:08d}"
-    write_atomically(target, write, marker=PROGRESS_FILE)
+    write_atomically(target, write, marker="*.json")  # a damaged one may lack its `progress.json`
     good = newest_good_checkpoint(folder)
     remove_checkpoints([old for old in list_checkpoints(folder)[:-total_limit] if old != good])
     return target
@@ -74,46 +77,76 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_good_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint saved while training was healthy; None if there is none."""
-    return next((path for path in reversed(list_checkpoints(folder)) if load_progress(path).get("good", True)), None)
+    """Return the newest undamaged checkpoint saved while training was healthy; None if there is none."""
+    for checkpoint in reversed(list_checkpoints(folder)):
+        if damage_of(checkpoint, trust_times=True) is None and load_progress(checkpoint).get("good", True):
+            return checkpoint
+    return None
+
+
+def damage_of(checkpoint: Path, trust_times: bool = False) -> str | None:
+    """Return what is damaged in a checkpoint, or None; see `find_damage`."""
+    if (checkpoint / DIGESTS_FILE).is_file():
+        return find_damage(checkpoint, trust_times)
+    try:  # of an earlier version
+        load_progress(checkpoint)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
     """Return the checkpoint that `--resume` names, or None if "latest" finds none.
+
+    A damaged one is not "latest": a warning names it, and the one before it is taken.
 
     Args:
         folder: the run's `checkpoints` folder.
         resume: "latest", or the path of a checkpoint.
 
     Raises:
-        UserError: if the path is not a checkpoint.
+        UserError: if the path is not a checkpoint, or it is damaged, or all are.
     """
     if resume == "latest":
-        checkpoints = list_checkpoints(folder)
-        return checkpoints[-1] if checkpoints else None
-    if not (Path(resume) / PROGRESS_FILE).is_file():
+        found = sorted(folder.glob(f"{PREFIX}*"), reverse=True)
+        for checkpoint in found:
+            damage = damage_of(checkpoint)
+            if damage is None:
+                return checkpoint
+            print(f"warning: {checkpoint} is damaged and left out: {damage}", flush=True)
+        if found:
+            raise UserError(
+                f"--resume latest: all checkpoints in {folder} are damaged; start again with another --output_dir"
+            )
+        return None
+    checkpoint = Path(resume)
+    if not (checkpoint / PROGRESS_FILE).is_file():
         known = ", ".join(path.name for path in list_checkpoints(folder)) or "none"
         raise UserError(f"--resume {resume}: not a checkpoint (checkpoints of this run: {known})")
-    return Path(resume)
+    if damage := damage_of(checkpoint):
+        others = ", ".join(path.name for path in list_checkpoints(checkpoint.parent) if path != checkpoint) or "none"
+        raise UserError(f"--resume {resume}: damaged: {damage}; choose another checkpoint (beside it: {others})")
+    return checkpoint
 
 
 def load_progress(checkpoint: Path) -> dict[str, Any]:
-    """Read the plain values of a checkpoint."""
-    return json.loads((checkpoint / PROGRESS_FILE).read_text())
+    """Read the plain values of a checkpoint; raise a `UserError` if they are damaged."""
+    return read_json(checkpoint / PROGRESS_FILE, ("step",), "resume from another checkpoint")
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """Load the state dictionaries of a checkpoint to the CPU, without running code from the file.
 
     Raises:
-        UserError: if the file is damaged.
+        UserError: if the checkpoint is damaged.
     """
+    file, remedy = checkpoint / STATE_FILE, "resume from an earlier checkpoint"
+    if damage := damage_of(checkpoint):
+        raise UserError(f"{file} cannot be read: {damage}; {remedy}")
     try:
-        return torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and OS errors alike: the file cannot be read
-        raise UserError(
-            f"{checkpoint / STATE_FILE} cannot be read: {error}; resume from an earlier checkpoint"
-        ) from error
+        raise UserError(f"{file} cannot be read: {error}; {remedy}") from error
 
 
 def remove_leftovers(folder: Path) -> None:

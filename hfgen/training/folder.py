@@ -7,16 +7,31 @@ from typing import Any
 
 from hfgen.config import changed_settings, settings_to_dict
 from hfgen.errors import UserError
-from hfgen.files import append_json_line, require_place_for, require_replaceable, write_text_atomically
-from hfgen.training.checkpoints import PIPELINE_FOLDER, PIPELINE_MARKER, find_checkpoint, remove_leftovers
+from hfgen.files import (
+    append_json_line,
+    read_json,
+    read_json_lines,
+    require_place_for,
+    require_replaceable,
+    write_text_atomically,
+)
+from hfgen.training.checkpoints import (
+    PIPELINE_FOLDER,
+    PIPELINE_MARKER,
+    find_checkpoint,
+    list_checkpoints,
+    remove_leftovers,
+)
 
 
 # What a start that failed, before the first step, may leave; the folder then counts as empty.
 LEFT_BY_A_FAILED_START = frozenset(("training_config.json", "intake.json", "metrics.jsonl", "logs"))
 # Settings of a run's length, and schedules of the learning rate that are planned for it.
 LENGTHS, PLANNED_SCHEDULES = ("max_train_steps", "num_epochs"), ("cosine", "linear")
+NEW_FOLDER = "continue in another folder with --resume CHECKPOINT --output_dir NEW"
 BEST_FOLDER, SCORES_FILE = "best", "scores.json"
 EVALUATIONS_FILE = "evaluations.jsonl"
+STATUS_KEYS = ("status", "reason", "step", "seconds")  # of status.json
 
 
 def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> Path | None:
@@ -43,16 +58,17 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> P
         )
     if used and not config_file.is_file():
         raise UserError(f"--output_dir {folder} is not the folder of a run: it has no {config_file.name}")
-    saved = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    saved = read_json(config_file, remedy=NEW_FOLDER) if config_file.is_file() else {}
     if used:
         require_replaceable(folder / PIPELINE_FOLDER, PIPELINE_MARKER)
         require_replaceable(folder / BEST_FOLDER, SCORES_FILE)
+        best_scores(folder)  # refuses damaged ones now rather than after the training
         if changes := changed_settings(saved, *settings):
             raise UserError(
                 f"--resume {resume}: settings differ from those in {config_file} (saved -> now):\n  "
                 + "\n  ".join(changes)
                 + "\nUse the saved settings, or continue with these in another folder: --resume "
-                f"{find_checkpoint(folder / 'checkpoints', 'latest') or 'CHECKPOINT'} --output_dir NEW"
+                f"{_newest_checkpoint(folder)} --output_dir NEW"
             )
         _refuse_other_length(folder, resume, saved, settings_to_dict(*settings))
     checkpoint = find_checkpoint(folder / "checkpoints", resume) if resume else None
@@ -64,6 +80,12 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> P
     if not used:
         keep_settings(folder, settings)
     return checkpoint
+
+
+def _newest_checkpoint(folder: Path) -> Path | str:
+    """Return the run's newest checkpoint, to name it in a message, or a word for it."""
+    found = list_checkpoints(folder / "checkpoints")
+    return found[-1] if found else "CHECKPOINT"
 
 
 def has_started(folder: Path) -> bool:
@@ -82,7 +104,7 @@ def _refuse_other_length(folder: Path, resume: str | None, saved: dict[str, Any]
         raise UserError(
             f"--resume {resume}: the {now['lr_scheduler']} schedule of the learning rate in {folder} was planned for "
             f"the old length ({', '.join(changed)}); for a schedule of the new length, give another folder: "
-            f"--resume {find_checkpoint(folder / 'checkpoints', 'latest') or 'CHECKPOINT'} --output_dir NEW"
+            f"--resume {_newest_checkpoint(folder)} --output_dir NEW"
         )
 
 
@@ -117,7 +139,7 @@ def changes_since(checkpoint: Path, folder: Path, settings: Sequence[Any]) -> li
     config_file = _run_of(checkpoint) / "training_config.json"
     if config_file.parent == folder.resolve() or not config_file.is_file():
         return []
-    saved, now = json.loads(config_file.read_text()), settings_to_dict(*settings)
+    saved, now = read_json(config_file), settings_to_dict(*settings)
     return changed_settings({key: value for key, value in saved.items() if key in now}, *settings)
 
 
@@ -137,10 +159,23 @@ def note_event(folder: Path, step: int, event: str, what: str) -> None:
     append_json_line(folder / "events.jsonl", {"step": step, "event": event, "what": what})
 
 
+def read_launches(folder: Path) -> list[dict[str, Any]]:
+    """Return the launches of a run, oldest first: the step that each began at, and its environment.
+
+    Raises:
+        UserError: if none is readable.
+    """
+    launches = read_json_lines(folder / "launches.jsonl", ("from_step",))
+    if not launches:
+        raise UserError(f"{folder / 'launches.jsonl'} is missing or damaged; restore it from a copy")
+    return launches
+
+
 def best_scores(folder: Path) -> dict[str, Any] | None:
     """Return the scores and step of the run's best pipeline; None if none was scored."""
     file = folder / BEST_FOLDER / SCORES_FILE
-    return json.loads(file.read_text()) if file.is_file() else None
+    needed, remedy = ("step", "num_images", "fid", "kid", "copying"), f"move {file.parent} away"
+    return read_json(file, needed, remedy) if file.is_file() else None
 
 
 def list_results(folder: Path) -> list[str]:

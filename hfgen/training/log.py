@@ -141,7 +141,7 @@ class RunLog:
 
     def _drop_beyond(self, step: int) -> None:
         if self._accelerator.is_main_process:
-            kept = [entry for entry in read_json_lines(self._metrics_file) if entry["step"] <= step]
+            kept = [entry for entry in read_json_lines(self._metrics_file, ("step",)) if entry["step"] <= step]
             write_text_atomically(self._metrics_file, "".join(f"{json.dumps(entry)}\n" for entry in kept))
 
     def _clear_window(self) -> None:

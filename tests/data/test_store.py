@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from damages import DAMAGES
 from picture_files import encoded, noise, png, smooth
 from PIL import Image
 from stores import entries, load, pictures_in, same, settings_of
@@ -400,3 +401,17 @@ def test_real_photos_become_squares_of_the_training_size(shared_data):
     assert len(store) == store.report.images == 60
     assert store.as_array().shape == (60, 32, 32, 3)
     assert store.report.formats == {"JPEG": 60} and store.report.unreadable == []
+
+
+@pytest.mark.parametrize(
+    "file", ["pixels.bin", "shapes.npy", "report.json", "digest.txt", "digests.json", "changes.txt"]
+)
+def test_a_damaged_cache_is_decoded_again(file, image_folder, cache_of_this_test, capsys):
+    first = load(image_folder)
+    report = first.report
+    for damage in DAMAGES.values():
+        damage(first.folder / file)
+        again = load(image_folder)
+        assert same(pictures_in(again), [noise(16, 16, seed) for seed in range(7)])
+        assert again.digest == first.digest and again.report == report and len(entries(cache_of_this_test)) == 1
+        assert ("is damaged, and made again" in capsys.readouterr().out) == (file != "changes.txt")
