@@ -3,7 +3,6 @@
 The text is in `TEMPLATE.md`; each of its placeholders is a field of `CardText`.
 """
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -13,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hfgen import __version__
+from hfgen.files import read_json
 from hfgen.hub.method import Method, describe_method, sides
 from hfgen.hub.model_index import TASK, eval_results, eval_results_of_run, reference_name
 from hfgen.metrics.report import read_report, score_table
@@ -322,4 +322,4 @@ def _plain(value: Any) -> str:
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    return json.loads(file.read_text()) if file.is_file() else None
+    return read_json(file) if file.is_file() else None

@@ -1,6 +1,5 @@
 """Curves of losses and scores of runs, against steps and time, side by side."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hfgen.errors import UserError
-from hfgen.files import read_json_lines
+from hfgen.files import read_json, read_json_lines
 from hfgen.inference.reference_curves import ReferenceCurve, compare_with_reference, minutes_of_updates
 
 
 METRICS_FILE = "metrics.jsonl"
+# What every line of it has.
+NEEDED = ("step", "seconds")
 # Logged by `--evaluate_every`, in addition to the losses.
 SCORES = ("fid", "kid", "copies")
 
@@ -24,9 +25,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: if the log is missing or empty.
     """
-    entries = read_json_lines(run / METRICS_FILE)
+    entries = read_json_lines(run / METRICS_FILE, NEEDED)
     if not entries:
-        raise UserError(f"{run}: not the folder of a run: {METRICS_FILE} is missing or empty")
+        raise UserError(f"{run}: not the folder of a run: {METRICS_FILE} is missing, empty or damaged")
     return entries
 
 
@@ -79,7 +80,7 @@ def compared_with_references(run: Path) -> str:
     if not scored:
         return "not scored yet: train with --evaluate_every"
     file, newest = run / "training_config.json", scored[-1]
-    settings = json.loads(file.read_text()) if file.is_file() else {}
+    settings = read_json(file) if file.is_file() else {}
     count = settings.get("evaluate_num_images", 0)
     _, message = compare_with_reference(settings, count, newest["images"], newest["fid"])
     return message or (

@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from hfgen.data.location import hub_id_of_address, is_hub_id
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 from hfgen.families import family, image_network
+from hfgen.files import read_json
 from hfgen.hardware import choose_mixed_precision
 from hfgen.inference.interpolation import interpolate_latents
 from hfgen.methods.matrix_convolution import use_matrix_products
@@ -143,7 +143,7 @@ def _pipeline_class(source: str) -> type[DiffusionPipeline]:
     index_file = Path(source) / "model_index.json"
     if not index_file.is_file():
         index_file = Path(hf_hub_download(source, index_file.name))
-    class_name = json.loads(index_file.read_text()).get("_class_name")
+    class_name = read_json(index_file).get("_class_name")
     class_name = class_name[-1] if isinstance(class_name, list) else class_name
     if class_name not in PIPELINES:
         raise UserError(f"{source}: {class_name} is not a pipeline of hfgen ({', '.join(PIPELINES)})")

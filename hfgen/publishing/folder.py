@@ -6,7 +6,6 @@ paths.
 
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +15,10 @@ from diffusers import DiffusionPipeline
 from hfgen.data.location import TOY_PAINTINGS
 from hfgen.errors import UserError
 from hfgen.families import family
-from hfgen.files import read_json_lines
+from hfgen.files import read_json, read_json_lines
 from hfgen.hub.card import EARLIER, REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE, TRAINING_FILE, write_card
 from hfgen.hub.model_index import reference_name
-from hfgen.inference.curves import METRICS_FILE, plot_curves
+from hfgen.inference.curves import METRICS_FILE, NEEDED, plot_curves
 from hfgen.inference.figures import denoising_strip, image_sheet, progress_frames, write_gif
 from hfgen.inference.sampling import (
     SamplingOptions,
@@ -32,7 +31,7 @@ from hfgen.inference.sampling import (
 )
 from hfgen.metrics.report import finite, read_report
 from hfgen.training.checkpoints import PROGRESS_FILE
-from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE
+from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE, STATUS_KEYS, read_launches
 
 
 # Settings about local paths and upload targets, not about the training.
@@ -131,22 +130,21 @@ def add_pictures_of_run(run: Path, folder: Path) -> None:
         shown = [frames[round(index * (len(frames) - 1) / (MAX_FRAMES - 1))] for index in range(MAX_FRAMES)]
         shown = frames if len(frames) <= MAX_FRAMES else shown
         write_gif([*shown, *shown[-1:] * 3], folder / "progress.gif", frame_seconds=0.5)
-    if (run / METRICS_FILE).is_file() and (run / METRICS_FILE).stat().st_size:
+    if read_json_lines(run / METRICS_FILE, NEEDED):
         plot_curves([run]).savefig(folder / "curves.png", dpi=80)
 
 
 def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
     """Write the settings, log and scores of the training, without private information."""
-    settings = json.loads((run / SETTINGS_FILE).read_text())
+    settings = read_json(run / SETTINGS_FILE, ("output_dir", "dataset", "streaming"))
     name, on_hub, intake = data_of(run, settings)
     public = {key: value for key, value in settings.items() if key not in PRIVATE_SETTINGS}
     public |= {"output_dir": Path(settings["output_dir"]).resolve().name, "dataset": name}
     _write_json(target / SETTINGS_FILE, public)
 
-    log = read_json_lines(run / METRICS_FILE)
+    log = read_json_lines(run / METRICS_FILE, (*NEEDED, "images"))
     moment = moment_of(run, pipeline_folder, log)
-    launches = read_json_lines(run / "launches.jsonl")
-    status = json.loads((run / "status.json").read_text())
+    launches, status = read_launches(run), read_json(run / "status.json", STATUS_KEYS)
     training = {
         "end": end_of(status, moment.step),
         "step": moment.step,
@@ -154,15 +152,15 @@ def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
         "images": images_at(log, moment.step),
         # A launch that started at this step came after it, unless it was the first.
         "launches": [launch for launch in launches if launch["from_step"] < max(moment.step, 1)] or launches[:1],
-        "rollbacks": sum(event["event"] == "rollback" for event in read_json_lines(run / "events.jsonl")),
+        "rollbacks": sum(event.get("event") == "rollback" for event in read_json_lines(run / "events.jsonl")),
         "data": {"name": name, "on_hub": on_hub, **summary_of_intake(intake)},
     }
     _write_json(target / TRAINING_FILE, training)
     if log:
-        shutil.copyfile(run / METRICS_FILE, target / METRICS_FILE)
-    evaluations = read_json_lines(run / EVALUATIONS_FILE)
+        _write_json_lines(target / METRICS_FILE, log)
+    evaluations = read_json_lines(run / EVALUATIONS_FILE, ("step",))
     if evaluations:
-        shutil.copyfile(run / EVALUATIONS_FILE, target / EVALUATIONS_FILE)
+        _write_json_lines(target / EVALUATIONS_FILE, evaluations)
     of_this_moment = [line for line in evaluations if line["step"] == moment.step]
     if of_this_moment:
         _write_json(target / RUN_SCORES_FILE, of_this_moment[-1])
@@ -178,7 +176,8 @@ def end_of(status: dict[str, Any], step: int) -> str:
 def data_of(run: Path, settings: dict[str, Any]) -> tuple[str, bool, dict[str, Any] | None]:
     """Return the public name of the training data, whether it is a Hub data set, and its intake report."""
     file = run / "intake.json"
-    intake = json.loads(file.read_text()) if file.is_file() else None
+    remedy = f"delete it: {SETTINGS_FILE} says what the data are, and the card calls the rest unknown"
+    intake = read_json(file, ("source",), remedy) if file.is_file() else None
     dataset = settings["dataset"]
     on_hub = settings["streaming"] or (intake is not None and intake["source"].startswith("Hub data set"))
     # Not by `is_path`: the data may have moved since the training.
@@ -209,12 +208,12 @@ def moment_of(run: Path, pipeline_folder: Path, log: Sequence[dict[str, Any]]) -
     """Determine when a pipeline was saved: at the end, at the best score, or with a checkpoint."""
     above = pipeline_folder.resolve().parent
     if (above / PROGRESS_FILE).is_file():
-        progress = json.loads((above / PROGRESS_FILE).read_text())
+        progress = read_json(above / PROGRESS_FILE, ("step", "seconds"))
         return Moment(progress["step"], progress["seconds"])
     if above.name == BEST_FOLDER:
-        step = json.loads((above / SCORES_FILE).read_text())["step"]
+        step = read_json(above / SCORES_FILE, ("step",))["step"]
         return Moment(step, next((entry["seconds"] for entry in log if entry["step"] >= step), None))
-    status = json.loads((run / "status.json").read_text())
+    status = read_json(run / "status.json", STATUS_KEYS)
     return Moment(status["step"], status["seconds"])
 
 
@@ -254,6 +253,10 @@ def refuse_private_paths(folder: Path, paths: Sequence[str]) -> None:
                 # Not as part of a longer word: "/cats" also occurs in "huggan/cats".
                 if len(path) > 1 and re.search(rf"(?<![\w.-]){re.escape(path)}(?!\w)", text):
                     raise UserError(f"{file.name} would publish {path}, a path on this machine; nothing was uploaded")
+
+
+def _write_json_lines(file: Path, entries: Sequence[dict[str, Any]]) -> None:
+    file.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

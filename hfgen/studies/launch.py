@@ -14,11 +14,12 @@ from typing import Any
 
 from hfgen.data.location import is_missing
 from hfgen.errors import UserError
-from hfgen.files import write_text_atomically
+from hfgen.files import read_json, write_text_atomically
 from hfgen.studies.cells import Cell
 from hfgen.studies.scripts import launch_arguments
 from hfgen.studies.study_file import Budget
-from hfgen.training.checkpoints import list_checkpoints, load_progress
+from hfgen.training.checkpoints import find_checkpoint, load_progress
+from hfgen.training.folder import STATUS_KEYS
 from hfgen.training.launcher import HEED_LAUNCHER
 
 
@@ -128,16 +129,18 @@ def launch_command(cell: Cell, budget: Budget, workspace: Workspace) -> list[str
     command = [sys.executable, *LAUNCHER, *launch_arguments(workspace.scripts, cell.method), "--preset", str(preset)]
     command += ["--dataset", workspace.dataset, "--output_dir", str(folder), "--resume", "latest"]
     if budget.minutes is not None:
-        found = list_checkpoints(folder / "checkpoints")
-        trained_seconds = load_progress(found[-1])["seconds"] if found else 0.0
+        found = find_checkpoint(folder / "checkpoints", "latest")
+        trained_seconds = load_progress(found)["seconds"] if found else 0.0
         command += ["--max_train_time", f"{max(60 * budget.minutes - trained_seconds, MIN_SECONDS):.3f}s"]
     return command
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Return a run's `status.json`; an empty dictionary if it has not started."""
-    file = folder / "status.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    """Return a run's `status.json`; an empty dictionary if it has not started, or the file is damaged."""
+    try:
+        return read_json(folder / "status.json", STATUS_KEYS)
+    except UserError:
+        return {}
 
 
 def _is_trained(folder: Path, cell: Cell, budget: Budget) -> bool:
@@ -145,7 +148,7 @@ def _is_trained(folder: Path, cell: Cell, budget: Budget) -> bool:
     file = folder / "training_config.json"
     if not file.is_file() or _ending(folder, budget, 0, None).kind != TRAINED:
         return False
-    saved = json.loads(file.read_text())
+    saved = read_json(file)
     return all(saved.get(key) == value for key, value in json.loads(json.dumps(cell.settings)).items())
 
 

@@ -16,7 +16,7 @@ from hfgen.data.store import load_images
 from hfgen.errors import UserError
 from hfgen.evaluation.reference import Reference, load_reference
 from hfgen.evaluation.scoring import generated_images, score_pipeline
-from hfgen.files import read_json_lines
+from hfgen.files import read_json, read_json_lines
 from hfgen.inference.curves import read_metrics
 from hfgen.inference.figures import denoising_strip, image_sheet
 from hfgen.inference.sampling import SamplingOptions, choose_device, generate_images, image_size, open_pipeline
@@ -25,9 +25,10 @@ from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.report import finite
 from hfgen.studies.cells import Cell
-from hfgen.studies.launch import Workspace, read_status
+from hfgen.studies.launch import Workspace
 from hfgen.studies.study_file import Evaluation
 from hfgen.training.checkpoints import list_checkpoints, load_progress
+from hfgen.training.folder import STATUS_KEYS, read_launches
 
 
 SHEET_IMAGES, SHEET_COLUMNS = 32, 8
@@ -162,8 +163,8 @@ def data_digest(cell: Cell, workspace: Workspace) -> str:
 
 def training_summary(folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a summary of the training from a run's folder."""
-    status = read_status(folder)
-    launches, events = (read_json_lines(folder / name) for name in ("launches.jsonl", "events.jsonl"))
+    status, launches = read_json(folder / "status.json", STATUS_KEYS), read_launches(folder)
+    events = read_json_lines(folder / "events.jsonl", ("event", "step", "what"))
     return {
         "training": {
             "steps": status["step"],

@@ -114,7 +114,10 @@ def test_a_run_of_another_family_or_without_settings_has_no_reference(tmp_path, 
 
 def test_a_curve_is_made_of_a_run_s_scores_and_of_the_minutes_of_its_updates(tmp_path):
     log = [(40, 10.0, None), (80, 20.0, 300.26), (200, 40.0, None), (320, 20.0, 99.99)]
-    lines = [{"images": images, "images_per_second": speed, "fid": fid} for images, speed, fid in log]
+    lines = [
+        {"step": images, "seconds": images, "images": images, "images_per_second": speed, "fid": fid}
+        for images, speed, fid in log
+    ]
     lines = [{key: value for key, value in line.items() if value is not None} for line in lines]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     (tmp_path / "training_config.json").write_text(json.dumps({**SETTINGS, "network": "dcgan"}))
