@@ -246,9 +246,9 @@ def test_reference_features_are_computed_once_for_each_data_size_and_extractor(m
     floor = first.floor(20, 0)
     assert floor == json.loads(json.dumps(score_floor(first.features, 20, 0))) != first.floor(30, 0)
     assert again.floor(20, 1) != floor
-    monkeypatch.setattr("hfgen.evaluation.reference.score_floor", None)  # computing again would fail
-    assert again.floor(20, 0) == floor
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("hfgen.evaluation.reference.score_floor", None)  # computing again would fail
+        assert again.floor(20, 0) == floor
     other = Colours()
     other.identity = "other colours"
     load_reference(settings, other, "--reference")
