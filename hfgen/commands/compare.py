@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES
+from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES, check_data
 from hfgen.commands.options import (
     BatchSize,
     DatasetColumn,
@@ -74,10 +74,11 @@ def compare(
     rows: list[dict[str, Any]] = []
     shown: list[tuple[str, Image.Image]] = []
     for where, pipeline in loaded.items():
+        trained_on = check_data(where, data, real)
         source = sample_from if family(pipeline) == "vae" else None
         for asked in all_steps if family(pipeline) == "ddpm" else [None]:
             options = SamplingOptions(count, seed, asked, batch_size, sample_from=source)
-            scored = score_pipeline(pipeline, real, options)
+            scored = score_pipeline(pipeline, real, options, trained_on=trained_on)
             wanted = scored.report["num_inference_steps"]
             rows.append({"name": where, "steps": wanted, **scored.report})
             name = where if wanted is None else f"{where}, {wanted} steps"
@@ -129,7 +130,7 @@ def parse_steps(text: str) -> list[int]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Format the scores of all pipelines as a table, with the data's own floor below."""
-    from hfgen.metrics.report import score_names
+    from hfgen.metrics.report import OTHER_DATA, score_names
 
     scores, floor, names = rows[0]["scores"], rows[0]["floor"], score_names(rows[0]["features"])
     head = ["pipeline", names["fid"], names["kid"], *COLUMNS]
@@ -152,11 +153,14 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['drawing_images_per_second']:.4g}",
         ]
         lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    others = list(dict.fromkeys(row["name"] for row in rows if row.get("trained_on_reference") is False))
     halves = floor["halves"]
     cells = [f"{halves['fid']:.4g}", f"{halves['kid']:.2g}"]
     cells += [f"{halves[name]:.2f}" for name in ("precision", "recall", "coverage")]
     name = f"floor: one half of the real images against the other, {halves['num_fake']:,} each"
     lines.append(f"| {name} | {' | '.join(cells)} | | | | | |")
+    if others:
+        lines += ["", f"Warning: {', '.join(others)}: {OTHER_DATA}."]
     decoded = {row["name"]: row["reconstructions"] for row in rows if "reconstructions" in row}
     if decoded:
         count = next(iter(decoded.values()))["num_images"]

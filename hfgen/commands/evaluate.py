@@ -105,7 +105,7 @@ def evaluate(
     other = load_held_out(held_out, held_out_split, data, real.extractor)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
     options = SamplingOptions(count, seed, num_inference_steps, batch_size, sample_from=sample_from)
-    scored = score_pipeline(loaded, real, options, repeats, extrapolate, other)
+    scored = score_pipeline(loaded, real, options, repeats, extrapolate, other, check_data(pipeline, data, real))
     report = {"reference": where_it_is(reference), **scored.report}
     if bits_per_dimension:
         report["likelihood"] = likelihood_report(loaded, other or real, seed, other is not None)
@@ -146,6 +146,17 @@ def evaluate_images(
     scored = score_images(fake.images, fake.features, real, seed, extrapolate, other)
     report = {"reference": where_it_is(reference), "images": images, "num_inference_steps": None, **scored.report}
     write_evaluation(output, report, scored, Path(images).resolve().name)
+
+
+def check_data(pipeline: str, data: "DataSettings", real: "RealImages") -> bool | None:
+    """Return whether a pipeline was trained on the reference, None if unknown; warn if not, before the work."""
+    from hfgen.evaluation.trained_on import was_trained_on
+    from hfgen.metrics.report import OTHER_DATA
+
+    trained_on = was_trained_on(pipeline, data, real.images)
+    if trained_on is False:
+        typer.echo(f"warning: --reference {data.dataset}: {pipeline}: {OTHER_DATA}", err=True)
+    return trained_on
 
 
 def where_it_is(reference: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hfgen.commands.evaluate import check_data
 from hfgen.commands.options import (
     BatchSize,
     Device,
@@ -77,7 +78,7 @@ def kaggle_zip(
         )
     score = None
     if reference is not None:  # before generating images, as it may be misspelt
-        score = local_score(reference, feature_weights, loaded.device)
+        score = local_score(pipeline, reference, feature_weights, loaded.device)
     options = SamplingOptions(num_images, seed, num_inference_steps, batch_size, sample_from=sample_from)
     jpegs = (encode_jpeg(image, size) for image in generate_images(loaded, options))
     score_message = "give --reference to compute the MiFID against images of your own"
@@ -99,7 +100,7 @@ def kaggle_zip(
 
 
 def local_score(
-    reference: str, feature_weights: str | None, device: "torch.device"
+    pipeline: str, reference: str, feature_weights: str | None, device: "torch.device"
 ) -> Callable[[Iterable["np.ndarray"], int], str]:
     """Open the real images at the competition's size; return a function that scores images and says so in a clause."""
     from hfgen.data.settings import DataSettings
@@ -107,7 +108,9 @@ def local_score(
     from hfgen.metrics.frechet import frechet_distance
     from hfgen.metrics.memorisation import memorisation_informed_fid
 
-    real = open_reference(DataSettings(reference, sample_size=SIDE), device, feature_weights=feature_weights)
+    data = DataSettings(reference, sample_size=SIDE)
+    real = open_reference(data, device, feature_weights=feature_weights)
+    check_data(pipeline, data, real)
 
     def score(images: Iterable["np.ndarray"], count: int) -> str:
         fake = real.extractor(images, count)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hfgen.commands.compare import parse_steps, table
-from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES, where_it_is
+from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES, check_data, where_it_is
 from hfgen.commands.options import (
     BatchSize,
     DatasetColumn,
@@ -76,9 +76,10 @@ def steps(
     data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=image_size(loaded))
     real = open_reference(data, loaded.device, features, mode, feature_weights)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
+    trained_on = check_data(pipeline, data, real)
     rows, shown = [], []
     for number in all_steps:
-        scored = score_pipeline(loaded, real, SamplingOptions(count, seed, number, batch_size))
+        scored = score_pipeline(loaded, real, SamplingOptions(count, seed, number, batch_size), trained_on=trained_on)
         name = f"{number} step{'' if number == 1 else 's'}"
         rows.append({"name": name, "steps": number, **scored.report})
         shown.append((name, image_sheet(scored.shown, columns=len(scored.shown))))

@@ -107,13 +107,16 @@ def distances_among(real: np.ndarray, seed: int = 0) -> dict[str, float]:
     return {"copy_threshold": float(np.quantile(distances, COPY_QUANTILE)), "median": float(np.median(distances))}
 
 
-def memorisation_report(real: np.ndarray, fake: np.ndarray, among_real: dict[str, float]) -> dict[str, Any]:
+def memorisation_report(
+    real: np.ndarray, fake: np.ndarray, among_real: dict[str, float], called: str = "training"
+) -> dict[str, Any]:
     """Count generated images that are copies of real ones, compared with the distances among real images.
 
     Args:
         real: features of the training images, `(num_real, num_features)`.
         fake: features of the generated images, `(num_fake, num_features)`.
         among_real: from `distances_among`.
+        called: what the statement calls the real images, if not training images.
 
     Returns:
         Plain values: `num_copies` below the threshold, the medians of both distances, and `statement`, a sentence.
@@ -127,19 +130,22 @@ def memorisation_report(real: np.ndarray, fake: np.ndarray, among_real: dict[str
         "median_distance": float(np.median(distances)),
         "median_distance_among_real": among_real["median"],
         "statement": (
-            f"{copies} of {len(fake):,} samples are nearer to a training image than {1 - COPY_QUANTILE:.0%} of the "
-            "training images are to each other"
+            f"{copies} of {len(fake):,} samples are nearer to a {called} image than {1 - COPY_QUANTILE:.0%} of the "
+            f"{called} images are to each other"
         ),
     }
 
 
-def pixel_report(real_small: np.ndarray, fake_small: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def pixel_report(
+    real_small: np.ndarray, fake_small: np.ndarray, seed: int = 0, called: str = "training"
+) -> dict[str, Any]:
     """Count generated images that are copies of real ones pixel by pixel, including mirrored ones.
 
     Args:
         real_small: the training images from `thumbnails`.
         fake_small: the generated images, likewise.
         seed: chooses the real images that are checked in the same way, for comparison.
+        called: as for `memorisation_report`.
 
     Returns:
         Plain values: `num_copies`, `share_among_real` (fraction of real images that count as a copy of another), the
@@ -157,19 +163,22 @@ def pixel_report(real_small: np.ndarray, fake_small: np.ndarray, seed: int = 0) 
         "median_distance": float(np.median(of_fake.distances)),
         "median_distance_among_real": float(np.median(among_real.distances)),
         "statement": (
-            f"{copies} of {len(fake_small):,} are copies by their pixels, three times as near to one training image "
-            f"as to any other (of the training images themselves: {share:.1%})"
+            f"{copies} of {len(fake_small):,} are copies by their pixels, three times as near to one {called} image "
+            f"as to any other (of the {called} images themselves: {share:.1%})"
         ),
     }
 
 
-def held_out_report(train: np.ndarray, held_out: np.ndarray, fake: np.ndarray) -> dict[str, Any]:
+def held_out_report(
+    train: np.ndarray, held_out: np.ndarray, fake: np.ndarray, called: str = "training"
+) -> dict[str, Any]:
     """Test whether generated images are closer to the training images than held-out images are.
 
     Args:
         train: features of the training images, `(num_train, num_features)`.
         held_out: features of real images not used in training, `(num_held_out, num_features)`.
         fake: features of the generated images, `(num_fake, num_features)`.
+        called: as for `memorisation_report`.
 
     Returns:
         Plain values: `num_also_in_train`, held-out images that were trained on; `fid` against the held-out images;
@@ -182,7 +191,7 @@ def held_out_report(train: np.ndarray, held_out: np.ndarray, fake: np.ndarray) -
     of_fake = float(np.median(nearest_images(fake, train).distances))
     test = copying_test(train, held_out, fake)
     shared = int((held_out_distances < SAME_IMAGE).sum())
-    warning = f"; warning: {shared} of the held-out images are also training images" if shared else ""
+    warning = f"; warning: {shared} of the held-out images are also {called} images" if shared else ""
     return {
         "num_held_out": len(held_out),
         "num_also_in_train": shared,
@@ -193,7 +202,7 @@ def held_out_report(train: np.ndarray, held_out: np.ndarray, fake: np.ndarray) -
         "copying_share": test.share,
         "copying_p_value": test.p_value,
         "statement": (
-            f"in {test.share:.0%} of all pairs the sample is nearer to the training images than the held-out image is "
+            f"in {test.share:.0%} of all pairs the sample is nearer to the {called} images than the held-out image is "
             f"(50% are expected; p = {test.p_value:.2g}){warning}"
         ),
     }

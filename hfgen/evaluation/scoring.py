@@ -111,6 +111,7 @@ def score_pipeline(
     repeats: int = 1,
     extrapolate: bool = False,
     held_out: Reference | None = None,
+    trained_on: bool | None = None,
 ) -> Scored:
     """Generate images and score them.
 
@@ -121,6 +122,7 @@ def score_pipeline(
         repeats: number of image sets, with consecutive seeds; the scores are those of the first set.
         extrapolate: also estimate the FID of infinitely many generated images.
         held_out: real images not used in training.
+        trained_on: from `was_trained_on`.
 
     Raises:
         UserError: as `generate_images` does, or if there are too few images to extrapolate from.
@@ -128,7 +130,8 @@ def score_pipeline(
     if extrapolate and options.num_images < MIN_TO_EXTRAPOLATE:  # before generating them
         raise _too_few(options.num_images)
     with generated_images(pipeline, options, real.extractor) as generated:
-        scored = score_images(generated.images, generated.features, real, options.seed, extrapolate, held_out)
+        images, features = generated.images, generated.features
+        scored = score_images(images, features, real, options.seed, extrapolate, held_out, trained_on)
     kind = family(pipeline)
     networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     steps = (options.num_inference_steps or steps_of(pipeline)) if kind == "ddpm" else None
@@ -177,6 +180,7 @@ def score_images(
     seed: int,
     extrapolate: bool = False,
     held_out: Reference | None = None,
+    trained_on: bool | None = None,
 ) -> Scored:
     """Score generated images from any source.
 
@@ -187,6 +191,7 @@ def score_images(
         seed: seed of the resampling.
         extrapolate: also estimate the FID of infinitely many generated images.
         held_out: real images not used in training.
+        trained_on: from `was_trained_on`.
 
     Raises:
         UserError: if there are too few images to extrapolate from.
@@ -195,19 +200,21 @@ def score_images(
         raise _too_few(len(features))
     small, real_small = thumbnails(images[index] for index in range(len(images))), real.thumbnails()
     floor = real.floor(len(features), seed)
+    called = "reference" if trained_on is False else "training"
     report: dict[str, Any] = {
         "sample_size": images[0].shape[0],
         "seed": seed,
         "features": real.extractor.identity,
+        "trained_on_reference": trained_on,
         "scores": score_features(real.features, features, seed),
         "floor": floor,
-        "memorisation": memorisation_report(real.features, features, floor["nearest"]),
-        "memorisation_by_pixels": pixel_report(real_small, small, seed),
+        "memorisation": memorisation_report(real.features, features, floor["nearest"], called),
+        "memorisation_by_pixels": pixel_report(real_small, small, seed, called),
     }
     if extrapolate:
         report["fid_at_infinity"] = extrapolated_distance(real.features, features, seed)
     if held_out is not None:
-        report["held_out"] = held_out_report(real.features, held_out.features, features)
+        report["held_out"] = held_out_report(real.features, held_out.features, features, called)
     return Scored(
         report,
         closest_sheet(real, images, *nearest_images(features, real.features)),

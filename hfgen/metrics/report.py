@@ -18,6 +18,10 @@ TABLE = {
 }
 
 
+# What a report, a table or a card says of a reference that the model was not trained on.
+OTHER_DATA = "the model was not trained on the images of this reference: scores and copies are against other data"
+
+
 def finite(value: Any) -> Any:
     """Replace non-finite numbers, such as the infinite MiFID of a generator that only copies, by null for JSON."""
     if isinstance(value, dict):
@@ -62,7 +66,8 @@ def score_table(report: dict[str, Any]) -> str:
             cells.insert(1, f"{spread['mean'][key]:.4g} ± {spread['standard_deviation'][key]:.2g}")
         lines.append(f"| {names.get(key, key)} | {' | '.join(cells)} |")
     fid = names["fid"]
-    paragraphs = [
+    paragraphs = [f"**Warning: {OTHER_DATA}.**"] if report.get("trained_on_reference") is False else []
+    paragraphs += [
         f"{fid} of {scores['num_fake']:,} real images, sampled with replacement, against all: "
         f"{floor['fid_at_n']:.4g}. "
         f"± is the standard error, which excludes the bias of {fid}: compare only equal numbers of images."

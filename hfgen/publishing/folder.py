@@ -31,7 +31,7 @@ from hfgen.inference.sampling import (
 )
 from hfgen.metrics.report import finite, read_report
 from hfgen.training.checkpoints import PROGRESS_FILE
-from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE, STATUS_KEYS, read_launches
+from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE, STATUS_KEYS, read_launches, run_of
 
 
 # Settings about local paths and upload targets, not about the training.
@@ -77,12 +77,6 @@ def make_publication(
     write_card(target, repo_id, license_id)
     private = [Path.home(), Path.cwd(), source.expanduser().resolve(), *([run.resolve()] if run else [])]
     refuse_private_paths(target, [str(path) for path in private])
-
-
-def run_of(pipeline_folder: Path) -> Path | None:
-    """Return RUN for RUN/pipeline, RUN/best/pipeline or RUN/checkpoints/*/pipeline; None if there is no run."""
-    parents = pipeline_folder.resolve().parents
-    return next((folder for folder in parents[:3] if (folder / "launches.jsonl").is_file()), None)
 
 
 def scores_of(scores: Path, pipeline: DiffusionPipeline) -> dict[str, Any]:

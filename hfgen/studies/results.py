@@ -38,6 +38,7 @@ MAX_PICTURE_BYTES = 45_000
 # Maximum widths of an image on a sheet and of a strip; larger ones are downscaled.
 MAX_SHOWN_PIXELS, MAX_STRIP_PIXELS = 96, 800
 MAX_CURVE_POINTS = 200
+ABOUT_DATA = ("from_step", "data_digest")  # not about the environment of a launch
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def training_summary(folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
             "rollbacks": sum(event["event"] == "rollback" for event in events),
             "warnings": [f"step {event['step']}: {event['what']}" for event in events if event["event"] == "warning"],
         },
-        "environment": {key: value for key, value in launches[-1].items() if key != "from_step"},
+        "environment": {key: value for key, value in launches[-1].items() if key not in ABOUT_DATA},
     }
 
 

@@ -159,6 +159,12 @@ def note_event(folder: Path, step: int, event: str, what: str) -> None:
     append_json_line(folder / "events.jsonl", {"step": step, "event": event, "what": what})
 
 
+def run_of(pipeline_folder: Path) -> Path | None:
+    """Return RUN for RUN/pipeline, RUN/best/pipeline or RUN/checkpoints/*/pipeline; None if there is no run."""
+    parents = pipeline_folder.resolve().parents
+    return next((folder for folder in parents[:3] if (folder / "launches.jsonl").is_file()), None)
+
+
 def read_launches(folder: Path) -> list[dict[str, Any]]:
     """Return the launches of a run, oldest first: the step that each began at, and its environment.
 

@@ -138,8 +138,8 @@ class Run:
             keep_settings(self.output_dir, self._all_settings, self._checkpoint, self._is_new)
             write_status(self.output_dir, "running", "", self.step, self.seconds)
             changes = {"changed_settings": self._changes} if self._changes else {}
-            launch = {"from_step": self.step, **describe_environment(self.accelerator), **changes}
-            append_json_line(self.output_dir / "launches.jsonl", launch)
+            launch = {"from_step": self.step, "data_digest": data_digest, **changes}
+            append_json_line(self.output_dir / "launches.jsonl", launch | describe_environment(self.accelerator))
 
     def steps(self) -> Iterator[int]:
         """Yield the number of each update, from the one after the restored step to the last.
