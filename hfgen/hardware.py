@@ -108,3 +108,15 @@ def cpu_name() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def seed_global_generator(seed: int, device: torch.device) -> None:
+    """Like `torch.manual_seed`, for the device in use only: seeding all possible devices takes 0.5 ms."""
+    if device.type not in ("cpu", "cuda", "mps"):
+        torch.manual_seed(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)

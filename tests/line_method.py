@@ -50,22 +50,22 @@ def fit(
     """Run the method and return the run and its network."""
     defaults = {"max_train_steps": 6, "checkpoint_every": 2, "log_every": 1, "report_to": "none", "cpu": True}
     settings = RunSettings(output_dir=str(folder), **{**defaults, **settings})
-    run = Run(settings, line or LineSettings())
-    run.plan(images_per_step, images_per_epoch=4)
-    network = torch.nn.Linear(1, 1, bias=False)
-    optimizer = torch.optim.SGD(network.parameters(), lr=(line or LineSettings()).learning_rate, momentum=0.9)
-    batches = CountedBatches()
-    stateful = {"network": network, "optimizer": optimizer}
-    run.restore(stateful, batches, LinePipeline(network), digest, on_collapse, max_rollbacks=2)
-    run.learning_rate = lambda: optimizer.param_groups[0]["lr"]
-    for _ in run.steps():
-        point = next(batches) / 6 + torch.randn(1, generator=run.generator("noise")) + torch.randn(1) * 0.1
-        loss = (network(point) - 2 * point).square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        run.log({"loss": loss}, {"learning_rate": 0.1})
-        each_step(run)
+    with Run(settings, line or LineSettings()) as run:
+        run.plan(images_per_step, images_per_epoch=4)
+        network = torch.nn.Linear(1, 1, bias=False)
+        optimizer = torch.optim.SGD(network.parameters(), lr=(line or LineSettings()).learning_rate, momentum=0.9)
+        batches = CountedBatches()
+        stateful = {"network": network, "optimizer": optimizer}
+        run.restore(stateful, batches, LinePipeline(network), digest, on_collapse, max_rollbacks=2)
+        run.learning_rate = lambda: optimizer.param_groups[0]["lr"]
+        for _ in run.steps():
+            point = next(batches) / 6 + torch.randn(1, generator=run.generator("noise")) + torch.randn(1) * 0.1
+            loss = (network(point) - 2 * point).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            run.log({"loss": loss}, {"learning_rate": 0.1})
+            each_step(run)
     return run, network
 
 

@@ -146,81 +146,83 @@ SETTINGS = (RunSettings, DataSettings, DDPMSettings)  # all command-line options
 def main(arguments: list[str] | None = None) -> Path:
     """Train and return the pipeline's folder."""
     run_settings, data_settings, settings = parse_settings(SETTINGS, PRESETS, arguments)
-    run = Run(run_settings, data_settings, settings)
-    accelerator = run.accelerator
+    with Run(run_settings, data_settings, settings) as run:
+        accelerator = run.accelerator
 
-    # 1. Data
-    data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
-    evaluation = RunEvaluation(run, data_settings, settings.num_inference_steps)
-    max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
+        # 1. Data
+        data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
+        evaluation = RunEvaluation(run, data_settings, settings.num_inference_steps)
+        max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
 
-    # 2. Network, its average, schedule, optimizer
-    try:
-        network = build_unet(settings, data_settings.sample_size)
-        schedule = build_schedule(settings)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    memory_format = memory_format_for(network, run.device)
-    network = network.to(run.device, memory_format=memory_format)
-    ema = averaged_copy(network, settings.ema_decay)
-    pipeline = DDPMPipeline(
-        ema.module, sampling_scheduler(schedule, settings.sampler), num_inference_steps=settings.num_inference_steps
-    )
-    optimizer = torch.optim.AdamW(
-        network.parameters(),
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        weight_decay=settings.weight_decay,
-        fused=run.device.type in ("cpu", "cuda"),
-    )
-    # Not passed to prepare(): accelerate would step it once per process.
-    lr_scheduler = get_scheduler(
-        settings.lr_scheduler,
-        optimizer,
-        num_warmup_steps=settings.lr_warmup_steps,
-        num_training_steps=max_train_steps,
-    )
-    unet = torch.compile(network) if settings.compile else network
-    unet, optimizer = accelerator.prepare(unet, optimizer)
-    stateful = {"unet": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
-    run.restore(stateful, data.batches, pipeline, data.digest)
+        # 2. Network, its average, schedule, optimizer
+        try:
+            network = build_unet(settings, data_settings.sample_size)
+            schedule = build_schedule(settings)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        memory_format = memory_format_for(network, run.device)
+        network = network.to(run.device, memory_format=memory_format)
+        ema = averaged_copy(network, settings.ema_decay)
+        pipeline = DDPMPipeline(
+            ema.module,
+            sampling_scheduler(schedule, settings.sampler),
+            num_inference_steps=settings.num_inference_steps,
+        )
+        optimizer = torch.optim.AdamW(
+            network.parameters(),
+            lr=settings.learning_rate,
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            weight_decay=settings.weight_decay,
+            fused=run.device.type in ("cpu", "cuda"),
+        )
+        # Not passed to prepare(): accelerate would step it once per process.
+        lr_scheduler = get_scheduler(
+            settings.lr_scheduler,
+            optimizer,
+            num_warmup_steps=settings.lr_warmup_steps,
+            num_training_steps=max_train_steps,
+        )
+        unet = torch.compile(network) if settings.compile else network
+        unet, optimizer = accelerator.prepare(unet, optimizer)
+        stateful = {"unet": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        run.restore(stateful, data.batches, pipeline, data.digest)
 
-    # 3. One update per step
-    for _ in run.steps():
-        clean_images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
-        noise = torch.randn(clean_images.shape, generator=run.generator("noise"), device=run.device)
-        noise = match_noise(clean_images, noise) if settings.match_noise else noise
-        inputs, timesteps, target, weights = noised(clean_images, noise, schedule, settings, run)
-        inputs = inputs.contiguous(memory_format=memory_format)
+        # 3. One update per step
+        for _ in run.steps():
+            clean_images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
+            noise = torch.randn(clean_images.shape, generator=run.generator("noise"), device=run.device)
+            noise = match_noise(clean_images, noise) if settings.match_noise else noise
+            inputs, timesteps, target, weights = noised(clean_images, noise, schedule, settings, run)
+            inputs = inputs.contiguous(memory_format=memory_format)
 
-        parts = settings.gradient_accumulation_steps
-        total_loss = torch.zeros((), device=run.device)
-        for part in range(parts):
-            chosen = slice(part * settings.batch_size // parts, (part + 1) * settings.batch_size // parts)
-            # Processes synchronise gradients once per update, on its last part.
-            with nullcontext() if part == parts - 1 else accelerator.no_sync(unet):
-                prediction = unet(inputs[chosen], timesteps[chosen]).sample
-                part_weights = None if weights is None else weights[chosen]
-                loss = diffusion_loss(prediction, target[chosen], settings.loss, part_weights) / parts
-                accelerator.backward(loss)
-            total_loss += loss.detach()
+            parts = settings.gradient_accumulation_steps
+            total_loss = torch.zeros((), device=run.device)
+            for part in range(parts):
+                chosen = slice(part * settings.batch_size // parts, (part + 1) * settings.batch_size // parts)
+                # Processes synchronise gradients once per update, on its last part.
+                with nullcontext() if part == parts - 1 else accelerator.no_sync(unet):
+                    prediction = unet(inputs[chosen], timesteps[chosen]).sample
+                    part_weights = None if weights is None else weights[chosen]
+                    loss = diffusion_loss(prediction, target[chosen], settings.loss, part_weights) / parts
+                    accelerator.backward(loss)
+                total_loss += loss.detach()
 
-        grad_norm = accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
-        optimizer.step()
-        lr_scheduler.step()
-        optimizer.zero_grad()
-        ema.update_parameters(network)
-        run.log({"loss": total_loss, "grad_norm": grad_norm}, {"learning_rate": lr_scheduler.get_last_lr()[0]})
-        if run.sample_due and (sheet := sample_sheet(pipeline, run, settings.num_inference_steps)):
+            grad_norm = accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
+            optimizer.step()
+            lr_scheduler.step()
+            optimizer.zero_grad()
+            ema.update_parameters(network)
+            run.log({"loss": total_loss, "grad_norm": grad_norm}, {"learning_rate": lr_scheduler.get_last_lr()[0]})
+            if run.sample_due and (sheet := sample_sheet(pipeline, run, settings.num_inference_steps)):
+                run.save_sheet(sheet)
+            if run.evaluation_due:
+                evaluation.evaluate(pipeline)
+
+        if run.last_sheet_due and (sheet := sample_sheet(pipeline, run, settings.num_inference_steps)):
             run.save_sheet(sheet)
-        if run.evaluation_due:
-            evaluation.evaluate(pipeline)
-
-    if run.last_sheet_due and (sheet := sample_sheet(pipeline, run, settings.num_inference_steps)):
-        run.save_sheet(sheet)
-    pipeline_folder = run.finish()
-    publish_if_asked(run)
-    return pipeline_folder
+        pipeline_folder = run.finish()
+        publish_if_asked(run)
+        return pipeline_folder
 
 
 def build_schedule(settings: DDPMSettings) -> SchedulerMixin:

@@ -191,97 +191,99 @@ SETTINGS = (RunSettings, DataSettings, GANSettings)  # all command-line options
 def main(arguments: list[str] | None = None) -> Path:
     """Train and return the pipeline's folder."""
     run_settings, data_settings, settings = parse_settings(SETTINGS, PRESETS, arguments)
-    run = Run(run_settings, data_settings, settings)
-    accelerator, loss = run.accelerator, GAN_LOSSES[settings.loss]
-    if settings.is_penalised and accelerator.mixed_precision == "fp16":
-        raise UserError("--mixed_precision fp16 scales gradients, which breaks a gradient penalty: use bf16 or no")
+    with Run(run_settings, data_settings, settings) as run:
+        accelerator, loss = run.accelerator, GAN_LOSSES[settings.loss]
+        if settings.is_penalised and accelerator.mixed_precision == "fp16":
+            raise UserError("--mixed_precision fp16 scales gradients, which breaks a gradient penalty: use bf16 or no")
 
-    # 1. Data and its augmentation
-    data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
-    evaluation = RunEvaluation(run, data_settings)
-    images_per_update = settings.batch_size * accelerator.num_processes
-    run.plan(images_per_update * settings.n_critic, data.images_per_epoch)
-    choice = choose_augmentation(settings.augment, data.images_per_epoch, loss.boundary is not None)
-    requested = settings.augment != "auto"
-    augmentation = Augmentation(choice.kind, loss.boundary, images_per_update, accelerator, requested)
-    if run.is_main:
-        print(f"augmentation: {choice.kind} ({choice.reason})")
+        # 1. Data and its augmentation
+        data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
+        evaluation = RunEvaluation(run, data_settings)
+        images_per_update = settings.batch_size * accelerator.num_processes
+        run.plan(images_per_update * settings.n_critic, data.images_per_epoch)
+        choice = choose_augmentation(settings.augment, data.images_per_epoch, loss.boundary is not None)
+        requested = settings.augment != "auto"
+        augmentation = Augmentation(choice.kind, loss.boundary, images_per_update, accelerator, requested)
+        if run.is_main:
+            print(f"augmentation: {choice.kind} ({choice.reason})")
 
-    # 2. Networks, the generator's average, optimizers
-    try:
-        generator_network, discriminator_network = build_networks(settings, data_settings.sample_size)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    generator_network.to(run.device, memory_format=torch.channels_last)
-    discriminator_network.to(run.device, memory_format=torch.channels_last)
-    ema = averaged_copy(generator_network, settings.ema_decay)
-    pipeline = FreshStatistics(GANPipeline(ema.module), ema.module, statistics_latents(settings, run))
-    for network in (generator_network, discriminator_network):
-        use_matrix_products(network)  # faster on a CPU, same results
-    optimizer_g = build_optimizer(generator_network, settings.learning_rate, settings)
-    optimizer_d = build_optimizer(discriminator_network, settings.learning_rate_d or settings.learning_rate, settings)
-    generator, discriminator, optimizer_g, optimizer_d = accelerator.prepare(
-        generator_network, discriminator_network, optimizer_g, optimizer_d
-    )
+        # 2. Networks, the generator's average, optimizers
+        try:
+            generator_network, discriminator_network = build_networks(settings, data_settings.sample_size)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        generator_network.to(run.device, memory_format=torch.channels_last)
+        discriminator_network.to(run.device, memory_format=torch.channels_last)
+        ema = averaged_copy(generator_network, settings.ema_decay)
+        pipeline = FreshStatistics(GANPipeline(ema.module), ema.module, statistics_latents(settings, run))
+        for network in (generator_network, discriminator_network):
+            use_matrix_products(network)  # faster on a CPU, same results
+        optimizer_g = build_optimizer(generator_network, settings.learning_rate, settings)
+        optimizer_d = build_optimizer(
+            discriminator_network, settings.learning_rate_d or settings.learning_rate, settings
+        )
+        generator, discriminator, optimizer_g, optimizer_d = accelerator.prepare(
+            generator_network, discriminator_network, optimizer_g, optimizer_d
+        )
 
-    # 3. The collapse watch, and what a checkpoint contains
-    watch = build_watch(data, settings, accelerator.num_processes)
-    stateful = {"generator": generator_network, "discriminator": discriminator_network, "ema": ema}
-    stateful |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
-    stateful |= {"augmentation": augmentation, "watch": watch}
-    run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
+        # 3. The collapse watch, and what a checkpoint contains
+        watch = build_watch(data, settings, accelerator.num_processes)
+        stateful = {"generator": generator_network, "discriminator": discriminator_network, "ema": ema}
+        stateful |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
+        stateful |= {"augmentation": augmentation, "watch": watch}
+        run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
 
-    if run.is_main and augmentation.kind != choice.kind:
-        print(f"augmentation: {augmentation.kind}, as at the start of this run")
+        if run.is_main and augmentation.kind != choice.kind:
+            print(f"augmentation: {augmentation.kind}, as at the start of this run")
 
-    # 4. One generator update per step
-    for step in run.steps():
-        # Discriminator: n_critic updates, each on new images. The generator gets no gradient.
-        discriminator_network.requires_grad_(True)
-        for update in range(settings.n_critic):
-            real_images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
-            latents = sample_latents(settings.batch_size, settings.latent_dim, run.generator(f"latents {update}"))
-            with torch.set_grad_enabled(update == settings.n_critic - 1):  # the generator's update reuses the last
-                fake_images = generator(latents)
-            real_seen = augmentation.apply(real_images, run.generator(f"augment real {update}"))
-            fake_seen = augmentation.apply(fake_images.detach(), run.generator(f"augment fake {update}"))
-            if settings.normalizes_batches:
-                real_logits, fake_logits = discriminator(real_seen), discriminator(fake_seen)
-            else:  # in one pass: logits do not depend on the rest of the batch
-                real_logits, fake_logits = discriminator(torch.cat([real_seen, fake_seen])).chunk(2)
-            loss_d = loss.discriminator(real_logits, fake_logits, settings.label_smoothing)
-            penalty = penalties(settings, discriminator, real_seen, fake_seen, run.generator(f"penalty {update}"))
-            optimizer_d.zero_grad()
-            accelerator.backward(loss_d + penalty)
-            optimizer_d.step()
-            augmentation.adapt(real_logits)
-            watch.observe(real_logits, fake_logits)
+        # 4. One generator update per step
+        for step in run.steps():
+            # Discriminator: n_critic updates, each on new images. The generator gets no gradient.
+            discriminator_network.requires_grad_(True)
+            for update in range(settings.n_critic):
+                real_images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
+                latents = sample_latents(settings.batch_size, settings.latent_dim, run.generator(f"latents {update}"))
+                with torch.set_grad_enabled(update == settings.n_critic - 1):  # the generator's update reuses the last
+                    fake_images = generator(latents)
+                real_seen = augmentation.apply(real_images, run.generator(f"augment real {update}"))
+                fake_seen = augmentation.apply(fake_images.detach(), run.generator(f"augment fake {update}"))
+                if settings.normalizes_batches:
+                    real_logits, fake_logits = discriminator(real_seen), discriminator(fake_seen)
+                else:  # in one pass: logits do not depend on the rest of the batch
+                    real_logits, fake_logits = discriminator(torch.cat([real_seen, fake_seen])).chunk(2)
+                loss_d = loss.discriminator(real_logits, fake_logits, settings.label_smoothing)
+                penalty = penalties(settings, discriminator, real_seen, fake_seen, run.generator(f"penalty {update}"))
+                optimizer_d.zero_grad()
+                accelerator.backward(loss_d + penalty)
+                optimizer_d.step()
+                augmentation.adapt(real_logits)
+                watch.observe(real_logits, fake_logits)
 
-        # Generator: one update against the updated discriminator, which gets no gradient.
-        discriminator_network.requires_grad_(False)
-        fake_logits = discriminator_network(augmentation.apply(fake_images, run.generator("augment generated")))
-        real_logits = discriminator_network(real_seen) if loss.compares_sides else real_logits.detach()
-        loss_g = loss.generator(real_logits, fake_logits)
-        optimizer_g.zero_grad()
-        accelerator.backward(loss_g)
-        optimizer_g.step()
-        ema.update_parameters(generator_network)
+            # Generator: one update against the updated discriminator, which gets no gradient.
+            discriminator_network.requires_grad_(False)
+            fake_logits = discriminator_network(augmentation.apply(fake_images, run.generator("augment generated")))
+            real_logits = discriminator_network(real_seen) if loss.compares_sides else real_logits.detach()
+            loss_g = loss.generator(real_logits, fake_logits)
+            optimizer_g.zero_grad()
+            accelerator.backward(loss_g)
+            optimizer_g.step()
+            ema.update_parameters(generator_network)
 
-        losses = {"loss_d": loss_d, "loss_g": loss_g, "d_real": real_logits.mean(), "d_fake": fake_logits.mean()}
-        losses |= {"penalty": penalty, "augment_probability": augmentation.probability}
-        due = settings.watch_every and step % settings.watch_every == 0
-        run.log(losses, check_collapse(watch, pipeline, run) if due else {})
-        if run.sample_due:
+            losses = {"loss_d": loss_d, "loss_g": loss_g, "d_real": real_logits.mean(), "d_fake": fake_logits.mean()}
+            losses |= {"penalty": penalty, "augment_probability": augmentation.probability}
+            due = settings.watch_every and step % settings.watch_every == 0
+            run.log(losses, check_collapse(watch, pipeline, run) if due else {})
+            if run.sample_due:
+                run.save_sheet(sample_sheet(pipeline, run))
+            if run.evaluation_due:
+                with pipeline.use() as fresh:
+                    evaluation.evaluate(fresh)
+
+        if run.last_sheet_due:
             run.save_sheet(sample_sheet(pipeline, run))
-        if run.evaluation_due:
-            with pipeline.use() as fresh:
-                evaluation.evaluate(fresh)
-
-    if run.last_sheet_due:
-        run.save_sheet(sample_sheet(pipeline, run))
-    pipeline_folder = run.finish()
-    publish_if_asked(run)
-    return pipeline_folder
+        pipeline_folder = run.finish()
+        publish_if_asked(run)
+        return pipeline_folder
 
 
 def build_networks(settings: GANSettings, sample_size: int) -> tuple[ModelMixin, ModelMixin]:

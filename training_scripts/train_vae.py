@@ -173,112 +173,116 @@ SETTINGS = (RunSettings, DataSettings, VAESettings)  # all command-line options
 def main(arguments: list[str] | None = None) -> Path:
     """Train and return the pipeline's folder."""
     run_settings, data_settings, settings = parse_settings(SETTINGS, PRESETS, arguments)
-    run = Run(run_settings, data_settings, settings)
-    accelerator = run.accelerator
-    if settings.learned_term_start and accelerator.mixed_precision == "fp16":
-        raise UserError("--mixed_precision fp16: --learned_term_start needs bf16 or no")  # one scaler, two optimizers
+    with Run(run_settings, data_settings, settings) as run:
+        accelerator = run.accelerator
+        if settings.learned_term_start and accelerator.mixed_precision == "fp16":
+            raise UserError(
+                "--mixed_precision fp16: --learned_term_start needs bf16 or no"
+            )  # one scaler, two optimizers
 
-    # 1. Data; the first images are shown with their reconstructions
-    data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
-    evaluation = RunEvaluation(run, data_settings)
-    max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
-    first_batch = data.batches.state_dict()
-    shown_images = next(data.batches)[:NUM_RECONSTRUCTIONS]
-    data.batches.load_state_dict(first_batch)
-
-    # 2. Network, its average, optimizer
-    try:
-        network = build_vae(settings, data_settings.sample_size)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    network = network.to(run.device, memory_format=torch.channels_last)
-    ema = averaged_copy(network, settings.ema_decay)
-    pipeline = VAEPipeline(ema.module)
-    use_matrix_products(network)  # faster on a CPU, same results
-    optimizer = torch.optim.AdamW(
-        network.parameters(),
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        weight_decay=settings.weight_decay,
-        fused=run.device.type in ("cpu", "cuda"),
-    )
-    # Not passed to prepare(): accelerate would step it once per process.
-    lr_scheduler = get_scheduler(
-        settings.lr_scheduler,
-        optimizer,
-        num_warmup_steps=settings.lr_warmup_steps,
-        num_training_steps=settings.learned_term_start or max_train_steps,
-    )
-    vae, optimizer = accelerator.prepare(network, optimizer)
-    term = build_learned_term(settings, network, accelerator) if settings.learns_a_term else None
-    watch = PosteriorWatch(settings.latent_dim, run.device)
-    stateful = {"vae": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "watch": watch}
-    learned = term.stateful(settings.learned_term_start > 0) if term else {}
-    # A VAE that was trained without the learned term can be continued with it.
-    starts = dict.fromkeys(learned, settings.learned_term_start)
-    restored = (stateful | learned, data.batches, pipeline, data.digest)
-    run.restore(*restored, settings.on_collapse, settings.max_rollbacks, starts)
-
-    # 3. One update per step
-    for step in run.steps():
-        decoder_only = 0 < settings.learned_term_start < step
-        if settings.learned_term_start:  # at each step, since a rollback may lead back to before it
-            choose_trained_parts(network, decoder_only, skip_gradients=accelerator.num_processes == 1)
-            if step == settings.learned_term_start + 1:
-                # The average is the better start. BatchNorm's statistics differ between processes: take one's.
-                network.load_state_dict(broadcast(ema.module.state_dict()))
-        images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
-        reconstruction, posterior = vae(
-            images, sample_posterior=True, return_dict=False, generator=run.generator("posterior")
-        )
-        likelihood_loss = reconstruction_loss(reconstruction, images, settings.reconstruction)
-        kl_dimensions = kl_per_dimension(posterior.mean, posterior.logvar)
-        kl_weight = warmed_up(settings.kl_weight, step, settings.kl_warmup_steps)
-        loss = likelihood_loss + kl_weight * kl_loss(kl_dimensions, settings.free_bits)
-
-        # Per dimension, so that one clipping norm works for all image sizes; Adam's update is the same.
-        objective = loss / images[0].numel()
-        learned_losses: dict[str, torch.Tensor] = {}
-        if term and (decoder_only or not settings.learned_term_start):
-            latents = posterior.sample(run.generator("latents")).detach().flatten(1)
-            addition, learned_losses = term.learn(images, reconstruction, likelihood_loss / images[0].numel(), latents)
-            objective = objective + addition
-        accelerator.backward(objective)
-        if term and decoder_only:
-            grad_norm = accelerator.clip_grad_norm_(decoder_parameters(network), settings.max_grad_norm)
-            term.decoder_optimizer.step()
-        else:
-            grad_norm = accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
-            optimizer.step()
-            lr_scheduler.step()
-        learning_rate = (term.decoder_optimizer if term and decoder_only else optimizer).param_groups[0]["lr"]
-        network.zero_grad()
-        ema.update_parameters(network)
-
-        watch.observe(posterior.mean, kl_dimensions)
-        losses = {"loss": loss, "reconstruction_loss": likelihood_loss, "kl_loss": kl_dimensions.sum()}
-        losses |= {"rmse": (reconstruction.detach() - images).square().mean().sqrt(), "grad_norm": grad_norm}
-        losses |= learned_losses
-        notes = {"learning_rate": learning_rate, "kl_weight": kl_weight}
-        if settings.watch_every and step % settings.watch_every == 0:
-            result = watch.check()
-            run.report(result.good, result.trouble, result.warning)
-            notes |= result.signals
-        run.log(losses, notes)
-        if run.sample_due:
-            save_sheets(pipeline, shown_images, run)
-        if run.evaluation_due:
-            evaluate_with_density(evaluation, pipeline, data, first_batch, settings, run)
-
-    if run.last_sheet_due:
-        save_sheets(pipeline, shown_images, run)
-    # 4. Describe the latents of the data once the encoder is final; a run is not complete without this
-    if run.is_complete or not run.stop_requested:
+        # 1. Data; the first images are shown with their reconstructions
+        data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
+        evaluation = RunEvaluation(run, data_settings)
+        max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
+        first_batch = data.batches.state_dict()
+        shown_images = next(data.batches)[:NUM_RECONSTRUCTIONS]
         data.batches.load_state_dict(first_batch)
-        describe_latents(pipeline, data, settings, run)
-    pipeline_folder = run.finish()
-    publish_if_asked(run)
-    return pipeline_folder
+
+        # 2. Network, its average, optimizer
+        try:
+            network = build_vae(settings, data_settings.sample_size)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        network = network.to(run.device, memory_format=torch.channels_last)
+        ema = averaged_copy(network, settings.ema_decay)
+        pipeline = VAEPipeline(ema.module)
+        use_matrix_products(network)  # faster on a CPU, same results
+        optimizer = torch.optim.AdamW(
+            network.parameters(),
+            lr=settings.learning_rate,
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            weight_decay=settings.weight_decay,
+            fused=run.device.type in ("cpu", "cuda"),
+        )
+        # Not passed to prepare(): accelerate would step it once per process.
+        lr_scheduler = get_scheduler(
+            settings.lr_scheduler,
+            optimizer,
+            num_warmup_steps=settings.lr_warmup_steps,
+            num_training_steps=settings.learned_term_start or max_train_steps,
+        )
+        vae, optimizer = accelerator.prepare(network, optimizer)
+        term = build_learned_term(settings, network, accelerator) if settings.learns_a_term else None
+        watch = PosteriorWatch(settings.latent_dim, run.device)
+        stateful = {"vae": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "watch": watch}
+        learned = term.stateful(settings.learned_term_start > 0) if term else {}
+        # A VAE that was trained without the learned term can be continued with it.
+        starts = dict.fromkeys(learned, settings.learned_term_start)
+        restored = (stateful | learned, data.batches, pipeline, data.digest)
+        run.restore(*restored, settings.on_collapse, settings.max_rollbacks, starts)
+
+        # 3. One update per step
+        for step in run.steps():
+            decoder_only = 0 < settings.learned_term_start < step
+            if settings.learned_term_start:  # at each step, since a rollback may lead back to before it
+                choose_trained_parts(network, decoder_only, skip_gradients=accelerator.num_processes == 1)
+                if step == settings.learned_term_start + 1:
+                    # The average is the better start. BatchNorm's statistics differ between processes: take one's.
+                    network.load_state_dict(broadcast(ema.module.state_dict()))
+            images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
+            reconstruction, posterior = vae(
+                images, sample_posterior=True, return_dict=False, generator=run.generator("posterior")
+            )
+            likelihood_loss = reconstruction_loss(reconstruction, images, settings.reconstruction)
+            kl_dimensions = kl_per_dimension(posterior.mean, posterior.logvar)
+            kl_weight = warmed_up(settings.kl_weight, step, settings.kl_warmup_steps)
+            loss = likelihood_loss + kl_weight * kl_loss(kl_dimensions, settings.free_bits)
+
+            # Per dimension, so that one clipping norm works for all image sizes; Adam's update is the same.
+            objective = loss / images[0].numel()
+            learned_losses: dict[str, torch.Tensor] = {}
+            if term and (decoder_only or not settings.learned_term_start):
+                latents = posterior.sample(run.generator("latents")).detach().flatten(1)
+                addition, learned_losses = term.learn(
+                    images, reconstruction, likelihood_loss / images[0].numel(), latents
+                )
+                objective = objective + addition
+            accelerator.backward(objective)
+            if term and decoder_only:
+                grad_norm = accelerator.clip_grad_norm_(decoder_parameters(network), settings.max_grad_norm)
+                term.decoder_optimizer.step()
+            else:
+                grad_norm = accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
+                optimizer.step()
+                lr_scheduler.step()
+            learning_rate = (term.decoder_optimizer if term and decoder_only else optimizer).param_groups[0]["lr"]
+            network.zero_grad()
+            ema.update_parameters(network)
+
+            watch.observe(posterior.mean, kl_dimensions)
+            losses = {"loss": loss, "reconstruction_loss": likelihood_loss, "kl_loss": kl_dimensions.sum()}
+            losses |= {"rmse": (reconstruction.detach() - images).square().mean().sqrt(), "grad_norm": grad_norm}
+            losses |= learned_losses
+            notes = {"learning_rate": learning_rate, "kl_weight": kl_weight}
+            if settings.watch_every and step % settings.watch_every == 0:
+                result = watch.check()
+                run.report(result.good, result.trouble, result.warning)
+                notes |= result.signals
+            run.log(losses, notes)
+            if run.sample_due:
+                save_sheets(pipeline, shown_images, run)
+            if run.evaluation_due:
+                evaluate_with_density(evaluation, pipeline, data, first_batch, settings, run)
+
+        if run.last_sheet_due:
+            save_sheets(pipeline, shown_images, run)
+        # 4. Describe the latents of the data once the encoder is final; a run is not complete without this
+        if run.is_complete or not run.stop_requested:
+            data.batches.load_state_dict(first_batch)
+            describe_latents(pipeline, data, settings, run)
+        pipeline_folder = run.finish()
+        publish_if_asked(run)
+        return pipeline_folder
 
 
 def build_vae(settings: VAESettings, sample_size: int) -> ConvVAE:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from hfgen.config import changed_settings, settings_to_dict
 from hfgen.errors import UserError
 from hfgen.files import (
@@ -22,10 +24,13 @@ from hfgen.training.checkpoints import (
     list_checkpoints,
     remove_leftovers,
 )
+from hfgen.training.lock import HOLDER_FILE, LOCK_FILE, lock_folder
 
 
 # What a start that failed, before the first step, may leave; the folder then counts as empty.
-LEFT_BY_A_FAILED_START = frozenset(("training_config.json", "intake.json", "metrics.jsonl", "logs"))
+LEFT_BY_A_FAILED_START = frozenset(
+    ("training_config.json", "intake.json", "metrics.jsonl", "logs", LOCK_FILE, HOLDER_FILE)
+)
 # Settings of a run's length, and schedules of the learning rate that are planned for it.
 LENGTHS, PLANNED_SCHEDULES = ("max_train_steps", "num_epochs"), ("cosine", "linear")
 NEW_FOLDER = "continue in another folder with --resume CHECKPOINT --output_dir NEW"
@@ -34,8 +39,8 @@ EVALUATIONS_FILE = "evaluations.jsonl"
 STATUS_KEYS = ("status", "reason", "step", "seconds")  # of status.json
 
 
-def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> Path | None:
-    """Create the folder of a new run, with its settings, or check that it holds the run to resume.
+def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> tuple[FileLock, Path | None]:
+    """Lock the folder of a new run and keep its settings there, or check that it holds the run to resume.
 
     Args:
         folder: the run's folder.
@@ -43,23 +48,46 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> P
         settings: all settings of this launch.
 
     Returns:
-        The checkpoint to resume from; None if the run starts from scratch.
+        The lock; and the checkpoint to resume from, or None if the run starts from scratch.
 
     Raises:
-        UserError: if the folder holds something else or a run with other settings; it is not changed.
+        UserError: if the folder holds something else, a run with other settings, or a run that another process is
+            training; it is not changed.
     """
-    config_file = folder / "training_config.json"
     require_place_for(folder, "--output_dir")
-    used = has_started(folder)
-    if used and resume is None:
+    if not (folder / LOCK_FILE).exists():  # in a folder of somebody else's not even a lock is left
+        _refuse_used(folder, resume)
+    lock = lock_folder(folder)
+    try:
+        _refuse_used(folder, resume)
+        checkpoint = _find_start(folder, resume, settings)
+        remove_leftovers(folder / "checkpoints")
+        if not has_started(folder):
+            keep_settings(folder, settings, checkpoint)
+    except BaseException:
+        lock.release()
+        raise
+    return lock, checkpoint
+
+
+def _refuse_used(folder: Path, resume: str | None) -> None:
+    """Raise a `UserError` if a folder holds something that this launch does not continue."""
+    if not has_started(folder):
+        return
+    if resume is None:
         raise UserError(
             f"--output_dir {folder} is not empty: continue its run with --resume latest (if it is complete, with a "
             "larger --max_train_steps), or choose another folder"
         )
-    if used and not config_file.is_file():
-        raise UserError(f"--output_dir {folder} is not the folder of a run: it has no {config_file.name}")
+    if not (folder / "training_config.json").is_file():
+        raise UserError(f"--output_dir {folder} is not the folder of a run: it has no training_config.json")
+
+
+def _find_start(folder: Path, resume: str | None, settings: Sequence[Any]) -> Path | None:
+    """Return the checkpoint to resume from, or raise a `UserError`; see `claim_folder`."""
+    config_file = folder / "training_config.json"
     saved = read_json(config_file, remedy=NEW_FOLDER) if config_file.is_file() else {}
-    if used:
+    if has_started(folder):
         require_replaceable(folder / PIPELINE_FOLDER, PIPELINE_MARKER)
         require_replaceable(folder / BEST_FOLDER, SCORES_FILE)
         best_scores(folder)  # refuses damaged ones now rather than after the training
@@ -76,9 +104,6 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> P
         # It continued another run and was killed before its first checkpoint: never start from scratch instead.
         if origin != "latest" and _run_of(Path(origin)) != folder.resolve():
             checkpoint = find_checkpoint(folder / "checkpoints", origin)
-    remove_leftovers(folder / "checkpoints")
-    if not used:
-        keep_settings(folder, settings)
     return checkpoint
 
 
@@ -108,20 +133,14 @@ def _refuse_other_length(folder: Path, resume: str | None, saved: dict[str, Any]
         )
 
 
-def keep_settings(folder: Path, settings: Sequence[Any], checkpoint: Path | None = None, is_new: bool = False) -> None:
+def keep_settings(folder: Path, settings: Sequence[Any], checkpoint: Path | None) -> None:
     """Write `training_config.json`: all settings of this launch.
 
     Args:
         folder: the run's folder.
         settings: all settings of this launch.
         checkpoint: what the run was resumed from; recorded as `resume` if it belongs to another run.
-        is_new: whether the run starts here.
-
-    Raises:
-        UserError: if it starts here, but another one has started in the folder meanwhile.
     """
-    if is_new and has_started(folder):
-        raise UserError(f"--output_dir {folder}: another run has started there meanwhile; choose another folder")
     values = settings_to_dict(*settings)
     if checkpoint is not None and _run_of(checkpoint) != folder.resolve():
         values["resume"] = str(checkpoint)

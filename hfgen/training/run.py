@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock
 from PIL import Image
 
 from hfgen.config import settings_to_dict
 from hfgen.errors import UserError
 from hfgen.files import append_json_line, write_atomically
-from hfgen.hardware import describe_environment
+from hfgen.hardware import describe_environment, seed_global_generator
 from hfgen.hub.upload import check_access
 from hfgen.randomness import keyed_seed
 from hfgen.training import checkpoints
 from hfgen.training.folder import (
     changes_since,
     claim_folder,
-    has_started,
     keep_settings,
     list_results,
     note_event,
@@ -41,8 +41,9 @@ from hfgen.training.trouble import CollapseError, NonFiniteError, TrainingTroubl
 class Run:
     """One training run in one folder.
 
-    Use: `Run(...)`, `plan(...)`, build everything, `restore(...)`, then `for step in run.steps():` with one update
-    and `run.log(...)` in its body, and `run.finish()` after the loop.
+    Use: `with Run(...) as run:`, `run.plan(...)`, build everything, `run.restore(...)`, then
+    `for step in run.steps():` with one update and `run.log(...)` in its body, and `run.finish()` after the loop. At
+    the end of the `with` block the folder is free for another launch.
 
     Args:
         settings: the run's settings.
@@ -84,9 +85,17 @@ class Run:
         self.accelerator = open_accelerator(settings)
         self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process
+        self._lock: FileLock | None = None  # on the main process
         self._checkpoint, self._changes = self._open_folder()
         # All processes initialise the same weights; later random numbers are keyed by (seed, step, process).
         torch.manual_seed(settings.seed)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def plan(self, images_per_step: int, images_per_epoch: int | None) -> int:
         """Return the number of updates, from `--max_train_steps` or `--num_epochs`.
@@ -135,7 +144,7 @@ class Run:
         self._log = RunLog(self.output_dir, self.accelerator, self.images_per_step, self._images_before)
         self._log.open(self.step, self.max_train_steps, self.all_settings, self.settings.report_to)
         if self.is_main:
-            keep_settings(self.output_dir, self._all_settings, self._checkpoint, self._is_new)
+            keep_settings(self.output_dir, self._all_settings, self._checkpoint)
             write_status(self.output_dir, "running", "", self.step, self.seconds)
             changes = {"changed_settings": self._changes} if self._changes else {}
             launch = {"from_step": self.step, "data_digest": data_digest, **changes}
@@ -155,7 +164,7 @@ class Run:
             while self.step < self.max_train_steps:
                 step_started, self._aside = time.monotonic(), 0.0
                 # Users of the global generator, such as dropout, also depend only on (seed, step, process).
-                self._seed_global_generator(keyed_seed(*self._random_key()))
+                seed_global_generator(keyed_seed(*self._random_key()), self.device)
                 self.step += 1
                 yield self.step
                 try:
@@ -302,12 +311,12 @@ class Run:
 
         Errors occur on all processes.
         """
-        problem, checkpoint, changes, self._is_new = None, None, [], not has_started(self.output_dir)
+        problem, checkpoint, changes = None, None, []
         if self.is_main:
             try:
                 if self.settings.push_to_hub:  # fail before the training rather than after it
                     check_access(self.settings.hub_repo_id, self.settings.hub_private_repo)
-                checkpoint = claim_folder(self.output_dir, self.settings.resume, self._all_settings)
+                self._lock, checkpoint = claim_folder(self.output_dir, self.settings.resume, self._all_settings)
                 if checkpoint is not None:
                     changes = changes_since(checkpoint, self.output_dir, self._all_settings)
             except UserError as error:
@@ -316,17 +325,6 @@ class Run:
         if problem is not None:
             raise UserError(problem)
         return checkpoint, changes
-
-    def _seed_global_generator(self, seed: int) -> None:
-        """Like `torch.manual_seed`, for the device in use only: seeding all possible devices takes 0.5 ms."""
-        if self.device.type not in ("cpu", "cuda", "mps"):
-            torch.manual_seed(seed)
-            return
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        elif self.device.type == "mps":
-            torch.mps.manual_seed(seed)
 
     def _random_key(self) -> tuple[int | str, ...]:
         """Key of the random numbers; a rollback changes it, to avoid the numbers that led into trouble."""

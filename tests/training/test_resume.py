@@ -1,6 +1,9 @@
 """Continuing a run: in its folder or in another, with its settings or with others."""
 
 import json
+import os
+import re
+import socket
 from dataclasses import dataclass
 
 import pytest
@@ -10,10 +13,11 @@ from diffusers.optimization import get_scheduler
 from line_method import CountedBatches, LinePipeline, LineSettings, fit, metrics
 from toy_runs import files_of
 
+import hfgen.training.lock
 from hfgen.config import setting
 from hfgen.errors import UserError
 from hfgen.training.checkpoints import list_checkpoints, load_progress
-from hfgen.training.folder import claim_folder, keep_settings
+from hfgen.training.folder import claim_folder
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings
 from hfgen.training.state import RunState
@@ -123,13 +127,37 @@ def test_the_folder_of_a_start_that_failed_takes_the_corrected_command(tmp_path,
     assert json.loads((tmp_path / "run" / "training_config.json").read_text())["learning_rate"] == 0.1
 
 
-def test_two_runs_that_start_in_one_folder_at_once_do_not_mix(tmp_path):
+@pytest.mark.parametrize("resume", [None, "latest"])
+def test_a_second_run_in_a_folder_is_refused_and_told_who_has_it(tmp_path, monkeypatch, resume):
+    monkeypatch.setattr(hfgen.training.lock, "PATIENCE", 0.1)
+    holder = f"in use by process {os.getpid()} on {socket.gethostname()} since 20"
+
     def start_another(run):
-        if run.step == 1:
-            with pytest.raises(UserError, match="another run has started there meanwhile"):
-                keep_settings(tmp_path / "run", [LineSettings()], is_new=True)
+        if run.step in (1, 5):  # before the first checkpoint, and after one
+            before = files_of(tmp_path)
+            with pytest.raises(UserError, match=f"--output_dir .*run: {re.escape(holder)}.*; stop that run or wait"):
+                fit(tmp_path / "run", resume=resume)
+            assert files_of(tmp_path) == before
 
     fit(tmp_path / "run", each_step=start_another)
+    fit(tmp_path / "run", resume="latest")  # free again
+
+
+def test_a_folder_that_cannot_be_locked_is_used_with_a_note(tmp_path, monkeypatch, capsys):
+    def refuse(lock, timeout):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(hfgen.training.lock.FileLock, "acquire", refuse)
+    run, _ = fit(tmp_path / "run")
+    assert run.step == 6 and "run cannot be locked ([Errno 95] Operation not supported)" in capsys.readouterr().out
+
+
+def test_a_lock_is_not_left_in_a_folder_of_somebody_else_s(tmp_path):
+    (tmp_path / "photo.jpg").write_text("mine")
+    for resume in (None, "latest"):
+        with pytest.raises(UserError, match="--output_dir"):
+            fit(tmp_path, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
 
 
 def test_a_moved_run_resumes_where_it_is_now(tmp_path):

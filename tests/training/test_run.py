@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from line_method import LineSettings, fit, metrics, status
 from PIL import Image
 
 from hfgen.errors import UserError
+from hfgen.hardware import seed_global_generator
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings
 from hfgen.training.trouble import NonFiniteError
@@ -251,7 +251,7 @@ def test_a_tracker_that_is_not_installed_is_named_and_not_left_out(tmp_path, mon
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])  # the latter stands for a device of which nothing is known
 def test_the_global_generator_is_seeded_as_torch_does_it(device):
-    Run._seed_global_generator(SimpleNamespace(device=torch.device(device)), 2**62 + 5)
+    seed_global_generator(2**62 + 5, torch.device(device))
     drawn = torch.rand(3)
     torch.manual_seed(2**62 + 5)
     assert torch.equal(drawn, torch.rand(3))

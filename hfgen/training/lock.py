@@ -1,0 +1,54 @@
+"""The lock on a run's folder: one launch at a time trains in it."""
+
+import os
+import socket
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from hfgen.errors import UserError
+
+
+LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder"
+# A launch that was just stopped is still writing its checkpoint.
+PATIENCE = 10.0  # seconds
+
+
+def lock_folder(folder: Path) -> FileLock:
+    """Lock a run's folder; the operating system releases the lock if this process dies.
+
+    On a disk without locks, a file takes their place if it can (see filelock), else the folder stays unlocked.
+
+    Args:
+        folder: created if it is missing.
+
+    Raises:
+        UserError: if another process keeps the lock; the message names it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(folder / LOCK_FILE), folder / HOLDER_FILE
+    try:
+        _acquire(lock, folder, holder)
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M}")
+    except Timeout:
+        raise UserError(
+            f"--output_dir {folder}: in use by {_named(holder)}; stop that run or wait until it has ended, or choose "
+            "another folder"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        print(f"note: {folder} cannot be locked ({error}): do not start another run in it")
+    return lock
+
+
+def _acquire(lock: FileLock, folder: Path, holder: Path) -> None:
+    """Acquire the lock; if it is taken, say so and wait a little."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{folder} is in use by {_named(holder)}; waiting {PATIENCE:.0f} s for it to end", flush=True)
+        lock.acquire(timeout=PATIENCE)
+
+
+def _named(holder: Path) -> str:
+    return holder.read_text() if holder.is_file() else "another process"
