@@ -2,6 +2,9 @@
 
 import importlib.util
 import os
+import signal
+import threading
+import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -18,6 +21,9 @@ from hfgen.hardware import choose_mixed_precision, has_accelerator, keep_freed_m
 from hfgen.training.settings import RunSettings
 
 
+POLL_SECONDS = 0.5
+# `accelerate launch` sets it; and the parent of a process whose own has ended.
+LAUNCHED, ADOPTED_BY = "ACCELERATE_DYNAMO_BACKEND", 1
 # Set to "no" where the launcher's precision is not a choice of the user's, as in a study.
 HEED_LAUNCHER = "HFGEN_HEED_LAUNCHER_PRECISION"
 # What a launcher can ask for by environment variable and these scripts do not do: the variable, and its option.
@@ -40,6 +46,10 @@ def open_accelerator(settings: RunSettings) -> Accelerator:
         raise UserError("--report_to wandb: wandb is not installed; pip install wandb, or use --report_to tensorboard")
     options = launcher_options()
     refuse_unsupported(os.environ, options)
+    if options is not None or "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_launcher()
+    elif LAUNCHED in os.environ and os.getppid() == ADOPTED_BY:
+        raise UserError("accelerate launch has ended before the training began; start it again")
     on_cpu = settings.cpu or str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")) == 1
     precision, reason = choose_precision(settings.mixed_precision, on_cpu, os.environ, options)
     folder = Path(settings.output_dir)
@@ -127,6 +137,21 @@ def launcher_options() -> Namespace | None:
     except psutil.Error:  # not ours to look at
         return None
     return next((options for command in commands if (options := parse_launch(command)) is not None), None)
+
+
+def end_with_launcher() -> None:
+    """Send this process SIGTERM, which ends a run with a checkpoint, as soon as its parent has ended.
+
+    A launcher of one process does not pass signals on: SIGTERM would end it and leave the training running.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher watch", daemon=True).start()
 
 
 def parse_launch(command: Sequence[str]) -> Namespace | None:

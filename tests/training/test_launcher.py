@@ -1,8 +1,10 @@
 """What `accelerate launch` was asked for: honoured or refused, never ignored."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -140,3 +142,31 @@ def test_a_script_hears_what_its_launcher_was_told(tmp_path, precision):
     environment = {**os.environ, "HF_HOME": str(tmp_path)}
     told = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment).stdout
     assert told == f"device: cpu; mixed precision: {precision} (as set by accelerate launch or its configuration)\n"
+
+
+def test_a_training_whose_launcher_has_ended_gets_sigterm(tmp_path, monkeypatch):
+    monkeypatch.setattr(launcher, "POLL_SECONDS", 0.01)
+    told, launcher_pid = tmp_path / "told", os.fork()
+    if launcher_pid == 0:  # in between: ends as soon as the training watches it
+        ready, watching = os.pipe()
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, lambda number, frame: (told.write_text(str(number)), os._exit(0)))
+            launcher.end_with_launcher()
+            os.write(watching, b"1")
+            time.sleep(30)
+            os._exit(1)
+        os.read(ready, 1)
+        os._exit(0)
+    os.waitpid(launcher_pid, 0)
+    deadline = time.monotonic() + 20
+    while not (told.is_file() and told.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert told.read_text() == str(int(signal.SIGTERM))
+
+
+def test_a_training_does_not_begin_without_the_launcher_that_started_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(launcher, "launcher_options", lambda: None)
+    monkeypatch.setattr(launcher, "ADOPTED_BY", os.getppid())
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    with pytest.raises(UserError, match="accelerate launch has ended before the training began"):
+        open_accelerator(RunSettings(output_dir=str(tmp_path / "run"), report_to="none", cpu=True))
