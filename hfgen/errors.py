@@ -1,12 +1,15 @@
 """Errors that the user can fix: printed as one message, without a traceback; and printing that never fails."""
 
 import io
+import re
 import sys
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 
 Result = TypeVar("Result")
+OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory")
 
 
 class UserError(ValueError):
@@ -18,16 +21,46 @@ class StopRequestedError(Exception):
 
 
 def run_reporting_user_errors(main: Callable[[], Result]) -> Result:
-    """Call `main`; on a `UserError` print its message to stderr and exit with status 2, as argparse does.
+    """Call `main`; if it fails by what the user can change, print one message to stderr and exit.
 
-    What is printed never ends the program: see `make_printing_safe`.
+    The status is 2, as of argparse, and 130 after Ctrl-C. What is printed never ends the program: see
+    `make_printing_safe`.
     """
     make_printing_safe()
+    threading.excepthook = _report_from_thread
     try:
         return main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("interrupted by Ctrl-C", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None
+    except Exception as error:
+        if (message := message_for_user(error)) is None:
+            raise
+        print(f"error: {message}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+
+
+def message_for_user(error: Exception) -> str | None:
+    """Return what to print for an error that the user can do something about; None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+        where = "" if error.filename is None else f"{error.filename}: "
+        return f"{where}{error.strerror}"
+    # torch reports the memory of a GPU by a class of its own, and that of a CPU by a RuntimeError of its allocator.
+    is_of_torch = isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))
+    if isinstance(error, MemoryError) or is_of_torch:
+        return f"out of memory ({' '.join(str(error).split())[:200]}); lower --batch_size, or the sizes asked for"
+    return None
+
+
+def _report_from_thread(arguments: threading.ExceptHookArgs) -> None:
+    """Report an error of a thread, such as that of TensorBoard when the disk is full; the main thread sees it too."""
+    error = arguments.exc_value
+    if isinstance(error, Exception) and (message := message_for_user(error)) is not None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    else:
+        threading.__excepthook__(arguments)
 
 
 def make_printing_safe() -> None:

@@ -4,11 +4,26 @@ import fnmatch
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hfgen.errors import UserError
+from safetensors import SafetensorError
+
+from hfgen.errors import OUT_OF_MEMORY, UserError
+
+
+LARGER_DISK = "set TMPDIR to a folder on a larger disk"  # remark of `writing` for temporary files
+
+
+@contextmanager
+def writing(target: Path, remark: str = "free space there, or choose another place") -> Iterator[None]:
+    """Turn an error of writing to a file or folder into a `UserError` that names it and ends in `remark`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"could not write {target}: {error}; {remark}") from error
 
 
 def write_atomically(
@@ -28,22 +43,25 @@ def write_atomically(
         UserError: if writing fails, or the folder is not an earlier version; the old `target` is kept.
     """
     temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        require_replaceable(target, marker)
-        write(temporary)
-        _flush_to_disk(temporary)
-        if target.is_dir():
-            _replace_folder(target, temporary, own)
-        else:
-            os.replace(temporary, target)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        raise UserError(f"could not write {target}: {error}; any previous version is unchanged") from error
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+    with writing(target, "any previous version is unchanged"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            require_replaceable(target, marker)
+            write(temporary)
+            _flush_to_disk(temporary)
+            if target.is_dir():
+                _replace_folder(target, temporary, own)
+            else:
+                os.replace(temporary, target)
+        except RuntimeError as error:  # of torch.save, for a full disk
+            if OUT_OF_MEMORY.search(str(error)):
+                raise
+            raise OSError(f"is the disk full? ({' '.join(str(error).split())})") from error
+        finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
 
 
 def require_replaceable(folder: Path, marker: str | None) -> None:
@@ -116,7 +134,7 @@ def read_json_lines(file: Path, needed: Iterable[str] = ()) -> list[dict[str, An
 
 def append_json_line(file: Path, entry: dict[str, Any]) -> None:
     """Append a line; if the file ends in a truncated line, start a new one."""
-    with file.open("a+b") as lines:
+    with writing(file), file.open("a+b") as lines:
         if lines.tell() > 0:
             lines.seek(-1, 2)
             if lines.read(1) != b"\n":
@@ -137,7 +155,18 @@ def _flush_to_disk(path: Path) -> None:
 
 def require_place_for(path: Path, option: str) -> None:
     """Raise a `UserError` if a file or folder cannot be created, before the work whose result it is to hold."""
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        reason = "is not a folder" if not above.is_dir() else "is not writable"
-        raise UserError(f"{option} {path}: cannot be created, because {above} {reason}; choose another place")
+    try:
+        obstacle = _obstacle_to(path)
+    except OSError as error:  # a name that is too long, or a folder that must not be read
+        obstacle = str(error.strerror).lower()
+    if obstacle is not None:
+        raise UserError(f"{option} {path}: cannot be created, because {obstacle}; choose another place")
+
+
+def _obstacle_to(path: Path) -> str | None:
+    if path.is_symlink() and not path.exists():
+        return f"it is a link to {path.readlink()}, which does not exist"
+    existing = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    if not existing.is_dir():
+        return f"{existing} is not a folder"
+    return None if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is not writable"

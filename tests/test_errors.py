@@ -1,9 +1,11 @@
 """What is printed never ends a program, whatever the console can show and whether anybody reads it."""
 
+import errno
 import io
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 
 from hfgen import cli
+from hfgen.errors import UserError, message_for_user, run_reporting_user_errors
 
 
 PRINTS = """
@@ -93,3 +96,54 @@ assert read_json_lines(Path(sys.argv[1])) == [{"name": "\u65e5\u672c"}]
     file = tmp_path / "text.json"
     subprocess.run([sys.executable, "-c", program, str(file)], env=os.environ | ascii_only, check=True, timeout=60)
     assert file.read_bytes().decode("utf-8") == '{"name": "日本"}'
+
+
+CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB"
+CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("--output: no"), "--output: no"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x.png"), "/data/x.png: Permission denied"),
+        (RuntimeError(CUDA), f"out of memory ({CUDA}); lower --batch_size, or the sizes asked for"),
+        (RuntimeError(CPU), f"out of memory ({CPU}); lower --batch_size, or the sizes asked for"),
+        (MemoryError("no 9 TB"), "out of memory (no 9 TB); lower --batch_size, or the sizes asked for"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), None),
+        (ValueError("a bug"), None),
+    ],
+)
+def test_what_the_user_can_change_is_said_in_one_line_and_a_bug_keeps_its_traceback(capsys, error, message):
+    def fail():
+        raise error
+
+    assert message_for_user(error) == message
+    with pytest.raises(type(error) if message is None else SystemExit) as end:
+        run_reporting_user_errors(fail)
+    assert capsys.readouterr().err == ("" if message is None else f"error: {message}\n")
+    assert message is None or end.value.code == 2
+
+
+def test_ctrl_c_ends_in_one_line(capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        run_reporting_user_errors(interrupt)
+    assert (end.value.code, capsys.readouterr().err) == (130, "interrupted by Ctrl-C\n")
+
+
+def test_a_full_disk_under_a_thread_is_said_in_one_line(capsys):
+    def write():
+        raise OSError(errno.ENOSPC, "No space left on device", "events.out")
+
+    def main():
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+
+    run_reporting_user_errors(main)
+    assert capsys.readouterr().err == "error: events.out: No space left on device\n"

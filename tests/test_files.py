@@ -1,11 +1,17 @@
-"""JSON lines that a killed process left; atomic writes are tested with the checkpoints."""
+"""JSON lines that a killed process left, folders of others, and disks that are full or must not be written to."""
 
 import json
+import os
+import resource
+from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from hfgen.errors import UserError
-from hfgen.files import append_json_line, read_json_lines, write_atomically
+from hfgen.files import append_json_line, read_json_lines, require_place_for, write_atomically
 
 
 def test_torn_lines_are_left_out_and_a_new_line_starts_below_one(tmp_path):
@@ -46,3 +52,69 @@ def test_what_somebody_adds_to_a_folder_stays_and_only_names_of_one_s_own_go(tmp
     write_atomically(report, write_version, "index.json", {"index.json", "*.png"})
     assert {path.name: path.read_text() for path in report.iterdir()} == {"index.json": "new", "thesis.tex": "old"}
     assert (beside / "mine.txt").is_file() and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.fixture
+def small_files():
+    """Let this process write no more than 2 kB into a file, as if the disk were full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+WAYS_TO_WRITE = {
+    "text": lambda file: file.write_text("x" * 9000),
+    "torch": lambda file: torch.save({"weight": torch.zeros(9000)}, file),
+    "safetensors": lambda file: save_file({"weight": torch.zeros(9000)}, file),
+    "picture": lambda file: Image.effect_noise((99, 99), 50).save(file, format="png"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_WRITE)
+def test_a_full_disk_is_an_error_that_names_the_file_and_the_old_one_is_kept(tmp_path, small_files, way):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(UserError, match="could not write .*/file: .*; any previous version is unchanged") as refusal:
+        write_atomically(tmp_path / "file", WAYS_TO_WRITE[way])
+    assert "\n" not in str(refusal.value)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
+
+
+def test_a_line_that_does_not_fit_is_an_error_that_names_the_file(tmp_path, small_files):
+    with pytest.raises(UserError, match="could not write .*metrics.jsonl: .*; free space there, or choose another"):
+        append_json_line(tmp_path / "metrics.jsonl", {"text": "x" * 9000})
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for write in (lambda: write_atomically(tmp_path / "file" / "new", write_version),
+                  lambda: append_json_line(tmp_path / "file" / "new", {})):  # fmt: skip
+        with pytest.raises(UserError, match="could not write .*/file/new: "):
+            write()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("file", "/file is not a folder"),
+        ("file/new/er", "/file is not a folder"),
+        ("link", "it is a link to /nowhere/at/all, which does not exist"),
+        ("x" * 300, "file name too long"),
+        ("locked", "/locked is not writable"),
+        ("locked/new", "/locked is not writable"),
+    ],
+)
+def test_a_place_where_nothing_can_be_created_is_refused_with_the_reason(tmp_path, monkeypatch, name, reason):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("/nowhere/at/all")
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked")  # root may write everywhere
+    with pytest.raises(UserError, match=f"--output .*{name}: cannot be created, because .*{reason}; choose another"):
+        require_place_for(tmp_path / name, "--output")
+    require_place_for(tmp_path / "new" / "er", "--output")
+
+
+def test_a_folder_that_may_be_written_to_is_a_place_though_those_above_may_not(tmp_path, monkeypatch):
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: "volume" in Path(path).parts)
+    require_place_for(tmp_path / "volume", "--output_dir")

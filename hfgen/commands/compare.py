@@ -24,6 +24,7 @@ from hfgen.commands.options import (
     require_new_folder,
 )
 from hfgen.errors import UserError
+from hfgen.files import writing
 from hfgen.ranges import COUNT
 
 
@@ -84,11 +85,12 @@ def compare(
             name = where if wanted is None else f"{where}, {wanted} steps"
             shown.append((name, image_sheet(scored.shown, columns=len(scored.shown))))
             typer.echo(f"{name}: FID {scored.report['scores']['fid']:.4g}")
-    output.mkdir(parents=True, exist_ok=True)
     report = finite({"reference": reference, "rows": rows})
-    (output / "comparison.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    (output / "comparison.md").write_text(table(rows), encoding="utf-8")
-    labelled_rows(shown).save(output / "sheet.png")
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "comparison.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        (output / "comparison.md").write_text(table(rows), encoding="utf-8")
+        labelled_rows(shown).save(output / "sheet.png")
     typer.echo(table(rows))
     typer.echo(f"comparison.json, comparison.md and sheet.png in {output}")
 

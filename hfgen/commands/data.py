@@ -19,6 +19,7 @@ from hfgen.commands.options import (
     in_range,
     refuse_to_replace,
 )
+from hfgen.files import write_text_atomically
 from hfgen.ranges import PIXELS
 
 
@@ -42,8 +43,7 @@ def inspect(
     report = load_images(settings).report
     typer.echo(str(report))
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+        write_text_atomically(json_file, json.dumps(report.to_dict(), indent=1) + "\n")
 
 
 def floor(
@@ -93,5 +93,4 @@ def floor(
         f"{count:,} sampled with replacement, against all: {names['fid']} {scores['fid_at_n']:.4g}"
     )
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(finite(scores), indent=2, allow_nan=False) + "\n")
+        write_text_atomically(json_file, json.dumps(finite(scores), indent=2, allow_nan=False) + "\n")

@@ -26,6 +26,7 @@ from hfgen.commands.options import (
     in_range,
     require_new_folder,
 )
+from hfgen.files import writing
 from hfgen.ranges import PIXELS, Range
 
 
@@ -194,11 +195,12 @@ def write_evaluation(output: Path, report: dict[str, Any], scored: "Scored", nam
     from hfgen.hub.model_index import model_index
     from hfgen.metrics.report import finite, markdown
 
-    output.mkdir(parents=True, exist_ok=True)
-    scored.closest.save(output / "closest.png")
-    scored.closest_pixels.save(output / "closest_pixels.png")
-    (output / "evaluation.json").write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
-    (output / "evaluation.md").write_text(markdown(report), encoding="utf-8")
-    (output / "model-index.yml").write_text(model_index(report, name), encoding="utf-8")
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        scored.closest.save(output / "closest.png")
+        scored.closest_pixels.save(output / "closest_pixels.png")
+        (output / "evaluation.json").write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
+        (output / "evaluation.md").write_text(markdown(report), encoding="utf-8")
+        (output / "model-index.yml").write_text(model_index(report, name), encoding="utf-8")
     typer.echo(markdown(report))
     typer.echo(f"evaluation.json, .md, model-index.yml and sheets of the closest pairs in {output}")

@@ -1,5 +1,6 @@
 """Arguments, options and checks shared by several commands."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -78,13 +79,13 @@ BatchSize = Annotated[
 
 def require_new_folder(output: Path) -> None:
     """Raise a `UserError` if a command's output folder is not empty."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if os.path.exists(output) and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists and is not empty; choose another folder")
     require_place_for(output, "--output")
 
 
 def refuse_to_replace(file: Path, option: str = "--output") -> None:
     """Raise a `UserError` if a command's output file exists or cannot be created."""
-    if file.exists():
+    if os.path.exists(file):  # unlike Path.exists, accepts names that are too long
         raise UserError(f"{option} {file} exists; choose another name")
     require_place_for(file, option)

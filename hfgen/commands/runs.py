@@ -7,6 +7,7 @@ import typer
 
 from hfgen.commands.options import in_range, refuse_to_replace
 from hfgen.errors import UserError
+from hfgen.files import writing
 from hfgen.ranges import Range
 
 
@@ -26,8 +27,9 @@ def progress(
     from hfgen.inference.figures import progress_frames, write_gif
 
     frames = progress_frames(run)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_gif([*frames, *frames[-1:] * 3], output, frame_seconds)  # hold the last frame
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_gif([*frames, *frames[-1:] * 3], output, frame_seconds)  # hold the last frame
     typer.echo(f"{output}: {len(frames)} sample sheets")
 
 
@@ -53,6 +55,7 @@ def curves(
     if reference:
         for run in runs:
             typer.echo(f"{run}: {compared_with_references(run)}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=110)
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output, dpi=110)
     typer.echo(f"{output}: losses of {len(runs)} run(s)")

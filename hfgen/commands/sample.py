@@ -17,6 +17,7 @@ from hfgen.commands.options import (
     require_new_folder,
 )
 from hfgen.errors import UserError
+from hfgen.files import writing
 from hfgen.ranges import COUNT, POSITIVE, SEED, Range
 
 
@@ -56,11 +57,13 @@ def sample(
     options = SamplingOptions(num_images, seed, num_inference_steps, batch_size, truncation, sample_from)
     shown: list[Image.Image] = []
     for index, image in enumerate(generate_images(loaded, options)):
-        output.mkdir(parents=True, exist_ok=True)  # only once there is something to save
-        image.save(output / f"{index:06d}.png")
+        with writing(output):
+            output.mkdir(parents=True, exist_ok=True)  # only once there is something to save
+            image.save(output / f"{index:06d}.png")
         if len(shown) < MAX_ON_SHEET:  # bounds the memory
             shown.append(image)
-    image_sheet(shown).save(output / "sheet.png")
+    with writing(output):
+        image_sheet(shown).save(output / "sheet.png")
     of_all = f" (the first {len(shown)})" if len(shown) < num_images else ""
     typer.echo(f"{num_images} images and sheet.png{of_all} in {output}")
 
@@ -97,9 +100,11 @@ def denoise(
         strip, last = denoising_strip(loaded, chosen, num_images, seed, num_inference_steps)
     except ValueError as error:  # more steps than the pipeline supports
         raise UserError(str(error)) from error
-    output.mkdir(parents=True, exist_ok=True)
-    strip.save(output / "denoising.png")
-    forward_strip(clean_image or last, chosen[::-1], trained_steps, seed).save(output / "forward.png")
+    forward = forward_strip(clean_image or last, chosen[::-1], trained_steps, seed)
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        strip.save(output / "denoising.png")
+        forward.save(output / "forward.png")
     typer.echo(
         f"denoising.png (timesteps {', '.join(map(str, chosen))}) and forward.png (linear above cosine) in {output}"
     )
@@ -147,9 +152,10 @@ def interpolate(
         cells += inference.interpolate(loaded, ends[first : first + 2], parts, spherical=True)
     circle = ends[[*range(len(ends)), 0]]  # back to the start, so that the GIF loops smoothly
     frames = inference.interpolate(loaded, circle, [part / num_frames for part in range(num_frames)], spherical=True)
-    output.mkdir(parents=True, exist_ok=True)
-    image_sheet(cells, columns=len(parts)).save(output / "sheet.png")
-    write_gif(frames, output / "walk.gif", frame_seconds=0.08)
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        image_sheet(cells, columns=len(parts)).save(output / "sheet.png")
+        write_gif(frames, output / "walk.gif", frame_seconds=0.08)
     names = f"seeds {', '.join(map(str, chosen))}" if not image else ", ".join(path.name for path in image)
     typer.echo(f"sheet.png (linear above spherical, {names}) and walk.gif in {output}")
 
@@ -171,10 +177,11 @@ def reconstruct(
     loaded = inference.open_pipeline(pipeline, device)
     latents, originals = inference.latents_of_images(loaded, images, "IMAGES")
     reconstructions = inference.decode_latents(loaded, latents)
-    output.mkdir(parents=True, exist_ok=True)
-    for index, (path, reconstruction) in enumerate(zip(images, reconstructions, strict=True)):
-        reconstruction.save(output / f"{index:06d}-{path.stem}.png")
-    reconstruction_sheet(originals, reconstructions, columns).save(output / "sheet.png")
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        for index, (path, reconstruction) in enumerate(zip(images, reconstructions, strict=True)):
+            reconstruction.save(output / f"{index:06d}-{path.stem}.png")
+        reconstruction_sheet(originals, reconstructions, columns).save(output / "sheet.png")
     typer.echo(f"{len(images)} reconstructions and sheet.png (originals above them) in {output}")
 
 

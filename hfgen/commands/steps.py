@@ -26,6 +26,7 @@ from hfgen.commands.options import (
     require_new_folder,
 )
 from hfgen.errors import UserError
+from hfgen.files import writing
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -86,7 +87,8 @@ def steps(
         typer.echo(f"{name}: FID {scored.report['scores']['fid']:.4g}")
     enough = fewest_that_suffice(rows)
     write_report(output, {"reference": where_it_is(reference), "enough": enough, "rows": rows})
-    labelled_rows(shown).save(output / "sheet.png")
+    with writing(output):
+        labelled_rows(shown).save(output / "sheet.png")
     typer.echo(f"enough: {enough}, the fewest steps within one standard error of the lowest FID")
     if save:
         save_number_of_steps(find_pipeline(Path(pipeline).expanduser()), enough)
@@ -112,9 +114,10 @@ def write_report(output: Path, report: dict[str, Any]) -> None:
     """Write the scores to a new folder, as JSON and as a table, and print the table."""
     from hfgen.metrics.report import finite
 
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "steps.json").write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
-    (output / "steps.md").write_text(table(report["rows"]), encoding="utf-8")
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "steps.json").write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
+        (output / "steps.md").write_text(table(report["rows"]), encoding="utf-8")
     typer.echo(table(report["rows"]))
 
 

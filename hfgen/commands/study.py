@@ -9,7 +9,7 @@ import typer
 import hfgen
 from hfgen.commands.options import in_range, require_new_folder
 from hfgen.errors import UserError
-from hfgen.files import require_place_for, require_replaceable
+from hfgen.files import require_place_for, require_replaceable, writing
 from hfgen.ranges import MAX_COUNT, Range
 
 
@@ -75,7 +75,8 @@ def run(
     study_file, study, workspace = read(file, dataset, output, feature_weights)
     require_place_for(workspace.output, "--output")
     require_replaceable(workspace.output / "report", MARKER)
-    workspace.output.mkdir(parents=True, exist_ok=True)
+    with writing(workspace.output):
+        workspace.output.mkdir(parents=True, exist_ok=True)
     store = StudyStore(storage or sqlite_url(workspace.output), grace_seconds)
     if budget is not None:
         study = reduced(store.stored(study.name), study_file, study, workspace, budget)

@@ -24,6 +24,7 @@ from hfgen.evaluation.scores import (
     spread_over_seeds,
 )
 from hfgen.families import family
+from hfgen.files import LARGER_DISK, writing
 from hfgen.inference.figures import reconstruction_sheet
 from hfgen.inference.sampling import SamplingOptions, generate_images, image_size, weights_digest
 from hfgen.methods.schedules import steps_of
@@ -89,12 +90,15 @@ def generated_images(
     """
     count, size = options.num_images, image_size(pipeline)
     with tempfile.TemporaryDirectory() as folder:
-        images = np.memmap(Path(folder) / "images", np.uint8, "w+", shape=(count, size, size, 3))
+        file = Path(folder) / "images"
         started = time.perf_counter()
-        for index, image in enumerate(generate_images(pipeline, options, before_each)):
-            before_each()
-            images[index] = np.asarray(image.convert("RGB"))
+        # Not through a memory map: on a full disk, that would kill the process.
+        with writing(file, LARGER_DISK), file.open("wb") as opened:
+            for image in generate_images(pipeline, options, before_each):
+                before_each()
+                opened.write(np.asarray(image.convert("RGB")).tobytes())
         speed = count / (time.perf_counter() - started)
+        images = np.memmap(file, np.uint8, "r", shape=(count, size, size, 3))
 
         def kept() -> Iterator[np.ndarray]:
             for image in images:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from hfgen.demo.space import gradio_version, write_space
 from hfgen.errors import UserError
+from hfgen.files import LARGER_DISK, writing
 from hfgen.hub.card import is_somebodys_own
 from hfgen.hub.upload import Commit, check_access, read_card, upload
 from hfgen.inference.sampling import find_pipeline
@@ -65,7 +66,9 @@ def publish(
     target = check_access(repo_id, private, token)
     of_space = check_access(target.repo_id, private, token, "space") if space else None
     with tempfile.TemporaryDirectory(prefix="hfgen-publication-") as temporary:
-        folder = prepare(source, Path(temporary) / target.repo_id.split("/")[1], target.repo_id, scores, license_id)
+        folder = Path(temporary) / target.repo_id.split("/")[1]
+        with writing(Path(temporary), LARGER_DISK):
+            prepare(source, folder, target.repo_id, scores, license_id)
         replaces = is_somebodys_own(read_card(target))
         commit = upload(folder, target, "Publish the pipeline with its card")
         if of_space is None:

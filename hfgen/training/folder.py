@@ -1,6 +1,7 @@
 """The run's folder: created or reopened, never mixed with another run's files; and the files in it."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def _newest_checkpoint(folder: Path) -> Path | str:
 
 def has_started(folder: Path) -> bool:
     """Whether a folder holds a run that has begun, or anything else that must not be overwritten."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, accepts names that are too long
         return False
     log = folder / "metrics.jsonl"
     left = {path.name for path in folder.iterdir()}

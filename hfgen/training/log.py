@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hfgen.errors import UserError
-from hfgen.files import append_json_line, read_json_lines, write_text_atomically
+from hfgen.files import append_json_line, read_json_lines, write_text_atomically, writing
 
 
 class RunLog:
@@ -109,7 +109,8 @@ class RunLog:
             append_json_line(self._metrics_file, entry)
         shown = [f"{name} {value:.4g}" for name, value in losses.items()]
         self.bar.set_postfix_str(", ".join([*shown, f"{speed:.1f} images/s"]), refresh=False)
-        self._accelerator.log(values, step=step)
+        with writing(self._folder / "logs"):
+            self._accelerator.log(values, step=step)
         self._clear_window()
         return losses
 
@@ -117,12 +118,14 @@ class RunLog:
         """Log an image to the tracker. Main process only."""
         for tracker in self._accelerator.trackers:
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({name: np.asarray(image)[None]}, step=step, **options)
+            with writing(self._folder / "logs"):
+                tracker.log_images({name: np.asarray(image)[None]}, step=step, **options)
 
     def _start_tracker(self, step: int, settings: dict[str, Any], report_to: str) -> None:
         logs, name = self._folder / "logs", self._folder.resolve().name
         run_id = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:12]
-        logs.mkdir(parents=True, exist_ok=True)  # otherwise wandb writes to a temporary folder
+        with writing(logs):
+            logs.mkdir(parents=True, exist_ok=True)  # otherwise wandb writes to a temporary folder
         init_kwargs = {
             "tensorboard": {"purge_step": step + 1 if step else None},
             "wandb": {"id": run_id, "name": name, "resume": "allow", "dir": str(logs)},
@@ -132,7 +135,8 @@ class RunLog:
         }
         tracker_errors = (importlib.import_module("wandb.errors").Error,) if report_to == "wandb" else ()
         try:
-            self._accelerator.init_trackers("hfgen", config, {report_to: init_kwargs[report_to]})
+            with writing(logs):
+                self._accelerator.init_trackers("hfgen", config, {report_to: init_kwargs[report_to]})
         except tracker_errors as error:  # most often no login or no network
             raise UserError(
                 f"--report_to wandb: cannot start: {error}; log in with `wandb login`, set WANDB_MODE=offline to "

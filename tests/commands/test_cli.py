@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 import subprocess
@@ -413,3 +414,16 @@ def test_a_report_does_not_replace_a_file(refusal, tmp_path, monkeypatch, comman
     line = refusal("data", command, "toy_paintings:12", "--json", "thesis.json")
     assert "--json thesis.json exists; choose another name" in line
     assert Path("thesis.json").read_text() == "three years"
+
+
+@pytest.mark.parametrize("command", ["sample", "denoise"])
+def test_a_full_disk_is_an_error_in_one_line_that_names_the_output(hfgen, pipeline, tmp_path, monkeypatch, command):
+    def fail(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    few = ("--num_images", 2, "--num_inference_steps", 2, "--device", "cpu")
+    status, _, err = hfgen(command, pipeline, *few, "--output", tmp_path / "new")
+    (line,) = [line for line in err.replace("\r", "\n").split("\n") if line.startswith("error")]
+    assert status == 2 and "Traceback" not in err
+    assert line.startswith(f"error: could not write {tmp_path / 'new'}: [Errno 28] No space left on device; ")
