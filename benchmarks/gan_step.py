@@ -107,7 +107,8 @@ def serve_sampling(connection: Connection, folder: str, count: int, batch_size: 
     import numpy as np
     import torch
 
-    from hfgen.inference.sampling import SamplingOptions, generate_images, open_pipeline
+    from hfgen.inference.opening import open_pipeline
+    from hfgen.inference.sampling import SamplingOptions, generate_images
     from hfgen.models import DCGANGenerator
     from hfgen.pipelines import GANPipeline
 

@@ -24,7 +24,8 @@ from torch import nn
 from hfgen.data.settings import DataSettings
 from hfgen.evaluation.reference import open_reference
 from hfgen.hardware import choose_mixed_precision
-from hfgen.inference.sampling import SamplingOptions, generate_images, image_size, open_pipeline
+from hfgen.inference.opening import open_pipeline
+from hfgen.inference.sampling import SamplingOptions, generate_images, image_size
 from hfgen.losses.edm import edm_batch, edm_denoised
 from hfgen.methods.ema import recomputed_statistics
 from hfgen.methods.schedules import is_edm

@@ -104,7 +104,8 @@ def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPip
     Raises:
         UserError: if one cannot be opened, or their image sizes differ.
     """
-    from hfgen.inference.sampling import image_size, open_pipeline
+    from hfgen.inference.opening import open_pipeline
+    from hfgen.inference.sampling import image_size
 
     loaded = {where: open_pipeline(where, device) for where in pipelines}
     sizes = {where: image_size(pipeline) for where, pipeline in loaded.items()}

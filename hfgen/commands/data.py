@@ -74,7 +74,7 @@ def floor(
         refuse_to_replace(json_file, "--json")
     from hfgen.data.settings import DataSettings
     from hfgen.evaluation.reference import open_reference
-    from hfgen.inference.sampling import choose_device
+    from hfgen.inference.opening import choose_device
     from hfgen.metrics.report import finite, score_names
 
     data = DataSettings(path, dataset_config, dataset_split, dataset_column, sample_size=sample_size)

@@ -34,7 +34,7 @@ def demo(
     except ImportError as error:
         raise UserError('the demo needs gradio: pip install "hfgen[demo]"') from error
     from hfgen.demo.page import build_demo, launch
-    from hfgen.inference.sampling import open_pipeline
+    from hfgen.inference.opening import open_pipeline
 
     loaded = {name: open_pipeline(where, device) for name, where in zip(names, pipelines, strict=True)}
     page = build_demo(loaded, title=names[0] if len(names) == 1 else "hfgen demo")

@@ -96,7 +96,8 @@ def evaluate(
     from hfgen.evaluation.bits_per_dimension import check_has_likelihood, likelihood_report
     from hfgen.evaluation.reference import open_reference
     from hfgen.evaluation.scoring import score_pipeline
-    from hfgen.inference.sampling import SamplingOptions, image_size, open_pipeline
+    from hfgen.inference.opening import open_pipeline
+    from hfgen.inference.sampling import SamplingOptions, image_size
 
     loaded = open_pipeline(pipeline, device, sampler)
     if bits_per_dimension:
@@ -137,7 +138,7 @@ def evaluate_images(
     from hfgen.data.settings import DataSettings
     from hfgen.evaluation.reference import load_reference, open_reference
     from hfgen.evaluation.scoring import score_images
-    from hfgen.inference.sampling import choose_device
+    from hfgen.inference.opening import choose_device
 
     generated = DataSettings(images, sample_size=sample_size)
     fake = open_reference(generated, choose_device(device), features, mode, feature_weights, "IMAGES")

@@ -22,7 +22,7 @@ def export(
     if file_format not in FORMATS:
         raise UserError(f"--format {file_format}: must be {' or '.join(FORMATS)}, the only choice")
     from hfgen.export.onnx import export_onnx, require_onnx
-    from hfgen.inference.sampling import open_pipeline
+    from hfgen.inference.opening import open_pipeline
 
     require_onnx()
     for result in export_onnx(open_pipeline(pipeline, "cpu", plain=True), output):

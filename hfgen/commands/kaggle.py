@@ -68,11 +68,11 @@ def kaggle_zip(
     if size != SIDE:
         raise UserError(f"--size {size}: the competition accepts only images of {SIDE} pixels")
     from hfgen.files import write_atomically
-    from hfgen.inference.sampling import SamplingOptions, generate_images, image_size, open_pipeline
+    from hfgen.inference.opening import open_pipeline
+    from hfgen.inference.sampling import SamplingOptions, generate_images, image_size
 
     loaded = open_pipeline(pipeline, device, sampler)
-    own_size = image_size(loaded)
-    if own_size != size:
+    if (own_size := image_size(loaded)) != size:
         typer.echo(
             f"note: this pipeline generates {own_size}-pixel images; they are resized to {size}, which adds no detail"
         )

@@ -51,7 +51,8 @@ def sample(
     """Generate images with a pipeline: a sheet and single files."""
     require_new_folder(output)
     from hfgen.inference.figures import image_sheet
-    from hfgen.inference.sampling import SamplingOptions, generate_images, open_pipeline
+    from hfgen.inference.opening import open_pipeline
+    from hfgen.inference.sampling import SamplingOptions, generate_images
 
     loaded = open_pipeline(pipeline, device, sampler)
     options = SamplingOptions(num_images, seed, num_inference_steps, batch_size, truncation, sample_from)
@@ -88,7 +89,8 @@ def denoise(
     require_new_folder(output)
     from hfgen.families import family
     from hfgen.inference.figures import denoising_strip, forward_strip
-    from hfgen.inference.sampling import image_size, open_image, open_pipeline
+    from hfgen.inference.opening import open_pipeline
+    from hfgen.inference.sampling import image_size, open_image
 
     loaded = open_pipeline(pipeline, device, sampler)
     if family(loaded) != "ddpm":
@@ -139,8 +141,9 @@ def interpolate(
     chosen = parse_seeds("0,1" if seeds is None else seeds)
     import hfgen.inference.sampling as inference
     from hfgen.inference.figures import image_sheet, write_gif
+    from hfgen.inference.opening import open_pipeline
 
-    loaded = inference.open_pipeline(pipeline, device)
+    loaded = open_pipeline(pipeline, device)
     if image:
         ends, _ = inference.latents_of_images(loaded, image, "--image")
     else:
@@ -173,8 +176,9 @@ def reconstruct(
     require_new_folder(output)
     import hfgen.inference.sampling as inference
     from hfgen.inference.figures import reconstruction_sheet
+    from hfgen.inference.opening import open_pipeline
 
-    loaded = inference.open_pipeline(pipeline, device)
+    loaded = open_pipeline(pipeline, device)
     latents, originals = inference.latents_of_images(loaded, images, "IMAGES")
     reconstructions = inference.decode_latents(loaded, latents)
     with writing(output):

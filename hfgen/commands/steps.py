@@ -70,7 +70,8 @@ def steps(
     from hfgen.evaluation.reference import open_reference
     from hfgen.evaluation.scoring import score_pipeline
     from hfgen.inference.figures import image_sheet, labelled_rows
-    from hfgen.inference.sampling import SamplingOptions, find_pipeline, image_size, open_pipeline
+    from hfgen.inference.opening import find_pipeline, open_pipeline
+    from hfgen.inference.sampling import SamplingOptions, image_size
 
     loaded = open_pipeline(pipeline, device, sampler)
     check_takes_steps(loaded, pipeline, all_steps, save)

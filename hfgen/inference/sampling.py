@@ -1,7 +1,6 @@
 """Generating images with a trained pipeline, for the command line."""
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -9,159 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
-from huggingface_hub import hf_hub_download
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from hfgen.data.decode import UnreadableImageError, decode_image
-from hfgen.data.location import hub_id_of_address, is_hub_id
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 from hfgen.families import family, image_network
-from hfgen.files import read_json
 from hfgen.hardware import choose_mixed_precision
 from hfgen.inference.interpolation import interpolate_latents
-from hfgen.methods.matrix_convolution import use_matrix_products
-from hfgen.methods.schedules import SAMPLERS, is_edm, sampling_scheduler
-from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
+from hfgen.methods.schedules import is_edm
 from hfgen.randomness import keyed_seed
-from hfgen.training.checkpoints import PIPELINE_FOLDER, list_checkpoints
-
-
-PIPELINES: dict[str, type[DiffusionPipeline]] = {
-    "DDPMPipeline": DDPMPipeline,
-    "GANPipeline": GANPipeline,
-    "VAEPipeline": VAEPipeline,
-}
-
-
-CHANNELS = (1, 3, 4)  # that an image can have
-
-
-def open_pipeline(
-    where: str, device: str = "auto", sampler: str | None = None, plain: bool = False
-) -> DiffusionPipeline:
-    """Load a pipeline of any family.
-
-    Args:
-        where: a run folder (its pipeline, or that of its newest checkpoint), a checkpoint, a pipeline folder, or a
-            Hub repo id.
-        device: "auto", "cpu", "cuda" or "mps".
-        sampler: for diffusion: "ddim", "dpm", "unipc" or "ddpm"; the saved one if None.
-        plain: leave the networks as saved, without the memory format and matrix products that make GANs and VAEs
-            faster; for code that reads the network itself, such as an export.
-
-    Raises:
-        UserError: if there is no hfgen pipeline, or no such device or sampler.
-    """
-    if sampler is not None and sampler not in SAMPLERS:
-        raise UserError(f"--sampler {sampler}: must be one of {', '.join(SAMPLERS)}")
-    where = hub_id_of_address(where, "models", "DIR")
-    path = Path(where).expanduser()
-    if path.exists():
-        source = str(find_pipeline(path))
-        problem = f"{source} cannot be loaded"
-    elif is_hub_id(where) and "/" in where:  # unlike some data sets, every pipeline on the Hub has an owner
-        source, problem = where, f"{where}: no such folder, and no pipeline could be loaded from the Hub"
-    else:
-        raise UserError(f"{where}: no such folder")
-    chosen_device = choose_device(device)
-    try:
-        # Moved inside the try block, because missing weights only show up here.
-        pipeline = _pipeline_class(source).from_pretrained(source).to(chosen_device)
-    except UserError:
-        raise
-    except Exception as error:  # from JSON, safetensors, disk or network: in any case there is no pipeline
-        raise UserError(f"{problem}: {' '.join(str(error).split())}") from error
-    if sampler is not None:
-        try:
-            pipeline.scheduler = sampling_scheduler(pipeline.scheduler, sampler)
-        except ValueError as error:
-            raise UserError(f"--sampler {sampler}: {error}") from error
-    if family(pipeline) == "ddpm" and (missing := what_is_missing(pipeline)):
-        raise UserError(f"{where}: hfgen cannot sample from this pipeline: {missing}")
-    pipeline.set_progress_bar_config(desc="denoising", leave=False)
-    if not plain and family(pipeline) != "ddpm":
-        network = image_network(pipeline)
-        network.to(memory_format=torch.channels_last)
-        use_matrix_products(network)
-    return pipeline
-
-
-def what_is_missing(pipeline: DiffusionPipeline) -> str | None:
-    """Return why a diffusion pipeline, perhaps of diffusers, cannot denoise pure noise; None if it can."""
-    unet, scheduler = pipeline.unet, pipeline.scheduler
-    config, name = unet.config, type(unet).__name__
-    if needed := _needed_arguments(unet.forward) - {"sample", "timestep"}:
-        return f"its {name} also needs {', '.join(sorted(needed))}"
-    if config.get("class_embed_type") or config.get("num_class_embeds"):
-        return f"its {name} needs a class for each image"
-    if config.get("sample_size") is None or config.in_channels not in CHANNELS:
-        return f"its {name} has sample_size={config.get('sample_size')} and in_channels={config.in_channels}"
-    if config.get("out_channels", config.in_channels) != config.in_channels:
-        return f"its {name} has {config.in_channels} channels in and {config.out_channels} out"
-    name = type(scheduler).__name__
-    lacks = [part for part in ("step", "set_timesteps", "scale_model_input", "init_noise_sigma")
-             if not hasattr(scheduler, part)]  # fmt: skip
-    lacks += [] if "num_train_timesteps" in scheduler.config else ["num_train_timesteps"]
-    if lacks:
-        return f"its {name} has no {lacks[0]}{_remedy(scheduler)}"
-    if needed := _needed_arguments(scheduler.step) - {"model_output", "timestep", "sample"}:
-        return f"its {name} also needs {', '.join(sorted(needed))}{_remedy(scheduler)}"
-    return None
-
-
-def _remedy(scheduler: SchedulerMixin) -> str:
-    try:
-        sampling_scheduler(scheduler, "ddim")
-    except ValueError:
-        return ", and no other sampler can replace it"
-    return "; --sampler ddim replaces it"
-
-
-def _needed_arguments(function: Callable) -> set[str]:
-    parameters = inspect.signature(function).parameters.values()
-    return {one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD}
-
-
-def find_pipeline(path: Path) -> Path:
-    """Find the pipeline in a run, checkpoint or pipeline folder.
-
-    Raises:
-        UserError: if there is none.
-    """
-    candidates = [path, path / PIPELINE_FOLDER]
-    candidates += [checkpoint / PIPELINE_FOLDER for checkpoint in reversed(list_checkpoints(path / "checkpoints"))]
-    for folder in candidates:
-        if (folder / "model_index.json").is_file():
-            return folder
-    raise UserError(f"{path}: contains no pipeline: there is no model_index.json in it or in its checkpoints")
-
-
-def _pipeline_class(source: str) -> type[DiffusionPipeline]:
-    """Return the class named in the index of a folder or a Hub repo."""
-    index_file = Path(source) / "model_index.json"
-    if not index_file.is_file():
-        index_file = Path(hf_hub_download(source, index_file.name))
-    class_name = read_json(index_file).get("_class_name")
-    class_name = class_name[-1] if isinstance(class_name, list) else class_name
-    if class_name not in PIPELINES:
-        raise UserError(f"{source}: {class_name} is not a pipeline of hfgen ({', '.join(PIPELINES)})")
-    return PIPELINES[class_name]
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device named by `--device`; "auto" takes the fastest available.
-
-    Raises:
-        UserError: if this machine does not have it.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(name):
-        raise UserError(f"--device {name}: not available on this machine; use auto or cpu")
-    return torch.device(name)
 
 
 def image_size(pipeline: DiffusionPipeline) -> int:

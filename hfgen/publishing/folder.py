@@ -20,15 +20,8 @@ from hfgen.hub.card import EARLIER, REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE,
 from hfgen.hub.model_index import reference_name
 from hfgen.inference.curves import METRICS_FILE, NEEDED, plot_curves
 from hfgen.inference.figures import denoising_strip, image_sheet, progress_frames, write_gif
-from hfgen.inference.sampling import (
-    SamplingOptions,
-    find_pipeline,
-    generate_images,
-    interpolate,
-    latents_of_seeds,
-    open_pipeline,
-    weights_digest,
-)
+from hfgen.inference.opening import find_pipeline, open_pipeline
+from hfgen.inference.sampling import SamplingOptions, generate_images, interpolate, latents_of_seeds, weights_digest
 from hfgen.metrics.report import finite, read_report
 from hfgen.training.checkpoints import PROGRESS_FILE
 from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE, STATUS_KEYS, read_launches, run_of

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hfgen.errors import UserError
-from hfgen.inference.sampling import open_pipeline
+from hfgen.inference.opening import open_pipeline
 from hfgen.publishing import fresh_load
 
 

@@ -13,7 +13,7 @@ from hfgen.errors import UserError
 from hfgen.files import LARGER_DISK, writing
 from hfgen.hub.card import is_somebodys_own
 from hfgen.hub.upload import Commit, check_access, read_card, upload
-from hfgen.inference.sampling import find_pipeline
+from hfgen.inference.opening import find_pipeline
 from hfgen.publishing.folder import make_publication
 from hfgen.publishing.load_check import check_loads_anywhere
 from hfgen.training.run import Run

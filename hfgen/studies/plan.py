@@ -18,7 +18,8 @@ from hfgen.errors import UserError
 from hfgen.evaluation.reference import features_folder
 from hfgen.families import family
 from hfgen.inference.curves import read_metrics
-from hfgen.inference.sampling import SamplingOptions, choose_device, generate_images, open_pipeline
+from hfgen.inference.opening import choose_device, open_pipeline
+from hfgen.inference.sampling import SamplingOptions, generate_images
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.studies.cells import ALL_CHECKPOINTS, Cell, Study, expand, images_per_step, scores_on_the_way

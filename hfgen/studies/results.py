@@ -19,7 +19,8 @@ from hfgen.evaluation.scoring import generated_images, score_pipeline
 from hfgen.files import read_json, read_json_lines
 from hfgen.inference.curves import read_metrics
 from hfgen.inference.figures import denoising_strip, image_sheet
-from hfgen.inference.sampling import SamplingOptions, choose_device, generate_images, image_size, open_pipeline
+from hfgen.inference.opening import choose_device, open_pipeline
+from hfgen.inference.sampling import SamplingOptions, generate_images, image_size
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.frechet import frechet_distance

@@ -373,7 +373,7 @@ def test_help_names_every_command(hfgen):
 
 
 def test_an_error_that_is_no_mistake_of_the_user_keeps_its_traceback(monkeypatch, tmp_path, pipeline):
-    monkeypatch.setattr("hfgen.inference.sampling.open_pipeline", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("hfgen.inference.opening.open_pipeline", lambda *arguments: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["hfgen", "sample", str(pipeline), "--output", str(tmp_path / "images")])
     with pytest.raises(ZeroDivisionError):
         cli.main()

@@ -11,7 +11,8 @@ from stand_in_features import Colours
 
 from hfgen.commands.steps import fewest_that_suffice, save_number_of_steps
 from hfgen.errors import UserError
-from hfgen.inference.sampling import SamplingOptions, generate_images, open_pipeline
+from hfgen.inference.opening import open_pipeline
+from hfgen.inference.sampling import SamplingOptions, generate_images
 from hfgen.methods.schedules import noise_schedule, sampling_scheduler, steps_of
 from hfgen.metrics import feature_spaces
 from hfgen.models import DCGANGenerator

@@ -14,7 +14,8 @@ from toy_runs import METHODS, checkpoint, events, files_of, script, train
 
 from hfgen.evaluation import during_training as run_evaluation
 from hfgen.evaluation.during_training import is_copying, read_evaluations
-from hfgen.inference.sampling import SamplingOptions, generate_images, open_pipeline
+from hfgen.inference.opening import open_pipeline
+from hfgen.inference.sampling import SamplingOptions, generate_images
 from hfgen.metrics import feature_spaces
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.kernel import kernel_distance

@@ -11,7 +11,7 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from hfgen.errors import UserError
-from hfgen.inference.sampling import open_pipeline
+from hfgen.inference.opening import open_pipeline
 from hfgen.methods.schedules import SAMPLERS, edm_schedule, noise_schedule, sampling_scheduler
 from hfgen.models import (
     ConvVAE,

@@ -10,7 +10,7 @@ from edm_pipelines import edm_pipeline
 from published_toys import FAMILIES
 
 from hfgen.hub.method import NETWORKS, OBJECTIVES, count_parameters, describe_method
-from hfgen.inference.sampling import open_pipeline
+from hfgen.inference.opening import open_pipeline
 from hfgen.methods.schedules import noise_schedule, sampling_scheduler
 from hfgen.models import (
     ConvVAE,

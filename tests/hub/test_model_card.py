@@ -18,7 +18,8 @@ from toy_runs import checkpoint, train
 from hfgen.errors import UserError
 from hfgen.hub.card import COURSE, SAMPLES, SETTINGS_OF_THE_LAUNCH, CardText, is_somebodys_own, write_card
 from hfgen.hub.method import describe_method
-from hfgen.inference.sampling import open_pipeline, weights_digest
+from hfgen.inference.opening import open_pipeline
+from hfgen.inference.sampling import weights_digest
 from hfgen.metrics import feature_spaces
 from hfgen.publishing.folder import make_publication, scores_of
 from hfgen.training.settings import RunSettings

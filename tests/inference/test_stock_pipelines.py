@@ -10,7 +10,8 @@ from hfgen.errors import UserError
 from hfgen.evaluation.scoring import generated_images
 from hfgen.hub.method import describe_method
 from hfgen.inference.figures import denoising_strip, forward_strip
-from hfgen.inference.sampling import SamplingOptions, generate_images, image_size, open_pipeline
+from hfgen.inference.opening import open_pipeline
+from hfgen.inference.sampling import SamplingOptions, generate_images, image_size
 from hfgen.methods.schedules import sampling_scheduler
 
 

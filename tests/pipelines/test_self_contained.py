@@ -9,7 +9,7 @@ from published_toys import CODE, FAMILIES
 
 from hfgen import pipelines
 from hfgen.hub.card import write_card
-from hfgen.inference.sampling import open_pipeline
+from hfgen.inference.opening import open_pipeline
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -7,7 +7,7 @@ from hub_client import Client, contents, digest_of
 from published_toys import CODE, FAMILIES, files_to_publish
 from toy_runs import checkpoint, train
 
-from hfgen.inference.sampling import open_pipeline
+from hfgen.inference.opening import open_pipeline
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -13,7 +13,8 @@ from published_toys import FAMILIES, files_to_publish
 from toy_runs import checkpoint, script, train
 
 from hfgen.errors import UserError
-from hfgen.inference.sampling import SamplingOptions, open_pipeline
+from hfgen.inference.opening import open_pipeline
+from hfgen.inference.sampling import SamplingOptions
 from hfgen.publishing import folder as publication
 from hfgen.publishing.folder import images_at, make_publication, refuse_private_paths, run_of
 

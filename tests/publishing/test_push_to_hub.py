@@ -17,7 +17,7 @@ from stand_in_features import paintings
 from toy_runs import METHODS, TINY, script
 
 from hfgen.errors import UserError
-from hfgen.inference.sampling import open_pipeline
+from hfgen.inference.opening import open_pipeline
 from hfgen.training.settings import RunSettings
 
 

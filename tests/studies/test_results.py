@@ -13,7 +13,8 @@ from hfgen.errors import UserError
 from hfgen.evaluation.reference import load_reference
 from hfgen.evaluation.scoring import score_pipeline
 from hfgen.inference.figures import image_sheet
-from hfgen.inference.sampling import SamplingOptions, generate_images, open_pipeline
+from hfgen.inference.opening import open_pipeline
+from hfgen.inference.sampling import SamplingOptions, generate_images
 from hfgen.studies.cells import Cell
 from hfgen.studies.launch import Workspace
 from hfgen.studies.results import (

@@ -1,0 +1,226 @@
+"""Opening a trained pipeline, from a run, a folder or the Hub."""
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from huggingface_hub import hf_hub_download
+from safetensors import safe_open
+
+from hfgen.data.location import hub_id_of_address, is_hub_id
+from hfgen.errors import UserError
+from hfgen.families import family, image_network
+from hfgen.files import read_json
+from hfgen.methods.matrix_convolution import use_matrix_products
+from hfgen.methods.schedules import SAMPLERS, sampling_scheduler, steps_of
+from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
+from hfgen.training.checkpoints import PIPELINE_FOLDER, list_checkpoints
+
+
+PIPELINES: dict[str, type[DiffusionPipeline]] = {
+    "DDPMPipeline": DDPMPipeline,
+    "GANPipeline": GANPipeline,
+    "VAEPipeline": VAEPipeline,
+}
+
+
+CHANNELS = (1, 3, 4)  # that an image can have
+# More in a configuration is a damaged file, or one that is made to use up the memory: channels, pixels, dimensions;
+# blocks; and layers of a block.
+MAX_SIZE, MAX_BLOCKS, MAX_LAYERS = 65536, 64, 64
+MAX_CONFIG_BYTES = 1 << 20
+
+
+def open_pipeline(
+    where: str, device: str = "auto", sampler: str | None = None, plain: bool = False
+) -> DiffusionPipeline:
+    """Load a pipeline of any family.
+
+    Args:
+        where: a run folder (its pipeline, or that of its newest checkpoint), a checkpoint, a pipeline folder, or a
+            Hub repo id.
+        device: "auto", "cpu", "cuda" or "mps".
+        sampler: for diffusion: "ddim", "dpm", "unipc" or "ddpm"; the saved one if None.
+        plain: leave the networks as saved, without the memory format and matrix products that make GANs and VAEs
+            faster; for code that reads the network itself, such as an export.
+
+    Raises:
+        UserError: if there is no hfgen pipeline, or no such device or sampler.
+    """
+    if sampler is not None and sampler not in SAMPLERS:
+        raise UserError(f"--sampler {sampler}: must be one of {', '.join(SAMPLERS)}")
+    where = hub_id_of_address(where, "models", "DIR")
+    path = Path(where).expanduser()
+    if path.exists():
+        source = str(find_pipeline(path))
+        problem = f"{source} cannot be loaded"
+    elif is_hub_id(where) and "/" in where:  # unlike some data sets, every pipeline on the Hub has an owner
+        source, problem = where, f"{where}: no such folder, and no pipeline could be loaded from the Hub"
+    else:
+        raise UserError(f"{where}: no such folder")
+    chosen_device = choose_device(device)
+    try:
+        kind = _pipeline_class(source)
+        folder = Path(source if path.exists() else kind.download(source))
+        _check_sizes(folder)
+        # Moved inside the try block, because missing weights only show up here.
+        pipeline = kind.from_pretrained(folder).to(chosen_device)
+        _check_that_weights_are_complete(pipeline, folder)
+    except UserError:
+        raise
+    except Exception as error:  # from JSON, safetensors, disk or network: in any case there is no pipeline
+        raise UserError(f"{problem}: {' '.join(str(error).split())}") from error
+    if sampler is not None:
+        try:
+            pipeline.scheduler = sampling_scheduler(pipeline.scheduler, sampler)
+        except ValueError as error:
+            raise UserError(f"--sampler {sampler}: {error}") from error
+    if family(pipeline) == "ddpm" and (missing := what_is_missing(pipeline)):
+        raise UserError(f"{where}: hfgen cannot sample from this pipeline: {missing}")
+    pipeline.set_progress_bar_config(desc="denoising", leave=False)
+    if not plain and family(pipeline) != "ddpm":
+        network = image_network(pipeline)
+        network.to(memory_format=torch.channels_last)
+        use_matrix_products(network)
+    return pipeline
+
+
+def what_is_missing(pipeline: DiffusionPipeline) -> str | None:
+    """Return why a diffusion pipeline, perhaps of diffusers, cannot denoise pure noise; None if it can."""
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    config, name = unet.config, type(unet).__name__
+    if needed := _needed_arguments(unet.forward) - {"sample", "timestep"}:
+        return f"its {name} also needs {', '.join(sorted(needed))}"
+    if config.get("class_embed_type") or config.get("num_class_embeds"):
+        return f"its {name} needs a class for each image"
+    if not _is_size(config.get("sample_size")) or config.in_channels not in CHANNELS:
+        return f"its {name} has sample_size={config.get('sample_size')} and in_channels={config.in_channels}"
+    if config.get("out_channels", config.in_channels) != config.in_channels:
+        return f"its {name} has {config.in_channels} channels in and {config.out_channels} out"
+    name = type(scheduler).__name__
+    lacks = [part for part in ("step", "set_timesteps", "scale_model_input", "init_noise_sigma")
+             if not hasattr(scheduler, part)]  # fmt: skip
+    lacks += [] if "num_train_timesteps" in scheduler.config else ["num_train_timesteps"]
+    if lacks:
+        return f"its {name} has no {lacks[0]}{_remedy(scheduler)}"
+    if needed := _needed_arguments(scheduler.step) - {"model_output", "timestep", "sample"}:
+        return f"its {name} also needs {', '.join(sorted(needed))}{_remedy(scheduler)}"
+    return _why_it_cannot_step(pipeline)
+
+
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, (list, tuple)) and len(value) == 2 else [value]
+    return all(isinstance(side, int) and 0 < side <= MAX_SIZE for side in sides)
+
+
+def _why_it_cannot_step(pipeline: DiffusionPipeline) -> str | None:
+    """Return why the scheduler fails, with its settings, at the first step on an image of one pixel."""
+    scheduler, pixel = copy.deepcopy(pipeline.scheduler), torch.zeros(1, 1, 1, 1)
+    try:
+        scheduler.set_timesteps(steps_of(pipeline))
+        scheduler.step(pixel, scheduler.timesteps[0], pixel)
+    except Exception as error:  # whatever its settings lead to
+        return f"its {type(scheduler).__name__} fails with its settings: {' '.join(str(error).split())}"
+    return None
+
+
+def _remedy(scheduler: SchedulerMixin) -> str:
+    try:
+        sampling_scheduler(scheduler, "ddim")
+    except ValueError:
+        return ", and no other sampler can replace it"
+    return "; --sampler ddim replaces it"
+
+
+def _needed_arguments(function: Callable) -> set[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD}
+
+
+def find_pipeline(path: Path) -> Path:
+    """Find the pipeline in a run, checkpoint or pipeline folder.
+
+    Raises:
+        UserError: if there is none.
+    """
+    candidates = [path, path / PIPELINE_FOLDER]
+    candidates += [checkpoint / PIPELINE_FOLDER for checkpoint in reversed(list_checkpoints(path / "checkpoints"))]
+    for folder in candidates:
+        if (folder / "model_index.json").is_file():
+            return folder
+    raise UserError(f"{path}: contains no pipeline: there is no model_index.json in it or in its checkpoints")
+
+
+def _pipeline_class(source: str) -> type[DiffusionPipeline]:
+    """Return the class named in the index of a folder or a Hub repo."""
+    index_file = Path(source) / "model_index.json"
+    if not index_file.is_file():
+        index_file = Path(hf_hub_download(source, index_file.name))
+    class_name = read_json(index_file).get("_class_name")
+    class_name = class_name[-1] if isinstance(class_name, list) else class_name
+    if class_name not in PIPELINES:
+        raise UserError(f"{source}: {class_name} is not a pipeline of hfgen ({', '.join(PIPELINES)})")
+    return PIPELINES[class_name]
+
+
+def _check_sizes(folder: Path) -> None:
+    """Raise a `UserError` if a network's configuration asks for more than any network of images has."""
+    for file in sorted(folder.glob("*/config.json")):
+        if not file.is_file() or file.stat().st_size > MAX_CONFIG_BYTES:
+            raise UserError(f"{file}: must be a file of at most {MAX_CONFIG_BYTES:,} bytes")
+        for name, value in _numbers(read_json(file)):
+            limit = MAX_LAYERS if "layers" in name else MAX_SIZE
+            if isinstance(value, list) and len(value) > MAX_BLOCKS:
+                raise UserError(f"{file}: {name} has {len(value):,} entries, more than {MAX_BLOCKS}")
+            if isinstance(value, int) and value > limit:
+                raise UserError(f"{file}: {name} is {value:,}, more than {limit:,}")
+
+
+def _numbers(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a configuration, and the entries of those that are lists."""
+    for name, value in config.items():
+        yield name, value
+        for entry in value[:MAX_BLOCKS] if isinstance(value, list) else []:
+            yield name, entry
+
+
+def _check_that_weights_are_complete(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Raise a `UserError` if a network has weights that its files lack: diffusers leaves them random, with a warning.
+
+    Numbers are counted instead of compared by name, because diffusers renames those of older networks.
+    """
+    for name, part in pipeline.components.items():
+        files = sorted((folder / name).glob("*.safetensors"))
+        if not isinstance(part, torch.nn.Module) or not files:
+            continue
+        stored = sum(_count_numbers(file) for file in files)
+        needed = sum(tensor.numel() for tensor in part.state_dict().values())
+        if stored < needed:
+            raise UserError(
+                f"{files[0]}: has {stored:,} numbers, and the {type(part).__name__} of config.json {needed:,}; "
+                "one of the two files is damaged or of another network"
+            )
+
+
+def _count_numbers(file: Path) -> int:
+    with safe_open(file, "pt") as tensors:
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device named by `--device`; "auto" takes the fastest available.
+
+    Raises:
+        UserError: if this machine does not have it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(name):
+        raise UserError(f"--device {name}: not available on this machine; use auto or cpu")
+    return torch.device(name)
