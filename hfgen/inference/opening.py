@@ -68,9 +68,9 @@ def open_pipeline(
         kind = _pipeline_class(source)
         folder = Path(source if path.exists() else kind.download(source))
         _check_sizes(folder)
-        # Moved inside the try block, because missing weights only show up here.
-        pipeline = kind.from_pretrained(folder).to(chosen_device)
+        pipeline = kind.from_pretrained(folder)
         _check_that_weights_are_complete(pipeline, folder)
+        pipeline.to(chosen_device)
     except UserError:
         raise
     except Exception as error:  # from JSON, safetensors, disk or network: in any case there is no pipeline

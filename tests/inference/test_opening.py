@@ -1,0 +1,85 @@
+"""Pipelines whose files ask for too much, or lack something: one line says so before memory or time is used up."""
+
+import json
+import os
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from safetensors.torch import load_file, save_file
+
+from hfgen.errors import UserError
+from hfgen.inference.opening import open_pipeline
+from hfgen.models.dcgan import DCGANGenerator
+from hfgen.models.unet_base import UNetBase
+from hfgen.pipelines import DDPMPipeline, GANPipeline
+
+
+@pytest.fixture
+def gan(tmp_path):
+    generator = DCGANGenerator(sample_size=8, latent_dim=4, base_channels=4)
+    GANPipeline(generator).save_pretrained(tmp_path / "gan")
+    return tmp_path / "gan"
+
+
+def change(file, **settings):
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("latent_dim", 10**12, "latent_dim is 1,000,000,000,000, more than 65,536"),
+        ("block_out_channels", [65537], "block_out_channels is 65,537, more than 65,536"),
+        ("block_out_channels", [1] * 65, "block_out_channels has 65 entries, more than 64"),
+        ("layers_per_block", 65, "layers_per_block is 65, more than 64"),
+    ],
+)
+def test_sizes_beyond_any_network_are_refused(gan, setting, value, message):
+    change(gan / "generator" / "config.json", **{setting: value})
+    with pytest.raises(UserError) as raised:
+        open_pipeline(str(gan), "cpu")
+    assert str(raised.value) == f"{gan / 'generator' / 'config.json'}: {message}"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda file: file.symlink_to("/dev/zero"), os.mkdir])
+def test_a_configuration_is_a_file_of_bounded_size(gan, make):
+    file = gan / "generator" / "config.json"
+    file.unlink()
+    make(file)
+    with pytest.raises(UserError, match="config.json: must be a file of at most 1,048,576 bytes"):
+        open_pipeline(str(gan), "cpu")
+
+
+def test_weights_that_lack_a_tensor_are_refused_instead_of_made_up(gan):
+    file = gan / "generator" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    dropped = weights.pop(sorted(weights)[0])
+    save_file(weights, file)
+    stored = sum(tensor.numel() for tensor in weights.values())
+    with pytest.raises(
+        UserError, match=f"has {stored:,} numbers, and the DCGANGenerator .*{stored + dropped.numel()}"
+    ):
+        open_pipeline(str(gan), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "settings", "reason"),
+    [
+        (DDPMScheduler(), {"trained_betas": [[1.0]]}, "DDPMScheduler fails with its settings: "),
+        (DPMSolverMultistepScheduler(), {"solver_order": 0}, "DPMSolverMultistepScheduler fails with its settings: "),
+        (DDPMScheduler(), {"unet": 1e308}, "sample_size="),
+        (DDPMScheduler(), {"unet": 0}, "sample_size="),
+    ],
+)
+def test_a_diffusion_pipeline_that_cannot_take_a_step_is_refused(tmp_path, scheduler, settings, reason):
+    torch.manual_seed(0)
+    unet = UNetBase(sample_size=8, block_out_channels=(8, 8))
+    DDPMPipeline(unet, scheduler).save_pretrained(tmp_path)
+    open_pipeline(str(tmp_path), "cpu")
+    if "unet" in settings:
+        change(tmp_path / "unet" / "config.json", sample_size=settings["unet"])
+    else:
+        change(tmp_path / "scheduler" / "scheduler_config.json", **settings)
+    with pytest.raises(UserError, match=reason.replace("[", r"\[")):
+        open_pipeline(str(tmp_path), "cpu")
