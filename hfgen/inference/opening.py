@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
-from huggingface_hub import hf_hub_download
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
 from hfgen.data.location import hub_id_of_address, is_hub_id
@@ -29,6 +29,13 @@ PIPELINES: dict[str, type[DiffusionPipeline]] = {
 }
 
 
+# What is downloaded of a repo: no code, as hfgen has it, and no pickled weights.
+FILES_OF_A_PIPELINE = [
+    "model_index.json",
+    *("*/config.json", "*/scheduler_config.json"),
+    *("*/diffusion_pytorch_model.safetensors", "*/diffusion_pytorch_model-*-of-*.safetensors"),
+    "*/diffusion_pytorch_model.safetensors.index.json",
+]
 CHANNELS = (1, 3, 4)  # that an image can have
 # More in a configuration is a damaged file, or one that is made to use up the memory: channels, pixels, dimensions;
 # blocks; and layers of a block.
@@ -65,10 +72,9 @@ def open_pipeline(
         raise UserError(f"{where}: no such folder")
     chosen_device = choose_device(device)
     try:
-        kind = _pipeline_class(source)
-        folder = Path(source if path.exists() else kind.download(source))
+        folder = Path(source if path.exists() else snapshot_download(source, allow_patterns=FILES_OF_A_PIPELINE))
         _check_sizes(folder)
-        pipeline = kind.from_pretrained(folder)
+        pipeline = _pipeline_class(folder).from_pretrained(folder)
         _check_that_weights_are_complete(pipeline, folder)
         pipeline.to(chosen_device)
     except UserError:
@@ -156,15 +162,12 @@ def find_pipeline(path: Path) -> Path:
     raise UserError(f"{path}: contains no pipeline: there is no model_index.json in it or in its checkpoints")
 
 
-def _pipeline_class(source: str) -> type[DiffusionPipeline]:
-    """Return the class named in the index of a folder or a Hub repo."""
-    index_file = Path(source) / "model_index.json"
-    if not index_file.is_file():
-        index_file = Path(hf_hub_download(source, index_file.name))
-    class_name = read_json(index_file).get("_class_name")
+def _pipeline_class(folder: Path) -> type[DiffusionPipeline]:
+    """Return the class named in the index of a pipeline."""
+    class_name = read_json(folder / "model_index.json").get("_class_name")
     class_name = class_name[-1] if isinstance(class_name, list) else class_name
     if class_name not in PIPELINES:
-        raise UserError(f"{source}: {class_name} is not a pipeline of hfgen ({', '.join(PIPELINES)})")
+        raise UserError(f"{folder}: {class_name} is not a pipeline of hfgen ({', '.join(PIPELINES)})")
     return PIPELINES[class_name]
 
 

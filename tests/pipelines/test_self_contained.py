@@ -201,3 +201,15 @@ def test_a_part_that_is_left_out_has_no_code_and_no_folder(runs, tmp_path):
     assert digest_of(open_pipeline(str(tmp_path / "copy"), "cpu", plain=True)) == digest_of(
         pipelines.VAEPipeline(pipeline.vae)
     )
+
+
+@pytest.mark.parametrize("name", ["gan", "library"])
+def test_a_command_takes_a_pipeline_on_the_hub_by_id_or_address(name, client, hub, runs, tmp_path):
+    repo = f"tester/sampled-{name}"
+    hub.put(repo, contents(runs[name] / "pipeline"))
+    for folder, where in {"disk": runs[name], "id": repo, "address": f"https://huggingface.co/{repo}"}.items():
+        said = client.command("sample", where, "--num_images", 2, "--output", tmp_path / folder, "--device", "cpu")
+        assert not said.status and said.error is None, said.err
+    assert contents(tmp_path / "id") == contents(tmp_path / "address") == contents(tmp_path / "disk")
+    said = client.command("sample", "tester/nothing", "--output", tmp_path / "nothing")
+    assert "tester/nothing: no such folder, and no pipeline could be loaded from the Hub" in said.err
