@@ -234,7 +234,7 @@ def test_a_damaged_pipeline_is_refused_by_name(file, damage, refusal, pipeline, 
     else:
         (tmp_path / "pipeline" / file).write_bytes(damage)
     line = refusal("sample", tmp_path / "pipeline", "--output", tmp_path / "images")
-    names_it = "/model_index.json is damaged (" if file == "model_index.json" else " cannot be loaded: "
+    names_it = f"/{file} is damaged (" if damage == b"{" else " cannot be loaded: "
     assert line.startswith(f"error: {tmp_path / 'pipeline'}{names_it}")
 
 
