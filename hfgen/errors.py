@@ -1,10 +1,13 @@
 """Errors that the user can fix: printed as one message, without a traceback; and printing that never fails."""
 
+import contextlib
 import io
 import re
+import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TypeVar
 
 
@@ -16,6 +19,13 @@ class UserError(ValueError):
     """Invalid user input; the message names it and says how to fix it."""
 
 
+class TerminatedError(SystemExit):
+    """SIGTERM ended the program, with the exit status that a shell gives to it."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
 class StopRequestedError(Exception):
     """Long work, such as generating many images, was abandoned because the run was asked to stop."""
 
@@ -23,21 +33,42 @@ class StopRequestedError(Exception):
 def run_reporting_user_errors(main: Callable[[], Result]) -> Result:
     """Call `main`; if it fails by what the user can change, print one message to stderr and exit.
 
-    The status is 2, as of argparse, and 130 after Ctrl-C. What is printed never ends the program: see
-    `make_printing_safe`.
+    The status is 2, as of argparse, and that of a shell after SIGTERM and Ctrl-C, which end the program with what
+    `finally` and `with` have to do. What is printed never ends the program: see `make_printing_safe`.
     """
     make_printing_safe()
     threading.excepthook = _report_from_thread
     try:
-        return main()
+        with _sigterm_as_error():
+            return main()
+    except TerminatedError:
+        print("stopped by SIGTERM", file=sys.stderr, flush=True)
+        raise
     except KeyboardInterrupt:
         print("interrupted by Ctrl-C", file=sys.stderr, flush=True)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if (message := message_for_user(error)) is None:
             raise
         print(f"error: {message}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def _sigterm_as_error() -> Iterator[None]:
+    """Let SIGTERM raise a `TerminatedError`, if this is the main thread, the only one that gets signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TerminatedError
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def message_for_user(error: Exception) -> str | None:

@@ -45,7 +45,15 @@ class LinePipeline:
 
 
 def fit(
-    folder, *, each_step=lambda run: None, digest="d", line=None, on_collapse="stop", images_per_step=1, **settings
+    folder,
+    *,
+    each_step=lambda run: None,
+    after=lambda run: None,
+    digest="d",
+    line=None,
+    on_collapse="stop",
+    images_per_step=1,
+    **settings,
 ):
     """Run the method and return the run and its network."""
     defaults = {"max_train_steps": 6, "checkpoint_every": 2, "log_every": 1, "report_to": "none", "cpu": True}
@@ -66,6 +74,7 @@ def fit(
             optimizer.zero_grad()
             run.log({"loss": loss}, {"learning_rate": 0.1})
             each_step(run)
+        after(run)
     return run, network
 
 

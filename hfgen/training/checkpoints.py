@@ -10,6 +10,7 @@ checkpoints:
         pipeline/           pipeline with the EMA network, for `from_pretrained`
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -61,6 +62,20 @@ def save_checkpoint(
     good = newest_good_checkpoint(folder)
     remove_checkpoints([old for old in list_checkpoints(folder)[:-total_limit] if old != good])
     return target
+
+
+def set_aside_newer(folder: Path, step: int) -> list[Path]:
+    """Rename the checkpoints after a step, from which the run does not continue, and return their new paths.
+
+    Under their old names, "latest" would be one of them, and they would outlive all new ones.
+    """
+    moved = []
+    for checkpoint in sorted(folder.glob(f"{PREFIX}*")):
+        if checkpoint.name > f"{PREFIX}{step:08d}":
+            paths = (folder / f"abandoned{count or ''}-{checkpoint.name}" for count in itertools.count())
+            moved.append(next(path for path in paths if not path.exists()))
+            os.replace(checkpoint, moved[-1])
+    return moved
 
 
 def remove_checkpoints(doomed: Iterable[Path]) -> None:

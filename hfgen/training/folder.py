@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
 from hfgen.config import changed_settings, settings_to_dict
@@ -18,6 +21,7 @@ from hfgen.files import (
     require_replaceable,
     write_text_atomically,
 )
+from hfgen.hub.upload import check_access
 from hfgen.training.checkpoints import (
     PIPELINE_FOLDER,
     PIPELINE_MARKER,
@@ -26,18 +30,57 @@ from hfgen.training.checkpoints import (
     remove_leftovers,
 )
 from hfgen.training.lock import HOLDER_FILE, LOCK_FILE, lock_folder
+from hfgen.training.settings import RunSettings
 
 
-# What a start that failed, before the first step, may leave; the folder then counts as empty.
-LEFT_BY_A_FAILED_START = frozenset(
-    ("training_config.json", "intake.json", "metrics.jsonl", "logs", LOCK_FILE, HOLDER_FILE)
-)
+SETTINGS_FILE = "training_config.json"
+# What a launch may leave before there is anything to lose, its first log entry or checkpoint; and of it what tells of
+# that launch. The folder then counts as empty.
+OF_A_LAUNCH = ("intake.json", "metrics.jsonl", "launches.jsonl", "events.jsonl", "status.json")
+LEFT_BY_A_FAILED_START = frozenset((SETTINGS_FILE, *OF_A_LAUNCH, "logs", "checkpoints"))
+PARTIAL = re.compile(r"\.(.+)\.partial-\d+")  # see `write_atomically`
 # Settings of a run's length, and schedules of the learning rate that are planned for it.
 LENGTHS, PLANNED_SCHEDULES = ("max_train_steps", "num_epochs"), ("cosine", "linear")
 NEW_FOLDER = "continue in another folder with --resume CHECKPOINT --output_dir NEW"
 BEST_FOLDER, SCORES_FILE = "best", "scores.json"
 EVALUATIONS_FILE = "evaluations.jsonl"
 STATUS_KEYS = ("status", "reason", "step", "seconds")  # of status.json
+
+
+def open_folder(
+    accelerator: Accelerator, run_settings: RunSettings, settings: Sequence[Any]
+) -> tuple[FileLock | None, Path | None, list[str]]:
+    """Create or reopen the folder of a run; all processes must call this, and errors occur on all.
+
+    Args:
+        accelerator: knows the main process, which opens the folder.
+        run_settings: they name the folder, what to resume, and the repo on the Hub.
+        settings: all settings of this launch.
+
+    Returns:
+        The lock (None on other processes), the checkpoint to resume from, and the settings that differ from those of
+        its run.
+
+    Raises:
+        UserError: see `claim_folder`; or if the repo on the Hub cannot be written.
+    """
+    folder, lock = Path(run_settings.output_dir), None
+    problem, checkpoint, changes = None, None, []
+    if accelerator.is_main_process:
+        try:
+            if run_settings.push_to_hub:  # fail before the training rather than after it
+                check_access(run_settings.hub_repo_id, run_settings.hub_private_repo)
+            lock, checkpoint = claim_folder(folder, run_settings.resume, settings)
+            if checkpoint is not None:
+                changes = changes_since(checkpoint, folder, settings)
+        except UserError as error:
+            problem = str(error)
+    problem, checkpoint, changes = broadcast_object_list([problem, checkpoint, changes])
+    if problem is not None:
+        if lock is not None:
+            lock.release()
+        raise UserError(problem)
+    return lock, checkpoint, changes
 
 
 def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> tuple[FileLock, Path | None]:
@@ -64,6 +107,7 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> t
         checkpoint = _find_start(folder, resume, settings)
         remove_leftovers(folder / "checkpoints")
         if not has_started(folder):
+            _remove_failed_start(folder, is_new=checkpoint is None)
             keep_settings(folder, settings, checkpoint)
     except BaseException:
         lock.release()
@@ -80,13 +124,14 @@ def _refuse_used(folder: Path, resume: str | None) -> None:
             f"--output_dir {folder} is not empty: continue its run with --resume latest (if it is complete, with a "
             "larger --max_train_steps), or choose another folder"
         )
-    if not (folder / "training_config.json").is_file():
-        raise UserError(f"--output_dir {folder} is not the folder of a run: it has no training_config.json")
+    if not (folder / SETTINGS_FILE).is_file():
+        raise UserError(f"--output_dir {folder} is not the folder of a run: it has no {SETTINGS_FILE}")
+    read_json(folder / SETTINGS_FILE, ("output_dir",), NEW_FOLDER)  # is it one of hfgen's?
 
 
 def _find_start(folder: Path, resume: str | None, settings: Sequence[Any]) -> Path | None:
     """Return the checkpoint to resume from, or raise a `UserError`; see `claim_folder`."""
-    config_file = folder / "training_config.json"
+    config_file = folder / SETTINGS_FILE
     saved = read_json(config_file, remedy=NEW_FOLDER) if config_file.is_file() else {}
     if has_started(folder):
         require_replaceable(folder / PIPELINE_FOLDER, PIPELINE_MARKER)
@@ -118,9 +163,34 @@ def has_started(folder: Path) -> bool:
     """Whether a folder holds a run that has begun, or anything else that must not be overwritten."""
     if not os.path.isdir(folder):  # unlike Path.is_dir, accepts names that are too long
         return False
+    names = {path.name for path in folder.iterdir()} - {LOCK_FILE, HOLDER_FILE}
+    left = {name for name in names if not _is_partial(name)}
+    if not left:
+        return False
     log = folder / "metrics.jsonl"
-    left = {path.name for path in folder.iterdir()}
-    return not left <= LEFT_BY_A_FAILED_START or (log.is_file() and log.stat().st_size > 0)
+    has_content = (log.is_file() and log.stat().st_size > 0) or any((folder / "checkpoints").glob("[!.]*"))
+    return has_content or not left <= LEFT_BY_A_FAILED_START or not _is_of_a_run(folder / SETTINGS_FILE)
+
+
+def _is_partial(name: str) -> bool:
+    """Whether a process was killed while it wrote the file."""
+    match = PARTIAL.fullmatch(name)
+    return match is not None and match[1] in LEFT_BY_A_FAILED_START
+
+
+def _is_of_a_run(file: Path) -> bool:
+    """Whether hfgen wrote a `training_config.json`."""
+    try:
+        return "output_dir" in read_json(file)
+    except UserError:
+        return False
+
+
+def _remove_failed_start(folder: Path, is_new: bool) -> None:
+    """Remove what a failed start left in a folder; if another run begins there, also what tells of that start."""
+    for path in folder.iterdir():
+        if _is_partial(path.name) or (is_new and path.name in OF_A_LAUNCH):
+            path.unlink()
 
 
 def _refuse_other_length(folder: Path, resume: str | None, saved: dict[str, Any], now: dict[str, Any]) -> None:
@@ -145,7 +215,7 @@ def keep_settings(folder: Path, settings: Sequence[Any], checkpoint: Path | None
     values = settings_to_dict(*settings)
     if checkpoint is not None and _run_of(checkpoint) != folder.resolve():
         values["resume"] = str(checkpoint)
-    write_text_atomically(folder / "training_config.json", json.dumps(values, indent=2) + "\n")
+    write_text_atomically(folder / SETTINGS_FILE, json.dumps(values, indent=2) + "\n")
 
 
 def changes_since(checkpoint: Path, folder: Path, settings: Sequence[Any]) -> list[str]:
@@ -156,7 +226,7 @@ def changes_since(checkpoint: Path, folder: Path, settings: Sequence[Any]) -> li
         folder: the run's folder; empty for a checkpoint in it, whose settings `claim_folder` compares.
         settings: all settings of this launch.
     """
-    config_file = _run_of(checkpoint) / "training_config.json"
+    config_file = _run_of(checkpoint) / SETTINGS_FILE
     if config_file.parent == folder.resolve() or not config_file.is_file():
         return []
     saved, now = read_json(config_file), settings_to_dict(*settings)

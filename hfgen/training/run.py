@@ -4,7 +4,7 @@ Each script has its own explicit training loop and calls `Run` for what does not
 step counter, log, sample sheets, checkpoints and shutdown. `Run` never calls the script's code.
 """
 
-import math
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,30 +12,28 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from filelock import FileLock
 from PIL import Image
 
 from hfgen.config import settings_to_dict
 from hfgen.errors import UserError
 from hfgen.files import append_json_line, write_atomically
 from hfgen.hardware import describe_environment, seed_global_generator
-from hfgen.hub.upload import check_access
 from hfgen.randomness import keyed_seed
 from hfgen.training import checkpoints
-from hfgen.training.folder import (
-    changes_since,
-    claim_folder,
-    keep_settings,
-    list_results,
-    note_event,
-    write_status,
-)
+from hfgen.training.folder import keep_settings, list_results, note_event, open_folder, write_status
 from hfgen.training.launcher import open_accelerator
 from hfgen.training.log import RunLog
 from hfgen.training.settings import RunSettings, planned_steps
 from hfgen.training.state import ROLLBACK_FACTOR, RunState, SavablePipeline, Stateful
 from hfgen.training.stopping import GO_ON, INTERRUPTED, NOT_FINITE, REASONS, TIME_IS_UP, StopRequests, parse_duration
-from hfgen.training.trouble import CollapseError, NonFiniteError, TrainingTroubleError
+from hfgen.training.trouble import (
+    CollapseError,
+    NonFiniteError,
+    TrainingTroubleError,
+    check_losses,
+    ending_of,
+    require_other_processes,
+)
 
 
 class Run:
@@ -81,12 +79,12 @@ class Run:
         self._stop_requests = StopRequests()
         self._on_collapse, self._max_rollbacks = "stop", 0
         self._good = True  # what a watch last reported
+        self._is_open = False  # whether `status.json` says that the run is running
         self._trouble: str | None = None
         self.accelerator = open_accelerator(settings)
         self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process
-        self._lock: FileLock | None = None  # on the main process
-        self._checkpoint, self._changes = self._open_folder()
+        self._lock, self._checkpoint, self._changes = open_folder(self.accelerator, settings, self._all_settings)
         # All processes initialise the same weights; later random numbers are keyed by (seed, step, process).
         torch.manual_seed(settings.seed)
 
@@ -94,8 +92,21 @@ class Run:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        """Record how the run ended if it did not come to `finish`, and free its folder.
+
+        Raises:
+            UserError: in place of an error of PyTorch's that only says that another process is gone.
+        """
+        try:
+            if error is not None and self._is_open and self.is_main:
+                with contextlib.suppress(UserError):  # a full disk, say; the error that ends the run counts more
+                    write_status(self.output_dir, *ending_of(error), self.step, self.seconds)
+                print(f"ended in step {self.step}; to continue, run the same command with --resume latest")
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+        if error is not None:
+            require_other_processes(error, self.accelerator.num_processes)
 
     def plan(self, images_per_step: int, images_per_epoch: int | None) -> int:
         """Return the number of updates, from `--max_train_steps` or `--num_epochs`.
@@ -145,7 +156,10 @@ class Run:
         self._log.open(self.step, self.max_train_steps, self.all_settings, self.settings.report_to)
         if self.is_main:
             keep_settings(self.output_dir, self._all_settings, self._checkpoint)
+            if self._checkpoint is not None:
+                self._set_aside_newer()
             write_status(self.output_dir, "running", "", self.step, self.seconds)
+            self._is_open = True
             changes = {"changed_settings": self._changes} if self._changes else {}
             launch = {"from_step": self.step, "data_digest": data_digest, **changes}
             append_json_line(self.output_dir / "launches.jsonl", launch | describe_environment(self.accelerator))
@@ -264,6 +278,7 @@ class Run:
         if self.is_main:
             write_atomically(target, self._state.pipeline.save_pretrained, checkpoints.PIPELINE_MARKER)
             write_status(self.output_dir, "complete" if complete else "stopped", reason, self.step, self.seconds)
+            self._is_open = False
             print(f"{reason}: step {self.step} of {self.max_train_steps}, {self.seconds:.0f} s of training in total")
             print("\n".join(list_results(self.output_dir)))
             if not complete:
@@ -306,25 +321,11 @@ class Run:
             if self.rollbacks:
                 print(f"learning rates halved {self.rollbacks} times by rollbacks so far")
 
-    def _open_folder(self) -> tuple[Path | None, list[str]]:
-        """Create or reopen the run's folder; return the checkpoint to resume from, and settings that differ from its.
-
-        Errors occur on all processes.
-        """
-        problem, checkpoint, changes = None, None, []
-        if self.is_main:
-            try:
-                if self.settings.push_to_hub:  # fail before the training rather than after it
-                    check_access(self.settings.hub_repo_id, self.settings.hub_private_repo)
-                self._lock, checkpoint = claim_folder(self.output_dir, self.settings.resume, self._all_settings)
-                if checkpoint is not None:
-                    changes = changes_since(checkpoint, self.output_dir, self._all_settings)
-            except UserError as error:
-                problem = str(error)
-        problem, checkpoint, changes = broadcast_object_list([problem, checkpoint, changes])
-        if problem is not None:
-            raise UserError(problem)
-        return checkpoint, changes
+    def _set_aside_newer(self) -> None:
+        """Set aside the checkpoints, of a run that goes back to an earlier one, which it does not continue from."""
+        if moved := checkpoints.set_aside_newer(self._checkpoints, self.step):
+            names = ", ".join(path.name for path in moved)
+            print(f"the newer checkpoints in {self._checkpoints} are now called {names}; delete what you do not need")
 
     def _random_key(self) -> tuple[int | str, ...]:
         """Key of the random numbers; a rollback changes it, to avoid the numbers that led into trouble."""
@@ -337,9 +338,7 @@ class Run:
             raise CollapseError(self._trouble)
         stop = self._should_stop(step_seconds)
         if stop or self._due(self.settings.log_every):
-            losses = self._log.write(self.step, self.seconds)
-            if bad := [name for name, value in losses.items() if not math.isfinite(value)]:
-                raise NonFiniteError(f"{', '.join(bad)} is not finite")
+            check_losses(self._log.write(self.step, self.seconds))
         self._log.bar.update()
         if stop or self._due(self.settings.checkpoint_every):
             self._save()
@@ -394,5 +393,6 @@ class Run:
         """Record how the run ends, keeping the last good checkpoint; return the error that ends it."""
         if self.is_main:
             write_status(self.output_dir, trouble.status, str(trouble), self.step, self.seconds)
+            self._is_open = False
             note_event(self.output_dir, self.step, trouble.status, str(trouble))
         return trouble.explained(self.step, self.rollbacks, self.all_settings, good)

@@ -39,7 +39,8 @@ class StopRequests:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.raise_to(TERMINATED if number == signal.SIGTERM else INTERRUPTED)
+        if self.request != INTERRUPTED:  # Ctrl-C ends the launcher, too, and then SIGTERM follows
+            self.raise_to(TERMINATED if number == signal.SIGTERM else INTERRUPTED)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

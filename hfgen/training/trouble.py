@@ -1,13 +1,21 @@
-"""Errors for training that has failed in a way that more steps will not fix."""
+"""What ends a run before its last step: training that more steps will not mend, and errors of any kind."""
 
+import math
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
-from hfgen.errors import UserError
+from hfgen.errors import TerminatedError, UserError, message_for_user
+from hfgen.training.stopping import INTERRUPTED, REASONS, TERMINATED
 
 
 # Settings that the final message names, besides the learning rates.
 RELEVANT_SETTINGS = ("mixed_precision", "max_grad_norm", "batch_size", "lr_warmup_steps")
+# Far above every loss that a training recovers from; float32 would go on to 3e38.
+MAX_LOSS = 1e12
+# What PyTorch says, by gloo or NCCL, when another process is gone.
+LOST_PROCESS = re.compile(r"connection (closed|reset|refused)|broken pipe|socket|gloo|nccl|timed? ?out", re.IGNORECASE)
 
 
 class TrainingTroubleError(UserError):
@@ -48,3 +56,38 @@ class CollapseError(TrainingTroubleError):
 
     status = "collapsed"
     remedy = "Lower --learning_rate, or try another preset; for a GAN on few images try --augment diffaugment"
+
+
+class RunawayError(TrainingTroubleError):
+    """A loss has grown beyond `MAX_LOSS`; the latest checkpoints may be useless, too."""
+
+
+def check_losses(losses: dict[str, float]) -> None:
+    """Raise a `TrainingTroubleError` for mean losses that no training recovers from.
+
+    Args:
+        losses: by name.
+    """
+    if bad := [name for name, value in losses.items() if not math.isfinite(value)]:
+        raise NonFiniteError(f"{', '.join(bad)} is not finite")
+    if bad := [f"{name} is {value:.2g}" for name, value in losses.items() if abs(value) > MAX_LOSS]:
+        raise RunawayError(f"the training has run away: {', '.join(bad)}")
+
+
+def ending_of(error: BaseException) -> tuple[str, str]:
+    """Return the status and the reason for `status.json` of a run that an error has ended."""
+    if isinstance(error, TerminatedError):
+        return "stopped", REASONS[TERMINATED]
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", REASONS[INTERRUPTED]
+    message = message_for_user(error) if isinstance(error, Exception) else None
+    return "failed", textwrap.shorten(message or f"{type(error).__name__}: {error}", 300)
+
+
+def require_other_processes(error: BaseException, num_processes: int) -> None:
+    """Raise a `UserError` in place of one of PyTorch's that only says that another process of the run is gone."""
+    if num_processes > 1 and isinstance(error, RuntimeError) and LOST_PROCESS.search(str(error)):
+        raise UserError(
+            "another process of this run has ended; its reason, if it gave one, is printed above or below "
+            f"({textwrap.shorten(str(error), 200)})"
+        ) from error
