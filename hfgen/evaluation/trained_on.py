@@ -7,7 +7,7 @@ from typing import Any
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import CACHED_SETTINGS, ImageStore, load_images
 from hfgen.files import read_json, read_json_lines
-from hfgen.inference.sampling import find_pipeline
+from hfgen.inference.opening import find_pipeline
 from hfgen.training.checkpoints import list_checkpoints, load_progress
 from hfgen.training.folder import run_of
 
