@@ -14,6 +14,7 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from hfgen.errors import UserError
+from hfgen.files import read_written_text
 from hfgen.ranges import Range
 
 
@@ -125,12 +126,12 @@ def _preset_as_flags(preset: str, presets_folder: Path, settings_classes: Sequen
     path = presets_folder / f"{preset}.json"
     if not path.is_file():
         path = Path(preset)
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         names = ", ".join(sorted(path.stem for path in presets_folder.glob("*.json")))
         raise UserError(f"--preset {preset}: must be one of {names}, or a JSON file")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        values = json.loads(read_written_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--preset {path}: not valid JSON ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"--preset {path}: must contain a JSON object of settings, not a {type(values).__name__}")

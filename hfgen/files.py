@@ -1,9 +1,11 @@
 """Writing files so that a killed process leaves them readable: atomic replacement, and JSON lines."""
 
+import errno
 import fnmatch
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,8 @@ from safetensors import SafetensorError
 from hfgen.errors import OUT_OF_MEMORY, UserError
 
 
+# Larger files of JSON, and texts that a user has written, are not read.
+MAX_JSON_BYTES, MAX_TEXT_BYTES = 1 << 28, 1 << 20
 LARGER_DISK = "set TMPDIR to a folder on a larger disk"  # remark of `writing` for temporary files
 
 
@@ -91,6 +95,30 @@ def write_text_atomically(target: Path, text: str) -> None:
     write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def read_regular(file: Path, max_bytes: int) -> bytes:
+    """Read a regular file; a pipe or a device could go on for ever.
+
+    Raises:
+        OSError: if it is something else, cannot be read, or has more than `max_bytes`.
+    """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if status.st_size > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes >> 20} MiB")
+    return file.read_bytes()
+
+
+def read_written_text(file: Path) -> str:
+    """Read a text that a user has written, such as a preset or a study.
+
+    Raises:
+        OSError: if it is not a regular file, cannot be read, or has more than `MAX_TEXT_BYTES`.
+        ValueError: if it is not UTF-8.
+    """
+    return read_regular(file, MAX_TEXT_BYTES).decode("utf-8-sig")
+
+
 def read_json(file: Path, needed: Iterable[str] = (), remedy: str = "restore it from a copy") -> dict[str, Any]:
     """Read a file that holds one JSON object, as hfgen writes them.
 
@@ -103,7 +131,7 @@ def read_json(file: Path, needed: Iterable[str] = (), remedy: str = "restore it 
         UserError: if it is missing or damaged.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(file, MAX_JSON_BYTES))
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}; {remedy}") from error
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end

@@ -1,6 +1,7 @@
 """Settings: the command line, presets, and what a resumed run may change."""
 
 import json
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -140,3 +141,15 @@ def test_a_setting_that_came_after_a_run_counts_as_its_default():
 
     assert changed_settings({"steps": 3}, Later()) == []
     assert changed_settings({"steps": 3}, Later(scale=2.0)) == ["scale: 1.0 -> 2.0"]
+
+
+def test_presets_are_regular_files_of_bounded_size_and_depth(tmp_path):
+    preset = tmp_path / "preset.json"
+    for text in ("[" * 100_000, " " * (2 << 20) + "{}", "\0", '{"a": ' * 100_000):
+        preset.write_text(text)
+        with pytest.raises(UserError, match=f"--preset {preset}: not valid JSON"):
+            parse_settings([First], tmp_path, ["--preset", str(preset)])
+    preset.unlink()
+    os.mkfifo(preset)
+    with pytest.raises(UserError, match="not a regular file"):
+        parse_settings([First], tmp_path, ["--preset", str(preset)])

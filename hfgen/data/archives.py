@@ -12,14 +12,19 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from hfgen.data.location import IMAGE_SUFFIXES
+from hfgen.data.memory import MAX_ENCODED_BYTES
 from hfgen.data.selection import ALL, select
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source, count_suffixes, counts, file_identity, notes_on_shards
 from hfgen.errors import UserError
 
 
-# Members that would unpack to more than this are refused.
-MAX_MEMBER_BYTES = 1 << 30
+# A tar's headers are in memory at once; those of real ones have a few hundred bytes.
+MAX_HEADER_BYTES = 1 << 20
+HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 
 
 def zip_source(path: Path, inner: str, settings: DataSettings) -> Source:
@@ -40,7 +45,7 @@ def zip_source(path: Path, inner: str, settings: DataSettings) -> Source:
         raise UserError(f"--dataset {path}: cannot be read as a zip file: {error}") from error
     for member in members:
         _refuse_outside(path, member.filename, f"at byte {member.header_offset} ")
-        if member.file_size > MAX_MEMBER_BYTES:
+        if member.file_size > MAX_ENCODED_BYTES:
             raise _too_large(path, member.filename, f"at byte {member.header_offset} ", member.file_size)
     members = [member for member in members if not member.is_dir()]
     members.sort(key=lambda member: PurePosixPath(member.filename))  # same order as for a folder
@@ -97,13 +102,22 @@ def tar_source(files: Sequence[Path], root: Path, inner: str, settings: DataSett
 
 def _tar_members(file: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """Yield the regular files of a tar from front to back, each with the open tar."""
-    with _named_in_errors(file), tarfile.open(file, "r|*") as archive:
+    with _named_in_errors(file), tarfile.open(file, "r|*", tarinfo=_Member) as archive:
         for member in archive:
             if member.isfile():
                 _refuse_outside(file, member.name, "")
-                if member.size > MAX_MEMBER_BYTES:
+                if member.size > MAX_ENCODED_BYTES:
                     raise _too_large(file, member.name, "", member.size)
                 yield archive, member
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar, whose name and attributes, which may be packed, are not read into memory without a limit."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in HEADERS and self.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 @contextlib.contextmanager

@@ -55,6 +55,12 @@ def array_source(path: Path, settings: DataSettings) -> Source:
     wanted = settings.dataset_column if path.suffix.lower() == ".npz" else None
     name = choose_column(str(path), wanted, candidates, list(headers))
     header = headers[name]
+    height, width = header.shape[1:3]
+    if height * width > settings.max_image_pixels:
+        raise UserError(
+            f"--dataset {path}: rejected as a decompression bomb (images of {width} x {height} pixels); raise "
+            "--max_image_pixels if you trust it"
+        )
 
     def read() -> Iterator[tuple[str, bytes | Exception]]:
         try:

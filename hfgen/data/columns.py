@@ -15,7 +15,9 @@ from typing import Any
 import pyarrow
 from PIL import Image
 
+from hfgen.data.memory import MAX_ENCODED_BYTES
 from hfgen.data.source import choose_column
+from hfgen.files import read_regular
 
 
 # A row has to be read to tell whether a column of text holds images; longer text than a path is taken as base64.
@@ -76,7 +78,7 @@ def read_path_below(folder: Path) -> ReadPath:
                 f"the row names a file elsewhere: {path[:100]}; download it, and put its path into the table"
             )
         try:
-            return (folder / path).read_bytes()
+            return read_regular(folder / path, MAX_ENCODED_BYTES)
         except (OSError, ValueError) as error:
             return error
 
@@ -99,6 +101,8 @@ def _content(value: Any, read_path: ReadPath) -> Content:
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, str) and value:
         return _decode_text(value, read_path)
+    if isinstance(value, bytes) and len(value) > MAX_ENCODED_BYTES:
+        return ValueError(f"larger than {MAX_ENCODED_BYTES >> 20} MiB")
     return value if isinstance(value, bytes) and value else ValueError("the row contains no image")
 
 

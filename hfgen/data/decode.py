@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from hfgen.data.memory import BYTES_PER_PIXEL
 from hfgen.data.metadata import read_despite_metadata
 from hfgen.data.rgb import UnreadableImageError, grey_bits, to_rgb, upright
 from hfgen.data.settings import DataSettings
@@ -60,19 +61,42 @@ def decode_image(name: str, content: bytes, settings: DataSettings, bits: int | 
     return read_despite_metadata(content, lambda encoded: _decode(name, encoded, settings, bits))
 
 
+def memory_needed(content: bytes | Exception, settings: DataSettings) -> int:
+    """Return the bytes that decoding an encoded image takes, judged by its header."""
+    if isinstance(content, Exception):
+        return 0
+    try:
+        with _open(content, settings.max_image_pixels) as image:
+            _use_draft(image, settings.sample_size)
+            width, height = image.size
+    except Exception:  # as in `_decode`; without its metadata it may yet be readable
+        return len(content) + BYTES_PER_PIXEL * settings.max_image_pixels
+    scaled = settings.sample_size**2 * max(width, height) // max(1, min(width, height))
+    pixels = min(width * height + scaled, settings.max_image_pixels)  # more are refused
+    return len(content) + BYTES_PER_PIXEL * pixels
+
+
+def _use_draft(image: Image.Image, sample_size: int) -> None:
+    """Decode a JPEG that is far larger than needed at 1/2, 1/4 or 1/8 of its size.
+
+    Twice the target size still has all the detail that the resize can use.
+    """
+    if min(image.size) >= 4 * sample_size:
+        image.draft(image.mode, (2 * sample_size, 2 * sample_size))
+
+
 def _decode(name: str, content: bytes, settings: DataSettings, bits: int | None) -> DecodedImage:
     try:
         with _open(content, settings.max_image_pixels) as image:
             _refuse_bomb(name, image.size, settings.max_image_pixels)
             file_format, mode, size = image.format or "?", image.mode, image.size
-            # Decode a JPEG that is far larger than needed at 1/2, 1/4 or 1/8 of its size. Twice the target size
-            # still has all the detail that the resize below can use.
-            if min(image.size) >= 4 * settings.sample_size:
-                image.draft(image.mode, (2 * settings.sample_size, 2 * settings.sample_size))
+            _use_draft(image, settings.sample_size)
             turned = upright(image)
             used_bits, rgb = grey_bits(turned), to_rgb(turned, bits)
     except Image.DecompressionBombError as error:
         raise _bomb(name, str(error)) from error
+    except MemoryError as error:
+        raise out_of_memory(name) from error
     except (UserError, UnreadableImageError):
         raise
     except UnidentifiedImageError as error:
@@ -118,6 +142,11 @@ def _resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int,
 def _refuse_bomb(name: str, size: tuple[int, int], limit: int) -> None:
     if size[0] * size[1] > limit:
         raise _bomb(name, f"{size[0]} x {size[1]} pixels")
+
+
+def out_of_memory(name: str) -> UserError:
+    """Return the error for an image that memory does not suffice for: without it, the data set would be another."""
+    return UserError(f"{name}: not enough memory to read it; free some, or remove the image")
 
 
 def _bomb(name: str, what: str) -> UserError:

@@ -14,10 +14,12 @@ from PIL import Image
 
 from hfgen.data.columns import find_column, images_in
 from hfgen.data.location import TOY_PAINTINGS, is_missing, is_path
+from hfgen.data.memory import MAX_ENCODED_BYTES
 from hfgen.data.selection import ALL, NoSplitsError
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source, choose_column, file_identity
 from hfgen.errors import UserError
+from hfgen.files import read_regular
 
 
 def hub_source(settings: DataSettings) -> Source:
@@ -193,8 +195,12 @@ def _read_path(path: str) -> bytes | Exception:
     if not protocols <= {"hf", "zip"}:
         return ValueError(f"the row names a file outside the data set: {path}")
     try:
+        if not protocols:
+            return read_regular(Path(path), MAX_ENCODED_BYTES)
         with fsspec.open(path, "rb") as file:
-            return file.read()
+            content = file.read(MAX_ENCODED_BYTES + 1)
+        too_large = ValueError(f"larger than {MAX_ENCODED_BYTES >> 20} MiB")
+        return content if len(content) <= MAX_ENCODED_BYTES else too_large
     except (OSError, ValueError) as error:
         if "hf" in protocols and not isinstance(error, FileNotFoundError):
             raise

@@ -3,6 +3,8 @@
 This file imports only numpy and Pillow: a copy of it is part of each Space.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from PIL import ExifTags, Image
 
@@ -25,6 +27,8 @@ class UnreadableImageError(Exception):
 
 # What a 16- or 32-bit grey image may hold: the narrowest of these that holds its values gives its white.
 GREY_BITS = (8, 10, 12, 14, 16)
+# Images are converted a few rows at a time, about this many pixels.
+STRIP_PIXELS = 1 << 20
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -47,12 +51,14 @@ def grey_bits(image: Image.Image) -> int | None:
     """
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return None
-    highest = int(np.asarray(image).max(initial=0))
+    highest = max((int(np.asarray(strip).max(initial=0)) for _, strip in _strips(image)), default=0)
     return next((bits for bits in GREY_BITS if highest < 2**bits), GREY_BITS[-1])
 
 
 def to_rgb(image: Image.Image, bits: int | None = None) -> Image.Image:
     """Convert an image of any mode to RGB: transparency on white, wide grey scaled to 8 bits.
+
+    It takes the memory of the image and of its RGB, and little more.
 
     Args:
         image: any image.
@@ -61,14 +67,33 @@ def to_rgb(image: Image.Image, bits: int | None = None) -> Image.Image:
     Raises:
         UnreadableImageError: for floating-point pixels or 32-bit pixels beyond 16 bits, whose range is unknown.
     """
+    if image.mode == "F":
+        raise UnreadableImageError("floating-point pixels of unknown range: convert them to 8 or 16 bits")
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I"):
+        bits = bits or grey_bits(image)
+    rgb = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        rgb.paste(_strip_to_rgb(strip, bits), (0, top))
+    return rgb
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the rows of an image a few at a time, with the number of the first."""
+    image.load()
+    rows = max(1, STRIP_PIXELS // max(1, image.width))
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _strip_to_rgb(image: Image.Image, bits: int | None) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
-        white = 2 ** (bits or grey_bits(image) or 16) - 1
+        white = 2 ** (bits or 16) - 1
         grey = np.asarray(image).astype(np.int64)
         if grey.size and not 0 <= grey.min() <= grey.max() <= 65535:
             raise UnreadableImageError("32-bit pixels outside the 16-bit range: convert them to 16 bits")
         return Image.fromarray(np.round(grey * (255 / white)).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise UnreadableImageError("floating-point pixels of unknown range: convert them to 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

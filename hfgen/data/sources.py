@@ -20,12 +20,14 @@ from hfgen.data.location import (
     is_hub_id,
     is_tar,
 )
+from hfgen.data.memory import MAX_ENCODED_BYTES
 from hfgen.data.selection import Selection, select
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source, UnusedColumnError, count_suffixes, counts, file_identity, notes_on_shards
 from hfgen.data.tables import parquet_source
 from hfgen.data.tfrecord import is_tfrecord, read_tfrecord_images
 from hfgen.errors import UserError
+from hfgen.files import read_regular
 
 
 def open_source(settings: DataSettings) -> Source:
@@ -82,12 +84,13 @@ def _folder(path: Path, settings: DataSettings) -> Source:
         def read() -> Iterator[tuple[str, bytes | Exception]]:
             for name, file in zip(names, images, strict=True):
                 try:
-                    yield name, file.read_bytes()
+                    yield name, read_regular(file, MAX_ENCODED_BYTES)
                 except OSError as error:
                     yield name, error
 
         description = f"folder {path}{selection.suffix}"
         return Source(description, file_identity(images, path), read, skipped, images, selection.notes)
+    files = [file for file in files if file.is_file() or not file.exists()]  # no pipes, no devices
     kinds = ((is_tfrecord, _tfrecords), (_is_parquet, parquet_source), (_is_arrow, _arrow), (is_tar, _tars))
     for belongs, open_files in kinds:
         all_chosen = [file for file in files if belongs(file)]

@@ -15,18 +15,18 @@ all runs, processes and machines that share the cache:
 import hashlib
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
 
 from hfgen.data.contents import contents_digest, last_changes
-from hfgen.data.decode import DecodedImage, UnreadableImageError, decode_image
+from hfgen.data.decode import DecodedImage, UnreadableImageError, decode_image, memory_needed, out_of_memory
 from hfgen.data.intake import ImageFacts, IntakeReport, image_facts, widest_grey, write_report
+from hfgen.data.memory import map_in_bounded_memory
 from hfgen.data.rgb import GREY_BITS
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source
@@ -42,9 +42,6 @@ CACHE_VERSION = 4
 CACHED_SETTINGS = ("sample_size", "crop", "five_crop", "drop_duplicates")
 
 CHANGES_FILE = "changes.txt"
-
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
 
 
 class ImageStore:
@@ -181,10 +178,12 @@ class _Unreadable(NamedTuple):
 def decode_all(
     source: Source, settings: DataSettings, bits: int
 ) -> Iterator[tuple[DecodedImage, ImageFacts] | _Unreadable]:
-    """Decode a source on all cores, in order, with a bounded number of images in memory."""
+    """Decode a source on all cores, in order and in bounded memory."""
 
     def decode(item: tuple[str, bytes | Exception]) -> tuple[DecodedImage, ImageFacts] | _Unreadable:
         name, content = item
+        if isinstance(content, MemoryError):
+            raise out_of_memory(name)
         if isinstance(content, Exception):
             return _Unreadable(name, f"{type(content).__name__}: {content}")
         try:
@@ -193,21 +192,9 @@ def decode_all(
             return _Unreadable(name, str(error))
         return decoded, image_facts(name, decoded)
 
-    yield from _map_in_order(decode, source.images())
+    def needed_by(item: tuple[str, bytes | Exception]) -> int:
+        return memory_needed(item[1], settings)
 
-
-def _map_in_order(function: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
-    """Map in threads on all cores, a few items ahead; Pillow decodes and resizes without the GIL."""
     workers = os.cpu_count() or 1
-    pending: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) >= 4 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        yield from map_in_bounded_memory(pool, decode, source.images(), needed_by, ahead=4 * workers)

@@ -23,8 +23,9 @@ import torch
 
 from hfgen.data.augment import prepare_batch
 from hfgen.data.batches import random_crop
-from hfgen.data.decode import UnreadableImageError, decode_image
+from hfgen.data.decode import UnreadableImageError, decode_image, memory_needed, out_of_memory
 from hfgen.data.hub_datasets import encoded_images, hub_commit, load_hub_dataset
+from hfgen.data.memory import map_in_bounded_memory
 from hfgen.data.rgb import GREY_BITS
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
@@ -198,7 +199,7 @@ class StreamBatches:
         tasks = [(position, index, *encoded[index]) for index in range(start, self._used)]
         if self._used == len(encoded):
             self._position, self._used, self._block = end, 0, None
-        decoded = list(self._decoders.map(self._decode, tasks))
+        decoded = list(map_in_bounded_memory(self._decoders, self._decode, tasks, self._needed_by, ahead=len(tasks)))
         images = [pixels for pixels in decoded if not isinstance(pixels, str)]
         for reason in [reason for reason in decoded if isinstance(reason, str)]:
             self.unreadable += 1
@@ -213,9 +214,14 @@ class StreamBatches:
             )
         return images
 
+    def _needed_by(self, task: tuple[_Position, int, str, bytes | Exception]) -> int:
+        return memory_needed(task[3], self._settings)
+
     def _decode(self, task: tuple[_Position, int, str, bytes | Exception]) -> np.ndarray | str:
         """Return the pixels of an image, uint8 `(size, size, 3)`, or the reason why it cannot be read."""
         position, index, name, content = task
+        if isinstance(content, MemoryError):
+            raise out_of_memory(name)
         if isinstance(content, Exception):
             return f"{name}: {type(content).__name__}: {content}"
         try:

@@ -2,14 +2,31 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hfgen.data.memory import MAX_ENCODED_BYTES
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source, file_identity
 from hfgen.errors import UserError
 
 
-ROWS_AT_ONCE = 64
+if TYPE_CHECKING:  # slow to import
+    from pyarrow.parquet import ParquetFile
+
+
+MAX_ROWS_AT_ONCE = 64
+
+
+def _rows(table: "ParquetFile", columns: list[str] | None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of some columns, a few at a time, in bounded memory."""
+    for group in range(table.num_row_groups):
+        # Any number of equal images may be stored as one, so that each row can be as large as all together.
+        largest = max(1, table.metadata.row_group(group).total_byte_size)
+        at_once = max(1, min(MAX_ROWS_AT_ONCE, MAX_ENCODED_BYTES // largest))
+        for batch in table.iter_batches(at_once, row_groups=[group], columns=columns):
+            if batch.nbytes > MAX_ENCODED_BYTES:
+                raise LookupError(f"one of the next {len(batch)} has more than {MAX_ENCODED_BYTES >> 20} MiB")
+            yield from batch.to_pylist()
 
 
 def parquet_source(files: list[Path], root: Path, settings: DataSettings) -> Source:
@@ -28,17 +45,16 @@ def parquet_source(files: list[Path], root: Path, settings: DataSettings) -> Sou
 
     from hfgen.data.columns import find_column, images_in, named_files, read_path_below
 
-    def rows(columns: list[str] | None = None, at_once: int = ROWS_AT_ONCE) -> Iterator[tuple[str, dict[str, Any]]]:
+    def rows(columns: list[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         for file in files:
             row = 0
             try:
                 with parquet.ParquetFile(file) as table:
                     if missing := set(columns or ()) - set(table.schema_arrow.names):
                         raise LookupError(f"it has no column {missing.pop()}")
-                    for batch in table.iter_batches(batch_size=at_once, columns=columns):
-                        for values in batch.to_pylist():
-                            yield f"{file.name}#{row}", values
-                            row += 1
+                    for values in _rows(table, columns):
+                        yield f"{file.name}#{row}", values
+                        row += 1
             except (pyarrow.ArrowException, OSError, UnicodeDecodeError, LookupError) as error:
                 raise UserError(f"{file}: cannot be read as parquet after row {row}: {error}") from error
 
@@ -49,7 +65,7 @@ def parquet_source(files: list[Path], root: Path, settings: DataSettings) -> Sou
     read_path = read_path_below(root)
 
     def first_row(columns: list[str]) -> dict[str, Any]:
-        return next(rows(columns, at_once=1), ("", {}))[1]
+        return next(rows(columns), ("", {}))[1]
 
     column = find_column(str(files[0]), settings.dataset_column, schema, first_row, read_path)
 

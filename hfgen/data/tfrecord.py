@@ -15,11 +15,10 @@ from typing import Any, BinaryIO, cast
 import google_crc32c
 
 from hfgen.data.location import SHARD, names_tfrecord
+from hfgen.data.memory import MAX_ENCODED_BYTES
 from hfgen.errors import UserError
 
 
-# A longer record is not read into memory: its length is taken as damaged.
-MAX_RECORD_BYTES = 1 << 30
 GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -64,7 +63,7 @@ def read_records(path: Path) -> Iterator[tuple[int, bytes]]:
             (length,) = struct.unpack("<Q", header[:8])
             if not _is_header(header):
                 raise _damaged(path, offset, "the checksum of the record's length is wrong")
-            if length > MAX_RECORD_BYTES:
+            if length > MAX_ENCODED_BYTES:
                 raise _damaged(path, offset, f"the record claims a length of {length} bytes")
             payload = _read_payload(file, path, offset, length)
             yield offset, payload

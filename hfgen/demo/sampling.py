@@ -7,6 +7,7 @@ index among the images of that seed, as in `hfgen sample`.
 import copy
 import inspect
 import io
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ SAVED = "saved"
 # Not those for which Pillow runs other programs.
 FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"}
 MAX_PIXELS = 64 * 1024 * 1024
+MAX_FILE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -222,10 +224,13 @@ def open_upload(path: str, size: tuple[int, int]) -> Image.Image:
     """
     height, width = size
     try:
+        if os.path.getsize(path) > MAX_FILE_BYTES:
+            raise Image.DecompressionBombError
         rgb = read_despite_metadata(Path(path).read_bytes(), lambda content: _decode(content, size))
     except Image.DecompressionBombError:
         raise ValueError(
-            f"This image has more than {MAX_PIXELS // 2**20} million pixels: upload a smaller one."
+            f"This image has more than {MAX_PIXELS // 2**20} million pixels or {MAX_FILE_BYTES // 2**20} MiB: upload "
+            "a smaller one."
         ) from None
     except Image.UnidentifiedImageError:
         raise ValueError("This file is not a readable image: upload a JPEG, PNG, WebP, BMP, TIFF or GIF.") from None

@@ -1,5 +1,6 @@
 """Sheets of samples, strips of the diffusion process, and GIFs of interpolations and runs."""
 
+import io
 import math
 import re
 import textwrap
@@ -11,7 +12,9 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
+from hfgen.data.memory import MAX_ENCODED_BYTES
 from hfgen.errors import UserError
+from hfgen.files import read_regular
 from hfgen.inference.sampling import image_generators
 from hfgen.methods.schedules import noise_schedule, on_the_scale_of_images
 
@@ -159,7 +162,7 @@ def progress_frames(run: Path) -> list[Image.Image]:
     files = sorted((run / "samples").glob("step-*.png"))
     if not files:
         raise UserError(f"{run}: contains no sample sheets (samples/step-*.png); train with --sample_every")
-    sheets = [Image.open(file).convert("RGB") for file in files]
+    sheets = [_open_sheet(file) for file in files]
     if len({sheet.size for sheet in sheets}) > 1:
         raise UserError(f"{run}: its sample sheets differ in size, because --num_sample_images was changed on resume")
     frames = []
@@ -170,6 +173,14 @@ def progress_frames(run: Path) -> list[Image.Image]:
         ImageDraw.Draw(frame).text((2, sheet.height + 1), f"step {step}", fill="black")
         frames.append(frame)
     return frames
+
+
+def _open_sheet(file: Path) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(read_regular(file, MAX_ENCODED_BYTES)), formats=["PNG"]) as sheet:
+            return sheet.convert("RGB")
+    except Exception as error:  # damaged files make Pillow's decoders raise almost anything
+        raise UserError(f"{file} cannot be read: {error}; remove it") from error
 
 
 def _to_image(pixels: torch.Tensor) -> Image.Image:

@@ -12,9 +12,11 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from hfgen.data.decode import UnreadableImageError, decode_image
+from hfgen.data.memory import MAX_ENCODED_BYTES
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 from hfgen.families import family, image_network
+from hfgen.files import read_regular
 from hfgen.hardware import choose_mixed_precision
 from hfgen.inference.interpolation import interpolate_latents
 from hfgen.methods.schedules import is_edm
@@ -200,7 +202,7 @@ def open_image(path: Path, size: int, argument: str = "--image") -> Image.Image:
         UserError: if it cannot be read.
     """
     try:
-        decoded = decode_image(str(path), path.read_bytes(), DataSettings(sample_size=size))
+        decoded = decode_image(str(path), read_regular(path, MAX_ENCODED_BYTES), DataSettings(sample_size=size))
     except (OSError, UnreadableImageError) as error:
         raise UserError(f"{argument} {path}: {error}") from error
     return Image.fromarray(decoded.pixels[0])

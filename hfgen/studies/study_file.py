@@ -11,11 +11,14 @@ from typing import Any, TypeVar
 import yaml
 
 from hfgen.errors import UserError
+from hfgen.files import read_written_text
 from hfgen.ranges import COUNT, MAX_COUNT, SEED, Range
 from hfgen.studies.scripts import METHODS, find_scripts
 
 
 # Metrics that a study can compare, and their column headings.
+# The most that a study file may hold, with the parts that it repeats by name written out, and the levels of nesting.
+MAX_PARTS, MAX_DEPTH = 100_000, 20
 METRICS = {
     "fid": "FID",
     "kid": "KID",
@@ -236,7 +239,8 @@ def read_study_file(path: Path) -> StudyFile:
         UserError: if it is not YAML, or a part is missing, unknown or invalid; the message names file and part.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_written_text(path)
+        _check_bounded(text)
         content = yaml.safe_load(text)
     except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
@@ -301,6 +305,28 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
         if not isinstance(key, str) or not key.strip():
             raise UserError(f"{where}: {key!r}: a name must be text; write it in quotes")
     return value
+
+
+def _check_bounded(text: str) -> None:
+    """Refuse what is nested too deeply, or would grow too large where it names parts of itself."""
+    open_parts: list[list[Any]] = [[None, 0]]  # anchor and size of each collection that is open
+    sizes: dict[str, int] = {}  # of each part with an anchor, written out
+    for event in yaml.parse(text, yaml.SafeLoader):
+        anchor, size = getattr(event, "anchor", None), 0
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_parts.append([anchor, 1])
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_parts.pop()
+        elif isinstance(event, yaml.ScalarEvent):
+            size = 1
+        elif isinstance(event, yaml.AliasEvent):
+            size = sizes.get(anchor, MAX_PARTS)  # an unknown one is a part of itself
+        if size and anchor is not None:
+            sizes[anchor] = size
+        open_parts[-1][1] += size
+        if len(open_parts) > MAX_DEPTH or open_parts[-1][1] > MAX_PARTS:
+            place = f"line {event.start_mark.line + 1}"
+            raise ValueError(f"{place}: more than {MAX_PARTS} parts, written out, or {MAX_DEPTH} levels")
 
 
 def _check_written_once(node: yaml.Node | None, above: frozenset[yaml.Node] = frozenset()) -> None:

@@ -12,11 +12,13 @@ import pytest
 from picture_files import encoded, noise
 from PIL import Image
 from source_files import names_in, source_of, write, write_zip
+from stores import load
 from tfrecord_writer import bytes_feature, example, record
 
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 from hfgen.errors import UserError
+from hfgen.inference.sampling import open_image
 
 
 def write_parquet(path: Path, columns: dict[str, pyarrow.Array | list]) -> Path:
@@ -387,3 +389,23 @@ def test_toy_paintings_are_as_many_as_asked_for_and_as_large_as_trained_on():
 def test_a_senseless_number_of_toy_paintings_is_refused(count):
     with pytest.raises(UserError, match=f"toy_paintings:{count}"):
         source_of(f"toy_paintings:{count}")
+
+
+SPECIAL = ["9.png", "set.tfrecord", "set-00000-of-00002", "set.parquet", "set.tar", "set.arrow"]
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_a_pipe_or_a_device_is_not_read(name, image_folder, tmp_path):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for folder in (image_folder, alone):
+        os.mkfifo(folder / name)
+        (folder / f"zero-{name}").symlink_to("/dev/zero")
+    store = load(image_folder)
+    assert len(store) == 7 and len(store.report.unreadable) == (2 if name == "9.png" else 0)
+    with pytest.raises(UserError, match="not a regular file" if name == "9.png" else "no image, TFRecord or parquet"):
+        load(alone)
+    with pytest.raises(UserError, match="no such file or folder|not a regular file"):
+        load(alone / name)
+    with pytest.raises(UserError, match="--image .*: .*not a regular file"):
+        open_image(alone / name, 16)

@@ -339,3 +339,20 @@ def test_a_study_decides_where_a_cell_is_kept_how_long_it_trains_and_publishing(
         *("dataset", "output_dir", "seed", "max_train_steps", "num_epochs", "max_train_time", "resume"),
         *("push_to_hub", "hub_model_id", "hub_private_repo"),
     }
+
+
+LAUGHS = [f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in zip("abcdefg", "bcdefgh", strict=True)]
+BOMBS = [
+    "\n".join(["a: &a [x, x]", *LAUGHS]),
+    "a: " + "[" * 100_000,
+    "a: " + "[" * 30 + "]" * 30,
+    "a: &a [*a]",
+    "x: 1\n" + " " * (2 << 20),
+]
+
+
+@pytest.mark.parametrize("text", BOMBS, ids=len)
+def test_a_study_file_is_bounded_in_size_depth_and_expansion(text, tmp_path):
+    (tmp_path / "bomb.yaml").write_text(text)
+    with pytest.raises(UserError, match="bomb.yaml: not valid YAML .*(larger than|more than|levels)"):
+        read_study_file(tmp_path / "bomb.yaml")
