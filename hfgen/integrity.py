@@ -21,8 +21,9 @@ CHUNK_BYTES = 1 << 20
 
 
 def record_digests(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Write `digests.json`: what some files of a folder, by default all in it, look like undamaged."""
-    chosen = sorted(path.name for path in folder.iterdir()) if names is None else list(names)
+    """Write `digests.json`: what some files of a folder, by default all in and below it, look like undamaged."""
+    everything = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    chosen = sorted(name for name in everything if name != DIGESTS_FILE) if names is None else list(names)
     found = {name: [*_size_and_times(folder / name), _digest(folder / name)] for name in chosen}
     write_text_atomically(folder / DIGESTS_FILE, json.dumps(found, indent=1) + "\n")
 
@@ -56,6 +57,12 @@ def find_damage(folder: Path, trust_times: bool = False) -> str | None:
         with contextlib.suppress(UserError):
             record_digests(folder, recorded)
     return None
+
+
+def save_with_digests(save: Callable[[Path], object], folder: Path) -> None:
+    """Let `save` create a folder, such as that of a pipeline, and write `digests.json` into it."""
+    save(folder)
+    record_digests(folder)
 
 
 def keep(folder: Path, write: Callable[[Path], object]) -> None:

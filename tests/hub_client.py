@@ -112,8 +112,9 @@ def digest_of(pipeline) -> str:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return the content of all files below a folder, by path."""
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    """Return the content of all files below a folder, by path, but for the digests of a run's pipeline."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != "digests.json")
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def serve() -> None:

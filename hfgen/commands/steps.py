@@ -143,10 +143,12 @@ def save_number_of_steps(folder: Path, number: int) -> None:
     """Make a number of denoising steps the default of the pipeline in a folder."""
     import hfgen.pipelines.pipeline_ddpm as code
     from hfgen.files import write_text_atomically
+    from hfgen.integrity import record_digests
 
     # The code beside the weights may be from a version without this default.
     write_text_atomically(folder / "pipeline_ddpm.py", Path(code.__file__).read_text(encoding="utf-8"))
     file = folder / "model_index.json"
     index = json.loads(file.read_text()) | {"num_inference_steps": number}
     write_text_atomically(file, json.dumps(index, indent=2) + "\n")
+    record_digests(folder)
     typer.echo(f"saved in {file}")

@@ -18,6 +18,7 @@ from hfgen.evaluation.scoring import generated_images
 from hfgen.files import read_json_lines, write_atomically, write_text_atomically
 from hfgen.inference.reference_curves import compare_with_reference
 from hfgen.inference.sampling import SamplingOptions
+from hfgen.integrity import save_with_digests
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.kernel import kernel_distance
 from hfgen.metrics.memorisation import thumbnails
@@ -165,5 +166,5 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
 
 
 def _save_best(folder: Path, pipeline: DiffusionPipeline, line: dict[str, Any]) -> None:
-    pipeline.save_pretrained(folder / PIPELINE_FOLDER)
+    save_with_digests(pipeline.save_pretrained, folder / PIPELINE_FOLDER)
     (folder / SCORES_FILE).write_text(json.dumps(line, indent=2) + "\n")

@@ -16,6 +16,7 @@ from hfgen.data.location import hub_id_of_address, is_hub_id
 from hfgen.errors import UserError
 from hfgen.families import family, image_network
 from hfgen.files import read_json
+from hfgen.integrity import DIGESTS_FILE, find_damage
 from hfgen.methods.matrix_convolution import use_matrix_products
 from hfgen.methods.schedules import SAMPLERS, sampling_scheduler, steps_of
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
@@ -73,7 +74,7 @@ def open_pipeline(
     chosen_device = choose_device(device)
     try:
         folder = Path(source if path.exists() else snapshot_download(source, allow_patterns=FILES_OF_A_PIPELINE))
-        _check_sizes(folder)
+        _check_files(folder)
         pipeline = _pipeline_class(folder).from_pretrained(folder)
         _check_that_weights_are_complete(pipeline, folder)
         pipeline.to(chosen_device)
@@ -171,8 +172,11 @@ def _pipeline_class(folder: Path) -> type[DiffusionPipeline]:
     return PIPELINES[class_name]
 
 
-def _check_sizes(folder: Path) -> None:
-    """Raise a `UserError` if a network's configuration asks for more than any network of images has."""
+def _check_files(folder: Path) -> None:
+    """Raise a `UserError` if a file is damaged, or a configuration asks for more than any network of images has."""
+    if (folder / DIGESTS_FILE).is_file() and (damage := find_damage(folder, trust_times=True)):
+        remedy = f"take another checkpoint, or, if you changed it yourself, delete {folder / DIGESTS_FILE}"
+        raise UserError(f"{folder} is damaged: {damage}; {remedy}")
     for file in sorted(folder.glob("*/config.json")):
         if not file.is_file() or file.stat().st_size > MAX_CONFIG_BYTES:
             raise UserError(f"{file}: must be a file of at most {MAX_CONFIG_BYTES:,} bytes")

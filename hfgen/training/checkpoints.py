@@ -22,7 +22,7 @@ import torch
 
 from hfgen.errors import UserError
 from hfgen.files import read_json, write_atomically
-from hfgen.integrity import DIGESTS_FILE, find_damage, record_digests
+from hfgen.integrity import DIGESTS_FILE, find_damage, record_digests, save_with_digests
 
 
 PREFIX = "step-"
@@ -53,7 +53,7 @@ def save_checkpoint(
     def write(temporary: Path) -> None:
         temporary.mkdir()
         torch.save(state, temporary / STATE_FILE)
-        save_pipeline(temporary / PIPELINE_FOLDER)
+        save_with_digests(save_pipeline, temporary / PIPELINE_FOLDER)
         (temporary / PROGRESS_FILE).write_text(json.dumps(progress, indent=2) + "\n")
         record_digests(temporary, (PROGRESS_FILE, STATE_FILE))
 

@@ -7,6 +7,7 @@ step counter, log, sample sheets, checkpoints and shutdown. `Run` never calls th
 import contextlib
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hfgen.config import settings_to_dict
 from hfgen.errors import UserError
 from hfgen.files import append_json_line, write_atomically
 from hfgen.hardware import describe_environment, seed_global_generator
+from hfgen.integrity import save_with_digests
 from hfgen.randomness import keyed_seed
 from hfgen.training import checkpoints
 from hfgen.training.folder import keep_settings, list_results, note_event, open_folder, write_status
@@ -276,7 +278,8 @@ class Run:
         complete = self.is_complete
         reason = "complete" if complete else REASONS[self._stop_requests.request]
         if self.is_main:
-            write_atomically(target, self._state.pipeline.save_pretrained, checkpoints.PIPELINE_MARKER)
+            save = partial(save_with_digests, self._state.pipeline.save_pretrained)
+            write_atomically(target, save, checkpoints.PIPELINE_MARKER)
             write_status(self.output_dir, "complete" if complete else "stopped", reason, self.step, self.seconds)
             self._is_open = False
             print(f"{reason}: step {self.step} of {self.max_train_steps}, {self.seconds:.0f} s of training in total")

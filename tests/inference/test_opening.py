@@ -5,11 +5,13 @@ import os
 
 import pytest
 import torch
+from damages import DAMAGES
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 
 from hfgen.errors import UserError
 from hfgen.inference.opening import open_pipeline
+from hfgen.integrity import find_damage, record_digests
 from hfgen.models.dcgan import DCGANGenerator
 from hfgen.models.unet_base import UNetBase
 from hfgen.pipelines import DDPMPipeline, GANPipeline
@@ -83,3 +85,24 @@ def test_a_diffusion_pipeline_that_cannot_take_a_step_is_refused(tmp_path, sched
         change(tmp_path / "scheduler" / "scheduler_config.json", **settings)
     with pytest.raises(UserError, match=reason.replace("[", r"\[")):
         open_pipeline(str(tmp_path), "cpu")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", ["model_index.json", "generator/diffusion_pytorch_model.safetensors"])
+def test_a_damaged_file_of_a_run_s_pipeline_is_named(gan, file, damage):
+    record_digests(gan)
+    open_pipeline(str(gan), "cpu")
+    DAMAGES[damage](gan / file)
+    with pytest.raises(UserError, match="model_index.json" if file == "model_index.json" else f"{gan} is .*{file}"):
+        open_pipeline(str(gan), "cpu")
+    assert not damage == "flipped" or find_damage(gan) == f"the contents of {file} have changed"
+
+
+def test_a_pipeline_that_somebody_changed_opens_without_its_digests(gan):
+    record_digests(gan)
+    file = gan / "generator" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(UserError, match=f"if you changed it yourself, delete {gan / 'digests.json'}"):
+        open_pipeline(str(gan), "cpu")
+    (gan / "digests.json").unlink()
+    open_pipeline(str(gan), "cpu")
