@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,11 @@ def set_aside_newer(folder: Path, step: int) -> list[Path]:
             moved.append(next(path for path in paths if not path.exists()))
             os.replace(checkpoint, moved[-1])
     return moved
+
+
+def save_final_pipeline(folder: Path, save: Callable[[Path], object]) -> None:
+    """Save the pipeline of a finished run in its folder, with digests of the files."""
+    write_atomically(folder / PIPELINE_FOLDER, partial(save_with_digests, save), PIPELINE_MARKER)
 
 
 def remove_checkpoints(doomed: Iterable[Path]) -> None:

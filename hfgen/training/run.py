@@ -7,7 +7,6 @@ step counter, log, sample sheets, checkpoints and shutdown. `Run` never calls th
 import contextlib
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from hfgen.config import settings_to_dict
 from hfgen.errors import UserError
 from hfgen.files import append_json_line, write_atomically
 from hfgen.hardware import describe_environment, seed_global_generator
-from hfgen.integrity import save_with_digests
 from hfgen.randomness import keyed_seed
 from hfgen.training import checkpoints
 from hfgen.training.folder import keep_settings, list_results, note_event, open_folder, write_status
@@ -274,12 +272,10 @@ class Run:
             SystemExit: with status 143 if SIGTERM ended the run, 130 for Ctrl-C, so that an interrupted run is not
                 taken for a finished one.
         """
-        target = self.output_dir / checkpoints.PIPELINE_FOLDER
         complete = self.is_complete
         reason = "complete" if complete else REASONS[self._stop_requests.request]
         if self.is_main:
-            save = partial(save_with_digests, self._state.pipeline.save_pretrained)
-            write_atomically(target, save, checkpoints.PIPELINE_MARKER)
+            checkpoints.save_final_pipeline(self.output_dir, self._state.pipeline.save_pretrained)
             write_status(self.output_dir, "complete" if complete else "stopped", reason, self.step, self.seconds)
             self._is_open = False
             print(f"{reason}: step {self.step} of {self.max_train_steps}, {self.seconds:.0f} s of training in total")
@@ -290,7 +286,7 @@ class Run:
         self.accelerator.end_training()
         if not complete and self._stop_requests.exit_status:
             raise SystemExit(self._stop_requests.exit_status)
-        return target
+        return self.output_dir / checkpoints.PIPELINE_FOLDER
 
     @property
     def seconds(self) -> float:
