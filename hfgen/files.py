@@ -4,6 +4,7 @@ import errno
 import fnmatch
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -18,6 +19,7 @@ from hfgen.errors import OUT_OF_MEMORY, UserError
 
 # Larger files of JSON, and texts that a user has written, are not read.
 MAX_JSON_BYTES, MAX_TEXT_BYTES = 1 << 28, 1 << 20
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old)-\d+")  # see `write_atomically`
 LARGER_DISK = "set TMPDIR to a folder on a larger disk"  # remark of `writing` for temporary files
 
 
@@ -88,6 +90,25 @@ def _replace_folder(folder: Path, new: Path, own: Collection[str]) -> None:
         if not any(fnmatch.fnmatch(path.name, pattern) for pattern in own):
             os.replace(path, folder / path.name)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what `write_atomically` in killed processes left in a folder and in those directly in it.
+
+    A folder whose replacement was interrupted between the two renames gets its old version back. Nobody else may be
+    writing there.
+    """
+    for place in [folder, *(path for path in folder.glob("*") if path.is_dir() and not path.is_symlink())]:
+        for path in place.glob(".*"):
+            match = LEFTOVER.fullmatch(path.name)
+            if match is None:
+                continue
+            if match["kind"] == "old" and not (place / match["name"]).exists():
+                os.replace(path, place / match["name"])
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def write_text_atomically(target: Path, text: str) -> None:

@@ -320,7 +320,7 @@ def _check_bounded(text: str) -> None:
         elif isinstance(event, yaml.ScalarEvent):
             size = 1
         elif isinstance(event, yaml.AliasEvent):
-            size = sizes.get(anchor, MAX_PARTS)  # an unknown one is a part of itself
+            size = sizes.get(str(anchor), MAX_PARTS)  # an unknown one is a part of itself
         if size and anchor is not None:
             sizes[anchor] = size
         open_parts[-1][1] += size

@@ -170,8 +170,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read: {error}; {remedy}") from error
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete half-written and half-deleted checkpoints of a killed process."""
-    for pattern in (f".{PREFIX}*.partial-*", f".{PREFIX}*.removed", f".{PREFIX}*.old*"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+def remove_half_deleted(folder: Path) -> None:
+    """Delete checkpoints that a killed process was deleting; see `remove_checkpoints`."""
+    for path in folder.glob(f".{PREFIX}*.removed"):
+        shutil.rmtree(path, ignore_errors=True)

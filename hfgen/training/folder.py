@@ -17,6 +17,7 @@ from hfgen.files import (
     append_json_line,
     read_json,
     read_json_lines,
+    remove_leftovers,
     require_place_for,
     require_replaceable,
     write_text_atomically,
@@ -27,7 +28,7 @@ from hfgen.training.checkpoints import (
     PIPELINE_MARKER,
     find_checkpoint,
     list_checkpoints,
-    remove_leftovers,
+    remove_half_deleted,
 )
 from hfgen.training.lock import HOLDER_FILE, LOCK_FILE, lock_folder
 from hfgen.training.settings import RunSettings
@@ -105,7 +106,8 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> t
     try:
         _refuse_used(folder, resume)
         checkpoint = _find_start(folder, resume, settings)
-        remove_leftovers(folder / "checkpoints")
+        remove_leftovers(folder)
+        remove_half_deleted(folder / "checkpoints")
         if not has_started(folder):
             _remove_failed_start(folder, is_new=checkpoint is None)
             keep_settings(folder, settings, checkpoint)

@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from hfgen.errors import UserError
-from hfgen.files import write_atomically, write_text_atomically
+from hfgen.files import remove_leftovers, write_atomically, write_text_atomically
 from hfgen.integrity import record_digests
 from hfgen.training.checkpoints import (
     find_checkpoint,
     list_checkpoints,
     load_progress,
     load_state,
-    remove_leftovers,
     save_checkpoint,
 )
 

@@ -2,14 +2,18 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
 from damages import DAMAGES, flip_a_byte
-from line_method import fit, metrics
+from line_method import LineSettings, fit, metrics
+from toy_runs import files_of
 
 from hfgen.errors import UserError
 from hfgen.training.checkpoints import list_checkpoints, newest_good_checkpoint
+from hfgen.training.folder import claim_folder
+from hfgen.training.settings import RunSettings
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
@@ -83,3 +87,32 @@ def test_torn_lines_of_every_log_are_left_out(torn, undamaged, tmp_path):
     _, network = fit(tmp_path, resume="latest")
     assert [entry["step"] for entry in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert torch.equal(network.weight, undamaged)
+
+
+def test_what_a_killed_process_left_is_removed_and_what_it_was_replacing_comes_back(tmp_path):
+    fit(tmp_path, max_train_steps=4)[0].finish()
+    before = files_of(tmp_path)
+    places = ("pipeline", "best", "status.json", "samples/step-00000004.png", "checkpoints/step-00000006")
+    for name in (tmp_path / name for name in places):
+        name.parent.mkdir(exist_ok=True)
+        for left in (f".{name.name}.partial-123", f".{name.name}.old-123"):
+            name.with_name(left).mkdir()
+            (name.with_name(left) / "weights").write_text("half")
+    for name in ("best", "checkpoints/step-00000006", "samples/step-00000004.png"):
+        folder = (tmp_path / name).parent
+        shutil.rmtree(folder / f".{(tmp_path / name).name}.old-123")  # there was none before
+    (tmp_path / "pipeline").rename(tmp_path / ".pipeline.old-123x")
+    shutil.rmtree(tmp_path / ".pipeline.old-123")
+    (tmp_path / ".pipeline.old-123x").rename(tmp_path / ".pipeline.old-123")
+    (tmp_path / ".mine.partial").write_text("of somebody else")
+    lock, _ = claim_folder(tmp_path, "latest", [RunSettings(**saved_settings(tmp_path)), LineSettings()])
+    lock.release()
+    after = files_of(tmp_path)
+    assert after.pop(".mine.partial") == b"of somebody else"
+    assert {name for name in after if not name.startswith(".lock")} == {n for n in before if not n.startswith(".lock")}
+    assert list((tmp_path / "samples").iterdir()) == [] and not (tmp_path / ".pipeline.old-123").exists()
+
+
+def saved_settings(folder):
+    saved = json.loads((folder / "training_config.json").read_text())
+    return {key: value for key, value in saved.items() if key != "learning_rate"}
