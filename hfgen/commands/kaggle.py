@@ -60,9 +60,7 @@ def kaggle_zip(
     device: Device = "auto",
 ) -> None:
     """Write a submission to Kaggle's gan-getting-started: a zip of 256-pixel RGB JPEGs, generated batch by batch."""
-    refuse_to_replace(output)
-    if output.suffix != ".zip":
-        raise UserError(f"--output {output}: must end in .zip; Kaggle looks for images.zip")
+    refuse_to_replace(output, endings=(".zip",))
     if not MIN_IMAGES <= num_images <= MAX_IMAGES:
         raise UserError(f"--num_images {num_images}: the competition accepts {MIN_IMAGES:,} to {MAX_IMAGES:,} images")
     if size != SIDE:

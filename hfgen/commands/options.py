@@ -1,7 +1,7 @@
 """Arguments, options and checks shared by several commands."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -84,8 +84,10 @@ def require_new_folder(output: Path) -> None:
     require_place_for(output, "--output")
 
 
-def refuse_to_replace(file: Path, option: str = "--output") -> None:
-    """Raise a `UserError` if a command's output file exists or cannot be created."""
+def refuse_to_replace(file: Path, option: str = "--output", endings: Collection[str] = ()) -> None:
+    """Raise a `UserError` if a command's output file exists, cannot be created, or has not one of the endings."""
+    if endings and file.suffix.lower() not in endings:
+        raise UserError(f"{option} {file}: must end in {' or '.join(endings)}, as what is written there")
     if os.path.exists(file):  # unlike Path.exists, accepts names that are too long
         raise UserError(f"{option} {file} exists; choose another name")
     require_place_for(file, option)

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from hfgen.commands.options import in_range, refuse_to_replace
-from hfgen.errors import UserError
 from hfgen.files import writing
 from hfgen.ranges import Range
 
@@ -23,7 +22,7 @@ def progress(
     ] = 0.5,
 ) -> None:
     """Make a GIF of a run's sample sheets: images of the same latents over the course of training."""
-    refuse_to_replace(output)
+    refuse_to_replace(output, endings=(".gif",))
     from hfgen.inference.figures import progress_frames, write_gif
 
     frames = progress_frames(run)
@@ -45,9 +44,7 @@ def curves(
     ] = False,
 ) -> None:
     """Plot the losses and scores of runs against steps and time."""
-    refuse_to_replace(output)
-    if output.suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--output {output}: must end in .png, .pdf or .svg")
+    refuse_to_replace(output, endings=(".png", ".pdf", ".svg"))
     from hfgen.inference.curves import compared_with_references, plot_curves
     from hfgen.inference.reference_curves import read_reference_curves
 

@@ -32,7 +32,7 @@ from hfgen.training.trouble import (
     TrainingTroubleError,
     check_losses,
     ending_of,
-    require_other_processes,
+    lost_process,
 )
 
 
@@ -97,16 +97,17 @@ class Run:
         Raises:
             UserError: in place of an error of PyTorch's that only says that another process is gone.
         """
+        lost = lost_process(error, self.accelerator.num_processes)
         try:
             if error is not None and self._is_open and self.is_main:
                 with contextlib.suppress(UserError):  # a full disk, say; the error that ends the run counts more
-                    write_status(self.output_dir, *ending_of(error), self.step, self.seconds)
+                    write_status(self.output_dir, *ending_of(lost or error), self.step, self.seconds)
                 print(f"ended in step {self.step}; to continue, run the same command with --resume latest")
         finally:
             if self._lock is not None:
                 self._lock.release()
-        if error is not None:
-            require_other_processes(error, self.accelerator.num_processes)
+        if lost is not None:
+            raise lost from error
 
     def plan(self, images_per_step: int, images_per_epoch: int | None) -> int:
         """Return the number of updates, from `--max_train_steps` or `--num_epochs`.

@@ -84,10 +84,11 @@ def ending_of(error: BaseException) -> tuple[str, str]:
     return "failed", textwrap.shorten(message or f"{type(error).__name__}: {error}", 300)
 
 
-def require_other_processes(error: BaseException, num_processes: int) -> None:
-    """Raise a `UserError` in place of one of PyTorch's that only says that another process of the run is gone."""
-    if num_processes > 1 and isinstance(error, RuntimeError) and LOST_PROCESS.search(str(error)):
-        raise UserError(
-            "another process of this run has ended; its reason, if it gave one, is printed above or below "
-            f"({textwrap.shorten(str(error), 200)})"
-        ) from error
+def lost_process(error: BaseException | None, num_processes: int) -> UserError | None:
+    """Return what to say in place of an error of PyTorch's that only means that another process is gone; else None."""
+    if num_processes == 1 or not isinstance(error, RuntimeError) or not LOST_PROCESS.search(str(error)):
+        return None
+    return UserError(
+        "another process of this run has ended; its reason, if it gave one, is printed above or below "
+        f"({textwrap.shorten(str(error), 200)})"
+    )

@@ -428,3 +428,8 @@ def test_a_full_disk_is_an_error_in_one_line_that_names_the_output(hfgen, pipeli
     (line,) = [line for line in err.replace("\r", "\n").split("\n") if line.startswith("error")]
     assert status == 2 and "Traceback" not in err
     assert line.startswith(f"error: could not write {tmp_path / 'new'}: [Errno 28] No space left on device; ")
+
+
+def test_a_file_of_another_kind_is_not_written_under_a_name_that_says_otherwise(refusal, tmp_path):
+    for command, ending in (("progress", ".gif"), ("curves", ".png or .pdf or .svg"), ("kaggle-zip", ".zip")):
+        assert f"a.doc: must end in {ending}" in refusal(command, "gone", "--output", tmp_path / "a.doc")
