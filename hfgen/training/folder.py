@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from filelock import FileLock
 from hfgen.config import changed_settings, settings_to_dict
 from hfgen.errors import UserError
 from hfgen.files import (
+    LEFTOVER,
     append_json_line,
     read_json,
     read_json_lines,
@@ -39,7 +39,6 @@ SETTINGS_FILE = "training_config.json"
 # that launch. The folder then counts as empty.
 OF_A_LAUNCH = ("intake.json", "metrics.jsonl", "launches.jsonl", "events.jsonl", "status.json")
 LEFT_BY_A_FAILED_START = frozenset((SETTINGS_FILE, *OF_A_LAUNCH, "logs", "checkpoints"))
-PARTIAL = re.compile(r"\.(.+)\.partial-\d+")  # see `write_atomically`
 # Settings of a run's length, and schedules of the learning rate that are planned for it.
 LENGTHS, PLANNED_SCHEDULES = ("max_train_steps", "num_epochs"), ("cosine", "linear")
 NEW_FOLDER = "continue in another folder with --resume CHECKPOINT --output_dir NEW"
@@ -109,7 +108,8 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> t
         remove_leftovers(folder)
         remove_half_deleted(folder / "checkpoints")
         if not has_started(folder):
-            _remove_failed_start(folder, is_new=checkpoint is None)
+            for name in OF_A_LAUNCH if checkpoint is None else ():  # of a start that failed
+                (folder / name).unlink(missing_ok=True)
             keep_settings(folder, settings, checkpoint)
     except BaseException:
         lock.release()
@@ -176,8 +176,8 @@ def has_started(folder: Path) -> bool:
 
 def _is_partial(name: str) -> bool:
     """Whether a process was killed while it wrote the file."""
-    match = PARTIAL.fullmatch(name)
-    return match is not None and match[1] in LEFT_BY_A_FAILED_START
+    match = LEFTOVER.fullmatch(name)
+    return match is not None and match["name"] in LEFT_BY_A_FAILED_START
 
 
 def _is_of_a_run(file: Path) -> bool:
@@ -186,13 +186,6 @@ def _is_of_a_run(file: Path) -> bool:
         return "output_dir" in read_json(file)
     except UserError:
         return False
-
-
-def _remove_failed_start(folder: Path, is_new: bool) -> None:
-    """Remove what a failed start left in a folder; if another run begins there, also what tells of that start."""
-    for path in folder.iterdir():
-        if _is_partial(path.name) or (is_new and path.name in OF_A_LAUNCH):
-            path.unlink()
 
 
 def _refuse_other_length(folder: Path, resume: str | None, saved: dict[str, Any], now: dict[str, Any]) -> None:
