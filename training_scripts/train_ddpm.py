@@ -80,7 +80,7 @@ class DDPMSettings:
         None, "gamma of Min-SNR loss weighting (5 in the paper); unset: no weighting", POSITIVE
     )
     match_noise: bool = setting(False, "pair each image of a batch with nearby noise (immiscible diffusion)")
-    batch_size: int = setting(64, "images per update and process", COUNT)
+    batch_size: int = setting(64, "images per update and process", Range(1, 100_000))
     gradient_accumulation_steps: int = setting(
         1, "split each update's batch into this many parts: less memory, same batch size", COUNT
     )
@@ -277,6 +277,8 @@ def build_unet(settings: DDPMSettings, sample_size: int) -> ModelMixin:
     channels = tuple(settings.block_out_channels or (64, 128, 256, 512))
     if min(channels) < 1:
         raise ValueError(f"block_out_channels={channels} must be positive")
+    if channels[-1] < 8:
+        raise ValueError(f"block_out_channels={channels}: the last must be at least 8, the width of an attention head")
     factor = 2 ** (len(channels) - 1)
     if sample_size % factor:
         raise ValueError(f"sample_size={sample_size} must be a multiple of {factor} for block_out_channels={channels}")

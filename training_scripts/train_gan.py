@@ -101,7 +101,7 @@ class GANSettings:
     r1_weight: float = setting(0.0, "gamma of R1, the gradient penalty at real images; 0: off", NOT_NEGATIVE)
     r2_weight: float = setting(0.0, "gamma of R2, the gradient penalty at generated images; 0: off", NOT_NEGATIVE)
     n_critic: int = setting(1, "discriminator updates per generator update", COUNT)
-    batch_size: int = setting(64, "images per update and process", COUNT)
+    batch_size: int = setting(64, "images per update and process", Range(1, 100_000))
     learning_rate: float = setting(2e-4, "Adam learning rate of both networks", POSITIVE)
     learning_rate_d: float | None = setting(
         None, "learning rate of the discriminator; unset: --learning_rate", POSITIVE

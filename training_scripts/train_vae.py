@@ -106,7 +106,7 @@ class VAESettings:
     free_bits: float = setting(
         0.0, "nats of KL per latent dimension that are not penalised (the paper's lambda)", NOT_NEGATIVE
     )
-    batch_size: int = setting(64, "images per update and process", COUNT)
+    batch_size: int = setting(64, "images per update and process", Range(1, 100_000))
     learning_rate: float = setting(1e-3, "AdamW learning rate, after the warm-up", POSITIVE)
     lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = setting(
         "constant_with_warmup", "learning rate schedule"

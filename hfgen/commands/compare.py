@@ -68,6 +68,7 @@ def compare(
     from hfgen.metrics.report import finite
 
     loaded, size = open_all(pipelines, device)
+    refuse_unused({family(pipeline) for pipeline in loaded.values()}, steps, num_inference_steps, sample_from)
     data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=size)
     real = open_reference(data, loaded[pipelines[0]].device, features, mode, feature_weights)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
@@ -113,6 +114,18 @@ def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPip
         listed = ", ".join(f"{where} {size}" for where, size in sizes.items())
         raise UserError(f"the pipelines cannot be compared, because their image sizes differ: {listed} pixels")
     return loaded, sizes[pipelines[0]]
+
+
+def refuse_unused(
+    families: set[str], steps: str | None, num_inference_steps: int | None, sample_from: str | None
+) -> None:
+    """Raise a `UserError` for an option that no pipeline of these families uses."""
+    if steps is not None and num_inference_steps is not None:
+        raise UserError("--steps --num_inference_steps: both choose denoising steps; leave out one of the two")
+    if (steps is not None or num_inference_steps is not None) and "ddpm" not in families:
+        raise UserError("--steps and --num_inference_steps apply only to diffusion; leave them out")
+    if sample_from is not None and "vae" not in families:
+        raise UserError(f"--sample_from {sample_from}: applies only to a VAE; leave it out")
 
 
 def parse_steps(text: str) -> list[int]:

@@ -73,7 +73,10 @@ ScoredImages = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    int, typer.Option("--batch_size", callback=in_range(COUNT), help="images per batch; lower it to save memory")
+    int,
+    typer.Option(
+        "--batch_size", callback=in_range(Range(1, 10_000)), help="images per batch; lower it to save memory"
+    ),
 ]
 
 

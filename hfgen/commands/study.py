@@ -115,11 +115,13 @@ def join(
 ) -> None:
     """Join a study running elsewhere: train and score its cells until none are left."""
     from hfgen.commands.evaluate import where_it_is
+    from hfgen.studies.database import require_database
     from hfgen.studies.launch import Workspace
     from hfgen.studies.scripts import find_scripts
     from hfgen.studies.storage import StudyStore
     from hfgen.studies.worker import work
 
+    require_database(url)
     store = StudyStore(url, grace_seconds)
     stored = store.open(study)
     if stored.version != hfgen.__version__:
@@ -136,10 +138,13 @@ def status(where: Where, study: NameInDatabase = None) -> None:
     """Show a study's progress: cells done, running and to do, their workers, and the estimated time left."""
     import datetime
 
+    from hfgen.studies.database import reading_from
     from hfgen.studies.progress import describe_progress
 
     store, stored = find(where, study)
-    typer.echo(describe_progress(stored, store.trials(), datetime.datetime.now()))
+    with reading_from(store.url):
+        trials = store.trials()
+    typer.echo(describe_progress(stored, trials, datetime.datetime.now()))
 
 
 @study_app.command()
@@ -150,10 +155,13 @@ def report(
 ) -> None:
     """Write a study's report with the results so far; works while it runs."""
     require_new_folder(output)
+    from hfgen.studies.database import reading_from
     from hfgen.studies.report import write_report
 
     store, stored = find(where, study)
-    write_report(stored, store.outcomes(stored), output)
+    with reading_from(store.url):
+        outcomes = store.outcomes(stored)
+    write_report(stored, outcomes, output)
     typer.echo(f"{output / 'index.html'}, report.md, cells.csv, table.tex")
 
 
@@ -163,10 +171,13 @@ def find(where: str, study: str | None) -> "tuple[StudyStore, Study]":
     Raises:
         UserError: if there is none.
     """
+    from hfgen.studies.database import require_database
     from hfgen.studies.storage import StudyStore, sqlite_url
 
     if "://" not in where and not (Path(where) / "study.db").is_file():
         raise UserError(f"{where}: not a study: it contains no study.db, and is not the URL of a database")
+    if "://" in where:
+        require_database(where)
     store = StudyStore(where if "://" in where else sqlite_url(Path(where)))
     return store, store.open(study)
 

@@ -42,6 +42,14 @@ class Target:
         return f"the Space {self.repo_id}" if self.repo_type == "space" else self.repo_id
 
 
+def check_repo_id(repo_id: str) -> None:
+    """Raise a `UserError` if a name, with or without its owner, cannot be that of a Hub repo."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"{repo_id}: not a valid name of a Hub repo: {_line(error)}") from error
+
+
 def check_access(repo_id: str, private: bool, token: str | None = None, repo_type: str = "model") -> Target:
     """Check in advance whether an upload can succeed. Nothing is created.
 
@@ -56,11 +64,9 @@ def check_access(repo_id: str, private: bool, token: str | None = None, repo_typ
             repo is public, or the Hub cannot be reached.
     """
     api = HfApi(token=token)
+    check_repo_id(repo_id)
     try:
-        validate_repo_id(repo_id)
         user = api.whoami()
-    except HFValidationError as error:
-        raise UserError(f"{repo_id}: not a valid name of a Hub repo: {_line(error)}") from error
     except LocalTokenNotFoundError as error:
         raise UserError(f"{repo_id}: you are not logged in to the Hub; {LOG_IN}") from error
     except Exception as error:  # HTTP or network; the classes differ between huggingface_hub 0.36 and 1.0

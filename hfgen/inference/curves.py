@@ -44,7 +44,7 @@ def plot_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ())
         UserError: if a folder has no log.
     """
     same_names = len({run.resolve().name for run in runs}) < len(runs)
-    logs = {str(run) if same_names else run.resolve().name: read_metrics(run) for run in runs}
+    logs = {_label(str(run) if same_names else run.resolve().name): read_metrics(run) for run in runs}
     found = {name for log in logs.values() for entry in log for name in entry}
     losses = [name for name in found if name == "loss" or name.startswith("loss_") or name.endswith("_loss")]
     names = [*sorted(losses), *(name for name in SCORES if name in found)]
@@ -72,6 +72,12 @@ def plot_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ())
         by_time.grid(alpha=0.3)
     axes[0][0].legend(fontsize="small")
     return figure
+
+
+def _label(name: str) -> str:
+    """Return a name as matplotlib shows it: valid text, no formulas, and in the legend even if it begins with "_"."""
+    text = name.encode("utf-8", "backslashreplace").decode()
+    return f" {text}".replace("$", r"\$") if text.startswith("_") else text.replace("$", r"\$")
 
 
 def compared_with_references(run: Path) -> str:

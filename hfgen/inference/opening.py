@@ -83,6 +83,8 @@ def open_pipeline(
     except Exception as error:  # from JSON, safetensors, disk or network: in any case there is no pipeline
         raise UserError(f"{problem}: {' '.join(str(error).split())}") from error
     if sampler is not None:
+        if family(pipeline) != "ddpm":
+            raise UserError(f"--sampler applies only to diffusion; {where} is a {type(pipeline).__name__}")
         try:
             pipeline.scheduler = sampling_scheduler(pipeline.scheduler, sampler)
         except ValueError as error:

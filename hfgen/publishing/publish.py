@@ -12,7 +12,7 @@ from hfgen.demo.space import gradio_version, write_space
 from hfgen.errors import UserError
 from hfgen.files import LARGER_DISK, writing
 from hfgen.hub.card import is_somebodys_own
-from hfgen.hub.upload import Commit, check_access, read_card, upload
+from hfgen.hub.upload import Commit, check_access, check_repo_id, read_card, upload
 from hfgen.inference.opening import find_pipeline
 from hfgen.publishing.folder import make_publication
 from hfgen.publishing.load_check import check_loads_anywhere
@@ -114,6 +114,7 @@ def prepare(
     Raises:
         UserError: as `publish` does, except for Hub errors.
     """
+    check_repo_id(repo_id)
     make_publication(_existing(source), folder, repo_id, scores, license_id)
     check_loads_anywhere(folder)
     return folder

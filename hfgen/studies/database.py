@@ -2,6 +2,9 @@
 
 import importlib.util
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from optuna.exceptions import StorageInternalError
@@ -67,6 +70,22 @@ def _begin_writing(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
+@contextmanager
+def reading_from(url: str) -> Iterator[None]:
+    """Turn an error of a database, such as damaged or other tables, into a `UserError` that names it."""
+    try:
+        yield
+    except DATABASE_ERRORS as error:
+        raise UserError(f"--storage {shown(url)}: the database cannot be read: {reason_of(error)}") from error
+
+
+def require_database(url: str) -> None:
+    """Raise a `UserError` if a URL names the file of an SQLite database that does not exist; nothing is created."""
+    parsed = make_url(with_driver(url))
+    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
+        raise UserError(f"--storage {shown(url)}: there is no such file; start a study with hfgen study run")
+
+
 def reason_of(error: BaseException) -> str:
     """Return a database's error message on one line, without the SQL."""
     while isinstance(error, StorageInternalError) and error.__cause__ is not None:
@@ -92,10 +111,14 @@ def with_driver(url: str) -> str:
             installed = [name for name in ("psycopg", "psycopg2") if importlib.util.find_spec(name) is not None]
             parsed = parsed.set(drivername=f"postgresql+{(installed or ['psycopg'])[0]}")
         parsed.get_dialect()
+        if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+            raise UserError(f"--storage {parsed}: a study needs a file on disk; give sqlite:///study.db")
     except NoSuchModuleError as error:
         raise UserError(
             f"--storage: {parsed.drivername} is not a database that SQLAlchemy knows; give a URL {example}"
         ) from error
+    except UserError:
+        raise
     except (ArgumentError, ValueError):  # the message may contain the password
         raise UserError(f"--storage: not the URL of a database; give one {example}") from None
     return parsed.render_as_string(hide_password=False)

@@ -184,7 +184,7 @@ def _generate_seconds(run: Path, num_inference_steps: int) -> float:
     diffusion = family(pipeline) == "ddpm"
     count = GENERATED_BY_DIFFUSION if diffusion else GENERATED
     started = time.monotonic()
-    list(generate_images(pipeline, SamplingOptions(count, 0, DENOISING_STEPS, count)))
+    list(generate_images(pipeline, SamplingOptions(count, 0, DENOISING_STEPS if diffusion else None, count)))
     seconds = (time.monotonic() - started) / count
     return seconds * num_inference_steps / DENOISING_STEPS if diffusion else seconds
 

@@ -93,9 +93,9 @@ class Scorer:
         wanted, folder = self._evaluation, self._workspace.run_folder(cell)
         pipeline = self._open(cell, folder)
         source = wanted.sample_from if cell.method == "vae" else None
-        steps = wanted.num_inference_steps
+        steps = None
         if cell.method == "ddpm":
-            steps = min(steps, pipeline.scheduler.config.num_train_timesteps)
+            steps = min(wanted.num_inference_steps, pipeline.scheduler.config.num_train_timesteps)
         sampling = SamplingOptions(wanted.num_images, wanted.seed, steps, sample_from=source)
         reference = self._reference(cell, image_size(pipeline))
         report = finite(score_pipeline(pipeline, reference, sampling).report)

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hfgen.errors import UserError
 from hfgen.studies.cells import Study, differences
-from hfgen.studies.database import DATABASE_ERRORS, open_database, reason_of, shown, with_driver
+from hfgen.studies.database import DATABASE_ERRORS, open_database, reading_from, reason_of, shown, with_driver
 from hfgen.studies.launch import BROKEN, DIVERGED
 from hfgen.studies.results import Result
 
@@ -128,7 +128,8 @@ class StudyStore:
 
     def _names(self) -> list[str]:
         """Return the names of hfgen's studies; the database may contain others."""
-        summaries = optuna.get_all_study_summaries(self._storage, include_best_trial=False)
+        with reading_from(self.url):
+            summaries = optuna.get_all_study_summaries(self._storage, include_best_trial=False)
         return [summary.study_name for summary in summaries if DEFINITION in summary.user_attrs]
 
     def _load(self, name: str) -> None:

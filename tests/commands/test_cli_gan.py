@@ -1,6 +1,7 @@
 """`hfgen sample`, `interpolate`, `progress` and `curves` on GANs and their runs."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,19 @@ def test_truncation_tames_the_images(hfgen, pipeline, tmp_path):
         assert hfgen("sample", pipeline, "--output", tmp_path / limit, *arguments)[0] == 0
     tame, wild = (cells(tmp_path / limit / "sheet.png").reshape(16, -1).std(axis=0).mean() for limit in ("0.01", "3"))
     assert tame < wild / 10
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--sampler", "ddim"), ("--num_inference_steps", 5), ("--sample_from", "prior")]
+)
+def test_an_option_of_another_family_is_refused(refusal, pipeline, tmp_path, option, value):
+    line = refusal("sample", pipeline, "--output", tmp_path / "new", option, value)
+    assert f"{option} applies only to" in line and "GANPipeline" in line
+    compared = ("compare", pipeline, "--reference", "toy_paintings:14", "--output", tmp_path / "new")
+    if option != "--sampler":
+        assert "only to" in refusal(*compared, option, value)
+    assert "only to diffusion" in refusal(*compared, "--steps", "2,3")
+    assert "leave out one of the two" in refusal(*compared, "--steps", "2,3", "--num_inference_steps", 5)
 
 
 def test_a_gan_has_nothing_to_denoise(refusal, pipeline, tmp_path):
@@ -179,6 +193,15 @@ def test_curves_show_each_loss_of_each_run_against_steps_and_against_minutes(run
     (line,) = [line for line in by_time.lines if len(line.get_xdata())]
     assert list(line.get_xdata()) == [1.0, 2.0, 4.0]
     assert [list(line.get_xdata()) for line in rows["loss"][0].lines if len(line.get_xdata())] == [[7]]
+
+
+@pytest.mark.parametrize("name", ["$x_{", "_run", os.fsdecode(b"caf\xe9")])
+def test_a_run_of_any_name_is_in_the_legend(run, tmp_path, name):
+    run.rename(tmp_path / name)
+    figure = plot_curves([tmp_path / name])
+    figure.savefig(tmp_path / "curves.png")
+    (label,) = figure.axes[0].get_legend_handles_labels()[1]
+    assert label.replace("\\$", "$").strip() == name.encode("utf-8", "backslashreplace").decode()
 
 
 def test_curves_are_written_as_a_picture_and_mistakes_are_named(hfgen, refusal, run, tmp_path):

@@ -126,6 +126,12 @@ def test_a_given_file_comes_first_and_must_be_there(tmp_path):
         find_weights(str(tmp_path / "gone.pt"))
 
 
+def test_a_file_that_is_no_network_is_refused_by_name(tmp_path):
+    (tmp_path / "weights.pt").write_bytes(b"no network")
+    with pytest.raises(UserError, match="--feature_weights .*weights.pt: is not Inception.s TorchScript file: "):
+        inception.InceptionFeatures(tmp_path / "weights.pt", torch.device("cpu"))
+
+
 def test_what_clean_fid_has_downloaded_is_used_before_the_wheel(tmp_path, monkeypatch):
     monkeypatch.setattr(inception, "CLEAN_FID_FILE", tmp_path / "inception.pt")
     (tmp_path / "inception.pt").write_bytes(b"downloaded")

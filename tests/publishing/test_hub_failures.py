@@ -87,6 +87,9 @@ def test_a_path_that_leads_nowhere_is_told_without_asking_the_hub(client, hub, r
         assert words in refusal(client.command("publish", source, "tester/new", token=None))
     scores = refusal(client.command("publish", run, "tester/new", "--scores", tmp_path, "--output", tmp_path / "to"))
     assert f"--scores {tmp_path}: contains no evaluation.json from hfgen evaluate" in scores
+    for name in ("", "my model", "a/b/c", "../x"):
+        line = refusal(client.command("publish", run, name, "--output", tmp_path / "to"))
+        assert f"{name}: not a valid name of a Hub repo" in line
     assert len(hub.requests) == requests and list(tmp_path.iterdir()) == []
 
 

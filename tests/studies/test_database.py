@@ -92,3 +92,24 @@ def test_a_study_in_a_file_that_must_not_be_written_can_still_be_read(tmp_path):
     reader = StudyStore(f"sqlite:///file:{tmp_path}/study.db?mode=ro&uri=true")
     assert reader.outcomes(reader.open(None))["a"].value == 4.0
     assert (tmp_path / "study.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
+def test_a_database_in_memory_is_refused(url):
+    with pytest.raises(UserError, match="--storage .*: a study needs a file on disk; give sqlite:///study.db"):
+        StudyStore(url)
+
+
+@pytest.mark.parametrize("command", [("work",), ("status",), ("report", "--output", "new")])
+def test_a_database_that_is_not_there_is_refused_and_not_created(refusal, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    line = refusal("study", command[0], "sqlite:///gone.db", *command[1:])
+    assert line == "error: --storage sqlite:///gone.db: there is no such file; start a study with hfgen study run"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_of_something_else_are_refused_in_one_line(refusal, tmp_path):
+    with sqlite3.connect(tmp_path / "study.db") as file:
+        file.execute("CREATE TABLE studies (title TEXT)")
+    line = refusal("study", "status", tmp_path)
+    assert line.startswith(f"error: --storage sqlite:///{tmp_path}/study.db: the database cannot be ")

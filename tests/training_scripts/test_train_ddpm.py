@@ -283,6 +283,7 @@ def test_the_images_may_have_moved_when_a_run_is_resumed_but_must_be_the_same(tr
         (["--dropout", "0.3"], "--dropout 0.3: only for --unet compact"),
         (["--layers_per_block", "3"], "--layers_per_block 3: only for --unet library or compact"),
         (["--unet", "compact", "--patch_size", "0"], "--patch_size 0: must be positive"),
+        (["--unet", "library", "--block_out_channels", "1", "2"], r"\(1, 2\): the last must be at least 8"),
         (["--dropout", "1"], "--dropout 1.0: must be from 0 to below 1"),
         (["--formulation", "edm"], "--formulation edm needs --unet compact"),
         (
