@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeVar
 
+from hfgen.texts import printable
+
 
 Result = TypeVar("Result")
 OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory")
@@ -50,7 +52,7 @@ def run_reporting_user_errors(main: Callable[[], Result]) -> Result:
     except Exception as error:
         if (message := message_for_user(error)) is None:
             raise
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(printable(f"error: {message}", "\n\t"), file=sys.stderr, flush=True)
         raise SystemExit(2) from None
 
 
@@ -89,7 +91,7 @@ def _report_from_thread(arguments: threading.ExceptHookArgs) -> None:
     """Report an error of a thread, such as that of TensorBoard when the disk is full; the main thread sees it too."""
     error = arguments.exc_value
     if isinstance(error, Exception) and (message := message_for_user(error)) is not None:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(printable(f"error: {message}", "\n\t"), file=sys.stderr, flush=True)
     else:
         threading.__excepthook__(arguments)
 

@@ -26,6 +26,7 @@ from hfgen.commands.options import (
 from hfgen.errors import UserError
 from hfgen.files import writing
 from hfgen.ranges import COUNT
+from hfgen.texts import markdown_text
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -168,7 +169,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             str(row["steps"] or 1),
             f"{row['drawing_images_per_second']:.4g}",
         ]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+        lines.append(f"| {markdown_text(row['name'])} | {' | '.join(cells)} |")
     others = list(dict.fromkeys(row["name"] for row in rows if row.get("trained_on_reference") is False))
     halves = floor["halves"]
     cells = [f"{halves['fid']:.4g}", f"{halves['kid']:.2g}"]
@@ -176,10 +177,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     name = f"floor: one half of the real images against the other, {halves['num_fake']:,} each"
     lines.append(f"| {name} | {' | '.join(cells)} | | | | | |")
     if others:
-        lines += ["", f"Warning: {', '.join(others)}: {OTHER_DATA}."]
+        lines += ["", f"Warning: {markdown_text(', '.join(others))}: {OTHER_DATA}."]
     decoded = {row["name"]: row["reconstructions"] for row in rows if "reconstructions" in row}
     if decoded:
         count = next(iter(decoded.values()))["num_images"]
-        listed = ", ".join(f"{name} {part['fid']:.4g}" for name, part in decoded.items())
+        listed = ", ".join(f"{markdown_text(name)} {part['fid']:.4g}" for name, part in decoded.items())
         lines += ["", f"{names['fid']} of {count:,} real images after encoding and decoding: {listed}."]
     return "\n".join(lines) + "\n"

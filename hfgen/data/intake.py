@@ -13,6 +13,7 @@ from hfgen.data.decode import DecodedImage
 from hfgen.data.location import FILE_SUFFIXES, OTHER_PICTURE_SUFFIXES
 from hfgen.data.rgb import GREY_BITS
 from hfgen.data.source import counts
+from hfgen.texts import printable
 
 
 FEW_IMAGES = 1000
@@ -162,7 +163,7 @@ class IntakeReport:
         lines += [f"  identical: {_first_names(group)}" for group in self.exact_duplicates[:LISTED]]
         lines += [f"  nearly identical: {_first_names(group)}" for group in (self.near_duplicates or [])[:LISTED]]
         lines += [f"  note: {note}" for note in [*self.notes, *self.warnings]]
-        return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # a file name may not be valid text
+        return "\n".join(map(printable, lines))
 
 
 def write_report(

@@ -30,6 +30,7 @@ from hfgen.data.rgb import GREY_BITS
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 from hfgen.randomness import keyed_seed
+from hfgen.texts import printable
 
 
 NAMED_UNREADABLE = 5  # all unreadable images are counted, this many are named
@@ -205,7 +206,7 @@ class StreamBatches:
             self.unreadable += 1
             if reason not in self._named and len(self._named) < NAMED_UNREADABLE:
                 self._named.add(reason)
-                print(f"skipped an unreadable image: {reason}", flush=True)
+                print(printable(f"skipped an unreadable image: {reason}"), flush=True)
         self._last_readable = position.epoch if images else self._last_readable
         if self._last_readable < position.epoch < self._position.epoch:
             raise UserError(

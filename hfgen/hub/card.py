@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -16,6 +17,7 @@ from hfgen.files import read_json
 from hfgen.hub.method import Method, describe_method, sides
 from hfgen.hub.model_index import TASK, eval_results, eval_results_of_run, reference_name
 from hfgen.metrics.report import read_report, score_table
+from hfgen.texts import markdown_text
 
 
 # Files that a folder to publish may contain besides the pipeline; see hfgen/publishing/folder.py.
@@ -192,7 +194,9 @@ def _data(training: dict[str, Any] | None) -> str:
     if training is None:
         return "Unknown: the pipeline was uploaded without its training run."
     data = training["data"]
-    where = f"[{data['name']}](https://huggingface.co/datasets/{data['name']})" if data["on_hub"] else data["name"]
+    where = markdown_text(data["name"])
+    if data["on_hub"]:
+        where = f"[{where}](https://huggingface.co/datasets/{quote(data['name'])})"
     if data["images"] is None:
         return f"{where}, streamed: its images were not counted or examined."
     lines = [
@@ -201,7 +205,7 @@ def _data(training: dict[str, Any] | None) -> str:
         "",
         "| found on reading them | |",
         "| --- | --- |",
-        *(f"| {key} | {value} |" for key, value in data["intake"].items()),
+        *(f"| {key} | {markdown_text(str(value))} |" for key, value in data["intake"].items()),
     ]
     return "\n".join(lines + [f"\n{warning[0].upper()}{warning[1:]}." for warning in data["warnings"]])
 
@@ -237,7 +241,9 @@ def _training(training: dict[str, Any] | None, settings: dict[str, Any] | None) 
         rows["rollbacks"] = f"{rollbacks}, each of which halved the learning rates"
     table = ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())]
     given = {key: value for key, value in settings.items() if value is not None and value is not False}
-    chosen = ", ".join(f"`{key}` {_plain(value)}" for key, value in given.items() if key not in SETTINGS_OF_THE_LAUNCH)
+    chosen = ", ".join(
+        f"`{key}` {markdown_text(_plain(value))}" for key, value in given.items() if key not in SETTINGS_OF_THE_LAUNCH
+    )
     return "\n".join(table) + f"\n\nSettings (all of them are in [`{SETTINGS_FILE}`]({SETTINGS_FILE})): {chosen}."
 
 
@@ -255,7 +261,7 @@ def _scores(report: dict[str, Any] | None, run_scores: dict[str, Any] | None, tr
         steps = report["num_inference_steps"]
         in_steps = f" in {steps} denoising steps" if steps else ""
         speed = f"Generated{in_steps} at {report['drawing_images_per_second']:.3g} images/s."
-        return f"Reference: {reference_name(report['reference'])}. {speed} {score_table(report)}"
+        return f"Reference: {markdown_text(reference_name(report['reference']))}. {speed} {score_table(report)}"
     if run_scores:
         return (
             f"Measured during training, at step {run_scores['step']:,}: FID {run_scores['fid']:.4g} and KID "

@@ -26,9 +26,9 @@ from hfgen.studies.table import (
     latex,
     markdown_matrix,
     markdown_rows,
-    markdown_text,
     rows_of,
 )
+from hfgen.texts import markdown_text
 
 
 FILES = {

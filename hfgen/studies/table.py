@@ -1,7 +1,6 @@
 """The table of a study: means and spreads over seeds, with published figures; as Markdown, CSV and LaTeX."""
 
 import csv
-import html
 import io
 import math
 import re
@@ -16,6 +15,7 @@ from hfgen.studies.cells import Place, Study
 from hfgen.studies.launch import DIVERGED, TRAINED
 from hfgen.studies.storage import Outcome
 from hfgen.studies.study_file import METRICS
+from hfgen.texts import markdown_text
 
 
 Outcomes = Mapping[str, Outcome | None]
@@ -219,12 +219,6 @@ def markdown_rows(study: Study, rows: list[Row]) -> str:
 def _markdown_table(head: list[str], lines: list[list[str]]) -> str:
     written = [f"| {' | '.join(map(markdown_text, line))} |" for line in (head, *lines)]
     return "\n".join([written[0], "| --- " * len(head) + "|", *written[1:]]) + "\n"
-
-
-def markdown_text(text: str) -> str:
-    """Escape text for Markdown, on one line, also within a table."""
-    escaped = re.sub(r"([\\`*]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
-    return html.escape(escaped, quote=False).replace("|", "&#124;")
 
 
 def heads(study: Study, rows: list[Row]) -> list[str]:

@@ -1,0 +1,24 @@
+"""Texts that leave hfgen, for a console, a report or a card: names in them came from files, settings and strangers."""
+
+import html
+import re
+
+
+def printable(text: str, kept: str = "") -> str:
+    """Escape what cannot be seen, or would act on a console or forge a line: line breaks, ANSI codes, bidi marks.
+
+    Args:
+        text: any text; a file's name may not even be valid.
+        kept: characters that stay as they are.
+    """
+    return "".join(
+        character if character.isprintable() or character in kept else character.encode("unicode_escape").decode()
+        for character in text.encode("utf-8", "backslashreplace").decode()
+    )
+
+
+def markdown_text(text: str) -> str:
+    """Escape text for Markdown, on one line, also within a table: no HTML, links, images or emphasis of its own."""
+    line = printable(" ".join(text.split()))
+    escaped = re.sub(r"([\\`*]|\](?=[\[(:])|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", line)
+    return html.escape(escaped, quote=False).replace("|", "&#124;")
