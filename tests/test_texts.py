@@ -3,6 +3,8 @@
 import pytest
 
 from hfgen.commands.compare import table
+from hfgen.data.settings import DataSettings
+from hfgen.data.store import load_images
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.hub.card import _data
 from hfgen.texts import markdown_text, printable
@@ -32,10 +34,8 @@ def test_a_message_cannot_act_on_the_console(capsys):
 
 
 def test_a_file_name_forges_no_line_of_the_intake_report(image_folder):
-    from stores import load
-
     (image_folder / "x\n  unreadable: 0.png").write_bytes(b"no image")
-    lines = str(load(image_folder).report).splitlines()
+    lines = str(load_images(DataSettings(str(image_folder), sample_size=16)).report).splitlines()
     assert not [line for line in lines if line.startswith("  unreadable: 0.png")]
     assert [line for line in lines if r"x\n  unreadable: 0.png" in line]
 
