@@ -174,7 +174,7 @@ def main() -> None:
                 counts[verdict if right else "faults"] += 1
                 if not right:
                     faults += 1
-                    print(f"{sorted(seeds)[(number) % len(seeds)]}: {verdict}", flush=True)
+                    print(f"{sorted(seeds)[number % len(seeds)]}: {verdict}", flush=True)
                     if settings.keep is not None:
                         shutil.copytree(Path(temporary) / str(number), settings.keep / str(faults))
             for number in range(first, first + CASES_PER_PROCESS):
