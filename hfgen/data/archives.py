@@ -1,11 +1,9 @@
 """Zip and tar archives of images, and folders inside them; nothing is unpacked to disk."""
 
 import contextlib
-import lzma
 import re
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -124,7 +122,9 @@ class _Member(tarfile.TarInfo):
 def _named_in_errors(file: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # `tarfile` can raise almost anything on a damaged header
         raise UserError(f"--dataset {file}: cannot be read as a tar file: {error}") from error
 
 

@@ -103,7 +103,12 @@ def _open_array(path: Path, name: str) -> BinaryIO:
 def _read_header(file: BinaryIO) -> _Header:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return _Header(*read(file))
+    try:
+        return _Header(*read(file))
+    except (OSError, EOFError, MemoryError):
+        raise
+    except Exception as error:  # a header is an expression of Python, and numpy lets its parser's errors through
+        raise ValueError(f"its header is damaged ({error})") from error
 
 
 def _problem(header: _Header) -> str | None:

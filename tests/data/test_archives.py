@@ -61,7 +61,7 @@ def test_a_member_of_a_tar_that_claims_a_huge_size_is_refused(tmp_path):
 def test_a_tar_that_is_cut_off_or_none_is_an_error_that_names_it(tmp_path, name):
     path = write_tar(tmp_path / name, {"a.png": bytes(range(256)) * 40, "b.png": b"b"}, PACKINGS.get(name, "w:xz"))
     whole = path.read_bytes()
-    for content in (b"", b"text", lzma.compress(b"text"), whole[: len(whole) // 2], whole[:100]):
+    for content in (b"", b"text", lzma.compress(b"text"), whole[: len(whole) // 2], whole[:100], whole[:3]):
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"{name}: (cannot be read as a tar file|no images in this tar)"):
             list(source_of(path).images())
