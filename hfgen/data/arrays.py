@@ -1,8 +1,10 @@
 """Images in numpy's .npy and .npz files, each written as a PNG, so that they pass through the same steps as others."""
 
 import io
+import lzma
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -17,6 +19,8 @@ from hfgen.errors import UserError
 
 
 CHANNELS = (1, 3, 4)
+# What numpy and zipfile raise on a damaged file; RuntimeError: packed by an unknown method, or with a password.
+DAMAGE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
 class _Header(NamedTuple):
@@ -39,7 +43,7 @@ def array_source(path: Path, settings: DataSettings) -> Source:
     """
     try:
         headers = _headers(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise UserError(f"--dataset {path}: cannot be read as an array of numpy: {error}") from error
     candidates = [name for name, header in headers.items() if _problem(header) is None]
     if settings.dataset_column is not None and settings.dataset_split not in ("train", ALL):
@@ -72,7 +76,7 @@ def array_source(path: Path, settings: DataSettings) -> Source:
                     if len(content) < size:
                         raise EOFError(f"it ends within image {index}")
                     yield f"{name or path.name}#{index}", _encode(content, header)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise UserError(f"{path}: cannot be read as an array of numpy: {error}") from error
 
     what = f"array {name} of {path}" if name else f"array {path}"

@@ -83,3 +83,16 @@ def test_a_damaged_or_truncated_file_is_an_error_that_names_it(tmp_path, suffix)
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"set.{suffix}"):
             list(open_source(DataSettings(dataset=str(path))).images())
+
+
+def test_damage_at_any_place_of_packed_arrays_is_read_or_an_error_that_names_the_file(tmp_path):
+    path = tmp_path / "set.npz"
+    np.savez_compressed(path, images=np.repeat(IMAGES, 2, axis=1))
+    whole, errors = path.read_bytes(), 0
+    for place in range(0, len(whole), 5):
+        path.write_bytes(whole[:place] + b"\xff\x7f\x80" + whole[place + 3 :])
+        try:
+            list(open_source(DataSettings(dataset=str(path))).images())
+        except UserError as error:
+            errors += "set.npz" in str(error)
+    assert errors > len(whole) / 10

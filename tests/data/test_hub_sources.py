@@ -18,7 +18,7 @@ from preloaded import Preloaded
 
 
 COUNT = 8
-CACHED = {"digest.txt", "pixels.bin", "report.json", "shapes.npy"}
+CACHED = {"digest.txt", "digests.json", "pixels.bin", "report.json", "shapes.npy"}
 CLIENT = """
 import json, sys
 import torch
@@ -29,7 +29,8 @@ from hfgen.errors import run_reporting_user_errors
 
 def main(how, name, config=None, split="train"):
     chosen = {"dataset_config": config, "dataset_split": split}
-    settings = DataSettings(name, sample_size=16, streaming=how == "streamed", shuffle_buffer_size=8, **chosen)
+    chosen |= {"streaming": True, "shuffle_buffer_size": 8} if how == "streamed" else {}
+    settings = DataSettings(name, sample_size=16, **chosen)
     if how == "streamed":
         images = (next(StreamBatches(settings, 8, 0, torch.device("cpu"))) + 1) * 127.5
     else:
