@@ -65,7 +65,7 @@ def test_a_run_does_not_go_back_to_a_damaged_checkpoint(tmp_path):
     assert run.rollbacks == 1 and run.step == 6
 
 
-@pytest.mark.parametrize("damage", set(DAMAGES) - {"deleted", "longer", "flipped"})
+@pytest.mark.parametrize("damage", ["zeroed", "truncated", "empty"])
 @pytest.mark.parametrize("file", ["training_config.json", "best/scores.json"])
 def test_a_damaged_record_of_a_run_is_named(file, damage, tmp_path):
     fit(tmp_path, max_train_steps=4)
