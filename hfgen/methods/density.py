@@ -9,6 +9,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Fit
 
+from hfgen.errors import UserError
 from hfgen.models import GaussianMixture, LatentFlow
 
 
@@ -76,6 +77,7 @@ def fit_density(
 
     Raises:
         ValueError: for an unknown kind.
+        UserError: if a latent is not finite.
     """
     if kind not in ("mixture", "flow", "auto"):
         raise ValueError(f"kind={kind!r} must be mixture, flow or auto")
@@ -83,6 +85,8 @@ def fit_density(
     draws = max(1, NUM_LATENTS // len(mean))
     noise = torch.randn(draws, *mean.shape, generator=generator)
     latents = (mean + (logvar / 2).exp() * noise).double().numpy()  # (draws, num_images, latent_dim)
+    if not np.isfinite(latents).all():
+        raise UserError("latents of training images are not finite: the training has diverged; lower --learning_rate")
     held_out = torch.randperm(len(mean), generator=generator).numpy() < max(1, len(mean) // HELD_OUT_PART)
     unseen = latents[:, held_out].reshape(-1, mean.shape[1])
     prior = float(-0.5 * (np.square(unseen) + np.log(2 * np.pi)).sum(axis=1).mean())

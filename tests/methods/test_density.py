@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
+from hfgen.errors import UserError
 from hfgen.methods.density import FittedDensity, fit_density
 from hfgen.models import GaussianMixture, LatentFlow
 
@@ -241,3 +242,11 @@ def test_one_number_and_few_images_have_no_flow_and_other_kinds_are_refused():
         assert isinstance(fit_density(draw(*shape), torch.zeros(shape), 2, 0, "flow").model, GaussianMixture)
     with pytest.raises(ValueError, match="kind='spline' must be"):
         fit_density(draw(40, 2), torch.zeros(40, 2), 2, 0, "spline")
+
+
+@pytest.mark.parametrize(("mean", "logvar"), [(math.nan, 0.0), (math.inf, 0.0), (0.0, 3000.0)])
+def test_latents_of_a_training_that_has_diverged_are_refused(mean, logvar):
+    means, logvars = torch.zeros(30, 2), torch.zeros(30, 2)
+    means[3, 1], logvars[3, 1] = mean, logvar
+    with pytest.raises(UserError, match="latents of training images are not finite: .* lower --learning_rate"):
+        fit_density(means, logvars, 1, 0)
