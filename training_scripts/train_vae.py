@@ -5,7 +5,7 @@
 
 Without a checkout: `accelerate launch -m hfgen.training_scripts.train_vae ...`.
 
-Presets: vae, vae_200. All settings: `--help`.
+Presets: vae, vae_200, vae_learned. All settings: `--help`.
 """
 
 import json

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hfgen.errors import UserError
+from hfgen.integrity import record_digests
 from hfgen.pipelines import DDPMPipeline
 
 
@@ -92,6 +93,7 @@ def test_a_checkpoint_in_another_memory_format_goes_on_alike(train_ddpm, tmp_pat
                 turned += moments[key].stride() != value.stride()
     assert turned > 10
     torch.save(state, file)
+    record_digests(file.parent, ("progress.json", "state.pt"))
     resumed = train(train_ddpm, folder, *compact, "--resume", str(file.parent))
     assert_equal_weights(uninterrupted, resumed)
 

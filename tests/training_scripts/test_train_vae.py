@@ -274,8 +274,9 @@ def test_every_preset_is_valid_and_builds_its_network(train_vae, preset):
     )
     with torch.device("meta"):
         network = train_vae.build_vae(method, data.sample_size)
-    assert network.config.latent_dim == {"vae": 100, "vae_200": 200}[preset]
-    assert network.coarse_size == 4 and list(network.config.block_out_channels) == [64, 128, 256, 512]
+    latent_dim, first_channels = {"vae": (100, 64), "vae_200": (200, 64), "vae_learned": (200, 32)}[preset]
+    assert network.config.latent_dim == latent_dim and network.coarse_size == 4
+    assert list(network.config.block_out_channels) == [first_channels * factor for factor in (1, 2, 4, 8)]
 
 
 @pytest.mark.parametrize(("size", "coarse"), [(32, 4), (64, 4), (96, 6), (128, 4), (256, 4)])
