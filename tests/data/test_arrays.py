@@ -85,7 +85,7 @@ def test_a_damaged_or_truncated_file_is_an_error_that_names_it(tmp_path, suffix)
             list(open_source(DataSettings(dataset=str(path))).images())
 
 
-def test_damage_at_any_place_of_packed_arrays_is_read_or_an_error_that_names_the_file(tmp_path):
+def test_damage_anywhere_in_packed_arrays_is_read_or_an_error_that_names_the_file(tmp_path):
     path = tmp_path / "set.npz"
     np.savez_compressed(path, images=np.repeat(IMAGES, 2, axis=1))
     whole, errors = path.read_bytes(), 0

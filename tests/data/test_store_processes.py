@@ -3,11 +3,15 @@
 import multiprocessing
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
 from picture_files import encoded, noise
 from stores import entries, load, pictures_in, same
+
+from hfgen.data import store as store_module
+from hfgen.data.decode import DecodedImage, decode_image
 
 
 # Processes are forked, because importing torch anew takes longer than all tests of this file.
@@ -16,17 +20,25 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and 
 
 @needs_fork
 def test_a_process_killed_while_decoding_leaves_nothing_that_looks_whole(image_folder, cache_of_this_test):
-    # The last image is a named pipe: whoever decodes waits for it.
-    pipe = image_folder / "7.png"
-    os.mkfifo(pipe)
-    process = multiprocessing.get_context("fork").Process(target=load, args=(image_folder,))
+    (image_folder / "7.png").write_bytes(encoded(noise(16, 16, 7)))
+    context = multiprocessing.get_context("fork")
+    reached = context.Event()
+
+    def load_and_wait_at_the_last_image() -> None:
+        def decode(name: str, *arguments) -> DecodedImage:
+            if name == "7.png":
+                reached.set()
+                time.sleep(300)
+            return decode_image(name, *arguments)
+
+        store_module.decode_image = decode
+        load(image_folder)
+
+    process = context.Process(target=load_and_wait_at_the_last_image)
     process.start()
-    guard = threading.Timer(30, lambda: os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))  # if nobody ever reads it
-    guard.start()
-    with pipe.open("wb"):  # returns as soon as the process reads
-        guard.cancel()
-        process.kill()
-        process.join()
+    assert reached.wait(300)
+    process.kill()
+    process.join()
     (leftover,) = entries(cache_of_this_test)
     assert leftover.startswith(".") and not (cache_of_this_test / leftover / "digest.txt").exists()
 
@@ -34,10 +46,9 @@ def test_a_process_killed_while_decoding_leaves_nothing_that_looks_whole(image_f
     stem, _ = leftover.rsplit("-", 1)
     (cache_of_this_test / leftover).rename(cache_of_this_test / f"{stem}-{os.getpid()}")
     (cache_of_this_test / f"{stem}-0").mkdir()
-    threading.Thread(target=lambda: pipe.write_bytes(encoded(noise(16, 16, 7))), daemon=True).start()
-    store = load(image_folder)
-    assert same(pictures_in(store), [noise(16, 16, seed) for seed in range(8)])
-    assert entries(cache_of_this_test) == [store.folder.name]
+    loaded = load(image_folder)
+    assert same(pictures_in(loaded), [noise(16, 16, seed) for seed in range(8)])
+    assert entries(cache_of_this_test) == [loaded.folder.name]
 
 
 @needs_fork

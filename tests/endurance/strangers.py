@@ -235,6 +235,7 @@ def main() -> None:
             for description, change in folders_of_strangers(family, part, settings, secret, mark).items():
                 folder = root / f"stranger-{count}"
                 shutil.copytree(toys[family] / "pipeline", folder)
+                (folder / "digests.json").unlink()  # a stranger would not tell of the change
                 change(folder)
                 wrong = opened(folder)
                 if mark.exists():

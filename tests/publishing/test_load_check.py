@@ -24,7 +24,7 @@ def pipeline(tmp_path_factory):
 
 @pytest.fixture
 def folder(pipeline, tmp_path):
-    return shutil.copytree(pipeline, tmp_path / "folder")
+    return shutil.copytree(pipeline, tmp_path / "folder", ignore=shutil.ignore_patterns("digests.json"))
 
 
 @pytest.fixture(autouse=True)

@@ -309,7 +309,7 @@ def test_a_worker_of_another_version_is_refused(tmp_path, refusal, monkeypatch):
 
 
 def test_a_worker_that_finds_no_study_or_no_database_says_so(tmp_path, refusal):
-    assert "the database contains 0 studies; start one" in refusal("study", "work", f"sqlite:///{tmp_path / 'new.db'}")
+    assert "there is no such file; start a study" in refusal("study", "work", f"sqlite:///{tmp_path / 'new.db'}")
     assert "not the URL of a database" in refusal("study", "work", "here")
     open_toys(tmp_path, toy_study("a"))
     line = refusal("study", "work", f"sqlite:///{tmp_path / 'study.db'}", "--study", "other")
