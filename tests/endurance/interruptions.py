@@ -47,7 +47,7 @@ RECIPES = {
 # What is a time, or a count of starts, in the lines and objects that a run writes.
 OF_THE_CLOCK = {"time", "seconds", "images_per_second", "minutes", "started", "ended", "updated", "pid", "host"}
 # Files about the starts themselves.
-ABOUT_STARTS = {"launches.jsonl", "status.json", "events.jsonl", "digests.json"}
+ABOUT_STARTS = {"launches.jsonl", "status.json", "events.jsonl", "digests.json", ".lock-holder"}
 
 
 def main() -> None:
