@@ -132,7 +132,9 @@ def _why_it_cannot_step(pipeline: DiffusionPipeline) -> str | None:
     scheduler, pixel = copy.deepcopy(pipeline.scheduler), torch.zeros(1, 1, 1, 1)
     try:
         scheduler.set_timesteps(steps_of(pipeline))
-        scheduler.step(pixel, scheduler.timesteps[0], pixel)
+        first = scheduler.timesteps[0]
+        with torch.random.fork_rng(devices=[]):  # the step may draw noise
+            scheduler.step(scheduler.scale_model_input(pixel, first), first, pixel)
     except Exception as error:  # whatever its settings lead to
         return f"its {type(scheduler).__name__} fails with its settings: {' '.join(str(error).split())}"
     return None

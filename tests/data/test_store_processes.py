@@ -15,7 +15,7 @@ from hfgen.data.decode import DecodedImage, decode_image
 
 
 # Processes are forked, because importing torch anew takes longer than all tests of this file.
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and named pipes")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 @needs_fork

@@ -44,7 +44,10 @@ def test_sizes_beyond_any_network_are_refused(gan, setting, value, message):
     assert str(raised.value) == f"{gan / 'generator' / 'config.json'}: {message}"
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, lambda file: file.symlink_to("/dev/zero"), os.mkdir])
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, lambda file: file.symlink_to("/dev/zero"), os.mkdir, lambda file: file.write_text(" " * 2**20 + "{}")],
+)
 def test_a_configuration_is_a_file_of_bounded_size(gan, make):
     file = gan / "generator" / "config.json"
     file.unlink()
@@ -78,7 +81,9 @@ def test_a_diffusion_pipeline_that_cannot_take_a_step_is_refused(tmp_path, sched
     torch.manual_seed(0)
     unet = UNetBase(sample_size=8, block_out_channels=(8, 8))
     DDPMPipeline(unet, scheduler).save_pretrained(tmp_path)
+    numbers = torch.random.get_rng_state()
     open_pipeline(str(tmp_path), "cpu")
+    assert torch.equal(torch.random.get_rng_state(), numbers)
     if "unet" in settings:
         change(tmp_path / "unet" / "config.json", sample_size=settings["unet"])
     else:
