@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import signal
 import sys
@@ -41,7 +42,7 @@ def run_reporting_user_errors(main: Callable[[], Result]) -> Result:
     make_printing_safe()
     threading.excepthook = _report_from_thread
     try:
-        with _sigterm_as_error():
+        with _signals_as_errors():
             return main()
     except TerminatedError:
         print("stopped by SIGTERM", file=sys.stderr, flush=True)
@@ -56,21 +57,46 @@ def run_reporting_user_errors(main: Callable[[], Result]) -> Result:
         raise SystemExit(2) from None
 
 
+def end_on_signals() -> None:
+    """Let SIGTERM and Ctrl-C end this program at once, with a line and the status that a shell gives to them.
+
+    For programs only, before their other imports, so that loading the libraries can be interrupted without a
+    traceback: `run_reporting_user_errors` handles the signals while it runs, and after it this holds again.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have told it to ignore Ctrl-C
+        signal.signal(signal.SIGINT, _end_now)
+    signal.signal(signal.SIGTERM, _end_now)
+
+
+def _end_now(number: int, frame: FrameType | None) -> None:
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        reason = "interrupted by Ctrl-C" if number == signal.SIGINT else "stopped by SIGTERM"
+        print(reason, file=sys.stderr, flush=True)
+    os._exit(128 + number)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise TerminatedError
+
+
 @contextlib.contextmanager
-def _sigterm_as_error() -> Iterator[None]:
-    """Let SIGTERM raise a `TerminatedError`, if this is the main thread, the only one that gets signals."""
+def _signals_as_errors() -> Iterator[None]:
+    """Let SIGTERM raise a `TerminatedError`, and Ctrl-C a `KeyboardInterrupt` unless it is ignored.
+
+    Only in the main thread, the only one that gets signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TerminatedError
-
-    previous = signal.signal(signal.SIGTERM, stop)
+    terminated, interrupted = signal.signal(signal.SIGTERM, _stop), signal.getsignal(signal.SIGINT)
+    if interrupted is _end_now:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGTERM, terminated)
+        signal.signal(signal.SIGINT, interrupted)
 
 
 def message_for_user(error: Exception) -> str | None:

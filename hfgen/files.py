@@ -43,7 +43,8 @@ def write_atomically(
         write: gets the temporary path and creates a file or a folder there.
         marker: a file (or a glob pattern) by which an earlier version of the folder is recognised; only such a
             folder is replaced.
-        own: glob patterns of the names that a version may have; anything else in the folder is kept.
+        own: glob patterns of the names, or paths within the folder, that a version may have; anything else there is
+            kept.
 
     Raises:
         UserError: if writing fails, or the folder is not an earlier version; the old `target` is kept.
@@ -82,13 +83,17 @@ def require_replaceable(folder: Path, marker: str | None) -> None:
 
 
 def _replace_folder(folder: Path, new: Path, own: Collection[str]) -> None:
-    """Put a new version in the place of a folder, and keep there what somebody else has added."""
+    """Put a new version in the place of a folder, with what somebody else has added to the old one."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        if path.is_symlink() or not path.is_dir():
+            if not any(fnmatch.fnmatch(part, pattern) for part in (str(name), name.parts[0]) for pattern in own):
+                if not os.path.lexists(new / name):
+                    (new / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(path, new / name, follow_symlinks=False)
     replaced = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     os.replace(folder, replaced)
     os.replace(new, folder)
-    for path in list(replaced.iterdir()):
-        if not any(fnmatch.fnmatch(path.name, pattern) for pattern in own):
-            os.replace(path, folder / path.name)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

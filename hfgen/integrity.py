@@ -65,6 +65,14 @@ def save_with_digests(save: Callable[[Path], object], folder: Path) -> None:
     record_digests(folder)
 
 
+def recorded_names(folder: Path) -> list[str]:
+    """Return the names of the files that hfgen put into a folder, as its `digests.json` says; if it does not, "*"."""
+    try:
+        return [*read_json(folder / DIGESTS_FILE), DIGESTS_FILE]
+    except UserError:
+        return ["*"]
+
+
 def keep(folder: Path, write: Callable[[Path], object]) -> None:
     """Let `write` create a folder that is kept for later, unless it is there and undamaged; see `find_damage`.
 

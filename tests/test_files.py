@@ -54,6 +54,23 @@ def test_what_somebody_adds_to_a_folder_stays_and_only_names_of_one_s_own_go(tmp
     assert (beside / "mine.txt").is_file() and len(list(tmp_path.iterdir())) == 2
 
 
+def test_what_somebody_adds_deep_inside_a_folder_stays_unless_the_name_is_taken(tmp_path):
+    write_atomically(tmp_path / "best", lambda folder: (folder / "pipeline").mkdir(parents=True), "pipeline")
+    for name in ("pipeline/notes.txt", "pipeline/old.bin", "pipeline/taken", "drafts/mine.txt"):
+        (tmp_path / "best" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "best" / name).write_text("old")
+    (tmp_path / "best" / "link").symlink_to("nowhere")
+
+    def write(folder):
+        (folder / "pipeline").mkdir(parents=True)
+        (folder / "pipeline" / "taken").write_text("new")
+
+    write_atomically(tmp_path / "best", write, "pipeline", ["pipeline/old.bin"])
+    found = {str(path.relative_to(tmp_path / "best")) for path in (tmp_path / "best").rglob("*")}
+    assert found == {"pipeline", "pipeline/notes.txt", "pipeline/taken", "drafts", "drafts/mine.txt", "link"}
+    assert (tmp_path / "best" / "pipeline" / "taken").read_text() == "new"
+
+
 @pytest.fixture
 def small_files():
     """Let this process write no more than 2 kB into a file, as if the disk were full."""

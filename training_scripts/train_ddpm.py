@@ -3,11 +3,14 @@
 
     accelerate launch training_scripts/train_ddpm.py --preset ddpm --dataset path/to/images --output_dir runs/ddpm
 
-Without a checkout: `accelerate launch -m hfgen.training_scripts.train_ddpm ...`.
-
 Presets: ddpm, ddpm_base, ddpm_attention_linear, ddpm_attention_cosine, ddpm_library, quickstart. All settings:
 `--help`.
 """
+
+if __name__ == "__main__":
+    from hfgen.errors import end_on_signals
+
+    end_on_signals()  # the imports take seconds
 
 import math
 from contextlib import nullcontext

@@ -3,11 +3,14 @@
 
     accelerate launch training_scripts/train_gan.py --preset sngan --dataset path/to/images --output_dir runs/sngan
 
-Without a checkout: `accelerate launch -m hfgen.training_scripts.train_gan ...`.
-
 Presets: dcgan, dcgan_nearest, dcgan256, lsgan, sngan, wgan_gp. All settings: `--help`. One step is one update of the
 generator.
 """
+
+if __name__ == "__main__":
+    from hfgen.errors import end_on_signals
+
+    end_on_signals()  # the imports take seconds
 
 import math
 from dataclasses import dataclass

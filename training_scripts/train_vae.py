@@ -3,10 +3,13 @@
 
     accelerate launch training_scripts/train_vae.py --preset vae --dataset path/to/images --output_dir runs/vae
 
-Without a checkout: `accelerate launch -m hfgen.training_scripts.train_vae ...`.
-
 Presets: vae, vae_200, vae_learned. All settings: `--help`.
 """
+
+if __name__ == "__main__":
+    from hfgen.errors import end_on_signals
+
+    end_on_signals()  # the imports take seconds
 
 import json
 import time
@@ -388,10 +391,9 @@ def describe_latents(pipeline: VAEPipeline, data: TrainingData, settings: VAESet
             numbers = run.generator("ex-post samples")
             samples = pipeline(run.settings.num_sample_images, generator=numbers, return_dict=False)[0]
         print(f"sample sheet from the ex-post density: {run.save_sheet(image_sheet(samples), 'ex_post')}")
-    write_text_atomically(run.output_dir / "latents.json", json.dumps(report, indent=2) + "\n")
-    print(
-        f"{report['active_units']} of {settings.latent_dim} latent units are active; {run.output_dir / 'latents.json'}"
-    )
+    file = run.output_dir / "latents.json"
+    write_text_atomically(file, json.dumps(report, indent=2) + "\n")
+    print(f"{report['active_units']} of {settings.latent_dim} latent units are active; {file}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from hfgen.evaluation.scoring import generated_images
 from hfgen.files import read_json_lines, write_atomically, write_text_atomically
 from hfgen.inference.reference_curves import compare_with_reference
 from hfgen.inference.sampling import SamplingOptions
-from hfgen.integrity import save_with_digests
+from hfgen.integrity import recorded_names, save_with_digests
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.kernel import kernel_distance
 from hfgen.metrics.memorisation import thumbnails
@@ -127,8 +127,10 @@ class RunEvaluation:
         by, best = self._settings.best_by, best_scores(folder)
         # Scores of a different number of images are not comparable; with few images, copies get the best FID.
         if best is None or best["num_images"] != count or (line["copying"], scores[by]) < (best["copying"], best[by]):
+            target = folder / BEST_FOLDER
+            own = [f"{PIPELINE_FOLDER}/{name}" for name in recorded_names(target / PIPELINE_FOLDER)]
             write_atomically(
-                folder / BEST_FOLDER, lambda temporary: _save_best(temporary, pipeline, line), marker=SCORES_FILE
+                target, lambda temporary: _save_best(temporary, pipeline, line), SCORES_FILE, [SCORES_FILE, *own]
             )
         self._warn_if_behind(scores["fid"])
         if line["copying"] and not any(one["copying"] for one in recorded):

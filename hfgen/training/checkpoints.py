@@ -23,7 +23,7 @@ import torch
 
 from hfgen.errors import UserError
 from hfgen.files import read_json, write_atomically
-from hfgen.integrity import DIGESTS_FILE, find_damage, record_digests, save_with_digests
+from hfgen.integrity import DIGESTS_FILE, find_damage, record_digests, recorded_names, save_with_digests
 
 
 PREFIX = "step-"
@@ -80,8 +80,9 @@ def set_aside_newer(folder: Path, step: int) -> list[Path]:
 
 
 def save_final_pipeline(folder: Path, save: Callable[[Path], object]) -> None:
-    """Save the pipeline of a finished run in its folder, with digests of the files."""
-    write_atomically(folder / PIPELINE_FOLDER, partial(save_with_digests, save), PIPELINE_MARKER)
+    """Save the pipeline of a finished run in its folder, with digests of the files; other files there are kept."""
+    target = folder / PIPELINE_FOLDER
+    write_atomically(target, partial(save_with_digests, save), PIPELINE_MARKER, recorded_names(target))
 
 
 def remove_checkpoints(doomed: Iterable[Path]) -> None:

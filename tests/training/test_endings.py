@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from hfgen.errors import TerminatedError, UserError, run_reporting_user_errors
 from hfgen.training.trouble import RunawayError, lost_process
 
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
 
@@ -22,6 +26,11 @@ def fail_at(step, error):
             raise error
 
     return each_step
+
+
+def heed_ctrl_c():
+    """What a terminal does; in the background it is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def launches(folder):
@@ -106,6 +115,44 @@ def test_a_signal_outside_the_steps_ends_at_once_with_a_word_and_a_status(tmp_pa
     assert signal.getsignal(signal.SIGTERM) is before
     signal.signal(signal.SIGINT, of_the_shell)
     fit(tmp_path / "run", resume="latest")
+
+
+SIGNALS = {signal.SIGTERM: "stopped by SIGTERM", signal.SIGINT: "interrupted by Ctrl-C"}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("method", ["gan", "vae", "ddpm"])
+def test_a_signal_while_the_libraries_are_imported_ends_with_a_line(tmp_path, method, number):
+    (tmp_path / "torch.py").write_text(f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n")
+    ended = subprocess.run(
+        [sys.executable, ROOT / "training_scripts" / f"train_{method}.py"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        preexec_fn=heed_ctrl_c,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "", f"{SIGNALS[number]}\n")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_after_a_run_is_complete_ends_with_a_line(number):
+    program = """
+import atexit, os, time
+from hfgen.errors import end_on_signals, run_reporting_user_errors
+
+end_on_signals()
+atexit.register(lambda: (os.kill(os.getpid(), NUMBER), time.sleep(60)))
+run_reporting_user_errors(lambda: print("complete"))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program.replace("NUMBER", str(int(number)))],
+        capture_output=True,
+        text=True,
+        preexec_fn=heed_ctrl_c,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "complete\n", f"{SIGNALS[number]}\n")
 
 
 # ---------------------------------------- what is found next time
