@@ -44,6 +44,7 @@ from hfgen.demo.sampling import (
 )
 from hfgen.families import family
 from hfgen.methods.schedules import steps_of
+from hfgen.texts import markdown_text
 
 
 # Pipelines are not thread-safe: one call at a time, over all users.
@@ -74,7 +75,7 @@ def build_demo(pipelines: dict[str, DiffusionPipeline], title: str = "hfgen demo
     if not pipelines:
         raise ValueError("pipelines is empty: a demo needs at least one")
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        gr.Markdown(f"# {title}")
+        gr.Markdown(f"# {markdown_text(title)}")
         if len(pipelines) == 1:
             for name, pipeline in pipelines.items():
                 _pipeline_tabs(page, name, pipeline)

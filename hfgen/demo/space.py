@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hfgen
 from hfgen.errors import UserError
+from hfgen.texts import markdown_text
 
 
 # The demo and the hfgen modules that it imports. File names must be unique: in a Space they are in one folder.
@@ -20,6 +21,7 @@ COPIED = (
     "data/metadata.py",
     "data/rgb.py",
     "methods/schedules.py",
+    "texts.py",
 )
 APP = '''"""Shows {what} on a web page."""
 
@@ -104,4 +106,4 @@ def _card(repo_id: str, title: str, gradio: str, license_name: str | None) -> st
         settings["license"] = license_name
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
     sentence = f"Generates images with [{repo_id}](https://huggingface.co/{repo_id}), on the demo page of hfgen."
-    return "\n".join(["---", *lines, "---", "", f"# {title}", "", sentence, ""])
+    return "\n".join(["---", *lines, "---", "", f"# {markdown_text(title)}", "", sentence, ""])

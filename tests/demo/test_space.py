@@ -40,6 +40,19 @@ def test_the_card_names_the_pipeline_and_what_runs_it(tmp_path):
     assert card_of(tmp_path / "licensed")[0] == settings | {"license": "apache-2.0"}
 
 
+def test_a_title_is_text_on_the_card_and_the_page(tmp_path):
+    title = "[x](javascript:alert(1)) <img src=y>"
+    write_space(tmp_path / "space", "someone/cats", None, title)
+    settings, text = card_of(tmp_path / "space")
+    shown = "# [x\\](javascript:alert(1)) &lt;img src=y&gt;"
+    assert settings["title"] == title and shown in text.splitlines()
+    gradio = pytest.importorskip("gradio", reason='needs gradio: pip install "hfgen[demo]"')
+    from hfgen.demo.page import build_demo
+
+    page = build_demo(toy_pipelines(), title)
+    assert shown in [block.value for block in page.blocks.values() if isinstance(block, gradio.Markdown)]
+
+
 def test_what_is_required_holds_here_and_pins_the_major_of_gradio(tmp_path):
     from packaging.requirements import Requirement
 
@@ -62,7 +75,18 @@ def test_the_files_import_each_other_and_nothing_of_hfgen(tmp_path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             modules |= {name.split(".")[0] for name in names}
-    own = {"page", "fields", "sampling", "families", "interpolation", "metadata", "randomness", "rgb", "schedules"}
+    own = {
+        "page",
+        "fields",
+        "sampling",
+        "families",
+        "interpolation",
+        "metadata",
+        "randomness",
+        "rgb",
+        "schedules",
+        "texts",
+    }
     assert modules - set(sys.stdlib_module_names) == own | {"torch", "diffusers", "gradio", "PIL", "numpy"}
     assert {f"{name}.py" for name in own} | {"app.py"} == {file.name for file in tmp_path.glob("*.py")}
 
