@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfgen.data.memory import MAX_ENCODED_BYTES
+from hfgen.data.parquet_pages import largest_pages
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source, file_identity
 from hfgen.errors import UserError
@@ -15,14 +16,14 @@ if TYPE_CHECKING:  # slow to import
 
 
 MAX_ROWS_AT_ONCE = 64
+BUFFER_BYTES = 1 << 20
 
 
-def _rows(table: "ParquetFile", columns: list[str] | None) -> Iterator[dict[str, Any]]:
+def _rows(file: Path, table: "ParquetFile", columns: list[str] | None) -> Iterator[dict[str, Any]]:
     """Yield the rows of some columns, a few at a time, in bounded memory."""
-    for group in range(table.num_row_groups):
-        # Any number of equal images may be stored as one, so that each row can be as large as all together.
-        largest = max(1, table.metadata.row_group(group).total_byte_size)
-        at_once = max(1, min(MAX_ROWS_AT_ONCE, MAX_ENCODED_BYTES // largest))
+    for group, largest_page in enumerate(largest_pages(file, table.metadata, columns)):
+        # Any number of equal images may be stored as one, so that each row can be as large as a whole page.
+        at_once = max(1, min(MAX_ROWS_AT_ONCE, MAX_ENCODED_BYTES // max(1, largest_page)))
         for batch in table.iter_batches(at_once, row_groups=[group], columns=columns):
             if batch.nbytes > MAX_ENCODED_BYTES:
                 raise LookupError(f"one of the next {len(batch)} has more than {MAX_ENCODED_BYTES >> 20} MiB")
@@ -49,10 +50,11 @@ def parquet_source(files: list[Path], root: Path, settings: DataSettings) -> Sou
         for file in files:
             row = 0
             try:
-                with parquet.ParquetFile(file) as table:
+                # So a row group is read page by page, not as a whole.
+                with parquet.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False) as table:
                     if missing := set(columns or ()) - set(table.schema_arrow.names):
                         raise LookupError(f"it has no column {missing.pop()}")
-                    for values in _rows(table, columns):
+                    for values in _rows(file, table, columns):
                         yield f"{file.name}#{row}", values
                         row += 1
             except (pyarrow.ArrowException, OSError, UnicodeDecodeError, LookupError) as error:

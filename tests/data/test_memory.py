@@ -13,6 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
+from source_files import write_parquet_that_lies
 
 from hfgen.data import memory
 from hfgen.data.decode import memory_needed
@@ -24,13 +25,13 @@ CODE = f"""
 import os, resource, sys
 import pyarrow.parquet
 os.cpu_count = lambda: 8
-from hfgen.data import archives, columns, memory, sources, tables
+from hfgen.data import archives, columns, memory, parquet_pages, sources, tables
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 from hfgen.errors import UserError
 
-memory.MAX_BYTES = 60 << 20
-for module in (archives, columns, sources, tables):
+memory.MAX_BYTES = parquet_pages.MAX_BYTES = 60 << 20
+for module in (archives, columns, parquet_pages, sources, tables):
     module.MAX_ENCODED_BYTES = 16 << 20
 status = open("/proc/self/status").read()
 taken = int(status.partition("VmData:")[2].split()[0]) << 10
@@ -67,6 +68,16 @@ def equal_rows(file):
     pyarrow.parquet.write_table(pyarrow.table({"image": [bytes(8 << 20)] * 40}), file, compression="zstd")
 
 
+def false_row(file):
+    """A file of 13 kB with a row of 400 MB, of which the metadata says that it is small."""
+    write_parquet_that_lies(file, [bytes(400 << 20)])
+
+
+def long_row_group(file):
+    table = pyarrow.table({"image": [bytes(1 << 20)] * 350})
+    pyarrow.parquet.write_table(table, file, compression="none", use_dictionary=False, write_batch_size=4)
+
+
 def zip_of_zeros(file):
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for index in range(40):
@@ -89,6 +100,8 @@ SOURCES = {
     "grey": (grey_pictures, "8"),
     "large": (large_file, "none of its 1 images can be read"),
     "rows.parquet": (equal_rows, "none of its 40 images can be read"),
+    "false.parquet": (false_row, "the page at byte 4 takes 400 MiB of memory"),
+    "group.parquet": (long_row_group, "none of its 350 images can be read"),
     "zeros.zip": (zip_of_zeros, "none of its 40 images can be read 0.png: not an image format"),
     "name.tar": (tar_with_a_long_name, "cannot be read as a tar file: a header of 419430400 bytes"),
     "array.npy": (array_of_one_large_image, "rejected as a decompression bomb (images of 20000 x 20000 pixels)"),
