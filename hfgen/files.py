@@ -2,13 +2,14 @@
 
 import errno
 import fnmatch
+import glob
 import json
 import os
 import re
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from hfgen.errors import OUT_OF_MEMORY, UserError
 # Larger files of JSON, and texts that a user has written, are not read.
 MAX_JSON_BYTES, MAX_TEXT_BYTES = 1 << 28, 1 << 20
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old)-\d+")  # see `write_atomically`
+# Whatever is being written changes more often than that.
+OLD_SECONDS = 3600
 LARGER_DISK = "set TMPDIR to a folder on a larger disk"  # remark of `writing` for temporary files
 
 
@@ -39,7 +42,8 @@ def write_atomically(
 
     Args:
         target: the file or folder to create or replace. If the process dies, the old one stays intact (a folder
-            may be left as `.name.old-PID` if the process dies between the two renames).
+            may be left as `.name.old-PID` if the process dies between the two renames). What killed processes have
+            left of earlier writes is removed when it is old; see also `remove_leftovers`.
         write: gets the temporary path and creates a file or a folder there.
         marker: a file (or a glob pattern) by which an earlier version of the folder is recognised; only such a
             folder is replaced.
@@ -60,15 +64,13 @@ def write_atomically(
                 _replace_folder(target, temporary, own)
             else:
                 os.replace(temporary, target)
+            _remove_old_leftovers(target)
         except RuntimeError as error:  # of torch.save, for a full disk
             if OUT_OF_MEMORY.search(str(error)):
                 raise
             raise OSError(f"is the disk full? ({' '.join(str(error).split())})") from error
         finally:
-            if temporary.is_dir():
-                shutil.rmtree(temporary, ignore_errors=True)
-            else:
-                temporary.unlink(missing_ok=True)
+            _remove(temporary)
 
 
 def require_replaceable(folder: Path, marker: str | None) -> None:
@@ -97,6 +99,29 @@ def _replace_folder(folder: Path, new: Path, own: Collection[str]) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def _remove_old_leftovers(target: Path) -> None:
+    """Delete what killed processes left when they wrote to a target, unless it may be of one that is writing now.
+
+    Ages are by the clock of the disk: that of another machine may differ from the one here.
+    """
+    for path in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
+        with suppress(OSError):  # it is gone, or somebody else's
+            if LEFTOVER.fullmatch(path.name) and _last_change(target) - _last_change(path) > OLD_SECONDS:
+                _remove(path)
+
+
+def _last_change(path: Path) -> float:
+    """Return when a file or anything in a folder changed last."""
+    return max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what `write_atomically` in killed processes left in a folder and in those directly in it.
 
@@ -110,10 +135,8 @@ def remove_leftovers(folder: Path) -> None:
                 continue
             if match["kind"] == "old" and not (place / match["name"]).exists():
                 os.replace(path, place / match["name"])
-            elif path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                _remove(path)
 
 
 def write_text_atomically(target: Path, text: str) -> None:

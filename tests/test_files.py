@@ -135,3 +135,19 @@ def test_a_folder_that_may_be_written_to_is_a_place_though_those_above_may_not(t
     (tmp_path / "volume").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: "volume" in Path(path).parts)
     require_place_for(tmp_path / "volume", "--output_dir")
+
+
+def test_what_a_killed_process_left_of_an_earlier_write_is_removed_when_it_is_old(tmp_path):
+    names = [".report.partial-123", ".report.partial-124", ".report.partial-mine", ".report.old-1", ".it.partial-123"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.json").write_text("half")
+    for path in [*tmp_path.glob("*/*"), *tmp_path.iterdir()]:
+        hours = 0.1 if "124" in str(path) and path.is_file() else 2
+        os.utime(path, (path.stat().st_mtime - 3600 * hours,) * 2)
+    write_atomically(tmp_path / "report", write_version)
+    assert {path.name for path in tmp_path.iterdir()} == {"report", *names[1:]}  # others may still be written to
+    (tmp_path / ".a[b].txt.partial-7").write_text("half")
+    os.utime(tmp_path / ".a[b].txt.partial-7", (0, 0))
+    write_atomically(tmp_path / "a[b].txt", lambda temporary: temporary.write_text("whole"))
+    assert not (tmp_path / ".a[b].txt.partial-7").exists()
