@@ -1,6 +1,7 @@
 """`hfgen study ...`: train a grid of settings under one budget, on one or many machines, and report."""
 
 import importlib.util
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,7 +69,7 @@ def run(
     grace_seconds: Grace = 120,
 ) -> None:
     """Train and score all unfinished cells of a study, and write the report."""
-    from hfgen.studies.report import MARKER, write_report
+    from hfgen.studies.report import MARKER
     from hfgen.studies.storage import StudyStore, sqlite_url
     from hfgen.studies.worker import work
 
@@ -83,9 +84,26 @@ def run(
     study = store.open_or_create(study)
     try:
         work(store, study, workspace)
-    finally:  # report what there is
-        write_report(study, store.outcomes(study), workspace.output / "report")
-        typer.echo(f"report so far: {workspace.output / 'report' / 'index.html'}, report.md, cells.csv, table.tex")
+    except BaseException:
+        with suppress(UserError):  # the first error is the one to print
+            report_so_far(store, study, workspace.output / "report")
+        raise
+    report_so_far(store, study, workspace.output / "report")
+
+
+def report_so_far(store: "StudyStore", study: "Study", folder: Path) -> None:
+    """Write the report of a study with the results that there are.
+
+    Raises:
+        UserError: if the database cannot be read or the folder cannot be written.
+    """
+    from hfgen.studies.database import reading_from
+    from hfgen.studies.report import write_report
+
+    with reading_from(store.url):
+        outcomes = store.outcomes(study)
+    write_report(study, outcomes, folder)
+    typer.echo(f"report so far: {folder / 'index.html'}, report.md, cells.csv, table.tex")
 
 
 @study_app.command()

@@ -3,7 +3,7 @@
 import importlib.util
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,15 @@ OPENING_TRIES, OPENING_PAUSE = 20, 0.2
 DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
 
 
+class Storage(RDBStorage):
+    """A storage whose heartbeats outlive a restart of the database, instead of ending with the first that fails."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Record that the worker of a trial is alive; the next one is due soon if the database does not answer."""
+        with suppress(*DATABASE_ERRORS):
+            super().record_heartbeat(trial_id)
+
+
 def open_database(url: str, grace_seconds: int) -> RDBStorage:
     """Open a database, and create Optuna's tables in it if they are missing.
 
@@ -36,7 +45,7 @@ def open_database(url: str, grace_seconds: int) -> RDBStorage:
     options: dict[str, Any] = {"connect_args": {"timeout": LOCK_SECONDS}} if is_sqlite else {"pool_pre_ping": True}
     for attempt in range(OPENING_TRIES):
         try:
-            storage = RDBStorage(
+            storage = Storage(
                 url.replace("{", "{{").replace("}", "}}"),  # Optuna treats it as a template
                 engine_kwargs=options,
                 heartbeat_interval=max(1, grace_seconds // 4),

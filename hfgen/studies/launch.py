@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,11 @@ from hfgen.files import read_json, write_text_atomically
 from hfgen.studies.cells import Cell
 from hfgen.studies.scripts import launch_arguments
 from hfgen.studies.study_file import Budget
+from hfgen.studies.supervised import GRACE
 from hfgen.training.checkpoints import find_checkpoint, load_progress
 from hfgen.training.folder import STATUS_KEYS
 from hfgen.training.launcher import HEED_LAUNCHER
+from hfgen.training.lock import holder_of
 
 
 LAUNCHER = [
@@ -30,9 +33,11 @@ LAUNCHER = [
 # Errors of hfgen and Python; the launcher's own error after them contains no information.
 ERROR = re.compile(r"error: |(?!subprocess\.CalledProcessError)[\w.]*(Error|Exception|Interrupt)\b")
 TOLD_LINES = 12
-TRAINED, DIVERGED, BROKEN, LOST = "trained", "diverged", "broken", "lost"
+TRAINED, DIVERGED, BROKEN, LOST, IN_USE = "trained", "diverged", "broken", "lost", "in use"
 MIN_SECONDS = 1
 POLL_SECONDS = 5.0
+# The training of a worker that was killed has stopped after this time, or goes on.
+PATIENCE = GRACE + 10.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Ending:
 
     Attributes:
         kind: "trained"; "diverged" if the training itself failed; "broken" if something else failed; "lost" if
-            another worker has the cell now.
+            another worker has the cell now; "in use" if another process is still training in the folder.
         reason: reason of a failure.
         step: last step, if known.
     """
@@ -70,6 +75,9 @@ class Ending:
     kind: str
     reason: str = ""
     step: int | None = None
+
+
+LOST_CELL = Ending(LOST, "another worker has taken it, because this one did not respond for too long")
 
 
 def train_cell(
@@ -87,6 +95,8 @@ def train_cell(
         KeyboardInterrupt: if this process was asked to stop; the training has then been stopped, too.
     """
     folder = workspace.run_folder(cell)
+    if (ending := _wait_for_folder(folder, has_lost)) is not None:
+        return ending
     if _is_trained(folder, cell, budget):
         return Ending(TRAINED, step=read_status(folder)["step"])
     command = launch_command(cell, budget, workspace)
@@ -105,12 +115,24 @@ def train_cell(
                 if has_lost():
                     process.terminate()
                     process.wait()
-                    return Ending(LOST, "another worker has taken it, because this one did not respond for too long")
+                    return LOST_CELL
         except BaseException:
             process.terminate()
             process.wait()
             raise
     return _ending(folder, budget, status, log)
+
+
+def _wait_for_folder(folder: Path, has_lost: Callable[[], bool]) -> Ending | None:
+    """Wait until the training of an earlier worker has stopped; return an ending if it goes on."""
+    deadline = time.monotonic() + PATIENCE
+    while (holder := holder_of(folder)) is not None:
+        if has_lost():
+            return LOST_CELL
+        if time.monotonic() > deadline:
+            return Ending(IN_USE, f"{folder} is in use by {holder}")
+        time.sleep(min(POLL_SECONDS, 1.0))
+    return None
 
 
 def _wait(process: subprocess.Popen) -> int | None:

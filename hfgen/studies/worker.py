@@ -12,7 +12,7 @@ from diffusers.utils import logging
 from hfgen.errors import UserError
 from hfgen.studies.cells import Cell, Study
 from hfgen.studies.database import DATABASE_ERRORS, reason_of, shown
-from hfgen.studies.launch import BROKEN, DIVERGED, TRAINED, Workspace, check_data, check_device, train_cell
+from hfgen.studies.launch import BROKEN, DIVERGED, IN_USE, TRAINED, Workspace, check_data, check_device, train_cell
 from hfgen.studies.results import Result, Scorer, data_digest, data_settings
 from hfgen.studies.storage import MISSING, RUNNING, WAITING, Outcome, StudyStore
 
@@ -62,6 +62,8 @@ def _work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: f
         typer.echo(f"{name}: training")
         outcome = _train_and_score(study.cells[name], study, workspace, scorer, store)
         _print_outcome(name, outcome, study.metric)
+        if outcome.kind == IN_USE:  # back to the end of the queue
+            return None
         broken.append(outcome.reason) if outcome.kind == BROKEN else broken.clear()
         return outcome
 

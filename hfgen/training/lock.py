@@ -41,6 +41,21 @@ def lock_folder(folder: Path) -> FileLock:
     return lock
 
 
+def holder_of(folder: Path) -> str | None:
+    """Return who has locked a run's folder; None if it is free, missing, or on a disk without locks."""
+    if not (folder / LOCK_FILE).is_file():
+        return None
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return _named(folder / HOLDER_FILE)
+    except (OSError, NotImplementedError):
+        return None
+    lock.release()
+    return None
+
+
 def _acquire(lock: FileLock, folder: Path, holder: Path) -> None:
     """Acquire the lock; if it is taken, say so and wait a little."""
     try:

@@ -1,7 +1,8 @@
 import sqlite3
+import time
 
 import pytest
-from toy_studies import open_toys, toy_study, trained
+from toy_studies import fall_silent, open_toys, toy_study, trained, wait_until
 
 from hfgen.errors import UserError
 from hfgen.studies import database
@@ -113,3 +114,29 @@ def test_tables_of_something_else_are_refused_in_one_line(refusal, tmp_path):
         file.execute("CREATE TABLE studies (title TEXT)")
     line = refusal("study", "status", tmp_path)
     assert line.startswith(f"error: --storage sqlite:///{tmp_path}/study.db: the database cannot be ")
+
+
+@pytest.mark.slow
+def test_heartbeats_go_on_when_the_database_is_back(tmp_path):
+    study = toy_study("a")
+    store = open_toys(tmp_path, study, grace_seconds=4)
+    store.enqueue(["a"])
+
+    def rename(old, new):
+        with sqlite3.connect(tmp_path / "study.db") as database:
+            database.execute(f"ALTER TABLE {old} RENAME TO {new}")
+        database.close()
+
+    def train(name):
+        rename("trial_heartbeats", "away")
+        time.sleep(1.5)  # one is due every second
+        rename("away", "trial_heartbeats")
+        fall_silent(tmp_path)
+        with sqlite3.connect(tmp_path / "study.db") as database:
+            newest = "SELECT max(heartbeat) > datetime('now', '-5 seconds') FROM trial_heartbeats"
+            wait_until(lambda: database.execute(newest).fetchone() == (1,), 30)
+        database.close()
+        return trained()
+
+    store.run_next(train)
+    assert store.states(study) == {"a": "done"}

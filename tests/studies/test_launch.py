@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 
 import pytest
@@ -8,6 +9,7 @@ from hfgen.errors import UserError
 from hfgen.studies import launch
 from hfgen.studies.launch import check_data, check_device, last_error, launch_command, train_cell
 from hfgen.studies.study_file import Budget
+from hfgen.training.lock import lock_folder
 
 
 STEPS, MINUTES = Budget(steps=20), Budget(minutes=1.5)
@@ -113,6 +115,34 @@ def test_a_training_whose_cell_another_worker_has_is_told_to_stop(workspace, mon
     assert (ending.kind, ending.step) == ("lost", None)
     assert looked.count(True) == 1 and len(looked) > 1
     assert json.loads((folder / "status.json").read_text())["step"] == 7  # it had time for a checkpoint
+
+
+@pytest.mark.parametrize(("taken", "kind"), [(False, "trained"), (True, "lost")])
+def test_an_earlier_training_in_the_folder_is_waited_for_unless_the_cell_is_taken(workspace, monkeypatch, taken, kind):
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.02)
+    cell, looked = toy_cell("a"), []
+    lock, log = lock_folder(workspace.run_folder(cell)), workspace.output / "cells" / "a.log"
+
+    def has_lost():
+        looked.append(log.exists())
+        if len(looked) == 3 and not taken:
+            lock.release()
+        return taken and len(looked) == 3
+
+    assert train_cell(cell, STEPS, workspace, has_lost).kind == kind
+    assert looked[:3] == [False] * 3 and log.exists() == (kind == "trained")
+    lock.release()
+
+
+def test_a_training_in_the_folder_that_does_not_stop_is_named(workspace, monkeypatch):
+    monkeypatch.setattr(launch, "PATIENCE", 0.0)
+    cell = toy_cell("a")
+    folder = workspace.run_folder(cell)
+    lock = lock_folder(folder)
+    ending = train_cell(cell, STEPS, workspace)
+    assert ending.kind == "in use" and ending.reason.startswith(f"{folder} is in use by process {os.getpid()} on ")
+    lock.release()
+    assert train_cell(cell, STEPS, workspace).kind == "trained"
 
 
 def test_the_error_of_the_script_is_told_and_not_that_of_the_launcher_after_it():

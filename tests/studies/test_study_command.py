@@ -7,6 +7,7 @@ import pytest
 
 import hfgen.studies.plan
 import hfgen.studies.worker
+from hfgen.errors import UserError
 from hfgen.studies.launch import TRAINED
 from hfgen.studies.plan import Plan, Probe, _kind
 from hfgen.studies.storage import Outcome, sqlite_url
@@ -123,6 +124,17 @@ def test_an_interrupted_study_leaves_the_report_of_what_there_is(file, monkeypat
     status, out, _ = hfgen("study", "run", file, "--output", "here")
     assert status != 0 and "report so far" in out
     assert "not run yet" in (file.parent / "here/report/report.md").read_text()
+
+
+def test_what_ends_a_worker_is_printed_also_if_there_can_be_no_report(file, monkeypatch, refusal):
+    def work(store, study, workspace):
+        (workspace.output / "study.db").write_bytes(b"no database" * 9999)
+        raise UserError("the database does not answer")
+
+    monkeypatch.setattr(hfgen_worker(), "work", work)
+    assert refusal("study", "run", file, "--output", "here") == "error: the database does not answer"
+    monkeypatch.setattr(hfgen_worker(), "work", lambda *_: (file.parent / "two/study.db").write_bytes(b"no" * 9999))
+    assert "two/study.db: the database cannot be read: " in refusal("study", "run", file, "--output", "two")
 
 
 def hfgen_worker():

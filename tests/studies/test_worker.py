@@ -12,6 +12,7 @@ from hfgen.studies.launch import Ending, train_cell
 from hfgen.studies.results import data_digest
 from hfgen.studies.storage import Outcome
 from hfgen.studies.worker import work
+from hfgen.training.lock import lock_folder
 
 
 @pytest.fixture
@@ -280,6 +281,19 @@ def test_a_worker_that_slept_ends_its_training_and_goes_on_with_what_there_is(tm
         "a: lost: another worker has taken it, because this one did not respond for too long\n"
         in capfd.readouterr().out
     )
+
+
+def test_a_cell_that_somebody_still_trains_goes_to_the_end_of_the_queue(tmp_path, scorer, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "PATIENCE", 0.0)
+    study, workspace = toy_study("a", "b"), workspace_in(tmp_path)
+    lock = lock_folder(workspace.run_folder(study.cells["a"]))
+    score = scorer.score
+    monkeypatch.setattr(scorer, "score", lambda cell: lock.release() or score(cell))
+    store = open_toys(tmp_path, study)
+    work(store, study, workspace)
+    assert scorer.scored == ["b", "a"] and kinds(store, study) == {"a": "trained", "b": "trained"}
+    assert [trial.state.name for trial in store.trials()["a"]] == ["PRUNED", "COMPLETE"]
+    assert f"a: in use: {workspace.run_folder(study.cells['a'])} is in use by process" in capsys.readouterr().out
 
 
 def test_what_sigterm_does_to_this_process_is_as_before(tmp_path, scorer, launched):
