@@ -3,8 +3,11 @@
 Heavy imports are inside the commands, so that `hfgen --help` is fast.
 """
 
+import sys
+
 import typer
 
+from hfgen.arguments import refuse_empty_values
 from hfgen.commands.compare import compare
 from hfgen.commands.data import floor, inspect
 from hfgen.commands.demo import demo
@@ -37,4 +40,9 @@ data_app.command()(floor)
 
 def main() -> None:
     """Run the command line; a user error ends with one message, not a traceback."""
-    run_reporting_user_errors(app)
+
+    def run() -> None:
+        refuse_empty_values(sys.argv[1:])
+        app()
+
+    run_reporting_user_errors(run)

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
+from hfgen.arguments import refuse_empty_values
 from hfgen.errors import UserError
 from hfgen.files import read_written_text
 from hfgen.ranges import Range
@@ -91,7 +92,8 @@ def parse_settings(
         arguments: the command line without the program's name; `sys.argv[1:]` if None.
 
     Raises:
-        UserError: if the preset cannot be read or has an unknown key, or if settings contradict each other.
+        UserError: if the preset cannot be read or has an unknown key, a value is empty, or settings contradict each
+            other.
         SystemExit: on a misspelt flag or a value of the wrong type, as argparse does.
     """
     parser = HfArgumentParser(settings_classes, allow_abbrev=False)
@@ -100,6 +102,7 @@ def parse_settings(
     parser.add_argument("--preset", help=f"one of {', '.join(presets)}, or a JSON file of settings")
 
     typed = list(sys.argv[1:] if arguments is None else arguments)
+    refuse_empty_values(typed)
     namespace, unknown = parser.parse_known_args(typed)
     if namespace.preset:
         # A preset is parsed as flags, so that its values are checked like typed ones. Typed flags come later and

@@ -6,8 +6,11 @@ from typing import NamedTuple
 from hfgen.errors import UserError
 
 
+MAX_FLOAT = 3.4e38  # above this, a float32 is infinite
+
+
 class Range(NamedTuple):
-    """A range of numbers. NaN and infinity are in none.
+    """A range of numbers. NaN and infinity are in none, nor what is infinite as float32.
 
     Attributes:
         minimum: lowest number allowed.
@@ -18,7 +21,7 @@ class Range(NamedTuple):
     """
 
     minimum: float
-    maximum: float = math.inf
+    maximum: float = MAX_FLOAT
     above: bool = False
     below: bool = False
     unit: str = ""

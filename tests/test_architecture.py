@@ -123,7 +123,10 @@ ROOMS = (
     *("models", "losses", "data", "methods", "metrics", "hub", "training", "pipelines", "inference", "evaluation"),
     *("demo", "export", "publishing", "training_scripts", "studies", "commands", "cli"),
 )
-FILES = ("errors", "config", "ranges", "families", "randomness", "hardware", "files", "integrity", "texts", "__init__")
+FILES = (
+    *("errors", "arguments", "config", "ranges", "families", "randomness", "hardware", "files", "integrity", "texts"),
+    *("__init__",),
+)
 
 
 def rooms_of(file: Path) -> set[str]:

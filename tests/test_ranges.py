@@ -34,6 +34,8 @@ NUMBERS = (int, float, int | None, float | None, list[int] | None)
         (DECAY, 1.0, "must be from 0 to below 1"),
         (POSITIVE, 0.0, "must be positive"),
         (POSITIVE, math.inf, "must be a finite number"),
+        (POSITIVE, 1e39, "must be at most 3.4e+38"),
+        (Range(1), HUGE, "must be at most 3.4e+38"),
         (NOT_NEGATIVE, math.nan, "must be a finite number"),
         (DECAY, -math.inf, "must be a finite number"),
         (Range(10, 10**9), 9, "must be at least 10"),

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hfgen.arguments import calling_the_dataset
 from hfgen.commands.options import (
     SCORED,
     DatasetColumn,
@@ -40,7 +41,8 @@ def inspect(
     from hfgen.data.store import load_images
 
     settings = DataSettings(path, dataset_config, dataset_split, dataset_column, sample_size=sample_size)
-    report = load_images(settings).report
+    with calling_the_dataset("PATH"):
+        report = load_images(settings).report
     typer.echo(str(report))
     if json_file is not None:
         write_text_atomically(json_file, json.dumps(report.to_dict(), indent=1) + "\n")

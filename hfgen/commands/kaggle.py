@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hfgen.arguments import require_beside
 from hfgen.commands.evaluate import check_data
 from hfgen.commands.options import (
     BatchSize,
@@ -63,6 +64,7 @@ def kaggle_zip(
     refuse_to_replace(output, endings=(".zip",))
     if not MIN_IMAGES <= num_images <= MAX_IMAGES:
         raise UserError(f"--num_images {num_images}: the competition accepts {MIN_IMAGES:,} to {MAX_IMAGES:,} images")
+    require_beside("--feature_weights", feature_weights, "--reference", reference)
     if size != SIDE:
         raise UserError(f"--size {size}: the competition accepts only images of {SIDE} pixels")
     from hfgen.files import write_atomically

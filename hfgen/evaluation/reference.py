@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from hfgen.arguments import calling_the_dataset
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import ImageStore, cache_folder, load_images
 from hfgen.errors import UserError
@@ -97,7 +98,8 @@ def load_reference(settings: DataSettings, extractor: Extractor, argument: str) 
     Raises:
         UserError: if the data set cannot be opened, is refused, or has fewer than `MIN_IMAGES` different images.
     """
-    images = load_images(settings)
+    with calling_the_dataset(argument):
+        images = load_images(settings)
     different = set()
     for index in range(len(images)):
         different.add(hash(images[index].tobytes()))
