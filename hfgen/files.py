@@ -240,6 +240,15 @@ def require_place_for(path: Path, option: str) -> None:
         raise UserError(f"{option} {path}: cannot be created, because {obstacle}; choose another place")
 
 
+def require_utf8(path: Path, argument: str) -> None:
+    """Raise a `UserError` for a name that is not UTF-8: the libraries that keep weights, graphs and logs refuse it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        problem = "the name is not UTF-8, so weights there cannot be read; rename it"
+        raise UserError(f"{argument} {path}: {problem}") from error
+
+
 def _obstacle_to(path: Path) -> str | None:
     if path.is_symlink() and not path.exists():
         return f"it is a link to {path.readlink()}, which does not exist"

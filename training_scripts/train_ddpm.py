@@ -29,6 +29,7 @@ from hfgen.data.settings import DataSettings
 from hfgen.errors import StopRequestedError, UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.inference.figures import image_sheet
+from hfgen.inference.sampling import finite_images
 from hfgen.losses.diffusion import diffusion_loss, match_noise, min_snr_weights, prediction_target
 from hfgen.losses.edm import edm_batch, sample_noise_levels
 from hfgen.methods.ema import averaged_copy
@@ -318,7 +319,7 @@ def sample_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> 
 
     pipeline.set_progress_bar_config(disable=True)
     try:
-        with run.accelerator.autocast():
+        with run.accelerator.autocast(), finite_images():
             images = pipeline(
                 len(latents),
                 latents=latents,

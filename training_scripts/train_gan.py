@@ -27,6 +27,7 @@ from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.inference.figures import image_sheet
+from hfgen.inference.sampling import finite_images
 from hfgen.losses.gan import GAN_LOSSES, gradient_penalty, zero_centred_penalty
 from hfgen.methods.augmentation import Augmentation, choose_augmentation
 from hfgen.methods.collapse import SHEET_SIZE, CollapseWatch
@@ -381,7 +382,7 @@ def sample_fixed(
 ) -> ImagePipelineOutput:
     """Generate images from latents that depend only on the seed and the purpose."""
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, purpose))
-    with pipeline.use() as fresh, run.accelerator.autocast():
+    with pipeline.use() as fresh, run.accelerator.autocast(), finite_images():
         latents = sample_latents(count, fresh.generator.config.latent_dim, numbers)
         return fresh(latents=latents, output_type=output_type)
 

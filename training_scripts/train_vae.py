@@ -29,6 +29,7 @@ from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.files import write_text_atomically
 from hfgen.inference.figures import image_sheet, reconstruction_sheet
+from hfgen.inference.sampling import finite_images
 from hfgen.losses.vae import kl_loss, kl_per_dimension, reconstruction_loss, warmed_up
 from hfgen.methods.density import FittedDensity, fit_density
 from hfgen.methods.ema import averaged_copy
@@ -332,7 +333,7 @@ def save_sheets(pipeline: VAEPipeline, shown_images: torch.Tensor, run: Run) -> 
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, "samples"))
     latents = torch.randn(run.settings.num_sample_images, pipeline.vae.config.latent_dim, generator=numbers)
     originals = ((shown_images + 1) / 2).clamp(0, 1)  # rotation rounds
-    with run.accelerator.autocast():
+    with run.accelerator.autocast(), finite_images():
         samples = pipeline(latents=latents, return_dict=False)[0]
         reconstructions = pipeline.reconstruct(originals, return_dict=False)[0]
     run.save_sheet(image_sheet(samples))
@@ -387,7 +388,7 @@ def describe_latents(pipeline: VAEPipeline, data: TrainingData, settings: VAESet
     report = encoded.report()
     if density is not None:
         report["density"] = density.report()
-        with run.accelerator.autocast():
+        with run.accelerator.autocast(), finite_images():
             numbers = run.generator("ex-post samples")
             samples = pipeline(run.settings.num_sample_images, generator=numbers, return_dict=False)[0]
         print(f"sample sheet from the ex-post density: {run.save_sheet(image_sheet(samples), 'ex_post')}")

@@ -7,6 +7,7 @@ import typer
 
 from hfgen.commands.options import PipelineFolder, require_new_folder
 from hfgen.errors import UserError
+from hfgen.files import require_utf8
 
 
 FORMATS = ("onnx",)
@@ -19,6 +20,7 @@ def export(
 ) -> None:
     """Export a pipeline's networks to run without PyTorch; files are written only if their outputs match PyTorch's."""
     require_new_folder(output)
+    require_utf8(output, "--output")
     if file_format not in FORMATS:
         raise UserError(f"--format {file_format}: must be {' or '.join(FORMATS)}, the only choice")
     from hfgen.export.onnx import export_onnx, require_onnx

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from hfgen.commands.options import require_new_folder
+from hfgen.files import require_utf8
 
 
 def publish(
@@ -30,6 +31,7 @@ def publish(
     """Publish a pipeline on the Hub, loadable without hfgen, with a card of the measured results."""
     if output is not None:
         require_new_folder(output)
+        require_utf8(output, "--output")
     from hfgen.files import write_atomically
     from hfgen.publishing import publish as hub
 

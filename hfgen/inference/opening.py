@@ -15,7 +15,7 @@ from safetensors import safe_open
 from hfgen.data.location import hub_id_of_address, is_hub_id
 from hfgen.errors import UserError
 from hfgen.families import family, image_network
-from hfgen.files import read_json
+from hfgen.files import read_json, require_utf8
 from hfgen.integrity import DIGESTS_FILE, find_damage
 from hfgen.methods.matrix_convolution import use_matrix_products
 from hfgen.methods.schedules import SAMPLERS, sampling_scheduler, steps_of
@@ -65,6 +65,7 @@ def open_pipeline(
     where = hub_id_of_address(where, "models", "DIR")
     path = Path(where).expanduser()
     if path.exists():
+        require_utf8(path, "DIR")
         source = str(find_pipeline(path))
         problem = f"{source} cannot be loaded"
     elif is_hub_id(where) and "/" in where:  # unlike some data sets, every pipeline on the Hub has an owner

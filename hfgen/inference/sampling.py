@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -87,7 +88,8 @@ def generate_images(
         after_each_step: for diffusion: called after each denoising step; may raise to stop.
 
     Raises:
-        UserError: if the pipeline does not support that many steps, truncation or the density.
+        UserError: if the pipeline does not support that many steps, truncation or the density, or an image is not
+            finite.
     """
     kind = family(pipeline)
     if options.truncation is not None and kind != "gan":
@@ -106,11 +108,24 @@ def generate_images(
         count = min(options.batch_size, options.num_images - start)
         generators = image_generators(options.seed, start, count)
         try:
-            with fast_precision(pipeline):
+            with fast_precision(pipeline), finite_images():
                 images = pipeline(count, generator=generators, **of_family).images
         except ValueError as error:
             raise UserError(str(error)) from error
         yield from images
+
+
+@contextmanager
+def finite_images() -> Iterator[None]:
+    """Let the conversion of generated images raise a `UserError` if a pixel is NaN, which would silently be black."""
+    try:
+        with np.errstate(invalid="raise"):
+            yield
+    except FloatingPointError as error:
+        raise UserError(
+            "the generated images are not finite: the training has diverged; use an earlier checkpoint, or train "
+            "again with a lower --learning_rate"
+        ) from error
 
 
 def _check_sample_from(pipeline: DiffusionPipeline, sample_from: str | None) -> None:
@@ -157,7 +172,7 @@ def interpolate(
 
 def decode_latents(pipeline: DiffusionPipeline, latents: torch.Tensor) -> list[Image.Image]:
     """Generate the images of latents, `(count, latent_dim)`, with a GAN or VAE pipeline."""
-    with fast_precision(pipeline):
+    with fast_precision(pipeline), finite_images():
         return pipeline(latents=latents).images
 
 

@@ -20,6 +20,7 @@ from hfgen.files import (
     remove_leftovers,
     require_place_for,
     require_replaceable,
+    require_utf8,
     write_text_atomically,
 )
 from hfgen.hub.upload import check_access
@@ -99,6 +100,7 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> t
             training; it is not changed.
     """
     require_place_for(folder, "--output_dir")
+    require_utf8(folder, "--output_dir")
     if not (folder / LOCK_FILE).exists():  # in a folder of somebody else's not even a lock is left
         _refuse_used(folder, resume)
     lock = lock_folder(folder)

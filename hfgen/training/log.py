@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -123,7 +124,7 @@ class RunLog:
 
     def _start_tracker(self, step: int, settings: dict[str, Any], report_to: str) -> None:
         logs, name = self._folder / "logs", self._folder.resolve().name
-        run_id = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:12]
+        run_id = hashlib.sha256(os.fsencode(self._folder.resolve())).hexdigest()[:12]
         with writing(logs):
             logs.mkdir(parents=True, exist_ok=True)  # otherwise wandb writes to a temporary folder
         init_kwargs = {
