@@ -392,8 +392,7 @@ def describe_latents(pipeline: VAEPipeline, data: TrainingData, settings: VAESet
             numbers = run.generator("ex-post samples")
             samples = pipeline(run.settings.num_sample_images, generator=numbers, return_dict=False)[0]
         print(f"sample sheet from the ex-post density: {run.save_sheet(image_sheet(samples), 'ex_post')}")
-    file = run.output_dir / "latents.json"
-    write_text_atomically(file, json.dumps(report, indent=2) + "\n")
+    write_text_atomically(file := run.output_dir / "latents.json", json.dumps(report, indent=2) + "\n")
     print(f"{report['active_units']} of {settings.latent_dim} latent units are active; {file}")
 
 
