@@ -53,7 +53,7 @@ def run_reporting_user_errors(main: Callable[[], Result]) -> Result:
     except Exception as error:
         if (message := message_for_user(error)) is None:
             raise
-        print(printable(f"error: {message}", "\n\t"), file=sys.stderr, flush=True)
+        _print_error(message)
         raise SystemExit(2) from None
 
 
@@ -113,11 +113,17 @@ def message_for_user(error: Exception) -> str | None:
     return None
 
 
+def _print_error(message: str) -> None:
+    """Print a message to stderr; further lines are indented, so that a name with a line break forges none."""
+    lines = printable(f"error: {message}", "\n\t").split("\n")
+    print("\n  ".join([lines[0], *map(str.strip, lines[1:])]), file=sys.stderr, flush=True)
+
+
 def _report_from_thread(arguments: threading.ExceptHookArgs) -> None:
     """Report an error of a thread, such as that of TensorBoard when the disk is full; the main thread sees it too."""
     error = arguments.exc_value
     if isinstance(error, Exception) and (message := message_for_user(error)) is not None:
-        print(printable(f"error: {message}", "\n\t"), file=sys.stderr, flush=True)
+        _print_error(message)
     else:
         threading.__excepthook__(arguments)
 

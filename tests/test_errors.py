@@ -147,3 +147,12 @@ def test_a_full_disk_under_a_thread_is_said_in_one_line(capsys):
 
     run_reporting_user_errors(main)
     assert capsys.readouterr().err == "error: events.out: No space left on device\n"
+
+
+def test_a_name_with_a_line_break_forges_no_line_of_an_error(capsys):
+    def fail():
+        raise UserError("--output a\nerror: forged\n\x1b[2Jb: exists\n  lr: 1 -> 2")
+
+    with pytest.raises(SystemExit):
+        run_reporting_user_errors(fail)
+    assert capsys.readouterr().err == "error: --output a\n  error: forged\n  \\x1b[2Jb: exists\n  lr: 1 -> 2\n"
