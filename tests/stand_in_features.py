@@ -1,13 +1,28 @@
 """Features that cost nothing, in the place of Inception's, and drawing that is watched."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 import hfgen.evaluation.scoring
 from hfgen.data.toy_paintings import paint
+
+
+class MeanColours(torch.nn.Module):
+    """Stands in for Inception's network where a file of weights is needed, as by another process."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(pixels, 2).flatten(1)
+
+
+def save_mean_colours(file: Path) -> None:
+    """Write a file for `--feature_weights`."""
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # as the format is deprecated
+        torch.jit.script(MeanColours()).save(file)
 
 
 class Colours:

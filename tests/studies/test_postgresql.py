@@ -6,9 +6,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 import toy_studies as toys
 from postgresql import Cluster, NoPostgreSQLError
+from stand_in_features import save_mean_colours
 from toy_studies import side_by_side, toy_study, trained, wait_until, workspace_in
 
 from hfgen.errors import UserError
@@ -71,13 +71,6 @@ def cluster():
         pytest.skip(str(error))
 
 
-class MeanColours(torch.nn.Module):
-    """Stands in for Inception's network."""
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.adaptive_avg_pool2d(pixels, 2).flatten(1)
-
-
 def start_worker(programs, url, folder, index):
     """Start `hfgen study work URL` as on a machine of its own that sees the folder."""
     (folder / "worker.py").write_text(WORKER)
@@ -88,8 +81,7 @@ def start_worker(programs, url, folder, index):
 
 def start_study(url, folder):
     """Begin the study that `STUDY` describes, and write the weights of the stand-in for Inception."""
-    with pytest.warns(FutureWarning, match="deprecated"):  # as the format of Inception's weights is
-        torch.jit.script(MeanColours()).save(folder / "weights.pt")
+    save_mean_colours(folder / "weights.pt")
     (folder / "three_workers.yaml").write_text(STUDY)
     study = expand(read_study_file(folder / "three_workers.yaml"), find_scripts(), "toy_paintings:24")
     store = StudyStore(url, GRACE_SECONDS)
