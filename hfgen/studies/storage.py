@@ -82,8 +82,9 @@ class StudyStore:
             raise UserError(f"the database contains {len(names)} studies; {remedy}")
         if name is not None and name not in names:
             raise UserError(f"--study {name}: not in the database, which contains {', '.join(names) or 'none'}")
-        self._load(name or names[0])
-        return self._definition()
+        with reading_from(self.url):
+            self._load(name or names[0])
+            return self._definition()
 
     def open_or_create(self, study: Study) -> Study:
         """Open or create the study; return it with the data set location from its creation.

@@ -2,17 +2,19 @@
 
     python tests/endurance/damaged_files.py
 
-Not part of `make test`: it takes about 20 minutes on one CPU core. A toy run of each family is copied; one of its
-files is truncated, zeroed, emptied, deleted, made longer, or has a byte flipped; then the run is resumed, sampled
-from, drawn, made into a film, or published. Each command, in a process of its own, must give what it gives for the
-undamaged run, or end with status 2 and one line that names the file or the folder of its checkpoint or pipeline. Logs
-and pictures may lack what was lost.
+Not part of `make test`: it takes about 40 minutes on one CPU core, `--share 0.1` a tenth of that. A toy run of each
+family is copied; one of its files is truncated, zeroed, emptied, deleted, made longer, or has a byte flipped; then the
+run is resumed, sampled from, drawn, made into a film, published, or scored with stand-in features. Each command, in a
+process of its own, must give what it gives for the undamaged run, or end with status 2 and one line that names the
+file or the folder of its checkpoint or pipeline. Logs and pictures may lack what was lost.
 """
 
 import argparse
 import collections
 import contextlib
+import json
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -26,25 +28,35 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from damages import DAMAGES  # noqa: E402
+from stand_in_features import Colours  # noqa: E402
 from toy_runs import METHODS, TINY, script, train  # noqa: E402
 
 from hfgen import cli  # noqa: E402
 from hfgen.errors import run_reporting_user_errors  # noqa: E402
+from hfgen.metrics import feature_spaces  # noqa: E402
 
 
 FAMILIES = {"gan": [], "vae": [], "ddpm": ["--unet", "compact", "--formulation", "edm"]}
-COMMANDS = ("resume", "sample", "curves", "progress", "publish")
+COMMANDS = ("resume", "sample", "curves", "progress", "publish", "evaluate", "compare")
+SCORED = ["--reference", "toy_paintings:24", "--num_images", "12", "--device", "cpu"]
 SECONDS = 120
 # What a command leaves that must be equal to what it leaves for the undamaged run.
-RESULTS = {"resume": "run/pipeline/**/*.safetensors", "sample": "out/*.png", "publish": "out/**/*.safetensors"}
+RESULTS = {
+    "resume": "run/pipeline/**/*.safetensors",
+    "sample": "out/*.png",
+    "publish": "out/**/*.safetensors",
+    "evaluate": "out/evaluation.md",
+    "compare": "out/comparison.json",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--commands", nargs="+", default=list(COMMANDS), choices=COMMANDS)
+    parser.add_argument("--share", type=float, default=1, help="run this share of the cases, chosen at random")
     settings = parser.parse_args()
-    counts, faults = collections.Counter(), []
+    counts, faults, chance = collections.Counter(), [], random.Random(0)
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["HFGEN_CACHE"] = str(Path(temporary) / "cache")
         for family in settings.families:
@@ -56,6 +68,8 @@ def main() -> None:
                     sys.exit(f"{family}: {command} fails on an undamaged run: {expected}")
                 for file in sorted(path for path in undamaged.rglob("*") if path.is_file() and path.stat().st_size):
                     for damage in DAMAGES:
+                        if chance.random() > settings.share:
+                            continue
                         name = file.relative_to(undamaged)
                         found = run_command(family, command, undamaged, Path(temporary) / "case", name, damage)
                         verdict, fault = judge(found, expected, name)
@@ -101,8 +115,15 @@ def run_command(
     said = printed.read_text()
     status = int(said.rsplit("\nstatus ", 1)[-1]) if "\nstatus " in said else -1
     fault = "traceback" if "Traceback (most recent call last)" in said else "" if status >= 0 else "died"
-    results = {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob(RESULTS.get(command, "-"))}
+    results = {str(path.relative_to(folder)): _content(path) for path in folder.glob(RESULTS.get(command, "-"))}
     return Ended(status, said, results, fault)
+
+
+def _content(path: Path) -> bytes:
+    """What must be equal of a result: of a comparison the scores, beside which stand times and names of folders."""
+    if path.name != "comparison.json":
+        return path.read_bytes()
+    return repr([row["scores"] for row in json.loads(path.read_text())["rows"]]).encode()
 
 
 def _status_of(family: str, command: str, run: Path, output: Path) -> int:
@@ -117,6 +138,9 @@ def _status_of(family: str, command: str, run: Path, output: Path) -> int:
         else:
             suffix = {"progress": ".gif", "curves": ".png"}.get(command, "")
             more = {"sample": ["--num_images", "2", "--device", "cpu"], "publish": ["tester/toy"]}.get(command, [])
+            if command in ("evaluate", "compare"):
+                feature_spaces.build_extractor = lambda features, mode, weights, device: Colours()
+                more = SCORED
             sys.argv = ["hfgen", command, str(run), *more, "--output", f"{output}{suffix}"]
             cli.main()
             status = 0

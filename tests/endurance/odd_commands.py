@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import os
 import re
+import resource
 import runpy
 import shlex
 import shutil
@@ -31,7 +32,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
 
 from preloaded import LIBRARIES  # noqa: E402
-from published_toys import train_toys  # noqa: E402
+from published_toys import FAMILIES, train_toys  # noqa: E402
 from stand_in_features import Colours  # noqa: E402
 
 from hfgen import cli  # noqa: E402
@@ -39,24 +40,26 @@ from hfgen.metrics import feature_spaces  # noqa: E402
 
 
 SECONDS = 120
+MEMORY = 8 << 30  # of a process; a size that is odd enough takes all there is
 TINY = (
     "--dataset toy_paintings:14 --sample_size 16 --batch_size 4 --max_train_steps 2 --cpu --report_to none "
     "--num_sample_images 2"
 ).split()
 # What ends a program that a user called wrongly: the message of hfgen, of typer, or of argparse.
-SAYS_SO = re.compile(r"(^|\n)(error: |╭─ Error|Error: |Try '|usage: |.*: error: )")
+SAYS_SO = re.compile(r"(^|\n)(error: |╭─ Error|Error: |Try '|usage: | Usage: |.*: error: )")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="run only the lines that contain this")
+    parser.add_argument("--printed", type=Path, help="file to write the status and the output of each line to")
     settings = parser.parse_args()
     for library in LIBRARIES:
         importlib.import_module(library)
     counts, faults = collections.Counter(), 0
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["HFGEN_CACHE"] = f"{temporary}/cache"
-        toys = train_toys(Path(temporary) / "toys")
+        toys = train_in_a_process(Path(temporary) / "toys")
         place = make_odd_files(Path(temporary) / "place", toys["gan"])
         for number, line in enumerate(Path(__file__).with_suffix(".txt").read_text().splitlines()):
             if settings.only not in line:
@@ -64,12 +67,29 @@ def main() -> None:
             names = {name: str(folder) for name, folder in toys.items()} | {"new": f"new{number}"}
             status, printed = run(arguments_of(line, names), place, line.startswith("real "))
             problem = judge(status, printed)
+            if settings.printed:
+                with settings.printed.open("a", errors="backslashreplace") as file:
+                    file.write(f"=== {line}\nstatus {status}\n{printed}\n")
             counts[problem.split(":")[0] or f"status {status}"] += 1
             if problem:
                 faults += 1
                 print(f"{line}\n    {problem}", flush=True)
     print(f"{counts.total()} command lines: {', '.join(f'{count} {how}' for how, count in counts.items())}")
     sys.exit(bool(faults))
+
+
+def train_in_a_process(folder: Path) -> dict[str, Path]:
+    """Train the toy runs; accelerate keeps settings of a process's first run, which the lines must not get."""
+    if (pid := os.fork()) == 0:
+        try:
+            train_toys(folder)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(pid, 0)[1]:
+        sys.exit("the toy runs cannot be trained")
+    return {name: folder / name for name in FAMILIES}
 
 
 def make_odd_files(place: Path, run_folder: Path) -> Path:
@@ -111,6 +131,7 @@ def run(arguments: list[str], place: Path, real_features: bool) -> tuple[int | s
     if pid == 0:
         os.setsid()
         os.chdir(place)
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         with output.open("w") as stream, open(os.devnull) as nothing:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)

@@ -124,3 +124,17 @@ def test_of_workers_that_make_a_study_at_once_one_has_its_way(tmp_path):
     assert len(set(sizes)) == 1
     assert len(refused) == 2
     assert all("is a different one (stored -> now):\n  cell a: batch_size: " in answer for answer in refused)
+
+
+def test_a_database_that_lacks_any_of_its_pages_is_read_or_refused(tmp_path):
+    study = toy_study("a")
+    open_toys(tmp_path, study)
+    content = (tmp_path / "study.db").read_bytes()
+    refused = 0
+    for page in range(0, len(content), 4096):
+        (tmp_path / "study.db").write_bytes(content[:page] + bytes(4096) + content[page + 4096 :])
+        try:
+            assert StudyStore(sqlite_url(tmp_path)).open("toy") == study
+        except UserError:
+            refused += 1
+    assert refused > 5
