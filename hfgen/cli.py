@@ -4,9 +4,11 @@ Heavy imports are inside the commands, so that `hfgen --help` is fast.
 """
 
 import sys
+from typing import Annotated
 
 import typer
 
+import hfgen
 from hfgen.arguments import refuse_empty_values
 from hfgen.commands.compare import compare
 from hfgen.commands.data import floor, inspect
@@ -14,14 +16,18 @@ from hfgen.commands.demo import demo
 from hfgen.commands.evaluate import evaluate, evaluate_images
 from hfgen.commands.export import export
 from hfgen.commands.kaggle import kaggle_zip
+from hfgen.commands.presets import presets
 from hfgen.commands.publish import publish
 from hfgen.commands.runs import curves, progress
 from hfgen.commands.sample import denoise, interpolate, reconstruct, sample
 from hfgen.commands.steps import steps
 from hfgen.commands.study import study_app
+from hfgen.commands.train import train
 from hfgen.errors import run_reporting_user_errors
 
 
+# `hfgen train` parses its options itself: they are those of the training scripts.
+AS_TYPED = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Train, compare and ship small unconditional image generators.")  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
@@ -29,13 +35,30 @@ app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
 for command in (
     *(sample, denoise, interpolate, reconstruct, progress, curves),
-    *(evaluate, compare, steps, publish, demo, export),
+    *(presets, evaluate, compare, steps, publish, demo, export),
 ):
     app.command()(command)
+app.command("train", context_settings=AS_TYPED)(train)
 app.command("evaluate-images")(evaluate_images)
 app.command("kaggle-zip")(kaggle_zip)
 data_app.command()(inspect)
 data_app.command()(floor)
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and exit, for --version."""
+    if wanted:
+        typer.echo(f"hfgen {hfgen.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and exit", is_eager=True, callback=print_version)
+    ] = False,
+) -> None:
+    """Train, compare and ship small unconditional image generators."""
 
 
 def main() -> None:

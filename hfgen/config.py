@@ -3,11 +3,13 @@
 A value is looked up in this order: the command line, the preset (`--preset`), the dataclass's default.
 """
 
+import argparse
 import dataclasses
 import difflib
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ def setting(
     *,
     may_change: bool = False,
     of_one_run: bool = False,
+    alias: str | None = None,
 ) -> Any:
     """Declare a field of a settings dataclass.
 
@@ -63,8 +66,11 @@ def setting(
         may_change: whether a resumed run may change it, because it does not affect the trained weights.
         of_one_run: whether it belongs to one run, such as its folder: not taken over if the run's
             `training_config.json` is the preset of another.
+        alias: another name of the option, such as "--ngf".
     """
-    metadata = {"help": HelpText(help_text, may_change, of_one_run, allowed)}
+    metadata: dict[str, Any] = {"help": HelpText(help_text, may_change, of_one_run, allowed)}
+    if alias is not None:
+        metadata["aliases"] = [alias]
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -80,7 +86,10 @@ def check_ranges(settings: Any) -> None:
 
 
 def parse_settings(
-    settings_classes: Sequence[type], presets_folder: Path, arguments: Sequence[str] | None = None
+    settings_classes: Sequence[type],
+    presets_folder: Path,
+    arguments: Sequence[str] | None = None,
+    program: str | None = None,
 ) -> tuple[Any, ...]:
     """Parse the command line into one instance of each settings class.
 
@@ -90,31 +99,40 @@ def parse_settings(
             such as the `training_config.json` of an earlier run, without what belongs to that run alone (its
             folder, `resume`, its repo on the Hub).
         arguments: the command line without the program's name; `sys.argv[1:]` if None.
+        program: the program's name in messages; that of `sys.argv[0]` if None.
 
     Raises:
         UserError: if the preset cannot be read or has an unknown key, a value is empty, or settings contradict each
             other.
         SystemExit: on a misspelt flag or a value of the wrong type, as argparse does.
     """
-    parser = HfArgumentParser(settings_classes, allow_abbrev=False)
+    parser = HfArgumentParser(settings_classes, prog=program, allow_abbrev=False)
     parser.usage = "%(prog)s [--preset NAME] [--setting VALUE ...]   (--help lists them all)"
+    presets_folder = _find_presets(presets_folder)
     presets = sorted(path.stem for path in presets_folder.glob("*.json"))
-    parser.add_argument("--preset", help=f"one of {', '.join(presets)}, or a JSON file of settings")
+    of_presets = argparse.ArgumentParser(parser.prog, parser.usage, add_help=False, allow_abbrev=False)
+    for one in (parser, of_presets):
+        one.add_argument("--preset", help=f"one of {', '.join(presets)}, or a JSON file of settings")
 
     typed = list(sys.argv[1:] if arguments is None else arguments)
     refuse_empty_values(typed)
+    if arguments is None and not typed:
+        parser.error("give at least --dataset or --preset")
+    if preset := of_presets.parse_known_args(typed)[0].preset:
+        # A preset is parsed as flags, so that its values are checked like typed ones, and shown by --help.
+        parser.set_defaults(**vars(parser.parse_args(_preset_as_flags(preset, presets_folder, settings_classes))))
     namespace, unknown = parser.parse_known_args(typed)
-    if namespace.preset:
-        # A preset is parsed as flags, so that its values are checked like typed ones. Typed flags come later and
-        # take precedence.
-        flags = _preset_as_flags(namespace.preset, presets_folder, settings_classes)
-        namespace, unknown = parser.parse_known_args(flags + typed)
     if unknown:
         parser.error(_unknown_flag_message(unknown, [action.dest for action in parser._actions]))
     return tuple(
         cls(**{field.name: getattr(namespace, field.name) for field in dataclasses.fields(cls)})
         for cls in settings_classes
     )
+
+
+def _find_presets(folder: Path) -> Path:
+    """Return a script's folder of presets, or hfgen's of that name: a copied script may have none beside it."""
+    return folder if folder.is_dir() else Path(str(files("hfgen.training_scripts"))) / "presets" / folder.name
 
 
 def _unknown_flag_message(unknown: Sequence[str], known: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeVar
@@ -15,6 +16,7 @@ from hfgen.texts import printable
 
 
 Result = TypeVar("Result")
+SECONDS_TO_SPEAK = 2.0
 OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory")
 
 
@@ -53,8 +55,16 @@ def run_reporting_user_errors(main: Callable[[], Result]) -> Result:
     except Exception as error:
         if (message := message_for_user(error)) is None:
             raise
+        _let_main_process_speak_first()
         _print_error(message)
         raise SystemExit(2) from None
+
+
+def _let_main_process_speak_first() -> None:
+    """Wait in the other processes of a training: most often all fail alike, and then the launcher ends them."""
+    if os.environ.get("RANK", "0") != "0" and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(SECONDS_TO_SPEAK)
 
 
 def end_on_signals() -> None:

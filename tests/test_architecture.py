@@ -121,7 +121,7 @@ def test_pipelines_know_of_hfgen_only_the_models_and_how_to_publish(file):
 # settings.
 ROOMS = (
     *("models", "losses", "data", "methods", "metrics", "hub", "training", "pipelines", "inference", "evaluation"),
-    *("demo", "export", "publishing", "training_scripts", "studies", "commands", "cli"),
+    *("settings", "demo", "export", "publishing", "training_scripts", "studies", "commands", "cli"),
 )
 FILES = (
     *("errors", "arguments", "config", "ranges", "families", "randomness", "hardware", "files", "integrity", "texts"),
@@ -184,6 +184,18 @@ def test_hfgen_and_its_lists_of_losses_import_neither_torch_nor_diffusers():
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (process.stdout.strip(), process.stderr) == ("none", "")
+
+
+@pytest.mark.parametrize("arguments", [("gan", "--lerning_rate=1"), ("vae", "--preset=v"), ("ddpm", "--help")])
+def test_hfgen_train_answers_without_the_slow_imports(arguments):
+    code = (
+        "import sys; from hfgen.cli import main; sys.argv = ['hfgen', 'train', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "finally: print({'torch', 'diffusers', 'accelerate', 'matplotlib'} & sys.modules.keys(), file=sys.stderr)"
+    )
+    process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert process.returncode == (0 if "--help" in arguments else 2)
+    assert process.stderr.splitlines()[-1] == "set()"
 
 
 # ------------------------------------------------------------------------------------------- names that diffusers has

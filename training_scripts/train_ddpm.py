@@ -14,16 +14,14 @@ if __name__ == "__main__":
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from diffusers import ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.optimization import get_scheduler
 from PIL import Image
 
-from hfgen.config import check_ranges, parse_settings, setting
+from hfgen.config import parse_settings
 from hfgen.data.loading import load_training_data
 from hfgen.data.settings import DataSettings
 from hfgen.errors import StopRequestedError, UserError, run_reporting_user_errors
@@ -33,117 +31,17 @@ from hfgen.inference.sampling import finite_images
 from hfgen.losses.diffusion import diffusion_loss, match_noise, min_snr_weights, prediction_target
 from hfgen.losses.edm import edm_batch, sample_noise_levels
 from hfgen.methods.ema import averaged_copy
-from hfgen.methods.schedules import EDM_SAMPLERS, edm_schedule, noise_schedule, sampling_scheduler
+from hfgen.methods.schedules import edm_schedule, noise_schedule, sampling_scheduler
 from hfgen.models import UNetAttention, UNetBase, UNetCompact
 from hfgen.pipelines import DDPMPipeline
 from hfgen.publishing.publish import publish_if_asked
 from hfgen.randomness import keyed_seed
-from hfgen.ranges import CHANNELS, COUNT, COUNT_OR_NONE, DECAY, NOT_NEGATIVE, POSITIVE, Range
+from hfgen.settings.ddpm import DDPMSettings
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings
 
 
 PRESETS = Path(__file__).resolve().parent / "presets" / "ddpm"
-# Settings that only some U-Nets have.
-TAKEN_BY = {"layers_per_block": ("library", "compact"), "patch_size": ("compact",), "dropout": ("compact",)}
-
-
-@dataclass
-class DDPMSettings:
-    """Settings of the method."""
-
-    _argument_group_name = "method"
-
-    formulation: Literal["ddpm", "edm"] = setting(
-        "ddpm",
-        "ddpm: discrete timesteps of a noise schedule; edm: continuous noise levels and the preconditioning of Karras "
-        "et al. 2022, needs --unet compact",
-    )
-    unet: Literal["base", "attention", "library", "compact"] = setting(
-        "base",
-        "base: convolutions only; attention: self-attention at every level; library: diffusers' UNet2DModel; compact: "
-        "residual blocks, attention at coarse levels",
-    )
-    block_out_channels: list[int] | None = setting(
-        None, "channels per level, finest first; unset: the network's own", CHANNELS
-    )
-    layers_per_block: int = setting(
-        2, "residual blocks per level, for --unet library and compact; more is slower", Range(1, 100)
-    )
-    patch_size: int = setting(
-        1, "side in pixels of the patches folded into channels, for --unet compact; 2 is faster", COUNT
-    )
-    dropout: float = setting(0.1, "dropout probability, for --unet compact; raise it against overfitting", DECAY)
-    beta_schedule: Literal["linear", "cosine"] = setting("linear", "noise schedule; cosine adds noise more slowly")
-    num_train_timesteps: int = setting(1000, "number of diffusion timesteps in training", Range(1, 100_000))
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = setting(
-        "epsilon", "what the network predicts: the noise, the clean image, or the velocity"
-    )
-    loss: Literal["l1", "l2", "huber"] = setting("l2", "loss on the network's prediction")
-    snr_gamma: float | None = setting(
-        None, "gamma of Min-SNR loss weighting (5 in the paper); unset: no weighting", POSITIVE
-    )
-    match_noise: bool = setting(False, "pair each image of a batch with nearby noise (immiscible diffusion)")
-    batch_size: int = setting(64, "images per update and process", Range(1, 100_000))
-    gradient_accumulation_steps: int = setting(
-        1, "split each update's batch into this many parts: less memory, same batch size", COUNT
-    )
-    learning_rate: float = setting(2e-4, "AdamW learning rate, after the warm-up", POSITIVE)
-    lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = setting(
-        "constant_with_warmup", "learning rate schedule"
-    )
-    lr_warmup_steps: int = setting(500, "updates over which the learning rate rises from 0", COUNT_OR_NONE)
-    adam_beta1: float = setting(0.9, "AdamW's beta1: decay of the mean gradient", DECAY)
-    adam_beta2: float = setting(0.999, "AdamW's beta2: decay of the mean squared gradient", DECAY)
-    weight_decay: float = setting(0.0, "AdamW weight decay; 0 is plain Adam", NOT_NEGATIVE)
-    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", POSITIVE)
-    ema_decay: float = setting(
-        0.9999, "per-update decay of the averaged weights, which are sampled and saved; lower it for short runs", DECAY
-    )
-    compile: bool = setting(False, "use torch.compile: takes minutes at the start, faster on CUDA")
-    sampler: Literal["ddim", "dpm", "unipc", "ddpm"] = setting("dpm", "default sampler of the saved pipeline")
-    num_inference_steps: int = setting(
-        50,
-        "denoising steps for sample sheets, and default of the saved pipeline; fewer is faster",
-        COUNT,
-        may_change=True,
-    )
-
-    def __post_init__(self):
-        check_ranges(self)
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise UserError(
-                f"--batch_size {self.batch_size} must be a multiple of "
-                f"--gradient_accumulation_steps {self.gradient_accumulation_steps}"
-            )
-        defaults = {field.name: field.default for field in fields(self)}
-        for name, networks in TAKEN_BY.items():
-            if self.unet not in networks and getattr(self, name) != defaults[name]:
-                raise UserError(
-                    f"--{name} {getattr(self, name)}: only for --unet {' or '.join(networks)}; give "
-                    f"--{name} {defaults[name]} with --unet {self.unet}"
-                )
-        if self.formulation == "edm":
-            self._check_edm(defaults)
-        if self.num_inference_steps > self.num_train_timesteps:
-            raise UserError(
-                f"--num_inference_steps {self.num_inference_steps}: must be from 1 to "
-                f"--num_train_timesteps {self.num_train_timesteps}"
-            )
-
-    def _check_edm(self, defaults: dict[str, Any]) -> None:
-        if self.unet != "compact":
-            raise UserError("--formulation edm needs --unet compact: the other U-Nets embed counted timesteps")
-        if self.sampler not in EDM_SAMPLERS:
-            raise UserError(f"--sampler {self.sampler}: with --formulation edm give {' or '.join(EDM_SAMPLERS)}")
-        for name in ("beta_schedule", "num_train_timesteps", "prediction_type", "snr_gamma"):
-            if getattr(self, name) != defaults[name]:
-                raise UserError(
-                    f"--{name} {getattr(self, name)}: EDM has its own; use --formulation ddpm, or leave it at "
-                    f"{defaults[name]}"
-                )
-
-
 SETTINGS = (RunSettings, DataSettings, DDPMSettings)  # all command-line options
 
 

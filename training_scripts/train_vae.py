@@ -13,16 +13,15 @@ if __name__ == "__main__":
 
 import json
 import time
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from diffusers.optimization import get_scheduler
 
-from hfgen.config import check_ranges, parse_settings, setting
+from hfgen.config import parse_settings
 from hfgen.data.loading import TrainingData, load_training_data
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError, run_reporting_user_errors
@@ -40,7 +39,7 @@ from hfgen.models import ConvVAE
 from hfgen.pipelines import VAEPipeline
 from hfgen.publishing.publish import publish_if_asked
 from hfgen.randomness import keyed_seed
-from hfgen.ranges import CHANNELS, COUNT, COUNT_OR_NONE, DECAY, MAX_CHANNELS, NOT_NEGATIVE, POSITIVE, Range
+from hfgen.settings.vae import VAESettings
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings
 
@@ -51,126 +50,6 @@ PRESETS = Path(__file__).resolve().parent / "presets" / "vae"
 NUM_RECONSTRUCTIONS = 16
 # Maximum number of training images encoded for the ex-post density and the report on the posteriors.
 MAX_ENCODED = 20_000
-
-
-@dataclass
-class VAESettings:
-    """Settings of the method."""
-
-    _argument_group_name = "method"
-
-    latent_dim: int = setting(100, "dimension of the latents", COUNT)
-    block_out_channels: list[int] | None = setting(
-        None,
-        "channels of each level, finest first; each halves the resolution; unset: doubling from 64 to 512",
-        CHANNELS,
-    )
-    layers_per_block: int = setting(
-        0, "residual blocks per level, in encoder and decoder; try 1 or 2 if a slower run is fine", Range(0, 100)
-    )
-    upsampling: Literal["transposed", "nearest"] = setting(
-        "transposed", "upsampling in the decoder; nearest: upsample, then convolve, which avoids grid artefacts"
-    )
-    refine_channels: int = setting(
-        0,
-        "channels of two convolutions at full resolution at the end of the decoder; 0: none; 32: finer texture with "
-        "--adversarial_weight",
-        Range(0, MAX_CHANNELS),
-    )
-    normalization: Literal["batch", "group"] = setting("batch", "normalization; batch: faster; group: small batches")
-    reconstruction: Literal["calibrated", "mse", "l1", "bce"] = setting(
-        "calibrated",
-        "reconstruction loss; calibrated: Gaussian with the best-fitting variance; mse, l1: scale fixed to 1; bce: "
-        "binary cross-entropy",
-    )
-    kl_weight: float = setting(1.0, "weight of the KL term; 1 is the ELBO, other values give a beta-VAE", NOT_NEGATIVE)
-    feature_weight: float = setting(
-        0.0,
-        "strength of a loss on a discriminator's features, as gradient norm relative to the likelihood's; 0: off",
-        NOT_NEGATIVE,
-    )
-    adversarial_weight: float = setting(
-        0.0, "strength of an adversarial loss, as gradient norm relative to the likelihood's; 0: off", NOT_NEGATIVE
-    )
-    discriminator_channels: int = setting(
-        32,
-        "channels at the finest level of the discriminator, for --feature_weight and --adversarial_weight",
-        CHANNELS,
-    )
-    learning_rate_d: float = setting(
-        2e-4, "Adam learning rate of that discriminator, and of the decoder after --learned_term_start", POSITIVE
-    )
-    learned_term_start: int = setting(
-        0,
-        "updates by likelihood and KL alone, before the discriminator joins; from then on the encoder stays as it is, "
-        "and only the decoder is trained; 0: the discriminator acts from the first update, on both",
-        COUNT_OR_NONE,
-    )
-    kl_warmup_steps: int = setting(0, "updates over which the KL weight rises from 0", COUNT_OR_NONE)
-    free_bits: float = setting(
-        0.0, "nats of KL per latent dimension that are not penalised (the paper's lambda)", NOT_NEGATIVE
-    )
-    batch_size: int = setting(64, "images per update and process", Range(1, 100_000))
-    learning_rate: float = setting(1e-3, "AdamW learning rate, after the warm-up", POSITIVE)
-    lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = setting(
-        "constant_with_warmup", "learning rate schedule"
-    )
-    lr_warmup_steps: int = setting(200, "updates over which the learning rate rises from 0", COUNT_OR_NONE)
-    adam_beta1: float = setting(0.9, "AdamW's beta1: decay of the mean gradient", DECAY)
-    adam_beta2: float = setting(0.999, "AdamW's beta2: decay of the mean squared gradient", DECAY)
-    weight_decay: float = setting(0.0, "AdamW weight decay; 0 is plain Adam", NOT_NEGATIVE)
-    max_grad_norm: float = setting(
-        1.0, "gradients of the loss in nats per dimension are clipped to this norm", POSITIVE
-    )
-    ema_decay: float = setting(
-        0.999, "per-update decay of the averaged weights, which are sampled and saved; lower it for short runs", DECAY
-    )
-    density_components: int = setting(
-        10,
-        "maximum Gaussians in the ex-post density fitted to the latents after training; 0: fit none",
-        COUNT_OR_NONE,
-        may_change=True,
-    )
-    density: Literal["mixture", "flow", "auto"] = setting(
-        "mixture",
-        "ex-post density; flow: takes minutes to fit; auto: the one with the higher likelihood on held-out latents",
-        may_change=True,
-    )
-    watch_every: int = setting(250, "steps between checks for posterior collapse; 0: off", COUNT_OR_NONE)
-    on_collapse: Literal["rollback", "stop", "warn"] = setting(
-        "rollback",
-        "what to do on posterior collapse; rollback: restart from the last good checkpoint at half the learning rate",
-        may_change=True,
-    )
-    max_rollbacks: int = setting(3, "stop the run after this many rollbacks", COUNT_OR_NONE, may_change=True)
-
-    def __post_init__(self):
-        check_ranges(self)
-        if self.batch_size < 2 and self.normalization == "batch":
-            raise UserError("--batch_size 1: BatchNorm needs at least 2 images; use --normalization group")
-        if self.batch_size < 2 and self.adversarial_weight > 0:
-            raise UserError("--batch_size 1: --adversarial_weight mixes latents of different images; give 2 or more")
-        self._refuse_unused()
-
-    def _refuse_unused(self) -> None:
-        """Raise a `UserError` for settings that would be ignored."""
-        if not self.learns_a_term:
-            for field in fields(self):
-                if field.name in ("discriminator_channels", "learning_rate_d", "learned_term_start"):
-                    if getattr(self, field.name) != field.default:
-                        raise UserError(f"--{field.name}: needs --feature_weight or --adversarial_weight")
-        if self.density != "mixture" and (self.density_components == 0 or self.latent_dim == 1):
-            raise UserError(
-                f"--density {self.density}: needs --latent_dim 2 or more and --density_components 1 or more; 0 "
-                "switches all fitting off"
-            )
-
-    @property
-    def learns_a_term(self) -> bool:
-        """Whether there is a discriminator."""
-        return self.feature_weight > 0 or self.adversarial_weight > 0
-
-
 SETTINGS = (RunSettings, DataSettings, VAESettings)  # all command-line options
 
 

@@ -110,7 +110,7 @@ def report_so_far(store: "StudyStore", study: "Study", folder: Path) -> None:
 def plan(file: File, dataset: Dataset = None, budget: BudgetOption = None, feature_weights: Weights = None) -> None:
     """Estimate a study's cost from short trainings: cells, images/s, hours, disk. Nothing is kept."""
     from hfgen.studies.plan import describe_plan, make_plan, scale_down
-    from hfgen.training.stopping import parse_duration
+    from hfgen.training.duration import parse_duration
 
     seconds = parse_duration("--budget", budget)
     study_file, study, workspace = read(file, dataset, None, feature_weights)
@@ -235,7 +235,7 @@ def reduced(
 
     from hfgen.studies.cells import differences, expand
     from hfgen.studies.plan import describe_plan, make_plan, marked, scale_down
-    from hfgen.training.stopping import parse_duration
+    from hfgen.training.duration import parse_duration
 
     seconds = parse_duration("--budget", budget)
     if stored is not None and stored.asked == budget:

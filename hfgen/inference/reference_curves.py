@@ -45,6 +45,11 @@ class ReferenceCurve(NamedTuple):
     about: str
     points: list[tuple[int, float, float]]
 
+    @property
+    def data(self) -> str:
+        """What it was trained on and scored against, as a phrase."""
+        return self.about.split(", ")[0]
+
     def fid_at(self, images: int) -> float | None:
         """Return the FID after this many training images, interpolated linearly in the logarithms of both.
 

@@ -20,12 +20,13 @@ from hfgen.files import append_json_line, write_atomically
 from hfgen.hardware import describe_environment, seed_global_generator
 from hfgen.randomness import keyed_seed
 from hfgen.training import checkpoints
+from hfgen.training.duration import parse_duration
 from hfgen.training.folder import keep_settings, list_results, note_event, open_folder, write_status
 from hfgen.training.launcher import open_accelerator
 from hfgen.training.log import RunLog
 from hfgen.training.settings import RunSettings, planned_steps
 from hfgen.training.state import ROLLBACK_FACTOR, RunState, SavablePipeline, Stateful
-from hfgen.training.stopping import GO_ON, INTERRUPTED, NOT_FINITE, REASONS, TIME_IS_UP, StopRequests, parse_duration
+from hfgen.training.stopping import GO_ON, INTERRUPTED, NOT_FINITE, REASONS, TIME_IS_UP, StopRequests
 from hfgen.training.trouble import (
     CollapseError,
     NonFiniteError,

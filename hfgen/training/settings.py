@@ -8,7 +8,7 @@ from typing import Literal
 from hfgen.config import check_ranges, setting
 from hfgen.errors import UserError
 from hfgen.ranges import COUNT, COUNT_OR_NONE, MAX_COUNT, POSITIVE, SEED, Range
-from hfgen.training.stopping import parse_duration
+from hfgen.training.duration import parse_duration
 
 
 DEFAULT_TRAIN_STEPS = 100_000

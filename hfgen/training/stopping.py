@@ -1,7 +1,5 @@
 """Stopping a run before its last step, on SIGTERM, Ctrl-C or a time budget, on all processes together."""
 
-import math
-import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-
-from hfgen.errors import UserError
 
 
 # Exchanged between processes; the larger number takes precedence.
@@ -66,27 +62,3 @@ class StopRequests:
     def exit_status(self) -> int:
         """Exit status of a process ended by a signal, as in a shell; 0 otherwise."""
         return {TERMINATED: 128 + signal.SIGTERM, INTERRUPTED: 128 + signal.SIGINT}.get(self.request, 0)
-
-
-def parse_duration(flag: str, text: str | None) -> float | None:
-    """Parse a duration such as "90s", "45m", "8h50m" or "1.5h".
-
-    Args:
-        flag: name of the option, for error messages.
-        text: the duration; None is returned as None.
-
-    Returns:
-        Seconds, more than 0.
-
-    Raises:
-        UserError: if the text is not such a duration.
-    """
-    if text is None:
-        return None
-    number = r"(\d+(?:\.\d+)?)"
-    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text.strip())
-    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
-    total = 3600 * hours + 60 * minutes + seconds
-    if not 0 < total < math.inf:
-        raise UserError(f"{flag} {text}: write a duration such as 90s, 45m or 8h50m")
-    return total

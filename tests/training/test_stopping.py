@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from hfgen.errors import UserError
-from hfgen.training.stopping import INTERRUPTED, NOT_FINITE, TERMINATED, TIME_IS_UP, StopRequests, parse_duration
+from hfgen.training.duration import parse_duration
+from hfgen.training.stopping import INTERRUPTED, NOT_FINITE, TERMINATED, TIME_IS_UP, StopRequests
 
 
 @pytest.mark.parametrize(

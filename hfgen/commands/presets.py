@@ -1,0 +1,30 @@
+"""`hfgen presets`: the settings that were proven together, and what each reached."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import typer
+
+from hfgen.inference.reference_curves import read_reference_curves
+
+
+def presets() -> None:
+    """List the presets of `hfgen train`, and what each reached in its reference run."""
+    reached = {}
+    for curve in read_reference_curves():
+        images, _, fid = min(curve.points, key=lambda point: point[2])
+        reached[curve.preset] = f"FID {fid:.1f} after {images:,} images, for {curve.data}"
+    folder = Path(str(files("hfgen.training_scripts"))) / "presets"
+    rows = [
+        (file.parent.name, file.stem, f"{_size(file)} px", reached.get(file.stem, "no reference run"))
+        for file in sorted(folder.glob("*/*.json"))
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        typer.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
+    typer.echo("\ntrain one: hfgen train DATA --preset NAME; its settings: hfgen train gan --preset NAME --help")
+
+
+def _size(file: Path) -> int:
+    return json.loads(file.read_text(encoding="utf-8")).get("sample_size", 64)

@@ -1,0 +1,1 @@
+"""The settings of each method, in files that import neither torch nor diffusers: `--help` and errors come at once."""

@@ -1,0 +1,30 @@
+"""Durations as users write them."""
+
+import math
+import re
+
+from hfgen.errors import UserError
+
+
+def parse_duration(flag: str, text: str | None) -> float | None:
+    """Parse a duration such as "90s", "45m", "8h50m" or "1.5h".
+
+    Args:
+        flag: name of the option, for error messages.
+        text: the duration; None is returned as None.
+
+    Returns:
+        Seconds, more than 0.
+
+    Raises:
+        UserError: if the text is not such a duration.
+    """
+    if text is None:
+        return None
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text.strip())
+    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if not 0 < total < math.inf:
+        raise UserError(f"{flag} {text}: write a duration such as 90s, 45m or 8h50m")
+    return total

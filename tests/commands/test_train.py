@@ -1,0 +1,185 @@
+"""`hfgen train`: what it chooses, what it passes on, and how it ends."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from line_method import status
+from toy_runs import METHODS, TINY
+
+from hfgen.cli import main
+from hfgen.commands import train as command
+from hfgen.commands.train import Processes, own_options
+
+
+ONE = Processes(1, 1, False, {}, None)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What would be started, as (method, flags); on a CPU, or as a test sets `machine`."""
+    found = argparse.Namespace(machine=ONE, method=None, flags=None)
+
+    def start(self, method, flags):
+        found.method, found.flags = method, flags
+
+    monkeypatch.setattr(Processes, "choose", staticmethod(lambda own, on_cpu: found.machine))
+    monkeypatch.setattr(Processes, "start", start)
+    return found
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["hfgen", "train", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code or 0
+
+
+def settings_of(started):
+    return command._parse(started.method, started.flags, "hfgen train")
+
+
+def test_data_alone_get_a_preset_a_budget_and_a_folder_and_it_says_why(monkeypatch, capsys, started):
+    assert call(monkeypatch, "toy_paintings:30") == 0
+    settings = settings_of(started)
+    assert (started.method, settings["network"], settings["dataset"]) == ("gan", "sngan", "toy_paintings:30")
+    assert settings["max_train_steps"] == 100_000 / 16 and settings["output_dir"] == os.path.join(
+        "runs", "toy_paintings"
+    )
+    data, budget, preset, same = capsys.readouterr().out.splitlines()
+    assert data == "data: 30 images, short side 64 pixels, RGB; trained at 64 x 64 (--sample_size)"
+    assert budget == "budget: 100,000 images, the default on a CPU (--images, or --time 2h)"
+    assert preset.startswith(
+        "preset: dcgan_nearest; the best pictures for the time; it reached FID 18.2 after 300,000"
+    )
+    assert same == f"that is: hfgen train gan {' '.join(started.flags)}"
+
+
+def test_on_a_gpu_the_budget_is_larger_and_the_run_is_scored(monkeypatch, capsys, started):
+    started.machine = Processes(2, 1, True, {}, None)
+    assert call(monkeypatch, "toy_paintings:30") == 0
+    settings = settings_of(started)
+    assert settings["max_train_steps"] == 9375 and settings["evaluate_every"] == 9375 // 6
+    assert "budget: 300,000 images, the default on 2 GPUs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--images", 1000], {"max_train_steps": 63, "max_train_time": None}),
+        (["--time", "2h"], {"max_train_steps": 10**8, "max_train_time": "2h"}),
+        (["--time=45m", "--max_train_steps", 7], {"max_train_steps": 7, "max_train_time": "45m"}),
+        (["--num_epochs", 2], {"max_train_steps": None, "num_epochs": 2.0}),
+        (["--preset", "ddpm", "--images", 1000], {"max_train_steps": 63, "formulation": "edm"}),
+        (["--preset", "sngan", "--batch_size", 8, "--n_critic", 5, "--images", 1000], {"max_train_steps": 25}),
+        (["--output-dir", "here"], {"output_dir": "here"}),
+    ],
+)
+def test_what_the_user_gives_is_not_chosen(monkeypatch, started, arguments, expected):
+    assert call(monkeypatch, "toy_paintings:8", *arguments) == 0
+    settings = settings_of(started)
+    assert {name: settings[name] for name in expected} == expected
+
+
+def test_a_method_takes_every_setting_of_its_script_and_the_budget_s_short_names(monkeypatch, started):
+    arguments = ["--preset", "vae", "--latent_dim", 7, "--dataset", "x", "--output_dir", "y", "--images", 100]
+    assert call(monkeypatch, "vae", *arguments) == 0
+    settings = settings_of(started)
+    assert started.method == "vae"
+    assert [settings[name] for name in ("latent_dim", "dataset", "output_dir")] == [7, "x", "y"]
+    assert settings["max_train_steps"] == -(-100 // settings["batch_size"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "usage: hfgen train DATA"),
+        (["gan"], "usage: hfgen train DATA"),
+        (["--preset", "dcgan"], "error: hfgen train --preset: give the data first, or gan, vae or ddpm"),
+        (
+            ["gan", "--dataset", "x", "--lerning_rate", 1],
+            "unknown argument --lerning_rate; did you mean --learning_rat",
+        ),
+        (["photos", "--lerning_rate", 1], "unknown argument --lerning_rate; did you mean --learning_rate?"),
+        (["photos", "--preset", "dcgam"], "error: --preset dcgam: one of dcgan, dcgan256"),
+        (["photos", "--images", 0], "error: --images 0: must be positive"),
+        (["photos", "--num_processes", 0], "error: --num_processes 0: must be positive"),
+        (["photos", "--images", "many"], "hfgen train: error: argument --images: invalid int value: 'many'"),
+        (["photos", "--time", "soon"], "error: --time soon: write a duration such as 90s, 45m or 8h50m"),
+        (["photos", "--time", "1h", "--max_train_time", "2h"], "error: --time is another name of --max_train_time"),
+        (["a/b/nothere", "--images", 10], "error: --dataset a/b/nothere: no such file or folder"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line_before_anything_starts(monkeypatch, capsys, started, arguments, said):
+    assert call(monkeypatch, *arguments) == 2
+    assert said in capsys.readouterr().err and started.method is None
+
+
+def test_presets_are_listed_with_what_they_reached(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["hfgen", "presets"])
+    with pytest.raises(SystemExit):
+        main()
+    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if line and line[0] != "t"}
+    assert lines["dcgan_nearest"].endswith("64 px   FID 18.2 after 300,000 images, for 8,000 cat faces of 64 pixels")
+    assert lines["dcgan256"].split()[0] == "gan" and lines["dcgan256"].endswith("256 px  no reference run")
+
+
+# ---------------------------------------- processes
+
+
+def config_file(tmp_path, **changed):
+    content = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "machine_rank": 0, "debug": False}
+    content |= {"num_machines": 1, "num_processes": 1, "use_cpu": True, "mixed_precision": "no", **changed}
+    file = tmp_path / "accelerate.json"
+    file.write_text(json.dumps(content))
+    return str(file)
+
+
+def test_accelerate_s_configuration_is_honoured(tmp_path):
+    def chosen(*arguments, **changed):
+        own, _ = own_options().parse_known_args(["--config_file", config_file(tmp_path, **changed), *arguments])
+        return Processes.choose(own, False)
+
+    assert (chosen().count, chosen().machines, chosen().precision) == (1, 1, "no")
+    several = chosen(num_processes=6, num_machines=3, distributed_type="MULTI_CPU", mixed_precision="bf16")
+    assert (several.count, several.machines, several.precision) == (6, 3, "bf16")
+    assert chosen("--num_processes=2", num_processes=6, distributed_type="MULTI_CPU").count == 2
+    with pytest.raises(ValueError, match="configuration asks for FSDP: not supported"):
+        chosen(distributed_type="FSDP")
+
+
+COMMAND = [sys.executable, "-c", "from hfgen.cli import main; main()", "train", "gan"]
+TOY = ["--preset", "dcgan", *TINY, *METHODS["gan"]]
+
+
+def test_one_process_trains_in_this_one(tmp_path):
+    run = [*COMMAND, *TOY, "--output_dir", str(tmp_path / "run")]
+    ended = subprocess.run(run, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert status(tmp_path / "run")["status"] == "complete"
+
+
+@pytest.mark.slow
+def test_several_processes_end_with_the_script_s_message_and_status(tmp_path):
+    start = [*COMMAND, *TOY, "--num_processes", "2", "--output_dir"]
+    wrong = subprocess.run(
+        [*start, str(tmp_path / "no"), "--dataset", "nothere/x.zip"], capture_output=True, text=True, timeout=300
+    )
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+    assert {*wrong.stderr.splitlines()} == {"error: --dataset nothere/x.zip: no such file or folder"}
+    long = [*start, str(tmp_path / "run"), "--max_train_steps", "100000", "--log_every", "1"]
+    with subprocess.Popen(long, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 300
+        log = tmp_path / "run" / "metrics.jsonl"
+        while not (log.is_file() and log.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 143 and "Traceback" not in errors
+    assert status(tmp_path / "run")["reason"] == "stopped by SIGTERM"
+    assert any((tmp_path / "run" / "checkpoints").iterdir())
