@@ -126,7 +126,8 @@ def message_for_user(error: Exception) -> str | None:
 def _print_error(message: str) -> None:
     """Print a message to stderr; further lines are indented, so that a name with a line break forges none."""
     lines = printable(f"error: {message}", "\n\t").split("\n")
-    print("\n  ".join([lines[0], *map(str.strip, lines[1:])]), file=sys.stderr, flush=True)
+    text = "\n  ".join([lines[0], *map(str.strip, lines[1:])])
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)  # in one piece: several processes may print
 
 
 def _report_from_thread(arguments: threading.ExceptHookArgs) -> None:
