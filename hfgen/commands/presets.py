@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from hfgen.inference.reference_curves import read_reference_curves
+from hfgen.training.reference_curves import read_reference_curves
 
 
 def presets() -> None:

@@ -46,7 +46,7 @@ def curves(
     """Plot the losses and scores of runs against steps and time."""
     refuse_to_replace(output, endings=(".png", ".pdf", ".svg"))
     from hfgen.inference.curves import compared_with_references, plot_curves
-    from hfgen.inference.reference_curves import read_reference_curves
+    from hfgen.training.reference_curves import read_reference_curves
 
     figure = plot_curves(runs, read_reference_curves() if reference else ())
     if reference:

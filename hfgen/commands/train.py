@@ -16,9 +16,9 @@ from typing import Any
 import typer
 
 from hfgen.errors import UserError
-from hfgen.inference.reference_curves import reference_of
 from hfgen.ranges import COUNT
 from hfgen.training.duration import parse_duration
+from hfgen.training.reference_curves import reference_of
 
 
 METHODS = ("gan", "vae", "ddpm")

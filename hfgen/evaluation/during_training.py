@@ -16,7 +16,6 @@ from hfgen.evaluation.reference import open_reference
 from hfgen.evaluation.scores import COPY_QUANTILE, distances_among, memorisation_report, pixel_report
 from hfgen.evaluation.scoring import generated_images
 from hfgen.files import read_json_lines, write_atomically, write_text_atomically
-from hfgen.inference.reference_curves import compare_with_reference
 from hfgen.inference.sampling import SamplingOptions
 from hfgen.integrity import recorded_names, save_with_digests
 from hfgen.metrics.frechet import frechet_distance
@@ -24,6 +23,7 @@ from hfgen.metrics.kernel import kernel_distance
 from hfgen.metrics.memorisation import thumbnails
 from hfgen.training.checkpoints import PIPELINE_FOLDER
 from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE, best_scores
+from hfgen.training.reference_curves import compare_with_reference
 from hfgen.training.run import Run
 
 

@@ -2,33 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hfgen.errors import UserError
-from hfgen.files import read_json, read_json_lines
-from hfgen.inference.reference_curves import ReferenceCurve, compare_with_reference, minutes_of_updates
-
-
-METRICS_FILE = "metrics.jsonl"
-# What every line of it has.
-NEEDED = ("step", "seconds")
-# Logged by `--evaluate_every`, in addition to the losses.
-SCORES = ("fid", "kid", "copies")
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Read the log of a run, one entry every `log_every` steps.
-
-    Raises:
-        UserError: if the log is missing or empty.
-    """
-    entries = read_json_lines(run / METRICS_FILE, NEEDED)
-    if not entries:
-        raise UserError(f"{run}: not the folder of a run: {METRICS_FILE} is missing, empty or damaged")
-    return entries
+from hfgen.files import read_json
+from hfgen.training.history import SCORES, read_metrics
+from hfgen.training.reference_curves import ReferenceCurve, compare_with_reference, minutes_of_updates
 
 
 def plot_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ()) -> Figure:

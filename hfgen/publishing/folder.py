@@ -18,13 +18,14 @@ from hfgen.families import family
 from hfgen.files import read_json, read_json_lines
 from hfgen.hub.card import EARLIER, REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE, TRAINING_FILE, write_card
 from hfgen.hub.model_index import reference_name
-from hfgen.inference.curves import METRICS_FILE, NEEDED, plot_curves
+from hfgen.inference.curves import plot_curves
 from hfgen.inference.figures import denoising_strip, image_sheet, progress_frames, write_gif
 from hfgen.inference.opening import find_pipeline, open_pipeline
 from hfgen.inference.sampling import SamplingOptions, generate_images, interpolate, latents_of_seeds, weights_digest
 from hfgen.metrics.report import finite, read_report
 from hfgen.training.checkpoints import PROGRESS_FILE
 from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE, STATUS_KEYS, read_launches, run_of
+from hfgen.training.history import METRICS_FILE, NEEDED
 
 
 # Settings about local paths and upload targets, not about the training.

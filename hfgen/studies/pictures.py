@@ -10,16 +10,13 @@ from PIL import Image
 from hfgen.inference.figures import image_sheet, labelled_rows
 from hfgen.studies.results import SHEET_COLUMNS, STRIP_COLUMNS, decode_picture
 from hfgen.studies.table import Row
+from hfgen.training.history import loss_range
 
 
 FIGURE_COLUMNS = 3
 TITLE_LENGTH, LEGEND_LENGTH = 44, 32
 SHOWN_PER_ROW = 12
 MIN_REPORT_PIXELS, MAX_REPORT_PIXELS = 64, 128
-# Panels whose losses span a larger ratio get a logarithmic axis, if all losses are positive.
-MAX_LINEAR_SPAN = 20
-# The axis extends at most this many interquartile ranges beyond the quartiles, so that exploding curves leave it.
-REACH = 20
 Curve = tuple[str, str, list[float], list[float]]
 
 
@@ -105,26 +102,6 @@ def _plot_panel(ax: Axes, title: str, curves: list[Curve]) -> None:
     ax.grid(alpha=0.3)
     if len({label for label, *_ in curves if label}) > 1:
         ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)  # beside the curves
-
-
-def loss_range(curves: list[list[float]]) -> tuple[str, float, float]:
-    """Choose an axis that shows most of the curves, even if some explode.
-
-    Returns:
-        "log" or "linear", and the limits of the axis; 0 and 0 if no loss is finite.
-    """
-    found = np.array([value for values in curves for value in values if math.isfinite(value)], dtype=np.float64)
-    if not len(found):
-        return "linear", 0.0, 0.0
-    is_log = found.min() > 0 and found.max() > MAX_LINEAR_SPAN * found.min()
-    found = np.log10(found) if is_log else found
-    lower, upper = np.quantile(found, [0.25, 0.75])
-    reach = REACH * (upper - lower) or math.inf
-    low, high = max(found.min(), lower - reach), min(found.max(), upper + reach)
-    margin = 0.05 * (high - low) or 0.5
-    ends = low - margin, high + margin
-    low, high = (10.0 ** float(end) if is_log else float(end) for end in ends)
-    return "log" if is_log else "linear", low, high
 
 
 def _plain(text: str, length: int) -> str:

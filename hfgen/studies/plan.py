@@ -17,7 +17,6 @@ from hfgen.data.store import load_images
 from hfgen.errors import UserError
 from hfgen.evaluation.reference import features_folder
 from hfgen.families import family
-from hfgen.inference.curves import read_metrics
 from hfgen.inference.opening import choose_device, open_pipeline
 from hfgen.inference.sampling import SamplingOptions, generate_images
 from hfgen.metrics.extraction import Extractor
@@ -26,6 +25,7 @@ from hfgen.studies.cells import ALL_CHECKPOINTS, Cell, Study, expand, images_per
 from hfgen.studies.launch import TRAINED, Workspace, check_device, train_cell
 from hfgen.studies.results import data_settings
 from hfgen.studies.study_file import Budget, StudyFile
+from hfgen.training.history import read_metrics
 
 
 PROBE_SECONDS = 20.0

@@ -17,7 +17,6 @@ from hfgen.errors import UserError
 from hfgen.evaluation.reference import Reference, load_reference
 from hfgen.evaluation.scoring import generated_images, score_pipeline
 from hfgen.files import read_json, read_json_lines
-from hfgen.inference.curves import read_metrics
 from hfgen.inference.figures import denoising_strip, image_sheet
 from hfgen.inference.opening import choose_device, open_pipeline
 from hfgen.inference.sampling import SamplingOptions, generate_images, image_size
@@ -30,6 +29,7 @@ from hfgen.studies.launch import Workspace
 from hfgen.studies.study_file import Evaluation
 from hfgen.training.checkpoints import list_checkpoints, load_progress
 from hfgen.training.folder import STATUS_KEYS, read_launches
+from hfgen.training.history import read_metrics
 
 
 SHEET_IMAGES, SHEET_COLUMNS = 32, 8

@@ -64,7 +64,7 @@ class ReferenceCurve(NamedTuple):
 
 def read_reference_curves() -> list[ReferenceCurve]:
     """Read the shipped curves."""
-    entries = json.loads(files("hfgen.inference").joinpath("reference_curves.json").read_text())
+    entries = json.loads(files("hfgen.training").joinpath("reference_curves.json").read_text())
     return [ReferenceCurve(**{**entry, "points": [tuple(point) for point in entry["points"]]}) for entry in entries]
 
 
@@ -117,7 +117,7 @@ def curve_of(run: Path, log: list[dict[str, Any]], preset: str, about: str) -> d
 
     Args:
         run: the run's folder.
-        log: the run's log, with scores; see `hfgen.inference.curves.read_metrics`.
+        log: the run's log, with scores; see `hfgen.training.history.read_metrics`.
         preset: preset of the run.
         about: see `ReferenceCurve`.
 

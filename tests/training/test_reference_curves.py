@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 
 from hfgen.cli import app
 from hfgen.config import settings_to_dict
-from hfgen.inference import reference_curves
 from hfgen.inference.curves import compared_with_references, plot_curves, read_metrics
-from hfgen.inference.reference_curves import (
+from hfgen.metrics import feature_spaces
+from hfgen.training import reference_curves
+from hfgen.training.reference_curves import (
     FAR_BEHIND,
     ReferenceCurve,
     compare_with_reference,
@@ -19,7 +20,6 @@ from hfgen.inference.reference_curves import (
     read_reference_curves,
     reference_of,
 )
-from hfgen.metrics import feature_spaces
 
 
 POINTS = [(10, 1.0, 200.0), (1000, 90.0, 20.0)]

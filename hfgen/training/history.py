@@ -1,0 +1,53 @@
+"""The log of a run as its readers see it; imports nothing slow."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfgen.errors import UserError
+from hfgen.files import read_json_lines
+
+
+METRICS_FILE = "metrics.jsonl"
+# What every line of it has.
+NEEDED = ("step", "seconds")
+# Logged by `--evaluate_every`, in addition to the losses.
+SCORES = ("fid", "kid", "copies")
+# Panels whose losses span a larger ratio get a logarithmic axis, if all losses are positive.
+MAX_LINEAR_SPAN = 20
+# The axis extends at most this many interquartile ranges beyond the quartiles, so that exploding curves leave it.
+REACH = 20
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Read the log of a run, one entry every `log_every` steps.
+
+    Raises:
+        UserError: if the log is missing or empty.
+    """
+    entries = read_json_lines(run / METRICS_FILE, NEEDED)
+    if not entries:
+        raise UserError(f"{run}: not the folder of a run: {METRICS_FILE} is missing, empty or damaged")
+    return entries
+
+
+def loss_range(curves: list[list[float]]) -> tuple[str, float, float]:
+    """Choose an axis that shows most of the curves, even if some explode.
+
+    Returns:
+        "log" or "linear", and the limits of the axis; 0 and 0 if no loss is finite.
+    """
+    found = np.array([value for values in curves for value in values if math.isfinite(value)], dtype=np.float64)
+    if not len(found):
+        return "linear", 0.0, 0.0
+    is_log = found.min() > 0 and found.max() > MAX_LINEAR_SPAN * found.min()
+    found = np.log10(found) if is_log else found
+    lower, upper = np.quantile(found, [0.25, 0.75])
+    reach = REACH * (upper - lower) or math.inf
+    low, high = max(found.min(), lower - reach), min(found.max(), upper + reach)
+    margin = 0.05 * (high - low) or 0.5
+    ends = low - margin, high + margin
+    low, high = (10.0 ** float(end) if is_log else float(end) for end in ends)
+    return "log" if is_log else "linear", low, high
