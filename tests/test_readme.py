@@ -136,9 +136,9 @@ def test_the_commands_in_order_train_sample_and_load(workplace, environment, run
                 assert result.returncode == 0, result.stderr
             else:
                 hfgen(words[1:])
-    made = ("samples/sheet.png", "strips/denoising.png", "walk/sheet.png", "walk/walk.gif", "gan.gif", "curves.png")
+    made = ("samples_sheet.png", "strips/denoising.png", "walk/sheet.png", "walk/walk.gif", "gan.gif", "curves.png")
     made += (
-        "reconstructions/sheet.png",
+        "reconstructions_sheet.png",
         "between/sheet.png",
         "between/walk.gif",
         "scores/evaluation.md",

@@ -64,7 +64,7 @@ def compare(
     from hfgen.evaluation.reference import open_reference
     from hfgen.evaluation.scoring import score_pipeline
     from hfgen.families import family
-    from hfgen.inference.figures import image_sheet, labelled_rows
+    from hfgen.inference.figures import labelled_rows, labelled_sheet
     from hfgen.inference.sampling import SamplingOptions
     from hfgen.metrics.report import finite
 
@@ -85,7 +85,7 @@ def compare(
             wanted = scored.report["num_inference_steps"]
             rows.append({"name": where, "steps": wanted, **scored.report})
             name = where if wanted is None else f"{where}, {wanted} steps"
-            shown.append((name, image_sheet(scored.shown, columns=len(scored.shown))))
+            shown.append((name, labelled_sheet(scored.shown, columns=len(scored.shown))))
             typer.echo(f"{name}: FID {scored.report['scores']['fid']:.4g}")
     report = finite({"reference": reference, "rows": rows})
     with writing(output):

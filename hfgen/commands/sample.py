@@ -1,5 +1,6 @@
 """`hfgen sample`, `denoise`, `interpolate` and `reconstruct`: pictures from a trained pipeline."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from hfgen.commands.options import (
     Seed,
     Steps,
     in_range,
+    refuse_to_replace,
     require_new_folder,
 )
 from hfgen.errors import UserError
@@ -22,6 +24,8 @@ from hfgen.ranges import COUNT, POSITIVE, SEED, Range
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
+    import torch
+    from diffusers import DiffusionPipeline
     from PIL import Image
 
 
@@ -31,7 +35,7 @@ FEW = Range(1, 1000)  # images that are in memory together
 
 def sample(
     pipeline: PipelineFolder,
-    output: Annotated[Path, typer.Option("--output", help="new folder for sheet.png and the single images")],
+    output: Annotated[Path, typer.Option("--output", help="new folder for the images; their sheet is beside it")],
     num_images: Annotated[int, typer.Option("--num_images", callback=in_range(COUNT), help="images to generate")] = 64,
     seed: Seed = 0,
     num_inference_steps: Steps = None,
@@ -48,9 +52,10 @@ def sample(
     batch_size: BatchSize = 32,
     device: Device = "auto",
 ) -> None:
-    """Generate images with a pipeline: a sheet and single files."""
+    """Generate images with a pipeline: single files, and a sheet of them beside their folder."""
     require_new_folder(output)
-    from hfgen.inference.figures import image_sheet
+    refuse_to_replace(sheet := sheet_beside(output))
+    from hfgen.inference.figures import labelled_sheet
     from hfgen.inference.opening import open_pipeline
     from hfgen.inference.sampling import SamplingOptions, generate_images
 
@@ -64,9 +69,10 @@ def sample(
         if len(shown) < MAX_ON_SHEET:  # bounds the memory
             shown.append(image)
     with writing(output):
-        image_sheet(shown).save(output / "sheet.png")
+        title = f"seed {seed}; below each image its number"
+        labelled_sheet(shown, title=title, captions=[str(index) for index in range(len(shown))]).save(sheet)
     of_all = f" (the first {len(shown)})" if len(shown) < num_images else ""
-    typer.echo(f"{num_images} images and sheet.png{of_all} in {output}")
+    typer.echo(f"{num_images} images in {output}, all on one sheet{of_all}: {sheet}")
 
 
 def denoise(
@@ -88,7 +94,7 @@ def denoise(
     """Show a diffusion pipeline denoising, and how a linear and a cosine schedule turn an image into noise."""
     require_new_folder(output)
     from hfgen.families import family
-    from hfgen.inference.figures import denoising_strip, forward_strip
+    from hfgen.inference.figures import denoising_states, labelled_sheet, noised_states
     from hfgen.inference.opening import open_pipeline
     from hfgen.inference.sampling import image_size, open_image
 
@@ -99,13 +105,16 @@ def denoise(
     chosen = parse_timesteps(timesteps, trained_steps)
     clean_image = open_image(image, image_size(loaded)) if image is not None else None
     try:
-        strip, last = denoising_strip(loaded, chosen, num_images, seed, num_inference_steps)
+        states, last = denoising_states(loaded, chosen, num_images, seed, num_inference_steps)
     except ValueError as error:  # more steps than the pipeline supports
         raise UserError(str(error)) from error
-    forward = forward_strip(clean_image or last, chosen[::-1], trained_steps, seed)
+    noised = noised_states(clean_image or last, chosen[::-1], trained_steps, seed)
+    heads = [f"t = {timestep}" for timestep in chosen]
+    denoising = labelled_sheet(states, len(chosen), f"seed {seed}: denoised as far as timestep t", heads)
+    forward = labelled_sheet(noised, len(chosen), heads=heads[::-1], names=("linear", "cosine"))
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        strip.save(output / "denoising.png")
+        denoising.save(output / "denoising.png")
         forward.save(output / "forward.png")
     typer.echo(
         f"denoising.png (timesteps {', '.join(map(str, chosen))}) and forward.png (linear above cosine) in {output}"
@@ -132,7 +141,7 @@ def interpolate(
     sample_from: SampleFrom = None,
     device: Device = "auto",
 ) -> None:
-    """Interpolate between images of a GAN or a VAE: a sheet (per pair, linear above spherical) and a GIF."""
+    """Interpolate between images of a GAN or a VAE: a sheet (per pair, straight above spherical) and a GIF."""
     require_new_folder(output)
     if image and (seeds is not None or sample_from is not None):
         raise UserError("--image: interpolates between your images; leave out --seeds and --sample_from")
@@ -140,27 +149,56 @@ def interpolate(
         raise UserError(f"--image {image[0]}: interpolation needs at least two images; give --image again")
     chosen = parse_seeds("0,1" if seeds is None else seeds)
     import hfgen.inference.sampling as inference
-    from hfgen.inference.figures import image_sheet, write_gif
+    from hfgen.inference.figures import enlarged, write_gif
     from hfgen.inference.opening import open_pipeline
 
     loaded = open_pipeline(pipeline, device)
+    originals: list[Image.Image] = []
     if image:
-        ends, _ = inference.latents_of_images(loaded, image, "--image")
+        ends, originals = inference.latents_of_images(loaded, image, "--image")
     else:
         ends = inference.latents_of_seeds(loaded, chosen, sample_from)
-    parts = [step / (num_steps + 1) for step in range(num_steps + 2)]  # both ends, and 1/9 to 8/9 for 8 steps
-    cells = []
-    for first in range(len(ends) - 1):
-        cells += inference.interpolate(loaded, ends[first : first + 2], parts, spherical=False)
-        cells += inference.interpolate(loaded, ends[first : first + 2], parts, spherical=True)
+    names = [path.name for path in image] if image else [f"seed {seed}" for seed in chosen]
+    sheet = walk_sheet(loaded, ends, num_steps, names, originals)
     circle = ends[[*range(len(ends)), 0]]  # back to the start, so that the GIF loops smoothly
     frames = inference.interpolate(loaded, circle, [part / num_frames for part in range(num_frames)], spherical=True)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        image_sheet(cells, columns=len(parts)).save(output / "sheet.png")
-        write_gif(frames, output / "walk.gif", frame_seconds=0.08)
-    names = f"seeds {', '.join(map(str, chosen))}" if not image else ", ".join(path.name for path in image)
-    typer.echo(f"sheet.png (linear above spherical, {names}) and walk.gif in {output}")
+        sheet.save(output / "sheet.png")
+        write_gif([enlarged(frame) for frame in frames], output / "walk.gif", frame_seconds=0.08)
+    of_which = ", ".join(names) if image else f"seeds {', '.join(map(str, chosen))}"
+    typer.echo(f"sheet.png (straight above spherical, {of_which}) and walk.gif in {output}")
+
+
+def walk_sheet(
+    pipeline: "DiffusionPipeline",
+    ends: "torch.Tensor",
+    num_steps: int,
+    names: list[str],
+    originals: "list[Image.Image]",
+) -> "Image.Image":
+    """Draw the ways between consecutive latents: a straight one above a spherical one for each pair.
+
+    Args:
+        pipeline: of a GAN or a VAE.
+        ends: at least two latents, `(count, latent_dim)`.
+        num_steps: images between two ends.
+        names: what each latent is of.
+        originals: the images that were encoded, which are shown outside the ends; none if the latents were sampled.
+    """
+    from hfgen.inference.figures import labelled_sheet
+    from hfgen.inference.sampling import interpolate
+
+    parts = [step / (num_steps + 1) for step in range(num_steps + 2)]  # both ends, and 1/9 to 8/9 for 8 steps
+    heads = ["a = 0", *(f"{step}/{num_steps + 1}" for step in range(1, num_steps + 1)), "1"]
+    cells, rows = [], []
+    for first in range(len(ends) - 1):
+        for way, spherical in (("straight", False), ("spherical", True)):
+            between = interpolate(pipeline, ends[first : first + 2], parts, spherical)
+            cells += [*originals[first : first + 1], *between, *originals[first + 1 : first + 2]]
+            rows.append(f"{way}\n{names[first]} to {names[first + 1]}")
+    heads = ["original", *heads, "original"] if originals else heads
+    return labelled_sheet(cells, len(heads), heads=heads, names=rows)
 
 
 def reconstruct(
@@ -168,14 +206,15 @@ def reconstruct(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGES...", help="image files of any size; they are centre-cropped")
     ],
-    output: Annotated[Path, typer.Option("--output", help="new folder for sheet.png and the single images")],
+    output: Annotated[Path, typer.Option("--output", help="new folder for the images; their sheet is beside it")],
     columns: Annotated[int, typer.Option("--columns", callback=in_range(FEW), help="images per row of the sheet")] = 8,
     device: Device = "auto",
 ) -> None:
-    """Encode and decode images with a VAE: a sheet of originals above reconstructions, and single files."""
+    """Encode and decode images with a VAE: single files, and beside their folder a sheet with the originals."""
     require_new_folder(output)
+    refuse_to_replace(sheet := sheet_beside(output))
     import hfgen.inference.sampling as inference
-    from hfgen.inference.figures import reconstruction_sheet
+    from hfgen.inference.figures import labelled_pairs
     from hfgen.inference.opening import open_pipeline
 
     loaded = open_pipeline(pipeline, device)
@@ -185,8 +224,14 @@ def reconstruct(
         output.mkdir(parents=True, exist_ok=True)
         for index, (path, reconstruction) in enumerate(zip(images, reconstructions, strict=True)):
             reconstruction.save(output / f"{index:06d}-{path.stem}.png")
-        reconstruction_sheet(originals, reconstructions, columns).save(output / "sheet.png")
-    typer.echo(f"{len(images)} reconstructions and sheet.png (originals above them) in {output}")
+        labelled_pairs(originals, reconstructions, ("original", "reconstruction"), columns).save(sheet)
+    typer.echo(f"{len(images)} reconstructions in {output}, below their originals on one sheet: {sheet}")
+
+
+def sheet_beside(folder: Path) -> Path:
+    """Return the file for the sheet of a folder of images, in which it would be taken for one of them."""
+    place = Path(os.path.abspath(folder))  # "." has no name
+    return folder.parent / f"{place.name}_sheet.png" if folder.name else place.with_name(f"{place.name}_sheet.png")
 
 
 def parse_seeds(text: str) -> list[int]:

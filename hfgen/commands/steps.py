@@ -69,7 +69,7 @@ def steps(
     from hfgen.data.settings import DataSettings
     from hfgen.evaluation.reference import open_reference
     from hfgen.evaluation.scoring import score_pipeline
-    from hfgen.inference.figures import image_sheet, labelled_rows
+    from hfgen.inference.figures import labelled_rows, labelled_sheet
     from hfgen.inference.opening import find_pipeline, open_pipeline
     from hfgen.inference.sampling import SamplingOptions, image_size
 
@@ -84,7 +84,7 @@ def steps(
         scored = score_pipeline(loaded, real, SamplingOptions(count, seed, number, batch_size), trained_on=trained_on)
         name = f"{number} step{'' if number == 1 else 's'}"
         rows.append({"name": name, "steps": number, **scored.report})
-        shown.append((name, image_sheet(scored.shown, columns=len(scored.shown))))
+        shown.append((name, labelled_sheet(scored.shown, columns=len(scored.shown))))
         typer.echo(f"{name}: FID {scored.report['scores']['fid']:.4g}")
     enough = fewest_that_suffice(rows)
     write_report(output, {"reference": where_it_is(reference), "enough": enough, "rows": rows})

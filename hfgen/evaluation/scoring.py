@@ -25,7 +25,7 @@ from hfgen.evaluation.scores import (
 )
 from hfgen.families import family
 from hfgen.files import LARGER_DISK, writing
-from hfgen.inference.figures import reconstruction_sheet
+from hfgen.inference.figures import labelled_pairs
 from hfgen.inference.sampling import SamplingOptions, generate_images, image_size, weights_digest
 from hfgen.methods.schedules import steps_of
 from hfgen.metrics.extraction import Extractor
@@ -268,4 +268,4 @@ def closest_sheet(
     order = distances.argsort(kind="stable")[:CLOSEST_PAIRS]
     fake = [Image.fromarray(np.array(generated[int(index)])) for index in order]
     originals = [Image.fromarray(np.array(real.images[int(indices[index])])) for index in order]
-    return reconstruction_sheet(fake, originals)
+    return labelled_pairs(fake, originals, ("generated", "nearest real one"))

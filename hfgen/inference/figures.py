@@ -17,13 +17,18 @@ from hfgen.errors import UserError
 from hfgen.files import read_regular
 from hfgen.inference.sampling import image_generators
 from hfgen.methods.schedules import noise_schedule, on_the_scale_of_images
+from hfgen.texts import printable
 
 
 LABEL_WIDTH, LABEL_SIZE, LABEL_LINE = 200, 12, 15
+LABEL_MARGIN = 8
+GAP = 2  # between two images of a sheet
 ROW_GAP = 6
+# Small images are enlarged for looking at: at most to this many pixels, and at most this many times.
+VISIBLE_PIXELS, MAX_ENLARGEMENT = 160, 4
 
 
-def image_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:
+def image_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: int = GAP) -> Image.Image:
     """Arrange images of one size on a white sheet, row by row.
 
     Args:
@@ -50,14 +55,93 @@ def reconstruction_sheet(
         reconstructions: one per original, of the same size.
         columns: pairs per row.
     """
-    columns = min(columns, len(originals))
-    blank = Image.new("RGB", originals[0].size, "white")
+    return image_sheet(_in_pairs(originals, reconstructions, columns), min(columns, len(originals)))
+
+
+def labelled_pairs(
+    above: Sequence[Image.Image], below: Sequence[Image.Image], names: tuple[str, str], columns: int = 8
+) -> Image.Image:
+    """Arrange pairs of images as `reconstruction_sheet` does, enlarged, with the names of both rows on the left."""
+    cells, columns = _in_pairs(above, below, columns), min(columns, len(above))
+    return labelled_sheet(cells, columns, names=names * (len(cells) // (2 * columns)))
+
+
+def _in_pairs(above: Sequence[Image.Image], below: Sequence[Image.Image], columns: int) -> list[Image.Image]:
+    """Order pairs of images for a sheet, one above the other; the last rows are filled with white."""
+    columns = min(columns, len(above))
+    blank = Image.new("RGB", above[0].size, "white")
     cells: list[Image.Image] = []
-    for start in range(0, len(originals), columns):
-        for images in (originals, reconstructions):
+    for start in range(0, len(above), columns):
+        for images in (above, below):
             row = list(images[start : start + columns])
             cells += row + [blank] * (columns - len(row))
-    return image_sheet(cells, columns)
+    return cells
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """Enlarge a small image up to four times, for looking at: each pixel becomes a square."""
+    factor = max(1, min(MAX_ENLARGEMENT, VISIBLE_PIXELS // max(image.size)))
+    return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
+
+
+def labelled_sheet(
+    images: Sequence[Image.Image],
+    columns: int | None = None,
+    title: str = "",
+    heads: Sequence[str] = (),
+    names: Sequence[str] = (),
+    captions: Sequence[str] = (),
+) -> Image.Image:
+    """Arrange images on a sheet with labels, the small ones enlarged; labels that do not fit are cut short.
+
+    The last image ends at the right edge of the sheet, and its caption, if it has one, at the lower edge.
+
+    Args:
+        images: at least one; all of the same size.
+        columns: images per row; if None, the sheet is as square as possible.
+        title: line above everything.
+        heads: labels above the columns, one each.
+        names: labels on the left of the rows, one each, of one or more lines.
+        captions: labels below the images, one each.
+    """
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    shown = [enlarged(image) for image in images]
+    width, height = shown[0].size
+    cells = [_captioned(*pair) for pair in zip(shown, captions, strict=True)] if captions else shown
+    sheet = image_sheet(cells, columns)
+    font = ImageFont.load_default(LABEL_SIZE)
+    lines = [_wrapped(name)[: max(1, height // LABEL_LINE)] for name in names]
+    left = LABEL_MARGIN + math.ceil(max(font.getlength(line) for name in lines for line in name)) if lines else 0
+    top = LABEL_LINE * (bool(title) + bool(heads))
+    whole = Image.new("RGB", (left + sheet.width, top + sheet.height), "white")
+    whole.paste(sheet, (left, top))
+    pen = ImageDraw.Draw(whole)
+    pen.text((2, 0), _cut(title, whole.width - 2), fill="black", font=font)
+    for column, head in enumerate(heads):
+        middle = left + column * (width + GAP) + width / 2
+        pen.text((middle, top - LABEL_LINE), _cut(head, width), fill="black", font=font, anchor="ma")
+    for row, name in enumerate(lines):
+        for index, line in enumerate(name):
+            pen.text((2, top + row * (cells[0].height + GAP) + LABEL_LINE * index), line, fill="black", font=font)
+    return whole
+
+
+def _captioned(image: Image.Image, caption: str) -> Image.Image:
+    """Return an image with a line of text below it."""
+    cell = Image.new("RGB", (image.width, image.height + LABEL_LINE), "white")
+    cell.paste(image)
+    place, font = (image.width / 2, image.height), ImageFont.load_default(LABEL_SIZE)
+    ImageDraw.Draw(cell).text(place, _cut(caption, image.width), fill="black", font=font, anchor="ma")
+    return cell
+
+
+def _cut(text: str, width: int) -> str:
+    """Return a text as it can be shown in one line of so many pixels."""
+    font, text = ImageFont.load_default(LABEL_SIZE), printable(text)
+    if font.getlength(text) <= width:
+        return text
+    fitting = (text[:count] + "…" for count in range(len(text) - 1, 0, -1))
+    return next((short for short in fitting if font.getlength(short) <= width), "")
 
 
 def labelled_rows(rows: list[tuple[str, Image.Image]]) -> Image.Image:
@@ -86,7 +170,7 @@ def _wrapped(name: str) -> list[str]:
     """Break a name into lines that fit next to the pictures."""
     font = ImageFont.load_default(LABEL_SIZE)
     lines = []
-    for part in name.split("\n"):
+    for part in map(printable, name.split("\n")):
         characters = max(1, len(part))
         while any(font.getlength(line) > LABEL_WIDTH - 8 for line in textwrap.wrap(part, characters)):
             characters -= 1
@@ -94,9 +178,9 @@ def _wrapped(name: str) -> list[str]:
     return lines
 
 
-def denoising_strip(
+def denoising_states(
     pipeline: DiffusionPipeline, timesteps: Sequence[int], num_images: int, seed: int, num_inference_steps: int | None
-) -> tuple[Image.Image, Image.Image]:
+) -> tuple[list[Image.Image], Image.Image]:
     """Generate images and show their denoising: one row per image, one column per timestep.
 
     Args:
@@ -107,7 +191,7 @@ def denoising_strip(
         num_inference_steps: denoising steps; the pipeline's default if None.
 
     Returns:
-        The strip, and the last of the finished images.
+        The states, row by row, and the last of the finished images.
     """
     # For each shown timestep: distance to the nearest step so far, and the state after that step.
     nearest: dict[int, tuple[int, torch.Tensor]] = {}
@@ -125,12 +209,11 @@ def denoising_strip(
         callback_on_step_end=keep,
     ).images
     columns = [nearest[timestep][1] for timestep in timesteps]
-    cells = [_to_image(column[row]) for row in range(num_images) for column in columns]
-    return image_sheet(cells, columns=len(timesteps)), finished[-1]
+    return [_to_image(column[row]) for row in range(num_images) for column in columns], finished[-1]
 
 
-def forward_strip(image: Image.Image, timesteps: Sequence[int], trained_steps: int, seed: int) -> Image.Image:
-    """Show an image turning into noise: linear schedule above, cosine below, one column per timestep.
+def noised_states(image: Image.Image, timesteps: Sequence[int], trained_steps: int, seed: int) -> list[Image.Image]:
+    """Show an image turning into noise: first by a linear schedule, then by a cosine one, one state per timestep.
 
     Args:
         image: the clean image.
@@ -144,7 +227,7 @@ def forward_strip(image: Image.Image, timesteps: Sequence[int], trained_steps: i
     for kind in ("linear", "cosine"):
         schedule = noise_schedule(kind, trained_steps)
         cells += [_to_image(schedule.add_noise(pixels, noise, torch.tensor([step]))[0]) for step in timesteps]
-    return image_sheet(cells, columns=len(timesteps))
+    return cells
 
 
 def write_gif(frames: Sequence[Image.Image], target: Path, frame_seconds: float) -> None:

@@ -19,7 +19,7 @@ from hfgen.files import read_json, read_json_lines
 from hfgen.hub.card import EARLIER, REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE, TRAINING_FILE, write_card
 from hfgen.hub.model_index import reference_name
 from hfgen.inference.curves import plot_curves
-from hfgen.inference.figures import denoising_strip, image_sheet, progress_frames, write_gif
+from hfgen.inference.figures import denoising_states, labelled_sheet, progress_frames, write_gif
 from hfgen.inference.opening import find_pipeline, open_pipeline
 from hfgen.inference.sampling import SamplingOptions, generate_images, interpolate, latents_of_seeds, weights_digest
 from hfgen.metrics.report import finite, read_report
@@ -97,15 +97,19 @@ def save_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps
     folder.mkdir(exist_ok=True)
     trained_steps = pipeline.scheduler.config.num_train_timesteps if family(pipeline) == "ddpm" else None
     images = list(generate_images(pipeline, SamplingOptions(NUM_SAMPLES, 0, num_inference_steps, NUM_SAMPLES)))
-    image_sheet(images).save(folder / "sheet.png")
+    numbers = [str(index) for index in range(NUM_SAMPLES)]
+    labelled_sheet(images, title="seed 0; below each image its number", captions=numbers).save(folder / "sheet.png")
     if trained_steps is not None:
         timesteps = [round((trained_steps - 1) * part / 7) for part in range(7, -1, -1)]
-        strip, _ = denoising_strip(pipeline, timesteps, DENOISING_ROWS, 0, num_inference_steps)
-        strip.save(folder / "denoising.png")
+        states, _ = denoising_states(pipeline, timesteps, DENOISING_ROWS, 0, num_inference_steps)
+        labelled_sheet(states, len(timesteps), heads=[f"t = {t}" for t in timesteps]).save(folder / "denoising.png")
         return
     ends = latents_of_seeds(pipeline, range(WALKS + 1), None)
     parts = [step / (WALK_STEPS - 1) for step in range(WALK_STEPS)]
-    image_sheet(interpolate(pipeline, ends, parts, spherical=True), WALK_STEPS).save(folder / "interpolation.png")
+    walks = interpolate(pipeline, ends, parts, spherical=True)
+    heads = ["a = 0", *(f"{step}/{WALK_STEPS - 1}" for step in range(1, WALK_STEPS - 1)), "1"]
+    names = [f"seed {seed} to {seed + 1}" for seed in range(WALKS)]
+    labelled_sheet(walks, WALK_STEPS, heads=heads, names=names).save(folder / "interpolation.png")
 
 
 def add_pictures_of_run(run: Path, folder: Path) -> None:

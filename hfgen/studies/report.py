@@ -78,7 +78,7 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
             pictures["samples.jpg"] = "Samples of each cell: the first images of the first seed that has any"
         if (strip := strip_rows(rows)) is not None:
             strip.save(target / "denoising.jpg", quality=88)
-            pictures["denoising.jpg"] = "Denoising, from noise (left) to images"
+            pictures["denoising.jpg"] = "Denoising, from noise (left) to images, at evenly spaced timesteps"
         texts = {
             "report.md": markdown(study, rows, pictures),
             "cells.csv": csv_cells(study, rows),

@@ -17,7 +17,7 @@ from hfgen.errors import UserError
 from hfgen.evaluation.reference import Reference, load_reference
 from hfgen.evaluation.scoring import generated_images, score_pipeline
 from hfgen.files import read_json, read_json_lines
-from hfgen.inference.figures import denoising_strip, image_sheet
+from hfgen.inference.figures import denoising_states, image_sheet
 from hfgen.inference.opening import choose_device, open_pipeline
 from hfgen.inference.sampling import SamplingOptions, generate_images, image_size
 from hfgen.metrics.extraction import Extractor
@@ -104,8 +104,8 @@ class Scorer:
         if cell.method == "ddpm":
             last = pipeline.scheduler.config.num_train_timesteps - 1
             shown_steps = [round(last * (1 - index / (STRIP_COLUMNS - 1))) for index in range(STRIP_COLUMNS)]
-            picture, _ = denoising_strip(pipeline, shown_steps, STRIP_IMAGES, wanted.seed, steps)
-            strip = encode_picture(reduced(picture, MAX_STRIP_PIXELS))
+            states, _ = denoising_states(pipeline, shown_steps, STRIP_IMAGES, wanted.seed, steps)
+            strip = encode_picture(reduced(image_sheet(states, STRIP_COLUMNS), MAX_STRIP_PIXELS))
         curve = read_metrics(folder)
         summary = {**training_summary(folder, curve), **report, "data_digest": reference.images.digest}
         if wanted.every_images is not None:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from edm_pipelines import edm_pipeline
+from labelled_sheets import tiles
 from PIL import Image
 from safetensors.torch import save
 
 from hfgen import cli
-from hfgen.commands.sample import parse_timesteps
+from hfgen.commands.sample import parse_timesteps, sheet_beside
 from hfgen.errors import UserError
-from hfgen.inference.figures import image_sheet
+from hfgen.inference.figures import LABEL_LINE
 from hfgen.methods.schedules import SAMPLERS, noise_schedule, sampling_scheduler
 from hfgen.models import UNetBase
 from hfgen.pipelines import DDPMPipeline
@@ -66,10 +67,22 @@ def pixels(folder: Path) -> np.ndarray:
 def test_sample_writes_exactly_the_images_asked_for_and_their_sheet(sample, pipeline):
     folder = sample(pipeline)
     names = [f"{index:06d}.png" for index in range(5)]
-    assert sorted(contents(folder)) == [*names, "sheet.png"]
+    assert sorted(contents(folder)) == names
     images = [Image.open(folder / name) for name in names]
     assert [(image.mode, image.size) for image in images] == [("RGB", (8, 8))] * 5
-    assert np.array_equal(np.asarray(Image.open(folder / "sheet.png")), np.asarray(image_sheet(images)))
+    shown = tiles(folder.with_name("images_sheet.png"), 2, 3, captions=True).reshape(6, 8, 8, 3)
+    assert np.array_equal(shown[:5], pixels(folder)) and (shown[5] == 255).all()
+    labels = np.asarray(Image.open(folder.with_name("images_sheet.png")).convert("L"))
+    assert (labels[:LABEL_LINE] < 128).any() and (labels[-LABEL_LINE:, :34] < 128).any()  # seed above, number below
+
+
+def test_the_sheet_is_no_image_of_the_folder_and_replaces_nothing(sample, refusal, pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sheet_beside(Path("here/images")) == Path("here/images_sheet.png")
+    assert sheet_beside(Path()) == tmp_path.with_name(f"{tmp_path.name}_sheet.png")
+    (tmp_path / "images_sheet.png").write_text("mine")
+    assert "images_sheet.png exists" in refusal("sample", pipeline, "--output", "images")
+    assert (tmp_path / "images_sheet.png").read_text() == "mine" and not (tmp_path / "images").exists()
 
 
 def test_the_same_seed_draws_the_same_bytes_and_another_seed_other_images(sample, pipeline):
@@ -93,7 +106,7 @@ def test_neither_the_batch_size_nor_the_number_of_images_changes_an_image(sample
 def test_every_sampler_draws_and_none_gives_the_one_that_was_saved(sample, pipeline):
     drawn = {sampler: contents(sample(pipeline, "--sampler", sampler, name=sampler)) for sampler in SAMPLERS}
     assert contents(sample(pipeline)) == drawn["ddim"]
-    assert len({images["sheet.png"] for images in drawn.values()}) == len(SAMPLERS)
+    assert len({tuple(images.values()) for images in drawn.values()}) == len(SAMPLERS)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +121,7 @@ def test_a_pipeline_of_edm_is_sampled_by_what_it_has_and_refuses_the_rest_by_nam
         contents(sample(of_edm, *arguments, name=name))
         for name, arguments in (("saved", ()), ("dpm", ("--sampler", "dpm")), ("ddim", ("--sampler", "ddim")))
     )
-    assert saved == dpm and dpm.keys() == ddim.keys() and dpm["sheet.png"] != ddim["sheet.png"]
+    assert saved == dpm and dpm.keys() == ddim.keys() and dpm["000000.png"] != ddim["000000.png"]
     told = refusal("sample", of_edm, "--output", tmp_path / "x", "--sampler", "unipc")
     assert "--sampler unipc: a network trained with EDM has only ddim and dpm, not unipc" in told
     assert not (tmp_path / "x").exists()
@@ -124,7 +137,7 @@ def test_a_pipeline_of_edm_is_denoised_on_the_scale_of_its_timesteps(hfgen, of_e
 
 def test_an_empty_folder_may_be_the_output(sample, pipeline, tmp_path):
     (tmp_path / "images").mkdir()
-    assert len(contents(sample(pipeline))) == 6
+    assert len(contents(sample(pipeline))) == 5
 
 
 @pytest.mark.parametrize("command", ["sample", "denoise"])
@@ -158,10 +171,11 @@ def test_all_images_are_saved_but_no_more_than_fit_are_kept_for_the_sheet(hfgen,
     monkeypatch.setattr("hfgen.commands.sample.MAX_ON_SHEET", 4)
     arguments = ("--num_images", 6, "--num_inference_steps", 2, "--device", "cpu", "--output", tmp_path / "images")
     status, out, _ = hfgen("sample", pipeline, *arguments)
-    assert status == 0 and "6 images and sheet.png (the first 4) in" in out
-    sheet, first = (Image.open(tmp_path / "images" / name) for name in ("sheet.png", "000000.png"))
+    assert status == 0 and "on one sheet (the first 4): " in out
     assert len(list((tmp_path / "images").glob("0*.png"))) == 6
-    assert sheet.size == (2 * first.width + 2, 2 * first.height + 2)
+    sheet = Image.open(tmp_path / "images_sheet.png")
+    assert sheet.size == (2 * 32 + 2, 2 * 32 + 2 + 3 * LABEL_LINE)
+    assert np.array_equal(tiles(sheet, 2, 2, captions=True).reshape(4, 8, 8, 3), pixels(tmp_path / "images")[:4])
 
 
 def test_more_steps_than_the_training_had_are_refused(refusal, pipeline, tmp_path):
@@ -257,14 +271,18 @@ def denoise(hfgen, pipeline, tmp_path):
 
 def test_denoise_draws_a_row_an_image_and_a_column_a_timestep(denoise):
     denoising, forward, out = denoise("--timesteps", "3,19,11", "--num_images", 3)
-    assert denoising.size == (3 * 10 - 2, 3 * 10 - 2)
-    assert forward.size == (3 * 10 - 2, 2 * 10 - 2)
+    assert denoising.size == (3 * 34 - 2, 3 * 34 - 2 + 2 * LABEL_LINE)  # below a title and the timesteps
+    assert forward.height == 2 * 34 - 2 + LABEL_LINE and forward.width > 3 * 34 - 2
+    ink = np.asarray(forward.convert("L")) < 128
+    names = ink[:, : forward.width - (3 * 34 - 2)]
+    assert all(names[top : top + LABEL_LINE].any() for top in (LABEL_LINE, LABEL_LINE + 34))  # linear, cosine
+    assert all(ink[:LABEL_LINE, -34 * column - 32 :][:, :32].any() for column in range(3))
     assert "timesteps 19, 11, 3" in out
 
 
 def test_denoise_shows_eight_timesteps_unless_told_otherwise(denoise):
     denoising, forward, out = denoise()
-    assert denoising.size == (8 * 10 - 2, 4 * 10 - 2)
+    assert denoising.size == (8 * 34 - 2, 4 * 34 - 2 + 2 * LABEL_LINE)
     assert "timesteps 19, 16, 14, 11, 8, 5, 3, 0" in out
     assert parse_timesteps(None, 1000) == [999, 856, 714, 571, 428, 285, 143, 0]
 
@@ -273,15 +291,13 @@ def test_the_forward_strip_starts_from_the_given_image_cropped_to_the_network_s_
     Image.new("RGB", (32, 16), (250, 20, 130)).save(tmp_path / "flat.png")
     _, forward, _ = denoise("--timesteps", "19,0", "--image", tmp_path / "flat.png")
     # After the first of 20 steps 0.5 % of the variance is noise in the linear schedule, and 0.8 % in the cosine one.
-    first_column = np.asarray(forward.crop((0, 0, 8, 18))).astype(int)
-    for row in first_column[:8], first_column[10:]:
+    for row in tiles(forward, 2, 2)[:, 0]:
         assert np.abs(row.mean(axis=(0, 1)) - [250, 20, 130]).max() < 12
 
 
 def test_without_an_image_the_forward_strip_starts_from_the_last_one_drawn(denoise):
     denoising, forward, _ = denoise("--timesteps", "19,0", "--num_images", 2)
-    drawn = np.asarray(denoising.crop((10, 10, 18, 18))).astype(int)
-    started = np.asarray(forward.crop((0, 10, 8, 18))).astype(int)
+    drawn, started = tiles(denoising, 2, 2)[1, 1], tiles(forward, 2, 2)[1, 0]
     assert np.abs(started - drawn).mean() < 15
 
 

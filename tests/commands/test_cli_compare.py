@@ -58,13 +58,12 @@ def test_families_are_compared_and_diffusion_has_a_row_per_number_of_steps(hfgen
         assert f"| {row['scores']['fid']:.4g} ± " in line
     # One row of ten images of 16 pixels for each row of the table, beside its name, which may be higher.
     sheet = np.asarray(Image.open(tmp_path / "compared" / "sheet.png"))
-    assert sheet.shape[0] >= 4 * (16 + 6) and sheet.shape[1:] == (LABEL_WIDTH + 10 * 18 - 2, 3)
+    assert sheet.shape[0] >= 4 * (64 + 6) and sheet.shape[1:] == (LABEL_WIDTH + 10 * 66 - 2, 3)
     assert (
         hfgen("sample", folders / "gan", "--num_images", "1", "--output", tmp_path / "one", "--device", "cpu")[0] == 0
     )
-    assert np.array_equal(
-        sheet[:16, LABEL_WIDTH : LABEL_WIDTH + 16], np.asarray(Image.open(tmp_path / "one" / "000000.png"))
-    )
+    alone = np.asarray(Image.open(tmp_path / "one" / "000000.png"))
+    assert np.array_equal(sheet[:64:4, LABEL_WIDTH : LABEL_WIDTH + 64 : 4], alone)
     assert (sheet[:16, :LABEL_WIDTH] < 128).any()  # the name
 
 

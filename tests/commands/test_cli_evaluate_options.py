@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from labelled_sheets import tiles
 from PIL import Image
 from stand_in_features import Colours, folder_of, paintings, quarters, table_of, watch_drawing
 
@@ -145,11 +146,11 @@ def test_the_sheet_of_copies_by_pixels_shows_the_nearest_pair_first(evaluate, tm
     report, markdown = evaluate()
     assert report["memorisation_by_pixels"]["num_copies"] == 1
     assert "1 of 10 are copies by their pixels" in markdown
-    sheet = Image.open(tmp_path / "scores" / "closest_pixels.png")
-    assert sheet.crop((0, 0, 16, 16)).tobytes() == mirrored.tobytes()
-    assert sheet.crop((0, 18, 16, 34)).tobytes() == paintings([5])[0].tobytes()
-    by_features = Image.open(tmp_path / "scores" / "closest.png")
-    assert by_features.size == sheet.size and by_features.tobytes() != sheet.tobytes()
+    sheet = tiles(tmp_path / "scores" / "closest_pixels.png", 4, 8, 16)
+    assert np.array_equal(sheet[0, 0], np.asarray(mirrored))
+    assert np.array_equal(sheet[1, 0], np.asarray(paintings([5])[0]))
+    by_features = tiles(tmp_path / "scores" / "closest.png", 4, 8, 16)
+    assert not np.array_equal(by_features, sheet)
 
 
 def test_bits_per_dimension_are_of_held_out_images_where_there_are_some(evaluate):

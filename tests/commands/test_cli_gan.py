@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from labelled_sheets import tiles
 from PIL import Image
 
 from hfgen.inference.curves import plot_curves
@@ -35,16 +36,6 @@ def pipeline(tmp_path_factory) -> Path:
     return folder
 
 
-def cells(sheet: Path, size: int = 8) -> np.ndarray:
-    """The images of a sheet, `(rows, columns, size, size, 3)`."""
-    pixels = np.asarray(Image.open(sheet)).astype(int)
-    step = size + GAP
-    return np.stack([
-        np.stack([pixels[top : top + size, left : left + size] for left in range(0, pixels.shape[1], step)])
-        for top in range(0, pixels.shape[0], step)
-    ])  # fmt: skip
-
-
 # ------------------------------------------------------------------------------------------------------------- sample
 
 
@@ -54,7 +45,7 @@ def test_sample_draws_by_seed_and_index_whatever_the_batch_size(hfgen, pipeline,
         status, _, err = hfgen("sample", pipeline, "--output", tmp_path / name, *arguments)
         assert status == 0, err
     assert len(list((tmp_path / "one").glob("0*.png"))) == 5
-    one, two = (cells(tmp_path / name / "sheet.png") for name in ("one", "two"))
+    one, two = (tiles(tmp_path / f"{name}_sheet.png", 2, 3, captions=True) for name in ("one", "two"))
     assert np.abs(one - two).max() <= 3  # bf16, where the hardware has it, rounds by the shape of the batch
     assert np.abs(one[0, 0] - one[0, 1]).max() > 30
 
@@ -63,7 +54,8 @@ def test_truncation_tames_the_images(hfgen, pipeline, tmp_path):
     for limit in ("0.01", "3"):
         arguments = ("--num_images", 16, "--device", "cpu", "--truncation", limit)
         assert hfgen("sample", pipeline, "--output", tmp_path / limit, *arguments)[0] == 0
-    tame, wild = (cells(tmp_path / limit / "sheet.png").reshape(16, -1).std(axis=0).mean() for limit in ("0.01", "3"))
+    sheets = (tiles(tmp_path / f"{limit}_sheet.png", 4, 4, captions=True) for limit in ("0.01", "3"))
+    tame, wild = (sheet.reshape(16, -1).std(axis=0).mean() for sheet in sheets)
     assert tame < wild / 10
 
 
@@ -116,8 +108,7 @@ def test_interpolate_draws_two_rows_for_each_two_seeds_and_a_gif_that_closes(hfg
     status, out, err = hfgen("interpolate", pipeline, "--output", tmp_path / "walk", *arguments)
     assert status == 0, err
     assert "seeds 3, 1, 2" in out
-    sheet = cells(tmp_path / "walk" / "sheet.png")
-    assert sheet.shape[:2] == (4, 10)  # both ends and eight between them
+    sheet = tiles(tmp_path / "walk" / "sheet.png", 4, 10)  # both ends and eight between them
     # Each row starts and ends with what the seeds draw by themselves: 3, 1, then 1, 2.
     for seed, places in {3: [(0, 0), (1, 0)], 1: [(0, 9), (1, 9), (2, 0), (3, 0)], 2: [(2, 9), (3, 9)]}.items():
         options = ("--num_images", 1, "--seed", seed, "--device", "cpu")

@@ -98,7 +98,7 @@ def test_commands_take_the_saved_number(hfgen, folder, tmp_path, command):
     ):
         target = tmp_path / name
         assert hfgen(command, folder, "--num_images", "1", "--device", "cpu", *asked, "--output", target)[0] == 0
-        outputs.append((target / {"sample": "sheet.png", "denoise": "denoising.png"}[command]).read_bytes())
+        outputs.append((target / {"sample": "000000.png", "denoise": "denoising.png"}[command]).read_bytes())
     assert outputs[0] == outputs[1] != outputs[2]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from labelled_sheets import tiles
 from line_method import CountedBatches
 from PIL import Image
 
@@ -70,15 +71,6 @@ def pixels(file: Path) -> np.ndarray:
     return np.asarray(Image.open(file).convert("RGB")).astype(int)
 
 
-def cells(sheet: Path, size: int = 8) -> np.ndarray:
-    """The images of a sheet, `(rows, columns, size, size, 3)`."""
-    whole, step = pixels(sheet), size + GAP
-    return np.stack([
-        np.stack([whole[top : top + size, left : left + size] for left in range(0, whole.shape[1], step)])
-        for top in range(0, whole.shape[0], step)
-    ])  # fmt: skip
-
-
 # ------------------------------------------------------------------------------------------------------------- sample
 
 
@@ -86,7 +78,7 @@ def sample(hfgen, pipeline: Path, output: Path, *arguments) -> np.ndarray:
     """What the command draws, `(4, size, size, 3)`."""
     status, out, err = hfgen("sample", pipeline, "--output", output, "--num_images", 4, "--device", "cpu", *arguments)
     assert status == 0, err
-    assert "4 images and sheet.png" in out
+    assert "4 images in" in out
     return np.stack([pixels(output / f"{index:06d}.png") for index in range(4)])
 
 
@@ -152,11 +144,10 @@ def reconstruct(hfgen, pipeline: Path, pictures: list[Path], output: Path, *argu
 
 def test_the_sheet_shows_the_originals_above_their_reconstructions(hfgen, folders, pictures, tmp_path):
     out = reconstruct(hfgen, folders["density"], pictures, tmp_path / "out", "--columns", 3)
-    assert "5 reconstructions and sheet.png" in out
+    assert "5 reconstructions in" in out
     names = [f"{index:06d}-{index}.png" for index in range(5)]
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {*names, "sheet.png"}
-    sheet = cells(tmp_path / "out" / "sheet.png")
-    assert sheet.shape[:2] == (4, 3)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == set(names)
+    sheet = tiles(tmp_path / "out_sheet.png", 4, 3)
     for index, (picture, name) in enumerate(zip(pictures, names, strict=True)):
         row, column = 2 * (index // 3), index % 3
         assert np.array_equal(sheet[row, column], pixels(picture))
@@ -172,8 +163,7 @@ def test_a_picture_of_another_size_is_shown_as_the_encoder_saw_it(hfgen, folders
     levels[:, 12:28] = (200, 90, 30)
     Image.fromarray(levels).save(tmp_path / "wide.png")
     reconstruct(hfgen, folders["plain"], [tmp_path / "wide.png"], tmp_path / "out")
-    sheet = cells(tmp_path / "out" / "sheet.png")
-    assert sheet.shape[:2] == (2, 1)
+    sheet = tiles(tmp_path / "out_sheet.png", 2, 1)
     assert np.abs(sheet[0, 0, :, 2:6] - [200, 90, 30]).max() <= 3
 
 
@@ -208,12 +198,14 @@ def test_a_walk_between_pictures_starts_and_ends_with_their_reconstructions(hfge
     images = [part for picture in pictures[:3] for part in ("--image", picture)]
     status, out, err = hfgen(*command, *images, "--num_steps", 3, "--num_frames", 4)
     assert status == 0, err
-    assert "linear above spherical, 0.png, 1.png, 2.png" in out
+    assert "straight above spherical, 0.png, 1.png, 2.png" in out
     reconstruct(hfgen, folders["density"], pictures[:3], tmp_path / "out")
     ends = [pixels(tmp_path / "out" / f"{index:06d}-{index}.png") for index in range(3)]
-    sheet = cells(tmp_path / "walk" / "sheet.png")
-    assert sheet.shape[:2] == (4, 5)
+    with_originals = tiles(tmp_path / "walk" / "sheet.png", 4, 7)
+    sheet = with_originals[:, 1:6]
     for row, (start, end) in enumerate([(0, 1), (0, 1), (1, 2), (1, 2)]):
+        assert np.array_equal(with_originals[row, 0], pixels(pictures[start]))
+        assert np.array_equal(with_originals[row, 6], pixels(pictures[end]))
         assert np.abs(sheet[row, 0] - ends[start]).max() <= ROUNDING
         assert np.abs(sheet[row, 4] - ends[end]).max() <= ROUNDING
         assert np.abs(sheet[row, 0] - sheet[row, 4]).max() > 10 * ROUNDING
@@ -229,8 +221,7 @@ def test_a_walk_between_seeds_starts_and_ends_with_what_they_draw(hfgen, folders
     status, out, err = hfgen(*command, *arguments)
     assert status == 0, err
     assert "seeds 3, 1" in out
-    sheet = cells(tmp_path / "walk" / "sheet.png")
-    assert sheet.shape[:2] == (2, 3)
+    sheet = tiles(tmp_path / "walk" / "sheet.png", 2, 3)
     for seed, column in ((3, 0), (1, 2)):
         alone = sample(hfgen, pipeline, tmp_path / f"seed{seed}", "--seed", seed, *arguments)[0]
         assert all(np.abs(sheet[row, column] - alone).max() <= ROUNDING for row in range(2))

@@ -4,26 +4,28 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from labelled_sheets import tiles
 from oracle_unet import OracleUNet
 from PIL import Image, ImageFont
 
 from hfgen.inference import figures
 from hfgen.inference.figures import (
+    GAP,
+    LABEL_LINE,
     LABEL_SIZE,
     LABEL_WIDTH,
-    denoising_strip,
-    forward_strip,
+    denoising_states,
+    enlarged,
     image_sheet,
     labelled_rows,
+    labelled_sheet,
+    noised_states,
     reconstruction_sheet,
 )
 from hfgen.inference.sampling import image_generators
 from hfgen.methods.schedules import noise_schedule, sampling_scheduler
 from hfgen.models import UNetBase
 from hfgen.pipelines import DDPMPipeline
-
-
-GAP = 2
 
 
 def flat_images(count: int, width: int, height: int) -> list[Image.Image]:
@@ -127,7 +129,8 @@ def oracle_pipeline() -> DDPMPipeline:
 
 @pytest.mark.parametrize("asked", [[999, 499, 299, 49], [980, 500, 290, 0], [995, 510, 310, 20]])
 def test_a_column_shows_what_the_step_nearest_to_its_timestep_has_left(oracle_pipeline, asked):
-    strip, last = denoising_strip(oracle_pipeline, asked, num_images=2, seed=4, num_inference_steps=20)
+    states, last = denoising_states(oracle_pipeline, asked, num_images=2, seed=4, num_inference_steps=20)
+    strip = image_sheet(states, 4)
     assert strip.size == (4 * 8 + 3 * GAP, 2 * 8 + GAP)
     alphas = noise_schedule("linear", 1000).alphas_cumprod
     start = torch.cat([torch.randn(1, 3, 8, 8, generator=own) for own in image_generators(4, 0, 2)])
@@ -142,7 +145,10 @@ def test_a_column_shows_what_the_step_nearest_to_its_timestep_has_left(oracle_pi
 
 
 def test_a_strip_goes_from_nearly_noise_to_the_clean_image(oracle_pipeline):
-    strip, _ = denoising_strip(oracle_pipeline, [999, 750, 500, 250, 0], num_images=3, seed=1, num_inference_steps=50)
+    states, _ = denoising_states(
+        oracle_pipeline, [999, 750, 500, 250, 0], num_images=3, seed=1, num_inference_steps=50
+    )
+    strip = image_sheet(states, 5)
     distances = [
         np.mean([np.abs(cell(strip, row, column, 8) - clean_image().numpy()).mean() for row in range(3)])
         for column in range(5)
@@ -165,7 +171,7 @@ def test_a_strip_keeps_no_more_states_than_it_shows(oracle_pipeline, monkeypatch
 
     most: list[int] = []
     monkeypatch.setattr(figures, "on_the_scale_of_images", watched)
-    denoising_strip(oracle_pipeline, [999, 500, 0], num_images=1, seed=1, num_inference_steps=50)
+    denoising_states(oracle_pipeline, [999, 500, 0], num_images=1, seed=1, num_inference_steps=50)
     assert len(most) > 4 and max(most) <= 4  # three that are shown, and the one of this step
 
 
@@ -175,7 +181,8 @@ def test_the_second_result_is_the_last_of_the_finished_images():
     pipeline = DDPMPipeline(unet, sampling_scheduler(noise_schedule("linear", 20), "ddim"))
     pipeline.set_progress_bar_config(disable=True)
     finished = pipeline(3, generator=image_generators(6, 0, 3), num_inference_steps=5).images
-    strip, last = denoising_strip(pipeline, [19, 0], num_images=3, seed=6, num_inference_steps=5)
+    states, last = denoising_states(pipeline, [19, 0], num_images=3, seed=6, num_inference_steps=5)
+    strip = image_sheet(states, 2)
     assert np.array_equal(np.asarray(last), np.asarray(finished[2]))
     for row in range(3):
         assert_shows(cell(strip, row, 1, 8), np.asarray(finished[row]).transpose(2, 0, 1) / 127.5 - 1)
@@ -200,7 +207,7 @@ def alpha_of_cosine(step: int, trained_steps: int) -> float:
 @pytest.mark.parametrize(("trained_steps", "timesteps"), [(1000, [0, 120, 600, 900]), (200, [1, 50, 198])])
 def test_the_forward_strip_shows_the_linear_schedule_above_the_cosine_one(trained_steps, timesteps):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    strip = forward_strip(Image.fromarray(pixels), timesteps, trained_steps, seed=9)
+    strip = image_sheet(noised_states(Image.fromarray(pixels), timesteps, trained_steps, seed=9), len(timesteps))
     assert strip.size == (len(timesteps) * (8 + GAP) - GAP, 2 * 8 + GAP)
     clean = pixels.transpose(2, 0, 1) / 127.5 - 1
     noise = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(9))[0].numpy()
@@ -211,8 +218,56 @@ def test_the_forward_strip_shows_the_linear_schedule_above_the_cosine_one(traine
 
 
 def test_the_end_of_the_forward_strip_is_the_same_noise_in_both_schedules():
-    strip = forward_strip(Image.new("RGB", (8, 8), (10, 200, 90)), [999], 1000, seed=2)
+    strip = image_sheet(noised_states(Image.new("RGB", (8, 8), (10, 200, 90)), [999], 1000, seed=2), 1)
     np.testing.assert_allclose(cell(strip, 0, 0, 8), cell(strip, 1, 0, 8), atol=2.5 / 127.5)
+
+
+# ------------------------------------------------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize(("size", "factor"), [((8, 8), 4), ((32, 32), 4), ((64, 64), 2), ((53, 20), 3), ((96, 8), 1)])
+def test_small_images_are_enlarged_without_smoothing(size, factor):
+    levels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    expected = levels.repeat(factor, axis=0).repeat(factor, axis=1)
+    assert np.array_equal(np.asarray(enlarged(Image.fromarray(levels))), expected)
+
+
+def ink(sheet: Image.Image) -> np.ndarray:
+    return np.asarray(sheet.convert("L")) < 128
+
+
+def test_labels_surround_the_images_and_never_cover_them():
+    images = [Image.new("RGB", (32, 32), (200, 150 + index, 255)) for index in range(6)]  # lighter than ink
+    labels = {"title": "T" * 500, "heads": ["H" * 90] * 3, "names": ["first", "N " * 99], "captions": ["7"] * 6}
+    sheet = labelled_sheet(images, 3, **labels)
+    shown = tiles(sheet, 2, 3, 32, captions=True)
+    assert np.array_equal(shown.reshape(6, 32, 32, 3), np.stack([np.asarray(image) for image in images]))
+    plain, pitch = image_sheet([image.resize((128, 128)) for image in images], 3), 128 + GAP
+    left = sheet.width - plain.width
+    assert sheet.height == 2 * LABEL_LINE + 2 * (128 + LABEL_LINE) + GAP and 0 < left <= LABEL_WIDTH
+    dark = ink(sheet)
+    assert dark[:LABEL_LINE].any() and not dark[LABEL_LINE : 2 * LABEL_LINE, :left].any()
+    for column in range(3):
+        at = slice(left + column * pitch, left + column * pitch + 128)
+        assert dark[LABEL_LINE : 2 * LABEL_LINE, at].any()  # its head
+        assert dark[-LABEL_LINE:, at].any() and dark[2 * LABEL_LINE + 128 :, at][:LABEL_LINE].any()  # captions
+        assert not dark[2 * LABEL_LINE :, at][:128].any()
+    names = dark[2 * LABEL_LINE :, :left]
+    assert names[: 2 * LABEL_LINE].any() and not names[2 * LABEL_LINE : 128].any()  # one line beside the first row
+    assert names[128 + LABEL_LINE + GAP :].any(axis=1).sum() > 3 * 8  # many beside the second
+
+
+def test_a_sheet_without_labels_is_the_enlarged_images_alone():
+    images = flat_images(3, 5, 3)
+    expected = image_sheet([image.resize((20, 12)) for image in images], 3)
+    assert np.array_equal(np.asarray(labelled_sheet(images, 3)), np.asarray(expected))
+
+
+def test_names_that_forge_lines_or_are_no_text_are_shown_escaped():
+    for name in ("a\u202eb", "a\x1b[31m", "a\udcff"):
+        assert ink(labelled_sheet(flat_images(1, 64, 64), captions=[name]))[-LABEL_LINE:].any()
+        assert ink(labelled_sheet(flat_images(1, 64, 64), names=[name]))[:, :20].any()
+        assert labelled_rows([(name, flat_images(1, 64, 64)[0])]).width == LABEL_WIDTH + 64
 
 
 def test_names_stay_left_of_the_pictures_and_are_shown_whole():

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from hfgen.errors import UserError
 from hfgen.evaluation.scoring import generated_images
 from hfgen.hub.method import describe_method
-from hfgen.inference.figures import denoising_strip, forward_strip
+from hfgen.inference.figures import denoising_states, noised_states
 from hfgen.inference.opening import open_pipeline
 from hfgen.inference.sampling import SamplingOptions, generate_images, image_size
 from hfgen.methods.schedules import sampling_scheduler
@@ -29,13 +29,12 @@ def save(folder, scheduler=None, sample_size=8, channels=3, **settings):
 
 
 def sampled(where, sampler=None):
-    """Two images, as arrays; a strip of their denoising is as large as it should be."""
+    """Two images, as arrays; their denoising has as many states as it should have."""
     pipeline = open_pipeline(where, "cpu", sampler)
     images = list(generate_images(pipeline, SamplingOptions(2, 0, 5)))
-    width, height = images[0].size
-    strip, last = denoising_strip(pipeline, [900, 0], 2, 0, 5)
-    assert strip.size == (2 * width + 2, 2 * height + 2)
-    assert forward_strip(last, [0, 900], 1000, 0).size == strip.size
+    states, last = denoising_states(pipeline, [900, 0], 2, 0, 5)
+    assert [state.size for state in states] == [images[0].size] * 4
+    assert [state.size for state in noised_states(last, [0, 900], 1000, 0)] == [images[0].size] * 4
     return [np.asarray(image) for image in images]
 
 

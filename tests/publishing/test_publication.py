@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hub_client import contents, digest_of
+from labelled_sheets import tiles
 from PIL import Image
 from published_toys import FAMILIES, files_to_publish
 from toy_runs import checkpoint, script, train
@@ -69,27 +70,22 @@ def test_it_is_the_pipeline_with_its_code_pictures_figures_and_card(name, runs, 
 
 def test_the_pictures_are_those_that_their_captions_tell_of(runs, published):
     # Sixteen of seed 0, as everybody can draw them; five in a walk's row are none of them.
-    sheet = Image.open(published / "gan" / "samples" / "sheet.png")
-    assert sheet.size == (4 * 18 - 2, 4 * 18 - 2)
+    sheet = tiles(published / "gan" / "samples" / "sheet.png", 4, 4, 16, captions=True)
     gan = open_pipeline(str(runs["gan"]), "cpu", plain=True)
     drawn = list(publication.generate_images(gan, SamplingOptions(16, 0, None, 16)))
-    assert np.array_equal(np.asarray(sheet)[:16, :16], np.asarray(drawn[0]))
-    assert np.array_equal(np.asarray(sheet)[-16:, -16:], np.asarray(drawn[15]))
-    walks = np.asarray(Image.open(published / "gan" / "samples" / "interpolation.png"))
-    assert walks.shape == (4 * 18 - 2, 8 * 18 - 2, 3)
-    assert np.array_equal(walks[:16, :16], np.asarray(drawn[0]))
-    assert np.array_equal(walks[:16, -16:], walks[18:34, :16])  # a walk begins where the one above it ends
+    assert np.array_equal(sheet.reshape(16, 16, 16, 3), np.stack([np.asarray(image) for image in drawn]))
+    walks = tiles(published / "gan" / "samples" / "interpolation.png", 4, 8, 16)
+    assert np.array_equal(walks[0, 0], np.asarray(drawn[0]))
+    assert np.array_equal(walks[0, 7], walks[1, 0])  # a walk begins where the one above it ends
     ends = publication.latents_of_seeds(gan, [0, 1], None)
     on_the_sphere = publication.interpolate(gan, ends, [step / 7 for step in range(8)], spherical=True)
-    assert np.array_equal(walks[:16], np.asarray(publication.image_sheet(on_the_sphere, 8)))
-    denoising = np.asarray(Image.open(published / "ddpm" / "samples" / "denoising.png"))
-    assert denoising.shape == (4 * 18 - 2, 8 * 18 - 2, 3)
+    assert np.array_equal(walks[0], np.stack([np.asarray(image) for image in on_the_sphere]))
+    denoising = tiles(published / "ddpm" / "samples" / "denoising.png", 4, 8, 16)
     ddpm = open_pipeline(str(runs["ddpm"]), "cpu", plain=True)
     # Those of `hfgen sample --seed 0`.
     finished = list(publication.generate_images(ddpm, SamplingOptions(4, 0, None, 4)))
     for row, image in enumerate(finished):
-        shown = [denoising[18 * row : 18 * row + 16, 18 * column : 18 * column + 16] for column in range(8)]
-        far = [np.abs(cell.astype(float) - np.asarray(image)).mean() for cell in shown]
+        far = [np.abs(cell.astype(float) - np.asarray(image)).mean() for cell in denoising[row]]
         assert far[-1] < 1 < far[0] and far[-1] == min(far)
     with Image.open(published / "gan" / "samples" / "progress.gif") as film:
         sheets = len(list((runs["gan"] / "samples").glob("*.png")))
