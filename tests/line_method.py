@@ -48,6 +48,7 @@ def fit(
     folder,
     *,
     each_step=lambda run: None,
+    before=lambda run: None,
     after=lambda run: None,
     digest="d",
     line=None,
@@ -66,6 +67,7 @@ def fit(
         stateful = {"network": network, "optimizer": optimizer}
         run.restore(stateful, batches, LinePipeline(network), digest, on_collapse, max_rollbacks=2)
         run.learning_rate = lambda: optimizer.param_groups[0]["lr"]
+        before(run)
         for _ in run.steps():
             point = next(batches) / 6 + torch.randn(1, generator=run.generator("noise")) + torch.randn(1) * 0.1
             loss = (network(point) - 2 * point).square().mean()

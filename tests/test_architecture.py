@@ -125,7 +125,7 @@ ROOMS = (
 )
 FILES = (
     *("errors", "arguments", "config", "ranges", "families", "randomness", "hardware", "files", "integrity", "texts"),
-    *("__init__",),
+    *("bars", "__init__"),
 )
 
 

@@ -10,6 +10,7 @@ TINY = [
     *("--dataset", "toy_paintings:24", "--sample_size", "16", "--batch_size", "4", "--mixed_precision", "no", "--cpu"),
     *("--num_sample_images", "2", "--report_to", "none", "--max_train_steps", "6", "--evaluate_num_images", "12"),
     *("--checkpoint_every", "2", "--checkpoints_total_limit", "9", "--log_every", "1"),
+    *("--sample_every", "1000"),
 ]
 METHODS = {
     "gan": [

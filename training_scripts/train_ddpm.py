@@ -13,13 +13,12 @@ if __name__ == "__main__":
     end_on_signals()  # the imports take seconds
 
 import math
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
 from diffusers import ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.optimization import get_scheduler
-from PIL import Image
 
 from hfgen.config import parse_settings
 from hfgen.data.loading import load_training_data
@@ -27,7 +26,6 @@ from hfgen.data.settings import DataSettings
 from hfgen.errors import StopRequestedError, UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.inference.figures import image_sheet
-from hfgen.inference.sampling import finite_images
 from hfgen.losses.diffusion import diffusion_loss, match_noise, min_snr_weights, prediction_target
 from hfgen.losses.edm import edm_batch, sample_noise_levels
 from hfgen.methods.ema import averaged_copy
@@ -88,6 +86,8 @@ def main(arguments: list[str] | None = None) -> Path:
         unet, optimizer = accelerator.prepare(unet, optimizer)
         stateful = {"unet": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         run.restore(stateful, data.batches, pipeline, data.digest)
+        if run.first_sheet_due:
+            save_sheet(pipeline, run, settings.num_inference_steps)
 
         # 3. One update per step
         for _ in run.steps():
@@ -115,13 +115,13 @@ def main(arguments: list[str] | None = None) -> Path:
             optimizer.zero_grad()
             ema.update_parameters(network)
             run.log({"loss": total_loss, "grad_norm": grad_norm}, {"learning_rate": lr_scheduler.get_last_lr()[0]})
-            if run.sample_due and (sheet := sample_sheet(pipeline, run, settings.num_inference_steps)):
-                run.save_sheet(sheet)
+            if run.sample_due:
+                save_sheet(pipeline, run, settings.num_inference_steps)
             if run.evaluation_due:
                 evaluation.evaluate(pipeline)
 
-        if run.last_sheet_due and (sheet := sample_sheet(pipeline, run, settings.num_inference_steps)):
-            run.save_sheet(sheet)
+        if run.last_sheet_due:
+            save_sheet(pipeline, run, settings.num_inference_steps)
         pipeline_folder = run.finish()
         publish_if_asked(run)
         return pipeline_folder
@@ -205,8 +205,8 @@ def memory_format_for(network: ModelMixin, device: torch.device) -> torch.memory
     return torch.contiguous_format if device.type == "cpu" and normalises_groups else torch.channels_last
 
 
-def sample_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> Image.Image | None:
-    """Generate a sheet of samples, from the same noise throughout the run; None if the run is asked to stop."""
+def save_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> None:
+    """Save a sheet of samples, from the same noise throughout the run, unless the run is asked to stop."""
     config = pipeline.unet.config
     shape = (run.settings.num_sample_images, config.in_channels, config.sample_size, config.sample_size)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(keyed_seed(run.settings.seed, "samples")))
@@ -216,8 +216,8 @@ def sample_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> 
             raise StopRequestedError
 
     pipeline.set_progress_bar_config(disable=True)
-    try:
-        with run.accelerator.autocast(), finite_images():
+    with run.sheet(), suppress(StopRequestedError):
+        with run.accelerator.autocast():
             images = pipeline(
                 len(latents),
                 latents=latents,
@@ -225,9 +225,7 @@ def sample_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> 
                 callback_on_step_end=give_up_if_asked,
                 return_dict=False,
             )[0]
-    except StopRequestedError:
-        return None
-    return image_sheet(images)
+        run.save_sheet(image_sheet(images))
 
 
 if __name__ == "__main__":

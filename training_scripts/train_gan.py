@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin
-from PIL import Image
 
 from hfgen.config import parse_settings
 from hfgen.data.loading import TrainingData, load_training_data
@@ -25,7 +24,6 @@ from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.inference.figures import image_sheet
-from hfgen.inference.sampling import finite_images
 from hfgen.losses.gan import GAN_LOSSES, gradient_penalty, zero_centred_penalty
 from hfgen.methods.augmentation import Augmentation, choose_augmentation
 from hfgen.methods.collapse import SHEET_SIZE, CollapseWatch
@@ -102,6 +100,8 @@ def main(arguments: list[str] | None = None) -> Path:
             print(f"augmentation: {augmentation.kind}, as at the start of this run")
 
         # 4. One generator update per step
+        if run.first_sheet_due:
+            save_sheet(pipeline, run)
         for step in run.steps():
             # Discriminator: n_critic updates, each on new images. The generator gets no gradient.
             discriminator_network.requires_grad_(True)
@@ -139,13 +139,13 @@ def main(arguments: list[str] | None = None) -> Path:
             due = settings.watch_every and step % settings.watch_every == 0
             run.log(losses, check_collapse(watch, pipeline, run) if due else {})
             if run.sample_due:
-                run.save_sheet(sample_sheet(pipeline, run))
+                save_sheet(pipeline, run)
             if run.evaluation_due:
                 with pipeline.use() as fresh:
                     evaluation.evaluate(fresh)
 
         if run.last_sheet_due:
-            run.save_sheet(sample_sheet(pipeline, run))
+            save_sheet(pipeline, run)
         pipeline_folder = run.finish()
         publish_if_asked(run)
         return pipeline_folder
@@ -233,9 +233,12 @@ def check_collapse(watch: CollapseWatch, pipeline: FreshStatistics, run: Run) ->
     return result.signals
 
 
-def sample_sheet(pipeline: FreshStatistics, run: Run) -> Image.Image:
-    """Generate a sheet of samples, from the same latents throughout the run."""
-    return image_sheet(sample_fixed(pipeline, run, run.settings.num_sample_images, "pil", "samples").images)
+def save_sheet(pipeline: FreshStatistics, run: Run) -> None:
+    """Save a sheet of samples, from the same latents throughout the run."""
+    with run.sheet():
+        run.save_sheet(
+            image_sheet(sample_fixed(pipeline, run, run.settings.num_sample_images, "pil", "samples").images)
+        )
 
 
 def sample_fixed(
@@ -243,7 +246,7 @@ def sample_fixed(
 ) -> ImagePipelineOutput:
     """Generate images from latents that depend only on the seed and the purpose."""
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, purpose))
-    with pipeline.use() as fresh, run.accelerator.autocast(), finite_images():
+    with pipeline.use() as fresh, run.accelerator.autocast():
         latents = sample_latents(count, fresh.generator.config.latent_dim, numbers)
         return fresh(latents=latents, output_type=output_type)
 

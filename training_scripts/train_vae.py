@@ -28,7 +28,6 @@ from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.files import write_text_atomically
 from hfgen.inference.figures import image_sheet, reconstruction_sheet
-from hfgen.inference.sampling import finite_images
 from hfgen.losses.vae import kl_loss, kl_per_dimension, reconstruction_loss, warmed_up
 from hfgen.methods.density import FittedDensity, fit_density
 from hfgen.methods.ema import averaged_copy
@@ -103,6 +102,8 @@ def main(arguments: list[str] | None = None) -> Path:
         starts = dict.fromkeys(learned, settings.learned_term_start)
         restored = (stateful | learned, data.batches, pipeline, data.digest)
         run.restore(*restored, settings.on_collapse, settings.max_rollbacks, starts)
+        if run.first_sheet_due:
+            save_sheets(pipeline, shown_images, run)
 
         # 3. One update per step
         for step in run.steps():
@@ -212,11 +213,12 @@ def save_sheets(pipeline: VAEPipeline, shown_images: torch.Tensor, run: Run) -> 
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, "samples"))
     latents = torch.randn(run.settings.num_sample_images, pipeline.vae.config.latent_dim, generator=numbers)
     originals = ((shown_images + 1) / 2).clamp(0, 1)  # rotation rounds
-    with run.accelerator.autocast(), finite_images():
-        samples = pipeline(latents=latents, return_dict=False)[0]
-        reconstructions = pipeline.reconstruct(originals, return_dict=False)[0]
-    run.save_sheet(image_sheet(samples))
-    run.save_sheet(reconstruction_sheet(pipeline.to_pil(originals), reconstructions), "reconstructions")
+    with run.sheet():
+        with run.accelerator.autocast():
+            samples = pipeline(latents=latents, return_dict=False)[0]
+            reconstructions = pipeline.reconstruct(originals, return_dict=False)[0]
+        run.save_sheet(image_sheet(samples))
+        run.save_sheet(reconstruction_sheet(pipeline.to_pil(originals), reconstructions), "reconstructions")
 
 
 def add_density(
@@ -267,10 +269,10 @@ def describe_latents(pipeline: VAEPipeline, data: TrainingData, settings: VAESet
     report = encoded.report()
     if density is not None:
         report["density"] = density.report()
-        with run.accelerator.autocast(), finite_images():
+        with run.sheet(), run.accelerator.autocast():
             numbers = run.generator("ex-post samples")
             samples = pipeline(run.settings.num_sample_images, generator=numbers, return_dict=False)[0]
-        print(f"sample sheet from the ex-post density: {run.save_sheet(image_sheet(samples), 'ex_post')}")
+            print(f"sample sheet from the ex-post density: {run.save_sheet(image_sheet(samples), 'ex_post')}")
     write_text_atomically(file := run.output_dir / "latents.json", json.dumps(report, indent=2) + "\n")
     print(f"{report['active_units']} of {settings.latent_dim} latent units are active; {file}")
 

@@ -17,7 +17,7 @@ import typer
 
 from hfgen.errors import UserError
 from hfgen.ranges import COUNT
-from hfgen.training.duration import parse_duration
+from hfgen.training.duration import WITHOUT_END, parse_duration
 from hfgen.training.reference_curves import reference_of
 
 
@@ -28,8 +28,6 @@ RECOMMENDED = "dcgan_nearest"
 IMAGES_ON_CPU, IMAGES_ON_GPU = 100_000, 300_000
 # Evaluations of a run on a GPU, where they take seconds.
 EVALUATIONS = 6
-# More steps than any --time is long.
-WITHOUT_END = 10**8
 # In accelerate's configuration: what the training scripts do not do.
 UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP")
 USAGE = """\

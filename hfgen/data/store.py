@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from filelock import FileLock
 
+from hfgen.bars import progress_bar
 from hfgen.data.contents import contents_digest, last_changes
 from hfgen.data.decode import DecodedImage, UnreadableImageError, decode_image, memory_needed, out_of_memory
 from hfgen.data.intake import ImageFacts, IntakeReport, image_facts, widest_grey, write_report
@@ -143,8 +144,9 @@ def _write_images(folder: Path, source: Source, settings: DataSettings, bits: in
     seen: set[bytes] = set()
     shapes: list[tuple[int, int]] = []
     dropped, digest = 0, hashlib.sha256()
-    with (folder / "pixels.bin").open("wb") as file:
+    with (folder / "pixels.bin").open("wb") as file, progress_bar("decoding", None) as bar:
         for result in decode_all(source, settings, bits):
+            bar.update()
             if isinstance(result, _Unreadable):
                 unreadable.append((result.name, result.reason))
                 continue

@@ -9,6 +9,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Fit
 
+from hfgen.bars import progress_bar
 from hfgen.errors import UserError
 from hfgen.models import GaussianMixture, LatentFlow
 
@@ -110,12 +111,16 @@ def _fit_mixture(
     dimension = latents.shape[2]
     seen, unseen = (part.reshape(-1, dimension) for part in (latents[:, ~held_out], latents[:, held_out]))
     scores: dict[int, float] = {}
-    for components in [count for count in CANDIDATES if count <= min(max_components, (~held_out).sum())]:
-        scores[components] = _fit(seen, components, seed).score(unseen)
-        if scores[components] < max(scores.values()):  # more will not help either
-            break
-    best = max(scores, key=lambda components: scores[components])
-    fit = _fit(latents.reshape(-1, dimension), best, seed)
+    with progress_bar("fitting the density", None, unit="mixture") as bar:
+        for components in [count for count in CANDIDATES if count <= min(max_components, (~held_out).sum())]:
+            bar.set_postfix_str(f"{components} Gaussians")
+            scores[components] = _fit(seen, components, seed).score(unseen)
+            bar.update()
+            if scores[components] < max(scores.values()):  # more will not help either
+                break
+        best = max(scores, key=lambda components: scores[components])
+        bar.set_postfix_str(f"{best} Gaussians, on all images")
+        fit = _fit(latents.reshape(-1, dimension), best, seed)
     mixture = GaussianMixture(dimension, best)
     mixture.weights.copy_(torch.from_numpy(fit.weights_))
     mixture.means.copy_(torch.from_numpy(fit.means_))
@@ -139,21 +144,23 @@ def _fit_flow(mean: torch.Tensor, logvar: torch.Tensor, generator: torch.Generat
     weights = [weight for weight in flow.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=FLOW_LEARNING_RATE, weight_decay=0.01)
     best, best_state, since = -math.inf, {}, 0
-    for step in range(FLOW_STEPS + 1):
-        if step % FLOW_LOOK_EVERY == 0:
-            nats = _mean_log_density(flow, unseen)
-            since = 0 if nats > best else since + 1
-            if nats > best:
-                best, best_state = nats, {key: value.clone() for key, value in flow.state_dict().items()}
-            if since == FLOW_PATIENCE:
-                break
-        chosen = torch.randint(len(mean), (FLOW_BATCH,), generator=generator)
-        noise = torch.randn(FLOW_BATCH, mean.shape[1], generator=generator)
-        loss = -flow.log_density(mean[chosen] + (logvar[chosen] / 2).exp() * noise).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 10.0)
-        optimizer.step()
+    with progress_bar("fitting the density (flow)", FLOW_STEPS, unit="step") as bar:
+        for step in range(FLOW_STEPS + 1):
+            bar.update()
+            if step % FLOW_LOOK_EVERY == 0:
+                nats = _mean_log_density(flow, unseen)
+                since = 0 if nats > best else since + 1
+                if nats > best:
+                    best, best_state = nats, {key: value.clone() for key, value in flow.state_dict().items()}
+                if since == FLOW_PATIENCE:
+                    break
+            chosen = torch.randint(len(mean), (FLOW_BATCH,), generator=generator)
+            noise = torch.randn(FLOW_BATCH, mean.shape[1], generator=generator)
+            loss = -flow.log_density(mean[chosen] + (logvar[chosen] / 2).exp() * noise).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, 10.0)
+            optimizer.step()
     flow.load_state_dict(best_state)
     return flow
 

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from diffusers import ModelMixin
 
+from hfgen.bars import progress_bar
 from hfgen.data.loading import Batches
 from hfgen.losses.vae import MIN_SIGMA, bits_per_dimension, gaussian_nats, kl_per_dimension
 from hfgen.methods.watch import WatchResult
@@ -143,15 +144,17 @@ def encode_images(
     for tensor in vae.state_dict().values():  # each process has its own BatchNorm statistics
         broadcast(tensor)
     means, logvars, errors, encoded, num_dims = [], [], [], 0, 0
-    while encoded < count:
-        images = next(batches)
-        reconstruction, posterior = vae(images, sample_posterior=True, return_dict=False, generator=generator)
-        error = (reconstruction.float() - images).square().flatten(1).mean(dim=1)
-        parts = (posterior.mean.float().flatten(1), posterior.logvar.float().flatten(1), error)
-        mean, logvar, error = (part.cpu() for part in accelerator.gather(parts))
-        means.append(mean)
-        logvars.append(logvar)
-        errors.append(error)
-        encoded, num_dims = encoded + len(mean), images[0].numel()
+    with progress_bar("encoding the training images", count, disable=not accelerator.is_main_process) as bar:
+        while encoded < count:
+            images = next(batches)
+            reconstruction, posterior = vae(images, sample_posterior=True, return_dict=False, generator=generator)
+            error = (reconstruction.float() - images).square().flatten(1).mean(dim=1)
+            parts = (posterior.mean.float().flatten(1), posterior.logvar.float().flatten(1), error)
+            mean, logvar, error = (part.cpu() for part in accelerator.gather(parts))
+            means.append(mean)
+            logvars.append(logvar)
+            errors.append(error)
+            encoded, num_dims = encoded + len(mean), images[0].numel()
+            bar.update(len(mean))
     mean_squared_error = torch.cat(errors)[:count].double().mean().item()
     return EncodedImages(torch.cat(means)[:count], torch.cat(logvars)[:count], mean_squared_error, num_dims)

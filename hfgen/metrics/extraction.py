@@ -1,14 +1,14 @@
 """From images to features, one batch in memory at a time, for any network."""
 
 import os
-import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+
+from hfgen.bars import progress_bar
 
 
 BATCH_SIZE = 32
@@ -62,11 +62,7 @@ def extract_features(
         bar.update(len(batch))
         batch.clear()
 
-    often = 0.1 if sys.stderr.isatty() else 30  # in a log every update of the bar is a new line
-    with (
-        tqdm(total=count, desc="features", unit="image", leave=False, mininterval=often) as bar,
-        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-    ):
+    with progress_bar("features", count) as bar, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise ValueError(f"images must be uint8 (height, width, 3), not {image.dtype} {image.shape}")

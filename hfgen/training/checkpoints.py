@@ -58,15 +58,15 @@ def save_checkpoint(
         (temporary / PROGRESS_FILE).write_text(json.dumps(progress, indent=2) + "\n")
         record_digests(temporary, (PROGRESS_FILE, STATE_FILE))
 
-    target = folder / f"{PREFIX}{progress['step']:08d}"
+    target = checkpoint_of(folder, progress["step"])
     write_atomically(target, write, marker="*.json")  # a damaged one may lack its `progress.json`
     good = newest_good_checkpoint(folder)
     remove_checkpoints([old for old in list_checkpoints(folder)[:-total_limit] if old != good])
     return target
 
 
-def set_aside_newer(folder: Path, step: int) -> list[Path]:
-    """Rename the checkpoints after a step, from which the run does not continue, and return their new paths.
+def set_aside_newer(folder: Path, step: int) -> None:
+    """Rename the checkpoints after a step, of a run that goes back to it, and print what they are called now.
 
     Under their old names, "latest" would be one of them, and they would outlive all new ones.
     """
@@ -76,7 +76,14 @@ def set_aside_newer(folder: Path, step: int) -> list[Path]:
             paths = (folder / f"abandoned{count or ''}-{checkpoint.name}" for count in itertools.count())
             moved.append(next(path for path in paths if not path.exists()))
             os.replace(checkpoint, moved[-1])
-    return moved
+    if moved:
+        names = ", ".join(path.name for path in moved)
+        print(f"the newer checkpoints in {folder} are now called {names}; delete what you do not need")
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """Return the path of the checkpoint of a step, in the run's `checkpoints` folder."""
+    return folder / f"{PREFIX}{step:08d}"
 
 
 def save_final_pipeline(folder: Path, save: Callable[[Path], object]) -> None:

@@ -6,6 +6,10 @@ import re
 from hfgen.errors import UserError
 
 
+# More steps than fit into any duration.
+WITHOUT_END = 10**8
+
+
 def parse_duration(flag: str, text: str | None) -> float | None:
     """Parse a duration such as "90s", "45m", "8h50m" or "1.5h".
 

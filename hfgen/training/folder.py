@@ -31,6 +31,7 @@ from hfgen.training.checkpoints import (
     list_checkpoints,
     remove_half_deleted,
 )
+from hfgen.training.duration import WITHOUT_END
 from hfgen.training.lock import HOLDER_FILE, LOCK_FILE, lock_folder
 from hfgen.training.settings import RunSettings
 
@@ -235,6 +236,22 @@ def _run_of(checkpoint: Path) -> Path:
     return checkpoint.resolve().parent.parent
 
 
+def differing(changes: Sequence[str]) -> str:
+    """Say which settings differ from those of the run that a checkpoint belongs to; see `changes_since`."""
+    return f"settings that differ from its run (before -> now): {', '.join(changes)}"
+
+
+def print_resumption(checkpoint: Path, step: int, is_complete: bool, changes: Sequence[str], rollbacks: int) -> None:
+    """Print where a run continues, and what is not as it was."""
+    print(f"resumed from {checkpoint} at step {step}")
+    if is_complete:
+        print("the run is complete; to extend it, give a larger --max_train_steps (or --num_epochs)")
+    if changes:
+        print(differing(changes))
+    if rollbacks:
+        print(f"learning rates halved {rollbacks} times by rollbacks so far")
+
+
 def write_status(folder: Path, status: str, reason: str, step: int, seconds: float) -> None:
     """Write `status.json`: whether the run is running, and if not, why it ended."""
     content = {"status": status, "reason": reason, "step": step, "seconds": round(seconds, 2)}
@@ -271,11 +288,33 @@ def best_scores(folder: Path) -> dict[str, Any] | None:
     return read_json(file, needed, remedy) if file.is_file() else None
 
 
+def print_end(folder: Path, reason: str, step: int, max_train_steps: int, seconds: float) -> None:
+    """Print how a launch ended, what it left, and how to go on."""
+    of_all = f" of {max_train_steps}" if max_train_steps < WITHOUT_END else ""
+    print(f"{reason}: step {step}{of_all}, {seconds:.0f} s of training in total")
+    print("\n".join(list_results(folder)))
+    if step < max_train_steps:
+        print("to continue, run the same command with --resume latest")
+
+
 def list_results(folder: Path) -> list[str]:
     """List the run's results for the user, one per line."""
     lines = [f"pipeline: {folder / 'pipeline'}"]
     if best := best_scores(folder):
         scores = f"FID {best['fid']:.4g}, KID {best['kid']:.4g} at step {best['step']}"
         lines.append(f"best pipeline: {folder / BEST_FOLDER} ({scores})")
-    sheets = sorted((folder / "samples").glob("step-*.png"))
-    return [*lines, f"sample sheet: {sheets[-1]}"] if sheets else lines
+    if (sheet := _best_sheet(folder, best)) is not None:
+        lines.append(f"sample sheet: {sheet}")
+    return lines
+
+
+def _best_sheet(folder: Path, best: dict[str, Any] | None) -> Path | None:
+    """Return the sheet that shows the run best: from a VAE's density, of its best score, or the newest."""
+    for kind in ("ex_post", "samples"):
+        sheets = sorted((folder / kind).glob("step-*.png"))
+        of_best = folder / kind / f"step-{best['step']:08d}.png" if best else None
+        if of_best in sheets:
+            return of_best
+        if sheets:
+            return sheets[-1]
+    return None

@@ -5,7 +5,6 @@ import importlib
 import json
 import math
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,49 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hfgen.bars import update_interval
 from hfgen.errors import UserError
 from hfgen.files import append_json_line, read_json_lines, write_text_atomically, writing
+
+
+# The first losses of a method, beside the speed on the progress bar, which has to fit into 80 columns.
+SHOWN_LOSSES = 2
+
+
+class TrainingBar(tqdm):
+    """A progress bar of updates that says how long the launch will still take.
+
+    Args:
+        step: updates of earlier launches.
+        max_train_steps: number of the last update.
+        time_limit: seconds after which this launch stops; None if it does not.
+        hidden: show nothing, in processes that are not the main one.
+    """
+
+    def __init__(self, step: int, max_train_steps: int, time_limit: float | None, hidden: bool):
+        self._time_limit = time_limit
+        super().__init__(
+            total=max_train_steps,
+            initial=step,
+            bar_format="{percentage:3.0f}%|{bar}| {steps}, {left} left{postfix}",
+            dynamic_ncols=True,
+            disable=hidden,
+            mininterval=update_interval(),
+        )
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """Return what the bar shows: the nearer of the two ends, the last update or the time limit."""
+        values = super().format_dict
+        step, steps, elapsed = values["n"], values["total"], values["elapsed"]
+        done = step - values["initial"]
+        left = (steps - step) * elapsed / done if done else math.inf
+        share = step / steps
+        if self._time_limit is not None and self._time_limit - elapsed < left:
+            left, share = max(0.0, self._time_limit - elapsed), min(1.0, elapsed / self._time_limit)
+        counted = f"step {step}" if self._time_limit is not None else f"{step}/{steps}"
+        remaining = "?" if left == math.inf else tqdm.format_interval(left)
+        return {**values, "n": share, "total": 1, "steps": counted, "left": remaining}
 
 
 class RunLog:
@@ -31,16 +71,25 @@ class RunLog:
             its steps would have with this one.
     """
 
-    bar: tqdm  # set by `open`
+    bar: TrainingBar  # set by `open`
 
     def __init__(self, folder: Path, accelerator: Accelerator, images_per_step: int, images_before: int = 0):
         self._metrics_file = folder / "metrics.jsonl"
         self._folder, self._accelerator, self._images_per_step = folder, accelerator, images_per_step
         self._images_before = images_before
-        self._clear_window()
+        self.start_window()
 
-    def open(self, step: int, max_train_steps: int, settings: dict[str, Any], report_to: str) -> None:
+    def open(
+        self, step: int, max_train_steps: int, time_limit: float | None, settings: dict[str, Any], report_to: str
+    ) -> None:
         """Start the tracker and the progress bar at `step`, dropping log entries after it from an interrupted launch.
+
+        Args:
+            step: updates so far.
+            max_train_steps: number of the last update.
+            time_limit: seconds after which this launch stops; None if it does not.
+            settings: of the run, for the tracker.
+            report_to: "tensorboard", "wandb" or "none".
 
         Raises:
             UserError: if wandb cannot start.
@@ -48,22 +97,15 @@ class RunLog:
         self._drop_beyond(step)
         if report_to != "none":
             self._start_tracker(step, settings, report_to)
-        self.bar = tqdm(
-            total=max_train_steps,
-            initial=step,
-            desc="training",
-            unit="step",
-            disable=not self._accelerator.is_main_process,
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-        )
-        self._clear_window()
+        self.bar = TrainingBar(step, max_train_steps, time_limit, not self._accelerator.is_main_process)
+        self.start_window()
 
     def rewind(self, step: int) -> None:
         """Go back to `step`, dropping log entries after it."""
         self._drop_beyond(step)
         self.bar.n = step
         self.bar.refresh()
-        self._clear_window()
+        self.start_window()
 
     def say(self, message: str) -> None:
         """Print a line above the progress bar. Main process only."""
@@ -108,11 +150,14 @@ class RunLog:
             images = step * self._images_per_step + self._images_before
             entry = {"step": step, "images": images, "seconds": round(seconds, 2), **values}
             append_json_line(self._metrics_file, entry)
-        shown = [f"{name} {value:.4g}" for name, value in losses.items()]
-        self.bar.set_postfix_str(", ".join([*shown, f"{speed:.1f} images/s"]), refresh=False)
+        shown = [
+            f"{name.removeprefix('loss_').removesuffix('_loss')} {value:.3g}"
+            for name, value in list(losses.items())[:SHOWN_LOSSES]
+        ]
+        self.bar.set_postfix_str(", ".join([*shown, f"{speed:.3g} images/s"]), refresh=False)
         with writing(self._folder / "logs"):
             self._accelerator.log(values, step=step)
-        self._clear_window()
+        self.start_window()
         return losses
 
     def show_image(self, name: str, image: Image.Image, step: int) -> None:
@@ -149,7 +194,8 @@ class RunLog:
             kept = [entry for entry in read_json_lines(self._metrics_file, ("step",)) if entry["step"] <= step]
             write_text_atomically(self._metrics_file, "".join(f"{json.dumps(entry)}\n" for entry in kept))
 
-    def _clear_window(self) -> None:
+    def start_window(self) -> None:
+        """Forget the updates since the last entry, and measure the speed from now on."""
         self._steps, self._window_started = 0, time.monotonic()
         self._sums: dict[str, torch.Tensor] = {}
         self._notes: dict[str, float] = {}

@@ -19,9 +19,8 @@ from hfgen.errors import UserError
 from hfgen.files import append_json_line, write_atomically
 from hfgen.hardware import describe_environment, seed_global_generator
 from hfgen.randomness import keyed_seed
-from hfgen.training import checkpoints
+from hfgen.training import checkpoints, folder
 from hfgen.training.duration import parse_duration
-from hfgen.training.folder import keep_settings, list_results, note_event, open_folder, write_status
 from hfgen.training.launcher import open_accelerator
 from hfgen.training.log import RunLog
 from hfgen.training.settings import RunSettings, planned_steps
@@ -63,29 +62,27 @@ class Run:
 
     images_per_step: int
     max_train_steps: int
+    _trouble: str | None = None  # what a watch last reported
     # Set by `restore`, once there is something to save and to log.
     _state: RunState
     _log: RunLog
 
     def __init__(self, settings: RunSettings, *other_settings: Any):
         self.settings, self._all_settings = settings, (settings, *other_settings)
-        self.output_dir = Path(settings.output_dir)
-        self._checkpoints = self.output_dir / "checkpoints"
+        self.output_dir, self._checkpoints = Path(settings.output_dir), Path(settings.output_dir) / "checkpoints"
         self.step, self.rollbacks = 0, 0
         self._started = time.monotonic()
-        self._seconds_before = 0.0  # of earlier launches of a resumed run
-        self._images_before = 0  # see `RunLog`
+        self._seconds_before, self._images_before = 0.0, 0  # of earlier launches of a resumed run; see `RunLog`
         self._time_limit = parse_duration("--max_train_time", settings.max_train_time)  # seconds of this launch
         self._aside = 0.0  # seconds of this step not spent on training
         self._stop_requests = StopRequests()
         self._on_collapse, self._max_rollbacks = "stop", 0
         self._good = True  # what a watch last reported
         self._is_open = False  # whether `status.json` says that the run is running
-        self._trouble: str | None = None
         self.accelerator = open_accelerator(settings)
-        self.device = self.accelerator.device
-        self.is_main = self.accelerator.is_main_process
-        self._lock, self._checkpoint, self._changes = open_folder(self.accelerator, settings, self._all_settings)
+        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        opened = folder.open_folder(self.accelerator, settings, self._all_settings)
+        self._lock, self._checkpoint, self._changes = opened
         # All processes initialise the same weights; later random numbers are keyed by (seed, step, process).
         torch.manual_seed(settings.seed)
 
@@ -102,7 +99,7 @@ class Run:
         try:
             if error is not None and self._is_open and self.is_main:
                 with contextlib.suppress(UserError):  # a full disk, say; the error that ends the run counts more
-                    write_status(self.output_dir, *ending_of(lost or error), self.step, self.seconds)
+                    folder.write_status(self.output_dir, *ending_of(lost or error), self.step, self.seconds)
                 print(f"ended in step {self.step}; to continue, run the same command with --resume latest")
         finally:
             if self._lock is not None:
@@ -155,12 +152,12 @@ class Run:
         if self._checkpoint is not None:
             self._load(self._checkpoint)
         self._log = RunLog(self.output_dir, self.accelerator, self.images_per_step, self._images_before)
-        self._log.open(self.step, self.max_train_steps, self.all_settings, self.settings.report_to)
+        self._log.open(self.step, self.max_train_steps, self._time_limit, self.all_settings, self.settings.report_to)
         if self.is_main:
-            keep_settings(self.output_dir, self._all_settings, self._checkpoint)
+            folder.keep_settings(self.output_dir, self._all_settings, self._checkpoint)
             if self._checkpoint is not None:
-                self._set_aside_newer()
-            write_status(self.output_dir, "running", "", self.step, self.seconds)
+                checkpoints.set_aside_newer(self._checkpoints, self.step)
+            folder.write_status(self.output_dir, "running", "", self.step, self.seconds)
             self._is_open = True
             changes = {"changed_settings": self._changes} if self._changes else {}
             launch = {"from_step": self.step, "data_digest": data_digest, **changes}
@@ -176,6 +173,7 @@ class Run:
             TrainingTroubleError: if a loss or a weight is not finite, or a watch reported trouble, and no rollback is
                 possible.
         """
+        self._log.start_window()
         with self._log.bar, self._stop_requests.caught():
             while self.step < self.max_train_steps:
                 step_started, self._aside = time.monotonic(), 0.0
@@ -223,7 +221,7 @@ class Run:
     def warn(self, warning: str) -> None:
         """Print a warning, given as a sentence, and record it. Main process only."""
         self._log.say(f"warning: step {self.step}: {warning}")
-        note_event(self.output_dir, self.step, "warning", warning)
+        folder.note_event(self.output_dir, self.step, "warning", warning)
 
     def note(self, values: dict[str, float], seconds: float) -> None:
         """Log numbers, and exclude the seconds that computing them took from the training speed."""
@@ -243,7 +241,12 @@ class Run:
     @property
     def sample_due(self) -> bool:
         """Whether a sample sheet is due after this update; only ever True on the main process."""
-        return self.is_main and self._due(self.settings.sample_every)
+        return self.is_main and self._due(self.settings.sample_interval(self.max_train_steps))
+
+    @property
+    def first_sheet_due(self) -> bool:
+        """Whether a new run should save a sheet of its untrained network; only ever True on the main process."""
+        return self.is_main and self.step == 0 and self.settings.sample_interval(self.max_train_steps) > 0
 
     @property
     def stop_requested(self) -> bool:
@@ -260,11 +263,17 @@ class Run:
         """Whether a run whose time is up still lacks a sheet for its last step; only ever True on the main process."""
         return self.is_main and self._stop_requests.request == TIME_IS_UP and not self._sheet_path().exists()
 
+    def sheet(self) -> contextlib.AbstractContextManager[None]:
+        """Enclose the making of a sheet: generated images that are not finite are trouble, like such a loss."""
+        return self._stop_requests.unless_finite()
+
     def save_sheet(self, sheet: Image.Image, kind: str = "samples") -> Path:
         """Save a sheet to the run's folder `kind` and log it to the tracker; return its path."""
         path = self._sheet_path(kind)
         write_atomically(path, lambda temporary: sheet.save(temporary, format="png"))
         self._log.show_image(kind, sheet, self.step)
+        if kind == "samples":
+            self._log.say(f"step {self.step}: sample sheet {path}")
         return path
 
     def finish(self) -> Path:
@@ -274,16 +283,16 @@ class Run:
             SystemExit: with status 143 if SIGTERM ended the run, 130 for Ctrl-C, so that an interrupted run is not
                 taken for a finished one.
         """
+        if self._stop_requests.request == NOT_FINITE:  # the images of the last sheet
+            raise self._stopped_for(NonFiniteError("a generated image is not finite"))
         complete = self.is_complete
         reason = "complete" if complete else REASONS[self._stop_requests.request]
         if self.is_main:
             checkpoints.save_final_pipeline(self.output_dir, self._state.pipeline.save_pretrained)
-            write_status(self.output_dir, "complete" if complete else "stopped", reason, self.step, self.seconds)
+            status = "complete" if complete else "stopped"
+            folder.write_status(self.output_dir, status, reason, self.step, self.seconds)
             self._is_open = False
-            print(f"{reason}: step {self.step} of {self.max_train_steps}, {self.seconds:.0f} s of training in total")
-            print("\n".join(list_results(self.output_dir)))
-            if not complete:
-                print("to continue, run the same command with --resume latest")
+            folder.print_end(self.output_dir, reason, self.step, self.max_train_steps, self.seconds)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         if not complete and self._stop_requests.exit_status:
@@ -300,11 +309,10 @@ class Run:
 
     def _load(self, checkpoint: Path) -> None:
         """Load the checkpoint to resume from, and say what differs from the run that it belongs to."""
-        differing = f"settings that differ from its run (before -> now): {', '.join(self._changes)}"
         try:
             progress = self._state.load(checkpoint)
         except UserError as error:
-            raise (UserError(f"{error}; {differing}") if self._changes else error) from error
+            raise (UserError(f"{error}; {folder.differing(self._changes)}") if self._changes else error) from error
         self.step, self.rollbacks = progress["step"], progress.get("rollbacks", 0)
         self._good, self._seconds_before = progress.get("good", True), progress["seconds"]
         self._images_before = progress["images"] - self.step * self.images_per_step
@@ -314,19 +322,7 @@ class Run:
                 f"already had {self.step}; give more"
             )
         if self.is_main:
-            print(f"resumed from {checkpoint} at step {self.step}")
-            if self.is_complete:
-                print("the run is complete; to extend it, give a larger --max_train_steps (or --num_epochs)")
-            if self._changes:
-                print(differing)
-            if self.rollbacks:
-                print(f"learning rates halved {self.rollbacks} times by rollbacks so far")
-
-    def _set_aside_newer(self) -> None:
-        """Set aside the checkpoints, of a run that goes back to an earlier one, which it does not continue from."""
-        if moved := checkpoints.set_aside_newer(self._checkpoints, self.step):
-            names = ", ".join(path.name for path in moved)
-            print(f"the newer checkpoints in {self._checkpoints} are now called {names}; delete what you do not need")
+            folder.print_resumption(checkpoint, self.step, self.is_complete, self._changes, self.rollbacks)
 
     def _random_key(self) -> tuple[int | str, ...]:
         """Key of the random numbers; a rollback changes it, to avoid the numbers that led into trouble."""
@@ -338,7 +334,7 @@ class Run:
         if self._trouble:
             raise CollapseError(self._trouble)
         stop = self._should_stop(step_seconds)
-        if stop or self._due(self.settings.log_every):
+        if stop or self._due(self.settings.log_interval(self.max_train_steps)):
             check_losses(self._log.write(self.step, self.seconds))
         self._log.bar.update()
         if stop or self._due(self.settings.checkpoint_every):
@@ -353,15 +349,17 @@ class Run:
         progress = {"step": self.step, "seconds": round(self.seconds, 3), "images": images}
         progress |= {"good": self._good, "rollbacks": self.rollbacks}
         self._state.save(self._checkpoints, progress, self.settings.checkpoints_total_limit)
+        if self.is_main:
+            self._log.say(f"step {self.step}: checkpoint {checkpoints.checkpoint_of(self._checkpoints, self.step)}")
 
     def _roll_back(self, trouble: TrainingTroubleError) -> None:
         """Roll back to the newest good checkpoint with half the learning rates; stop if that is not possible."""
         good = checkpoints.newest_good_checkpoint(self._checkpoints)
         if self._on_collapse != "rollback" or good is None or self.rollbacks >= self._max_rollbacks:
-            raise self._stopped_for(trouble, good) from None
+            raise self._stopped_for(trouble) from None
         self.accelerator.wait_for_everyone()  # all processes pick the same checkpoint before any is deleted
         if self.is_main:
-            note_event(self.output_dir, self.step, "rollback", f"{trouble}; back to {good.name}")
+            folder.note_event(self.output_dir, self.step, "rollback", f"{trouble}; back to {good.name}")
             newer = [path for path in checkpoints.list_checkpoints(self._checkpoints) if path.name > good.name]
             checkpoints.remove_checkpoints(newer)
         progress = self._state.load(good)
@@ -387,13 +385,14 @@ class Run:
         request = self._stop_requests.agree()
         if request == NOT_FINITE:
             self._stop_requests.request = GO_ON
-            raise NonFiniteError("a loss is not finite")
+            raise NonFiniteError(f"{'a generated image' if self._log.is_finite() else 'a loss'} is not finite")
         return bool(request)
 
-    def _stopped_for(self, trouble: TrainingTroubleError, good: Path | None) -> TrainingTroubleError:
+    def _stopped_for(self, trouble: TrainingTroubleError) -> TrainingTroubleError:
         """Record how the run ends, keeping the last good checkpoint; return the error that ends it."""
         if self.is_main:
-            write_status(self.output_dir, trouble.status, str(trouble), self.step, self.seconds)
+            folder.write_status(self.output_dir, trouble.status, str(trouble), self.step, self.seconds)
             self._is_open = False
-            note_event(self.output_dir, self.step, trouble.status, str(trouble))
+            folder.note_event(self.output_dir, self.step, trouble.status, str(trouble))
+        good = checkpoints.newest_good_checkpoint(self._checkpoints)
         return trouble.explained(self.step, self.rollbacks, self.all_settings, good)

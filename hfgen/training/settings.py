@@ -13,6 +13,9 @@ from hfgen.training.duration import parse_duration
 
 DEFAULT_TRAIN_STEPS = 100_000
 MIN_EVALUATED = 10
+# Intervals of long runs, and the number of log entries and sheets that a short run has at least.
+LOG_EVERY, SAMPLE_EVERY = 50, 1000
+MIN_LOGGED, MIN_SHEETS = 40, 10
 
 
 @dataclass
@@ -50,9 +53,14 @@ class RunSettings:
         "no if training diverges",
     )
     cpu: bool = setting(False, "train on the CPU even if there is an accelerator")
-    log_every: int = setting(50, "steps between log entries", COUNT, may_change=True)
-    sample_every: int = setting(
-        1000, "steps between sample sheets; 0: only at the end", COUNT_OR_NONE, may_change=True
+    log_every: int | None = setting(
+        None, "steps between log entries; unset: 50, fewer in a short run", COUNT, may_change=True
+    )
+    sample_every: int | None = setting(
+        None,
+        "steps between sample sheets; unset: 1000, fewer in a short run; 0: only at the end",
+        COUNT_OR_NONE,
+        may_change=True,
     )
     num_sample_images: int = setting(16, "images on each sample sheet", Range(1, 10_000), may_change=True)
     checkpoint_every: int = setting(
@@ -92,6 +100,14 @@ class RunSettings:
         if (self.hub_model_id or self.hub_private_repo) and not self.push_to_hub:
             given = "hub_model_id" if self.hub_model_id else "hub_private_repo"
             raise UserError(f"--{given} does nothing without --push_to_hub")
+
+    def log_interval(self, steps: int) -> int:
+        """Return the steps between log entries of a run of so many steps."""
+        return self.log_every or max(1, min(LOG_EVERY, steps // MIN_LOGGED))
+
+    def sample_interval(self, steps: int) -> int:
+        """Return the steps between sample sheets of a run of so many steps; 0: only at the end."""
+        return max(1, min(SAMPLE_EVERY, steps // MIN_SHEETS)) if self.sample_every is None else self.sample_every
 
     @property
     def hub_repo_id(self) -> str:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -43,6 +44,15 @@ class StopRequests:
     def raise_to(self, request: int) -> None:
         """Record a request; the strongest one so far is kept."""
         self.request = max(self.request, request)
+
+    @contextmanager
+    def unless_finite(self) -> Iterator[None]:
+        """Request a stop if pixels of generated images are NaN when they are converted: they would be black."""
+        try:
+            with np.errstate(invalid="raise"):
+                yield
+        except FloatingPointError:
+            self.raise_to(NOT_FINITE)
 
     def agree(self) -> int:
         """Return the strongest request of all processes; all of them must call this after the same update.

@@ -1,5 +1,6 @@
 """The rails, on a method of three lines: a straight line fitted to points."""
 
+import io
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ from PIL import Image
 
 from hfgen.errors import UserError
 from hfgen.hardware import seed_global_generator
+from hfgen.training.folder import list_results
+from hfgen.training.log import TrainingBar
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings
 from hfgen.training.trouble import NonFiniteError
@@ -210,6 +213,68 @@ def test_sheets_of_samples_follow_the_cadence_and_the_last_step(tmp_path):
     assert names == ["step-00000004.png", "step-00000006.png"]
 
 
+@pytest.mark.parametrize(
+    ("steps", "logged", "sheets"), [(6, 1, 1), (100, 2, 10), (1000, 25, 100), (62_500, 50, 1000), (10**8, 50, 1000)]
+)
+def test_short_runs_log_and_sample_often_enough_for_a_curve_and_a_film(steps, logged, sheets):
+    settings = RunSettings()
+    assert (settings.log_interval(steps), settings.sample_interval(steps)) == (logged, sheets)
+    settings = RunSettings(log_every=7, sample_every=0)
+    assert (settings.log_interval(steps), settings.sample_interval(steps)) == (7, 0)
+
+
+def test_sheets_and_checkpoints_are_announced_and_the_best_sheet_named_last(tmp_path, capsys):
+    def each_step(run):
+        if run.sample_due:
+            run.save_sheet(Image.new("RGB", (4, 4)))
+            run.save_sheet(Image.new("RGB", (4, 4)), "others")
+
+    run, _ = fit(tmp_path / "run", each_step=each_step, sample_every=2)
+    printed, samples = capsys.readouterr().out.splitlines(), tmp_path / "run" / "samples"
+    for step in (2, 4, 6):
+        assert f"step {step}: sample sheet {samples / f'step-{step:08d}.png'}" in printed
+        assert f"step {step}: checkpoint {tmp_path / 'run' / 'checkpoints' / f'step-{step:08d}'}" in printed
+    assert not any("others" in line for line in printed)
+    run.finish()
+    assert capsys.readouterr().out.splitlines()[-1] == f"sample sheet: {samples / 'step-00000006.png'}"
+    scores = {"step": 4, "num_images": 9, "fid": 1.0, "kid": 0.1, "copying": False}
+    (tmp_path / "run" / "best").mkdir()
+    (tmp_path / "run" / "best" / "scores.json").write_text(json.dumps(scores))
+    assert list_results(tmp_path / "run")[-1] == f"sample sheet: {samples / 'step-00000004.png'}"
+    (tmp_path / "run" / "ex_post").mkdir()
+    (tmp_path / "run" / "ex_post" / "step-00000006.png").touch()
+    assert list_results(tmp_path / "run")[-1] == f"sample sheet: {tmp_path / 'run' / 'ex_post' / 'step-00000006.png'}"
+
+
+def test_a_new_run_shows_its_untrained_network_and_a_resumed_one_does_not(tmp_path):
+    due = []
+    for resume in (None, "latest"):
+        run = fit(tmp_path / "run", before=lambda run: due.append(run.first_sheet_due), resume=resume)[0]
+        run.finish()
+    fit(tmp_path / "other", before=lambda run: due.append(run.first_sheet_due), sample_every=0)
+    assert due == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("steps", "time_limit", "seconds", "shown"),
+    [
+        (62_500, None, 2.0, " 38%| 23779/62500, 21:30:4"),
+        (10**8, 7200.0, 1800.5, " 25%| step 23779, 1:29:59 left"),
+        (62_500, 7200.0, 0.01, " 38%| step 23779, 06:27 left"),  # the steps end before the time
+    ],
+)
+def test_the_bar_keeps_its_bar_and_the_time_left_in_80_columns(steps, time_limit, seconds, shown):
+    with TrainingBar(23_778, steps, time_limit, False) as bar:
+        bar.fp, bar.ncols, bar.dynamic_ncols = io.StringIO(), 80, None
+        bar.set_postfix_str("d 1.39, g 0.847, 19.2 images/s", refresh=False)
+        bar.update()
+        bar.start_t = bar._time() - seconds
+        line = str(bar)
+    share, drawn, rest = line.split("|")
+    assert len(line) <= 80 and len(drawn) >= 10
+    assert f"{share}|{rest}".startswith(shown) and rest.endswith(" left, d 1.39, g 0.847, 19.2 images/s")
+
+
 def test_tensorboard_shows_losses_and_sheets_and_forgets_what_a_kill_undid(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -217,9 +282,10 @@ def test_tensorboard_shows_losses_and_sheets_and_forgets_what_a_kill_undid(tmp_p
         if run.sample_due:
             run.save_sheet(Image.new("RGB", (4, 4), "red"))
 
-    fit(tmp_path / "run", each_step=each_step, report_to="tensorboard", checkpoints_total_limit=9)
+    settings = {"each_step": each_step, "report_to": "tensorboard", "sample_every": 6}
+    fit(tmp_path / "run", checkpoints_total_limit=9, **settings)
     resume = str(tmp_path / "run" / "checkpoints" / "step-00000002")
-    run, _ = fit(tmp_path / "run", each_step=each_step, report_to="tensorboard", resume=resume)
+    run, _ = fit(tmp_path / "run", resume=resume, **settings)
     run.finish()
     events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "logs" / "hfgen")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]

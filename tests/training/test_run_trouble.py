@@ -2,15 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from line_method import CountedBatches, LinePipeline, fit, metrics, status
+from PIL import Image
 
 from hfgen.training.checkpoints import list_checkpoints, load_progress
 from hfgen.training.state import RunState
-from hfgen.training.trouble import CollapseError
+from hfgen.training.trouble import CollapseError, NonFiniteError
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
@@ -98,6 +100,31 @@ def test_a_loss_that_is_not_finite_leads_back_as_well(tmp_path):
     run, network = fit(tmp_path / "run", each_step=each_step, on_collapse="rollback", checkpoint_every=1)
     assert run.rollbacks == 1 and network.weight.isfinite().all()
     assert "non-finite weights in network; back to step-00000003" in events(tmp_path / "run")[0]["what"]
+
+
+def test_a_sheet_that_is_not_finite_leads_back_as_well_and_none_is_saved(tmp_path, capsys):
+    def each_step(run):
+        with run.sheet():
+            value = float("nan") if run.step == 5 and not run.rollbacks else 0.5
+            pixels = (np.full((4, 4, 3), value) * 255).round().astype("uint8")
+            run.save_sheet(Image.fromarray(pixels))
+
+    run, _ = fit(tmp_path / "run", each_step=each_step, on_collapse="rollback")
+    run.finish()
+    assert run.rollbacks == 1 and [event["event"] for event in events(tmp_path / "run")] == ["rollback"]
+    assert "step 5: a generated image is not finite. Back to step 4" in capsys.readouterr().out
+    assert {Image.open(sheet).getpixel((0, 0)) for sheet in (tmp_path / "run" / "samples").iterdir()} == {(128,) * 3}
+
+
+def test_a_last_sheet_that_is_not_finite_is_no_completion(tmp_path):
+    def after(run):
+        with run.sheet():
+            np.full((4, 4, 3), np.nan).astype("uint8")
+        run.finish()
+
+    with pytest.raises(NonFiniteError, match="a generated image is not finite.*Last good checkpoint: .*step-00000006"):
+        fit(tmp_path / "run", after=after)
+    assert status(tmp_path / "run")["status"] == "diverged" and not (tmp_path / "run" / "pipeline").exists()
 
 
 def test_without_a_good_checkpoint_there_is_no_way_back(tmp_path):

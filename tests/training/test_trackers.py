@@ -16,7 +16,7 @@ from run_files import metrics
 from hfgen.errors import UserError
 
 
-WATCHED = ["--watch_every", "2", "--sample_every", "4"]  # of 6 steps: looks at 2, 4 and 6, sheets at 4 and 6
+WATCHED = ["--watch_every", "2", "--sample_every", "4"]  # of 6 steps: looks at 2, 4 and 6, sheets at 0, 4 and 6
 SIGNALS = {"diversity", "coverage", "overfitting", "d_right"}
 LOSSES = {"loss_d", "loss_g", "d_real", "d_fake", "penalty", "augment_probability", "images_per_second"}
 
@@ -84,7 +84,7 @@ def test_tensorboard_shows_the_losses_the_watch_the_sheets_and_the_settings_of_a
             shown[event.step][name] = event.value
     for entry in metrics(folder):
         assert_same_numbers(shown[entry["step"]], entry)
-    assert [event.step for event in events.Images("samples")] == [4, 6]
+    assert [event.step for event in events.Images("samples")] == [0, 4, 6]
     for event in events.Images("samples"):
         sheet = Image.open(folder / "samples" / f"step-{event.step:08d}.png")
         image = Image.open(io.BytesIO(event.encoded_image_string))
@@ -109,11 +109,11 @@ def test_wandb_offline_keeps_a_run_and_its_resumption_in_the_folder_of_the_run(
     (first,) = (folder / "logs" / "wandb").glob("offline-run-*/*.wandb")
     settings, steps = wandb_log(first)
     assert settings["latent_dim"] == 6 and settings["resume"] == "None" and settings["cpu"] is True
-    assert sorted(steps) == [1, 2, 3, 4, 5, 6]
+    assert sorted(steps) == [0, 1, 2, 3, 4, 5, 6]
     for entry in metrics(folder):
         assert_same_numbers(steps[entry["step"]], entry)
         assert (steps[entry["step"]].keys() >= SIGNALS) == (entry["step"] in (2, 4, 6))
-    for step in (4, 6):
+    for step in (0, 4, 6):
         (file,) = steps[step]["samples/filenames"]
         sheet = Image.open(folder / "samples" / f"step-{step:08d}.png").convert("RGB")
         shown = Image.open(first.parent / "files" / file).convert("RGB")

@@ -207,6 +207,7 @@ def test_the_saved_pipeline_draws_and_sheets_are_kept(train_gan, tmp_path):
     pipeline = GANPipeline.from_pretrained(tmp_path / "run" / "pipeline")
     assert [image.size for image in pipeline(2).images] == [(16, 16)] * 2
     assert [path.name for path in sorted((tmp_path / "run" / "samples").iterdir())] == [
+        "step-00000000.png",
         "step-00000003.png",
         "step-00000006.png",
     ]
