@@ -50,6 +50,7 @@ from hfgen.texts import markdown_text
 # Pipelines are not thread-safe: one call at a time, over all users.
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "drawing"}
 NUM_FRAMES = 8  # pictures kept during denoising
+WALK_STEPS = 7  # from one end of an interpolation to the other
 UPLOADS = """JPEG, PNG, WebP, BMP, TIFF or GIF. The image is center-cropped to a square and resized to the size
 of the images that the VAE was trained on."""
 CSS = """
@@ -59,6 +60,15 @@ CSS = """
 .pixels img { image-rendering: pixelated; }
 .picture img { width: 100%; height: 100%; object-fit: contain; }
 .note p { opacity: 0.75; }
+/* Gradio moves tabs that do not fit into a menu, and lets thumbnails below 100 pixels leave their frame. */
+.images .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }
+@media (max-width: 640px) {
+  .images .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
+  .tab-wrapper { height: auto !important; flex-wrap: wrap; justify-content: flex-start !important; }
+  .overflow-menu, .overflow-dropdown { display: contents !important; }
+  .overflow-menu > button { display: none !important; }
+  .overflow-dropdown > button { width: auto !important; min-height: 32px; }
+}
 """
 
 
@@ -146,7 +156,7 @@ def _sample_tab(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> None
             count = gr.Slider(1, MAX_IMAGES, 12 if one_pass else 4, step=1, label="Images")
             options = option_fields(pipeline)
             button = gr.Button("Generate", variant="primary")
-            download = gr.DownloadButton("Download as PNG", interactive=False)
+            download = gr.DownloadButton("Download", interactive=False)
         with gr.Column(scale=3):
             gallery = image_gallery("Images", css_classes_of(pipeline))
             note = gr.Markdown(elem_classes="note")
@@ -158,8 +168,9 @@ def _sample_tab(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> None
         generators = [image_generator(seed, index) for index in range(count)]
         images = generate(pipeline, generators, settings, _follow(progress))
         seconds = time.monotonic() - start
-        archive = _write_zip(Path(folder.name), f"{Path(name).name}-seed-{seed}.zip", images)
-        return images, f"{_plural(count)} in {seconds:.1f} s", gr.DownloadButton(value=archive, interactive=True)
+        file = _write_download(Path(folder.name), f"{Path(name).name}-seed-{seed}", images)
+        label = "Download as PNG" if count == 1 else f"Download {count} PNGs in a zip"
+        return images, f"{_plural(count)} in {seconds:.1f} s", gr.DownloadButton(label, value=file, interactive=True)
 
     triggers = [button.click, seed.submit, *([page.load] if one_pass else [])]
     gr.on(triggers, handle, [seed, count, *options], [gallery, note, download], api_name="draw", **ONE_AT_A_TIME)
@@ -174,16 +185,28 @@ def _interpolate_tab(page: gr.Blocks, pipeline: DiffusionPipeline) -> None:
         with gr.Column(scale=3):
             picture = single_picture("Interpolation", css_classes_of(pipeline))
             part = gr.Slider(0, 1, 0.5, step=0.01, label="Position", info="0 and 1 are the images of the two seeds")
+    walk = image_gallery("The way from one to the other", css_classes_of(pipeline), columns=WALK_STEPS + 1)
+
+    def between(first, second, parts, options, progress):
+        ends = whole_number(first, "From seed", 0, MAX_SEED), whole_number(second, "To seed", 0, MAX_SEED)
+        parts = [number(part, "Position", 0, 1) for part in parts]
+        return interpolate(pipeline, ends, parts, read_settings(pipeline, options, between=True), _follow(progress))
 
     def handle(first, second, part, *options, progress=gr.Progress()):  # noqa: B008 (gradio requires it as a default)
-        ends = whole_number(first, "From seed", 0, MAX_SEED), whole_number(second, "To seed", 0, MAX_SEED)
-        part = number(part, "Position", 0, 1)
-        return interpolate(pipeline, ends, part, read_settings(pipeline, options, between=True), _follow(progress))
+        parts = [step / WALK_STEPS for step in range(WALK_STEPS + 1)]
+        images = between(first, second, [*parts, part], options, progress)
+        heads = ["a = 0", *(f"a = {step}/{WALK_STEPS}" for step in range(1, WALK_STEPS)), "a = 1"]
+        return images[-1], list(zip(images[:-1], heads, strict=True))
 
-    triggers = [button.click, part.release, first.submit, second.submit]
+    def move(first, second, part, *options, progress=gr.Progress()):  # noqa: B008 (gradio requires it as a default)
+        return between(first, second, [part], options, progress)[0]
+
+    triggers = [button.click, first.submit, second.submit]
     triggers += [page.load] if family(pipeline) != "ddpm" else []
     inputs = [first, second, part, *options]
-    gr.on(triggers, handle, inputs, picture, api_name="interpolate", trigger_mode="always_last", **ONE_AT_A_TIME)
+    waiting: dict[str, Any] = {"trigger_mode": "always_last", **ONE_AT_A_TIME}
+    gr.on(triggers, handle, inputs, [picture, walk], api_name="walk", **waiting)
+    gr.on([part.release], move, inputs, picture, api_name="interpolate", **waiting)
 
 
 def _denoise_tab(pipeline: DiffusionPipeline) -> None:
@@ -297,15 +320,21 @@ def _follow(progress: gr.Progress) -> Callable[[int, int], None]:
     return lambda done, steps: progress((done, steps), desc="denoising", unit="steps")
 
 
-def _write_zip(folder: Path, name: str, images: list[Image.Image]) -> str:
-    """Write a zip of PNGs named as in `hfgen sample`; deletes the previous zip, which has already been served."""
+def _write_download(folder: Path, stem: str, images: list[Image.Image]) -> str:
+    """Write one image as a PNG, several as a zip of PNGs named as in `hfgen sample`.
+
+    Deletes the previous file, which has already been served.
+    """
     for earlier in folder.iterdir():
         earlier.unlink()
-    with zipfile.ZipFile(folder / name, "w") as archive:
+    if len(images) == 1:
+        images[0].save(folder / f"{stem}.png")
+        return str(folder / f"{stem}.png")
+    with zipfile.ZipFile(folder / f"{stem}.zip", "w") as archive:
         for index, image in enumerate(images):
             with archive.open(f"{index:06d}.png", "w") as file:
                 image.save(file, "PNG")
-    return str(folder / name)
+    return str(folder / f"{stem}.zip")
 
 
 def _plural(count: int) -> str:

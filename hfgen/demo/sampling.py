@@ -8,7 +8,7 @@ import copy
 import inspect
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,35 +162,35 @@ def own_scheduler(saved: SchedulerMixin, sampler: str) -> SchedulerMixin:
 def interpolate(
     pipeline: DiffusionPipeline,
     ends: tuple[int, int],
-    part: float,
+    parts: Sequence[float],
     settings: Settings,
     after_each_step: Callable[[int, int], None] = lambda done, steps: None,
-) -> Image.Image:
-    """Generate an image between those of two seeds.
+) -> list[Image.Image]:
+    """Generate images between those of two seeds.
 
     Args:
         pipeline: of any family.
         ends: two seeds.
-        part: fraction of the way, from 0 at the first to 1 at the second.
+        parts: fractions of the way, from 0 at the first to 1 at the second.
         settings: how to generate; for diffusion, the sampler must not add noise at each step.
         after_each_step: see `generate`.
     """
     generators, kind = [image_generator(seed) for seed in ends], family(pipeline)
     if kind == "ddpm":
-        noise = spherical(starting_noise(pipeline, generators), part)
-        return _denoised(pipeline, noise, generators[:1], settings, after_each_step)[0]
+        noise = spherical(starting_noise(pipeline, generators), parts)
+        return _denoised(pipeline, noise, generators[:1] * len(parts), settings, after_each_step)
     if kind == "vae":
         latents = pipeline.draw_latents(2, generators, settings.sample_from).cpu()
     else:
         latent_dim = pipeline.generator.config.latent_dim
         latents = torch.stack([torch.randn(latent_dim, generator=own) for own in generators])
-    return pipeline(latents=spherical(latents, part)).images[0]
+    return pipeline(latents=spherical(latents, parts), chunk_size=1).images
 
 
-def spherical(ends: torch.Tensor, part: float) -> torch.Tensor:
-    """Interpolate spherically between two tensors, `(2, ...)`; `part` is from 0 to 1. Returns `(1, ...)`."""
+def spherical(ends: torch.Tensor, parts: Sequence[float]) -> torch.Tensor:
+    """Interpolate spherically between two tensors, `(2, ...)`; `parts` are from 0 to 1. Returns `(count, ...)`."""
     start, end = ends.flatten(1)
-    return interpolate_latents(start, end, torch.tensor([part]), spherical=True).reshape(1, *ends.shape[1:])
+    return interpolate_latents(start, end, torch.tensor(parts), spherical=True).reshape(-1, *ends.shape[1:])
 
 
 def to_images(sample: torch.Tensor) -> list[Image.Image]:

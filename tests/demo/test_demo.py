@@ -118,19 +118,19 @@ def test_a_pipeline_of_diffusers_own_draws_what_its_call_draws():
 def test_the_ends_of_the_way_are_the_images_of_the_seeds_and_the_middle_is_neither(pipelines, name):
     settings = Settings(STEPS, "dpm")
     ends = [pixels(generate(pipelines[name], generators(seed, 1), settings)[0]) for seed in (4, 9)]
-    way = [pixels(interpolate(pipelines[name], (4, 9), part, settings)) for part in (0, 0.5, 1)]
+    way = [pixels(image) for image in interpolate(pipelines[name], (4, 9), [0, 0.5, 1], settings)]
     assert np.array_equal(way[0], ends[0]) and np.array_equal(way[2], ends[1])
     assert min(np.abs(way[1] - end).mean() for end in ends) > 1
 
 
 def test_the_way_keeps_the_length_of_normal_latents():
     start, end = torch.randn(2, 400, generator=torch.Generator().manual_seed(0))
-    middle = demo_sampling.spherical(torch.stack([start, end]), 0.5)[0]
+    middle = demo_sampling.spherical(torch.stack([start, end]), [0.5])[0]
     assert middle.norm().item() == pytest.approx((start.norm() + end.norm()).item() / 2, rel=1e-5)
     # Half way it makes the same angle with both.
     cosines = [torch.cosine_similarity(middle, one, dim=0).item() for one in (start, end)]
     assert cosines[0] == pytest.approx(cosines[1], abs=1e-5)
-    torch.testing.assert_close(demo_sampling.spherical(torch.stack([start, start]), 0.3)[0], start)
+    torch.testing.assert_close(demo_sampling.spherical(torch.stack([start, start]), [0.3])[0], start)
 
 
 # ------------------------------------------------------------------------------------------------------------- uploads
@@ -228,7 +228,7 @@ def test_truncation_counts_only_if_it_is_ticked(pipelines):
 def test_all_drawing_waits_in_one_queue(pipelines):
     page = build_demo(pipelines)
     drawing = [function for function in page.fns.values() if function.fn is not None]
-    assert len(drawing) == 3 + 3 + 1 + 1 + 1  # draw, interpolate; denoise, reconstruct, compare
+    assert len(drawing) == 3 + 2 * 3 + 1 + 1 + 1  # draw, walk and interpolate; denoise, reconstruct, compare
     assert {(function.concurrency_id, function.concurrency_limit) for function in drawing} == {("drawing", 1)}
 
 

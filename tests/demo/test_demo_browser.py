@@ -120,13 +120,61 @@ def test_the_page_draws_what_sample_draws_and_the_originals_can_be_had(page, fol
         np.testing.assert_allclose(ours, theirs, atol=ROUNDING)
     assert np.abs(shown[0] - shown[1]).max() > 3 * ROUNDING
     with page.expect_download() as download:
-        click(page, "Download as PNG")
+        click(page, "Download 3 PNGs in a zip")
     assert download.value.suggested_filename == "gan-seed-7.zip"
     with zipfile.ZipFile(download.value.path()) as archive:
         assert archive.namelist() == ["000000.png", "000001.png", "000002.png"]
         for name, ours in zip(archive.namelist(), shown, strict=True):
             image = Image.open(io.BytesIO(archive.read(name)))
             assert image.format == "PNG" and np.array_equal(np.asarray(image).astype(int), ours)
+
+
+def test_one_image_is_downloaded_as_what_the_button_says(page):
+    fill_slider(page, "Images", 1)
+    click(page, "Generate")
+    (shown,) = shown_images(page, 1)
+    with page.expect_download() as download:
+        click(page, "Download as PNG")
+    assert download.value.suggested_filename == "gan-seed-0.png"
+    image = Image.open(download.value.path())
+    assert image.format == "PNG" and np.array_equal(np.asarray(image).astype(int), shown)
+
+
+def test_the_whole_way_is_shown_from_one_seed_to_the_other(page):
+    pipeline = toy_pipelines()["gan"]
+    ends = [pipeline(1, generator=image_generators(seed, 0, 1)).images[0] for seed in (4, 9)]
+    open_tabs(page, "Interpolate")
+    fill(page, "From seed", 4)
+    fill(page, "To seed", 9)
+    click(page, "Interpolate")
+    for _ in range(3000):
+        walk = shown_images(page, 8)
+        if near(ends[0])(walk[0]) and near(ends[1])(walk[-1]):
+            break
+        page.wait_for_timeout(100)
+    assert near(ends[0])(walk[0]) and near(ends[1])(walk[-1])
+    assert all(np.abs(one - other).max() > 0 for one, other in zip(walk[:-1], walk[1:], strict=True))
+    assert visible(page.locator(".images")).get_by_text("a = 3/7").is_visible()
+
+
+def test_a_phone_shows_all_tabs_and_all_images(served):
+    chromium, address = served
+    page = patient(chromium.new_page(viewport={"width": 390, "height": 844}))
+    page.goto(address)
+    shown_images(page, 12)
+    # As long names of pipelines would do, and later the fonts of another machine.
+    page.add_style_tag(content=".tab-wrapper button { min-width: 120px }")
+    page.set_viewport_size({"width": 389, "height": 844})
+    for name in ("vae", "ddpm", "Compare", "Interpolate"):
+        tab = visible(page.locator('.tab-wrapper button:not([tabindex="-1"])')).filter(has_text=name)
+        assert (box := tab.bounding_box())["x"] >= 0 and box["x"] + box["width"] <= 389
+    for image in visible(page.locator(".images img")).all():
+        frame, box = visible(page.locator(".images")).bounding_box(), image.bounding_box()
+        assert frame["x"] <= box["x"] and box["x"] + box["width"] <= frame["x"] + frame["width"]
+        assert box["width"] >= 64
+    visible(page.locator('.tab-wrapper button:not([tabindex="-1"])')).filter(has_text="Compare").click()
+    visible(page.get_by_role("button", name="Compare", exact=True)).wait_for()
+    page.close()
 
 
 def test_small_images_are_shown_large_with_sharp_pixels(page):
