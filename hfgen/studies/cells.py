@@ -216,7 +216,7 @@ def _cell(file: StudyFile, scripts: Path, family_name: str, point: dict[str, Any
         settings = with_budget(_resolve(script, family.preset, {**QUIET, **own}), file.budget)
         settings = with_scores_on_the_way(settings, own, file.evaluation)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}{_about_its_grid(file, scripts, family_name)}") from error
     if settings.get("formulation") == "edm" and (sampler := file.evaluation.sampler) is not None:
         from hfgen.methods.schedules import EDM_SAMPLERS
 
@@ -225,6 +225,19 @@ def _cell(file: StudyFile, scripts: Path, family_name: str, point: dict[str, Any
     if family.device == "cuda" and settings["cpu"]:
         raise UserError(f"{where}: device cuda and the setting cpu contradict each other; leave one out")
     return Cell(name, family.method, settings, family.device)
+
+
+def _about_its_grid(file: StudyFile, scripts: Path, family_name: str) -> str:
+    """Return what helps if the study's grid has settings that only other families have; "" if it has none."""
+    known = {
+        name: {field.name for part in import_script(scripts, family.method).SETTINGS for field in fields(part)}
+        for name, family in file.families.items()
+    }
+    lacking = [key for key in file.grid if key not in known[family_name] and any(key in one for one in known.values())]
+    if not lacking or file.families[family_name].grid is not None:
+        return ""
+    shared = json.dumps({key: values for key, values in file.grid.items() if key not in lacking}).replace('"', "")
+    return f"; give {family_name} a grid of its own, without {' and '.join(lacking)}: grid: {shared}"
 
 
 def _resolve(script: ModuleType, preset: str | None, own: dict[str, Any]) -> dict[str, Any]:

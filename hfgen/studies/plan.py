@@ -127,8 +127,9 @@ def make_plan(study: Study, workspace: Workspace, say: Callable[[str], None]) ->
     probes: dict[str, Probe | None] = {}
     for name, cell in study.cells.items():
         if kinds[name] not in probes:
-            say(f"measuring {name}")
-            probes[kinds[name]] = None if check_device(cell) else _measure(cell, study, workspace)
+            missing = check_device(cell)
+            say(f"{name}: left out: {missing}" if missing else f"measuring {name}")
+            probes[kinds[name]] = None if missing else _measure(cell, study, workspace)
     size = max(cell.settings["sample_size"] for cell in study.cells.values())
     return Plan(probes, kinds, _feature_seconds(extractor, size), todo)
 
@@ -222,6 +223,8 @@ def describe_plan(study: Study, plan: Plan) -> str:
         f"in total {duration(plan.seconds(study))} with one worker on this machine, {duration(trained)} of it "
         f"training, and at most {disk / GIGABYTE:.2g} GB of disk space"
     )
+    if left_out:
+        lines.append(f"without {left_out} of {len(study.cells)} cells, which need a machine with CUDA")
     if plan.real_images:
         lines.append(f"the features of {plan.real_images:,} real images are computed once, which is included")
     return "\n".join(lines)

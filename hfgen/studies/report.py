@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
@@ -10,7 +11,7 @@ from typing import Any
 
 from hfgen.data.location import is_path
 from hfgen.files import write_atomically
-from hfgen.studies.cells import Study
+from hfgen.studies.cells import Cell, Study
 from hfgen.studies.launch import BROKEN, DIVERGED, TRAINED
 from hfgen.studies.page import page
 from hfgen.studies.pictures import plot_loss_curves, plot_score_curves, sample_rows, strip_rows
@@ -26,7 +27,9 @@ from hfgen.studies.table import (
     latex,
     markdown_matrix,
     markdown_rows,
+    ranked,
     rows_of,
+    winner,
 )
 from hfgen.texts import markdown_text
 
@@ -39,7 +42,8 @@ FILES = {
     "study.json": "the study with all settings of every cell",
 }
 # All that a report may contain, and by which of it an earlier one is recognised.
-OWN_FILES = {*FILES, "course.csv", "curves.png", "scores.png", "samples.jpg", "denoising.jpg"}
+WINNER_FILE = "winner.json"
+OWN_FILES = {*FILES, WINNER_FILE, "course.csv", "curves.png", "scores.png", "samples.jpg", "denoising.jpg"}
 MARKER = "study.json"
 MAX_REASON = 300
 MAX_NAMED = 6
@@ -85,10 +89,11 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
             "course.csv": csv_course(study, rows),
             "table.tex": latex(study, rows),
             "study.json": json.dumps(_nan_as_text(study.to_dict()), indent=1, allow_nan=False) + "\n",
+            WINNER_FILE: json.dumps(best.settings, indent=1) + "\n" if (best := winning_cell(study, rows)) else "",
             "index.html": page(study, rows, statements(study, rows), endings(study, rows)),
         }
         for name, text in texts.items():
-            if text:  # course.csv only if the study scores during training
+            if text:  # course.csv only if the study scores during training, winner.json only if there is one
                 (target / name).write_text(text, encoding="utf-8")
 
     write_atomically(folder, write, MARKER, OWN_FILES)
@@ -152,19 +157,47 @@ def markdown(study: Study, rows: list[Row], pictures: dict[str, str]) -> str:
     if lost := endings(study, rows):
         parts.append("\n".join(f"- {markdown_text(line)}" for line in lost))
     parts += [f"![{caption}]({name})\n\n{caption}." for name, caption in pictures.items()]
-    files = ", ".join(f"[{name}]({name}) ({what})" for name, what in files_of(rows).items() if name != "report.md")
+    files = ", ".join(
+        f"[{name}]({name}) ({what})" for name, what in files_of(study, rows).items() if name != "report.md"
+    )
     return "\n\n".join([*parts, f"Also here: {files}."]) + "\n"
 
 
-def files_of(rows: list[Row]) -> dict[str, str]:
+def files_of(study: Study, rows: list[Row]) -> dict[str, str]:
     """Return the names of a report's text files, and what is in them."""
     course = {"course.csv": "FID in the course of training"} if any(row.course() for row in rows) else {}
-    return FILES | course
+    return FILES | course | ({WINNER_FILE: "the settings of the best cell"} if winner(study, rows) else {})
+
+
+def winning_cell(study: Study, rows: list[Row]) -> Cell | None:
+    """Return the cell with the first seed of the best row; None if there is nothing to compare."""
+    return study.cells[ranked(study, rows)[0].place.cells[0]] if winner(study, rows) else None
+
+
+def command_again(study: Study, cell: Cell) -> str:
+    """Return the command that trains a cell again, with its settings in `winner.json`."""
+    folder = f"runs/{cell.folder_name}"
+    words = [
+        "hfgen",
+        "train",
+        cell.method,
+        "--preset",
+        WINNER_FILE,
+        "--dataset",
+        study.dataset,
+        "--output_dir",
+        folder,
+    ]
+    if study.budget.minutes is not None:
+        words += ["--max_train_time", f"{60 * study.budget.minutes:.0f}s"]
+    return shlex.join(words)
 
 
 def statements(study: Study, rows: list[Row]) -> list[str]:
     """Describe what was done and how it compares, one paragraph each."""
     paragraphs = [study.question] if study.question else []
+    if (best := winning_cell(study, rows)) is not None:
+        paragraphs.append(f"{winner(study, rows)} To train it again: {command_again(study, best)}")
     paragraphs += [conditions(study, rows), *hardware(rows)]
     if floor := floors(study, rows):
         paragraphs.append(floor)

@@ -170,6 +170,29 @@ def as_matrix(rows: list[Row]) -> tuple[str, list[str], dict[str, list[Row]]] | 
     return " / ".join(names), list(heads.pop()), families
 
 
+def ranked(study: Study, rows: list[Row]) -> list[Row]:
+    """Return the rows of which every seed has a figure, the best first."""
+    finished = [row for row in rows if row.is_complete and math.isfinite(row.mean)]
+    return sorted(finished, key=lambda row: row.mean, reverse=study.metric in HIGHER_IS_BETTER)
+
+
+def winner(study: Study, rows: list[Row]) -> str:
+    """Name the best row, the next one, and whether seeds explain the difference; "" with fewer than two to compare."""
+    order = ranked(study, rows)
+    if len(order) < 2:
+        return ""
+    best, second = order[:2]
+    first, other = (" ".join(filter(None, (row.place.family, row.label))) for row in (best, second))
+    complete = sum(row.is_complete for row in rows)
+    so_far = "" if complete == len(rows) else f" among the {complete} of {len(rows)} rows that are complete"
+    text = f"Best{so_far}: {first} with {METRICS[study.metric]} {best.shown()}; next: {other} with {second.shown()}."
+    if min(len(best.values), len(second.values)) < 2:
+        return f"{text} One seed cannot show whether this is more than chance."
+    spread = max(statistics.stdev(best.values), statistics.stdev(second.values))
+    within = abs(best.mean - second.mean) <= spread
+    return f"{text} The difference is {'within' if within else 'more than'} the standard deviation over the seeds."
+
+
 def agreements(study: Study, rows: list[Row]) -> list[str]:
     """Describe, in one sentence per family, how our ranking agrees with the published one."""
     sentences = []

@@ -108,6 +108,21 @@ def test_a_family_s_own_grid_stands_for_that_of_the_study():
     assert list(study.cells)[-1] == "plain seed=0"
 
 
+def test_a_setting_of_the_grid_that_a_family_lacks_is_refused_with_the_way_out():
+    families = {"GAN": Family("gan"), "DDPM": Family("ddpm")}
+    grid = {"latent_dim": [8, 9], "batch_size": [4]}
+    with pytest.raises(UserError) as refused:
+        study_of(families, grid=grid)
+    assert str(refused.value).endswith(
+        "DDPM latent_dim=8 batch_size=4: settings: unknown setting 'latent_dim'; give DDPM a grid of its own, without "
+        "latent_dim: grid: {batch_size: [4]}"
+    )
+    study = study_of({**families, "DDPM": Family("ddpm", grid={"batch_size": [4]})}, grid=grid)
+    assert [place.point for place in study.places][-1] == {"batch_size": "4"}
+    with pytest.raises(UserError, match="unknown setting 'latent'; did you mean 'latent_dim'.$"):
+        study_of(families, grid={"latent": [8, 9]})
+
+
 def test_equal_cells_of_two_rows_are_trained_once():
     families = {
         "one": Family("gan", settings={"latent_dim": 8}, grid={"batch_size": [16, 32]}),

@@ -133,6 +133,20 @@ def test_a_kind_of_cell_that_this_machine_cannot_train_costs_nothing_and_is_name
     nothing = dataclasses.replace(plan, probes=dict.fromkeys(plan.probes))
     assert nothing.seconds(study) == 0
     assert "left out, as this machine does not have the device" in describe_plan(study, nothing)
+    assert describe_plan(study, nothing).endswith("\nwithout 6 of 6 cells, which need a machine with CUDA")
+    assert "without" not in describe_plan(study, plan)
+
+
+def test_a_device_that_is_missing_is_named_instead_of_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(hfgen.studies.plan, "build_extractor", lambda *_: None)
+    monkeypatch.setattr(hfgen.studies.plan, "features_to_compute", lambda *_: 0)
+    monkeypatch.setattr(hfgen.studies.plan, "_feature_seconds", lambda *_: 0.0)
+    file = dataclasses.replace(study_file(), families={"CUDA": Family("gan", "dcgan", SMALL, device="cuda")})
+    said = []
+    plan = make_plan(expand(file, find_scripts(), "toy_paintings:24"), workspace_in(tmp_path), said.append)
+    assert set(plan.probes.values()) == {None}
+    assert said == ["CUDA adam_beta1=0.0 seed=0: left out: needs a CUDA device, which this machine does not have"]
 
 
 @pytest.mark.parametrize(

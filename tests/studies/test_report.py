@@ -39,10 +39,21 @@ def places_of(page):
 def test_the_report_holds_every_file_that_it_names(tmp_path):
     made = study({"GAN": RATES[:1], "DDPM": RATES[:1]}, methods={"DDPM": "ddpm"})
     files = written(tmp_path / "report", made, trained(curve=losses(2.0, 1.0)), trained(strip=True))
-    assert sorted(files) == sorted([*FILES, *PICTURES[:3]])  # nothing was scored on the way
+    assert sorted(files) == sorted([*FILES, "winner.json", *PICTURES[:3]])  # nothing was scored on the way
     named = set(re.findall(r"\]\((\S+?)\)", files["report.md"]))
     assert named == files.keys() - {"report.md"}
     assert json.loads(files["study.json"])["cells"].keys() == made.cells.keys()
+
+
+def test_the_best_cell_can_be_trained_again_by_what_the_report_says(tmp_path):
+    made = study({"GAN": RATES[:2]}, seeds=(4, 5), budget=Budget(minutes=1.5))
+    files = written(tmp_path / "report", made, [30, 31], [10, 12])
+    assert json.loads(files["winner.json"]) == made.cells["GAN learning_rate=2e-4 seed=4"].settings
+    again = "hfgen train gan --preset winner.json --dataset someone/cats --output_dir"
+    folder = "runs/GAN-learning_rate=2e-4-seed=4 --max_train_time 90s"
+    for name in ("report.md", "index.html"):
+        assert "Best: GAN learning_rate 2e-4 with FID 11 ± 1.4; next: GAN learning_rate 1e-4 with 30.5" in files[name]
+        assert f"To train it again: {again} {folder}" in files[name]
 
 
 def test_a_study_in_which_nothing_has_ended_has_a_report(tmp_path):

@@ -27,6 +27,7 @@ from hfgen.studies.table import (
     markdown_rows,
     markdown_text,
     rows_of,
+    winner,
 )
 
 
@@ -190,6 +191,29 @@ def test_where_a_vae_was_scored_there_is_a_column_for_its_reconstructions():
     assert [line["FID"] for line in lines] == ["12.5", "50"]
     cells = list(csv.DictReader(io.StringIO(csv_cells(made, rows))))
     assert [(cell["fid"], cell["fid_of_reconstructions"]) for cell in cells] == [("12.5", ""), ("50.0", "33.25")]
+
+
+# -------------------------------------------------------------------------------------------------------------- winner
+
+
+def test_the_winner_is_named_with_its_spread_and_what_the_seeds_explain():
+    made = study({"GAN": [{"latent_dim": "1"}], "VAE": [{}]}, seeds=(0, 1, 2))
+    told = winner(made, table(made, [60, 61, 62], [50, 51, 52]))
+    assert told == (
+        "Best: VAE with FID 51 ± 1; next: GAN latent_dim 1 with 61 ± 1. "
+        "The difference is more than the standard deviation over the seeds."
+    )
+    near = winner(made, table(made, [60, 61, 62], [50, 60, 70]))
+    assert near.endswith(" The difference is within the standard deviation over the seeds.")
+    one = study({"GAN": RATES})
+    assert winner(one, table(one, 30, 20, "nan")) == (
+        "Best: GAN learning_rate 2e-4 with FID 20; next: GAN learning_rate 1e-4 with 30. "
+        "One seed cannot show whether this is more than chance."
+    )
+    fast = study({"GAN": RATES[:2]}, metric="images_per_second")
+    assert winner(fast, table(fast, 30, 20)).startswith("Best: GAN learning_rate 1e-4 with images/s in training 30; ")
+    assert winner(one, table(one, 30, "nan", "nan")) == ""
+    assert winner(one, table(one, 30, 20, None)).startswith("Best among the 2 of 3 rows that are complete: GAN ")
 
 
 # ---------------------------------------------------------------------------------------------------------- agreements
