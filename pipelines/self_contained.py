@@ -94,7 +94,7 @@ class SelfContainedPipelineMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
-        """Load from a folder or a Hub repo, with hfgen's classes; arguments as in diffusers.
+        """Load from a folder, a run (whose `pipeline/` it is) or a Hub repo, with hfgen's classes, as in diffusers.
 
         No code from the folder or repo is run, so `trust_remote_code` is not needed. Weights are read only from
         safetensors, unless `use_safetensors=False` is given. If there is only one variant of them, such as "fp16", it
@@ -106,6 +106,9 @@ class SelfContainedPipelineMixin:
         if not os.path.isdir(folder):
             hub_arguments = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
             folder = snapshot_download(folder, ignore_patterns=["*.py", "*.md", "samples/*"], **hub_arguments)
+        if not os.path.isfile(os.path.join(folder, "model_index.json")):
+            of_run = os.path.join(folder, "pipeline")
+            folder = of_run if os.path.isdir(of_run) else folder
         if kwargs["use_safetensors"] and (variant := variant_of(Path(folder))):
             kwargs.setdefault("variant", variant)
         pipeline = super().from_pretrained(folder, **kwargs)  # type: ignore[misc]

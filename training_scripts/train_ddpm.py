@@ -49,17 +49,19 @@ def main(arguments: list[str] | None = None) -> Path:
     with Run(run_settings, data_settings, settings) as run:
         accelerator = run.accelerator
 
-        # 1. Data
-        data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
-        evaluation = RunEvaluation(run, data_settings, settings.num_inference_steps)
-        max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
-
-        # 2. Network, its average, schedule, optimizer
+        # 1. Network and noise schedule, which refuse sizes before the images are read
         try:
             network = build_unet(settings, data_settings.sample_size)
             schedule = build_schedule(settings)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+        # 2. Data
+        data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
+        evaluation = RunEvaluation(run, data_settings, settings.num_inference_steps)
+        max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
+
+        # 3. The network's average, pipeline, optimizer
         memory_format = memory_format_for(network, run.device)
         network = network.to(run.device, memory_format=memory_format)
         ema = averaged_copy(network, settings.ema_decay)
@@ -89,7 +91,7 @@ def main(arguments: list[str] | None = None) -> Path:
         if run.first_sheet_due:
             save_sheet(pipeline, run, settings.num_inference_steps)
 
-        # 3. One update per step
+        # 4. One update per step
         for _ in run.steps():
             clean_images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
             noise = torch.randn(clean_images.shape, generator=run.generator("noise"), device=run.device)

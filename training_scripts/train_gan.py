@@ -59,7 +59,13 @@ def main(arguments: list[str] | None = None) -> Path:
         if settings.is_penalised and accelerator.mixed_precision == "fp16":
             raise UserError("--mixed_precision fp16 scales gradients, which breaks a gradient penalty: use bf16 or no")
 
-        # 1. Data and its augmentation
+        # 1. Networks, which refuse sizes before the images are read
+        try:
+            generator_network, discriminator_network = build_networks(settings, data_settings.sample_size)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+        # 2. Data and its augmentation
         data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
         evaluation = RunEvaluation(run, data_settings)
         images_per_update = settings.batch_size * accelerator.num_processes
@@ -70,11 +76,7 @@ def main(arguments: list[str] | None = None) -> Path:
         if run.is_main:
             print(f"augmentation: {choice.kind} ({choice.reason})")
 
-        # 2. Networks, the generator's average, optimizers
-        try:
-            generator_network, discriminator_network = build_networks(settings, data_settings.sample_size)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        # 3. The generator's average, optimizers
         generator_network.to(run.device, memory_format=torch.channels_last)
         discriminator_network.to(run.device, memory_format=torch.channels_last)
         ema = averaged_copy(generator_network, settings.ema_decay)
@@ -89,7 +91,7 @@ def main(arguments: list[str] | None = None) -> Path:
             generator_network, discriminator_network, optimizer_g, optimizer_d
         )
 
-        # 3. The collapse watch, and what a checkpoint contains
+        # 4. The collapse watch, and what a checkpoint contains
         watch = build_watch(data, settings, accelerator.num_processes)
         stateful = {"generator": generator_network, "discriminator": discriminator_network, "ema": ema}
         stateful |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
@@ -99,7 +101,7 @@ def main(arguments: list[str] | None = None) -> Path:
         if run.is_main and augmentation.kind != choice.kind:
             print(f"augmentation: {augmentation.kind}, as at the start of this run")
 
-        # 4. One generator update per step
+        # 5. One generator update per step
         if run.first_sheet_due:
             save_sheet(pipeline, run)
         for step in run.steps():

@@ -62,7 +62,13 @@ def main(arguments: list[str] | None = None) -> Path:
                 "--mixed_precision fp16: --learned_term_start needs bf16 or no"
             )  # one scaler, two optimizers
 
-        # 1. Data; the first images are shown with their reconstructions
+        # 1. Network, which refuses sizes before the images are read
+        try:
+            network = build_vae(settings, data_settings.sample_size)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+        # 2. Data; the first images are shown with their reconstructions
         data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
         evaluation = RunEvaluation(run, data_settings)
         max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
@@ -70,11 +76,7 @@ def main(arguments: list[str] | None = None) -> Path:
         shown_images = next(data.batches)[:NUM_RECONSTRUCTIONS]
         data.batches.load_state_dict(first_batch)
 
-        # 2. Network, its average, optimizer
-        try:
-            network = build_vae(settings, data_settings.sample_size)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        # 3. The network's average, optimizer
         network = network.to(run.device, memory_format=torch.channels_last)
         ema = averaged_copy(network, settings.ema_decay)
         pipeline = VAEPipeline(ema.module)
@@ -105,7 +107,7 @@ def main(arguments: list[str] | None = None) -> Path:
         if run.first_sheet_due:
             save_sheets(pipeline, shown_images, run)
 
-        # 3. One update per step
+        # 4. One update per step
         for step in run.steps():
             decoder_only = 0 < settings.learned_term_start < step
             if settings.learned_term_start:  # at each step, since a rollback may lead back to before it
@@ -160,7 +162,7 @@ def main(arguments: list[str] | None = None) -> Path:
 
         if run.last_sheet_due:
             save_sheets(pipeline, shown_images, run)
-        # 4. Describe the latents of the data once the encoder is final; a run is not complete without this
+        # 5. Describe the latents of the data once the encoder is final; a run is not complete without this
         if run.is_complete or not run.stop_requested:
             data.batches.load_state_dict(first_batch)
             describe_latents(pipeline, data, settings, run)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import typer
 
-from hfgen.training.reference_curves import read_reference_curves
-
 
 def presets() -> None:
     """List the presets of `hfgen train`, and what each reached in its reference run."""
+    from hfgen.training.reference_curves import read_reference_curves  # imports numpy
+
     reached = {}
     for curve in read_reference_curves():
         images, _, fid = min(curve.points, key=lambda point: point[2])

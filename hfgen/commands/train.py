@@ -18,7 +18,6 @@ import typer
 from hfgen.errors import UserError
 from hfgen.ranges import COUNT
 from hfgen.training.duration import WITHOUT_END, parse_duration
-from hfgen.training.reference_curves import reference_of
 
 
 METHODS = ("gan", "vae", "ddpm")
@@ -194,6 +193,8 @@ def _choose(
 
 def _about_preset(settings: dict[str, Any], is_default: bool) -> str:
     """Say which preset it is, and what it reached elsewhere."""
+    from hfgen.training.reference_curves import reference_of  # imports numpy
+
     curve = reference_of(settings, settings["evaluate_num_images"])
     if curve is None:
         return "preset: as asked; no reference run has these settings (hfgen presets)"

@@ -42,6 +42,7 @@ CHANNELS = (1, 3, 4)  # that an image can have
 # blocks; and layers of a block.
 MAX_SIZE, MAX_BLOCKS, MAX_LAYERS = 65536, 64, 64
 MAX_CONFIG_BYTES = 1 << 20
+MAX_NAMED = 8  # folders in a message
 
 
 def open_pipeline(
@@ -69,9 +70,10 @@ def open_pipeline(
         source = str(find_pipeline(path))
         problem = f"{source} cannot be loaded"
     elif is_hub_id(where) and "/" in where:  # unlike some data sets, every pipeline on the Hub has an owner
-        source, problem = where, f"{where}: no such folder, and no pipeline could be loaded from the Hub"
+        source = where
+        problem = f"{where}: no such folder{runs_beside(path)}, and no pipeline could be loaded from the Hub"
     else:
-        raise UserError(f"{where}: no such folder")
+        raise UserError(f"{where}: no such folder{runs_beside(path)}")
     chosen_device = choose_device(device)
     try:
         folder = Path(source if path.exists() else snapshot_download(source, allow_patterns=FILES_OF_A_PIPELINE))
@@ -152,6 +154,24 @@ def _remedy(scheduler: SchedulerMixin) -> str:
 def _needed_arguments(function: Callable) -> set[str]:
     parameters = inspect.signature(function).parameters.values()
     return {one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD}
+
+
+def runs_beside(path: Path) -> str:
+    """Name the folders with a pipeline that stand where a missing one was looked for; empty if there are none."""
+    try:
+        found = [beside for beside in sorted(path.parent.iterdir()) if beside.is_dir() and _has_pipeline(beside)]
+    except OSError:
+        return ""
+    listed = ", ".join(str(one) for one in found[:MAX_NAMED]) + (", ..." if len(found) > MAX_NAMED else "")
+    return f" (there are: {listed})" if found else ""
+
+
+def _has_pipeline(path: Path) -> bool:
+    try:
+        find_pipeline(path)
+    except (UserError, OSError):
+        return False
+    return True
 
 
 def find_pipeline(path: Path) -> Path:

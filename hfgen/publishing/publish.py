@@ -13,7 +13,7 @@ from hfgen.errors import UserError
 from hfgen.files import LARGER_DISK, writing
 from hfgen.hub.card import is_somebodys_own
 from hfgen.hub.upload import Commit, check_access, check_repo_id, read_card, upload
-from hfgen.inference.opening import find_pipeline
+from hfgen.inference.opening import find_pipeline, runs_beside
 from hfgen.publishing.folder import make_publication
 from hfgen.publishing.load_check import check_loads_anywhere
 from hfgen.training.run import Run
@@ -123,5 +123,5 @@ def prepare(
 def _existing(source: str | Path) -> Path:
     path = Path(source).expanduser()
     if not path.is_dir():
-        raise UserError(f"{source}: no such folder")
+        raise UserError(f"{source}: no such folder{runs_beside(Path(source))}")
     return path

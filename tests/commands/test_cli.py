@@ -369,7 +369,7 @@ def test_data_inspect_writes_the_whole_report_as_json(hfgen, pictures, tmp_path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("./nowhere",), "error: --dataset ./nowhere: no such file or folder"),
+        (("./nowhere",), "error: PATH ./nowhere: no such file or folder"),
         (("PICTURES", "--sample_size", 4), "error: --sample_size 4: must be from 8 to 1024 pixels"),
     ],
 )

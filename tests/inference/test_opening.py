@@ -111,3 +111,20 @@ def test_a_pipeline_that_somebody_changed_opens_without_its_digests(gan):
         open_pipeline(str(gan), "cpu")
     (gan / "digests.json").unlink()
     open_pipeline(str(gan), "cpu")
+
+
+def test_a_run_that_is_not_there_brings_the_names_of_those_that_are(tmp_path):
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(UserError, match="runs/nope: no such folder$"):
+        open_pipeline(str(tmp_path / "runs" / "nope"))
+    for name in ("cats", "dogs"):
+        (tmp_path / "runs" / name / "pipeline").mkdir(parents=True)
+        (tmp_path / "runs" / name / "pipeline" / "model_index.json").write_text("{}")
+    with pytest.raises(UserError, match=r"nope: no such folder \(there are: \S+runs/cats, \S+runs/dogs\)$"):
+        open_pipeline(str(tmp_path / "runs" / "nope"))
+
+
+def test_from_pretrained_finds_the_pipeline_of_a_run(tmp_path, gan):
+    (tmp_path / "run").mkdir()
+    gan.rename(tmp_path / "run" / "pipeline")
+    assert GANPipeline.from_pretrained(tmp_path / "run").generator.config.latent_dim == 4

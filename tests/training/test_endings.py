@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from line_method import LineSettings, fit, metrics, status
-from toy_runs import checkpoint, events, files_of
+from toy_runs import checkpoint, events, files_of, train
 
 from hfgen.errors import TerminatedError, UserError, run_reporting_user_errors
 from hfgen.training.trouble import RunawayError, lost_process
@@ -153,6 +153,23 @@ run_reporting_user_errors(lambda: print("complete"))
         timeout=60,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "complete\n", f"{SIGNALS[number]}\n")
+
+
+# ---------------------------------------- what is refused before the work
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("gan", ("--sample_size", "60"), "sample_size=60"),
+        ("vae", ("--block_out_channels", "4", "4", "4", "4", "4", "4"), "sample_size"),
+        ("ddpm", ("--sample_size", "60", "--block_out_channels", "8", "8", "8", "8"), "sample_size=60"),
+    ],
+)
+def test_what_the_settings_alone_tell_is_refused_before_the_images_are_read(tmp_path, method, settings, message):
+    with pytest.raises(UserError, match=message):
+        train(method, tmp_path / "run", *settings, "--dataset", "no/such/folder")
+    train(method, tmp_path / "run", "--max_train_steps", "1")  # the folder is not claimed
 
 
 # ---------------------------------------- what is found next time
