@@ -18,7 +18,7 @@ from hfgen.commands.export import export
 from hfgen.commands.kaggle import kaggle_zip
 from hfgen.commands.presets import presets
 from hfgen.commands.publish import publish
-from hfgen.commands.runs import curves, progress
+from hfgen.commands.runs import curves, page, progress
 from hfgen.commands.sample import denoise, interpolate, reconstruct, sample
 from hfgen.commands.steps import steps
 from hfgen.commands.study import study_app
@@ -34,7 +34,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
 for command in (
-    *(sample, denoise, interpolate, reconstruct, progress, curves),
+    *(sample, denoise, interpolate, reconstruct, page, progress, curves),
     *(presets, evaluate, compare, steps, publish, demo, export),
 ):
     app.command()(command)

@@ -125,7 +125,7 @@ ROOMS = (
 )
 FILES = (
     *("errors", "arguments", "config", "ranges", "families", "randomness", "hardware", "files", "integrity", "texts"),
-    *("bars", "__init__"),
+    *("bars", "pages", "__init__"),
 )
 
 

@@ -102,6 +102,7 @@ def test_a_training_script_of_the_wheel_trains_as_a_module_with_its_presets(run_
     settings = json.loads((tmp_path / "run" / "training_config.json").read_text())
     assert (settings["loss"], settings["upsampling"]) == ("least_squares", "nearest")  # of the preset
     assert (tmp_path / "run" / "pipeline" / "model_index.json").is_file()
+    assert (tmp_path / "run" / "index.html").is_file()  # its templates are in the wheel
 
 
 def test_a_study_of_the_wheel_is_found_expanded_and_launched_outside_the_checkout(installed_wheel, run_python):

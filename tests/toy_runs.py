@@ -45,6 +45,6 @@ def events(folder):
 
 
 def files_of(folder):
-    """The content of all files below a folder, by path, but for the digests, which hold times."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "digests.json")
+    """The content of all files below a folder, by path, but for the digests and the page, which hold times."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("digests.json", "index.html"))
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}

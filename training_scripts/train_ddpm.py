@@ -25,7 +25,7 @@ from hfgen.data.loading import load_training_data
 from hfgen.data.settings import DataSettings
 from hfgen.errors import StopRequestedError, UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
-from hfgen.inference.figures import image_sheet
+from hfgen.inference.figures import batch_sheet, image_sheet
 from hfgen.losses.diffusion import diffusion_loss, match_noise, min_snr_weights, prediction_target
 from hfgen.losses.edm import edm_batch, sample_noise_levels
 from hfgen.methods.ema import averaged_copy
@@ -118,6 +118,7 @@ def main(arguments: list[str] | None = None) -> Path:
             ema.update_parameters(network)
             run.log({"loss": total_loss, "grad_norm": grad_norm}, {"learning_rate": lr_scheduler.get_last_lr()[0]})
             if run.sample_due:
+                run.save_sheet(batch_sheet(clean_images), "training_images")
                 save_sheet(pipeline, run, settings.num_inference_steps)
             if run.evaluation_due:
                 evaluation.evaluate(pipeline)

@@ -23,7 +23,7 @@ from hfgen.data.loading import TrainingData, load_training_data
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
-from hfgen.inference.figures import image_sheet
+from hfgen.inference.figures import batch_sheet, image_sheet
 from hfgen.losses.gan import GAN_LOSSES, gradient_penalty, zero_centred_penalty
 from hfgen.methods.augmentation import Augmentation, choose_augmentation
 from hfgen.methods.collapse import SHEET_SIZE, CollapseWatch
@@ -141,6 +141,7 @@ def main(arguments: list[str] | None = None) -> Path:
             due = settings.watch_every and step % settings.watch_every == 0
             run.log(losses, check_collapse(watch, pipeline, run) if due else {})
             if run.sample_due:
+                run.save_sheet(batch_sheet(real_seen), "training_images")
                 save_sheet(pipeline, run)
             if run.evaluation_due:
                 with pipeline.use() as fresh:

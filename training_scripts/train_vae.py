@@ -27,7 +27,7 @@ from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.files import write_text_atomically
-from hfgen.inference.figures import image_sheet, reconstruction_sheet
+from hfgen.inference.figures import batch_sheet, image_sheet, reconstruction_sheet
 from hfgen.losses.vae import kl_loss, kl_per_dimension, reconstruction_loss, warmed_up
 from hfgen.methods.density import FittedDensity, fit_density
 from hfgen.methods.ema import averaged_copy
@@ -156,6 +156,7 @@ def main(arguments: list[str] | None = None) -> Path:
                 notes |= result.signals
             run.log(losses, notes)
             if run.sample_due:
+                run.save_sheet(batch_sheet(images), "training_images")
                 save_sheets(pipeline, shown_images, run)
             if run.evaluation_due:
                 evaluate_with_density(evaluation, pipeline, data, first_batch, settings, run)

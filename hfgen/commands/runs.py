@@ -1,4 +1,4 @@
-"""`hfgen progress` and `hfgen curves`: how a run went."""
+"""`hfgen page`, `hfgen progress` and `hfgen curves`: how a run went."""
 
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +30,21 @@ def progress(
         output.parent.mkdir(parents=True, exist_ok=True)
         write_gif([*frames, *frames[-1:] * 3], output, frame_seconds)  # hold the last frame
     typer.echo(f"{output}: {len(frames)} sample sheets")
+
+
+def page(run: RunFolder) -> None:
+    """Write a run's page anew: RUN/index.html, with its samples over time, curves, settings and warnings."""
+    from hfgen.data.settings import DataSettings
+    from hfgen.settings.ddpm import DDPMSettings
+    from hfgen.settings.gan import GANSettings
+    from hfgen.settings.vae import VAESettings
+    from hfgen.training.lock import holder_of
+    from hfgen.training.page import settings_classes, write_page
+    from hfgen.training.settings import RunSettings
+
+    shared, methods = (RunSettings, DataSettings), (GANSettings, VAESettings, DDPMSettings)
+    classes = settings_classes(run, [(*shared, one) for one in methods])
+    typer.echo(write_page(run, classes, is_alive=holder_of(run) is not None))
 
 
 def curves(

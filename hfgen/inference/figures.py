@@ -45,6 +45,16 @@ def image_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: 
     return sheet
 
 
+def batch_sheet(images: torch.Tensor, most: int = 16) -> Image.Image:
+    """Arrange the first images of a training batch on a sheet.
+
+    Args:
+        images: `(batch_size, channels, height, width)`, on any device; clipped to [-1, 1].
+        most: images on the sheet, at most.
+    """
+    return image_sheet([_to_image(one) for one in images[:most].detach().float().cpu()])
+
+
 def reconstruction_sheet(
     originals: Sequence[Image.Image], reconstructions: Sequence[Image.Image], columns: int = 8
 ) -> Image.Image:

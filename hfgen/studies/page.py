@@ -2,13 +2,10 @@
 
 import math
 import statistics
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
-
 from hfgen.metrics.report import finite
+from hfgen.pages import page_template
 from hfgen.studies.cells import Study
 from hfgen.studies.launch import TRAINED
 from hfgen.studies.pictures import losses_of
@@ -43,7 +40,7 @@ def page(study: Study, rows: list[Row], statements: list[str], remarks: list[str
         table["lines"].append({"name": title, "cells": cells, "published": published if any(published) else None})
     places = [_place(study, row) for row in rows]
     gallery = take_for_gallery(places)
-    return _template().render(
+    return page_template("studies/page.html").render(
         title=study.title,
         statements=statements,
         remarks=remarks,
@@ -136,9 +133,3 @@ def _summary(study: Study, outcome: Outcome | None) -> str:
 def _curves(curve: list[dict[str, float]]) -> dict[str, list[list[float]]]:
     """Return the points (step, loss) of each loss."""
     return {name: [[entry["step"], entry[name]] for entry in curve if name in entry] for name in losses_of(curve)}
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(files("hfgen.studies").joinpath("page.html").read_text(encoding="utf-8"))

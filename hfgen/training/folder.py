@@ -23,6 +23,7 @@ from hfgen.files import (
     require_utf8,
     write_text_atomically,
 )
+from hfgen.hardware import describe_environment
 from hfgen.hub.upload import check_access
 from hfgen.training.checkpoints import (
     PIPELINE_FOLDER,
@@ -33,16 +34,16 @@ from hfgen.training.checkpoints import (
 )
 from hfgen.training.duration import WITHOUT_END
 from hfgen.training.lock import HOLDER_FILE, LOCK_FILE, lock_folder
-from hfgen.training.settings import RunSettings
+from hfgen.training.page import PAGE_FILE
+from hfgen.training.settings import PLANNED_SCHEDULES, RunSettings
 
 
 SETTINGS_FILE = "training_config.json"
 # What a launch may leave before there is anything to lose, its first log entry or checkpoint; and of it what tells of
 # that launch. The folder then counts as empty.
-OF_A_LAUNCH = ("intake.json", "metrics.jsonl", "launches.jsonl", "events.jsonl", "status.json")
+OF_A_LAUNCH = ("intake.json", "metrics.jsonl", "launches.jsonl", "events.jsonl", "status.json", PAGE_FILE)
 LEFT_BY_A_FAILED_START = frozenset((SETTINGS_FILE, *OF_A_LAUNCH, "logs", "checkpoints"))
-# Settings of a run's length, and schedules of the learning rate that are planned for it.
-LENGTHS, PLANNED_SCHEDULES = ("max_train_steps", "num_epochs"), ("cosine", "linear")
+LENGTHS = ("max_train_steps", "num_epochs")  # settings of a run's length
 NEW_FOLDER = "continue in another folder with --resume CHECKPOINT --output_dir NEW"
 BEST_FOLDER, SCORES_FILE = "best", "scores.json"
 EVALUATIONS_FILE = "evaluations.jsonl"
@@ -256,6 +257,12 @@ def write_status(folder: Path, status: str, reason: str, step: int, seconds: flo
     """Write `status.json`: whether the run is running, and if not, why it ended."""
     content = {"status": status, "reason": reason, "step": step, "seconds": round(seconds, 2)}
     write_text_atomically(folder / "status.json", json.dumps(content, indent=2) + "\n")
+
+
+def note_launch(folder: Path, launch: dict[str, Any], changes: list[str], accelerator: Accelerator) -> None:
+    """Append a launch to `launches.jsonl`: where it begins, the settings changed since, and its environment."""
+    launch |= {"changed_settings": changes} if changes else {}
+    append_json_line(folder / "launches.jsonl", launch | describe_environment(accelerator))
 
 
 def note_event(folder: Path, step: int, event: str, what: str) -> None:

@@ -16,13 +16,14 @@ from PIL import Image
 
 from hfgen.config import settings_to_dict
 from hfgen.errors import UserError
-from hfgen.files import append_json_line, write_atomically
-from hfgen.hardware import describe_environment, seed_global_generator
+from hfgen.files import write_atomically
+from hfgen.hardware import seed_global_generator
 from hfgen.randomness import keyed_seed
 from hfgen.training import checkpoints, folder
 from hfgen.training.duration import parse_duration
 from hfgen.training.launcher import open_accelerator
 from hfgen.training.log import RunLog
+from hfgen.training.page import RunPage
 from hfgen.training.settings import RunSettings, planned_steps
 from hfgen.training.state import ROLLBACK_FACTOR, RunState, SavablePipeline, Stateful
 from hfgen.training.stopping import GO_ON, INTERRUPTED, NOT_FINITE, REASONS, TIME_IS_UP, StopRequests
@@ -63,24 +64,22 @@ class Run:
     images_per_step: int
     max_train_steps: int
     _trouble: str | None = None  # what a watch last reported
-    # Set by `restore`, once there is something to save and to log.
-    _state: RunState
+    _state: RunState  # set by `restore`, like `_log`
     _log: RunLog
 
     def __init__(self, settings: RunSettings, *other_settings: Any):
         self.settings, self._all_settings = settings, (settings, *other_settings)
         self.output_dir, self._checkpoints = Path(settings.output_dir), Path(settings.output_dir) / "checkpoints"
         self.step, self.rollbacks = 0, 0
-        self._started = time.monotonic()
         self._seconds_before, self._images_before = 0.0, 0  # of earlier launches of a resumed run; see `RunLog`
         self._time_limit = parse_duration("--max_train_time", settings.max_train_time)  # seconds of this launch
-        self._aside = 0.0  # seconds of this step not spent on training
+        self._started, self._aside = time.monotonic(), 0.0  # seconds of this step not spent on training
         self._stop_requests = StopRequests()
         self._on_collapse, self._max_rollbacks = "stop", 0
-        self._good = True  # what a watch last reported
-        self._is_open = False  # whether `status.json` says that the run is running
+        self._good, self._is_open = True, False  # what a watch last reported; whether `status.json` says "running"
         self.accelerator = open_accelerator(settings)
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        self._page = RunPage(self.output_dir, self._all_settings, self.is_main)
         opened = folder.open_folder(self.accelerator, settings, self._all_settings)
         self._lock, self._checkpoint, self._changes = opened
         # All processes initialise the same weights; later random numbers are keyed by (seed, step, process).
@@ -99,7 +98,7 @@ class Run:
         try:
             if error is not None and self._is_open and self.is_main:
                 with contextlib.suppress(UserError):  # a full disk, say; the error that ends the run counts more
-                    folder.write_status(self.output_dir, *ending_of(lost or error), self.step, self.seconds)
+                    self._set_status(*ending_of(lost or error))
                 print(f"ended in step {self.step}; to continue, run the same command with --resume latest")
         finally:
             if self._lock is not None:
@@ -157,11 +156,9 @@ class Run:
             folder.keep_settings(self.output_dir, self._all_settings, self._checkpoint)
             if self._checkpoint is not None:
                 checkpoints.set_aside_newer(self._checkpoints, self.step)
-            folder.write_status(self.output_dir, "running", "", self.step, self.seconds)
-            self._is_open = True
-            changes = {"changed_settings": self._changes} if self._changes else {}
-            launch = {"from_step": self.step, "data_digest": data_digest, **changes}
-            append_json_line(self.output_dir / "launches.jsonl", launch | describe_environment(self.accelerator))
+            launch = {"from_step": self.step, "max_train_steps": self.max_train_steps, "data_digest": data_digest}
+            folder.note_launch(self.output_dir, launch, self._changes, self.accelerator)
+            self._set_status("running", "")
 
     def steps(self) -> Iterator[int]:
         """Yield the number of each update, from the one after the restored step to the last.
@@ -173,6 +170,7 @@ class Run:
             TrainingTroubleError: if a loss or a weight is not finite, or a watch reported trouble, and no rollback is
                 possible.
         """
+        self._page.write(self.step)  # there may be a first sheet
         self._log.start_window()
         with self._log.bar, self._stop_requests.caught():
             while self.step < self.max_train_steps:
@@ -289,9 +287,7 @@ class Run:
         reason = "complete" if complete else REASONS[self._stop_requests.request]
         if self.is_main:
             checkpoints.save_final_pipeline(self.output_dir, self._state.pipeline.save_pretrained)
-            status = "complete" if complete else "stopped"
-            folder.write_status(self.output_dir, status, reason, self.step, self.seconds)
-            self._is_open = False
+            self._set_status("complete" if complete else "stopped", reason)
             folder.print_end(self.output_dir, reason, self.step, self.max_train_steps, self.seconds)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
@@ -306,6 +302,12 @@ class Run:
 
     def _sheet_path(self, kind: str = "samples") -> Path:
         return self.output_dir / kind / f"step-{self.step:08d}.png"
+
+    def _set_status(self, status: str, reason: str) -> None:
+        """Write `status.json` and the page; main process only."""
+        folder.write_status(self.output_dir, status, reason, self.step, self.seconds)
+        self._is_open = status == "running"
+        self._page.write(self.step)
 
     def _load(self, checkpoint: Path) -> None:
         """Load the checkpoint to resume from, and say what differs from the run that it belongs to."""
@@ -336,6 +338,7 @@ class Run:
         stop = self._should_stop(step_seconds)
         if stop or self._due(self.settings.log_interval(self.max_train_steps)):
             check_losses(self._log.write(self.step, self.seconds))
+        self._log.note({}, self._page.refresh(self.step) if self.sample_due else 0.0)
         self._log.bar.update()
         if stop or self._due(self.settings.checkpoint_every):
             self._save()
@@ -391,8 +394,7 @@ class Run:
     def _stopped_for(self, trouble: TrainingTroubleError) -> TrainingTroubleError:
         """Record how the run ends, keeping the last good checkpoint; return the error that ends it."""
         if self.is_main:
-            folder.write_status(self.output_dir, trouble.status, str(trouble), self.step, self.seconds)
-            self._is_open = False
             folder.note_event(self.output_dir, self.step, trouble.status, str(trouble))
+            self._set_status(trouble.status, str(trouble))
         good = checkpoints.newest_good_checkpoint(self._checkpoints)
         return trouble.explained(self.step, self.rollbacks, self.all_settings, good)

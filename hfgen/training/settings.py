@@ -12,6 +12,7 @@ from hfgen.training.duration import parse_duration
 
 
 DEFAULT_TRAIN_STEPS = 100_000
+PLANNED_SCHEDULES = ("cosine", "linear")  # of the learning rate, planned for a run's length
 MIN_EVALUATED = 10
 # Intervals of long runs, and the number of log entries and sheets that a short run has at least.
 LOG_EVERY, SAMPLE_EVERY = 50, 1000

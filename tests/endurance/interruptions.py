@@ -47,7 +47,7 @@ RECIPES = {
 # What is a time, or a count of starts, in the lines and objects that a run writes.
 OF_THE_CLOCK = {"time", "seconds", "images_per_second", "minutes", "started", "ended", "updated", "pid", "host"}
 # Files about the starts themselves.
-ABOUT_STARTS = {"launches.jsonl", "status.json", "events.jsonl", "digests.json", ".lock-holder"}
+ABOUT_STARTS = {"launches.jsonl", "status.json", "events.jsonl", "digests.json", "index.html", ".lock-holder"}
 
 
 def main() -> None:
