@@ -1,6 +1,7 @@
 """`hfgen compare`: several pipelines scored alike, in one table and on one sheet."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,16 +86,18 @@ def compare(
             wanted = scored.report["num_inference_steps"]
             rows.append({"name": where, "steps": wanted, **scored.report})
             name = where if wanted is None else f"{where}, {wanted} steps"
-            shown.append((name, labelled_sheet(scored.shown, columns=len(scored.shown))))
-            typer.echo(f"{name}: FID {scored.report['scores']['fid']:.4g}")
+            fid = scored.report["scores"]["fid"]
+            shown.append((f"{name}\nFID {fid:.4g}", labelled_sheet(scored.shown, columns=len(scored.shown))))
+            typer.echo(f"{name}: FID {fid:.4g}")
     report = finite({"reference": reference, "rows": rows})
+    order = sorted(range(len(rows)), key=lambda index: at_the_end_if_nan(rows[index]["scores"]["fid"]))
+    best_first = table([rows[index] for index in order])
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         (output / "comparison.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-        (output / "comparison.md").write_text(table(rows), encoding="utf-8")
-        labelled_rows(shown).save(output / "sheet.png")
-    typer.echo(table(rows))
-    typer.echo(f"comparison.json, comparison.md and sheet.png in {output}")
+        (output / "comparison.md").write_text(best_first, encoding="utf-8")
+        labelled_rows([shown[index] for index in order]).save(output / "sheet.png")
+    typer.echo(f"{best_first}\ncomparison.json, comparison.md and sheet.png in {output}")
 
 
 def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPipeline], int]":
@@ -146,24 +149,28 @@ def parse_steps(text: str) -> list[int]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Format the scores of all pipelines as a table, with the data's own floor below."""
+    """Format the scores of all pipelines as a table, the best of each in bold, with the data's own floor below."""
     from hfgen.metrics.report import OTHER_DATA, score_names
 
     scores, floor, names = rows[0]["scores"], rows[0]["floor"], score_names(rows[0]["features"])
     head = ["pipeline", names["fid"], names["kid"], *COLUMNS]
     lines = [
         f"{scores['num_fake']:,} images of {rows[0]['sample_size']} pixels from each against {scores['num_real']:,} "
-        f"real ones, seed {rows[0]['seed']}; features: {rows[0]['features']}. ±: standard error.",
+        f"real ones, seed {rows[0]['seed']}; features: {rows[0]['features']}. ±: standard error. Bold: the best.",
         "",
         f"| {' | '.join(head)} |",
         "| --- " * len(head) + "|",
     ]
+    best = best_scores(rows)
     for row in rows:
         one = row["scores"]
-        cells = [
-            f"{one['fid']:.4g} ± {one['fid_standard_error']:.2g}",
-            f"{one['kid']:.4g} ± {one['kid_standard_error']:.2g}",
-            *(f"{one[name]:.2f}" for name in ("precision", "recall", "coverage")),
+        scored = {
+            "fid": f"{one['fid']:.4g} ± {one['fid_standard_error']:.2g}",
+            "kid": f"{one['kid']:.4g} ± {one['kid_standard_error']:.2g}",
+            **{name: f"{one[name]:.2f}" for name in ("precision", "recall", "coverage")},
+        }
+        cells = [f"**{cell}**" if one[name] == best[name] else cell for name, cell in scored.items()]
+        cells += [
             *(str(row[kind]["num_copies"]) for kind in ("memorisation", "memorisation_by_pixels")),
             f"{row['num_parameters'] / 1e6:.1f}M",
             str(row["steps"] or 1),
@@ -184,3 +191,18 @@ def table(rows: list[dict[str, Any]]) -> str:
         listed = ", ".join(f"{markdown_text(name)} {part['fid']:.4g}" for name, part in decoded.items())
         lines += ["", f"{names['fid']} of {count:,} real images after encoding and decoding: {listed}."]
     return "\n".join(lines) + "\n"
+
+
+def best_scores(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Return the best of each score of the table; None if there is one row, or no score above 0 or finite."""
+    best: dict[str, float | None] = {}
+    for name, choose in {"fid": min, "kid": min, "precision": max, "recall": max, "coverage": max}.items():
+        found = [row["scores"][name] for row in rows if math.isfinite(row["scores"][name])]
+        chosen = choose(found, default=None)
+        best[name] = None if len(rows) == 1 or (choose is max and not chosen) else chosen
+    return best
+
+
+def at_the_end_if_nan(score: float) -> float:
+    """Return a score for sorting, the lowest first."""
+    return score if math.isfinite(score) else math.inf

@@ -1,6 +1,8 @@
 """`hfgen compare` on tiny pipelines of several families."""
 
 import json
+import math
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from PIL import Image
 from stand_in_features import Colours, paintings, table_of, watch_drawing
 
-from hfgen.commands.compare import parse_steps
+from hfgen.commands.compare import best_scores, parse_steps
 from hfgen.errors import UserError
 from hfgen.inference.figures import LABEL_WIDTH
 from hfgen.methods.schedules import noise_schedule, sampling_scheduler
@@ -55,7 +57,11 @@ def test_families_are_compared_and_diffusion_has_a_row_per_number_of_steps(hfgen
     assert table in out and table.count("\n| ") == 2 + 4 + 1
     for row in rows:
         line = next(line for line in table.splitlines() if f"| {row['steps'] or 1} |" in line and row["name"] in line)
-        assert f"| {row['scores']['fid']:.4g} ± " in line
+        assert f"| {row['scores']['fid']:.4g} ± " in line.replace("**", "")
+    lines = [line for line in table.splitlines() if line.startswith("| /")]
+    fids = [float(re.search(r"\| \**([\d.e+]+) ± ", line)[1]) for line in lines]
+    assert fids == sorted(fids)
+    assert [f"| **{fid:.4g} ± " in line for fid, line in zip(fids, lines, strict=True)] == [True, False, False, False]
     # One row of ten images of 16 pixels for each row of the table, beside its name, which may be higher.
     sheet = np.asarray(Image.open(tmp_path / "compared" / "sheet.png"))
     assert sheet.shape[0] >= 4 * (64 + 6) and sheet.shape[1:] == (LABEL_WIDTH + 10 * 66 - 2, 3)
@@ -63,8 +69,17 @@ def test_families_are_compared_and_diffusion_has_a_row_per_number_of_steps(hfgen
         hfgen("sample", folders / "gan", "--num_images", "1", "--output", tmp_path / "one", "--device", "cpu")[0] == 0
     )
     alone = np.asarray(Image.open(tmp_path / "one" / "000000.png"))
-    assert np.array_equal(sheet[:64:4, LABEL_WIDTH : LABEL_WIDTH + 64 : 4], alone)
+    shown = sheet[:, LABEL_WIDTH : LABEL_WIDTH + 64 : 4]
+    assert any(np.array_equal(shown[top : top + 64 : 4], alone) for top in range(len(shown)))
     assert (sheet[:16, :LABEL_WIDTH] < 128).any()  # the name
+
+
+def test_the_best_of_each_score_is_marked_unless_there_is_none():
+    first = {"fid": 3.0, "kid": math.nan, "precision": 0.5, "recall": 0.0, "coverage": 0.1}
+    second = {"fid": 2.0, "kid": math.nan, "precision": 0.25, "recall": 0.0, "coverage": 0.1}
+    best = {"fid": 2.0, "kid": None, "precision": 0.5, "recall": None, "coverage": 0.1}
+    assert best_scores([{"scores": first}, {"scores": second}]) == best
+    assert set(best_scores([{"scores": first}]).values()) == {None}
 
 
 def test_pipelines_of_several_sizes_are_refused_before_anything_is_scored(refusal, folders, tmp_path):
@@ -101,7 +116,15 @@ def test_every_column_has_the_numbers_of_its_row_and_the_floor_those_of_the_halv
     assert hfgen("compare", *both, *arguments, "--output", tmp_path / "out")[0] == 0
     reports = json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]
     *rows, floor = table_of((tmp_path / "out" / "comparison.md").read_text())
-    assert [row["pipeline"] for row in rows] == [str(folder) for folder in both]
+    by_fid = sorted(reports, key=lambda report: report["scores"]["fid"])
+    assert [row["pipeline"] for row in rows] == [report["name"] for report in by_fid]
+    marked = {key: min(report["scores"][key.lower()] for report in reports) for key in ("FID", "KID")}
+    marked |= {key: max(report["scores"][key] for report in reports) or None for key in SHARES}
+    for row, report in zip(rows, by_fid, strict=True):
+        for key, best in marked.items():
+            assert row[key].startswith("**") == row[key].endswith("**") == (report["scores"][key.lower()] == best)
+            row[key] = row[key].strip("*")
+    rows.sort(key=lambda row: [str(folder) for folder in both].index(row["pipeline"]))
     for row, report in zip(rows, reports, strict=True):
         scores = report["scores"]
         assert row["FID"] == f"{scores['fid']:.4g} ± {scores['fid_standard_error']:.2g}"
