@@ -19,8 +19,9 @@ from hfgen.commands.options import (
     Seed,
     in_range,
     refuse_to_replace,
+    require_new_folder,
 )
-from hfgen.files import write_text_atomically
+from hfgen.files import write_text_atomically, writing
 from hfgen.ranges import PIXELS
 
 
@@ -33,8 +34,13 @@ def inspect(
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the full report to this file")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="new folder for pictures of the data and of each augmentation")
+    ] = None,
 ) -> None:
     """Report what a data set contains: counts, sizes, modes, unreadable files, duplicates."""
+    if output is not None:
+        require_new_folder(output)
     if json_file is not None:
         refuse_to_replace(json_file, "--json")
     from hfgen.data.settings import DataSettings
@@ -42,10 +48,20 @@ def inspect(
 
     settings = DataSettings(path, dataset_config, dataset_split, dataset_column, sample_size=sample_size)
     with calling_the_dataset("PATH"):
-        report = load_images(settings).report
-    typer.echo(str(report))
+        images = load_images(settings)
+    typer.echo(str(images.report))
     if json_file is not None:
-        write_text_atomically(json_file, json.dumps(report.to_dict(), indent=1) + "\n")
+        write_text_atomically(json_file, json.dumps(images.report.to_dict(), indent=1) + "\n")
+    if output is not None:
+        from hfgen.inference.data_figures import augmentation_sheet, data_sheet
+
+        with calling_the_dataset("PATH"):
+            augmented = augmentation_sheet(settings)
+        with writing(output):
+            output.mkdir(parents=True, exist_ok=True)
+            data_sheet(images).save(output / "images.png")
+            augmented.save(output / "augmentations.png")
+        typer.echo(f"images.png and augmentations.png in {output}")
 
 
 def floor(

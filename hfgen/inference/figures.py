@@ -52,7 +52,7 @@ def batch_sheet(images: torch.Tensor, most: int = 16) -> Image.Image:
         images: `(batch_size, channels, height, width)`, on any device; clipped to [-1, 1].
         most: images on the sheet, at most.
     """
-    return image_sheet([_to_image(one) for one in images[:most].detach().float().cpu()])
+    return image_sheet([to_image(one) for one in images[:most].detach().float().cpu()])
 
 
 def reconstruction_sheet(
@@ -219,7 +219,7 @@ def denoising_states(
         callback_on_step_end=keep,
     ).images
     columns = [nearest[timestep][1] for timestep in timesteps]
-    return [_to_image(column[row]) for row in range(num_images) for column in columns], finished[-1]
+    return [to_image(column[row]) for row in range(num_images) for column in columns], finished[-1]
 
 
 def noised_states(image: Image.Image, timesteps: Sequence[int], trained_steps: int, seed: int) -> list[Image.Image]:
@@ -236,7 +236,7 @@ def noised_states(image: Image.Image, timesteps: Sequence[int], trained_steps: i
     cells = []
     for kind in ("linear", "cosine"):
         schedule = noise_schedule(kind, trained_steps)
-        cells += [_to_image(schedule.add_noise(pixels, noise, torch.tensor([step]))[0]) for step in timesteps]
+        cells += [to_image(schedule.add_noise(pixels, noise, torch.tensor([step]))[0]) for step in timesteps]
     return cells
 
 
@@ -276,7 +276,7 @@ def _open_sheet(file: Path) -> Image.Image:
         raise UserError(f"{file} cannot be read: {error}; remove it") from error
 
 
-def _to_image(pixels: torch.Tensor) -> Image.Image:
+def to_image(pixels: torch.Tensor) -> Image.Image:
     """Convert pixels `(channels, height, width)`, clipped to [-1, 1], to an image; one channel is grey."""
     levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
