@@ -32,7 +32,7 @@ def script(kind):
 
 def train(kind, folder, *arguments):
     """Train; what is in `arguments` wins."""
-    script(kind).main([*TINY, *METHODS[kind], "--output_dir", str(folder), *arguments])
+    script(kind).main([*TINY, *METHODS[kind], "--output_dir", str(folder), *map(str, arguments)])
 
 
 def checkpoint(folder, step):

@@ -26,6 +26,7 @@ from hfgen.data.settings import DataSettings
 from hfgen.errors import StopRequestedError, UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.inference.figures import batch_sheet, image_sheet
+from hfgen.inference.initial import start_from
 from hfgen.losses.diffusion import diffusion_loss, match_noise, min_snr_weights, prediction_target
 from hfgen.losses.edm import edm_batch, sample_noise_levels
 from hfgen.methods.ema import averaged_copy
@@ -65,6 +66,7 @@ def main(arguments: list[str] | None = None) -> Path:
         memory_format = memory_format_for(network, run.device)
         network = network.to(run.device, memory_format=memory_format)
         ema = averaged_copy(network, settings.ema_decay)
+        start_from(run, {"unet": network}, ema)
         pipeline = DDPMPipeline(
             ema.module,
             sampling_scheduler(schedule, settings.sampler),

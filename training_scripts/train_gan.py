@@ -24,6 +24,7 @@ from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.inference.figures import batch_sheet, image_sheet
+from hfgen.inference.initial import start_from
 from hfgen.losses.gan import GAN_LOSSES, gradient_penalty, zero_centred_penalty
 from hfgen.methods.augmentation import Augmentation, choose_augmentation
 from hfgen.methods.collapse import SHEET_SIZE, CollapseWatch
@@ -80,6 +81,7 @@ def main(arguments: list[str] | None = None) -> Path:
         generator_network.to(run.device, memory_format=torch.channels_last)
         discriminator_network.to(run.device, memory_format=torch.channels_last)
         ema = averaged_copy(generator_network, settings.ema_decay)
+        start_from(run, {"generator": generator_network, "discriminator": discriminator_network}, ema)
         pipeline = FreshStatistics(GANPipeline(ema.module), ema.module, statistics_latents(settings, run))
         for network in (generator_network, discriminator_network):
             use_matrix_products(network)  # faster on a CPU, same results

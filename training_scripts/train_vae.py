@@ -28,6 +28,7 @@ from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.files import write_text_atomically
 from hfgen.inference.figures import batch_sheet, image_sheet, reconstruction_sheet
+from hfgen.inference.initial import start_from
 from hfgen.losses.vae import kl_loss, kl_per_dimension, reconstruction_loss, warmed_up
 from hfgen.methods.density import FittedDensity, fit_density
 from hfgen.methods.ema import averaged_copy
@@ -79,6 +80,7 @@ def main(arguments: list[str] | None = None) -> Path:
         # 3. The network's average, optimizer
         network = network.to(run.device, memory_format=torch.channels_last)
         ema = averaged_copy(network, settings.ema_decay)
+        start_from(run, {"vae": network}, ema)
         pipeline = VAEPipeline(ema.module)
         use_matrix_products(network)  # faster on a CPU, same results
         optimizer = torch.optim.AdamW(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from diffusers import DiffusionPipeline
 
-from hfgen.data.location import TOY_PAINTINGS
+from hfgen.data.location import TOY_PAINTINGS, is_hub_id
 from hfgen.errors import UserError
 from hfgen.families import family
 from hfgen.files import read_json, read_json_lines
@@ -29,7 +29,15 @@ from hfgen.training.history import METRICS_FILE, NEEDED
 
 
 # Settings about local paths and upload targets, not about the training.
-PRIVATE_SETTINGS = ("resume", "cache_dir", "feature_weights", "push_to_hub", "hub_model_id", "hub_private_repo")
+PRIVATE_SETTINGS = (
+    "resume",
+    "init_from",
+    "cache_dir",
+    "feature_weights",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+)
 NUM_SAMPLES, DENOISING_ROWS, WALKS, WALK_STEPS, MAX_FRAMES = 16, 4, 4, 8, 24
 TEXT_FILES = (".json", ".jsonl", ".md", ".py", ".txt", ".yml")
 
@@ -132,6 +140,8 @@ def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
     name, on_hub, intake = data_of(run, settings)
     public = {key: value for key, value in settings.items() if key not in PRIVATE_SETTINGS}
     public |= {"output_dir": Path(settings["output_dir"]).resolve().name, "dataset": name}
+    if (start := settings.get("init_from")) is not None:
+        public["init_from"] = start if is_hub_id(start) else Path(start).resolve().name
     _write_json(target / SETTINGS_FILE, public)
 
     log = read_json_lines(run / METRICS_FILE, (*NEEDED, "images"))

@@ -52,6 +52,7 @@ class Run:
         output_dir: the run's folder.
         accelerator, device: where the run computes.
         is_main: whether this is the process that writes.
+        is_new: whether it starts without a checkpoint.
         step: updates so far; within the loop, the number of the current one.
         rollbacks: rollbacks so far.
         images_per_step: images per update, over all processes; set by `plan`.
@@ -82,6 +83,7 @@ class Run:
         self._page = RunPage(self.output_dir, self._all_settings, self.is_main)
         opened = folder.open_folder(self.accelerator, settings, self._all_settings)
         self._lock, self._checkpoint, self._changes = opened
+        self.is_new = self._checkpoint is None
         # All processes initialise the same weights; later random numbers are keyed by (seed, step, process).
         torch.manual_seed(settings.seed)
 

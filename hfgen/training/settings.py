@@ -39,6 +39,11 @@ class RunSettings:
         may_change=True,
         of_one_run=True,
     )
+    init_from: str | None = setting(
+        None,
+        "start from the weights of a run, a checkpoint, a pipeline or a Hub repo of the same architecture; the "
+        "optimizers start anew",
+    )
     max_train_steps: int | None = setting(
         None, "weight updates in total; 100000 if num_epochs is not given either", COUNT, may_change=True
     )

@@ -334,6 +334,6 @@ def test_a_recall_far_below_the_floor_is_a_limitation_and_held_out_images_are_na
         assert report["held_out"]["statement"][1:] in sections["Memorisation"]
 
 
-def test_a_card_leaves_out_settings_of_the_run_but_not_its_seed_and_length():
+def test_a_card_leaves_out_settings_of_the_launch_but_not_seed_length_and_start():
     rails = {field.name for field in fields(RunSettings)}
-    assert SETTINGS_OF_THE_LAUNCH == rails - {"seed", "max_train_steps", "num_epochs"}
+    assert SETTINGS_OF_THE_LAUNCH == rails - {"seed", "max_train_steps", "num_epochs", "init_from"}

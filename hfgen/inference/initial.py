@@ -1,0 +1,79 @@
+"""Starting from trained weights: `--init_from`, a run, one of its checkpoints, a pipeline or a Hub repo."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from hfgen.errors import UserError
+from hfgen.families import image_network
+from hfgen.inference.opening import open_pipeline
+from hfgen.training.checkpoints import STATE_FILE, find_checkpoint, list_checkpoints, load_state
+from hfgen.training.run import Run
+
+
+Weights = Mapping[str, Any]
+
+
+def start_from(run: Run, networks: dict[str, nn.Module], ema: AveragedModel) -> None:
+    """Load the weights that `--init_from` names into the new networks of a run and their average, if it is given.
+
+    A run and a checkpoint have all networks and the average; a pipeline, also the `best/` of a run, has the average of
+    the first network alone, which both then start from. Optimizers start anew. Nothing is done in a resumed run.
+
+    Args:
+        run: the run.
+        networks: by their names in a checkpoint; the first is the one that generates the images.
+        ema: average of the first network.
+
+    Raises:
+        UserError: if there are no such weights, or those of another architecture.
+    """
+    source = run.settings.init_from
+    if source is None or not run.is_new:
+        return
+    checkpoint, first = _checkpoint_in(Path(source).expanduser()), next(iter(networks))
+    found = _weights_of_pipeline(source, first) if checkpoint is None else load_state(checkpoint)
+    if first not in found:
+        raise UserError(f"--init_from {source}: {checkpoint or 'it'} is of another method: there is no {first}")
+    average = {key.removeprefix("module."): value for key, value in found["ema"].items() if key != "n_averaged"}
+    loaded = [name for name in networks if name in found]
+    for name, weights in [*((name, found[name]) for name in loaded), (first, average)]:
+        _require_same_shapes(source, name, weights, networks[name].state_dict())
+    for name in loaded:
+        networks[name].load_state_dict(found[name])
+    ema.module.load_state_dict(average)
+    ema.n_averaged.fill_(int(found["ema"]["n_averaged"]))
+    if run.is_main:
+        untrained = [f"; the {name} is new: a pipeline has none" for name in networks if name not in found]
+        print(f"started from {checkpoint or source}: {', '.join(loaded)} and average{''.join(untrained)}")
+
+
+def _weights_of_pipeline(source: str, name: str) -> dict[str, Weights]:
+    """Return the weights of a pipeline's network as a checkpoint has them; empty if its network has another name."""
+    pipeline = open_pipeline(source, "cpu", plain=True)
+    if name not in pipeline.components:
+        return {}
+    weights = image_network(pipeline).state_dict()
+    return {name: weights, "ema": {**weights, "n_averaged": 0}}  # the first update copies the network's weights
+
+
+def _checkpoint_in(path: Path) -> Path | None:
+    """Return the checkpoint that a path means: itself, or the newest one of a run; None if it is a pipeline."""
+    if (path / STATE_FILE).is_file():
+        return find_checkpoint(path.parent, str(path))
+    return find_checkpoint(path / "checkpoints", "latest") if list_checkpoints(path / "checkpoints") else None
+
+
+def _require_same_shapes(source: str, name: str, there: Weights, here: Weights) -> None:
+    """Raise a `UserError` that names a tensor in which two networks differ, if any."""
+    for key in [*here, *there]:
+        shapes = [tuple(weights[key].shape) if key in weights else None for weights in (there, here)]
+        if shapes[0] != shapes[1]:
+            said = ["missing" if shape is None else "x".join(map(str, shape)) or "a number" for shape in shapes]
+            raise UserError(
+                f"--init_from {source}: its {name} has another architecture: {key} is {said[0]} there and {said[1]} "
+                "here; give the settings of that run (--preset RUN/training_config.json)"
+            )
