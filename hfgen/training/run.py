@@ -75,15 +75,13 @@ class Run:
         self._seconds_before, self._images_before = 0.0, 0  # of earlier launches of a resumed run; see `RunLog`
         self._time_limit = parse_duration("--max_train_time", settings.max_train_time)  # seconds of this launch
         self._started, self._aside = time.monotonic(), 0.0  # seconds of this step not spent on training
-        self._stop_requests = StopRequests()
-        self._on_collapse, self._max_rollbacks = "stop", 0
+        self._stop_requests, self._on_collapse, self._max_rollbacks = StopRequests(), "stop", 0
         self._good, self._is_open = True, False  # what a watch last reported; whether `status.json` says "running"
         self.accelerator = open_accelerator(settings)
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self._page = RunPage(self.output_dir, self._all_settings, self.is_main)
-        opened = folder.open_folder(self.accelerator, settings, self._all_settings)
-        self._lock, self._checkpoint, self._changes = opened
-        self.is_new = self._checkpoint is None
+        self._lock, resumed, self._changes = folder.open_folder(self.accelerator, settings, self._all_settings)
+        self._checkpoint, self.is_new = resumed, resumed is None
         # All processes initialise the same weights; later random numbers are keyed by (seed, step, process).
         torch.manual_seed(settings.seed)
 
