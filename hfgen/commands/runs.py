@@ -29,7 +29,8 @@ def progress(
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         write_gif([*frames, *frames[-1:] * 3], output, frame_seconds)  # hold the last frame
-    typer.echo(f"{output}: {len(frames)} sample sheets")
+    still = "1 sample sheet, a still picture until the run has more (--sample_every)"
+    typer.echo(f"{output}: {len(frames)} sample sheets" if len(frames) > 1 else f"{output}: {still}")
 
 
 def page(run: RunFolder) -> None:

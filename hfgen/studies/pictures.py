@@ -99,6 +99,7 @@ def _plot_panel(ax: Axes, title: str, curves: list[Curve]) -> None:
         title += f"\n{leaving} of {len(curves)} curves leave{'s' if leaving == 1 else ''} the plot"
     ax.set_title(title, fontsize="medium")
     ax.set_xlabel("steps")
+    ax.set_ylabel("loss")
     ax.grid(alpha=0.3)
     if len({label for label, *_ in curves if label}) > 1:
         ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)  # beside the curves
