@@ -59,6 +59,8 @@ class RunPage:
             return 0.0
         try:
             write_page(self._folder, self._classes, step)
+            if not self._pause_until:
+                print(f"page of this run: {self._folder / PAGE_FILE}")
         except Exception as error:  # whatever is wrong with a page must not end a training
             print(f"warning: {self._folder / PAGE_FILE} was not written: {error}")
         seconds = time.monotonic() - started

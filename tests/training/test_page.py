@@ -85,8 +85,9 @@ def test_the_page_changes_nothing_else_and_no_random_number(tmp_path, toy, monke
     assert (toy / "index.html").is_file() and not (tmp_path / "run" / "index.html").exists()
 
 
-def test_a_resumed_run_continues_its_page(tmp_path):
+def test_a_resumed_run_continues_its_page_and_each_launch_says_once_where_it_is(tmp_path, capsys):
     fit(tmp_path, max_train_steps=4, after=lambda run: run.finish())
+    assert capsys.readouterr().out.count(f"page of this run: {tmp_path / 'index.html'}\n") == 1
     fit(tmp_path, max_train_steps=6, resume="latest", after=lambda run: run.finish())
     text = (tmp_path / "index.html").read_text()
     assert "step 6 of 6" in text and "launches: 2" in text
