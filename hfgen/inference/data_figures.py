@@ -64,7 +64,8 @@ def augmentation_sheet(settings: DataSettings) -> Image.Image:
 
 def _first_images(settings: DataSettings) -> tuple[list[DecodedImage], list[DecodedImage]]:
     """Decode the first readable images: cropped at the centre, and whole with five crops."""
-    plain, cropped = [], []
+    plain: list[DecodedImage] = []
+    cropped: list[DecodedImage] = []
     for name, content in islice(open_source(settings).images(), MAX_TRIED):
         if len(plain) == NUM_AUGMENTED:
             break
