@@ -118,13 +118,18 @@ def test_the_commands_in_order_train_sample_and_load(workplace, environment, run
         (network,) = [arguments for script, arguments in TOY_NETWORK.items() if script in command]
         result = run([*shlex.split(command), *TOY_SIZE, *network])
         assert result.returncode == 0, result.stderr
+    for command in [command for command in COMMANDS if command.startswith("hfgen train ")]:
+        kind = re.search(r"--preset (vae|ddpm)|hfgen train (vae|ddpm)", command)
+        script = f"train_{(kind[1] or kind[2]) if kind else 'gan'}.py"
+        result = run([*shlex.split(command), *TOY_SIZE, *TOY_NETWORK[script]])
+        assert result.returncode == 0, result.stderr
     described = re.search(r"^runs/ddpm/\n(.*?)```", TEXT, re.DOTALL | re.MULTILINE).group(1)
     for name in re.findall(r"^    ([\w.]+?)/?[ ,]", described, re.MULTILINE):
         assert (workplace / "runs" / "ddpm" / name).exists(), name
     for command in COMMANDS:
         if command.startswith("hfgen demo"):
             look_at_the_demo(workplace, environment, shlex.split(command))
-        elif command.startswith("hfgen ") and not command.startswith("hfgen study "):
+        elif command.startswith("hfgen ") and not command.startswith(("hfgen study ", "hfgen train ")):
             number = {"sample": "2", "denoise": "2", "compare": "10", "evaluate": "10"}.get(command.split()[1])
             small = ["--num_images", number] if number else []
             small += ["--num_inference_steps", "2"] if number and "runs/ddpm" in command else []
@@ -233,6 +238,9 @@ def test_every_option_and_preset_that_the_pages_name_exists():
         "budget",
         "storage",
         "grace_seconds",
+        "time",
+        "images",
+        "version",
     }  # of `hfgen ...` and of the launcher, in the text
     assert set(re.findall(r"--(\w+)", TEXT)) <= known | launcher | commands
     presets = {path.stem for script in scripts.values() for path in script.PRESETS.glob("*.json")}
