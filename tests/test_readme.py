@@ -121,7 +121,8 @@ def test_the_commands_in_order_train_sample_and_load(workplace, environment, run
     for command in [command for command in COMMANDS if command.startswith("hfgen train ")]:
         kind = re.search(r"--preset (vae|ddpm)|hfgen train (vae|ddpm)", command)
         script = f"train_{(kind[1] or kind[2]) if kind else 'gan'}.py"
-        result = run([*shlex.split(command), *TOY_SIZE, *TOY_NETWORK[script]])
+        place = ["--output_dir", f"runs/{abs(hash(command))}"] if "--output_dir" in command else []
+        result = run([*shlex.split(command), *TOY_SIZE, *TOY_NETWORK[script], *place])
         assert result.returncode == 0, result.stderr
     described = re.search(r"^runs/ddpm/\n(.*?)```", TEXT, re.DOTALL | re.MULTILINE).group(1)
     for name in re.findall(r"^    ([\w.]+?)/?[ ,]", described, re.MULTILINE):

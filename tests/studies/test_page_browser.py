@@ -216,7 +216,7 @@ def test_without_scripts_the_tables_samples_and_reasons_are_there(opened):
     page = patient(context.new_page())
     page.goto(address)
     text = page.locator("body").inner_text()
-    assert text.count("45 ± 7.1") == 2 and "not run yet: " in text and "the best of its family" in text
+    assert text.count("45 ± 7.1") == 3 and "not run yet: " in text and "the best of its family" in text
     assert "Choose" not in text and page.get_by_role("button", disabled=False).count() == 0
     assert page.locator(".gallery figcaption").all_inner_texts()[:2] == [
         "GAN learning_rate 1e-4, seed 0", "GAN learning_rate 2e-4, seed 1",

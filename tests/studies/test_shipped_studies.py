@@ -194,11 +194,26 @@ def test_shipped_scripts_are_imported_and_launched_as_modules():
         assert launch_arguments(SHIPPED_SCRIPTS, method) == ["-m", f"hfgen.training_scripts.train_{method}"]
 
 
+OWN_SETTINGS = """
+from dataclasses import dataclass
+from hfgen.config import setting
+from hfgen.ranges import COUNT
+
+@dataclass
+class OwnSettings(GANSettings):
+    latent_dim: int = setting(77, "dimension of the latents", COUNT)
+
+SETTINGS = (RunSettings, DataSettings, OwnSettings)
+"""
+
+
 def test_a_study_reads_and_launches_the_scripts_of_the_working_folder(tmp_path, monkeypatch):
     own = tmp_path / "training_scripts"
     shutil.copytree(SHIPPED_SCRIPTS, own)
     text = (own / "train_gan.py").read_text()
-    (own / "train_gan.py").write_text(text.replace("latent_dim: int = setting(100,", "latent_dim: int = setting(77,"))
+    settings = "SETTINGS = (RunSettings, DataSettings, GANSettings)"
+    assert settings in text
+    (own / "train_gan.py").write_text(text.replace(settings, OWN_SETTINGS))
     preset = json.loads((own / "presets" / "gan" / "lsgan.json").read_text())
     preset.pop("latent_dim", None)
     (own / "presets" / "gan" / "mine.json").write_text(json.dumps(preset))
