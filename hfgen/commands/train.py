@@ -165,14 +165,15 @@ def _choose(
     from hfgen.data.settings import DataSettings
     from hfgen.data.store import load_images
 
-    known = {field.name for field in dataclasses.fields(DataSettings)}
-    report = load_images(DataSettings(**{key: value for key, value in settings.items() if key in known})).report
-    low, _, high = report.short_side
-    sides, size = f"{low}" if low == high else f"{low} to {high}", settings["sample_size"]
-    reasons = [
-        f"data: {report.training_images:,} images, short side {sides} pixels, {', '.join(report.modes)}; trained at "
-        f"{size} x {size} (--sample_size)"
-    ]
+    found = "streamed from the Hub"
+    if not settings["streaming"]:
+        known = {field.name for field in dataclasses.fields(DataSettings)}
+        report = load_images(DataSettings(**{key: value for key, value in settings.items() if key in known})).report
+        low, _, high = report.short_side
+        sides = f"{low}" if low == high else f"{low} to {high}"
+        found = f"{report.training_images:,} images, short side {sides} pixels, {', '.join(report.modes)}"
+    size = settings["sample_size"]
+    reasons = [f"data: {found}; trained at {size} x {size} (--sample_size)"]
     chosen = [] if _is_given("--preset", flags) else ["--preset", RECOMMENDED]
     if not _is_given("--output_dir", flags):
         chosen += ["--output_dir", str(Path("runs") / _run_name(data))]

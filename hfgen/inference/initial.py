@@ -21,7 +21,8 @@ def start_from(run: Run, networks: dict[str, nn.Module], ema: AveragedModel) -> 
     """Load the weights that `--init_from` names into the new networks of a run and their average, if it is given.
 
     A run and a checkpoint have all networks and the average; a pipeline, also the `best/` of a run, has the average of
-    the first network alone, which both then start from. Optimizers start anew. Nothing is done in a resumed run.
+    the first network alone, which both then start from. Optimizers and averaging start anew. Nothing is done in a
+    resumed run.
 
     Args:
         run: the run.
@@ -45,7 +46,7 @@ def start_from(run: Run, networks: dict[str, nn.Module], ema: AveragedModel) -> 
     for name in loaded:
         networks[name].load_state_dict(found[name])
     ema.module.load_state_dict(average)
-    ema.n_averaged.fill_(int(found["ema"]["n_averaged"]))
+    ema.n_averaged.zero_()  # or the average would show the old images for thousands of updates
     if run.is_main:
         untrained = [f"; the {name} is new: a pipeline has none" for name in networks if name not in found]
         print(f"started from {checkpoint or source}: {', '.join(loaded)} and average{''.join(untrained)}")
@@ -57,7 +58,7 @@ def _weights_of_pipeline(source: str, name: str) -> dict[str, Weights]:
     if name not in pipeline.components:
         return {}
     weights = image_network(pipeline).state_dict()
-    return {name: weights, "ema": {**weights, "n_averaged": 0}}  # the first update copies the network's weights
+    return {name: weights, "ema": weights}
 
 
 def _checkpoint_in(path: Path) -> Path | None:

@@ -60,6 +60,12 @@ def test_data_alone_get_a_preset_a_budget_and_a_folder_and_it_says_why(monkeypat
     assert same == f"that is: hfgen train gan {' '.join(started.flags)}"
 
 
+def test_a_stream_is_not_read_before_the_training(monkeypatch, capsys, started):
+    assert call(monkeypatch, "somebody/photos", "--streaming", "--images", 64) == 0
+    assert capsys.readouterr().out.startswith("data: streamed from the Hub; trained at 64 x 64")
+    assert settings_of(started)["streaming"] and settings_of(started)["max_train_steps"] == 4
+
+
 def test_on_a_gpu_the_budget_is_larger_and_the_run_is_scored(monkeypatch, capsys, started):
     started.machine = Processes(2, 1, True, {}, None)
     assert call(monkeypatch, "toy_paintings:30") == 0

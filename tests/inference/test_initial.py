@@ -31,7 +31,7 @@ def test_a_run_starts_where_another_ended_with_a_new_optimizer(tmp_path, capsys,
     for name in NETWORKS[method]:
         learned = {key: value for key, value in before[name].items() if "running_" not in key and "num_b" not in key}
         assert all(torch.allclose(after[name][key], value, atol=1e-7) for key, value in learned.items())
-    assert int(after["ema"]["n_averaged"]) == int(before["ema"]["n_averaged"]) + 1
+    assert int(after["ema"]["n_averaged"]) == 1  # or the average would keep showing cats
     optimizer = next(name for name in after if name.startswith("optimizer"))
     assert {int(moments["step"]) for moments in after[optimizer]["state"].values()} == {1}
     said = f"started from {checkpoint(tmp_path / 'cats', 2)}: {', '.join(NETWORKS[method])} and average\n"
