@@ -16,7 +16,7 @@ def update_interval() -> float:
 
 
 def progress_bar(work: str, total: int | None, unit: str = "image", disable: bool = False) -> Any:
-    """Return a bar that disappears when the work is done.
+    """Return a bar that appears after a second, and disappears when the work is done.
 
     Args:
         work: what is done, such as "encoding".
@@ -24,4 +24,6 @@ def progress_bar(work: str, total: int | None, unit: str = "image", disable: boo
         unit: what is counted.
         disable: show nothing.
     """
-    return tqdm(total=total, desc=work, unit=unit, leave=False, mininterval=update_interval(), disable=disable)
+    return tqdm(
+        total=total, desc=work, unit=unit, leave=False, delay=1.0, mininterval=update_interval(), disable=disable
+    )

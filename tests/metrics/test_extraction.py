@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hfgen.metrics import extraction, feature_spaces
+from hfgen import bars
+from hfgen.metrics import feature_spaces
 from hfgen.metrics.extraction import extract_features
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.inception import InceptionFeatures
@@ -78,21 +79,21 @@ def test_no_more_than_a_batch_of_images_is_drawn_ahead_and_any_sizes_go_together
 
 
 def test_the_bar_shows_images_done_of_all(monkeypatch):
-    bars = []
+    shown = []
 
-    class Bar(extraction.tqdm):
+    class Bar(bars.tqdm):
         def __init__(self, *arguments, **settings):
             super().__init__(*arguments, **settings)
             self.steps = []
-            bars.append(self)
+            shown.append(self)
 
         def update(self, n=1):
             self.steps.append(n)
             return super().update(n)
 
-    monkeypatch.setattr(extraction, "tqdm", Bar)
+    monkeypatch.setattr(bars, "tqdm", Bar)
     extract_features(iter(noise(40)), 40, as_it_is, corner_and_means, CPU)
-    assert [(bar.total, bar.steps) for bar in bars] == [(40, [32, 8])]
+    assert [(bar.total, bar.steps) for bar in shown] == [(40, [32, 8])]
 
 
 @pytest.mark.parametrize(

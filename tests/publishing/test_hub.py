@@ -118,7 +118,7 @@ def test_another_network_replaces_the_one_before_and_the_user_s_own_files_stay(
     of_the_run = {"training.json", "training_config.json", "metrics.jsonl"}
     run_known = (tmp_path / "run" / "launches.jsonl").is_file()
     assert run_known and files.keys() >= expected | of_the_run
-    left = files.keys() - expected - of_the_run - {"samples/curves.png", ".gitattributes"}
+    left = files.keys() - expected - of_the_run - {"samples/curves.png", "samples/progress.gif", ".gitattributes"}
     assert left == own.keys()
     # Earlier revisions can still be had.
     old = hub.commits(repo)[1].oid

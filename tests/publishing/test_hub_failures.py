@@ -70,7 +70,6 @@ def check_nothing_is_left(client, run, before):
         ("hf_test", "stranger/new", "you are tester, who can write only to tester"),
         ("hf_test", "tester/a/b", "not a valid name of a Hub repo"),
         ("hf_test", "tester/my model", "not a valid name of a Hub repo"),
-        ("hf_test", "", "not a valid name of a Hub repo"),
     ],
 )
 def test_who_may_not_write_is_told_before_anything_is_made(token, name, words, client, hub, run):
@@ -87,7 +86,8 @@ def test_a_path_that_leads_nowhere_is_told_without_asking_the_hub(client, hub, r
         assert words in refusal(client.command("publish", source, "tester/new", token=None))
     scores = refusal(client.command("publish", run, "tester/new", "--scores", tmp_path, "--output", tmp_path / "to"))
     assert f"--scores {tmp_path}: contains no evaluation.json from hfgen evaluate" in scores
-    for name in ("", "my model", "a/b/c", "../x"):
+    assert "its value is empty" in refusal(client.command("publish", run, "", "--output", tmp_path / "to"))
+    for name in ("my model", "a/b/c", "../x"):
         line = refusal(client.command("publish", run, name, "--output", tmp_path / "to"))
         assert f"{name}: not a valid name of a Hub repo" in line
     assert len(hub.requests) == requests and list(tmp_path.iterdir()) == []

@@ -89,7 +89,7 @@ def test_the_pictures_are_those_that_their_captions_tell_of(runs, published):
         assert far[-1] < 1 < far[0] and far[-1] == min(far)
     with Image.open(published / "gan" / "samples" / "progress.gif") as film:
         sheets = len(list((runs["gan"] / "samples").glob("*.png")))
-        assert film.n_frames >= sheets == 3 and film.info["duration"] == 500
+        assert film.n_frames >= sheets == 4 and film.info["duration"] == 500
 
 
 def test_diffusion_of_few_timesteps_is_shown_in_all_of_them(tmp_path):

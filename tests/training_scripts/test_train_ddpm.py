@@ -130,15 +130,17 @@ def test_sigterm_is_heeded_while_a_sheet_is_drawn(programs, tmp_path):
     """A preempted machine leaves half a minute: a sheet of a thousand steps must not use it up."""
     folder = tmp_path / "run"
     drawing = ["--num_inference_steps", "1000", "--num_sample_images", "64", "--sample_every", "1"]
-    program = programs.start(SCRIPT, *TINY, "--output_dir", folder, *drawing, "--max_train_steps", "50")
-    wait_for_lines(folder / "launches.jsonl", 1, program)
-    time.sleep(1)  # by now the first update is done and its sheet has begun; if not, the test is only easier to pass
+    arguments = [*TINY, "--output_dir", folder, "--resume", "latest"]
+    assert programs.run(SCRIPT, *arguments, "--max_train_steps", "1").returncode == 0
+    program = programs.start(SCRIPT, *arguments, *drawing, "--max_train_steps", "50")
+    wait_for_lines(folder / "launches.jsonl", 2, program)
+    time.sleep(1)  # by now the update is done and its sheet has begun; if not, the test is only easier to pass
     program.send_signal(signal.SIGTERM)
     ended = program.ended()
     assert ended.returncode == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM: step 1 of 50" in ended.stdout
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000001"]
-    assert not (folder / "samples").exists()
+    assert "stopped by SIGTERM: step 2 of 50" in ended.stdout
+    assert (folder / "checkpoints" / "step-00000002").is_dir()
+    assert not (folder / "samples" / "step-00000002.png").exists()
 
 
 def test_a_run_whose_time_is_up_still_draws_its_last_sheet(train_ddpm, tmp_path):
