@@ -19,7 +19,7 @@ from hfgen.metrics.report import finite
 from hfgen.pages import page_template
 from hfgen.texts import printable
 from hfgen.training.charts import charts_of, images_at, score_charts
-from hfgen.training.duration import parse_duration
+from hfgen.training.duration import WITHOUT_END, parse_duration
 from hfgen.training.history import METRICS_FILE, NEEDED
 from hfgen.training.reference_curves import compare_with_reference, reference_of
 from hfgen.training.settings import PLANNED_SCHEDULES
@@ -178,11 +178,11 @@ def _state(
     """Return the status, the progress in words, and the part of the run that is done, from 0 to 1 or None."""
     name, reason = str(status.get("status", "not started")), str(status.get("reason", ""))
     is_running = name == "running"
-    entry = log[-1] if log else {"step": 0, "images": 0, "seconds": 0.0}
-    at = max(step or 0, entry["step"], status.get("step") or 0)
+    entry: dict[str, Any] = log[-1] if log else {"step": 0, "images": 0, "seconds": 0.0}
+    at: int = max(step or 0, entry["step"], status.get("step") or 0)
     left = _seconds_left(at, status, log, settings, total) if is_running else None
     seconds = max(entry["seconds"], status.get("seconds") or 0)
-    parts = [f"step {at:,}" + (f" of {total:,}" if total and total < 10**8 else "")]
+    parts = [f"step {at:,}" + (f" of {total:,}" if total and total < WITHOUT_END else "")]
     if log:
         parts += [f"{images_at(log, at):,} images", f"{entry.get('images_per_second', 0):.3g} images/s"]
     parts.append(f"{in_words(seconds)} of training")
