@@ -198,6 +198,29 @@ def test_hfgen_train_answers_without_the_slow_imports(arguments):
     assert process.stderr.splitlines()[-1] == "set()"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ("progress nowhere --output x.gif", 2),
+        ("curves nowhere --output x.png", 2),
+        ("page nowhere", 2),
+        ("presets", 0),
+        ("study plan nowhere.yaml", 2),
+        ("study run nowhere.yaml", 2),
+    ],
+)
+def test_what_reads_only_texts_and_pictures_does_not_import_torch(tmp_path, arguments, status):
+    code = (
+        "import sys; from hfgen.cli import main; sys.argv = ['hfgen', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "finally: print({'torch', 'diffusers', 'accelerate'} & sys.modules.keys(), file=sys.stderr)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments.split()], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (process.returncode, process.stderr.splitlines()[-1]) == (status, "set()")
+
+
 # ------------------------------------------------------------------------------------------- names that diffusers has
 
 

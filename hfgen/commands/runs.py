@@ -23,7 +23,7 @@ def progress(
 ) -> None:
     """Make a GIF of a run's sample sheets: images of the same latents over the course of training."""
     refuse_to_replace(output, endings=(".gif",))
-    from hfgen.inference.figures import progress_frames, write_gif
+    from hfgen.inference.film import progress_frames, write_gif
 
     frames = progress_frames(run)
     with writing(output):

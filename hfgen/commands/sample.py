@@ -149,7 +149,8 @@ def interpolate(
         raise UserError(f"--image {image[0]}: interpolation needs at least two images; give --image again")
     chosen = parse_seeds("0,1" if seeds is None else seeds)
     import hfgen.inference.sampling as inference
-    from hfgen.inference.figures import enlarged, write_gif
+    from hfgen.inference.figures import enlarged
+    from hfgen.inference.film import write_gif
     from hfgen.inference.opening import open_pipeline
 
     loaded = open_pipeline(pipeline, device)

@@ -69,11 +69,11 @@ def run(
     grace_seconds: Grace = 120,
 ) -> None:
     """Train and score all unfinished cells of a study, and write the report."""
-    from hfgen.studies.report import MARKER
+    study_file, study, workspace = read(file, dataset, output, feature_weights)
+    from hfgen.studies.report import MARKER  # slow imports
     from hfgen.studies.storage import StudyStore, sqlite_url
     from hfgen.studies.worker import work
 
-    study_file, study, workspace = read(file, dataset, output, feature_weights)
     require_place_for(workspace.output, "--output")
     require_replaceable(workspace.output / "report", MARKER)
     with writing(workspace.output):
@@ -109,11 +109,12 @@ def report_so_far(store: "StudyStore", study: "Study", folder: Path) -> None:
 @study_app.command()
 def plan(file: File, dataset: Dataset = None, budget: BudgetOption = None, feature_weights: Weights = None) -> None:
     """Estimate a study's cost from short trainings: cells, images/s, hours, disk. Nothing is kept."""
-    from hfgen.studies.plan import describe_plan, make_plan, scale_down
     from hfgen.training.duration import parse_duration
 
     seconds = parse_duration("--budget", budget)
     study_file, study, workspace = read(file, dataset, None, feature_weights)
+    from hfgen.studies.plan import describe_plan, make_plan, scale_down  # slow to import
+
     made = make_plan(study, workspace, typer.echo)
     typer.echo(describe_plan(study, made))
     if budget is not None and seconds is not None:
@@ -208,16 +209,17 @@ def read(
     Raises:
         UserError: if the file is missing or invalid, or no data set is given.
     """
-    from hfgen.commands.evaluate import where_it_is
-    from hfgen.studies.cells import expand
-    from hfgen.studies.launch import Workspace
-    from hfgen.studies.scripts import find_scripts
     from hfgen.studies.study_file import find_study_file, read_study_file
 
     study_file = read_study_file(find_study_file(file))
     named = dataset or study_file.data.get("dataset")
     if not named:
         raise UserError(f"{file} names no data set: give --dataset")
+    from hfgen.commands.evaluate import where_it_is  # slow imports, after what can be told without them
+    from hfgen.studies.cells import expand
+    from hfgen.studies.launch import Workspace
+    from hfgen.studies.scripts import find_scripts
+
     folder = output or Path("runs/studies") / study_file.name
     workspace = Workspace(folder, find_scripts(), where_it_is(str(named)), feature_weights)
     return study_file, expand(study_file, workspace.scripts, workspace.dataset), workspace

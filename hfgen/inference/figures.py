@@ -1,20 +1,14 @@
 """Sheets of samples, strips of the diffusion process, and GIFs of interpolations and runs."""
 
-import io
 import math
-import re
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
-from hfgen.data.memory import MAX_ENCODED_BYTES
-from hfgen.errors import UserError
-from hfgen.files import read_regular
 from hfgen.inference.sampling import image_generators
 from hfgen.methods.schedules import noise_schedule, on_the_scale_of_images
 from hfgen.texts import printable
@@ -238,42 +232,6 @@ def noised_states(image: Image.Image, timesteps: Sequence[int], trained_steps: i
         schedule = noise_schedule(kind, trained_steps)
         cells += [to_image(schedule.add_noise(pixels, noise, torch.tensor([step]))[0]) for step in timesteps]
     return cells
-
-
-def write_gif(frames: Sequence[Image.Image], target: Path, frame_seconds: float) -> None:
-    """Write a looping GIF of images of one size."""
-    milliseconds = round(1000 * frame_seconds)
-    frames[0].save(target, format="gif", save_all=True, append_images=list(frames[1:]), duration=milliseconds, loop=0)
-
-
-def progress_frames(run: Path) -> list[Image.Image]:
-    """Read a run's sample sheets, all of the same latents, and write the step below each.
-
-    Raises:
-        UserError: if there are none, or their sizes differ.
-    """
-    files = sorted((run / "samples").glob("step-*.png"))
-    if not files:
-        raise UserError(f"{run}: contains no sample sheets (samples/step-*.png); train with --sample_every")
-    sheets = [_open_sheet(file) for file in files]
-    if len({sheet.size for sheet in sheets}) > 1:
-        raise UserError(f"{run}: its sample sheets differ in size, because --num_sample_images was changed on resume")
-    frames = []
-    for file, sheet in zip(files, sheets, strict=True):
-        frame = Image.new("RGB", (sheet.width, sheet.height + 14), "white")
-        frame.paste(sheet)
-        step = int(re.sub(r"\D", "", file.stem))
-        ImageDraw.Draw(frame).text((2, sheet.height + 1), f"step {step}", fill="black")
-        frames.append(frame)
-    return frames
-
-
-def _open_sheet(file: Path) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(read_regular(file, MAX_ENCODED_BYTES)), formats=["PNG"]) as sheet:
-            return sheet.convert("RGB")
-    except Exception as error:  # damaged files make Pillow's decoders raise almost anything
-        raise UserError(f"{file} cannot be read: {error}; remove it") from error
 
 
 def to_image(pixels: torch.Tensor) -> Image.Image:

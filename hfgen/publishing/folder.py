@@ -19,7 +19,8 @@ from hfgen.files import read_json, read_json_lines
 from hfgen.hub.card import EARLIER, REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE, TRAINING_FILE, write_card
 from hfgen.hub.model_index import reference_name
 from hfgen.inference.curves import plot_curves
-from hfgen.inference.figures import denoising_states, labelled_sheet, progress_frames, write_gif
+from hfgen.inference.figures import denoising_states, labelled_sheet
+from hfgen.inference.film import progress_frames, write_gif
 from hfgen.inference.opening import find_pipeline, open_pipeline
 from hfgen.inference.sampling import SamplingOptions, generate_images, interpolate, latents_of_seeds, weights_digest
 from hfgen.metrics.report import finite, read_report
