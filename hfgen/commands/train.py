@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shlex
+import subprocess
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,8 @@ RECOMMENDED = "dcgan_nearest"
 IMAGES_ON_CPU, IMAGES_ON_GPU = 100_000, 300_000
 # Evaluations of a run on a GPU, where they take seconds.
 EVALUATIONS = 6
+# Settings that end a training.
+LENGTHS = ("max_train_time", "max_train_steps", "num_epochs")
 # In accelerate's configuration: what the training scripts do not do.
 UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP")
 USAGE = """\
@@ -177,7 +180,7 @@ def _choose(
     chosen = [] if _is_given("--preset", flags) else ["--preset", RECOMMENDED]
     if not _is_given("--output_dir", flags):
         chosen += ["--output_dir", str(Path("runs") / _run_name(data))]
-    if not budget and all(settings[name] is None for name in ("max_train_time", "max_train_steps", "num_epochs")):
+    if not budget and all(settings[name] is None for name in LENGTHS):
         images = IMAGES_ON_GPU if processes.on_gpu else IMAGES_ON_CPU
         steps = _steps_for(images, settings, processes.count)
         chosen += ["--max_train_steps", str(steps)]
@@ -185,7 +188,8 @@ def _choose(
         if processes.on_gpu and not settings["evaluate_every"] and find_spec("cleanfid") is not None:
             chosen += ["--evaluate_every", str(max(1, steps // EVALUATIONS))]
     else:
-        reasons.append(f"budget: as asked, on {processes.machine}")
+        by_whom = "as asked" if budget or any(_is_given(f"--{name}", flags) for name in LENGTHS) else "of the preset"
+        reasons.append(f"budget: {by_whom}, on {processes.machine}")
     reasons.append(_about_preset(settings, "--preset" in chosen))
     plan = Plan(method, [*chosen, *flags, *budget], reasons)
     reasons.append(f"that is: hfgen train {method} {shlex.join(plan.flags)}")
@@ -248,8 +252,6 @@ class Processes:
         Raises:
             UserError: if the configuration asks for something that the training scripts do not do.
         """
-        if own.gpu_ids and own.gpu_ids != "all":
-            os.environ["CUDA_VISIBLE_DEVICES"] = own.gpu_ids  # before CUDA is used
         from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 
         config: Any = None
@@ -260,7 +262,11 @@ class Processes:
                     f"accelerate's configuration asks for {kind}: not supported, each process holds the whole "
                     "network; run `accelerate config` again and choose no or several GPUs"
                 )
-        on_cpu = on_cpu or bool(config is not None and config.use_cpu)
+        if (gpu_ids := own.gpu_ids or getattr(config, "gpu_ids", None)) not in (None, "all"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu_ids)  # before CUDA is used
+        if getattr(config, "use_cpu", False):
+            os.environ["ACCELERATE_USE_CPU"] = "true"  # heeded by the training script
+            on_cpu = True
         import torch
 
         gpus = 0 if on_cpu else torch.cuda.device_count()
@@ -308,3 +314,5 @@ def _launch_quietly(launch_command: Any, launch: argparse.Namespace) -> None:
         raise SystemExit(failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode) from None
     except SignalException as error:
         raise SystemExit(128 + int(error.sigval)) from None
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(error.returncode if error.returncode >= 0 else 128 - error.returncode) from None

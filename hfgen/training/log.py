@@ -51,7 +51,7 @@ class TrainingBar(tqdm):
         values = super().format_dict
         step, steps, elapsed = values["n"], values["total"], values["elapsed"]
         done = step - values["initial"]
-        left = (steps - step) * elapsed / done if done else math.inf
+        left = (steps - step) * elapsed / done if done > 0 else math.inf  # after a rollback it may be less
         share = step / steps
         if self._time_limit is not None and self._time_limit - elapsed < left:
             left, share = max(0.0, self._time_limit - elapsed), min(1.0, elapsed / self._time_limit)

@@ -262,7 +262,7 @@ class Run:
         return self.is_main and self._stop_requests.request == TIME_IS_UP and not self._sheet_path().exists()
 
     def sheet(self) -> contextlib.AbstractContextManager[None]:
-        """Enclose the making of a sheet: generated images that are not finite are trouble, like such a loss."""
+        """Return a context for drawing a sheet: NaN pixels in it are handled like a NaN loss."""
         return self._stop_requests.unless_finite()
 
     def save_sheet(self, sheet: Image.Image, kind: str = "samples") -> Path:

@@ -92,6 +92,19 @@ def test_what_the_user_gives_is_not_chosen(monkeypatch, started, arguments, expe
     assert {name: settings[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--preset", "ddpm"], "budget: of the preset, on a CPU"),
+        (["--preset", "ddpm", "--max_train_steps", 7], "budget: as asked, on a CPU"),
+        (["--images", 7], "budget: as asked, on a CPU"),
+    ],
+)
+def test_it_says_whose_budget_it_is(monkeypatch, capsys, started, arguments, said):
+    assert call(monkeypatch, "toy_paintings:8", *arguments) == 0
+    assert said in capsys.readouterr().out.splitlines()
+
+
 def test_a_method_takes_every_setting_of_its_script_and_the_budget_s_short_names(monkeypatch, started):
     arguments = ["--preset", "vae", "--latent_dim", 7, "--dataset", "x", "--output_dir", "y", "--images", 100]
     assert call(monkeypatch, "vae", *arguments) == 0
@@ -146,7 +159,15 @@ def config_file(tmp_path, **changed):
     return str(file)
 
 
-def test_accelerate_s_configuration_is_honoured(tmp_path):
+@pytest.fixture
+def clean_environment(monkeypatch):
+    """Undo what a choice sets for the training in the same process."""
+    for name in ("ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_accelerate_s_configuration_is_honoured(tmp_path, clean_environment):
     def chosen(*arguments, **changed):
         own, _ = own_options().parse_known_args(["--config_file", config_file(tmp_path, **changed), *arguments])
         return Processes.choose(own, False)
@@ -155,6 +176,11 @@ def test_accelerate_s_configuration_is_honoured(tmp_path):
     several = chosen(num_processes=6, num_machines=3, distributed_type="MULTI_CPU", mixed_precision="bf16")
     assert (several.count, several.machines, several.precision) == (6, 3, "bf16")
     assert chosen("--num_processes=2", num_processes=6, distributed_type="MULTI_CPU").count == 2
+    assert os.environ["ACCELERATE_USE_CPU"] == "true" and "CUDA_VISIBLE_DEVICES" not in os.environ
+    chosen(gpu_ids="1,3")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,3"
+    chosen("--gpu_ids=2", gpu_ids="1,3")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
     with pytest.raises(ValueError, match="configuration asks for FSDP: not supported"):
         chosen(distributed_type="FSDP")
 

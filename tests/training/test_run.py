@@ -275,6 +275,13 @@ def test_the_bar_keeps_its_bar_and_the_time_left_in_80_columns(steps, time_limit
     assert f"{share}|{rest}".startswith(shown) and rest.endswith(" left, d 1.39, g 0.847, 19.2 images/s")
 
 
+def test_after_a_rollback_behind_the_start_the_bar_does_not_know_the_time_left():
+    with TrainingBar(100, 1000, None, False) as bar:
+        bar.fp = io.StringIO()
+        bar.n = 90
+        assert "90/1000, ? left" in str(bar)
+
+
 def test_tensorboard_shows_losses_and_sheets_and_forgets_what_a_kill_undid(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
