@@ -135,6 +135,19 @@ def test_a_slow_evaluation_does_not_make_training_look_slow(tmp_path, monkeypatc
 # -------------------------------------------------------------------------------------------------------- what is kept
 
 
+def test_what_somebody_adds_to_the_best_and_the_final_pipeline_stays_when_these_are_replaced(tmp_path):
+    run, arguments = tmp_path / "run", ("--evaluate_every", "1", "--max_train_steps")
+    train("gan", run, *arguments, "1")
+    notes = [run / name / "notes.txt" for name in ("pipeline", "best", "best/pipeline")]
+    scores = json.loads((run / "best" / "scores.json").read_text())
+    (run / "best" / "scores.json").write_text(json.dumps(scores | {"fid": 1e9}))  # the next one is better
+    for note in notes:
+        note.write_text("mine")
+    train("gan", run, *arguments, "2", "--resume", "latest")
+    assert json.loads((run / "best" / "scores.json").read_text())["step"] == 2
+    assert [note.read_text() for note in notes] == ["mine"] * 3
+
+
 @pytest.mark.parametrize(("best_by", "best"), [("fid", 2), ("kid", 3)])
 def test_the_pipeline_of_the_best_score_is_kept(tmp_path, monkeypatch, capsys, best_by, best):
     fid, kid = [5.0, 3.0, 4.0, 3.0, 9.0], [0.1, 0.4, 0.05, 0.2, 0.05]
