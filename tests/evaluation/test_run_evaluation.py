@@ -135,7 +135,7 @@ def test_a_slow_evaluation_does_not_make_training_look_slow(tmp_path, monkeypatc
 # -------------------------------------------------------------------------------------------------------- what is kept
 
 
-def test_what_somebody_adds_to_the_best_and_the_final_pipeline_stays_when_these_are_replaced(tmp_path):
+def test_what_somebody_adds_to_a_pipeline_stays_when_that_is_replaced(tmp_path):
     run, arguments = tmp_path / "run", ("--evaluate_every", "1", "--max_train_steps")
     train("gan", run, *arguments, "1")
     notes = [run / name / "notes.txt" for name in ("pipeline", "best", "best/pipeline")]

@@ -1,6 +1,7 @@
 """Starting from trained weights: all networks of a run, or the one of a pipeline; other architectures are refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -52,6 +53,7 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoint(tmp_path):
     start = ("--init_from", tmp_path / "cats")
     train("ddpm", tmp_path / "whole", *start, "--max_train_steps", "4")
     train("ddpm", tmp_path / "parts", *start, "--max_train_steps", "2")
+    shutil.rmtree(tmp_path / "cats")  # not needed any more
     train("ddpm", tmp_path / "parts", *start, "--max_train_steps", "4", "--resume", "latest")
     ended = [
         load_file(tmp_path / name / "pipeline/unet/diffusion_pytorch_model.safetensors") for name in ("whole", "parts")
