@@ -26,7 +26,7 @@ from hfgen.training.log import RunLog
 from hfgen.training.page import RunPage
 from hfgen.training.settings import RunSettings, planned_steps
 from hfgen.training.state import ROLLBACK_FACTOR, RunState, SavablePipeline, Stateful
-from hfgen.training.stopping import GO_ON, INTERRUPTED, NOT_FINITE, REASONS, TIME_IS_UP, StopRequests
+from hfgen.training.stopping import INTERRUPTED, REASONS, TIME_IS_UP, StopRequests
 from hfgen.training.trouble import (
     CollapseError,
     NonFiniteError,
@@ -281,7 +281,7 @@ class Run:
             SystemExit: with status 143 if SIGTERM ended the run, 130 for Ctrl-C, so that an interrupted run is not
                 taken for a finished one.
         """
-        if self._stop_requests.request == NOT_FINITE:  # the images of the last sheet
+        if self._stop_requests.not_finite:  # the images of the last sheet
             raise self._stopped_for(NonFiniteError("a generated image is not finite"))
         complete = self.is_complete
         reason = "complete" if complete else REASONS[self._stop_requests.request]
@@ -384,10 +384,10 @@ class Run:
             self._stop_requests.raise_to(TIME_IS_UP)
         # On an accelerator this would force a sync; there, losses are checked when they are logged.
         if self.device.type == "cpu" and not self._log.is_finite():
-            self._stop_requests.raise_to(NOT_FINITE)
+            self._stop_requests.not_finite = True
         request = self._stop_requests.agree()
-        if request == NOT_FINITE:
-            self._stop_requests.request = GO_ON
+        if self._stop_requests.not_finite:
+            self._stop_requests.not_finite = False
             raise NonFiniteError(f"{'a generated image' if self._log.is_finite() else 'a loss'} is not finite")
         return bool(request)
 

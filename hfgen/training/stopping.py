@@ -12,16 +12,28 @@ import torch.distributed as dist
 
 
 # Exchanged between processes; the larger number takes precedence.
-GO_ON, TIME_IS_UP, INTERRUPTED, TERMINATED, NOT_FINITE = range(5)
+GO_ON, TIME_IS_UP, INTERRUPTED, TERMINATED = range(4)
 REASONS = {GO_ON: "", TIME_IS_UP: "time is up", INTERRUPTED: "interrupted by Ctrl-C", TERMINATED: "stopped by SIGTERM"}
 
 
 class StopRequests:
-    """Collects stop requests, which are handled between two updates."""
+    """Collects stop requests, which are handled between two updates.
+
+    Attributes:
+        not_finite: whether a loss or a generated image was not finite, on any process after `agree`.
+    """
 
     def __init__(self) -> None:
-        self.request = GO_ON
+        self.not_finite = False
+        # A signal may come between reading an attribute and writing it: only its handler writes this one.
+        self._of_signals = GO_ON
+        self._of_run = GO_ON
         self._group: Any = None  # gloo process group, created on first use
+
+    @property
+    def request(self) -> int:
+        """The strongest request so far."""
+        return max(self._of_signals, self._of_run)
 
     @contextmanager
     def caught(self) -> Iterator[None]:
@@ -37,36 +49,39 @@ class StopRequests:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.request != INTERRUPTED:  # Ctrl-C ends the launcher, too, and then SIGTERM follows
-            self.raise_to(TERMINATED if number == signal.SIGTERM else INTERRUPTED)
+            self._of_signals = TERMINATED if number == signal.SIGTERM else INTERRUPTED
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def raise_to(self, request: int) -> None:
-        """Record a request; the strongest one so far is kept."""
-        self.request = max(self.request, request)
+        """Record a request of the run itself, or of another process; the strongest one so far is kept."""
+        self._of_run = max(self._of_run, request)
 
     @contextmanager
     def unless_finite(self) -> Iterator[None]:
-        """Request a stop if pixels of generated images are NaN when they are converted: they would be black."""
+        """Note if pixels of generated images are NaN when they are converted: they would be black."""
         try:
             with np.errstate(invalid="raise"):
                 yield
         except FloatingPointError:
-            self.raise_to(NOT_FINITE)
+            self.not_finite = True
 
     def agree(self) -> int:
         """Return the strongest request of all processes; all of them must call this after the same update.
 
-        This uses gloo even if gradients use NCCL: the result is needed on the CPU, and NCCL would force a device sync
-        at every step.
+        What comes while they exchange their requests counts at the next call. This uses gloo even if gradients use
+        NCCL: the result is needed on the CPU, and NCCL would force a device sync at every step.
         """
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            if self._group is None:
-                self._group = dist.new_group(backend="gloo")
-            request = torch.tensor(self.request)
-            dist.all_reduce(request, dist.ReduceOp.MAX, group=self._group)
-            self.request = int(request)
-        return self.request
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return self.request
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo")
+        strongest = torch.tensor([self.request, self.not_finite])
+        dist.all_reduce(strongest, dist.ReduceOp.MAX, group=self._group)
+        request, not_finite = strongest.tolist()
+        self.raise_to(request)
+        self.not_finite = bool(not_finite)
+        return request
 
     @property
     def exit_status(self) -> int:

@@ -6,8 +6,9 @@ import signal
 import pytest
 
 from hfgen.errors import UserError
+from hfgen.training import stopping
 from hfgen.training.duration import parse_duration
-from hfgen.training.stopping import INTERRUPTED, NOT_FINITE, TERMINATED, TIME_IS_UP, StopRequests
+from hfgen.training.stopping import GO_ON, INTERRUPTED, TERMINATED, TIME_IS_UP, StopRequests
 
 
 @pytest.mark.parametrize(
@@ -47,8 +48,28 @@ def test_the_strongest_request_wins_whatever_their_order():
     for request in (TERMINATED, TIME_IS_UP):
         requests.raise_to(request)
     assert requests.agree() == TERMINATED
-    requests.raise_to(NOT_FINITE)
-    assert requests.agree() == NOT_FINITE
+
+
+@pytest.mark.parametrize("not_finite", [False, True])
+def test_a_signal_during_the_exchange_with_other_processes_counts_at_the_next_one(monkeypatch, not_finite):
+    """It was overwritten by their answer, and the launcher killed the run after half a minute."""
+
+    def exchange(tensor, operation, group):
+        if exchanged.append(tensor.tolist()) is None and len(exchanged) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            tensor[1] = not_finite  # the answer of another process
+
+    exchanged = []
+    for name, value in {"is_initialized": True, "get_world_size": 2, "new_group": None}.items():
+        monkeypatch.setattr(stopping.dist, name, lambda value=value, **_: value)
+    monkeypatch.setattr(stopping.dist, "all_reduce", exchange)
+    requests = StopRequests()
+    with requests.caught():
+        assert requests.agree() == GO_ON
+        assert requests.not_finite == not_finite
+        requests.not_finite = False  # the run goes back to a checkpoint, and on
+        assert requests.agree() == TERMINATED
+    assert exchanged == [[GO_ON, 0], [TERMINATED, 0]]
 
 
 def test_time_being_up_is_no_failure():
