@@ -13,8 +13,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser
-
 from hfgen.arguments import refuse_empty_values
 from hfgen.errors import UserError
 from hfgen.files import read_written_text
@@ -106,6 +104,8 @@ def parse_settings(
             other.
         SystemExit: on a misspelt flag or a value of the wrong type, as argparse does.
     """
+    from transformers import HfArgumentParser  # slow to import; other users of this file do not need it
+
     parser = HfArgumentParser(settings_classes, prog=program, allow_abbrev=False)
     parser.usage = "%(prog)s [--preset NAME] [--setting VALUE ...]   (--help lists them all)"
     presets_folder = _find_presets(presets_folder)

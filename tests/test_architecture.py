@@ -205,6 +205,7 @@ def test_hfgen_train_answers_without_the_slow_imports(arguments):
         ("curves nowhere --output x.png", 2),
         ("page nowhere", 2),
         ("presets", 0),
+        ("study status nowhere", 2),
         ("study plan nowhere.yaml", 2),
         ("study run nowhere.yaml", 2),
     ],
@@ -213,7 +214,7 @@ def test_what_reads_only_texts_and_pictures_does_not_import_torch(tmp_path, argu
     code = (
         "import sys; from hfgen.cli import main; sys.argv = ['hfgen', *sys.argv[1:]]\n"
         "try: main()\n"
-        "finally: print({'torch', 'diffusers', 'accelerate'} & sys.modules.keys(), file=sys.stderr)"
+        "finally: print({'torch', 'diffusers', 'accelerate', 'transformers'} & sys.modules.keys(), file=sys.stderr)"
     )
     process = subprocess.run(
         [sys.executable, "-c", code, *arguments.split()], capture_output=True, text=True, cwd=tmp_path

@@ -17,6 +17,7 @@ from hfgen.data.location import is_missing
 from hfgen.errors import UserError
 from hfgen.files import read_json, write_text_atomically
 from hfgen.studies.cells import Cell
+from hfgen.studies.outcomes import BROKEN, DIVERGED, IN_USE, LOST, TRAINED, Ending
 from hfgen.studies.scripts import launch_arguments
 from hfgen.studies.study_file import Budget
 from hfgen.studies.supervised import GRACE
@@ -33,11 +34,11 @@ LAUNCHER = [
 # Errors of hfgen and Python; the launcher's own error after them contains no information.
 ERROR = re.compile(r"error: |(?!subprocess\.CalledProcessError)[\w.]*(Error|Exception|Interrupt)\b")
 TOLD_LINES = 12
-TRAINED, DIVERGED, BROKEN, LOST, IN_USE = "trained", "diverged", "broken", "lost", "in use"
 MIN_SECONDS = 1
 POLL_SECONDS = 5.0
 # The training of a worker that was killed has stopped after this time, or goes on.
 PATIENCE = GRACE + 10.0
+LOST_CELL = Ending(LOST, "another worker has taken it, because this one did not respond for too long")
 
 
 @dataclass(frozen=True)
@@ -59,25 +60,6 @@ class Workspace:
     def run_folder(self, cell: Cell) -> Path:
         """Return the training script's output folder."""
         return self.output / "cells" / cell.folder_name
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How the training of a cell ended.
-
-    Attributes:
-        kind: "trained"; "diverged" if the training itself failed; "broken" if something else failed; "lost" if
-            another worker has the cell now; "in use" if another process is still training in the folder.
-        reason: reason of a failure.
-        step: last step, if known.
-    """
-
-    kind: str
-    reason: str = ""
-    step: int | None = None
-
-
-LOST_CELL = Ending(LOST, "another worker has taken it, because this one did not respond for too long")
 
 
 def train_cell(

@@ -7,7 +7,7 @@ from typing import Any
 from hfgen.metrics.report import finite
 from hfgen.pages import page_template
 from hfgen.studies.cells import Study
-from hfgen.studies.launch import TRAINED
+from hfgen.studies.outcomes import TRAINED
 from hfgen.studies.pictures import losses_of
 from hfgen.studies.storage import Outcome
 from hfgen.studies.study_file import METRICS

@@ -22,9 +22,11 @@ from hfgen.inference.sampling import SamplingOptions, generate_images
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.studies.cells import ALL_CHECKPOINTS, Cell, Study, expand, images_per_step, scores_on_the_way
-from hfgen.studies.launch import TRAINED, Workspace, check_device, train_cell
+from hfgen.studies.launch import Workspace, check_device, train_cell
+from hfgen.studies.outcomes import TRAINED
 from hfgen.studies.results import data_settings
 from hfgen.studies.study_file import Budget, StudyFile
+from hfgen.training.duration import format_duration
 from hfgen.training.history import read_metrics
 
 
@@ -213,15 +215,15 @@ def describe_plan(study: Study, plan: Plan) -> str:
         training = plan.train_seconds(cell, study.budget)
         scoring = plan.score_seconds(cell, study.evaluation.num_images)
         lines.append(
-            f"  {names[0]}{_and_others(names)}: {probe.images_per_second:.3g} images/s, {duration(training)} of "
-            f"training, {duration(scoring)} for {study.evaluation.num_images:,} scored images"
+            f"  {names[0]}{_and_others(names)}: {probe.images_per_second:.3g} images/s, {format_duration(training)} "
+            f"of training, {format_duration(scoring)} for {study.evaluation.num_images:,} scored images"
         )
     probes = [probe for cell in study.cells.values() if (probe := plan.probe(cell))]
     disk = sum(probe.kept_bytes for probe in probes) + max((probe.passing_bytes for probe in probes), default=0)
     trained = sum(plan.train_seconds(cell, study.budget) for cell in study.cells.values())
     lines.append(
-        f"in total {duration(plan.seconds(study))} with one worker on this machine, {duration(trained)} of it "
-        f"training, and at most {disk / GIGABYTE:.2g} GB of disk space"
+        f"in total {format_duration(plan.seconds(study))} with one worker on this machine, {format_duration(trained)} "
+        f"of it training, and at most {disk / GIGABYTE:.2g} GB of disk space"
     )
     if left_out:
         lines.append(f"without {left_out} of {len(study.cells)} cells, which need a machine with CUDA")
@@ -266,7 +268,8 @@ def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: f
         needed = (seconds - left) / (1 - MIN_TRAINING_SHARE)
         raise UserError(
             f"--budget {asked}: too short for {len(cells.cells)} cells, whose launches and scores of {num_images} "
-            f"images take {duration(seconds - left)}; give at least {duration(needed)}, or shorten the grid"
+            f"images take {format_duration(seconds - left)}; "
+            f"give at least {format_duration(needed)}, or shorten the grid"
         )
     share = min(1.0, left / sum(plan.train_seconds(cell, file.budget) for cell in cells.cells.values()))
     every = file.evaluation.every_images
@@ -291,14 +294,6 @@ def cut_budget(budget: Budget, share: float) -> Budget:
     digits = 10 ** max(0, math.floor(math.log10(max(whole, 1))) - 1)
     rounded = max(1, int(whole // digits * digits))
     return Budget(steps=rounded) if budget.steps is not None else Budget(images=rounded)
-
-
-def duration(seconds: float) -> str:
-    """Format a time: "35 s", "12 min", "3.4 h", "2.1 days"."""
-    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.3g} {name}"
-    return f"{seconds / 86400:.3g} days"
 
 
 def _and_others(names: list[str]) -> str:

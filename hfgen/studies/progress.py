@@ -6,9 +6,9 @@ import statistics
 from optuna.trial import FrozenTrial, TrialState
 
 from hfgen.studies.cells import Study
-from hfgen.studies.launch import TRAINED
-from hfgen.studies.plan import duration
-from hfgen.studies.storage import BROKEN, DONE, RUNNING, WORKER, Outcome, outcome_of, state_of
+from hfgen.studies.outcomes import BROKEN, TRAINED
+from hfgen.studies.storage import DONE, RUNNING, WORKER, Outcome, outcome_of, state_of
+from hfgen.training.duration import format_duration
 
 
 def describe_progress(study: Study, trials: dict[str, list[FrozenTrial]], now: datetime.datetime) -> str:
@@ -37,7 +37,7 @@ def _cell_status(study: Study, state: str, trials: list[FrozenTrial], now: datet
     if state == RUNNING:
         running = next(trial for trial in trials if trial.state == TrialState.RUNNING)
         where = running.user_attrs.get(WORKER)
-        since = f" for {duration(_seconds(running.datetime_start, now))}" if running.datetime_start else ""
+        since = f" for {format_duration(_seconds(running.datetime_start, now))}" if running.datetime_start else ""
         return f"running{since}" + (f", worker {where}" if where else "")
     outcome: Outcome | None = outcome_of(trials)
     if state not in (DONE, BROKEN) or outcome is None:
@@ -59,7 +59,8 @@ def _rest(trials: dict[str, list[FrozenTrial]], running: int, to_do: int) -> str
     mean = statistics.fmean(taken)
     left = mean * (to_do + running / 2) / running
     workers = f"{running} worker{'s' if running > 1 else ''}"
-    return f"about {duration(left)} left for {workers}: a cell takes {duration(mean)} (mean of {len(taken)})"
+    each = f"a cell takes {format_duration(mean)} (mean of {len(taken)})"
+    return f"about {format_duration(left)} left for {workers}: {each}"
 
 
 def _seconds(start: datetime.datetime | None, end: datetime.datetime | None) -> float:

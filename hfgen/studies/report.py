@@ -12,7 +12,7 @@ from typing import Any
 from hfgen.data.location import is_path
 from hfgen.files import write_atomically
 from hfgen.studies.cells import Cell, Study
-from hfgen.studies.launch import BROKEN, DIVERGED, TRAINED
+from hfgen.studies.outcomes import BROKEN, DIVERGED, TRAINED
 from hfgen.studies.page import page
 from hfgen.studies.pictures import plot_loss_curves, plot_score_curves, sample_rows, strip_rows
 from hfgen.studies.storage import Outcome

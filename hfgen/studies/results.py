@@ -4,7 +4,7 @@ import base64
 import io
 import math
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.report import finite
 from hfgen.studies.cells import Cell
 from hfgen.studies.launch import Workspace
+from hfgen.studies.outcomes import Result
 from hfgen.studies.study_file import Evaluation
 from hfgen.training.checkpoints import list_checkpoints, load_progress
 from hfgen.training.folder import STATUS_KEYS, read_launches
@@ -40,30 +41,6 @@ MAX_PICTURE_BYTES = 45_000
 MAX_SHOWN_PIXELS, MAX_STRIP_PIXELS = 96, 800
 MAX_CURVE_POINTS = 200
 ABOUT_DATA = ("from_step", "data_digest")  # not about the environment of a launch
-
-
-@dataclass(frozen=True)
-class Result:
-    """The stored results of a trained cell.
-
-    Attributes:
-        summary: summary of training and scores; "course" is FID during training, if requested. For a VAE it is from
-            the prior, because the density is fitted at the end.
-        curve: about two hundred entries of the run's log, with losses and speed.
-        sheet: the first images of the evaluation, JPEG in base64.
-        strip: for diffusion: a denoising strip, likewise; else "".
-    """
-
-    summary: dict[str, Any]
-    curve: list[dict[str, float]]
-    sheet: str
-    strip: str
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether the generated images could be scored."""
-        fid = self.summary["scores"]["fid"]
-        return fid is not None and math.isfinite(fid)
 
 
 class Scorer:

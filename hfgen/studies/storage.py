@@ -25,8 +25,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from hfgen.errors import UserError
 from hfgen.studies.cells import Study, differences
 from hfgen.studies.database import DATABASE_ERRORS, open_database, reading_from, reason_of, shown, with_driver
-from hfgen.studies.launch import BROKEN, DIVERGED
-from hfgen.studies.results import Result
+from hfgen.studies.outcomes import BROKEN, DIVERGED, Result
 
 
 DEFINITION, CELL, WORKER = "hfgen_study", "cell", "worker"

@@ -12,8 +12,9 @@ from diffusers.utils import logging
 from hfgen.errors import UserError
 from hfgen.studies.cells import Cell, Study
 from hfgen.studies.database import DATABASE_ERRORS, reason_of, shown
-from hfgen.studies.launch import BROKEN, DIVERGED, IN_USE, TRAINED, Workspace, check_data, check_device, train_cell
-from hfgen.studies.results import Result, Scorer, data_digest, data_settings
+from hfgen.studies.launch import Workspace, check_data, check_device, train_cell
+from hfgen.studies.outcomes import BROKEN, DIVERGED, IN_USE, TRAINED, Result
+from hfgen.studies.results import Scorer, data_digest, data_settings
 from hfgen.studies.storage import MISSING, RUNNING, WAITING, Outcome, StudyStore
 
 

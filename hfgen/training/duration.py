@@ -1,4 +1,4 @@
-"""Durations as users write them."""
+"""Durations as users write and read them."""
 
 import math
 import re
@@ -32,3 +32,11 @@ def parse_duration(flag: str, text: str | None) -> float | None:
     if not 0 < total < math.inf:
         raise UserError(f"{flag} {text}: write a duration such as 90s, 45m or 8h50m")
     return total
+
+
+def format_duration(seconds: float) -> str:
+    """Format a time: "35 s", "12 min", "3.4 h", "2.1 days"."""
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds / 86400:.3g} days"

@@ -1,5 +1,7 @@
 import datetime
 import os
+import subprocess
+import sys
 
 import pytest
 from optuna.trial import TrialState, create_trial
@@ -100,3 +102,17 @@ def test_what_stands_in_the_database_is_told(tmp_path, hfgen, refusal):
     assert lines[2].startswith("  b: running for ") and f" {os.getpid()}" in lines[2]
     assert lines[3:] == ["  c: to do", lines[4]] and lines[4].startswith("about ")
     assert "nowhere: not a study" in refusal("study", "status", "nowhere")
+
+
+def test_the_progress_of_a_study_is_told_without_the_slow_imports(tmp_path):
+    store = open_toys(tmp_path, toy_study("a", "b"))
+    store.enqueue(["a", "b"])
+    store.run_next(lambda name: trained(5.5))
+    code = (
+        "import sys; from hfgen.cli import main; sys.argv = ['hfgen', 'study', 'status', sys.argv[1]]\n"
+        "try: main()\n"
+        "finally: print({'torch', 'diffusers', 'accelerate', 'transformers'} & sys.modules.keys())"
+    )
+    told = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert told.returncode == 0 and "  a: fid 5.5" in told.stdout.splitlines(), told.stderr
+    assert told.stdout.splitlines()[-1] == "set()"

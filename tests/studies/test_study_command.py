@@ -8,7 +8,7 @@ import pytest
 import hfgen.studies.plan
 import hfgen.studies.worker
 from hfgen.errors import UserError
-from hfgen.studies.launch import TRAINED
+from hfgen.studies.outcomes import TRAINED
 from hfgen.studies.plan import Plan, Probe, _kind
 from hfgen.studies.storage import Outcome, sqlite_url
 

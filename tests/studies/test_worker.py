@@ -8,7 +8,8 @@ from toy_studies import fall_silent, make_quick, open_toys, toy_cell, toy_study,
 
 from hfgen.errors import UserError
 from hfgen.studies import launch, worker
-from hfgen.studies.launch import Ending, train_cell
+from hfgen.studies.launch import train_cell
+from hfgen.studies.outcomes import Ending
 from hfgen.studies.results import data_digest
 from hfgen.studies.storage import Outcome
 from hfgen.studies.worker import work

@@ -20,7 +20,7 @@ import hfgen
 from hfgen.studies import launch, worker
 from hfgen.studies.cells import Cell, Place, Study
 from hfgen.studies.launch import Workspace
-from hfgen.studies.results import Result
+from hfgen.studies.outcomes import Result
 from hfgen.studies.storage import Outcome, StudyStore, sqlite_url
 from hfgen.studies.study_file import Budget, Evaluation
 
