@@ -185,8 +185,13 @@ def _choose(
         steps = _steps_for(images, settings, processes.count)
         chosen += ["--max_train_steps", str(steps)]
         reasons.append(f"budget: {images:,} images, the default on {processes.machine} (--images, or --time 2h)")
-        if processes.on_gpu and not settings["evaluate_every"] and find_spec("cleanfid") is not None:
-            chosen += ["--evaluate_every", str(max(1, steps // EVALUATIONS))]
+        if processes.on_gpu and not settings["evaluate_every"]:
+            every = max(1, steps // EVALUATIONS)
+            if (lack := _lack_of_scores(settings["feature_weights"])) is None:
+                chosen += ["--evaluate_every", str(every)]
+                reasons.append(f"scores: FID every {every:,} steps (--evaluate_every)")
+            else:
+                reasons.append(f"scores: none during training; {lack}")
     else:
         by_whom = "as asked" if budget or any(_is_given(f"--{name}", flags) for name in LENGTHS) else "of the preset"
         reasons.append(f"budget: {by_whom}, on {processes.machine}")
@@ -194,6 +199,21 @@ def _choose(
     plan = Plan(method, [*chosen, *flags, *budget], reasons)
     reasons.append(f"that is: hfgen train {method} {shlex.join(plan.flags)}")
     return plan
+
+
+def _lack_of_scores(weights: str | None) -> str | None:
+    """Return what scoring during training lacks, and how to get it; None if it lacks nothing."""
+    if find_spec("cleanfid") is None:
+        return 'pip install "hfgen[eval]"'
+    from hfgen.metrics.inception import find_weights
+
+    try:
+        find_weights(weights)
+    except UserError as error:
+        if weights is not None:  # asked for by name
+            raise
+        return str(error)
+    return None
 
 
 def _about_preset(settings: dict[str, Any], is_default: bool) -> str:

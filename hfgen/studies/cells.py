@@ -324,7 +324,7 @@ def differences(stored: Study, now: Study) -> list[str]:
             lines += _changes(f"cell {name}", {key: getattr(before, key)}, {key: getattr(after, key)})
         old, new = before.settings, json.loads(json.dumps(after.settings))
         if old.keys() != new.keys():  # a setting newer than the study: its default is the old behaviour
-            old, new = ({**_defaults(cell.method), **own} for cell, own in ((before, old), (after, new)))
+            old, new = ({**default_settings(cell.method), **own} for cell, own in ((before, old), (after, new)))
         lines += _changes(f"cell {name}", old, new)
     if not lines:  # rows can change without a change of cells
         rows = [{(_name(one.family, one.point), one.cells) for one in study.places} for study in (stored, now)]
@@ -336,7 +336,7 @@ def differences(stored: Study, now: Study) -> list[str]:
     return lines
 
 
-def _defaults(method: str) -> dict[str, Any]:
+def default_settings(method: str) -> dict[str, Any]:
     """Return the defaults of a training script's settings."""
     parts = import_script(find_scripts(), method).SETTINGS
     return {field.name: field.default for part in parts for field in fields(part) if field.default is not MISSING}

@@ -6,9 +6,11 @@ from typing import Any
 
 from hfgen.metrics.report import finite
 from hfgen.pages import page_template
-from hfgen.studies.cells import Study
+from hfgen.studies.cells import Cell, Study
+from hfgen.studies.commands import command_of
 from hfgen.studies.outcomes import TRAINED
 from hfgen.studies.pictures import losses_of
+from hfgen.studies.results import strip_timesteps
 from hfgen.studies.storage import Outcome
 from hfgen.studies.study_file import METRICS
 from hfgen.studies.table import COLUMNS, HIGHER_IS_BETTER, Row, as_matrix, cells_of, heads
@@ -112,11 +114,19 @@ def _place(study: Study, row: Row) -> dict[str, Any]:
                 "sheet": result.sheet if result is not None else "",
                 "in_gallery": None,
                 "strip": result.strip if result is not None else "",
+                "strip_label": _strip_label(study.cells[name]),
                 "curves": _curves(result.curve) if result is not None else {},
                 "settings": study.cells[name].settings,
+                "command": command_of(study, study.cells[name]),
             }
         )
     return {"name": row.place.family, "point": row.label, "seeds": seeds}
+
+
+def _strip_label(cell: Cell) -> str:
+    if cell.method != "ddpm":
+        return ""
+    return f"denoising at t = {', '.join(map(str, strip_timesteps(cell.settings['num_train_timesteps'])))}"
 
 
 def _summary(study: Study, outcome: Outcome | None) -> str:

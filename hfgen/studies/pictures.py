@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hfgen.inference.figures import image_sheet, labelled_rows
-from hfgen.studies.results import SHEET_COLUMNS, STRIP_COLUMNS, decode_picture
+from hfgen.inference.figures import image_sheet, labelled_rows, labelled_sheet
+from hfgen.studies.cells import Study
+from hfgen.studies.results import SHEET_COLUMNS, STRIP_COLUMNS, decode_picture, strip_timesteps
 from hfgen.studies.table import Row
 from hfgen.training.history import loss_range
 
@@ -119,22 +120,28 @@ def losses_of(curve: list[dict[str, float]]) -> list[str]:
 
 def sample_rows(rows: list[Row]) -> Image.Image | None:
     """Show the first images of each place, one column per latent or noise; None if there are none."""
-    return _rows_of(rows, "sheet", SHEET_COLUMNS, SHOWN_PER_ROW, SHOWN_PER_ROW)
-
-
-def strip_rows(rows: list[Row]) -> Image.Image | None:
-    """Show the denoising of the diffusion cells, noise on the left; None if there are none."""
-    return _rows_of(rows, "strip", STRIP_COLUMNS, None, STRIP_COLUMNS)
-
-
-def _rows_of(rows: list[Row], kind: str, columns: int, most: int | None, shown_columns: int) -> Image.Image | None:
     shown = []
     for row in rows:
-        if picture := first_picture(row, kind):
-            images = [_resized(image) for image in cut(decode_picture(picture), columns)[:most]]
-            name = f"{row.place.family}\n{row.label}" if row.label else row.place.family
-            shown.append((name, image_sheet(images, shown_columns)))
+        if picture := first_picture(row, "sheet"):
+            images = [_resized(image) for image in cut(decode_picture(picture), SHEET_COLUMNS)[:SHOWN_PER_ROW]]
+            shown.append((_name_of(row), image_sheet(images, SHOWN_PER_ROW)))
     return labelled_rows(shown) if shown else None
+
+
+def strip_rows(study: Study, rows: list[Row]) -> Image.Image | None:
+    """Show the denoising of the diffusion cells under their timesteps, noise on the left; None if there are none."""
+    shown = []
+    for row in rows:
+        if picture := first_picture(row, "strip"):
+            trained_steps = study.cells[row.place.cells[0]].settings["num_train_timesteps"]
+            heads = [f"t = {timestep}" for timestep in strip_timesteps(trained_steps)]
+            images = [_resized(image) for image in cut(decode_picture(picture), STRIP_COLUMNS)]
+            shown.append((_name_of(row), labelled_sheet(images, STRIP_COLUMNS, heads=heads)))
+    return labelled_rows(shown) if shown else None
+
+
+def _name_of(row: Row) -> str:
+    return f"{row.place.family}\n{row.label}" if row.label else row.place.family
 
 
 def first_picture(row: Row, kind: str) -> str:

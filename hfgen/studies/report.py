@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shlex
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
@@ -12,6 +11,7 @@ from typing import Any
 from hfgen.data.location import is_path
 from hfgen.files import write_atomically
 from hfgen.studies.cells import Cell, Study
+from hfgen.studies.commands import command_of, commands
 from hfgen.studies.outcomes import BROKEN, DIVERGED, TRAINED
 from hfgen.studies.page import page
 from hfgen.studies.pictures import plot_loss_curves, plot_score_curves, sample_rows, strip_rows
@@ -40,6 +40,7 @@ FILES = {
     "table.tex": "the table for a paper",
     "index.html": "a self-contained page to view",
     "study.json": "the study with all settings of every cell",
+    "commands.sh": "a command per cell, to train it again",
 }
 # All that a report may contain, and by which of it an earlier one is recognised.
 WINNER_FILE = "winner.json"
@@ -80,9 +81,9 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
         if (sheet := sample_rows(rows)) is not None:
             sheet.save(target / "samples.jpg", quality=88)
             pictures["samples.jpg"] = "Samples of each cell: the first images of the first seed that has any"
-        if (strip := strip_rows(rows)) is not None:
+        if (strip := strip_rows(study, rows)) is not None:
             strip.save(target / "denoising.jpg", quality=88)
-            pictures["denoising.jpg"] = "Denoising, from noise (left) to images, at evenly spaced timesteps"
+            pictures["denoising.jpg"] = "Denoising, from noise (left) to images; t is the timestep"
         texts = {
             "report.md": markdown(study, rows, pictures),
             "cells.csv": csv_cells(study, rows),
@@ -90,6 +91,7 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
             "table.tex": latex(study, rows),
             "study.json": json.dumps(_nan_as_text(study.to_dict()), indent=1, allow_nan=False) + "\n",
             WINNER_FILE: json.dumps(best.settings, indent=1) + "\n" if (best := winning_cell(study, rows)) else "",
+            "commands.sh": commands(study),
             "index.html": page(study, rows, statements(study, rows), endings(study, rows)),
         }
         for name, text in texts.items():
@@ -174,30 +176,12 @@ def winning_cell(study: Study, rows: list[Row]) -> Cell | None:
     return study.cells[ranked(study, rows)[0].place.cells[0]] if winner(study, rows) else None
 
 
-def command_again(study: Study, cell: Cell) -> str:
-    """Return the command that trains a cell again, with its settings in `winner.json`."""
-    folder = f"runs/{cell.folder_name}"
-    words = [
-        "hfgen",
-        "train",
-        cell.method,
-        "--preset",
-        WINNER_FILE,
-        "--dataset",
-        study.dataset,
-        "--output_dir",
-        folder,
-    ]
-    if study.budget.minutes is not None:
-        words += ["--max_train_time", f"{60 * study.budget.minutes:.0f}s"]
-    return shlex.join(words)
-
-
 def statements(study: Study, rows: list[Row]) -> list[str]:
     """Describe what was done and how it compares, one paragraph each."""
     paragraphs = [study.question] if study.question else []
     if (best := winning_cell(study, rows)) is not None:
-        paragraphs.append(f"{winner(study, rows)} To train it again: {command_again(study, best)}")
+        again = command_of(study, best, WINNER_FILE)
+        paragraphs.append(f"{winner(study, rows)} To train it again: {again}")
     paragraphs += [conditions(study, rows), *hardware(rows)]
     if floor := floors(study, rows):
         paragraphs.append(floor)

@@ -79,8 +79,7 @@ class Scorer:
         shown = list(generate_images(pipeline, replace(sampling, num_images=SHEET_IMAGES)))
         strip = ""
         if cell.method == "ddpm":
-            last = pipeline.scheduler.config.num_train_timesteps - 1
-            shown_steps = [round(last * (1 - index / (STRIP_COLUMNS - 1))) for index in range(STRIP_COLUMNS)]
+            shown_steps = strip_timesteps(pipeline.scheduler.config.num_train_timesteps)
             states, _ = denoising_states(pipeline, shown_steps, STRIP_IMAGES, wanted.seed, steps)
             strip = encode_picture(reduced(image_sheet(states, STRIP_COLUMNS), MAX_STRIP_PIXELS))
         curve = read_metrics(folder)
@@ -163,6 +162,11 @@ def thinned(log: list[dict[str, Any]]) -> list[dict[str, float]]:
     stride = math.ceil(len(log) / MAX_CURVE_POINTS)
     kept = log[::-1][::stride][::-1]
     return [{key: float(f"{value:.5g}") for key, value in entry.items() if key != "images"} for entry in kept]
+
+
+def strip_timesteps(trained_steps: int) -> list[int]:
+    """Return the timesteps of a strip's columns, noisiest first, for a model of this many timesteps."""
+    return [round((trained_steps - 1) * (1 - index / (STRIP_COLUMNS - 1))) for index in range(STRIP_COLUMNS)]
 
 
 def encode_sheet(images: list[Image.Image]) -> str:

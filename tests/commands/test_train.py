@@ -10,14 +10,22 @@ import time
 
 import pytest
 from line_method import status
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from toy_runs import METHODS, TINY
 
 from hfgen.cli import main
 from hfgen.commands import train as command
 from hfgen.commands.train import Processes, own_options
+from hfgen.errors import UserError
+from hfgen.metrics import inception
 
 
 ONE = Processes(1, 1, False, {}, None)
+
+
+def failure_of(exitcode):
+    return ProcessFailure(local_rank=0, pid=1, exitcode=exitcode, error_file="none")
 
 
 @pytest.fixture
@@ -68,10 +76,32 @@ def test_a_stream_is_not_read_before_the_training(monkeypatch, capsys, started):
 
 def test_on_a_gpu_the_budget_is_larger_and_the_run_is_scored(monkeypatch, capsys, started):
     started.machine = Processes(2, 1, True, {}, None)
+    monkeypatch.setattr(inception, "find_weights", lambda path: path)
     assert call(monkeypatch, "toy_paintings:30") == 0
     settings = settings_of(started)
     assert settings["max_train_steps"] == 9375 and settings["evaluate_every"] == 9375 // 6
-    assert "budget: 300,000 images, the default on 2 GPUs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "budget: 300,000 images, the default on 2 GPUs" in said and "scores: FID every 1,562 steps" in said
+
+
+@pytest.mark.parametrize("lacking", ["clean-fid", "weights"])
+def test_on_a_gpu_a_run_that_cannot_be_scored_is_trained_and_told_why_it_has_no_scores(
+    monkeypatch, capsys, started, lacking
+):
+    def none_found(path):
+        raise UserError(f"--feature_weights {path}: none found")
+
+    started.machine = Processes(1, 1, True, {}, None)
+    monkeypatch.setattr(inception, "find_weights", none_found)
+    if lacking == "clean-fid":
+        monkeypatch.setattr(command, "find_spec", lambda name: None)
+    assert call(monkeypatch, "toy_paintings:30") == 0
+    assert settings_of(started)["evaluate_every"] == 0
+    why = {"clean-fid": 'pip install "hfgen[eval]"', "weights": "--feature_weights None: none found"}[lacking]
+    assert f"scores: none during training; {why}" in capsys.readouterr().out
+    if lacking == "weights":
+        assert call(monkeypatch, "toy_paintings:30", "--feature_weights", "mine.pt") == 2
+        assert "mine.pt: none found" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -215,3 +245,23 @@ def test_several_processes_end_with_the_script_s_message_and_status(tmp_path):
     assert process.returncode == 143 and "Traceback" not in errors
     assert status(tmp_path / "run")["reason"] == "stopped by SIGTERM"
     assert any((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [
+        (subprocess.CalledProcessError(2, "python"), 2),
+        (subprocess.CalledProcessError(-15, "python"), 143),
+        (SignalException("stopped", signal.SIGINT), 130),
+        (ChildFailedError("train", {0: failure_of(3)}), 3),
+        (ChildFailedError("train", {1: failure_of(-9)}), 137),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_the_status_of_a_launch_is_that_of_the_process_that_failed_as_a_shell_gives_it(raised, status):
+    def launch(options):
+        raise raised
+
+    with pytest.raises(SystemExit) as ended:
+        command._launch_quietly(launch, argparse.Namespace())
+    assert ended.value.code == status

@@ -34,7 +34,9 @@ def study(families, seeds=(0,), published=None, metric="fid", shared=(), methods
                 if second == (family, index):
                     names = next(one.cells for one in places if (one.family, one.point) == first)
             for name, seed in zip(names, seeds, strict=True):
-                cells.setdefault(name, Cell(name, (methods or {}).get(family, "gan"), {"seed": seed, **point}))
+                method = (methods or {}).get(family, "gan")
+                own = {"seed": seed, **({"num_train_timesteps": 500} if method == "ddpm" else {}), **point}
+                cells.setdefault(name, Cell(name, method, own))
             figure = published[family][index] if published and family in published else None
             places.append(Place(family, point, tuple(names), figure))
     own = {"title": "Made up", "question": "", "source": "", "dataset": "someone/cats", "budget": Budget(images=24)}

@@ -116,7 +116,11 @@ def test_choosing_a_figure_shows_its_samples_curves_and_settings(page):
     texts = [chosen(page).locator("svg").nth(index).locator("text").all_text_contents() for index in (0, 1)]
     assert texts == [["loss_d by steps", "1", "1"], ["loss_g by steps", "logarithmic", "1", "1.0e+6", "1", "9"]]
     chosen(page).get_by_text("settings").click()
-    assert '"learning_rate": "1e-4"' in chosen(page).locator("pre").inner_text()
+    assert '"learning_rate": "1e-4"' in chosen(page).locator("pre").last.inner_text()
+    command = (
+        "hfgen train gan --dataset someone/cats --learning_rate=1e-4 --output_dir runs/GAN-learning_rate=1e-4-seed=0"
+    )
+    assert chosen(page).locator("pre.command").inner_text() == command
 
 
 def test_a_point_of_a_curve_stands_where_its_axes_say(page):
@@ -128,7 +132,7 @@ def test_a_point_of_a_curve_stands_where_its_axes_say(page):
     assert points == [pytest.approx((52, 22)), pytest.approx((212, 22 + 154 * 2 / 3)), pytest.approx((372, 176))]
     assert chosen(page).locator("svg text").all_text_contents() == ["loss by steps", "0.25", "1", "100", "300"]
     assert chosen(page).locator("figcaption").all_inner_texts() == [
-        "seed 0, samples", "seed 0, denoising", "seed 1, samples",
+        "seed 0, samples", "seed 0, denoising at t = 499, 428, 356, 285, 214, 143, 71, 0", "seed 1, samples",
     ]  # fmt: skip
 
 
@@ -178,7 +182,9 @@ def test_everything_is_reached_with_the_keyboard(page):
         if reached[-1] == "BUTTON,KID":
             page.keyboard.press("Space")
             break
-    assert "SUMMARY,settings" in reached and column(page, "KID")[0].startswith("0.12")
+    assert "SUMMARY,settings, and the command that trains it again" in reached and column(page, "KID")[0].startswith(
+        "0.12"
+    )
     assert chosen(page).get_by_role("heading").inner_text() == "GAN learning_rate 1e-4"
 
 

@@ -7,7 +7,7 @@ import pytest
 from made_up_studies import RATES, images, losses, outcomes, study, trained
 from PIL import Image
 
-from hfgen.inference.figures import LABEL_WIDTH, image_sheet
+from hfgen.inference.figures import LABEL_LINE, LABEL_WIDTH, image_sheet
 from hfgen.studies.pictures import (
     cut,
     loss_range,
@@ -66,8 +66,9 @@ def test_each_family_has_the_ten_colours_to_itself():
 
 
 def test_where_nothing_was_trained_there_are_no_pictures():
-    rows = rows_with(study({"GAN": RATES}), "nan", None, "nan")
-    assert plot_loss_curves(rows) is sample_rows(rows) is strip_rows(rows) is None
+    made = study({"GAN": RATES})
+    rows = rows_with(made, "nan", None, "nan")
+    assert plot_loss_curves(rows) is sample_rows(rows) is strip_rows(made, rows) is None
 
 
 def test_a_curve_that_explodes_leaves_the_axis_and_the_title_says_so(tmp_path):
@@ -158,7 +159,22 @@ def test_the_first_seed_that_has_images_is_shown():
 
 
 def test_strips_are_enlarged_and_reduced_alike():
-    made = study({"A": [{}], "B": [{}], "GAN": [{}]})
+    made = study({"A": [{}], "B": [{}], "GAN": [{}]}, methods={"A": "ddpm", "B": "ddpm"})
     small, large = trained(size=16, strip=True), trained(size=256, strip=True)
-    sheet = strip_rows(rows_with(made, small, large, trained()))
-    assert sheet.size == (LABEL_WIDTH + 8 * 130 - 2, 3 * 66 - 2 + 6 + 128 + 6)
+    sheet = strip_rows(made, rows_with(made, small, large, trained()))
+    assert sheet.size == (LABEL_WIDTH + 8 * 130 - 2, LABEL_LINE + 3 * 130 - 2 + 6 + LABEL_LINE + 128 + 6)
+
+
+def test_the_timesteps_stand_above_the_columns_of_a_strip():
+    made = study({"A": [{}], "B": [{"num_train_timesteps": 50}]}, methods={"A": "ddpm", "B": "ddpm"})
+    pixels = np.array(strip_rows(made, rows_with(made, *2 * [trained(size=128, strip=True)])))
+    of_each = np.split(pixels[:, LABEL_WIDTH:], 2)
+    heads = [strip[:LABEL_LINE] for strip in of_each]
+    images = [strip[LABEL_LINE:] for strip in of_each]
+    assert np.array_equal(*images) and not np.array_equal(*heads)
+    written = [[head[:, left : left + 128].min() < 128 for left in range(0, 8 * 130, 130)] for head in heads]
+    assert written == 2 * [8 * [True]]
+    # 499 and 49 at the left, 0 at the right of both
+    assert np.array_equal(*(head[:, -128:] for head in heads)) and not np.array_equal(
+        *(head[:, :128] for head in heads)
+    )

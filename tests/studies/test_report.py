@@ -49,7 +49,7 @@ def test_the_best_cell_can_be_trained_again_by_what_the_report_says(tmp_path):
     made = study({"GAN": RATES[:2]}, seeds=(4, 5), budget=Budget(minutes=1.5))
     files = written(tmp_path / "report", made, [30, 31], [10, 12])
     assert json.loads(files["winner.json"]) == made.cells["GAN learning_rate=2e-4 seed=4"].settings
-    again = "hfgen train gan --preset winner.json --dataset someone/cats --output_dir"
+    again = "hfgen train gan --dataset someone/cats --preset winner.json --output_dir"
     folder = "runs/GAN-learning_rate=2e-4-seed=4 --max_train_time 90s"
     for name in ("report.md", "index.html"):
         assert "Best: GAN learning_rate 2e-4 with FID 11 ± 1.4; next: GAN learning_rate 1e-4 with 30.5" in files[name]
