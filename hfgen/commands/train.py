@@ -120,10 +120,8 @@ def _presets() -> Path:
 
 
 def _method_of_preset(flags: list[str]) -> str:
-    """Return the method whose script has the preset that the flags name; "gan" if they name none."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", default=RECOMMENDED)
-    preset = parser.parse_known_args(flags)[0].preset
+    """Return the method whose script has the preset that the flags name, or the default one."""
+    preset = _preset_name(flags)
     for method in METHODS:
         if (_presets() / method / f"{preset}.json").is_file():
             return method
@@ -132,6 +130,13 @@ def _method_of_preset(flags: list[str]) -> str:
         f"--preset {preset}: one of {known}; for a file of settings say whose they are: hfgen train gan|vae|ddpm "
         f"--preset {preset} --dataset DATA"
     )
+
+
+def _preset_name(flags: list[str]) -> str:
+    """Return the preset that the flags name, or the default one."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", default=RECOMMENDED)
+    return str(parser.parse_known_args(flags)[0].preset)
 
 
 # ---------------------------------------- the choice of a budget
@@ -195,7 +200,7 @@ def _choose(
     else:
         by_whom = "as asked" if budget or any(_is_given(f"--{name}", flags) for name in LENGTHS) else "of the preset"
         reasons.append(f"budget: {by_whom}, on {processes.machine}")
-    reasons.append(_about_preset(settings, "--preset" in chosen))
+    reasons.append(_about_preset(settings, _preset_name(flags), "--preset" in chosen))
     plan = Plan(method, [*chosen, *flags, *budget], reasons)
     reasons.append(f"that is: hfgen train {method} {shlex.join(plan.flags)}")
     return plan
@@ -216,13 +221,13 @@ def _lack_of_scores(weights: str | None) -> str | None:
     return None
 
 
-def _about_preset(settings: dict[str, Any], is_default: bool) -> str:
-    """Say which preset it is, and what it reached elsewhere."""
+def _about_preset(settings: dict[str, Any], preset: str, is_default: bool) -> str:
+    """Say which preset it is, and what it reached elsewhere with these settings."""
     from hfgen.training.reference_curves import reference_of  # imports numpy
 
     curve = reference_of(settings, settings["evaluate_num_images"])
     if curve is None:
-        return "preset: as asked; no reference run has these settings (hfgen presets)"
+        return f"preset: {preset}; no reference run has these settings (hfgen presets)"
     images, _, fid = min(curve.points, key=lambda point: point[2])
     why = "the best pictures for the time; " if is_default else ""
     return f"preset: {curve.preset}; {why}it reached FID {fid:.1f} after {images:,} images, for {curve.data}"

@@ -232,5 +232,6 @@ def _cannot_open(settings: DataSettings, error: Exception) -> UserError:
     split = f"--dataset_split {settings.dataset_split}"
     again = "run the same command again to continue an interrupted download"
     return UserError(
-        f"{where}, {split}: cannot be opened ({type(error).__name__}: {' '.join(str(error).split())}); {again}"
+        f"{where}, {split}: no local file or folder, and as a Hub data set it cannot be opened "
+        f"({type(error).__name__}: {' '.join(str(error).split())}); {again}"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from tqdm.auto import tqdm
 
 from hfgen.errors import UserError
 from hfgen.files import read_json, read_json_lines, write_text_atomically
@@ -60,9 +61,9 @@ class RunPage:
         try:
             write_page(self._folder, self._classes, step)
             if not self._pause_until:
-                print(f"page of this run: {self._folder / PAGE_FILE}")
+                tqdm.write(f"page of this run: {self._folder / PAGE_FILE}")  # above the progress bar
         except Exception as error:  # whatever is wrong with a page must not end a training
-            print(f"warning: {self._folder / PAGE_FILE} was not written: {error}")
+            tqdm.write(f"warning: {self._folder / PAGE_FILE} was not written: {error}")
         seconds = time.monotonic() - started
         self._pause_until = time.monotonic() + PAUSE * seconds
         return seconds
@@ -319,7 +320,8 @@ def _commands(
         found.append((purpose, ["hfgen", "train", method, *preset]))
     if (folder / "pipeline").is_dir() or (folder / "best").is_dir():
         pipeline = folder / ("best/pipeline" if (folder / "best").is_dir() else "pipeline")
-        found.append(("generate images", ["hfgen", "sample", pipeline]))
+        output = f"{folder.resolve().name}_samples"
+        found.append(("generate images", ["hfgen", "sample", pipeline, "--output", output]))
     return [{"purpose": purpose, "command": printable(shlex.join(map(str, words)))} for purpose, words in found]
 
 

@@ -261,9 +261,16 @@ class Run:
         """Whether a run whose time is up still lacks a sheet for its last step; only ever True on the main process."""
         return self.is_main and self._stop_requests.request == TIME_IS_UP and not self._sheet_path().exists()
 
-    def sheet(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context for drawing a sheet: NaN pixels in it are handled like a NaN loss."""
-        return self._stop_requests.unless_finite()
+    @contextlib.contextmanager
+    def sheet(self) -> Iterator[None]:
+        """Return a context for drawing a sheet.
+
+        NaN pixels in it are handled like a NaN loss, and its seconds are excluded from the training speed.
+        """
+        started = time.monotonic()
+        with self._stop_requests.unless_finite():
+            yield
+        self._log.note({}, time.monotonic() - started)
 
     def save_sheet(self, sheet: Image.Image, kind: str = "samples") -> Path:
         """Save a sheet to the run's folder `kind` and log it to the tracker; return its path."""

@@ -135,6 +135,13 @@ def test_it_says_whose_budget_it_is(monkeypatch, capsys, started, arguments, sai
     assert said in capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.parametrize(("arguments", "name"), [([], "dcgan_nearest"), (["--preset", "vae_200"], "vae_200")])
+def test_it_names_the_preset_that_no_reference_run_has(monkeypatch, capsys, started, arguments, name):
+    assert call(monkeypatch, "toy_paintings:8", "--sample_size", 32, *arguments) == 0
+    said = f"preset: {name}; no reference run has these settings (hfgen presets)"
+    assert said in capsys.readouterr().out.splitlines()
+
+
 def test_a_method_takes_every_setting_of_its_script_and_the_budget_s_short_names(monkeypatch, started):
     arguments = ["--preset", "vae", "--latent_dim", 7, "--dataset", "x", "--output_dir", "y", "--images", 100]
     assert call(monkeypatch, "vae", *arguments) == 0

@@ -120,6 +120,17 @@ def test_the_speed_of_training_is_told_without_the_evaluation(tmp_path):
     assert all(entry["images_per_second"] > 2 for entry in metrics(tmp_path / "run"))  # 1 / 0.6 with the pause
 
 
+def test_the_speed_of_training_is_told_without_the_sheets(tmp_path):
+    def each_step(run):
+        if run.sample_due:
+            with run.sheet():
+                time.sleep(0.6)
+
+    fit(tmp_path / "run", each_step=each_step, sample_every=2)
+    assert len(metrics(tmp_path / "run")) == 6
+    assert all(entry["images_per_second"] > 2 for entry in metrics(tmp_path / "run"))  # 1 / 0.6 with the pause
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gan", "vae"])
 def test_a_slow_evaluation_does_not_make_training_look_slow(tmp_path, monkeypatch, kind):

@@ -49,6 +49,7 @@ def test_each_method_shows_the_images_that_its_network_is_trained_on(tmp_path, m
     assert 'alt="samples"' in text and 'alt="training images"' in text and "step 6 of 6" in text
     assert ('alt="reconstructions"' in text) == (method == "vae")
     assert f"hfgen train {method} --preset " in text
+    assert f"<pre>hfgen sample {tmp_path / 'run' / 'pipeline'} --output run_samples</pre>" in text
 
 
 def test_the_page_is_written_at_the_start_at_each_sheet_and_at_the_end(tmp_path, monkeypatch):
