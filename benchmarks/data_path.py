@@ -44,7 +44,7 @@ def main() -> None:
     """Time delivery and training in turn and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=32, help="images per batch, for delivery and training")
-    parser.add_argument("--images", type=int, default=512, help="images in the data set")
+    parser.add_argument("--images", type=int, default=512, help="images in the dataset")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="small and few images: tests that it runs, not how fast")

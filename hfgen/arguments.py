@@ -14,9 +14,9 @@ def refuse_empty_values(arguments: Sequence[str]) -> None:
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if argument == "":
             named = before if before.startswith("--") else "an argument"
-            raise UserError(f"{named}: its value is empty; give one, or leave it out")
+            raise UserError(f"{named}: its value is empty; give a value, or leave it out")
         if argument.startswith("--") and argument.endswith("=") and argument.count("=") == 1:
-            raise UserError(f"{argument[:-1]}: its value is empty; give one, or leave it out")
+            raise UserError(f"{argument[:-1]}: its value is empty; give a value, or leave it out")
 
 
 def require_beside(option: str, value: object, needed: str, given: object) -> None:
@@ -29,7 +29,7 @@ def require_beside(option: str, value: object, needed: str, given: object) -> No
         given: the value of that one; None if it was not given.
     """
     if value is not None and given is None:
-        raise UserError(f"{option} {value}: applies only with {needed}; give that too, or leave it out")
+        raise UserError(f"{option} {value}: applies only with {needed}; add that, or leave it out")
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ def require_replaceable(folder: Path, marker: str | None) -> None:
         marker: a file by which an earlier version is recognised; None if there can be none.
     """
     if folder.is_dir() and any(folder.iterdir()) and (marker is None or not any(folder.glob(marker))):
-        raise UserError(f"{folder} holds files that hfgen did not write: move or rename that folder first")
+        raise UserError(f"{folder} contains files that hfgen did not write: move or rename that folder first")
 
 
 def _replace_folder(folder: Path, new: Path, own: Collection[str]) -> None:

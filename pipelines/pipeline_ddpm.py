@@ -126,7 +126,7 @@ class DDPMPipeline(DiffusionPipeline):
         except ValueError as error:  # PNDM, for example, needs at least 4
             name = type(self.scheduler).__name__
             raise ValueError(
-                f"num_inference_steps={num_inference_steps} does not suit its {name} ({error}); try more steps"
+                f"num_inference_steps={num_inference_steps} does not work with its {name} ({error}); try more steps"
             ) from error
         timesteps = self.scheduler.timesteps
         if "sigma_data" in self.scheduler.config:  # EDM's timesteps are a quarter of the log noise level

@@ -47,10 +47,10 @@ def cache_of_this_test(tmp_path_factory, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data sets that lies beside the repository."""
+    """The folder of real datasets that lies beside the repository."""
     folder = Path(__file__).resolve().parents[1].parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"the real data sets are not there: {folder}")
+        pytest.skip(f"the real datasets are not there: {folder}")
     return folder
 
 

@@ -56,7 +56,7 @@ def watch_drawing(monkeypatch, before: Callable) -> None:
 
 
 def paintings(indices, size=16) -> list[Image.Image]:
-    """Return images of the data set `toy_paintings`."""
+    """Return images of the dataset `toy_paintings`."""
     return [Image.fromarray(paint(index, size)) for index in indices]
 
 

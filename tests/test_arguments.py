@@ -43,7 +43,7 @@ def message_of(monkeypatch, capsys, arguments):
 def test_a_value_that_is_empty_is_refused_by_name(monkeypatch, capsys, tmp_path, named):
     monkeypatch.chdir(tmp_path)
     said = message_of(monkeypatch, capsys, EMPTY[named])
-    assert said == f"error: {named}: its value is empty; give one, or leave it out"
+    assert said == f"error: {named}: its value is empty; give a value, or leave it out"
     assert not list(Path().iterdir())
 
 
@@ -62,7 +62,7 @@ def test_other_values_pass():
 def test_an_option_without_the_one_that_it_belongs_to_is_refused(monkeypatch, capsys, tmp_path, message):
     monkeypatch.chdir(tmp_path)
     needed = ["--output", "new.zip"] if "kaggle-zip" in ALONE[message] else ["--output", "new", "--reference", "x"]
-    assert f"error: {message}; give that too" in message_of(monkeypatch, capsys, [*ALONE[message], *needed])
+    assert f"error: {message}; add that" in message_of(monkeypatch, capsys, [*ALONE[message], *needed])
 
 
 ELSEWHERE = {

@@ -36,7 +36,7 @@ def write_version(folder):
 def test_a_folder_of_somebody_else_s_is_never_replaced(tmp_path, marker):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "thesis.tex").write_text("three years")
-    with pytest.raises(UserError, match="report holds files that hfgen did not write: move or rename"):
+    with pytest.raises(UserError, match="report contains files that hfgen did not write: move or rename"):
         write_atomically(tmp_path / "report", write_version, marker)
     assert [path.name for path in tmp_path.rglob("*")] == ["report", "thesis.tex"]
 

@@ -125,9 +125,9 @@ def refuse_unused(
 ) -> None:
     """Raise a `UserError` for an option that no pipeline of these families uses."""
     if steps is not None and num_inference_steps is not None:
-        raise UserError("--steps --num_inference_steps: both choose denoising steps; leave out one of the two")
+        raise UserError("--steps --num_inference_steps: both set the number of denoising steps; use only one of them")
     if (steps is not None or num_inference_steps is not None) and "ddpm" not in families:
-        raise UserError("--steps and --num_inference_steps apply only to diffusion; leave them out")
+        raise UserError("--steps and --num_inference_steps apply only to diffusion models; leave them out")
     if sample_from is not None and "vae" not in families:
         raise UserError(f"--sample_from {sample_from}: applies only to a VAE; leave it out")
 

@@ -1,4 +1,4 @@
-"""`hfgen data inspect` and `hfgen data floor`: what a data set contains, and how it scores against itself."""
+"""`hfgen data inspect` and `hfgen data floor`: what a dataset contains, and how it scores against itself."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ from hfgen.ranges import PIXELS
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="image folder, Hub data set or other --dataset value")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="image folder, Hub dataset or other --dataset value")],
     sample_size: Annotated[
         int, typer.Option("--sample_size", callback=in_range(PIXELS), help="training size in pixels")
     ] = 64,
@@ -38,7 +38,7 @@ def inspect(
         Path | None, typer.Option("--output", help="new folder for pictures of the data and of each augmentation")
     ] = None,
 ) -> None:
-    """Report what a data set contains: counts, sizes, modes, unreadable files, duplicates."""
+    """Report what a dataset contains: counts, sizes, modes, unreadable files, duplicates."""
     if output is not None:
         require_new_folder(output)
     if json_file is not None:
@@ -65,7 +65,7 @@ def inspect(
 
 
 def floor(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="image folder, Hub data set or other --dataset value")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="image folder, Hub dataset or other --dataset value")],
     sample_size: Annotated[
         int, typer.Option("--sample_size", callback=in_range(PIXELS), help="image size in pixels")
     ] = 64,
@@ -87,7 +87,7 @@ def floor(
     device: Device = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="also write all scores to this file")] = None,
 ) -> None:
-    """Score a data set against itself: one half against the other, and a resample against all."""
+    """Score a dataset against itself: one half against the other, and a resample against all."""
     if json_file is not None:
         refuse_to_replace(json_file, "--json")
     from hfgen.data.settings import DataSettings

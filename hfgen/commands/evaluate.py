@@ -165,7 +165,7 @@ def check_data(pipeline: str, data: "DataSettings", real: "RealImages") -> bool 
 
 
 def where_it_is(reference: str) -> str:
-    """Return an existing path as an absolute one, so that it cannot be mistaken for a Hub data set later."""
+    """Return an existing path as an absolute one, so that it cannot be mistaken for a Hub dataset later."""
     from hfgen.data.location import is_missing, is_path
 
     exists = is_path(reference) and not is_missing(reference)

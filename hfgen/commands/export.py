@@ -22,7 +22,7 @@ def export(
     require_new_folder(output)
     require_utf8(output, "--output")
     if file_format not in FORMATS:
-        raise UserError(f"--format {file_format}: must be {' or '.join(FORMATS)}, the only choice")
+        raise UserError(f"--format {file_format}: must be {' or '.join(FORMATS)}")
     from hfgen.export.onnx import export_onnx, require_onnx
     from hfgen.inference.opening import open_pipeline
 

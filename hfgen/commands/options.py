@@ -43,14 +43,14 @@ SampleFrom = Annotated[
         "--sample_from", help="where a VAE's latents come from: prior or ex_post; unset: ex_post if it was fitted"
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps; auto takes the fastest")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps; auto: the fastest available")]
 Reference = Annotated[
-    str, typer.Option("--reference", help="real images: a folder, Hub data set or other --dataset value")
+    str, typer.Option("--reference", help="real images: a folder, Hub dataset or other --dataset value")
 ]
 DatasetConfig = Annotated[
-    str | None, typer.Option("--dataset_config", help="configuration of a Hub data set, if it has several")
+    str | None, typer.Option("--dataset_config", help="configuration of a Hub dataset, if it has several")
 ]
-DatasetSplit = Annotated[str, typer.Option("--dataset_split", help="split of the data set")]
+DatasetSplit = Annotated[str, typer.Option("--dataset_split", help="split of the dataset")]
 DatasetColumn = Annotated[str | None, typer.Option("--dataset_column", help="column or feature with the images")]
 Features = Annotated[str, typer.Option("--features", help="feature network for the scores: inception, dinov2 or clip")]
 FeatureMode = Annotated[
@@ -60,7 +60,7 @@ FeatureWeights = Annotated[
     str | None,
     typer.Option(
         "--feature_weights",
-        help="Inception's TorchScript file, unset: found if installed; for dinov2 and clip a folder or Hub repo",
+        help="TorchScript file of Inception (unset: found if installed); for dinov2 and clip, a folder or Hub repo",
     ),
 ]
 SCORED = Range(10, MAX_COUNT)  # images in a score
@@ -69,7 +69,7 @@ ScoredImages = Annotated[
     typer.Option(
         "--num_images",
         callback=in_range(SCORED),
-        help="images to generate for each score; unset: as in the reference, up to 5000",
+        help="images to generate for each score; unset: as many as in the reference, up to 5000",
     ),
 ]
 BatchSize = Annotated[
@@ -90,7 +90,7 @@ def require_new_folder(output: Path) -> None:
 def refuse_to_replace(file: Path, option: str = "--output", endings: Collection[str] = ()) -> None:
     """Raise a `UserError` if a command's output file exists, cannot be created, or has not one of the endings."""
     if endings and file.suffix.lower() not in endings:
-        raise UserError(f"{option} {file}: must end in {' or '.join(endings)}, as what is written there")
+        raise UserError(f"{option} {file}: must end in {' or '.join(endings)}")
     if os.path.exists(file):  # unlike Path.exists, accepts names that are too long
         raise UserError(f"{option} {file} exists; choose another name")
     require_place_for(file, option)

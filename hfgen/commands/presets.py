@@ -1,4 +1,4 @@
-"""`hfgen presets`: the settings that were proven together, and what each reached."""
+"""`hfgen presets`: the tested combinations of settings, and their scores."""
 
 import json
 from importlib.resources import files
@@ -8,7 +8,7 @@ import typer
 
 
 def presets() -> None:
-    """List the presets of `hfgen train`, and what each reached in its reference run."""
+    """List the presets of `hfgen train`, with the best FID of their reference runs."""
     from hfgen.training.reference_curves import read_reference_curves  # imports numpy
 
     reached = {}
@@ -23,7 +23,9 @@ def presets() -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         typer.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
-    typer.echo("\ntrain one: hfgen train DATA --preset NAME; its settings: hfgen train gan --preset NAME --help")
+    typer.echo(
+        "\nto train one: hfgen train DATA --preset NAME; to see its settings: hfgen train gan --preset NAME --help"
+    )
 
 
 def _size(file: Path) -> int:

@@ -37,7 +37,7 @@ def publish(
 
     if output is not None:
         write_atomically(output, lambda folder: hub.prepare(source, folder, repo_id, scores, license_id))
-        typer.echo(f"{output}: what would be published, checked to load without hfgen; its README.md is the card")
+        typer.echo(f"{output}: the files to publish, checked to load without hfgen; README.md is the card")
         return
     published = hub.publish(source, repo_id, private, scores, license_id, space)
     typer.echo(f"published {published.repo_id}: {published.commit.address}")

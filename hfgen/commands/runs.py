@@ -29,12 +29,12 @@ def progress(
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         write_gif([*frames, *frames[-1:] * 3], output, frame_seconds)  # hold the last frame
-    still = "1 sample sheet, a still picture until the run has more (--sample_every)"
+    still = "1 sample sheet, so a still image until the run has more (--sample_every)"
     typer.echo(f"{output}: {len(frames)} sample sheets" if len(frames) > 1 else f"{output}: {still}")
 
 
 def page(run: RunFolder) -> None:
-    """Write a run's page anew: RUN/index.html, with its samples over time, curves, settings and warnings."""
+    """Rewrite a run's page: RUN/index.html, with its samples over time, curves, settings and warnings."""
     from hfgen.data.settings import DataSettings
     from hfgen.settings.ddpm import DDPMSettings
     from hfgen.settings.gan import GANSettings

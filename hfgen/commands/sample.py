@@ -35,7 +35,7 @@ FEW = Range(1, 1000)  # images that are in memory together
 
 def sample(
     pipeline: PipelineFolder,
-    output: Annotated[Path, typer.Option("--output", help="new folder for the images; their sheet is beside it")],
+    output: Annotated[Path, typer.Option("--output", help="new folder for the images; a sheet is written next to it")],
     num_images: Annotated[int, typer.Option("--num_images", callback=in_range(COUNT), help="images to generate")] = 64,
     seed: Seed = 0,
     num_inference_steps: Steps = None,
@@ -45,14 +45,14 @@ def sample(
         typer.Option(
             "--truncation",
             callback=in_range(POSITIVE),
-            help="truncate a GAN's latents at this value; lower: less variety; 3: almost none cut",
+            help="truncate a GAN's latents at this value; lower: less diversity; 3: almost no truncation",
         ),
     ] = None,
     sample_from: SampleFrom = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
 ) -> None:
-    """Generate images with a pipeline: single files, and a sheet of them beside their folder."""
+    """Generate images with a pipeline: one file per image, and a sheet next to the folder."""
     require_new_folder(output)
     refuse_to_replace(sheet := sheet_beside(output))
     from hfgen.inference.figures import labelled_sheet
@@ -69,7 +69,7 @@ def sample(
         if len(shown) < MAX_ON_SHEET:  # bounds the memory
             shown.append(image)
     with writing(output):
-        title = f"seed {seed}; below each image its number"
+        title = f"seed {seed}; image numbers below"
         labelled_sheet(shown, title=title, captions=[str(index) for index in range(len(shown))]).save(sheet)
     of_all = f" (the first {len(shown)})" if len(shown) < num_images else ""
     typer.echo(f"{num_images} images in {output}, all on one sheet{of_all}: {sheet}")
@@ -141,12 +141,12 @@ def interpolate(
     sample_from: SampleFrom = None,
     device: Device = "auto",
 ) -> None:
-    """Interpolate between images of a GAN or a VAE: a sheet (per pair, straight above spherical) and a GIF."""
+    """Interpolate between images of a GAN or a VAE: a sheet (linear above spherical for each pair) and a GIF."""
     require_new_folder(output)
     if image and (seeds is not None or sample_from is not None):
         raise UserError("--image: interpolates between your images; leave out --seeds and --sample_from")
     if image and len(image) < 2:
-        raise UserError(f"--image {image[0]}: interpolation needs at least two images; give --image again")
+        raise UserError(f"--image {image[0]}: interpolation needs at least two images; use --image twice or more")
     chosen = parse_seeds("0,1" if seeds is None else seeds)
     import hfgen.inference.sampling as inference
     from hfgen.inference.figures import enlarged
@@ -168,7 +168,7 @@ def interpolate(
         sheet.save(output / "sheet.png")
         write_gif([enlarged(frame) for frame in frames], output / "walk.gif", frame_seconds=0.08)
     of_which = ", ".join(names) if image else f"seeds {', '.join(map(str, chosen))}"
-    typer.echo(f"sheet.png (straight above spherical, {of_which}) and walk.gif in {output}")
+    typer.echo(f"sheet.png (linear above spherical, {of_which}) and walk.gif in {output}")
 
 
 def walk_sheet(
@@ -178,7 +178,7 @@ def walk_sheet(
     names: list[str],
     originals: "list[Image.Image]",
 ) -> "Image.Image":
-    """Draw the ways between consecutive latents: a straight one above a spherical one for each pair.
+    """Make a sheet of the interpolations between consecutive latents: linear above spherical for each pair.
 
     Args:
         pipeline: of a GAN or a VAE.
@@ -194,7 +194,7 @@ def walk_sheet(
     heads = ["a = 0", *(f"{step}/{num_steps + 1}" for step in range(1, num_steps + 1)), "1"]
     cells, rows = [], []
     for first in range(len(ends) - 1):
-        for way, spherical in (("straight", False), ("spherical", True)):
+        for way, spherical in (("linear", False), ("spherical", True)):
             between = interpolate(pipeline, ends[first : first + 2], parts, spherical)
             cells += [*originals[first : first + 1], *between, *originals[first + 1 : first + 2]]
             rows.append(f"{way}\n{names[first]} to {names[first + 1]}")
@@ -207,11 +207,11 @@ def reconstruct(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGES...", help="image files of any size; they are centre-cropped")
     ],
-    output: Annotated[Path, typer.Option("--output", help="new folder for the images; their sheet is beside it")],
+    output: Annotated[Path, typer.Option("--output", help="new folder for the images; a sheet is written next to it")],
     columns: Annotated[int, typer.Option("--columns", callback=in_range(FEW), help="images per row of the sheet")] = 8,
     device: Device = "auto",
 ) -> None:
-    """Encode and decode images with a VAE: single files, and beside their folder a sheet with the originals."""
+    """Encode and decode images with a VAE: one file per image, and a sheet with the originals next to the folder."""
     require_new_folder(output)
     refuse_to_replace(sheet := sheet_beside(output))
     import hfgen.inference.sampling as inference

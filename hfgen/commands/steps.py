@@ -57,12 +57,10 @@ def steps(
     feature_weights: FeatureWeights = None,
     device: Device = "auto",
 ) -> None:
-    """Score a diffusion pipeline at several numbers of denoising steps, and report which is enough."""
+    """Score a diffusion pipeline at several numbers of denoising steps, and report how many are enough."""
     require_new_folder(output)
     if save and sampler is not None:
-        raise UserError(
-            "--save --sampler: the number is saved for the pipeline's own sampler; leave out one of the two"
-        )
+        raise UserError("--save --sampler: the number is saved for the pipeline's own sampler; use only one of them")
     if save and not Path(pipeline).expanduser().is_dir():
         raise UserError(f"--save: {pipeline} is not a local folder; download it, or leave out --save")
     all_steps = sorted(set(parse_steps(numbers)))

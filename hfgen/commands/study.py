@@ -25,7 +25,7 @@ study_app = typer.Typer(no_args_is_help=True)
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="study file, or the name of a shipped one")]
 Dataset = Annotated[
-    str | None, typer.Option("--dataset", help="data set, as for the training scripts; unset: the study file's")
+    str | None, typer.Option("--dataset", help="dataset, as for the training scripts; unset: the study file's")
 ]
 Output = Annotated[Path | None, typer.Option("--output", help="folder for runs and report; unset: runs/studies/NAME")]
 Storage = Annotated[
@@ -108,7 +108,7 @@ def report_so_far(store: "StudyStore", study: "Study", folder: Path) -> None:
 
 @study_app.command()
 def plan(file: File, dataset: Dataset = None, budget: BudgetOption = None, feature_weights: Weights = None) -> None:
-    """Estimate a study's cost from short trainings: cells, images/s, hours, disk. Nothing is kept."""
+    """Estimate a study's cost from short training runs: cells, images/s, hours, disk space. Nothing is kept."""
     from hfgen.training.duration import parse_duration
 
     seconds = parse_duration("--budget", budget)
@@ -207,14 +207,14 @@ def read(
     """Read a study file and expand its cells, for this machine.
 
     Raises:
-        UserError: if the file is missing or invalid, or no data set is given.
+        UserError: if the file is missing or invalid, or no dataset is given.
     """
     from hfgen.studies.study_file import find_study_file, read_study_file
 
     study_file = read_study_file(find_study_file(file))
     named = dataset or study_file.data.get("dataset")
     if not named:
-        raise UserError(f"{file} names no data set: give --dataset")
+        raise UserError(f"{file} names no dataset: give --dataset")
     from hfgen.commands.evaluate import where_it_is  # slow imports, after what can be told without them
     from hfgen.studies.cells import expand
     from hfgen.studies.launch import Workspace

@@ -36,9 +36,9 @@ USAGE = """\
 usage: hfgen train DATA [--time 2h | --images 100000] [--preset NAME] [--output_dir DIR] [--SETTING VALUE ...]
        hfgen train gan|vae|ddpm --dataset DATA [--preset NAME] [--output_dir DIR] [--SETTING VALUE ...]
 
-DATA is an image folder, zip, tar, npz, parquet or TFRecord, a Hub data set, or toy_paintings. The first form chooses a
-preset and a budget, and says which; both take every setting of the training scripts: hfgen train gan --help.
-hfgen presets lists the presets and what each reached.
+DATA is an image folder, zip, tar, npz, parquet or TFRecord, a Hub dataset, or toy_paintings. The first form chooses a
+preset and a budget, and prints them; both take every setting of the training scripts: hfgen train gan --help.
+hfgen presets lists the presets and their scores.
 
 --time T           train for this long in this launch, such as 45m or 2h
 --images N         train on this many images in total; an image counts each time it is used
@@ -69,7 +69,9 @@ def train(context: typer.Context) -> None:
         COUNT.check(f"--{name}", getattr(own, name))
     first, *flags = flags or [""]
     if first.startswith("-") or not first:
-        raise UserError(f"hfgen train {first}: give the data first, or gan, vae or ddpm: hfgen train --help")
+        raise UserError(
+            f"hfgen train {first}: the first argument must be the data, or gan, vae or ddpm; see hfgen train --help"
+        )
     if first not in METHODS:
         method = _method_of_preset(flags)
         flags = ["--dataset", first, *flags]
@@ -127,7 +129,7 @@ def _method_of_preset(flags: list[str]) -> str:
             return method
     known = ", ".join(sorted(path.stem for path in _presets().glob("*/*.json")))
     raise UserError(
-        f"--preset {preset}: one of {known}; for a file of settings say whose they are: hfgen train gan|vae|ddpm "
+        f"--preset {preset}: one of {known}; for a settings file, name the method: hfgen train gan|vae|ddpm "
         f"--preset {preset} --dataset DATA"
     )
 
@@ -148,7 +150,7 @@ def _budget(own: argparse.Namespace, settings: dict[str, Any], processes: int) -
     parse_duration("--time", own.time)
     if own.time is not None:
         if settings["max_train_time"] is not None:
-            raise UserError("--time is another name of --max_train_time: give one of them")
+            raise UserError("--time is the same as --max_train_time: use only one of them")
         flags += ["--max_train_time", own.time]
         if own.images is None and settings["max_train_steps"] is None and settings["num_epochs"] is None:
             flags += ["--max_train_steps", str(WITHOUT_END)]
@@ -181,7 +183,7 @@ def _choose(
         sides = f"{low}" if low == high else f"{low} to {high}"
         found = f"{report.training_images:,} images, short side {sides} pixels, {', '.join(report.modes)}"
     size = settings["sample_size"]
-    reasons = [f"data: {found}; trained at {size} x {size} (--sample_size)"]
+    reasons = [f"data: {found}; training at {size} x {size} (--sample_size)"]
     chosen = [] if _is_given("--preset", flags) else ["--preset", RECOMMENDED]
     if not _is_given("--output_dir", flags):
         chosen += ["--output_dir", str(Path("runs") / _run_name(data))]
@@ -198,11 +200,11 @@ def _choose(
             else:
                 reasons.append(f"scores: none during training; {lack}")
     else:
-        by_whom = "as asked" if budget or any(_is_given(f"--{name}", flags) for name in LENGTHS) else "of the preset"
+        by_whom = "as given" if budget or any(_is_given(f"--{name}", flags) for name in LENGTHS) else "of the preset"
         reasons.append(f"budget: {by_whom}, on {processes.machine}")
     reasons.append(_about_preset(settings, _preset_name(flags), "--preset" in chosen))
     plan = Plan(method, [*chosen, *flags, *budget], reasons)
-    reasons.append(f"that is: hfgen train {method} {shlex.join(plan.flags)}")
+    reasons.append(f"command: hfgen train {method} {shlex.join(plan.flags)}")
     return plan
 
 
@@ -227,9 +229,9 @@ def _about_preset(settings: dict[str, Any], preset: str, is_default: bool) -> st
 
     curve = reference_of(settings, settings["evaluate_num_images"])
     if curve is None:
-        return f"preset: {preset}; no reference run has these settings (hfgen presets)"
+        return f"preset: {preset}; there is no reference run with these settings (see hfgen presets)"
     images, _, fid = min(curve.points, key=lambda point: point[2])
-    why = "the best pictures for the time; " if is_default else ""
+    why = "the best images for the training time; " if is_default else ""
     return f"preset: {curve.preset}; {why}it reached FID {fid:.1f} after {images:,} images, for {curve.data}"
 
 
@@ -285,7 +287,7 @@ class Processes:
             if (kind := str(getattr(config.distributed_type, "value", config.distributed_type))) in UNSUPPORTED:
                 raise UserError(
                     f"accelerate's configuration asks for {kind}: not supported, each process holds the whole "
-                    "network; run `accelerate config` again and choose no or several GPUs"
+                    "network; run `accelerate config` again and choose multi-GPU or no distributed training"
                 )
         if (gpu_ids := own.gpu_ids or getattr(config, "gpu_ids", None)) not in (None, "all"):
             os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu_ids)  # before CUDA is used

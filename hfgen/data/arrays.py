@@ -44,12 +44,12 @@ def array_source(path: Path, settings: DataSettings) -> Source:
     try:
         headers = _headers(path)
     except DAMAGE as error:
-        raise UserError(f"--dataset {path}: cannot be read as an array of numpy: {error}") from error
+        raise UserError(f"--dataset {path}: cannot be read as a NumPy array: {error}") from error
     candidates = [name for name, header in headers.items() if _problem(header) is None]
     if settings.dataset_column is not None and settings.dataset_split not in ("train", ALL):
         raise UnusedColumnError(
-            f"--dataset_column {settings.dataset_column}, --dataset_split {settings.dataset_split}: each chooses an "
-            f"array of {path}; give only one of them"
+            f"--dataset_column {settings.dataset_column}, --dataset_split {settings.dataset_split}: each selects an "
+            f"array of {path}; use only one of them"
         )
     if settings.dataset_column is None:
         candidates = _of_split(candidates, settings.dataset_split)
@@ -77,7 +77,7 @@ def array_source(path: Path, settings: DataSettings) -> Source:
                         raise EOFError(f"it ends within image {index}")
                     yield f"{name or path.name}#{index}", _encode(content, header)
         except DAMAGE as error:
-            raise UserError(f"{path}: cannot be read as an array of numpy: {error}") from error
+            raise UserError(f"{path}: cannot be read as a NumPy array: {error}") from error
 
     what = f"array {name} of {path}" if name else f"array {path}"
     return Source(what, [*file_identity([path], path.parent), name], read, files=[path], has_columns=bool(name))
@@ -134,7 +134,7 @@ def _of_split(names: list[str], split: str) -> list[str]:
     chosen = [name for name in names if split_of(split) is not None and split_of(split) in labels[name]]
     if not chosen and split != "train" and names:
         raise NoSplitsError(
-            f"--dataset_split {split}: no array is named so; choose one with --dataset_column: {names}"
+            f"--dataset_split {split}: there is no array of that name; choose one with --dataset_column: {names}"
         )
     return chosen or names
 

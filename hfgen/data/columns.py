@@ -1,4 +1,4 @@
-"""Images in the columns of tables: parquet files and data sets of the `datasets` library.
+"""Images in the columns of tables: parquet files and datasets of the `datasets` library.
 
 A value may be the encoded bytes, a struct of bytes and path, a path, base64 text, or a list of these.
 """
@@ -38,7 +38,7 @@ def find_column(
     """Return the image column: the wanted one, or the only one that holds images.
 
     Args:
-        where: the data set, for messages.
+        where: the dataset, for messages.
         wanted: the column that the user has chosen; None if it is to be found.
         schema: names and types of all columns.
         first_row: reads the first row of some columns, by column; called only if no type says which one holds images.

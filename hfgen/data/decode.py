@@ -145,7 +145,7 @@ def _refuse_bomb(name: str, size: tuple[int, int], limit: int) -> None:
 
 
 def out_of_memory(name: str) -> UserError:
-    """Return the error for an image that memory does not suffice for: without it, the data set would be another."""
+    """Return the error for an image that memory does not suffice for: without it, the dataset would be another."""
     return UserError(f"{name}: not enough memory to read it; free some, or remove the image")
 
 

@@ -1,4 +1,4 @@
-"""Hub data sets, downloaded or streamed with the `datasets` library; images are returned as encoded bytes."""
+"""Hub datasets, downloaded or streamed with the `datasets` library; images are returned as encoded bytes."""
 
 import re
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ from hfgen.files import read_regular
 
 
 def hub_source(settings: DataSettings) -> Source:
-    """Download a Hub data set (or use the cache of `datasets`) and open its images.
+    """Download a Hub dataset (or use the cache of `datasets`) and open its images.
 
     Raises:
-        UserError: if the data set or split does not exist, or the image column is not unique.
+        UserError: if the dataset or split does not exist, or the image column is not unique.
     """
     dataset, column = load_hub_dataset(settings)
 
@@ -35,7 +35,7 @@ def hub_source(settings: DataSettings) -> Source:
             yield from encoded_images(f"{settings.dataset}#{index}", row[column])
 
     identity = [settings.dataset, settings.dataset_split, column, dataset._fingerprint, len(dataset)]
-    description = f"Hub data set {settings.dataset}, split {settings.dataset_split}"
+    description = f"Hub dataset {settings.dataset}, split {settings.dataset_split}"
     if settings.dataset_config is not None:
         identity, description = [*identity, settings.dataset_config], f"{description}, {settings.dataset_config}"
     return Source(description, identity, read, has_columns=True)
@@ -49,7 +49,7 @@ def is_saved(folder: Path) -> bool:
 
 
 def saved_source(folder: Path, settings: DataSettings) -> Source:
-    """Open a data set that was written by `save_to_disk`.
+    """Open a dataset that was written by `save_to_disk`.
 
     Raises:
         UserError: if it cannot be read, has no such split, or the image column is not unique.
@@ -58,16 +58,16 @@ def saved_source(folder: Path, settings: DataSettings) -> Source:
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # damaged files make the libraries raise almost anything
-        raise UserError(f"--dataset {folder}: cannot be read as a saved data set: {error}") from error
+        raise UserError(f"--dataset {folder}: cannot be read as a saved dataset: {error}") from error
     if not isinstance(loaded, DatasetDict):
         if split not in ("train", ALL, str(loaded.split)):
             raise NoSplitsError(f"--dataset_split {split}: {folder} has no splits; leave it out to use all images")
-        return _arrow_source(f"saved data set {folder}", loaded, folder, settings)
+        return _arrow_source(f"saved dataset {folder}", loaded, folder, settings)
     if split != ALL and split not in loaded:
         choices = [*loaded, ALL]
         raise UserError(f"--dataset {folder} has no split {split}; choose one with --dataset_split: {choices}")
     dataset = datasets.concatenate_datasets(list(loaded.values())) if split == ALL else loaded[split]
-    return _arrow_source(f"saved data set {folder}, split {split}", dataset, folder, settings)
+    return _arrow_source(f"saved dataset {folder}, split {split}", dataset, folder, settings)
 
 
 def arrow_source(files: list[Path], root: Path, settings: DataSettings) -> Source:
@@ -100,15 +100,15 @@ def _arrow_source(description: str, dataset: Dataset, root: Path, settings: Data
 
 
 def hub_commit(settings: DataSettings) -> str:
-    """Return the current commit of the data set on the Hub.
+    """Return the current commit of the dataset on the Hub.
 
     Raises:
-        UserError: if the data set is not on the Hub, or the Hub cannot be reached.
+        UserError: if the dataset is not on the Hub, or the Hub cannot be reached.
     """
     if is_missing(settings.dataset):
         raise UserError(f"--dataset {settings.dataset}: no such file or folder")
     if is_path(settings.dataset) or TOY_PAINTINGS.fullmatch(settings.dataset):
-        raise UserError(f"--dataset {settings.dataset} is not a Hub data set: leave out --streaming")
+        raise UserError(f"--dataset {settings.dataset} is not a Hub dataset: leave out --streaming")
     try:
         return str(HfApi().dataset_info(settings.dataset).sha)
     except Exception as error:
@@ -120,10 +120,10 @@ def load_hub_dataset(settings: DataSettings, commit: str | None = None) -> tuple
 
     Args:
         settings: `dataset`, `dataset_config`, `dataset_split`, `dataset_column` and `streaming` are used.
-        commit: commit of the data set; the newest if None.
+        commit: commit of the dataset; the newest if None.
 
     Raises:
-        UserError: if the data set, commit or split does not exist, or the image column is not unique.
+        UserError: if the dataset, commit or split does not exist, or the image column is not unique.
     """
     split, streaming = settings.dataset_split, settings.streaming
     try:
@@ -138,7 +138,7 @@ def load_hub_dataset(settings: DataSettings, commit: str | None = None) -> tuple
 
 
 def undecoded(dataset: Dataset | IterableDataset, settings: DataSettings) -> tuple[Dataset | IterableDataset, str]:
-    """Keep only the image column, without decoding its images; return the data set and the column's name.
+    """Keep only the image column, without decoding its images; return the dataset and the column's name.
 
     Raises:
         UserError: if the image column is not unique.
@@ -169,7 +169,7 @@ def encoded_images(name: str, value: Any) -> list[tuple[str, bytes | Exception]]
         UserError: if the column is decoded after all.
     """
     if isinstance(value, Image.Image):  # several splits of image files, streamed as one
-        raise UserError(f"{name}: the images come decoded; give one --dataset_split, or leave out --streaming")
+        raise UserError(f"{name}: the images come decoded; choose one --dataset_split, or leave out --streaming")
     return list(images_in(name, value, _read_path))
 
 
@@ -193,7 +193,7 @@ def _read_path(path: str) -> bytes | Exception:
     """Read a local path, hf://..., or zip://name::archive with one of these as the archive."""
     protocols = {hop.partition("://")[0] for hop in path.split("::") if "://" in hop}
     if not protocols <= {"hf", "zip"}:
-        return ValueError(f"the row names a file outside the data set: {path}")
+        return ValueError(f"the row names a file outside the dataset: {path}")
     try:
         if not protocols:
             return read_regular(Path(path), MAX_ENCODED_BYTES)
@@ -215,7 +215,7 @@ def _cannot_open(settings: DataSettings, error: Exception) -> UserError:
     if isinstance(error, not_found) or status in (401, 403):
         detail = "" if isinstance(error, (RepositoryNotFoundError, HFValidationError)) else f": {error}"
         return UserError(
-            f"{where}: neither a local file or folder nor a Hub data set that you can read{detail}; if it is "
+            f"{where}: neither a local file or folder nor a Hub dataset that you can read{detail}; if it is "
             "private or gated, log in with `hf auth login`, or set HF_TOKEN to a token with read access to it"
         )
     choices = re.search(
@@ -232,6 +232,6 @@ def _cannot_open(settings: DataSettings, error: Exception) -> UserError:
     split = f"--dataset_split {settings.dataset_split}"
     again = "run the same command again to continue an interrupted download"
     return UserError(
-        f"{where}, {split}: no local file or folder, and as a Hub data set it cannot be opened "
+        f"{where}, {split}: no local file or folder, and as a Hub dataset it cannot be opened "
         f"({type(error).__name__}: {' '.join(str(error).split())}); {again}"
     )

@@ -1,4 +1,4 @@
-"""The intake report: the contents of a data set, and warnings before training on it."""
+"""The intake report: the contents of a dataset, and warnings before training on it."""
 
 import hashlib
 from collections import Counter
@@ -22,7 +22,7 @@ NEAR_DUPLICATE_BITS = 4
 # The time to compare hashes grows with the square of their number: with more images than this the search is skipped,
 # and the report says so.
 MAX_COMPARED_IMAGES = 50_000
-# A data set is dark if its median image has hardly any pixel as bright as this, of 255, and has low contrast if its
+# A dataset is dark if its median image has hardly any pixel as bright as this, of 255, and has low contrast if its
 # brightest pixels differ from its darkest by less than that.
 DARK, LOW_CONTRAST = 64, 32
 # Number of printed entries per list; the run's intake.json has all of them.
@@ -94,10 +94,10 @@ _COSINES = np.cos(np.pi / 32 * np.arange(8)[:, None] * (np.arange(32)[None] + 0.
 
 @dataclass
 class IntakeReport:
-    """Contents of a data set.
+    """Contents of a dataset.
 
     Attributes:
-        source: description of the data set.
+        source: description of the dataset.
         images: number of readable images.
         training_images: number of images used in training: with added crops, without dropped duplicates.
         sample_size: the training size in pixels.
@@ -288,11 +288,10 @@ def _notes_on_skipped(skipped: dict[str, int]) -> list[str]:
     packed = {suffix: count for suffix, count in skipped.items() if suffix in FILE_SUFFIXES}
     notes = []
     if pictures:
-        notes.append(
-            f"pictures or videos in formats that are not read: {counts(pictures)}; convert them to PNG or JPEG"
-        )
+        notes.append(f"images or videos in unsupported formats: {counts(pictures)}; convert them to PNG or JPEG")
     if packed:
         notes.append(
-            f"files beside the images that may hold more of them: {counts(packed)}; not read: give --dataset one"
+            f"files next to the images that may contain more images: {counts(packed)}; not read: to use one, pass it "
+            "as --dataset"
         )
     return notes

@@ -40,7 +40,7 @@ class TrainingData(NamedTuple):
 def load_training_data(
     settings: DataSettings, batch_size: int, seed: int, accelerator: Accelerator, output_dir: Path
 ) -> TrainingData:
-    """Open the data set, print its intake report and save it as `intake.json` in the run's folder.
+    """Open the dataset, print its intake report and save it as `intake.json` in the run's folder.
 
     Args:
         settings: data settings.
@@ -50,7 +50,7 @@ def load_training_data(
         output_dir: the run's folder.
 
     Raises:
-        UserError: if the data set cannot be opened, is refused, or has no readable image.
+        UserError: if the dataset cannot be opened, is refused, or has no readable image.
     """
     process = (accelerator.device, accelerator.process_index, accelerator.num_processes)
     if settings.streaming:

@@ -1,13 +1,13 @@
 """What a name given by the user means: a path on this machine, or an id on the Hub.
 
-One rule for data sets and pipelines:
+One rule for datasets and pipelines:
 
 1. What exists on this machine is a path, even if the Hub has something of the same name.
 2. Otherwise "name" and "owner/name" are Hub ids, of letters, digits, "_", "-" and "."; but not if they begin with "."
    or end like a file of images, as "cats.zip" does.
 3. Anything else is a path that does not exist: "./cats", "~/cats", "/data/cats", "data/cats/train".
 
-A data set may also be the built-in `toy_paintings` or `toy_paintings:COUNT`, which takes precedence over a path.
+A dataset may also be the built-in `toy_paintings` or `toy_paintings:COUNT`, which takes precedence over a path.
 """
 
 import os
@@ -45,7 +45,7 @@ TOY_PAINTINGS = re.compile(r"toy_paintings(?::(\d+))?")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether the name of a data set or a pipeline is a Hub id; see the rule above."""
+    """Whether the name of a dataset or a pipeline is a Hub id; see the rule above."""
     is_file_name = os.path.splitext(name)[1].lower() in FILE_SUFFIXES or names_tfrecord(name)
     return HUB_ID.fullmatch(name) is not None and not is_file_name and not _exists(name)
 
@@ -78,12 +78,12 @@ def inside_archive(name: str) -> tuple[Path, str] | None:
 
 
 def is_path(dataset: str) -> bool:
-    """Whether the name of a data set is a path, which may be missing."""
+    """Whether the name of a dataset is a path, which may be missing."""
     return TOY_PAINTINGS.fullmatch(dataset) is None and not is_hub_id(dataset)
 
 
 def is_missing(dataset: str) -> bool:
-    """Whether the name of a data set is a path that does not exist."""
+    """Whether the name of a dataset is a path that does not exist."""
     return is_path(dataset) and not _exists(dataset)
 
 
@@ -91,7 +91,7 @@ def hub_id_of_address(name: str, kind: str, argument: str) -> str:
     """Return the Hub id in a pasted address of the Hub; other names as they are.
 
     Args:
-        name: of a data set or pipeline, or its address.
+        name: of a dataset or pipeline, or its address.
         kind: "datasets" or "models".
         argument: what gave it, for messages.
 
@@ -102,16 +102,16 @@ def hub_id_of_address(name: str, kind: str, argument: str) -> str:
         return name
     match = HUB_ADDRESS.fullmatch(name)
     if match is None:
-        what = "a Hub data set" if kind == "datasets" else "a Hub model"
+        what = "a Hub dataset" if kind == "datasets" else "a Hub model"
         raise UserError(
-            f"{argument} {name}: addresses are not read; download it and give its path, or the id of {what}"
+            f"{argument} {name}: URLs are not supported; download it and give its path, or the id of {what}"
         )
     if (match["kind"] or "models/").strip("/") != kind:
         raise UserError(f"{argument} {name}: this is not in the {kind} of the Hub")
     if match["rest"] and not re.fullmatch(
         r"/?(tree/main|viewer.*|resolve/main|blob/main/README.md)?/?", match["rest"]
     ):
-        raise UserError(f"{argument} {name}: only whole repositories are read; give {match['id']}")
+        raise UserError(f"{argument} {name}: only whole repositories are supported; use {match['id']}")
     return match["id"]
 
 

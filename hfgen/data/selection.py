@@ -42,8 +42,8 @@ def select(where: str, names: Sequence[str], split: str) -> Selection:
     """Choose the files of a split; without splits, all of them, with a note if they lie in several folders.
 
     Args:
-        where: the data set, as the user may write it, for messages.
-        names: paths below the data set, with "/".
+        where: the dataset, as the user may write it, for messages.
+        names: paths below the dataset, with "/".
         split: `--dataset_split`: names joined by "+", or "all".
 
     Raises:

@@ -20,16 +20,16 @@ class DataSettings:
 
     dataset: str = setting(
         "toy_paintings",
-        "image folder, zip, tar, npz, parquet or TFRecord, Hub data set id, or the built-in toy_paintings[:COUNT]",
+        "image folder, zip, tar, npz, parquet or TFRecord, Hub dataset id, or the built-in toy_paintings[:COUNT]",
         may_change=True,  # the data may have moved; the checkpoint checks that the images are the same
     )
-    dataset_config: str | None = setting(None, "configuration of the Hub data set, if it has several")
+    dataset_config: str | None = setting(None, "configuration of the Hub dataset, if it has several")
     dataset_split: str = setting(
         "train",
-        "split to train on: of a Hub data set, or local files in folders such as train/ and test/; all: every one",
+        "split to train on: of a Hub dataset, or local files in folders such as train/ and test/; all: use everything",
     )
     dataset_column: str | None = setting(None, "column or feature with the images; set it if it is not detected")
-    streaming: bool = setting(False, "read a Hub data set over the network during training instead of downloading it")
+    streaming: bool = setting(False, "read a Hub dataset over the network during training instead of downloading it")
     shuffle_buffer_size: int = setting(
         DEFAULT_SHUFFLE_BUFFER, "images per shuffle block of a stream; larger: better mixed, more memory", COUNT
     )
@@ -38,19 +38,22 @@ class DataSettings:
         "center", "square crop after the short side is resized to sample_size; random: a new position each time"
     )
     horizontal_flip: bool = setting(
-        False, "mirror each image with probability 0.5; mirrored ones are then generated: fine for faces, landscapes"
+        False, "mirror each image with probability 0.5; the model then generates mirrored images too; fine for faces"
     )
     five_crop: bool = setting(
         False,
-        "add five crops of each image (corners and centre, 4/5 of the short side); close-ups are then generated too",
+        "add five crops of each image (corners and centre, 4/5 of the short side); the model then generates "
+        "close-ups too",
     )
     random_rotation: float = setting(
         0.0,
-        "rotate by up to this many degrees; tilted images with mirrored corners are then generated too",
+        "rotate by up to this many degrees; the model then generates tilted images with mirrored corners too",
         Range(0, 180, unit="degrees"),
     )
     random_erasing: float = setting(
-        0.0, "probability of filling a random rectangle with grey; grey rectangles are then generated too", FRACTION
+        0.0,
+        "probability of filling a random rectangle with grey; the model then generates grey rectangles too",
+        FRACTION,
     )
     drop_duplicates: bool = setting(False, "keep only the first of several images with identical pixels")
     cache_dir: str | None = setting(
@@ -69,4 +72,4 @@ class DataSettings:
         if self.shuffle_buffer_size != DEFAULT_SHUFFLE_BUFFER and not self.streaming:
             raise UserError(f"--shuffle_buffer_size {self.shuffle_buffer_size}: only for --streaming; leave it out")
         if self.streaming and (self.five_crop or self.drop_duplicates):
-            raise UserError("--five_crop and --drop_duplicates need the whole data set; leave out --streaming")
+            raise UserError("--five_crop and --drop_duplicates need the whole dataset; leave out --streaming")

@@ -11,7 +11,7 @@ from hfgen.errors import UserError
 
 
 class UnusedColumnError(UserError):
-    """A column was asked for that has no meaning for the data set."""
+    """A column was asked for that has no meaning for the dataset."""
 
 
 class Source(NamedTuple):

@@ -1,4 +1,4 @@
-"""Where encoded images come from: folder, zip, parquet, TFRecord, Hub data set, toy_paintings.
+"""Where encoded images come from: folder, zip, parquet, TFRecord, Hub dataset, toy_paintings.
 
 A new source is one function that returns a `Source`, and one line in `open_source`.
 """
@@ -49,7 +49,7 @@ def _open(settings: DataSettings) -> Source:
     name = settings.dataset
     if settings.dataset_config is not None and not is_hub_id(name):
         raise UserError(
-            f"--dataset_config {settings.dataset_config}: only Hub data sets have configurations; leave it out"
+            f"--dataset_config {settings.dataset_config}: only Hub datasets have configurations; leave it out"
         )
     if match := TOY_PAINTINGS.fullmatch(name):
         select(name, [name], settings.dataset_split)  # refuses all splits but train

@@ -81,10 +81,10 @@ class ImageStore:
 
 
 def load_images(settings: DataSettings) -> ImageStore:
-    """Open the data set's decoded images, decoding them first if they are not cached.
+    """Open the dataset's decoded images, decoding them first if they are not cached.
 
     Raises:
-        UserError: if the data set cannot be opened, is refused, or has no readable image.
+        UserError: if the dataset cannot be opened, is refused, or has no readable image.
     """
     source = open_source(settings)
     wanted = {key: getattr(settings, key) for key in CACHED_SETTINGS}

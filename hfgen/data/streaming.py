@@ -110,14 +110,14 @@ class _BlockReader:
 
 
 class StreamBatches:
-    """Yields the batches of one process from a streamed Hub data set.
+    """Yields the batches of one process from a streamed Hub dataset.
 
     The epochs form one endless sequence of images; a batch may span two blocks or epochs, and no image is left out.
     Each process has its own epochs, so that unequal shares do not make processes wait. Two blocks of encoded images
     are in memory: the current one and the next, which a thread prefetches.
 
     Args:
-        settings: data set, augmentations and crop.
+        settings: dataset, augmentations and crop.
         batch_size: images per batch on this process.
         seed: seeds the order, the crops and the augmentations.
         device: device of the batches.
@@ -125,12 +125,12 @@ class StreamBatches:
         num_processes: number of training processes.
 
     Attributes:
-        digest: digest of data set, split and column. The commit is part of the state instead: a resumed run continues
-            with its original commit even if the data set has newer ones.
+        digest: digest of dataset, split and column. The commit is part of the state instead: a resumed run continues
+            with its original commit even if the dataset has newer ones.
         unreadable: how often an unreadable image was skipped.
 
     Raises:
-        UserError: if the data set or split does not exist, or the image column is not unique.
+        UserError: if the dataset or split does not exist, or the image column is not unique.
     """
 
     def __init__(

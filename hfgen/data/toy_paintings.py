@@ -1,4 +1,4 @@
-"""Toy paintings: a built-in, seeded, procedural data set of small impressionist landscapes.
+"""Toy paintings: a built-in, seeded, procedural dataset of small impressionist landscapes.
 
 Quickstarts, tests and controlled experiments need images without a download, the same ones on every run. These have
 common structure that a small model learns in minutes (sky above ground, haze, one light, reflections) and variety that
@@ -235,9 +235,9 @@ def paint(index: int, sample_size: int = 64, seed: int = 0) -> np.ndarray:
     """Paint one landscape: a pure function of its arguments.
 
     Args:
-        index: Number of the painting, 0 or more; a data set uses the first `TOY_PAINTINGS_COUNT`.
+        index: Number of the painting, 0 or more; a dataset uses the first `TOY_PAINTINGS_COUNT`.
         sample_size: Side in pixels, 8 or more; the scene does not depend on it.
-        seed: Seed of the data set, 0 or more.
+        seed: Seed of the dataset, 0 or more.
 
     Returns:
         RGB pixels in [0, 255], uint8, of shape (sample_size, sample_size, 3).

@@ -64,7 +64,7 @@ def option_fields(pipeline: DiffusionPipeline, between: bool = False) -> list[gr
                 1,
                 step=0.1,
                 label="Truncation",
-                info="lower values give less variety; 3 truncates almost nothing",
+                info="lower values give less diversity; 3 truncates almost nothing",
             ),
         ]
     if pipeline.density is None:

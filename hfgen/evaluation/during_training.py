@@ -135,9 +135,10 @@ class RunEvaluation:
         self._warn_if_behind(scores["fid"])
         if line["copying"] and not any(one["copying"] for one in recorded):
             run.warn(
-                f"the samples have begun to copy: {scores['copies']:.1%} of them are nearer to a training image than "
-                f"{1 - COPY_QUANTILE:.0%} of the training images are to each other, {scores['copies_by_pixels']:.1%} "
-                "are copies by their pixels. Use more images or stronger augmentation, or stop earlier"
+                f"the samples have started to copy training images: {scores['copies']:.1%} of them are nearer to a "
+                f"training image than {1 - COPY_QUANTILE:.0%} of the training images are to each other, "
+                f"{scores['copies_by_pixels']:.1%} are copies by their pixels. Use more images or stronger "
+                "augmentation, or stop earlier"
             )
 
     def _warn_if_behind(self, fid: float) -> None:
@@ -146,7 +147,7 @@ class RunEvaluation:
         behind, message = compare_with_reference(run.all_settings, count, run.step * run.images_per_step, fid)
         if behind and not self._was_behind:
             run.warn(
-                f"{message}. Other data give other scores; if yours are not harder, check the samples, the chosen "
+                f"{message}. Other data gives other scores; unless yours is harder, check the samples, the chosen "
                 "augmentation (--augment) and --learning_rate_d"
             )
         self._was_behind = self._was_behind or behind

@@ -71,12 +71,12 @@ def open_reference(
     """Load a feature network, and open the real images that a generator is scored against.
 
     Args:
-        data: settings of the data set.
+        data: settings of the dataset.
         device: where the network runs.
         features: as for `build_extractor`.
         mode: as for `build_extractor`.
         feature_weights: as for `build_extractor`.
-        argument: command-line argument that named the data set, for messages.
+        argument: command-line argument that named the dataset, for messages.
 
     Raises:
         UserError: as `build_extractor` and `load_reference` do.
@@ -86,17 +86,17 @@ def open_reference(
 
 
 def load_reference(settings: DataSettings, extractor: Extractor, argument: str) -> Reference:
-    """Open a data set and compute the features of all its images, or read them from the cache.
+    """Open a dataset and compute the features of all its images, or read them from the cache.
 
     The cache is next to the decoded images, keyed by their digest and the extractor's identity.
 
     Args:
-        settings: settings of the data set.
+        settings: settings of the dataset.
         extractor: computes the features.
-        argument: command-line argument that named the data set, for messages.
+        argument: command-line argument that named the dataset, for messages.
 
     Raises:
-        UserError: if the data set cannot be opened, is refused, or has fewer than `MIN_IMAGES` different images.
+        UserError: if the dataset cannot be opened, is refused, or has fewer than `MIN_IMAGES` different images.
     """
     with calling_the_dataset(argument):
         images = load_images(settings)

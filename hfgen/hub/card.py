@@ -31,15 +31,15 @@ SETTINGS_OF_THE_LAUNCH = frozenset(
     "checkpoints_total_limit evaluate_every evaluate_num_images best_by feature_weights push_to_hub hub_model_id "
     "hub_private_repo report_to".split()
 )
-CLOSING = "This card was written by hfgen {version} from the files beside it."
+CLOSING = "This card was written by hfgen {version} from the files in this repo."
 # file in samples/ -> caption
 SAMPLES = {
-    "sheet.png": "samples with seed 0, not selected",
+    "sheet.png": "uncurated samples, seed 0",
     "interpolation.png": "spherical interpolation between two latents, one pair per row",
     "denoising.png": "denoising, from noise on the left to the image on the right",
 }
 COURSE = {
-    "progress.gif": "samples from the same latents in the course of training",
+    "progress.gif": "samples from the same latents over the course of training",
     "curves.png": "training losses, and scores if it was evaluated during training",
 }
 
@@ -83,7 +83,7 @@ def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> Mod
     text = CardText(
         title=repo_id.split("/")[-1],
         summary=method.summary,
-        pictures=_pictures(folder / "samples", SAMPLES) or "No pictures were uploaded with it.",
+        pictures=_pictures(folder / "samples", SAMPLES) or "No sample images were uploaded.",
         usage=_usage(repo_id, method, variant_of(folder)),
         departures=_departures(method),
         data=_data(training),
@@ -203,7 +203,7 @@ def _data(training: dict[str, Any] | None) -> str:
         f"{where}: {data['images']:,} images, used as {data['training_images']:,} training images of "
         f"{data['sample_size']} x {data['sample_size']} pixels.",
         "",
-        "| found on reading them | |",
+        "| intake report | |",
         "| --- | --- |",
         *(f"| {key} | {markdown_text(str(value))} |" for key, value in data["intake"].items()),
     ]
@@ -299,7 +299,7 @@ def _limits(method: Method, training: dict[str, Any] | None, report: dict[str, A
     ]
     if data and data["images"] is not None and data["images"] < 1000:
         sentences.append(
-            f"{data['images']:,} training images are few: variety is limited, and memorisation is likely."
+            f"With only {data['images']:,} training images, diversity is limited and memorisation is likely."
         )
     if method.family == "vae":
         sentences.append("Like other VAEs, it blurs: fine detail is averaged out.")
@@ -309,7 +309,7 @@ def _limits(method: Method, training: dict[str, Any] | None, report: dict[str, A
     if report and report["scores"]["recall"] < report["floor"]["halves"]["recall"] / 2:
         sentences.append(
             f"Its recall of {report['scores']['recall']:.2g} is less than half of what real images reach "
-            f"({report['floor']['halves']['recall']:.2g}): it misses much of the data's variety."
+            f"({report['floor']['halves']['recall']:.2g}): it misses much of the data's diversity."
         )
     if training and training["end"] != "complete" and not training["end"].startswith(EARLIER):
         sentences.append(f"Its training ended early: {training['end']}.")

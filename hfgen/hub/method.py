@@ -284,7 +284,7 @@ def _vae_departures(settings: dict[str, Any], density: str | None) -> list[str]:
         clauses.append(f"free bits: {settings['free_bits']:g} nats of KL per latent dimension are not penalised")
     if settings.get("feature_weight") or settings.get("adversarial_weight"):
         start = settings.get("learned_term_start")
-        since = f" after {start:,} updates, when the encoder is fixed" if start else ""
+        since = f" after {start:,} updates, when the encoder is frozen" if start else ""
         clauses.append(
             "in addition to the pixel likelihood, a learned loss from a discriminator (Larsen et al. "
             f"2016, [arXiv:1512.09300](https://arxiv.org/abs/1512.09300)){since}"

@@ -1,4 +1,4 @@
-"""Pictures of a data set: its images as a network sees them, and each augmentation at work."""
+"""Pictures of a dataset: its images as a network sees them, and each augmentation at work."""
 
 from dataclasses import replace
 from itertools import islice
@@ -25,18 +25,18 @@ MAX_TRIED = 1000  # images that may be unreadable before the readable ones
 
 
 def data_sheet(images: ImageStore) -> Image.Image:
-    """Show up to 64 evenly spaced images of a data set, at their training size, with their numbers."""
+    """Show up to 64 evenly spaced images of a dataset, at their training size, with their numbers."""
     indices = np.unique(np.linspace(0, len(images) - 1, NUM_IMAGES).round().astype(int)).tolist()
     shown = [Image.fromarray(np.array(images[index])) for index in indices]
-    title = f"{len(shown)} of {len(images):,} images at {shown[0].width} pixels; below each image its number, from 0"
+    title = f"{len(shown)} of {len(images):,} images at {shown[0].width} pixels; image numbers below, from 0"
     return labelled_sheet(shown, title=title, captions=[str(index) for index in indices])
 
 
 def augmentation_sheet(settings: DataSettings) -> Image.Image:
-    """Show the first images of a data set as they are and after each augmentation: one row for each option.
+    """Show the first images of a dataset as they are and after each augmentation: one row for each option.
 
     Args:
-        settings: the data set and the training size.
+        settings: the dataset and the training size.
 
     Raises:
         UserError: if none of the first images can be read.

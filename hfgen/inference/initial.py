@@ -38,7 +38,7 @@ def start_from(run: Run, networks: dict[str, nn.Module], ema: AveragedModel) -> 
     checkpoint, first = _checkpoint_in(Path(source).expanduser()), next(iter(networks))
     found = _weights_of_pipeline(source, first) if checkpoint is None else load_state(checkpoint)
     if first not in found:
-        raise UserError(f"--init_from {source}: {checkpoint or 'it'} is of another method: there is no {first}")
+        raise UserError(f"--init_from {source}: {checkpoint or 'it'} is of another method: it has no {first}")
     average = {key.removeprefix("module."): value for key, value in found["ema"].items() if key != "n_averaged"}
     loaded = [name for name in networks if name in found]
     for name, weights in [*((name, found[name]) for name in loaded), (first, average)]:

@@ -69,7 +69,7 @@ def open_pipeline(
         require_utf8(path, "DIR")
         source = str(find_pipeline(path))
         problem = f"{source} cannot be loaded"
-    elif is_hub_id(where) and "/" in where:  # unlike some data sets, every pipeline on the Hub has an owner
+    elif is_hub_id(where) and "/" in where:  # unlike some datasets, every pipeline on the Hub has an owner
         source = where
         problem = f"{where}: no such folder{runs_beside(path)}, and no pipeline could be loaded from the Hub"
     else:

@@ -23,7 +23,7 @@ CHECKS_TO_COLLAPSE = 2
 NEIGHBOURS = 5
 # A generator that has not been good once within this many checks will not become good.
 CHECKS_TO_TAKE_OFF = 40
-# Images on the sheet that is judged, or the size of the data set if that is smaller.
+# Images on the sheet that is judged, or the size of the dataset if that is smaller.
 SHEET_SIZE = 256
 # If the discriminator separates more than this share of real/generated pairs, its gradient is nearly useless to the
 # generator. After CHECKS_TO_WIN such checks in a row it has won: images may be diverse but do not resemble the data.

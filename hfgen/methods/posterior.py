@@ -71,7 +71,7 @@ class PosteriorWatch:
         elif few and not self._warned:
             warning = (
                 f"only {active} of {self._latent_dim} latent units are active; if that does not improve, {remedy}; a "
-                "smaller --latent_dim would lose nothing"
+                "smaller --latent_dim would do as well"
             )
         self._warned = self._warned or few
         self._forget()

@@ -107,7 +107,7 @@ def save_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps
     trained_steps = pipeline.scheduler.config.num_train_timesteps if family(pipeline) == "ddpm" else None
     images = list(generate_images(pipeline, SamplingOptions(NUM_SAMPLES, 0, num_inference_steps, NUM_SAMPLES)))
     numbers = [str(index) for index in range(NUM_SAMPLES)]
-    labelled_sheet(images, title="seed 0; below each image its number", captions=numbers).save(folder / "sheet.png")
+    labelled_sheet(images, title="seed 0; image numbers below", captions=numbers).save(folder / "sheet.png")
     if trained_steps is not None:
         timesteps = [round((trained_steps - 1) * part / 7) for part in range(7, -1, -1)]
         states, _ = denoising_states(pipeline, timesteps, DENOISING_ROWS, 0, num_inference_steps)
@@ -177,12 +177,12 @@ def end_of(status: dict[str, Any], step: int) -> str:
 
 
 def data_of(run: Path, settings: dict[str, Any]) -> tuple[str, bool, dict[str, Any] | None]:
-    """Return the public name of the training data, whether it is a Hub data set, and its intake report."""
+    """Return the public name of the training data, whether it is a Hub dataset, and its intake report."""
     file = run / "intake.json"
     remedy = f"delete it: {SETTINGS_FILE} says what the data are, and the card calls the rest unknown"
     intake = read_json(file, ("source",), remedy) if file.is_file() else None
     dataset = settings["dataset"]
-    on_hub = settings["streaming"] or (intake is not None and intake["source"].startswith("Hub data set"))
+    on_hub = settings["streaming"] or (intake is not None and intake["source"].startswith("Hub dataset"))
     # Not by `is_path`: the data may have moved since the training.
     is_local = not on_hub and not TOY_PAINTINGS.fullmatch(dataset)
     return Path(dataset).expanduser().resolve().name if is_local else dataset, on_hub, intake

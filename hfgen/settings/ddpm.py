@@ -29,7 +29,7 @@ class DDPMSettings:
         "residual blocks, attention at coarse levels",
     )
     block_out_channels: list[int] | None = setting(
-        None, "channels per level, finest first; unset: the network's own", CHANNELS
+        None, "channels per level, finest first; unset: the network's default", CHANNELS
     )
     layers_per_block: int = setting(
         2, "residual blocks per level, for --unet library and compact; more is slower", Range(1, 100)
@@ -37,7 +37,7 @@ class DDPMSettings:
     patch_size: int = setting(
         1, "side in pixels of the patches folded into channels, for --unet compact; 2 is faster", COUNT
     )
-    dropout: float = setting(0.1, "dropout probability, for --unet compact; raise it against overfitting", DECAY)
+    dropout: float = setting(0.1, "dropout probability, for --unet compact; increase it to reduce overfitting", DECAY)
     beta_schedule: Literal["linear", "cosine"] = setting("linear", "noise schedule; cosine adds noise more slowly")
     num_train_timesteps: int = setting(1000, "number of diffusion timesteps in training", Range(1, 100_000))
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = setting(
@@ -62,7 +62,7 @@ class DDPMSettings:
     weight_decay: float = setting(0.0, "AdamW weight decay; 0 is plain Adam", NOT_NEGATIVE)
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", POSITIVE)
     ema_decay: float = setting(
-        0.9999, "per-update decay of the averaged weights, which are sampled and saved; lower it for short runs", DECAY
+        0.9999, "EMA decay per update; the EMA weights are sampled and saved; lower it for short runs", DECAY
     )
     compile: bool = setting(False, "use torch.compile: takes minutes at the start, faster on CUDA")
     sampler: Literal["ddim", "dpm", "unipc", "ddpm"] = setting("dpm", "default sampler of the saved pipeline")
@@ -99,9 +99,9 @@ class DDPMSettings:
         from hfgen.methods.schedules import EDM_SAMPLERS  # imports diffusers, which takes seconds
 
         if self.unet != "compact":
-            raise UserError("--formulation edm needs --unet compact: the other U-Nets embed counted timesteps")
+            raise UserError("--formulation edm needs --unet compact: the other U-Nets embed discrete timesteps")
         if self.sampler not in EDM_SAMPLERS:
-            raise UserError(f"--sampler {self.sampler}: with --formulation edm give {' or '.join(EDM_SAMPLERS)}")
+            raise UserError(f"--sampler {self.sampler}: with --formulation edm use {' or '.join(EDM_SAMPLERS)}")
         for name in ("beta_schedule", "num_train_timesteps", "prediction_type", "snr_gamma"):
             if getattr(self, name) != defaults[name]:
                 raise UserError(

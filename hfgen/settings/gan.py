@@ -74,7 +74,7 @@ class GANSettings:
     adam_beta2: float = setting(0.999, "Adam's beta2: decay of the mean squared gradient", DECAY)
     ema_decay: float = setting(
         0.999,
-        "per-update decay of the averaged generator, which is sampled and saved; lower it for short runs",
+        "EMA decay per update; the EMA generator is sampled and saved; lower it for short runs",
         DECAY,
     )
     statistics_images: int = setting(
@@ -86,12 +86,12 @@ class GANSettings:
     )
     augment: Literal["auto", "none", "diffaugment", "ada"] = setting(
         "auto",
-        "augment the discriminator's input; diffaugment: always; ada: the more it overfits; auto: depends on the "
+        "augment the discriminator's input; diffaugment: always; ada: more as it overfits; auto: depends on the "
         "number of images",
     )
     on_collapse: Literal["rollback", "stop", "warn"] = setting(
         "rollback",
-        "what to do when the collapse watch sees trouble; rollback: restart from the last good checkpoint at half the "
+        "what to do when training collapses; rollback: restart from the last good checkpoint at half the "
         "learning rates",
         may_change=True,
     )
@@ -106,7 +106,7 @@ class GANSettings:
             self._check_loss()
         if self.is_penalised and self.normalizes_batches:
             raise UserError(
-                "a penalty on the gradient of each image needs a discriminator without BatchNorm: --normalization "
+                "gradient penalties need a discriminator without BatchNorm: --normalization "
                 "instance, spectral or none with --network dcgan or sngan, or --network resnet"
             )
         has_choice = self.judging_network in ("dcgan", "sngan")
@@ -122,7 +122,7 @@ class GANSettings:
             )
         if self.loss == "wasserstein" and not self.gradient_penalty_weight:
             raise UserError(
-                "--loss wasserstein needs --gradient_penalty_weight (10 in the paper): it diverges without"
+                "--loss wasserstein needs --gradient_penalty_weight (10 in the paper): it diverges without it"
             )
 
     def _check_loss(self) -> None:

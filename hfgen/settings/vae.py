@@ -57,8 +57,8 @@ class VAESettings:
     )
     learned_term_start: int = setting(
         0,
-        "updates by likelihood and KL alone, before the discriminator joins; from then on the encoder stays as it is, "
-        "and only the decoder is trained; 0: the discriminator acts from the first update, on both",
+        "updates with likelihood and KL only, before the discriminator is added; after that the encoder is frozen and "
+        "only the decoder is trained; 0: use the discriminator from the first update, for both",
         COUNT_OR_NONE,
     )
     kl_warmup_steps: int = setting(0, "updates over which the KL weight rises from 0", COUNT_OR_NONE)
@@ -78,7 +78,7 @@ class VAESettings:
         1.0, "gradients of the loss in nats per dimension are clipped to this norm", POSITIVE
     )
     ema_decay: float = setting(
-        0.999, "per-update decay of the averaged weights, which are sampled and saved; lower it for short runs", DECAY
+        0.999, "EMA decay per update; the EMA weights are sampled and saved; lower it for short runs", DECAY
     )
     density_components: int = setting(
         10,
@@ -104,7 +104,7 @@ class VAESettings:
         if self.batch_size < 2 and self.normalization == "batch":
             raise UserError("--batch_size 1: BatchNorm needs at least 2 images; use --normalization group")
         if self.batch_size < 2 and self.adversarial_weight > 0:
-            raise UserError("--batch_size 1: --adversarial_weight mixes latents of different images; give 2 or more")
+            raise UserError("--batch_size 1: --adversarial_weight mixes latents of different images; use 2 or more")
         self._refuse_unused()
 
     def _refuse_unused(self) -> None:

@@ -189,7 +189,7 @@ def check_device(cell: Cell) -> str | None:
 
 
 def check_data(workspace: Workspace) -> None:
-    """Raise a `UserError` if a worker's data set is a path that does not exist."""
+    """Raise a `UserError` if a worker's dataset is a path that does not exist."""
     if is_missing(workspace.dataset):
         raise UserError(
             f"--dataset {workspace.dataset}: not on this machine; give the path of its images as --dataset"

@@ -120,7 +120,7 @@ def make_plan(study: Study, workspace: Workspace, say: Callable[[str], None]) ->
         say: called with a message on what is being measured.
 
     Raises:
-        UserError: if the data set or the feature weights are missing, or a kind of cell cannot be trained.
+        UserError: if the dataset or the feature weights are missing, or a kind of cell cannot be trained.
     """
     evaluation = study.evaluation
     extractor = build_extractor(evaluation.features, evaluation.mode, workspace.feature_weights, choose_device("auto"))
@@ -228,7 +228,7 @@ def describe_plan(study: Study, plan: Plan) -> str:
     if left_out:
         lines.append(f"without {left_out} of {len(study.cells)} cells, which need a machine with CUDA")
     if plan.real_images:
-        lines.append(f"the features of {plan.real_images:,} real images are computed once, which is included")
+        lines.append(f"this includes computing the features of the {plan.real_images:,} real images once")
     return "\n".join(lines)
 
 

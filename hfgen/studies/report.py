@@ -135,7 +135,7 @@ def _last_part(found: re.Match[str]) -> str:
 
 
 def dataset_name(study: Study) -> str:
-    """Return the name of the data set, without its local path."""
+    """Return the name of the dataset, without its local path."""
     return PureWindowsPath(study.dataset).name if is_path(study.dataset) else study.dataset
 
 
@@ -167,7 +167,7 @@ def markdown(study: Study, rows: list[Row], pictures: dict[str, str]) -> str:
 
 def files_of(study: Study, rows: list[Row]) -> dict[str, str]:
     """Return the names of a report's text files, and what is in them."""
-    course = {"course.csv": "FID in the course of training"} if any(row.course() for row in rows) else {}
+    course = {"course.csv": "FID over the course of training"} if any(row.course() for row in rows) else {}
     return FILES | course | ({WINNER_FILE: "the settings of the best cell"} if winner(study, rows) else {})
 
 
@@ -187,7 +187,7 @@ def statements(study: Study, rows: list[Row]) -> list[str]:
         paragraphs.append(floor)
     published = any(row.published for row in rows)
     if published:
-        paragraphs.append(f"Published: {study.source}." if study.source else "The table also shows published figures.")
+        paragraphs.append(f"Published: {study.source}." if study.source else "The table also shows published scores.")
     if agreed := agreements(study, rows):
         paragraphs.append("Comparison with the published order: " + " ".join(agreed))
     return paragraphs

@@ -86,7 +86,7 @@ class StudyStore:
             return self._definition()
 
     def open_or_create(self, study: Study) -> Study:
-        """Open or create the study; return it with the data set location from its creation.
+        """Open or create the study; return it with the dataset location from its creation.
 
         Raises:
             UserError: if a different study of this name exists (the message lists the differences), or the database

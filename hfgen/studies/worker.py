@@ -33,7 +33,7 @@ def work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: fl
         wait_seconds: seconds between checks on other workers.
 
     Raises:
-        UserError: if the data set is missing or differs from that of other cells, if cells keep failing here, or if
+        UserError: if the dataset is missing or differs from that of other cells, if cells keep failing here, or if
             the database does not answer.
         KeyboardInterrupt: on Ctrl-C and SIGTERM, after the training was stopped and the cell given back.
     """

@@ -78,7 +78,7 @@ def set_aside_newer(folder: Path, step: int) -> None:
             os.replace(checkpoint, moved[-1])
     if moved:
         names = ", ".join(path.name for path in moved)
-        print(f"the newer checkpoints in {folder} are now called {names}; delete what you do not need")
+        print(f"the newer checkpoints in {folder} were renamed to {names}; delete those that you do not need")
 
 
 def checkpoint_of(folder: Path, step: int) -> Path:
@@ -142,7 +142,7 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
             damage = damage_of(checkpoint)
             if damage is None:
                 return checkpoint
-            print(f"warning: {checkpoint} is damaged and left out: {damage}", flush=True)
+            print(f"warning: {checkpoint} is damaged and was skipped: {damage}", flush=True)
         if found:
             raise UserError(
                 f"--resume latest: all checkpoints in {folder} are damaged; start again with another --output_dir"
@@ -154,7 +154,9 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
         raise UserError(f"--resume {resume}: not a checkpoint (checkpoints of this run: {known})")
     if damage := damage_of(checkpoint):
         others = ", ".join(path.name for path in list_checkpoints(checkpoint.parent) if path != checkpoint) or "none"
-        raise UserError(f"--resume {resume}: damaged: {damage}; choose another checkpoint (beside it: {others})")
+        raise UserError(
+            f"--resume {resume}: damaged: {damage}; choose another checkpoint (in the same folder: {others})"
+        )
     return checkpoint
 
 

@@ -118,15 +118,15 @@ def refuse_unsupported(environment: Mapping[str, str], options: Namespace | None
     for variable, option in UNSUPPORTED.items():
         if str_to_bool(environment.get(variable, "false")):
             raise UserError(
-                f"accelerate launch {option}: not supported, each process holds the whole network; leave it out (in "
-                "the configuration of accelerate, too), or give --multi_gpu for several GPUs"
+                f"accelerate launch {option}: not supported, each process holds the whole network; leave it out (also "
+                "in accelerate's configuration), or use --multi_gpu for several GPUs"
             )
     asked = getattr(options, "gradient_accumulation_steps", None)
     parts = str(asked or environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"))
     if parts != "1":
         raise UserError(
-            f"accelerate launch --gradient_accumulation_steps {parts}: not used; leave it out (in the "
-            "configuration of accelerate, too), and give it to train_ddpm, which splits its batch"
+            f"accelerate launch --gradient_accumulation_steps {parts}: not used; leave it out (also in "
+            "accelerate's configuration), and pass it to train_ddpm, which splits its batch"
         )
 
 

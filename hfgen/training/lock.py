@@ -33,7 +33,7 @@ def lock_folder(folder: Path) -> FileLock:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M}")
     except Timeout:
         raise UserError(
-            f"--output_dir {folder}: in use by {_named(holder)}; stop that run or wait until it has ended, or choose "
+            f"--output_dir {folder}: in use by {_named(holder)}; stop that run, wait for it to end, or choose "
             "another folder"
         ) from None
     except (OSError, NotImplementedError) as error:

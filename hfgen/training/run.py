@@ -111,10 +111,10 @@ class Run:
 
         Args:
             images_per_step: images per update, over all processes.
-            images_per_epoch: images in the data set; None for a stream, whose length is unknown.
+            images_per_epoch: images in the dataset; None for a stream, whose length is unknown.
 
         Raises:
-            UserError: if only `--num_epochs` is given and the data set is a stream.
+            UserError: if only `--num_epochs` is given and the dataset is a stream.
         """
         self.images_per_step = images_per_step
         self.max_train_steps = planned_steps(self.settings, images_per_step, images_per_epoch)

@@ -34,15 +34,15 @@ class RunSettings:
     seed: int = setting(0, "seed of the initial weights, data order, noise and every other random number", SEED)
     resume: str | None = setting(
         None,
-        "'latest' or the path of a checkpoint, which another --output_dir continues with the settings given now; "
-        "'latest' starts a new run if there is none",
+        "'latest' or the path of a checkpoint; 'latest' starts a new run if there is none; a checkpoint with another "
+        "--output_dir continues with the settings given now",
         may_change=True,
         of_one_run=True,
     )
     init_from: str | None = setting(
         None,
         "start from the weights of a run, a checkpoint, a pipeline or a Hub repo of the same architecture; the "
-        "optimizers start anew",
+        "optimizers are reset",
     )
     max_train_steps: int | None = setting(
         None, "weight updates in total; 100000 if num_epochs is not given either", COUNT, may_change=True
@@ -51,7 +51,9 @@ class RunSettings:
         None, "passes over the data; with max_train_steps, the shorter limit applies", POSITIVE, may_change=True
     )
     max_train_time: str | None = setting(
-        None, "time limit of this launch, such as 45m or 8h50m; it then saves a checkpoint and stops", may_change=True
+        None,
+        "time limit of this launch, such as 45m or 8h50m; the run then saves a checkpoint and stops",
+        may_change=True,
     )
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = setting(
         "auto",
@@ -75,12 +77,12 @@ class RunSettings:
     checkpoints_total_limit: int = setting(2, "checkpoints to keep; older ones are deleted", COUNT, may_change=True)
     evaluate_every: int = setting(
         0,
-        "steps between evaluations against the training images (FID, KID, copies); 0: none",
+        "steps between evaluations against the training images (FID, KID, copies); 0: off",
         COUNT_OR_NONE,
         may_change=True,
     )
     evaluate_num_images: int = setting(
-        1000, "images per evaluation; more give steadier scores", Range(MIN_EVALUATED, MAX_COUNT), may_change=True
+        1000, "images per evaluation; more make scores more reliable", Range(MIN_EVALUATED, MAX_COUNT), may_change=True
     )
     best_by: Literal["fid", "kid"] = setting("fid", "score that selects the pipeline kept in best/", may_change=True)
     feature_weights: str | None = setting(
@@ -91,12 +93,12 @@ class RunSettings:
     )
     hub_model_id: str | None = setting(
         None,
-        "repo to upload to, as owner/name; by default your own, named like output_dir",
+        "repo to upload to, as owner/name; unset: your own, named after output_dir",
         may_change=True,
         of_one_run=True,
     )
     hub_private_repo: bool = setting(
-        False, "create that repo as private; refuse a public one", may_change=True, of_one_run=True
+        False, "create the repo as private; fail if it exists and is public", may_change=True, of_one_run=True
     )
     report_to: Literal["tensorboard", "wandb", "none"] = setting("tensorboard", "where to log curves", may_change=True)
 
@@ -127,14 +129,14 @@ def planned_steps(settings: RunSettings, images_per_step: int, images_per_epoch:
     Args:
         settings: the run's settings.
         images_per_step: images per update, over all processes.
-        images_per_epoch: images in the data set; None for a stream, whose length is unknown.
+        images_per_epoch: images in the dataset; None for a stream, whose length is unknown.
 
     Raises:
-        UserError: if only `--num_epochs` is given and the data set is a stream.
+        UserError: if only `--num_epochs` is given and the dataset is a stream.
     """
     limits = [] if settings.max_train_steps is None else [settings.max_train_steps]
     if settings.num_epochs is not None and images_per_epoch is not None:
         limits.append(math.ceil(settings.num_epochs * images_per_epoch / images_per_step))
     elif settings.num_epochs is not None and not limits:
-        raise UserError("--num_epochs: a streamed data set has no length; give --max_train_steps instead")
+        raise UserError("--num_epochs: a streamed dataset has no length; give --max_train_steps instead")
     return min(limits, default=DEFAULT_TRAIN_STEPS)

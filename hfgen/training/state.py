@@ -104,12 +104,12 @@ class RunState:
         progress = checkpoints.load_progress(checkpoint)
         if progress["data_digest"] != self._agreement["data_digest"]:
             raise UserError(
-                f"--dataset: these are not the images that {checkpoint} was trained on; give the same data set again"
+                f"--dataset: these are not the images that {checkpoint} was trained on; give the same dataset again"
             )
         for key, value in self._agreement.items():
             if progress[key] != value:
                 raise UserError(
-                    f"{checkpoint}: {key} was {progress[key]!r} and is now {value!r}; a resumed run needs the same"
+                    f"{checkpoint}: {key} was {progress[key]!r} and is now {value!r}; it must not change on resume"
                 )
         if progress["torch_version"] != torch.__version__ and self._accelerator.is_main_process:
             print(

@@ -71,7 +71,7 @@ def check_losses(losses: dict[str, float]) -> None:
     if bad := [name for name, value in losses.items() if not math.isfinite(value)]:
         raise NonFiniteError(f"{', '.join(bad)} is not finite")
     if bad := [f"{name} is {value:.2g}" for name, value in losses.items() if abs(value) > MAX_LOSS]:
-        raise RunawayError(f"the training has run away: {', '.join(bad)}")
+        raise RunawayError(f"the training has diverged: {', '.join(bad)}")
 
 
 def ending_of(error: BaseException) -> tuple[str, str]:

@@ -69,7 +69,7 @@ def test_an_option_of_another_family_is_refused(refusal, pipeline, tmp_path, opt
     if option != "--sampler":
         assert "only to" in refusal(*compared, option, value)
     assert "only to diffusion" in refusal(*compared, "--steps", "2,3")
-    assert "leave out one of the two" in refusal(*compared, "--steps", "2,3", "--num_inference_steps", 5)
+    assert "use only one of them" in refusal(*compared, "--steps", "2,3", "--num_inference_steps", 5)
 
 
 def test_a_gan_has_nothing_to_denoise(refusal, pipeline, tmp_path):
@@ -164,7 +164,7 @@ def test_progress_of_one_sheet_is_a_picture_and_says_so(hfgen, tmp_path):
     (tmp_path / "one" / "samples").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "one" / "samples" / "step-000000.png")
     status, out, _ = hfgen("progress", tmp_path / "one", "--output", tmp_path / "still.gif")
-    assert status == 0 and "still.gif: 1 sample sheet, a still picture until the run has more (--sample_every)" in out
+    assert status == 0 and "still.gif: 1 sample sheet, so a still image until the run has more (--sample_every)" in out
     with Image.open(tmp_path / "still.gif") as gif:
         assert gif.n_frames == 1
 

@@ -146,7 +146,7 @@ def test_steps_refuses_before_anything_is_drawn(hfgen, folder, library, tmp_path
         ("somebody/cats", ("--save",), "--save: somebody/cats is not a local folder"),
         (library, ("--save", "--steps", "2"), "which cannot store a number of steps"),
         (folder, ("--steps", "0"), "at least 1"),
-        (folder, ("--save", "--sampler", "ddim"), "leave out one of the two"),
+        (folder, ("--save", "--sampler", "ddim"), "use only one of them"),
     ):
         status, _, errors = hfgen("steps", where, *options, *arguments)
         assert status == 2 and said in errors and not (tmp_path / "tried").exists()

@@ -198,7 +198,7 @@ def test_a_walk_between_pictures_starts_and_ends_with_their_reconstructions(hfge
     images = [part for picture in pictures[:3] for part in ("--image", picture)]
     status, out, err = hfgen(*command, *images, "--num_steps", 3, "--num_frames", 4)
     assert status == 0, err
-    assert "straight above spherical, 0.png, 1.png, 2.png" in out
+    assert "linear above spherical, 0.png, 1.png, 2.png" in out
     reconstruct(hfgen, folders["density"], pictures[:3], tmp_path / "out")
     ends = [pixels(tmp_path / "out" / f"{index:06d}-{index}.png") for index in range(3)]
     with_originals = tiles(tmp_path / "walk" / "sheet.png", 4, 7)
@@ -230,7 +230,11 @@ def test_a_walk_between_seeds_starts_and_ends_with_what_they_draw(hfgen, folders
 @pytest.mark.parametrize(
     ("pipeline", "arguments", "told"),
     [
-        ("plain", ("--image", "{0}"), "--image {0}: interpolation needs at least two images; give --image again"),
+        (
+            "plain",
+            ("--image", "{0}"),
+            "--image {0}: interpolation needs at least two images; use --image twice or more",
+        ),
         ("plain", ("--image", "{0}", "--image", "{1}", "--seeds", "1,2"), "leave out --seeds and --sample_from"),
         ("density", ("--image", "{0}", "--image", "{1}", "--sample_from", "prior"), "leave out --seeds and"),
         ("plain", ("--image", "{0}", "--image", "{0}.no"), "--image {0}.no: "),

@@ -60,17 +60,17 @@ def test_data_alone_get_a_preset_a_budget_and_a_folder_and_it_says_why(monkeypat
         "runs", "toy_paintings"
     )
     data, budget, preset, same = capsys.readouterr().out.splitlines()
-    assert data == "data: 30 images, short side 64 pixels, RGB; trained at 64 x 64 (--sample_size)"
+    assert data == "data: 30 images, short side 64 pixels, RGB; training at 64 x 64 (--sample_size)"
     assert budget == "budget: 100,000 images, the default on a CPU (--images, or --time 2h)"
     assert preset.startswith(
-        "preset: dcgan_nearest; the best pictures for the time; it reached FID 18.2 after 300,000"
+        "preset: dcgan_nearest; the best images for the training time; it reached FID 18.2 after 300,000"
     )
-    assert same == f"that is: hfgen train gan {' '.join(started.flags)}"
+    assert same == f"command: hfgen train gan {' '.join(started.flags)}"
 
 
 def test_a_stream_is_not_read_before_the_training(monkeypatch, capsys, started):
     assert call(monkeypatch, "somebody/photos", "--streaming", "--images", 64) == 0
-    assert capsys.readouterr().out.startswith("data: streamed from the Hub; trained at 64 x 64")
+    assert capsys.readouterr().out.startswith("data: streamed from the Hub; training at 64 x 64")
     assert settings_of(started)["streaming"] and settings_of(started)["max_train_steps"] == 4
 
 
@@ -126,8 +126,8 @@ def test_what_the_user_gives_is_not_chosen(monkeypatch, started, arguments, expe
     ("arguments", "said"),
     [
         (["--preset", "ddpm"], "budget: of the preset, on a CPU"),
-        (["--preset", "ddpm", "--max_train_steps", 7], "budget: as asked, on a CPU"),
-        (["--images", 7], "budget: as asked, on a CPU"),
+        (["--preset", "ddpm", "--max_train_steps", 7], "budget: as given, on a CPU"),
+        (["--images", 7], "budget: as given, on a CPU"),
     ],
 )
 def test_it_says_whose_budget_it_is(monkeypatch, capsys, started, arguments, said):
@@ -138,7 +138,7 @@ def test_it_says_whose_budget_it_is(monkeypatch, capsys, started, arguments, sai
 @pytest.mark.parametrize(("arguments", "name"), [([], "dcgan_nearest"), (["--preset", "vae_200"], "vae_200")])
 def test_it_names_the_preset_that_no_reference_run_has(monkeypatch, capsys, started, arguments, name):
     assert call(monkeypatch, "toy_paintings:8", "--sample_size", 32, *arguments) == 0
-    said = f"preset: {name}; no reference run has these settings (hfgen presets)"
+    said = f"preset: {name}; there is no reference run with these settings (see hfgen presets)"
     assert said in capsys.readouterr().out.splitlines()
 
 
@@ -156,7 +156,10 @@ def test_a_method_takes_every_setting_of_its_script_and_the_budget_s_short_names
     [
         ([], "usage: hfgen train DATA"),
         (["gan"], "usage: hfgen train DATA"),
-        (["--preset", "dcgan"], "error: hfgen train --preset: give the data first, or gan, vae or ddpm"),
+        (
+            ["--preset", "dcgan"],
+            "error: hfgen train --preset: the first argument must be the data, or gan, vae or ddpm",
+        ),
         (
             ["gan", "--dataset", "x", "--lerning_rate", 1],
             "unknown argument --lerning_rate; did you mean --learning_rat",
@@ -167,7 +170,7 @@ def test_a_method_takes_every_setting_of_its_script_and_the_budget_s_short_names
         (["photos", "--num_processes", 0], "error: --num_processes 0: must be positive"),
         (["photos", "--images", "many"], "hfgen train: error: argument --images: invalid int value: 'many'"),
         (["photos", "--time", "soon"], "error: --time soon: write a duration such as 90s, 45m or 8h50m"),
-        (["photos", "--time", "1h", "--max_train_time", "2h"], "error: --time is another name of --max_train_time"),
+        (["photos", "--time", "1h", "--max_train_time", "2h"], "error: --time is the same as --max_train_time"),
         (["a/b/nothere", "--images", 10], "error: --dataset a/b/nothere: no such file or folder"),
     ],
 )

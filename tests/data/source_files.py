@@ -12,7 +12,7 @@ from hfgen.data.sources import open_source
 
 
 def source_of(path: Path | str, **settings) -> Source:
-    """Open a data set with these settings."""
+    """Open a dataset with these settings."""
     return open_source(DataSettings(dataset=str(path), **settings))
 
 

@@ -38,9 +38,9 @@ def test_of_arrays_named_by_split_that_of_the_split_is_taken(tmp_path, names):
     assert np.array_equal(pixels_of(tmp_path / "set.npz"), IMAGES[:2])
     assert np.array_equal(pixels_of(tmp_path / "set.npz", dataset_split="test"), IMAGES[2:])
     assert np.array_equal(pixels_of(tmp_path / "set.npz", dataset_column=names[1]), IMAGES[2:])
-    with pytest.raises(UserError, match="--dataset_split nonsense: no array is named so"):
+    with pytest.raises(UserError, match="--dataset_split nonsense: there is no array of that name"):
         pixels_of(tmp_path / "set.npz", dataset_split="nonsense")
-    with pytest.raises(UserError, match=f"--dataset_column {names[0]}, --dataset_split test: each chooses an array"):
+    with pytest.raises(UserError, match=f"--dataset_column {names[0]}, --dataset_split test: each selects an array"):
         pixels_of(tmp_path / "set.npz", dataset_column=names[0], dataset_split="test")
 
 

@@ -1,4 +1,4 @@
-"""Data sets of the Hub as a user meets them: inspected, decoded, streamed, private, and over a bad connection.
+"""Datasets of the Hub as a user meets them: inspected, decoded, streamed, private, and over a bad connection.
 
 Each client is a process of its own, whose caches are all below one folder, which is empty when a test begins: hfgen's
 is `hfgen` in it.
@@ -178,7 +178,7 @@ def test_a_data_set_of_the_hub_can_be_inspected(client, name, home, tmp_path):
     inspect = ("data", "inspect", name, "--sample_size", "16", "--json", str(tmp_path / "report.json"))
     status, out, err = client(HFGEN, *inspect)
     assert status == 0, err
-    assert f"Hub data set {name}" in out
+    assert f"Hub dataset {name}" in out
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["images"], report["formats"], report["sizes"]) == (8, {"PNG": 8}, {"24 x 24": 8})
     assert cached(home) == CACHED

@@ -225,7 +225,11 @@ def test_identical_images_are_warned_of_unless_they_are_dropped():
 
 @pytest.mark.parametrize(
     ("suffix", "noted"),
-    [(".heic", "not read: .heic 2; convert them"), (".parquet", "may hold more of them: .parquet 2;"), (".csv", None)],
+    [
+        (".heic", "unsupported formats: .heic 2; convert them"),
+        (".parquet", "may contain more images: .parquet 2;"),
+        (".csv", None),
+    ],
 )
 def test_skipped_files_that_probably_hold_images_are_warned_of(suffix, noted):
     warnings = report_on([fact(number) for number in range(1000)], skipped={suffix: 2}).warnings
@@ -289,7 +293,7 @@ def test_the_report_survives_json():
         "trained on: 4 of 64 x 64 pixels",
         "unreadable: 2; exact duplicates: 1 (1 dropped); near duplicates: 1; other files: 3",
         "other files: 3 (.heic 2, .csv 1)",
-        "note: pictures or videos in formats that are not read: .heic 2; convert them to PNG or JPEG",
+        "note: images or videos in unsupported formats: .heic 2; convert them to PNG or JPEG",
         "skipped bad.png: not an image format that Pillow can read",
         "skipped ünknown.jpg: OSError: image file is truncated",
         "identical: 1.png, 2.png",

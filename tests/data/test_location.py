@@ -53,10 +53,10 @@ def test_the_address_of_a_data_set_of_the_hub_means_its_id(address):
         ("https://huggingface.co/spaces/huggan/demo", "not in the datasets of the Hub"),
         (
             "https://huggingface.co/datasets/huggan/monet2photo/tree/v1.0",
-            "only whole repositories .* give huggan/monet2photo",
+            "only whole repositories .* use huggan/monet2photo",
         ),
-        ("https://www.kaggle.com/datasets/a/b", "addresses are not read; download it and give its path"),
-        ("s3://bucket/cats.zip", "addresses are not read; download it"),
+        ("https://www.kaggle.com/datasets/a/b", "URLs are not supported; download it and give its path"),
+        ("s3://bucket/cats.zip", "URLs are not supported; download it"),
     ],
 )
 def test_another_address_is_refused_with_what_to_do(address, told):

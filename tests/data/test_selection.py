@@ -20,7 +20,7 @@ from hfgen.errors import UserError
 
 
 def write(folder: Path, kind: str, *names: str) -> Path:
-    """Write a data set that holds a picture of each name, whose content is the name; return its path."""
+    """Write a dataset that holds a picture of each name, whose content is the name; return its path."""
     if kind == "zip":
         with zipfile.ZipFile(path := folder / "set.zip", "w") as archive:
             for name in names:

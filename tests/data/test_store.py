@@ -349,7 +349,7 @@ def test_a_failed_decoding_leaves_nothing_and_the_next_call_decodes_all(image_fo
         load(image_folder, max_image_pixels=80_000)
     assert entries(cache_of_this_test) == []
     (image_folder / "6.png").write_bytes(whole + bytes(before.st_size - len(whole)))
-    os.utime(image_folder / "6.png", ns=(before.st_atime_ns, before.st_mtime_ns))  # the same data set, as far as seen
+    os.utime(image_folder / "6.png", ns=(before.st_atime_ns, before.st_mtime_ns))  # the same dataset, as far as seen
     assert same(pictures_in(load(image_folder)), [noise(16, 16, seed) for seed in range(7)])
 
 

@@ -187,7 +187,7 @@ def refusals(folder):
     found = {
         "two columns": {"dataset_column": None},
         "no column": {"dataset_column": "imageC"},
-        "no data set": {"dataset": "tester/nothing"},
+        "no dataset": {"dataset": "tester/nothing"},
         "no split": {"dataset_split": "test"},
         "a script": {"dataset": "tester/script"},
     }
@@ -419,7 +419,7 @@ def test_the_digest_tells_data_sets_and_columns_apart_but_not_commits(answers):
     [
         ("two columns", ["imageA", "imageB", "--dataset_column"]),
         ("no column", ["imageC", "tester/paintings"]),
-        ("no data set", ["tester/nothing"]),
+        ("no dataset", ["tester/nothing"]),
         ("no split", ["tester/paintings has no split test", "--dataset_split", "'train'"]),
         ("a script", ["tester/script", "scripts are no longer supported"]),
         ("a folder", ["--streaming"]),
@@ -470,7 +470,7 @@ def test_a_row_that_names_no_file_of_the_data_set_is_unreadable(answers):
     assert nothing[:2] == ["a row", "ValueError"]
     assert missing[:2] == ["a row", "FileNotFoundError"]
     for name, kind, message in (elsewhere, outside):
-        assert (name, kind) == ("a row", "ValueError") and "outside the data set" in message
+        assert (name, kind) == ("a row", "ValueError") and "outside the dataset" in message
 
 
 def test_a_repository_of_a_zip_or_of_unmarked_bytes_streams_too(answers):

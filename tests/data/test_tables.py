@@ -1,4 +1,4 @@
-"""Parquet files and data sets saved by the `datasets` library, of all kinds of columns."""
+"""Parquet files and datasets saved by the `datasets` library, of all kinds of columns."""
 
 import base64
 import os
@@ -155,12 +155,12 @@ def test_a_damaged_saved_data_set_is_an_error_that_names_it(tmp_path, damage):
     dataset_of(*CONTENTS).save_to_disk(tmp_path / "saved")
     file = tmp_path / "saved" / ("state.json" if damage == "not JSON" else "data-00000-of-00001.arrow")
     file.write_bytes(b"" if damage == "not JSON" else file.read_bytes()[:100])
-    with pytest.raises(UserError, match=f"{tmp_path / 'saved'}: cannot be read as a saved data set"):
+    with pytest.raises(UserError, match=f"{tmp_path / 'saved'}: cannot be read as a saved dataset"):
         contents_of(tmp_path / "saved")
 
 
 @pytest.mark.parametrize("dataset", ["toy_paintings:3", "folder", "nowhere/at/all"])
 def test_a_configuration_of_a_local_data_set_is_refused(tmp_path, dataset):
     name = str(tmp_path) if dataset == "folder" else dataset
-    with pytest.raises(UserError, match="--dataset_config cats: only Hub data sets have configurations"):
+    with pytest.raises(UserError, match="--dataset_config cats: only Hub datasets have configurations"):
         open_source(DataSettings(dataset=name, dataset_config="cats"))

@@ -22,7 +22,7 @@ def test_a_zip_gives_its_images_in_the_order_of_their_paths(tmp_path):
     assert source.not_read == 1  # read.me
     for name in names:
         write(tmp_path / "folder" / name)
-    assert names_in(source_of(tmp_path / "folder")) == ordered  # a folder and a zip of it are one data set
+    assert names_in(source_of(tmp_path / "folder")) == ordered  # a folder and a zip of it are one dataset
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Read data sets with damaged or hostile bytes, and check that each is read or refused, in bounded memory and time.
+"""Read datasets with damaged or hostile bytes, and check that each is read or refused, in bounded memory and time.
 
     python tests/endurance/readers.py --count 5000
 
-Not part of `make test`: 5,000 files take about ten minutes on one CPU core. Images and data sets of every format
+Not part of `make test`: 5,000 files take about ten minutes on one CPU core. Images and datasets of every format
 are changed at random: bits and bytes, lengths, blocks cut out, repeated or exchanged. Each must end in a decoded set
 or in a `UserError`; no other error, no end of the process, at most 4 GB of memory beside the libraries, at most a
 minute. The first ones are undamaged, and must be read.
@@ -116,7 +116,7 @@ def damaged(content: bytes, numbers: random.Random) -> bytes:
 
 
 def read_in_this_process(file: Path, cache: Path) -> str:
-    """Read a data set; return "read", "refused", or what was wrong."""
+    """Read a dataset; return "read", "refused", or what was wrong."""
     signal.alarm(SECONDS)
     try:
         load_images(DataSettings(dataset=str(file), sample_size=16, cache_dir=str(cache)))
@@ -131,7 +131,7 @@ def read_in_this_process(file: Path, cache: Path) -> str:
 
 
 def read_all(files: list[Path], log: Path) -> list[str]:
-    """Read data sets in a process of their own, bounded in memory; return a verdict for each."""
+    """Read datasets in a process of their own, bounded in memory; return a verdict for each."""
     verdicts: list[str] = []
     while len(verdicts) < len(files):
         log.write_text("")
@@ -179,7 +179,7 @@ def main() -> None:
                         shutil.copytree(Path(temporary) / str(number), settings.keep / str(faults))
             for number in range(first, first + CASES_PER_PROCESS):
                 shutil.rmtree(Path(temporary) / str(number), ignore_errors=True)
-    print(f"{counts.total()} data sets: {', '.join(f'{count} {verdict}' for verdict, count in counts.items())}")
+    print(f"{counts.total()} datasets: {', '.join(f'{count} {verdict}' for verdict, count in counts.items())}")
     sys.exit(bool(faults))
 
 

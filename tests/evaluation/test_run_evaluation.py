@@ -302,8 +302,10 @@ def test_that_copying_has_begun_is_said_once_and_not_again_after_a_resume(tmp_pa
     assert json.loads((tmp_path / "run" / "best" / "scores.json").read_text()) == rows[0]
     (event,) = events(tmp_path / "run")
     assert (event["step"], event["event"]) == (4, "warning")
-    assert event["what"].startswith("the samples have begun to copy: 100.0% of them are nearer to a training image")
-    assert "warning: step 4: the samples have begun to copy" in capsys.readouterr().out
+    assert event["what"].startswith(
+        "the samples have started to copy training images: 100.0% of them are nearer to a training image"
+    )
+    assert "warning: step 4: the samples have started to copy training images" in capsys.readouterr().out
     train("gan", tmp_path / "run", *arguments, "--resume", str(checkpoint(tmp_path / "run", 4)))
     assert len(events(tmp_path / "run")) == 1 and read_evaluations(tmp_path / "run")[-1]["copying"]
 

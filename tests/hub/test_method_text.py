@@ -177,7 +177,7 @@ def test_a_learned_term_is_a_departure_and_since_when_it_acts_is_said(folders):
     plain = describe_method(folders / "vae", VAE).departures
     for start, ending in (
         (0, "(https://arxiv.org/abs/1512.09300))"),
-        (15_625, ") after 15,625 updates, when the encoder is fixed"),
+        (15_625, ") after 15,625 updates, when the encoder is frozen"),
     ):
         settings = VAE | {"adversarial_weight": 10.0, "learned_term_start": start}
         *others, clause = describe_method(folders / "vae", settings).departures

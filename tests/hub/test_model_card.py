@@ -105,7 +105,7 @@ def test_the_card_of_a_run_tells_what_it_is_of_what_and_how_it_was_made(name, ru
     assert sections["Method"].startswith("\nDifferences that were found:\n\n- ")
     assert "toy_paintings:24: 24 images, used as 24 training images of 16 x 16 pixels." in sections["Training data"]
     assert "Only 24 images: a generator may memorise them" in sections["Training data"]
-    assert "24 training images are few" in sections["Limits and bias"]
+    assert "With only 24 training images" in sections["Limits and bias"]
     rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", sections["Training"], re.MULTILINE))
     status = json.loads((runs[name] / "status.json").read_text())
     launch = json.loads((runs[name] / "launches.jsonl").read_text())
@@ -142,7 +142,7 @@ def test_the_card_of_a_bare_pipeline_calls_unknown_what_it_does_not_know(runs, t
     # Without pictures it says so.
     shutil.rmtree(tmp_path / "published" / "samples")
     write_card(tmp_path / "published", "tester/toy")
-    assert "No pictures were uploaded with it." in check_card(tmp_path / "published")[0].text
+    assert "No sample images were uploaded." in check_card(tmp_path / "published")[0].text
 
 
 def test_a_card_without_departures_names_what_was_compared_and_claims_no_more(runs, tmp_path):

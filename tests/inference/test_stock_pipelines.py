@@ -90,7 +90,7 @@ def test_what_cannot_be_sampled_is_refused_at_loading(tmp_path, scheduler, netwo
 
 def test_a_number_of_steps_that_does_not_suit_a_scheduler_is_named(tmp_path):
     pipeline = open_pipeline(save(tmp_path, diffusers.PNDMScheduler()), "cpu")
-    with pytest.raises(UserError, match="num_inference_steps=2 does not suit its PNDMScheduler .*try more steps"):
+    with pytest.raises(UserError, match="num_inference_steps=2 does not work with its PNDMScheduler .*try more steps"):
         list(generate_images(pipeline, SamplingOptions(1, 0, 2, 1)))
 
 

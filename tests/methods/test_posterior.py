@@ -153,7 +153,7 @@ def test_a_saved_state_does_not_change_with_later_observations():
     assert kept.any()
 
 
-# -------------------------------------------------------------------------------------------------- the whole data set
+# -------------------------------------------------------------------------------------------------- the whole dataset
 
 
 class ListedBatches:

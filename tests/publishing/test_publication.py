@@ -280,7 +280,7 @@ def test_no_path_and_no_file_name_of_the_data_leaves_the_machine(where, tmp_path
     ("streaming", "source", "dataset", "name", "on_hub"),
     [
         (True, None, "tester/paintings", "tester/paintings", True),
-        (False, "Hub data set tester/paintings, split train", "tester/paintings", "tester/paintings", True),
+        (False, "Hub dataset tester/paintings, split train", "tester/paintings", "tester/paintings", True),
         (False, "folder tester/paintings", "tester/paintings", "paintings", False),
         (False, "24 toy paintings", "toy_paintings:24", "toy_paintings:24", False),
         (False, "200 toy paintings", "toy_paintings", "toy_paintings", False),
@@ -306,7 +306,7 @@ def test_a_path_of_this_machine_in_any_text_is_refused(tmp_path):
             file.write_text(text)
             with pytest.raises(UserError, match=f"told{suffix} would publish /home/me, a path on this machine"):
                 refuse_private_paths(folder, ["/root", "/home/me"])
-        # A short path may be part of a longer word, or of somebody's data set.
+        # A short path may be part of a longer word, or of somebody's dataset.
         file.write_text("https://host/home/menu and huggan/home/me2 and x/home/me ")
         refuse_private_paths(folder, ["/root", "/home/me", "/", ""])
         file.unlink()

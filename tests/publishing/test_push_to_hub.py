@@ -40,7 +40,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture(scope="module")
 def hub():
-    """A Hub with a data set of 20 paintings."""
+    """A Hub with a dataset of 20 paintings."""
     encoded = []
     for image in paintings(range(20), 24):
         buffer = io.BytesIO()

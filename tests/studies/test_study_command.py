@@ -106,7 +106,7 @@ def test_a_folder_called_report_that_is_not_a_report_is_refused_before_any_work(
     status, _, err = hfgen("study", "run", file, "--output", "proj")
     assert (status, err) == (
         2,
-        "error: proj/report holds files that hfgen did not write: move or rename that folder first\n",
+        "error: proj/report contains files that hfgen did not write: move or rename that folder first\n",
     )
     assert worked == [] and [path.name for path in (file.parent / "proj").rglob("*")] == ["report", "thesis.tex"]
     mine.rename(file.parent / "thesis.tex")
@@ -172,7 +172,7 @@ def test_a_worker_takes_the_data_set_from_its_option_or_from_the_study(file, mon
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("run", "gan_loss"), "gan_loss names no data set: give --dataset"),
+        (("run", "gan_loss"), "gan_loss names no dataset: give --dataset"),
         (("plan", "gan_los", "--dataset", "photos"), "gan_los: neither a study file nor one of the shipped studies"),
         (("run", "toy.yaml", "--budget", "soon"), "--budget soon: write a duration such as"),
         (("plan", "toy.yaml", "--budget", "soon"), "--budget soon: write a duration such as"),

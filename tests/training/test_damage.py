@@ -33,7 +33,7 @@ def test_latest_is_the_checkpoint_before_a_damaged_one(damage, file, undamaged, 
     DAMAGES[damage](newest / file)
     run, network = fit(tmp_path, resume="latest")
     said = capsys.readouterr().out
-    assert re.search(rf"warning: {newest} is damaged and left out: .*{file}", said) and "at step 2\n" in said
+    assert re.search(rf"warning: {newest} is damaged and was skipped: .*{file}", said) and "at step 2\n" in said
     assert torch.equal(network.weight, undamaged)
 
 

@@ -91,7 +91,7 @@ def test_a_loss_that_runs_away_ends_the_run_before_it_is_infinite(tmp_path, valu
         if run.step >= 3:
             run.log({"loss": torch.tensor(value)})
 
-    with pytest.raises(RunawayError, match=r"stopped at step 3: the training has run away: loss is -?2e\+19.*Lower"):
+    with pytest.raises(RunawayError, match=r"stopped at step 3: the training has diverged: loss is -?2e\+19.*Lower"):
         fit(tmp_path / "run", each_step=each_step)
     assert status(tmp_path / "run")["status"] == "diverged"
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
@@ -224,7 +224,7 @@ def test_checkpoints_after_the_one_that_a_run_goes_back_to_are_set_aside(tmp_pat
         resume = {"resume": str(checkpoint(folder, 2)), "checkpoint_every": 1, "checkpoints_total_limit": 3}
         with pytest.raises(KeyboardInterrupt):  # with a new checkpoint, of step 3
             fit(folder, each_step=fail_at(4, KeyboardInterrupt()), **resume)
-        assert "are now called abandoned" in capsys.readouterr().out
+        assert "were renamed to abandoned" in capsys.readouterr().out
         _, again = fit(
             folder, resume="latest", each_step=lambda run: steps.append(run.step), checkpoints_total_limit=5
         )

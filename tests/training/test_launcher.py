@@ -83,7 +83,7 @@ def test_ways_to_split_a_network_are_refused(option):
 )
 def test_parts_of_a_batch_are_refused_with_the_setting_that_splits_it(environment, words):
     refuse_unsupported({}, launched("--gradient_accumulation_steps 1"))
-    with pytest.raises(UserError, match="--gradient_accumulation_steps 4: not used;.* give it to train_ddpm"):
+    with pytest.raises(UserError, match="--gradient_accumulation_steps 4: not used;.* pass it to train_ddpm"):
         refuse_unsupported(environment, launched(words))
 
 

@@ -135,7 +135,7 @@ def test_a_second_run_in_a_folder_is_refused_and_told_who_has_it(tmp_path, monke
     def start_another(run):
         if run.step in (1, 5):  # before the first checkpoint, and after one
             before = files_of(tmp_path)
-            with pytest.raises(UserError, match=f"--output_dir .*run: {re.escape(holder)}.*; stop that run or wait"):
+            with pytest.raises(UserError, match=f"--output_dir .*run: {re.escape(holder)}.*; stop that run, wait"):
                 fit(tmp_path / "run", resume=resume)
             assert files_of(tmp_path) == before
 

@@ -1,4 +1,4 @@
-"""Training on a data set that is streamed from the Hub on loopback, by the real script and launcher."""
+"""Training on a dataset that is streamed from the Hub on loopback, by the real script and launcher."""
 
 import io
 import json
@@ -28,7 +28,7 @@ STREAMED = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run the script, as so many processes, beside a Hub with a data set of four parquet files and two columns."""
+    """Run the script, as so many processes, beside a Hub with a dataset of four parquet files and two columns."""
     files = {}
     for shard in range(4):
         rows = [encoded(index) for index in range(shard * 5, shard * 5 + 5)]
