@@ -30,7 +30,7 @@ from hfgen.errors import run_reporting_user_errors
 AS_TYPED = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Train, compare and ship small unconditional image generators.")  # fmt: skip
-data_app = typer.Typer(no_args_is_help=True, help="Look at datasets.")
+data_app = typer.Typer(no_args_is_help=True, help="Inspect datasets.")
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
 for command in (

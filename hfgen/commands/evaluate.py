@@ -54,7 +54,7 @@ Output = Annotated[
 ]
 Extrapolate = Annotated[
     bool,
-    typer.Option("--extrapolate", help="also extrapolate FID to infinitely many images; computes FID ten times more"),
+    typer.Option("--extrapolate", help="also extrapolate FID to infinitely many images; computes FID ten more times"),
 ]
 Repeats = Annotated[
     int,
@@ -91,7 +91,7 @@ def evaluate(
     feature_weights: FeatureWeights = None,
     device: Device = "auto",
 ) -> None:
-    """Score a pipeline against real images: FID, KID, precision to coverage, copies, and the data's own floor."""
+    """Score a pipeline against real images: FID, KID, precision, recall, copies, and the data's own floor."""
     require_new_folder(output)
     require_beside("--held_out_split", held_out_split, "--held_out", held_out)
     from hfgen.data.settings import DataSettings
