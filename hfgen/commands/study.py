@@ -103,7 +103,8 @@ def report_so_far(store: "StudyStore", study: "Study", folder: Path) -> None:
     with reading_from(store.url):
         outcomes = store.outcomes(study)
     write_report(study, outcomes, folder)
-    typer.echo(f"report so far: {folder / 'index.html'}, report.md, cells.csv, table.tex")
+    what = "report so far" if None in outcomes.values() else "report"
+    typer.echo(f"{what}: {folder / 'index.html'}, report.md, cells.csv, table.tex")
 
 
 @study_app.command()

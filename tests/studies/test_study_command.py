@@ -126,6 +126,17 @@ def test_an_interrupted_study_leaves_the_report_of_what_there_is(file, monkeypat
     assert "not run yet" in (file.parent / "here/report/report.md").read_text()
 
 
+def test_the_report_of_a_finished_study_is_not_called_one_so_far(file, monkeypatch, hfgen):
+    def work(store, study, workspace):
+        store.enqueue(list(study.cells))
+        for _ in study.cells:
+            store.run_next(lambda name: Outcome("diverged", reason="nan"))
+
+    monkeypatch.setattr(hfgen_worker(), "work", work)
+    status, out, _ = hfgen("study", "run", file, "--output", "here")
+    assert status == 0 and "report: here" in out and "so far" not in out
+
+
 def test_what_ends_a_worker_is_printed_also_if_there_can_be_no_report(file, monkeypatch, refusal):
     def work(store, study, workspace):
         (workspace.output / "study.db").write_bytes(b"no database" * 9999)
