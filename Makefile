@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 
 .PHONY: quickstart test test-fast quality style clean
 
-# Index of PyTorch's builds without CUDA: a tenth of the download, for a machine without an NVIDIA GPU.
+# Index of PyTorch's builds without CUDA (0.2 GB instead of several), for a machine without an NVIDIA GPU.
 CPU_TORCH ?= https://download.pytorch.org/whl/cpu
 REACH = import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=5)
 

@@ -19,12 +19,14 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAX_MMAP_THRESHOLD, KEPT_BYTES = 32 * 2**20, 2**30
 
 
-def choose_mixed_precision(wanted: str, cpu: bool) -> str:
+def choose_mixed_precision(wanted: str, cpu: bool, allows_fp16: bool = False) -> str:
     """Return the mixed precision for accelerate: "no", "bf16" or "fp16".
 
     Args:
-        wanted: one of these, or "auto": bf16 if the hardware supports it natively, else no.
+        wanted: one of these, or "auto": bf16 if the hardware supports it natively, else fp16 on a GPU with tensor
+            cores for it (Volta and Turing: V100, T4, RTX 20) if that is allowed, else no.
         cpu: whether the run uses the CPU even if there is an accelerator.
+        allows_fp16: whether the method can be trained with scaled gradients.
 
     Raises:
         UserError: for fp16 without CUDA, where it would silently have no effect.
@@ -35,7 +37,8 @@ def choose_mixed_precision(wanted: str, cpu: bool) -> str:
     if wanted != "auto":
         return wanted
     if on_cuda:
-        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "no"
+        capability = torch.cuda.get_device_capability()
+        return "bf16" if capability >= (8, 0) else "fp16" if allows_fp16 and capability >= (7, 0) else "no"
     return "bf16" if cpu_multiplies_bf16() else "no"
 
 
@@ -44,6 +47,16 @@ def has_accelerator() -> bool:
     if hasattr(torch, "accelerator"):  # torch >= 2.6
         return torch.accelerator.is_available()
     return torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
+
+
+def use_fast_kernels() -> None:
+    """Let CUDA choose its fastest convolutions by trying them, and multiply what stays in fp32 in TF32.
+
+    TF32, of Ampere and later, keeps the range of fp32 and 10 bits of its mantissa. Another choice of convolution
+    rounds differently, so two launches of one run are not bit-identical.
+    """
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
 
 
 def use_all_cores(local_processes: int) -> None:

@@ -13,7 +13,8 @@ if __name__ == "__main__":
     end_on_signals()  # the imports take seconds
 
 import math
-from contextlib import nullcontext, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from hfgen.pipelines import DDPMPipeline
 from hfgen.publishing.publish import publish_if_asked
 from hfgen.randomness import keyed_seed
 from hfgen.settings.ddpm import DDPMSettings
+from hfgen.training.gradients import GradientAccumulation, clip_gradients
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings
 
@@ -47,7 +49,7 @@ SETTINGS = (RunSettings, DataSettings, DDPMSettings)  # all command-line options
 def main(arguments: list[str] | None = None) -> Path:
     """Train and return the pipeline's folder."""
     run_settings, data_settings, settings = parse_settings(SETTINGS, PRESETS, arguments)
-    with Run(run_settings, data_settings, settings) as run:
+    with Run(run_settings, data_settings, settings, allows_fp16=True) as run:
         accelerator = run.accelerator
 
         # 1. Network and noise schedule, which refuse sizes before the images are read
@@ -88,8 +90,11 @@ def main(arguments: list[str] | None = None) -> Path:
         )
         unet = torch.compile(network) if settings.compile else network
         unet, optimizer = accelerator.prepare(unet, optimizer)
+        accumulation = GradientAccumulation(run, settings.batch_size, settings.gradient_accumulation_steps)
         stateful = {"unet": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
-        run.restore(stateful, data.batches, pipeline, data.digest)
+        stateful["accumulation"] = accumulation
+        starts = {"accumulation": accumulation.STARTS}
+        run.restore(stateful, data.batches, pipeline, data.digest, starts=starts)
         if run.first_sheet_due:
             save_sheet(pipeline, run, settings.num_inference_steps)
 
@@ -101,24 +106,15 @@ def main(arguments: list[str] | None = None) -> Path:
             inputs, timesteps, target, weights = noised(clean_images, noise, schedule, settings, run)
             inputs = inputs.contiguous(memory_format=memory_format)
 
-            parts = settings.gradient_accumulation_steps
-            total_loss = torch.zeros((), device=run.device)
-            for part in range(parts):
-                chosen = slice(part * settings.batch_size // parts, (part + 1) * settings.batch_size // parts)
-                # Processes synchronise gradients once per update, on its last part.
-                with nullcontext() if part == parts - 1 else accelerator.no_sync(unet):
-                    prediction = unet(inputs[chosen], timesteps[chosen]).sample
-                    part_weights = None if weights is None else weights[chosen]
-                    loss = diffusion_loss(prediction, target[chosen], settings.loss, part_weights) / parts
-                    accelerator.backward(loss)
-                total_loss += loss.detach()
-
-            grad_norm = accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
+            batch = inputs, timesteps, target, weights
+            losses = accumulation.backward(unet, partial(part_loss, unet, settings.loss, batch))
+            grad_norm = clip_gradients(accelerator, optimizer, network.parameters(), settings.max_grad_norm)
             optimizer.step()
             lr_scheduler.step()
             optimizer.zero_grad()
             ema.update_parameters(network)
-            run.log({"loss": total_loss, "grad_norm": grad_norm}, {"learning_rate": lr_scheduler.get_last_lr()[0]})
+            means = {"loss": torch.stack(losses).mean(), "grad_norm": grad_norm}
+            run.log(means, {"learning_rate": lr_scheduler.get_last_lr()[0]})
             if run.sample_due:
                 run.save_sheet(batch_sheet(clean_images), "training_images")
                 save_sheet(pipeline, run, settings.num_inference_steps)
@@ -160,6 +156,26 @@ def noised(
     target = prediction_target(schedule, clean_images, noise, timesteps)
     weights = min_snr_weights(schedule, timesteps, settings.snr_gamma) if settings.snr_gamma else None
     return schedule.add_noise(clean_images, noise, timesteps), timesteps, target, weights
+
+
+def part_loss(
+    unet: torch.nn.Module,
+    kind: str,
+    batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None],
+    part: slice,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss of a part of a batch, a scalar: for its gradients, and without them for the log.
+
+    Args:
+        unet: the network.
+        kind: see `diffusion_loss`.
+        batch: what `noised` returns.
+        part: of the batch.
+    """
+    inputs, timesteps, target, weights = batch
+    prediction = unet(inputs[part], timesteps[part]).sample
+    loss = diffusion_loss(prediction, target[part], kind, None if weights is None else weights[part])
+    return loss, loss.detach()
 
 
 def build_unet(settings: DDPMSettings, sample_size: int) -> ModelMixin:

@@ -55,7 +55,7 @@ SETTINGS = (RunSettings, DataSettings, GANSettings)  # all command-line options
 def main(arguments: list[str] | None = None) -> Path:
     """Train and return the pipeline's folder."""
     run_settings, data_settings, settings = parse_settings(SETTINGS, PRESETS, arguments)
-    with Run(run_settings, data_settings, settings) as run:
+    with Run(run_settings, data_settings, settings, allows_fp16=not settings.is_penalised) as run:
         accelerator, loss = run.accelerator, GAN_LOSSES[settings.loss]
         if settings.is_penalised and accelerator.mixed_precision == "fp16":
             raise UserError("--mixed_precision fp16 scales gradients, which breaks a gradient penalty: use bf16 or no")

@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from hfgen.pipelines import VAEPipeline
 from hfgen.publishing.publish import publish_if_asked
 from hfgen.randomness import keyed_seed
 from hfgen.settings.vae import VAESettings
+from hfgen.training.gradients import GradientAccumulation, clip_gradients
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings
 
@@ -56,12 +58,8 @@ SETTINGS = (RunSettings, DataSettings, VAESettings)  # all command-line options
 def main(arguments: list[str] | None = None) -> Path:
     """Train and return the pipeline's folder."""
     run_settings, data_settings, settings = parse_settings(SETTINGS, PRESETS, arguments)
-    with Run(run_settings, data_settings, settings) as run:
+    with Run(run_settings, data_settings, settings, allows_fp16=True) as run:
         accelerator = run.accelerator
-        if settings.learned_term_start and accelerator.mixed_precision == "fp16":
-            raise UserError(
-                "--mixed_precision fp16: --learned_term_start needs bf16 or no"
-            )  # one scaler, two optimizers
 
         # 1. Network, which refuses sizes before the images are read
         try:
@@ -100,10 +98,13 @@ def main(arguments: list[str] | None = None) -> Path:
         vae, optimizer = accelerator.prepare(network, optimizer)
         term = build_learned_term(settings, network, accelerator) if settings.learns_a_term else None
         watch = PosteriorWatch(settings.latent_dim, run.device)
+        # A discriminator that has learned from a part of the batch cannot start it again.
+        accumulation = GradientAccumulation(run, settings.batch_size, may_split=term is None)
         stateful = {"vae": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "watch": watch}
         learned = term.stateful(settings.learned_term_start > 0) if term else {}
         # A VAE that was trained without the learned term can be continued with it.
-        starts = dict.fromkeys(learned, settings.learned_term_start)
+        starts = dict.fromkeys(learned, settings.learned_term_start) | {"accumulation": accumulation.STARTS}
+        stateful["accumulation"] = accumulation
         restored = (stateful | learned, data.batches, pipeline, data.digest)
         run.restore(*restored, settings.on_collapse, settings.max_rollbacks, starts)
         if run.first_sheet_due:
@@ -118,40 +119,26 @@ def main(arguments: list[str] | None = None) -> Path:
                     # The average is the better start. BatchNorm's statistics differ between processes: take one's.
                     network.load_state_dict(broadcast(ema.module.state_dict()))
             images = next(data.batches)  # (B, 3, H, W), in [-1, 1]
-            reconstruction, posterior = vae(
-                images, sample_posterior=True, return_dict=False, generator=run.generator("posterior")
-            )
-            likelihood_loss = reconstruction_loss(reconstruction, images, settings.reconstruction)
-            kl_dimensions = kl_per_dimension(posterior.mean, posterior.logvar)
             kl_weight = warmed_up(settings.kl_weight, step, settings.kl_warmup_steps)
-            loss = likelihood_loss + kl_weight * kl_loss(kl_dimensions, settings.free_bits)
-
-            # Per dimension, so that one clipping norm works for all image sizes; Adam's update is the same.
-            objective = loss / images[0].numel()
-            learned_losses: dict[str, torch.Tensor] = {}
-            if term and (decoder_only or not settings.learned_term_start):
-                latents = posterior.sample(run.generator("latents")).detach().flatten(1)
-                addition, learned_losses = term.learn(
-                    images, reconstruction, likelihood_loss / images[0].numel(), latents
-                )
-                objective = objective + addition
-            accelerator.backward(objective)
+            learning = term if decoder_only or not settings.learned_term_start else None
+            parts = accumulation.backward(vae, partial(losses_of, vae, images, settings, kl_weight, learning, run))
             if term and decoder_only:
-                grad_norm = accelerator.clip_grad_norm_(decoder_parameters(network), settings.max_grad_norm)
-                term.decoder_optimizer.step()
+                trained, weights = term.decoder_optimizer, decoder_parameters(network)
+                grad_norm = clip_gradients(accelerator, trained, weights, settings.max_grad_norm)
+                trained.step()
             else:
-                grad_norm = accelerator.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
-                optimizer.step()
+                trained = optimizer
+                grad_norm = clip_gradients(accelerator, trained, network.parameters(), settings.max_grad_norm)
+                trained.step()
                 lr_scheduler.step()
-            learning_rate = (term.decoder_optimizer if term and decoder_only else optimizer).param_groups[0]["lr"]
             network.zero_grad()
             ema.update_parameters(network)
 
-            watch.observe(posterior.mean, kl_dimensions)
-            losses = {"loss": loss, "reconstruction_loss": likelihood_loss, "kl_loss": kl_dimensions.sum()}
-            losses |= {"rmse": (reconstruction.detach() - images).square().mean().sqrt(), "grad_norm": grad_norm}
-            losses |= learned_losses
-            notes = {"learning_rate": learning_rate, "kl_weight": kl_weight}
+            for _, posterior_mean, kl_dimensions in parts:
+                watch.observe(posterior_mean, kl_dimensions)
+            losses = {name: torch.stack([part[0][name] for part in parts]).mean() for name in parts[0][0]}
+            losses["grad_norm"] = grad_norm
+            notes = {"learning_rate": trained.param_groups[0]["lr"], "kl_weight": kl_weight}
             if settings.watch_every and step % settings.watch_every == 0:
                 result = watch.check()
                 run.report(result.good, result.trouble, result.warning)
@@ -193,6 +180,48 @@ def build_vae(settings: VAESettings, sample_size: int) -> ConvVAE:
         upsampling=settings.upsampling,
         refine_channels=settings.refine_channels,
     )
+
+
+def losses_of(
+    vae: torch.nn.Module,
+    images: torch.Tensor,
+    settings: VAESettings,
+    kl_weight: float,
+    term: LearnedTerm | None,
+    run: Run,
+    part: slice,
+) -> tuple[torch.Tensor, tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]]:
+    """Return the objective of a part of a batch, and without gradients what is logged and watched.
+
+    Args:
+        vae: the network.
+        images: the batch, `(batch_size, channels, height, width)`, in [-1, 1].
+        settings: the method's.
+        kl_weight: of this update.
+        term: the learned term, if it is part of this update's objective.
+        run: gives random numbers.
+        part: of the batch.
+
+    Returns:
+        The objective, a scalar, per dimension of an image: so one clipping norm works for all image sizes, and Adam's
+        update is the same. Beside it losses by name, in nats per image; the means of the posteriors,
+        `(images, latent_dim, 1, 1)`; and the KL divergence by latent dimension, `(latent_dim,)`.
+    """
+    chosen, purpose = images[part], "posterior" if part.start == 0 else f"posterior {part.start}"
+    reconstruction, posterior = vae(chosen, sample_posterior=True, return_dict=False, generator=run.generator(purpose))
+    likelihood_loss = reconstruction_loss(reconstruction, chosen, settings.reconstruction)
+    kl_dimensions = kl_per_dimension(posterior.mean, posterior.logvar)
+    loss = likelihood_loss + kl_weight * kl_loss(kl_dimensions, settings.free_bits)
+    objective = loss / chosen[0].numel()
+    learned_losses: dict[str, torch.Tensor] = {}
+    if term is not None:
+        latents = posterior.sample(run.generator("latents")).detach().flatten(1)
+        addition, learned_losses = term.learn(chosen, reconstruction, likelihood_loss / chosen[0].numel(), latents)
+        objective = objective + addition
+    losses = {"loss": loss, "reconstruction_loss": likelihood_loss, "kl_loss": kl_dimensions.sum()}
+    losses |= {"rmse": (reconstruction.detach() - chosen).square().mean().sqrt(), **learned_losses}
+    detached = {name: value.detach() for name, value in losses.items()}
+    return objective, (detached, posterior.mean.detach(), kl_dimensions.detach())
 
 
 def build_learned_term(settings: VAESettings, vae: ConvVAE, accelerator: Accelerator) -> LearnedTerm:

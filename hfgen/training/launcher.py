@@ -17,7 +17,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import ProjectConfiguration, str_to_bool
 
 from hfgen.errors import UserError
-from hfgen.hardware import choose_mixed_precision, has_accelerator, keep_freed_memory, use_all_cores
+from hfgen.hardware import choose_mixed_precision, has_accelerator, keep_freed_memory, use_all_cores, use_fast_kernels
 from hfgen.training.settings import RunSettings
 
 
@@ -35,8 +35,12 @@ UNSUPPORTED = {
 }
 
 
-def open_accelerator(settings: RunSettings) -> Accelerator:
+def open_accelerator(settings: RunSettings, allows_fp16: bool = False) -> Accelerator:
     """Join the other processes of this launch, on the device that the settings choose.
+
+    Args:
+        settings: the run's settings.
+        allows_fp16: see `choose_precision`.
 
     Raises:
         UserError: if the tracker is not installed, the precision is not available, or the launcher asks for something
@@ -51,7 +55,7 @@ def open_accelerator(settings: RunSettings) -> Accelerator:
     elif LAUNCHED in os.environ and os.getppid() == ADOPTED_BY:
         raise UserError("accelerate launch has ended before the training began; start it again")
     on_cpu = settings.cpu or str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")) == 1
-    precision, reason = choose_precision(settings.mixed_precision, on_cpu, os.environ, options)
+    precision, reason = choose_precision(settings.mixed_precision, on_cpu, os.environ, options, allows_fp16)
     folder = Path(settings.output_dir)
     accelerator = Accelerator(
         mixed_precision=precision,
@@ -74,13 +78,19 @@ def open_accelerator(settings: RunSettings) -> Accelerator:
         keep_freed_memory()
         if options is None or options.num_cpu_threads_per_process is None:
             use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
+    if accelerator.device.type == "cuda":
+        use_fast_kernels()
     if accelerator.is_main_process:
         print(f"device: {accelerator.device.type}; mixed precision: {accelerator.mixed_precision} ({reason})")
     return accelerator
 
 
 def choose_precision(
-    wanted: str, on_cpu: bool, environment: Mapping[str, str], options: Namespace | None
+    wanted: str,
+    on_cpu: bool,
+    environment: Mapping[str, str],
+    options: Namespace | None,
+    allows_fp16: bool = False,
 ) -> tuple[str, str]:
     """Return the mixed precision, and who chose it: the setting, else the launcher, else the hardware.
 
@@ -89,6 +99,7 @@ def choose_precision(
         on_cpu: whether the run uses the CPU even if there is an accelerator.
         environment: environment variables; `accelerate launch` sets `ACCELERATE_MIXED_PRECISION`.
         options: options of `accelerate launch`; None if the script was started in another way.
+        allows_fp16: whether fp16 may be chosen where nobody has: the method bears scaled gradients.
 
     Raises:
         UserError: if the precision is not available.
@@ -99,7 +110,7 @@ def choose_precision(
     # The launcher says "no" also if nobody chose.
     chosen = launched and environment.get(HEED_LAUNCHER) != "no" and (launched != "no" or _chooses_precision(options))
     if not chosen:
-        return choose_mixed_precision("auto", on_cpu), "auto: what the hardware supports"
+        return choose_mixed_precision("auto", on_cpu, allows_fp16), "auto: what the hardware supports"
     if launched not in ("no", "bf16", "fp16"):
         raise UserError(f"accelerate launch --mixed_precision {launched}: not supported; give bf16, fp16 or no")
     try:

@@ -47,6 +47,7 @@ class Run:
     Args:
         settings: the run's settings.
         other_settings: data and method settings; saved with the run and compared on resume.
+        allows_fp16: whether the method can be trained in fp16, with scaled gradients.
 
     Attributes:
         output_dir: the run's folder.
@@ -55,8 +56,7 @@ class Run:
         is_new: whether it starts without a checkpoint.
         step: updates so far; within the loop, the number of the current one.
         rollbacks: rollbacks so far.
-        images_per_step: images per update, over all processes; set by `plan`.
-        max_train_steps: number of the last update; set by `plan`.
+        images_per_step, max_train_steps: images per update, over all processes, and the last update; set by `plan`.
 
     Raises:
         UserError: if the folder holds something else, or `--resume` comes with changed settings.
@@ -68,7 +68,7 @@ class Run:
     _state: RunState  # set by `restore`, like `_log`
     _log: RunLog
 
-    def __init__(self, settings: RunSettings, *other_settings: Any):
+    def __init__(self, settings: RunSettings, *other_settings: Any, allows_fp16: bool = False):
         self.settings, self._all_settings = settings, (settings, *other_settings)
         self.output_dir, self._checkpoints = Path(settings.output_dir), Path(settings.output_dir) / "checkpoints"
         self.step, self.rollbacks = 0, 0
@@ -77,7 +77,7 @@ class Run:
         self._started, self._aside = time.monotonic(), 0.0  # seconds of this step not spent on training
         self._stop_requests, self._on_collapse, self._max_rollbacks = StopRequests(), "stop", 0
         self._good, self._is_open = True, False  # what a watch last reported; whether `status.json` says "running"
-        self.accelerator = open_accelerator(settings)
+        self.accelerator = open_accelerator(settings, allows_fp16)
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self._page = RunPage(self.output_dir, self._all_settings, self.is_main)
         self._lock, resumed, self._changes = folder.open_folder(self.accelerator, settings, self._all_settings)
@@ -140,8 +140,7 @@ class Run:
             on_collapse: what to do when a watch reports trouble: "warn", "stop", or "rollback" to the newest good
                 checkpoint with half the learning rates. A non-finite loss always stops the run or rolls it back.
             max_rollbacks: number of rollbacks after which the run stops.
-            starts: for parts that do not learn from the beginning, the step after which they do: checkpoints up to it
-                may lack them.
+            starts: by name of a part that does not learn from the beginning, the step after which it does.
 
         Raises:
             UserError: if the checkpoint was made with other data, another number of processes or other networks.
@@ -175,8 +174,7 @@ class Run:
         with self._log.bar, self._stop_requests.caught():
             while self.step < self.max_train_steps:
                 step_started, self._aside = time.monotonic(), 0.0
-                # Users of the global generator, such as dropout, also depend only on (seed, step, process).
-                seed_global_generator(keyed_seed(*self._random_key()), self.device)
+                self.reseed()
                 self.step += 1
                 yield self.step
                 try:
@@ -185,11 +183,14 @@ class Run:
                 except TrainingTroubleError as trouble:
                     self._roll_back(trouble)
 
+    def reseed(self) -> None:
+        """Seed the global generator, which dropout uses, by (seed, step, process) alone, too."""
+        seed_global_generator(keyed_seed(*self._random_key()), self.device)
+
     def generator(self, purpose: str) -> torch.Generator:
         """Return a random number generator on the run's device for one purpose within the current update.
 
-        It depends only on (seed, step, process, purpose), so a resumed run gets the same random numbers as an
-        uninterrupted one.
+        It depends only on (seed, step, process, purpose), so a resumed run gets the numbers of an uninterrupted one.
         """
         return torch.Generator(self.device).manual_seed(keyed_seed(*self._random_key(), purpose))
 
@@ -285,8 +286,7 @@ class Run:
         """Save the pipeline, print how the run ended, and return the pipeline's folder.
 
         Raises:
-            SystemExit: with status 143 if SIGTERM ended the run, 130 for Ctrl-C, so that an interrupted run is not
-                taken for a finished one.
+            SystemExit: with the status of a shell if a signal ended the run: 143 for SIGTERM, 130 for Ctrl-C.
         """
         if self._stop_requests.not_finite:  # the images of the last sheet
             raise self._stopped_for(NonFiniteError("a generated image is not finite"))
@@ -344,7 +344,7 @@ class Run:
             raise CollapseError(self._trouble)
         stop = self._should_stop(step_seconds)
         if stop or self._due(self.settings.log_interval(self.max_train_steps)):
-            check_losses(self._log.write(self.step, self.seconds))
+            check_losses(self._log.write(self.step, self.seconds), self.accelerator.scaler)
         self._log.note({}, self._page.refresh(self.step) if self.sample_due else 0.0)
         self._log.bar.update()
         if stop or self._due(self.settings.checkpoint_every):

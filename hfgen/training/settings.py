@@ -57,8 +57,8 @@ class RunSettings:
     )
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = setting(
         "auto",
-        "auto: the precision given to accelerate launch, else bf16 if the hardware supports it natively, else no; try "
-        "no if training diverges",
+        "auto: the precision given to accelerate launch, else bf16 if the hardware supports it natively, else fp16 on "
+        "an older GPU with tensor cores (not with gradient penalties), else no; try no if training diverges",
     )
     cpu: bool = setting(False, "train on the CPU even if there is an accelerator")
     log_every: int | None = setting(

@@ -14,6 +14,8 @@ from hfgen.training.stopping import INTERRUPTED, REASONS, TERMINATED
 RELEVANT_SETTINGS = ("mixed_precision", "max_grad_norm", "batch_size", "lr_warmup_steps")
 # Far above every loss that a training recovers from; float32 would go on to 3e38.
 MAX_LOSS = 1e12
+# Below this, gradients overflow in fp16 although the scaler makes them smaller.
+MIN_SCALE = 1.0
 # What PyTorch says, by gloo or NCCL, when another process is gone.
 LOST_PROCESS = re.compile(r"connection (closed|reset|refused)|broken pipe|socket|gloo|nccl|timed? ?out", re.IGNORECASE)
 
@@ -62,12 +64,15 @@ class RunawayError(TrainingTroubleError):
     """A loss has grown beyond `MAX_LOSS`; the latest checkpoints may be useless, too."""
 
 
-def check_losses(losses: dict[str, float]) -> None:
+def check_losses(losses: dict[str, float], scaler: Any = None) -> None:
     """Raise a `TrainingTroubleError` for mean losses that no training recovers from.
 
     Args:
         losses: by name.
+        scaler: PyTorch's gradient scaler, with fp16.
     """
+    if scaler is not None and scaler.get_scale() < MIN_SCALE:
+        raise NonFiniteError("gradients overflow in fp16, however small the scale of the loss")
     if bad := [name for name, value in losses.items() if not math.isfinite(value)]:
         raise NonFiniteError(f"{', '.join(bad)} is not finite")
     if bad := [f"{name} is {value:.2g}" for name, value in losses.items() if abs(value) > MAX_LOSS]:

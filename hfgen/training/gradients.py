@@ -1,0 +1,113 @@
+"""The gradients of an update: of a batch in parts, where it does not fit into memory, and their clipping."""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from hfgen.training.duration import WITHOUT_END
+from hfgen.training.run import Run
+
+
+Result = TypeVar("Result")
+
+
+class GradientAccumulation:
+    """Computes the gradients of a batch in equal parts, and in at least twice as many whenever memory runs out.
+
+    The effective batch, its noise and the learning rate stay as they are; only BatchNorm, which then normalises each
+    part by itself, sees a difference. A checkpoint stores the number of parts. Several processes would have to run
+    out of memory together, so there the error is left to the user.
+
+    Args:
+        run: the run, which is told when memory runs out.
+        batch_size: images per update and process.
+        parts: number of parts to begin with, which divides the batch size.
+        may_split: whether more parts are allowed.
+
+    Attributes:
+        parts: number of parts of each batch.
+        STARTS: for `Run.restore`: checkpoints of earlier versions lack the number of parts.
+    """
+
+    STARTS = WITHOUT_END
+
+    def __init__(self, run: Run, batch_size: int, parts: int = 1, may_split: bool = True):
+        self._run, self._batch_size, self.parts = run, batch_size, parts
+        self._may_split = may_split and run.accelerator.num_processes == 1
+
+    def backward(
+        self, network: torch.nn.Module, loss_of: Callable[[slice], tuple[torch.Tensor, Result]]
+    ) -> list[Result]:
+        """Add the gradients of the mean loss of a batch to those of a network, which must be zero.
+
+        Args:
+            network: as accelerate has prepared it.
+            loss_of: given a slice of the batch, returns the mean loss of its images, and anything else.
+
+        Returns:
+            What `loss_of` has returned beside the loss, for each part.
+
+        Raises:
+            RuntimeError: PyTorch's, if memory is short for a single image, or the batch may not be split.
+        """
+        while True:
+            try:
+                return [self._backward(network, loss_of, part) for part in range(self.parts)]
+            except RuntimeError as error:
+                can_split = self._may_split and 2 * self.parts <= self._batch_size
+                if not (can_split and should_reduce_batch_size(error)):
+                    raise
+            self._split(network)  # not within the `except`, whose error holds on to the memory
+
+    def _backward(
+        self, network: torch.nn.Module, loss_of: Callable[[slice], tuple[torch.Tensor, Result]], part: int
+    ) -> Result:
+        size, accelerator = self._batch_size // self.parts, self._run.accelerator
+        # Processes synchronise gradients once per update, on its last part.
+        with contextlib.nullcontext() if part == self.parts - 1 else accelerator.no_sync(network):
+            loss, result = loss_of(slice(part * size, (part + 1) * size))
+            accelerator.backward(loss / self.parts)
+        return result
+
+    def _split(self, network: torch.nn.Module) -> None:
+        batch = self._batch_size
+        self.parts = next(parts for parts in range(2 * self.parts, batch + 1) if batch % parts == 0)
+        network.zero_grad()
+        clear_device_cache(garbage_collection=True)
+        self._run.reseed()
+        self._run.warn(
+            f"out of memory: from now on the {batch} images of an update are computed in {self.parts} parts; the "
+            "effective batch size stays the same"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of parts."""
+        return {"parts": self.parts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compute in as many parts as before, also if there is more memory now, unless more are asked for."""
+        self.parts = max(self.parts, state_dict["parts"])
+
+
+def clip_gradients(
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    parameters: Iterable[torch.nn.Parameter],
+    max_norm: float,
+) -> torch.Tensor:
+    """Scale the gradients of an optimizer down to a norm of at most `max_norm`.
+
+    With fp16 they are first divided by the scale of the loss. `Accelerator.clip_grad_norm_` would do that for every
+    optimizer, and twice for weights that two of them share.
+
+    Returns:
+        The norm before, a scalar; 0 with fp16 if gradients overflow: the scaler then skips the update, and lowers the
+        scale of the loss.
+    """
+    accelerator.unscale_gradients(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    return norm if accelerator.scaler is None else norm.where(norm.isfinite(), 0.0)
