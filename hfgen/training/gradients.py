@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
+from hfgen.hardware import seed_global_generator
 from hfgen.training.duration import WITHOUT_END
 from hfgen.training.run import Run
 
@@ -78,7 +79,8 @@ class GradientAccumulation:
         self.parts = next(parts for parts in range(2 * self.parts, batch + 1) if batch % parts == 0)
         network.zero_grad()
         clear_device_cache(garbage_collection=True)
-        self._run.reseed()
+        again = self._run.generator("out of memory").initial_seed()  # for dropout
+        seed_global_generator(again, self._run.device)
         self._run.warn(
             f"out of memory: from now on the {batch} images of an update are computed in {self.parts} parts; the "
             "effective batch size stays the same"

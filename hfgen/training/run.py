@@ -82,8 +82,7 @@ class Run:
         self._page = RunPage(self.output_dir, self._all_settings, self.is_main)
         self._lock, resumed, self._changes = folder.open_folder(self.accelerator, settings, self._all_settings)
         self._checkpoint, self.is_new = resumed, resumed is None
-        # All processes initialise the same weights; later random numbers are keyed by (seed, step, process).
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(settings.seed)  # the same initial weights in all processes
 
     def __enter__(self) -> "Run":
         return self
@@ -174,7 +173,8 @@ class Run:
         with self._log.bar, self._stop_requests.caught():
             while self.step < self.max_train_steps:
                 step_started, self._aside = time.monotonic(), 0.0
-                self.reseed()
+                # Users of the global generator, such as dropout, also depend only on (seed, step, process).
+                seed_global_generator(keyed_seed(*self._random_key()), self.device)
                 self.step += 1
                 yield self.step
                 try:
@@ -182,10 +182,6 @@ class Run:
                         break
                 except TrainingTroubleError as trouble:
                     self._roll_back(trouble)
-
-    def reseed(self) -> None:
-        """Seed the global generator, which dropout uses, by (seed, step, process) alone, too."""
-        seed_global_generator(keyed_seed(*self._random_key()), self.device)
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return a random number generator on the run's device for one purpose within the current update.
@@ -264,10 +260,7 @@ class Run:
 
     @contextlib.contextmanager
     def sheet(self) -> Iterator[None]:
-        """Return a context for drawing a sheet.
-
-        NaN pixels in it are handled like a NaN loss, and its seconds are excluded from the training speed.
-        """
+        """Return a context for drawing a sheet: NaN pixels count as a NaN loss, its seconds not as training time."""
         started = time.monotonic()
         with self._stop_requests.unless_finite():
             yield

@@ -85,9 +85,7 @@ def test_on_a_gpu_the_budget_is_larger_and_the_run_is_scored(monkeypatch, capsys
 
 
 @pytest.mark.parametrize("lacking", ["clean-fid", "weights"])
-def test_on_a_gpu_a_run_that_cannot_be_scored_is_trained_and_told_why_it_has_no_scores(
-    monkeypatch, capsys, started, lacking
-):
+def test_on_a_gpu_a_run_that_cannot_be_scored_is_told_why(monkeypatch, capsys, started, lacking):
     def none_found(path):
         raise UserError(f"--feature_weights {path}: none found")
 
