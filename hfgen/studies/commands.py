@@ -1,32 +1,40 @@
 """The commands that train the cells of a study again, outside of it."""
 
 import shlex
+from pathlib import PureWindowsPath
 
+from hfgen.data.location import is_path
 from hfgen.studies.cells import Cell, Study, default_settings
 
 
-def commands(study: Study) -> str:
-    """Return a text with a command per cell; see `command_of`."""
+def script_of(commands: dict[str, str]) -> str:
+    """Return a shell script of the commands of the cells, by name."""
     lines = ["# A command per cell, which trains it again with the settings of the study."]
-    for name, cell in study.cells.items():
-        lines += ["", f"# {' '.join(name.split())}", command_of(study, cell)]
+    for name, command in commands.items():
+        lines += ["", f"# {' '.join(name.split())}", command]
     return "\n".join(lines) + "\n"
 
 
-def command_of(study: Study, cell: Cell, preset: str | None = None) -> str:
+def command_of(cell: Cell, study: Study, dataset: str, preset: str | None = None) -> str:
     """Return the command that trains a cell again.
 
     Args:
-        study: the study.
-        cell: one of its cells.
+        cell: a cell.
+        study: its study.
+        dataset: what to give as `--dataset`; see `dataset_to_give`.
         preset: JSON file with the cell's settings; if None, each setting that is not the default becomes a flag.
     """
-    words = ["hfgen", "train", cell.method, "--dataset", study.dataset]
+    words = ["hfgen", "train", cell.method, "--dataset", dataset]
     words += _flags(cell) if preset is None else ["--preset", preset]
     words += ["--output_dir", f"runs/{cell.folder_name}"]
     if study.budget.minutes is not None:
         words += ["--max_train_time", f"{60 * study.budget.minutes:.0f}s"]
     return shlex.join(words)
+
+
+def dataset_to_give(study: Study) -> str:
+    """Return what a reader of the report gives as `--dataset`: not the path on this machine."""
+    return f"path/to/{PureWindowsPath(study.dataset).name}" if is_path(study.dataset) else study.dataset
 
 
 def _flags(cell: Cell) -> list[str]:

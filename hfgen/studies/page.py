@@ -7,7 +7,6 @@ from typing import Any
 from hfgen.metrics.report import finite
 from hfgen.pages import page_template
 from hfgen.studies.cells import Cell, Study
-from hfgen.studies.commands import command_of
 from hfgen.studies.outcomes import TRAINED
 from hfgen.studies.pictures import losses_of
 from hfgen.studies.results import strip_timesteps
@@ -16,7 +15,7 @@ from hfgen.studies.study_file import METRICS
 from hfgen.studies.table import COLUMNS, HIGHER_IS_BETTER, Row, as_matrix, cells_of, heads
 
 
-def page(study: Study, rows: list[Row], statements: list[str], remarks: list[str]) -> str:
+def page(study: Study, rows: list[Row], statements: list[str], remarks: list[str], commands: dict[str, str]) -> str:
     """Build the page.
 
     Args:
@@ -24,6 +23,7 @@ def page(study: Study, rows: list[Row], statements: list[str], remarks: list[str
         rows: rows of its table.
         statements: what was done and how it compares, one paragraph each.
         remarks: remarks on single cells.
+        commands: what trains a cell again, by its name.
     """
     matrix = as_matrix(rows)
     numbers = {id(row): index for index, row in enumerate(rows)}
@@ -40,7 +40,7 @@ def page(study: Study, rows: list[Row], statements: list[str], remarks: list[str
         cells = [{"text": row.shown(), "place": numbers[id(row)], "best": id(row) in best} for row in line]
         published = [row.published for row in line]
         table["lines"].append({"name": title, "cells": cells, "published": published if any(published) else None})
-    places = [_place(study, row) for row in rows]
+    places = [_place(study, row, commands) for row in rows]
     gallery = take_for_gallery(places)
     return page_template("studies/page.html").render(
         title=study.title,
@@ -102,7 +102,7 @@ def best_rows(study: Study, rows: list[Row]) -> set[int]:
     return {id(choose(line, key=lambda row: row.mean)) for line in families.values()}
 
 
-def _place(study: Study, row: Row) -> dict[str, Any]:
+def _place(study: Study, row: Row, commands: dict[str, str]) -> dict[str, Any]:
     """Return what the page shows when a place is selected."""
     seeds = []
     for seed, name, outcome in zip(study.seeds, row.place.cells, row.outcomes, strict=True):
@@ -117,7 +117,7 @@ def _place(study: Study, row: Row) -> dict[str, Any]:
                 "strip_label": _strip_label(study.cells[name]),
                 "curves": _curves(result.curve) if result is not None else {},
                 "settings": study.cells[name].settings,
-                "command": command_of(study, study.cells[name]),
+                "command": commands[name],
             }
         )
     return {"name": row.place.family, "point": row.label, "seeds": seeds}

@@ -11,7 +11,7 @@ from typing import Any
 from hfgen.data.location import is_path
 from hfgen.files import write_atomically
 from hfgen.studies.cells import Cell, Study
-from hfgen.studies.commands import command_of, commands
+from hfgen.studies.commands import command_of, dataset_to_give, script_of
 from hfgen.studies.outcomes import BROKEN, DIVERGED, TRAINED
 from hfgen.studies.page import page
 from hfgen.studies.pictures import plot_loss_curves, plot_score_curves, sample_rows, strip_rows
@@ -66,8 +66,10 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
     Raises:
         UserError: if the folder cannot be written, or holds something else.
     """
+    dataset = dataset_to_give(study)
     study, outcomes = for_others(study, outcomes)
     rows = rows_of(study, outcomes)
+    commands = {name: command_of(cell, study, dataset) for name, cell in study.cells.items()}
 
     def write(target: Path) -> None:
         target.mkdir()
@@ -85,14 +87,14 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
             strip.save(target / "denoising.jpg", quality=88)
             pictures["denoising.jpg"] = "Denoising, from noise (left) to images; t is the timestep"
         texts = {
-            "report.md": markdown(study, rows, pictures),
+            "report.md": markdown(study, rows, pictures, dataset),
             "cells.csv": csv_cells(study, rows),
             "course.csv": csv_course(study, rows),
             "table.tex": latex(study, rows),
             "study.json": json.dumps(_nan_as_text(study.to_dict()), indent=1, allow_nan=False) + "\n",
             WINNER_FILE: json.dumps(best.settings, indent=1) + "\n" if (best := winning_cell(study, rows)) else "",
-            "commands.sh": commands(study),
-            "index.html": page(study, rows, statements(study, rows), endings(study, rows)),
+            "commands.sh": script_of(commands),
+            "index.html": page(study, rows, statements(study, rows, dataset), endings(study, rows), commands),
         }
         for name, text in texts.items():
             if text:  # course.csv only if the study scores during training, winner.json only if there is one
@@ -150,9 +152,9 @@ def _nan_as_text(value: Any) -> Any:
     return value
 
 
-def markdown(study: Study, rows: list[Row], pictures: dict[str, str]) -> str:
+def markdown(study: Study, rows: list[Row], pictures: dict[str, str], dataset: str) -> str:
     """Build the text of `report.md`."""
-    parts = [f"# {markdown_text(study.title)}", *map(markdown_text, statements(study, rows))]
+    parts = [f"# {markdown_text(study.title)}", *map(markdown_text, statements(study, rows, dataset))]
     if matrix := markdown_matrix(study, rows):
         parts.append(matrix.strip())
     parts.append(markdown_rows(study, rows).strip())
@@ -176,12 +178,12 @@ def winning_cell(study: Study, rows: list[Row]) -> Cell | None:
     return study.cells[ranked(study, rows)[0].place.cells[0]] if winner(study, rows) else None
 
 
-def statements(study: Study, rows: list[Row]) -> list[str]:
-    """Describe what was done and how it compares, one paragraph each."""
+def statements(study: Study, rows: list[Row], dataset: str) -> list[str]:
+    """Describe what was done and how it compares, one paragraph each; `dataset` is for the command to repeat it."""
     paragraphs = [study.question] if study.question else []
     if (best := winning_cell(study, rows)) is not None:
-        again = command_of(study, best, WINNER_FILE)
-        paragraphs.append(f"{winner(study, rows)} To train it again: {again}")
+        again = command_of(best, study, dataset, WINNER_FILE)
+        paragraphs.append(f"{winner(study, rows)} To train it again, in the folder of this report: {again}")
     paragraphs += [conditions(study, rows), *hardware(rows)]
     if floor := floors(study, rows):
         paragraphs.append(floor)

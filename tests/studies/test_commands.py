@@ -1,12 +1,13 @@
 """The commands that train the cells of a study again."""
 
 import shlex
+from dataclasses import replace
 
 import pytest
 
 from hfgen.commands.train import _parse
 from hfgen.studies.cells import expand
-from hfgen.studies.commands import command_of, commands
+from hfgen.studies.commands import command_of, dataset_to_give, script_of
 from hfgen.studies.scripts import find_scripts
 from hfgen.studies.study_file import find_study_file, read_study_file
 
@@ -20,17 +21,27 @@ def shipped(name):
 def test_the_command_of_a_cell_is_read_as_the_settings_of_the_cell(name):
     study = shipped(name)
     for cell in study.cells.values():
-        words = shlex.split(command_of(study, cell))
+        words = shlex.split(command_of(cell, study, "my cats/"))
         assert words[:3] == ["hfgen", "train", cell.method]
         read = _parse(cell.method, words[3:], "hfgen train")
         assert read["dataset"] == "my cats/" and read["output_dir"] == f"runs/{cell.folder_name}"
         assert {key: read[key] for key in cell.settings} == cell.settings
 
 
-def test_there_is_a_command_for_every_cell_and_the_rest_are_comments():
-    study = shipped("latent_dim")
-    lines = commands(study).splitlines()
-    assert [line for line in lines if not line.startswith("#") and line] == [
-        command_of(study, cell) for cell in study.cells.values()
-    ]
-    assert [f"# {name}" for name in study.cells] == [line for line in lines if line.startswith("# ")][1:]
+def test_the_script_has_a_command_for_every_cell_below_its_name():
+    lines = script_of({"GAN seed=0": "hfgen train gan", "a\nb": "hfgen train vae"}).splitlines()
+    assert lines[1:] == ["", "# GAN seed=0", "hfgen train gan", "", "# a b", "hfgen train vae"]
+    assert lines[0].startswith("# ")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "given"),
+    [
+        ("/home/somebody/my cats", "path/to/my cats"),
+        ("C:\\photos\\cats.zip", "path/to/cats.zip"),
+        ("somebody/cats", "somebody/cats"),
+        ("toy_paintings:30", "toy_paintings:30"),
+    ],
+)
+def test_a_command_does_not_tell_where_the_images_lie_on_this_machine(dataset, given):
+    assert dataset_to_give(replace(shipped("latent_dim"), dataset=dataset)) == given

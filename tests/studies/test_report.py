@@ -27,7 +27,7 @@ def written(folder, made, *by_place):
 
 
 def told(made, *by_place):
-    return " ".join(statements(made, rows_of(made, outcomes(made, *by_place))))
+    return " ".join(statements(made, rows_of(made, outcomes(made, *by_place)), made.dataset))
 
 
 def places_of(page):
@@ -53,7 +53,7 @@ def test_the_best_cell_can_be_trained_again_by_what_the_report_says(tmp_path):
     folder = "runs/GAN-learning_rate=2e-4-seed=4 --max_train_time 90s"
     for name in ("report.md", "index.html"):
         assert "Best: GAN learning_rate 2e-4 with FID 11 ± 1.4; next: GAN learning_rate 1e-4 with 30.5" in files[name]
-        assert f"To train it again: {again} {folder}" in files[name]
+        assert f"To train it again, in the folder of this report: {again} {folder}" in files[name]
 
 
 def test_a_study_in_which_nothing_has_ended_has_a_report(tmp_path):
