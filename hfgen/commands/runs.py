@@ -71,4 +71,4 @@ def curves(
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, dpi=110)
-    typer.echo(f"{output}: losses of {len(runs)} run(s)")
+    typer.echo(f"{output}: losses of {len(runs)} run{'' if len(runs) == 1 else 's'}")

@@ -1,14 +1,23 @@
 """Curves of losses and scores of runs, against steps and time, side by side."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hfgen.errors import UserError
 from hfgen.files import read_json
+from hfgen.training.charts import is_loss
 from hfgen.training.history import SCORES, read_metrics
 from hfgen.training.reference_curves import ReferenceCurve, compare_with_reference, minutes_of_updates
+
+
+TITLES = {"gan": "GAN", "vae": "VAE", "ddpm": "diffusion"}
+TITLE_COLUMNS = 80  # of a title's lines, which fit over the axes
+FEW_POINTS = 30  # of a curve; so few are marked, since a line of one point is invisible
 
 
 def plot_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ()) -> Figure:
@@ -17,41 +26,69 @@ def plot_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ())
     With `references`, FID is plotted against training images instead of steps, next to the presets' curves.
 
     Losses are the entries named "loss", "loss_..." or "..._loss", so that a GAN's two losses and the parts of a VAE's
-    loss each get a row, and runs of different families share common rows. A run is labelled by its folder's name, or
-    by the full path if two folders have the same name.
+    loss each get a row. Runs share the row of a loss if they are of the same family, since losses of different ones
+    have different scales; scores are comparable and share one row each. A run is labelled by its folder's name, or by
+    the full path if two folders have the same name.
 
     Raises:
-        UserError: if a folder has no log.
+        UserError: if a folder has no log, or with `references` none has scores.
     """
     same_names = len({run.resolve().name for run in runs}) < len(runs)
     logs = {_label(str(run) if same_names else run.resolve().name): read_metrics(run) for run in runs}
-    found = {name for log in logs.values() for entry in log for name in entry}
-    losses = [name for name in found if name == "loss" or name.startswith("loss_") or name.endswith("_loss")]
-    names = [*sorted(losses), *(name for name in SCORES if name in found)]
-    if references and "fid" not in names:  # no run was scored; still show the references
-        names.append("fid")
-    figure = Figure(figsize=(12, 3.2 * len(names)), layout="constrained")
-    axes = figure.subplots(len(names), 2, squeeze=False)
-    for (by_step, by_time), name in zip(axes, names, strict=True):
-        for run, log in logs.items():
-            entries = [entry for entry in log if name in entry]
-            values = [entry[name] for entry in entries]
-            minutes = [entry["seconds"] / 60 for entry in entries]
-            marker = "." if name in SCORES else ""  # few points
-            unit = "step"
-            if references and name == "fid":
-                unit, of_updates = "images", minutes_of_updates(log)
-                minutes = [of_updates[index] for index, entry in enumerate(log) if name in entry]
-            by_step.plot([entry[unit] for entry in entries], values, label=run, linewidth=1, marker=marker)
-            by_time.plot(minutes, values, label=run, linewidth=1, marker=marker)
-        by_step.set(xlabel="steps", ylabel=name)
-        by_time.set(xlabel="training minutes", ylabel=name)
-        if references and name == "fid":
+    if references and not any("fid" in entry for log in logs.values() for entry in log):
+        raise UserError(
+            "--reference: compares scores, and no run here has any: train with --evaluate_every N, such as 1000; "
+            "without --reference the losses are plotted"
+        )
+    colours = {run: f"C{number % 10}" for number, run in enumerate(logs)}
+    rows = _rows(logs)
+    figure = Figure(figsize=(12, 3.2 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), 2, squeeze=False)
+    for (by_step, by_time), (title, name, labels) in zip(axes, rows, strict=True):
+        by_images = bool(references) and name == "fid"
+        for run in labels:
+            log = logs[run]
+            indices = [index for index, entry in enumerate(log) if name in entry]
+            of_updates = minutes_of_updates(log) if by_images else [entry["seconds"] / 60 for entry in log]
+            values = [log[index][name] for index in indices]
+            style = {"color": colours[run], "linewidth": 1, "marker": "." if len(values) < FEW_POINTS else ""}
+            by_step.plot(
+                [log[index]["images" if by_images else "step"] for index in indices], values, label=run, **style
+            )
+            by_time.plot([of_updates[index] for index in indices], values, label=run, **style)
+        by_step.set(xlabel="steps", ylabel=name, title=title)
+        by_time.set(xlabel="training minutes", ylabel=name, title=title)
+        if by_images:
             _plot_references(by_step, by_time, references)
+        (by_time if by_images else by_step).legend(fontsize="small")  # where there is more room
         by_step.grid(alpha=0.3)
         by_time.grid(alpha=0.3)
-    axes[0][0].legend(fontsize="small")
     return figure
+
+
+def _rows(logs: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str, list[str]]]:
+    """Return title, entry and runs of each row: losses by family, then scores."""
+    found = {run: {name for entry in log for name in entry} for run, log in logs.items()}
+    families = {run: _family(names) for run, names in found.items()}
+    several = len(set(families.values())) > 1
+    losses = sorted({(families[run], name) for run, names in found.items() for name in names if is_loss(name)})
+    rows = [
+        (
+            TITLES[family] if several else "",
+            name,
+            [run for run in logs if families[run] == family and name in found[run]],
+        )
+        for family, name in losses
+    ]
+    scored = {name: [run for run in logs if name in found[run]] for name in SCORES}
+    return rows + [("", name, labels) for name, labels in scored.items() if labels]
+
+
+def _family(names: set[str]) -> str:
+    """Return "gan", "vae" or "ddpm", by the names in a run's log."""
+    if "kl_loss" in names:  # also if it has a GAN's losses besides
+        return "vae"
+    return "gan" if "loss_d" in names else "ddpm"
 
 
 def _label(name: str) -> str:
@@ -87,6 +124,9 @@ def _plot_references(by_images: Axes, by_time: Axes, references: Sequence[Refere
     for ax in (by_images, by_time):
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter("{x:g}")
-    about = dict.fromkeys(curve.about for curve in references)
-    by_images.set_title("\n".join(f"grey: {one}" for one in about), fontsize="x-small")
-    by_images.legend(fontsize="small")
+    parts = [curve.about.partition("; ")[::2] for curve in references]  # data and scoring; hardware, for the minutes
+    for ax, texts in zip((by_images, by_time), zip(*parts, strict=True), strict=True):
+        lines = [
+            line for text in dict.fromkeys(texts) if text for line in textwrap.wrap(f"grey: {text}", TITLE_COLUMNS)
+        ]
+        ax.set_title("\n".join(lines), fontsize="x-small")

@@ -14,9 +14,10 @@ from hfgen.training.duration import parse_duration
 DEFAULT_TRAIN_STEPS = 100_000
 PLANNED_SCHEDULES = ("cosine", "linear")  # of the learning rate, planned for a run's length
 MIN_EVALUATED = 10
-# Intervals of long runs, and the number of log entries and sheets that a short run has at least.
+# Intervals of long runs, and the number of log entries and sheets that a short run has at least. A sheet costs
+# seconds, so those of a very short run are MIN_SAMPLE_EVERY steps apart.
 LOG_EVERY, SAMPLE_EVERY = 50, 1000
-MIN_LOGGED, MIN_SHEETS = 40, 10
+MIN_LOGGED, MIN_SHEETS, MIN_SAMPLE_EVERY = 40, 10, 10
 
 
 @dataclass
@@ -66,7 +67,7 @@ class RunSettings:
     )
     sample_every: int | None = setting(
         None,
-        "steps between sample sheets; unset: 1000, fewer in a short run; 0: only at the end",
+        "steps between sample sheets; unset: 1000, fewer in a short run, but at least 10; 0: only at the end",
         COUNT_OR_NONE,
         may_change=True,
     )
@@ -115,7 +116,9 @@ class RunSettings:
 
     def sample_interval(self, steps: int) -> int:
         """Return the steps between sample sheets of a run of so many steps; 0: only at the end."""
-        return max(1, min(SAMPLE_EVERY, steps // MIN_SHEETS)) if self.sample_every is None else self.sample_every
+        if self.sample_every is not None:
+            return self.sample_every
+        return max(MIN_SAMPLE_EVERY, min(SAMPLE_EVERY, steps // MIN_SHEETS))
 
     @property
     def hub_repo_id(self) -> str:

@@ -195,6 +195,38 @@ def test_curves_show_each_loss_of_each_run_against_steps_and_against_minutes(run
     assert [list(line.get_xdata()) for line in rows["loss"][0].lines if len(line.get_xdata())] == [[7]]
 
 
+def test_losses_of_different_families_never_share_axes_and_those_of_one_family_do(tmp_path):
+    logs = {
+        "dcgan": {"loss_d": 1.4, "loss_g": 0.7},
+        "sngan": {"loss_d": 2.0, "loss_g": 0.1},
+        "vae": {"loss": 2000.0, "kl_loss": 20.0, "loss_d": 0.7},
+        "ddpm": {"loss": 0.03},
+    }
+    for name, losses in logs.items():
+        (tmp_path / name).mkdir()
+        entry = {"step": 1, "seconds": 60.0, **losses, "fid": 90.0}
+        (tmp_path / name / "metrics.jsonl").write_text(f"{json.dumps(entry)}\n")
+    panels = [
+        (axes.get_title(), axes.get_ylabel(), [line.get_label() for line in axes.lines])
+        for axes in plot_curves([tmp_path / name for name in logs]).axes[::2]
+    ]
+    assert panels == [
+        ("diffusion", "loss", ["ddpm"]),
+        ("GAN", "loss_d", ["dcgan", "sngan"]),
+        ("GAN", "loss_g", ["dcgan", "sngan"]),
+        ("VAE", "kl_loss", ["vae"]),
+        ("VAE", "loss", ["vae"]),
+        ("VAE", "loss_d", ["vae"]),
+        ("", "fid", list(logs)),  # scores can be compared
+    ]
+
+
+def test_a_single_point_of_a_curve_is_visible(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 30.0, "loss": 0.5}\n')
+    (line,) = plot_curves([tmp_path]).axes[0].lines
+    assert line.get_marker() == "."
+
+
 @pytest.mark.parametrize("name", ["$x_{", "_run", os.fsdecode(b"caf\xe9")])
 def test_a_run_of_any_name_is_in_the_legend(run, tmp_path, name):
     run.rename(tmp_path / name)

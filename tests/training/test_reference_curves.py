@@ -89,9 +89,30 @@ def test_a_run_is_drawn_among_the_references_against_images(tmp_path, references
     }
 
 
-def test_without_a_score_the_references_stand_alone(tmp_path, references):
-    figure = plot_curves([scored_run(tmp_path / "mine", fid=None)], references)
-    assert [line.get_label() for line in figure.axes[-2].lines if len(line.get_xydata())] == ["preset toy"]
+def test_a_run_without_scores_is_left_out_beside_one_that_has_some(tmp_path, references):
+    runs = [scored_run(tmp_path / "mine"), scored_run(tmp_path / "data", fid=None)]
+    figure = plot_curves(runs, references)
+    assert [line.get_label() for line in figure.axes[-2].lines] == ["mine", "preset toy"]
+    assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["mine", "preset toy"]
+    assert [line.get_label() for line in figure.axes[0].lines] == ["mine", "data"]  # its losses are there
+
+
+def test_without_any_score_the_command_says_how_to_get_one_and_draws_nothing(refusal, tmp_path, references):
+    run = scored_run(tmp_path / "mine", fid=None)
+    line = refusal("curves", run, "--reference", "--output", tmp_path / "curves.png")
+    assert "--reference: compares scores, and no run here has any: train with --evaluate_every" in line
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_what_the_references_are_of_is_wrapped_to_the_width_of_its_axes(tmp_path, references):
+    long = CURVE._replace(about="8,000 cat faces of 64 pixels, 1,000 images scored; " + "one core of many, " * 8)
+    figure = plot_curves([scored_run(tmp_path / "mine")], [long])
+    figure.canvas.draw()
+    by_images, by_time = figure.axes[-2:]
+    assert by_images.get_title() == "grey: 8,000 cat faces of 64 pixels, 1,000 images scored"
+    assert by_time.get_title().startswith("grey: one core of many") and "\n" in by_time.get_title()
+    for axes in (by_images, by_time):
+        assert axes.title.get_window_extent().width <= axes.get_window_extent().width
 
 
 def test_the_command_says_where_each_run_is(tmp_path, references):

@@ -214,7 +214,8 @@ def test_sheets_of_samples_follow_the_cadence_and_the_last_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("steps", "logged", "sheets"), [(6, 1, 1), (100, 2, 10), (1000, 25, 100), (62_500, 50, 1000), (10**8, 50, 1000)]
+    ("steps", "logged", "sheets"),
+    [(6, 1, 10), (40, 1, 10), (100, 2, 10), (1000, 25, 100), (62_500, 50, 1000), (10**8, 50, 1000)],
 )
 def test_short_runs_log_and_sample_often_enough_for_a_curve_and_a_film(steps, logged, sheets):
     settings = RunSettings()
