@@ -7,6 +7,7 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 import hfgen
 from hfgen.arguments import refuse_empty_values
@@ -16,6 +17,7 @@ from hfgen.commands.demo import demo
 from hfgen.commands.evaluate import evaluate, evaluate_images
 from hfgen.commands.export import export
 from hfgen.commands.kaggle import kaggle_zip
+from hfgen.commands.options import FLAG
 from hfgen.commands.presets import presets
 from hfgen.commands.publish import publish
 from hfgen.commands.runs import curves, page, progress
@@ -28,8 +30,34 @@ from hfgen.errors import run_reporting_user_errors
 
 # `hfgen train` parses its options itself: they are those of the training scripts.
 AS_TYPED = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-                  help="Train, compare and ship small unconditional image generators.")  # fmt: skip
+# Commands as `hfgen --help` lists them: in the order in which they are used.
+ORDER = (
+    *("train", "presets", "data", "progress", "curves", "page", "sample", "interpolate", "reconstruct", "denoise"),
+    *("evaluate", "compare", "steps", "evaluate-images", "kaggle-zip", "demo", "publish", "export", "study"),
+)
+
+
+class CommandsInOrder(TyperGroup):
+    """The commands of `hfgen`, listed in the order in which they are used."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        """Return their names in that order."""
+        return sorted(self.commands, key=ORDER.index)
+
+
+def with_underscores(name: str) -> str:
+    """Return the name of an option with underscores for dashes: --num-images is --num_images."""
+    return name.replace("-", "_")
+
+
+app = typer.Typer(
+    cls=CommandsInOrder,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train, compare and ship small unconditional image generators.",
+    context_settings={"token_normalize_func": with_underscores},
+)
 data_app = typer.Typer(no_args_is_help=True, help="Inspect datasets.")
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
@@ -55,7 +83,10 @@ def print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", help="print the version and exit", is_eager=True, callback=print_version)
+        bool,
+        typer.Option(
+            "--version", metavar=FLAG, help="print the version and exit", is_eager=True, callback=print_version
+        ),
     ] = False,
 ) -> None:
     """Train, compare and ship small unconditional image generators."""

@@ -17,6 +17,11 @@ def printable(text: str, kept: str = "") -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number and what it counts, such as "1 image" and "2,000 images"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def markdown_text(text: str) -> str:
     """Escape text for Markdown, on one line, also within a table: no HTML, links, images or emphasis of its own."""
     line = printable(" ".join(text.split()))

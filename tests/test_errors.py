@@ -81,7 +81,7 @@ def test_a_folder_with_a_japanese_name_is_inspected_on_a_console_of_another_enco
     with pytest.raises(SystemExit) as end:
         cli.main()
     sys.stdout.flush()
-    assert not end.value.code and rb"\u65e5\u672c: 1 images" in printed.getvalue()
+    assert not end.value.code and rb"\u65e5\u672c: 1 image" + b"\n" in printed.getvalue()
 
 
 def test_text_is_written_as_utf_8_on_a_system_of_another_encoding(tmp_path):

@@ -7,7 +7,7 @@ from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.hub.card import _data
-from hfgen.texts import markdown_text, printable
+from hfgen.texts import counted, markdown_text, printable
 
 
 ODD = "a\n  note: b\x1b[2J\r\u202e\udcff![x](javascript:y)<img src=x>|*`"
@@ -22,6 +22,10 @@ def test_markdown_has_no_links_images_or_html_of_a_name():
     shown = markdown_text(ODD)
     assert "\n" not in shown and "\x1b" not in shown and "<" not in shown and "|" not in shown
     assert r"![x\](javascript:y)" in shown and markdown_text("my_cats 2") == "my_cats 2"
+
+
+def test_one_is_counted_without_an_s():
+    assert [counted(number, "run") for number in (0, 1, 2, 2000)] == ["0 runs", "1 run", "2 runs", "2,000 runs"]
 
 
 def test_a_message_cannot_act_on_the_console(capsys):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hfgen.commands.options import Device, in_range
+from hfgen.commands.options import FLAG, Device, in_range
 from hfgen.errors import UserError
 from hfgen.ranges import Range
 
@@ -20,7 +20,7 @@ def demo(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", callback=in_range(Range(1, 65_535)), help="port of the page")] = 7860,
     share: Annotated[
-        bool, typer.Option("--share", help="also serve it at a public gradio address, for a week")
+        bool, typer.Option("--share", metavar=FLAG, help="also serve it at a public gradio address, for a week")
     ] = False,
 ) -> None:
     """Show pipelines on a web page: sample, interpolate, denoise, reconstruct, compare."""

@@ -9,6 +9,7 @@ import typer
 
 from hfgen.arguments import require_beside
 from hfgen.commands.options import (
+    FLAG,
     BatchSize,
     DatasetColumn,
     DatasetConfig,
@@ -54,7 +55,11 @@ Output = Annotated[
 ]
 Extrapolate = Annotated[
     bool,
-    typer.Option("--extrapolate", help="also extrapolate FID to infinitely many images; computes FID ten more times"),
+    typer.Option(
+        "--extrapolate",
+        metavar=FLAG,
+        help="also extrapolate FID to infinitely many images; computes FID ten more times",
+    ),
 ]
 Repeats = Annotated[
     int,
@@ -84,7 +89,10 @@ def evaluate(
     repeats: Repeats = 1,
     extrapolate: Extrapolate = False,
     bits_per_dimension: Annotated[
-        bool, typer.Option("--bits_per_dimension", help="also bound the likelihood of real images; VAE and DDPM only")
+        bool,
+        typer.Option(
+            "--bits_per_dimension", metavar=FLAG, help="also bound the likelihood of real images; VAE and DDPM only"
+        ),
     ] = False,
     features: Features = "inception",
     mode: FeatureMode = "clean",

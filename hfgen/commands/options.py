@@ -12,6 +12,10 @@ from hfgen.files import require_place_for
 from hfgen.ranges import COUNT, MAX_COUNT, SEED, Range
 
 
+# The `metavar` of an option that takes no value: without it, `--help` names a type as if it did.
+FLAG = ""
+
+
 def in_range(allowed: Range) -> Callable[[typer.CallbackParam, float | None], float | None]:
     """Return a `callback` for an option that is a number: it raises a `UserError` for one outside the range."""
 

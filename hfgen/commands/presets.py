@@ -16,7 +16,8 @@ def presets() -> None:
         images, _, fid = min(curve.points, key=lambda point: point[2])
         reached[curve.preset] = f"FID {fid:.1f} after {images:,} images, for {curve.data}"
     folder = Path(str(files("hfgen.training_scripts"))) / "presets"
-    rows = [
+    rows = [("method", "preset", "size", "best FID of a reference run, and after how many training images")]
+    rows += [
         (file.parent.name, file.stem, f"{_size(file)} px", reached.get(file.stem, "no reference run"))
         for file in sorted(folder.glob("*/*.json"))
     ]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hfgen.commands.options import require_new_folder
+from hfgen.commands.options import FLAG, require_new_folder
 from hfgen.files import require_utf8
 
 
@@ -15,7 +15,7 @@ def publish(
     ],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="owner/name, or just name for your own repo")],
     private: Annotated[
-        bool, typer.Option("--private", help="make a new repo private; fails if it exists and is public")
+        bool, typer.Option("--private", metavar=FLAG, help="make a new repo private; fails if it exists and is public")
     ] = False,
     scores: Annotated[
         Path | None, typer.Option("--scores", help="folder from hfgen evaluate; the card shows its scores")
@@ -23,7 +23,9 @@ def publish(
     license_id: Annotated[
         str | None, typer.Option("--license", help="Hub licence id for the weights, such as apache-2.0")
     ] = None,
-    space: Annotated[bool, typer.Option("--space", help="also publish the demo as a Space of the same name")] = False,
+    space: Annotated[
+        bool, typer.Option("--space", metavar=FLAG, help="also publish the demo as a Space of the same name")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", help="only write the files to this new folder; upload nothing")
     ] = None,

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from hfgen.commands.options import in_range, refuse_to_replace
+from hfgen.commands.options import FLAG, in_range, refuse_to_replace
 from hfgen.files import writing
 from hfgen.ranges import Range
+from hfgen.texts import counted
 
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, finished or not")]
@@ -55,6 +56,7 @@ def curves(
         bool,
         typer.Option(
             "--reference",
+            metavar=FLAG,
             help="plot FID next to the presets' reference curves; for runs with --evaluate_every",
         ),
     ] = False,
@@ -71,4 +73,4 @@ def curves(
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, dpi=110)
-    typer.echo(f"{output}: losses of {len(runs)} run{'' if len(runs) == 1 else 's'}")
+    typer.echo(f"{output}: losses of {counted(len(runs), 'run')}")

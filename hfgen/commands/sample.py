@@ -21,6 +21,7 @@ from hfgen.commands.options import (
 from hfgen.errors import UserError
 from hfgen.files import writing
 from hfgen.ranges import COUNT, POSITIVE, SEED, Range
+from hfgen.texts import counted
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -72,7 +73,8 @@ def sample(
         title = f"seed {seed}; image numbers below"
         labelled_sheet(shown, title=title, captions=[str(index) for index in range(len(shown))]).save(sheet)
     of_all = f" (the first {len(shown)})" if len(shown) < num_images else ""
-    typer.echo(f"{num_images} images in {output}, all on one sheet{of_all}: {sheet}")
+    on_sheet = f"all on one sheet{of_all}" if num_images > 1 else "and on a sheet"
+    typer.echo(f"{counted(num_images, 'image')} in {output}, {on_sheet}: {sheet}")
 
 
 def denoise(

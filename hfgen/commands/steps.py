@@ -10,6 +10,7 @@ import typer
 from hfgen.commands.compare import parse_steps, table
 from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES, check_data, where_it_is
 from hfgen.commands.options import (
+    FLAG,
     BatchSize,
     DatasetColumn,
     DatasetConfig,
@@ -43,7 +44,9 @@ def steps(
     numbers: Annotated[str, typer.Option("--steps", help="numbers of denoising steps to try")] = DEFAULT_STEPS,
     save: Annotated[
         bool,
-        typer.Option("--save", help="save the smallest sufficient number as the default of the pipeline in DIR"),
+        typer.Option(
+            "--save", metavar=FLAG, help="save the smallest sufficient number as the default of the pipeline in DIR"
+        ),
     ] = False,
     num_images: ScoredImages = None,
     seed: Seed = 0,

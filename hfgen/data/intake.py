@@ -13,7 +13,7 @@ from hfgen.data.decode import DecodedImage
 from hfgen.data.location import FILE_SUFFIXES, OTHER_PICTURE_SUFFIXES
 from hfgen.data.rgb import GREY_BITS
 from hfgen.data.source import counts
-from hfgen.texts import printable
+from hfgen.texts import counted, printable
 
 
 FEW_IMAGES = 1000
@@ -151,7 +151,7 @@ class IntakeReport:
         copies = count_copies(self.exact_duplicates)
         low, median, high = self.short_side
         lines = [
-            f"{self.source}: {self.images} images",
+            f"{self.source}: {counted(self.images, 'image')}",
             f"  formats {counts(self.formats)}; modes {counts(self.modes)}",
             f"  sizes {counts(self.sizes)}; short side {low} to {high}, median {median} pixels",
             f"  trained on: {self.training_images} of {self.sample_size} x {self.sample_size} pixels",
@@ -253,10 +253,12 @@ def near_duplicates(facts: list[ImageFacts]) -> list[list[str]]:
 def _warnings(report: IntakeReport) -> list[str]:
     notes = []
     if report.images < FEW_IMAGES:
-        images = "1 image" if report.images == 1 else f"{report.images} images"
-        notes.append(f"only {images}: a generator may memorise them; compare its samples with the data")
+        images, them = counted(report.images, "image"), "it" if report.images == 1 else "them"
+        notes.append(f"only {images}: a generator may memorise {them}; compare its samples with the data")
     if report.upsampled:
-        notes.append(f"{report.upsampled} images are smaller than {report.sample_size} pixels and were enlarged")
+        are, were = ("is", "was") if report.upsampled == 1 else ("are", "were")
+        images = counted(report.upsampled, "image")
+        notes.append(f"{images} {are} smaller than {report.sample_size} pixels and {were} enlarged")
     if report.exact_duplicates and not report.dropped:
         notes.append("identical images count double in training; --drop_duplicates removes the copies")
     if report.near_duplicates is None:

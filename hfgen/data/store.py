@@ -162,7 +162,8 @@ def _write_images(folder: Path, source: Source, settings: DataSettings, bits: in
                 digest.update(repr(pixels.shape).encode() + pixels.tobytes())
     if not facts:
         listed = "".join(f"\n  {name}: {reason}" for name, reason in unreadable[:5])
-        raise UserError(f"--dataset {settings.dataset}: none of its {len(unreadable)} images can be read{listed}")
+        none = "its only image cannot" if len(unreadable) == 1 else f"none of its {len(unreadable)} images can"
+        raise UserError(f"--dataset {settings.dataset}: {none} be read{listed}")
     report = write_report(
         source.description, facts, unreadable, source.skipped, settings.sample_size, len(shapes), dropped
     )

@@ -20,6 +20,7 @@ from hfgen.integrity import keep
 from hfgen.metrics import feature_spaces
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.memorisation import thumbnails
+from hfgen.texts import counted
 
 
 # Each half needs more images than the number of neighbours used by precision and recall.
@@ -106,8 +107,9 @@ def load_reference(settings: DataSettings, extractor: Extractor, argument: str) 
         if len(different) == MIN_IMAGES:
             break
     else:
-        found = f"{len(different)} different images" if len(different) < len(images) else f"{len(images)} images"
-        raise UserError(f"{argument} {settings.dataset}: {found} are too few to split and compare")
+        found = counted(len(different), "different image" if len(different) < len(images) else "image")
+        are = "is" if len(different) == 1 else "are"
+        raise UserError(f"{argument} {settings.dataset}: {found} {are} too few to split and compare")
     folder = features_folder(images, settings, extractor)
 
     def write(temporary: Path) -> None:

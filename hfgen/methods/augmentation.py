@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 
+from hfgen.texts import counted
+
 
 # Maximum shift and side of the cutout, as fractions of the image's side.
 TRANSLATION, CUTOUT = 1 / 8, 1 / 2
@@ -48,9 +50,8 @@ def choose_augmentation(wanted: str, num_images: int | None, measures_overfittin
     if num_images >= MANY_IMAGES:
         return AugmentationChoice("none", f"{num_images:,} images, at least {MANY_IMAGES:,}: enough without it")
     if num_images < FEW_IMAGES:
-        return AugmentationChoice(
-            "diffaugment", f"{num_images:,} images, fewer than {FEW_IMAGES:,}: every image is augmented"
-        )
+        few = f"{counted(num_images, 'image')}, fewer than {FEW_IMAGES:,}"
+        return AugmentationChoice("diffaugment", f"{few}: every image is augmented")
     if not measures_overfitting:
         unknown = "and this loss cannot measure how much the discriminator overfits"
         if num_images < FEW_UNMEASURED:

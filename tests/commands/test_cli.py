@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from edm_pipelines import edm_pipeline
 from labelled_sheets import tiles
 from PIL import Image
@@ -387,6 +389,27 @@ def test_help_names_every_command(hfgen):
     status, out, _ = hfgen("data", "--help")
     assert status == 0
     assert "inspect" in out
+
+
+def test_help_lists_the_commands_in_the_order_of_their_use(hfgen):
+    status, out, _ = hfgen("--help")
+    rows = re.findall(r"^│ ([a-z]\S*)", out, re.MULTILINE)
+    assert status == 0 and tuple(rows) == cli.ORDER and set(typer.main.get_command(cli.app).commands) == {*cli.ORDER}
+    assert re.search(r"--version +print", out)
+
+
+@pytest.mark.parametrize("option", ["--num-images", "--num_images", "--num-images="])
+def test_an_option_may_be_written_with_dashes(refusal, hfgen, pipeline, tmp_path, option):
+    output = tmp_path / "with-dash_and-more"  # a value is taken as it is
+    number = ["--num-images=1"] if option.endswith("=") else [option, 1]
+    options = ("--num-inference-steps", 2, "--output", output, "--device", "cpu")
+    status, _, err = hfgen("sample", pipeline, *number, *options)
+    assert status == 0 and len(contents(output)) == 1, err
+
+
+@pytest.mark.parametrize("words", [("study", "plan", "no-such-study", "--feature-weights", "my-file")])
+def test_options_of_a_group_may_be_written_with_dashes_and_values_keep_theirs(refusal, words):
+    assert "no-such-study" in refusal(*words)
 
 
 def test_an_error_that_is_no_mistake_of_the_user_keeps_its_traceback(monkeypatch, tmp_path, pipeline):

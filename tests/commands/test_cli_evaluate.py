@@ -99,7 +99,7 @@ def test_bad_input_is_named_and_leaves_nothing(inception_weights, refusal, pipel
 
 def test_too_few_real_images_are_refused(inception_weights, refusal, pipeline, tmp_path):
     line = refusal("evaluate", pipeline, "--reference", "toy_paintings:11", "--output", tmp_path / "out")
-    assert "--reference toy_paintings:11: 11 images are too few" in line
+    assert "--reference toy_paintings:11: 11 image is too few" in line
 
 
 def test_a_folder_with_something_in_it_is_left_alone(refusal, pipeline, tmp_path):
@@ -122,4 +122,4 @@ def test_images_that_something_else_drew_are_scored_on_the_same_terms(colours, h
     (tmp_path / "few").mkdir()
     (tmp_path / "samples" / "000000.png").rename(tmp_path / "few" / "0.png")
     arguments = ("evaluate-images", tmp_path / "few", *terms, "--sample_size", "16", "--output", tmp_path / "none")
-    assert f"IMAGES {tmp_path / 'few'}: 1 images are too few" in refusal(*arguments)
+    assert f"IMAGES {tmp_path / 'few'}: 1 image is too few" in refusal(*arguments)

@@ -181,7 +181,9 @@ def test_presets_are_listed_with_what_they_reached(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["hfgen", "presets"])
     with pytest.raises(SystemExit):
         main()
-    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if line and line[0] != "t"}
+    said = capsys.readouterr().out
+    assert "best FID of a reference run, and after how many training images" in said.splitlines()[0]
+    lines = {line.split()[1]: line for line in said.splitlines() if line and line[0] != "t"}
     assert lines["dcgan_nearest"].endswith("64 px   FID 18.2 after 300,000 images, for 8,000 cat faces of 64 pixels")
     assert lines["dcgan256"].split()[0] == "gan" and lines["dcgan256"].endswith("256 px  no reference run")
 
@@ -266,7 +268,7 @@ def test_several_processes_end_with_the_script_s_message_and_status(tmp_path):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
-def test_the_status_of_a_launch_is_that_of_the_process_that_failed_as_a_shell_gives_it(raised, status):
+def test_the_status_of_a_launch_is_that_of_the_process_that_failed(raised, status):
     def launch(options):
         raise raised
 

@@ -208,12 +208,13 @@ def test_few_images_are_warned_of():
     few, enough = (report_on([fact(number) for number in range(count)]) for count in (999, 1000))
     assert len(few.warnings) == 1 and few.warnings[0].startswith("only 999 images: a generator may memorise them")
     assert enough.warnings == []
+    assert report_on([fact(1)]).warnings[0].startswith("only 1 image: a generator may memorise it;")
 
 
 def test_enlarged_images_are_warned_of():
     facts = [fact(number, size=(64, 200)) for number in range(1000)] + [fact(1001, size=(63, 200))]
     (warning,) = report_on(facts).warnings
-    assert warning.startswith("1 images are smaller than 64 pixels")
+    assert warning.startswith("1 image is smaller than 64 pixels and was enlarged")
 
 
 def test_identical_images_are_warned_of_unless_they_are_dropped():
@@ -299,7 +300,7 @@ def test_the_report_survives_json():
         "identical: 1.png, 2.png",
         "nearly identical: 3.png, 4.png",
         "note: only 4 images: a generator may memorise them",
-        "note: 1 images are smaller than 64 pixels",
+        "note: 1 image is smaller than 64 pixels",
     ],
 )
 def test_the_printed_report_tells(told):

@@ -98,7 +98,7 @@ def array_of_one_large_image(file):
 
 SOURCES = {
     "grey": (grey_pictures, "8"),
-    "large": (large_file, "none of its 1 images can be read"),
+    "large": (large_file, "its only image cannot be read"),
     "rows.parquet": (equal_rows, "none of its 40 images can be read"),
     "false.parquet": (false_row, "the page at byte 4 takes 400 MiB of memory"),
     "group.parquet": (long_row_group, "none of its 350 images can be read"),

@@ -150,7 +150,7 @@ def test_augmentation_restored_from_a_state_adapts_as_if_uninterrupted(saved_at)
         ("diffaugment", 1_000_000, True, "diffaugment", "as requested"),
         ("ada", None, True, "ada", "as requested"),
         ("auto", None, True, "none", "the number of images in a stream is unknown"),
-        ("auto", 1, True, "diffaugment", "1 images, fewer than 2,000: every image is augmented"),
+        ("auto", 1, True, "diffaugment", "1 image, fewer than 2,000: every image is augmented"),
         ("auto", 1_999, True, "diffaugment", "1,999 images, fewer than 2,000: every image is augmented"),
         ("auto", 1_999, False, "diffaugment", "1,999 images, fewer than 2,000: every image is augmented"),
         (
