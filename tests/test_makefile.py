@@ -76,7 +76,7 @@ def test_with_a_gpu_the_default_build_is_installed(tmp_path, index):
 
 
 @pytest.mark.parametrize("why", ["no server", "no such index"])
-def test_where_the_index_of_cpu_builds_is_out_of_reach_the_default_build_is_installed(tmp_path, index, why):
+def test_where_the_cpu_builds_are_out_of_reach_the_default_build_is_installed(tmp_path, index, why):
     away = "http://127.0.0.1:9/cpu" if why == "no server" else f"{index}/old"
     status, calls, said = quickstart(tmp_path, away)
     assert (status, calls) == (0, [HFGEN, TRAINING])
@@ -89,7 +89,7 @@ def test_where_there_is_no_cpu_build_for_this_python_the_default_build_is_instal
     assert "That failed: installing the default PyTorch." in said
 
 
-def test_where_hfgen_cannot_be_installed_nothing_is_trained_and_the_next_call_tries_again(tmp_path, index):
+def test_where_hfgen_cannot_be_installed_the_next_call_tries_again(tmp_path, index):
     for _ in range(2):
         status, calls, _ = quickstart(tmp_path, index, fails="eval")
         assert status and calls[-1] == HFGEN
