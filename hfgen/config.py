@@ -88,6 +88,7 @@ def parse_settings(
     presets_folder: Path,
     arguments: Sequence[str] | None = None,
     program: str | None = None,
+    other_options: Sequence[str] = (),
 ) -> tuple[Any, ...]:
     """Parse the command line into one instance of each settings class.
 
@@ -98,6 +99,7 @@ def parse_settings(
             folder, `resume`, its repo on the Hub).
         arguments: the command line without the program's name; `sys.argv[1:]` if None.
         program: the program's name in messages; that of `sys.argv[0]` if None.
+        other_options: options that the caller has taken from the command line; suggested for a misspelt one.
 
     Raises:
         UserError: if the preset cannot be read or has an unknown key, a value is empty, or settings contradict each
@@ -120,10 +122,12 @@ def parse_settings(
         parser.error("give at least --dataset or --preset")
     if preset := of_presets.parse_known_args(typed)[0].preset:
         # A preset is parsed as flags, so that its values are checked like typed ones, and shown by --help.
-        parser.set_defaults(**vars(parser.parse_args(_preset_as_flags(preset, presets_folder, settings_classes))))
+        of_preset = vars(parser.parse_args(_preset_as_flags(preset, presets_folder, settings_classes)))
+        parser.set_defaults(**of_preset | {"preset": preset})
     namespace, unknown = parser.parse_known_args(typed)
     if unknown:
-        parser.error(_unknown_flag_message(unknown, [action.dest for action in parser._actions]))
+        known = [*(action.dest for action in parser._actions), *other_options]
+        parser.error(_unknown_flag_message(unknown, known))
     return tuple(
         cls(**{field.name: getattr(namespace, field.name) for field in dataclasses.fields(cls)})
         for cls in settings_classes
@@ -150,18 +154,28 @@ def _preset_as_flags(preset: str, presets_folder: Path, settings_classes: Sequen
     if not path.exists() or path.is_dir():
         names = ", ".join(sorted(path.stem for path in presets_folder.glob("*.json")))
         raise UserError(f"--preset {preset}: must be one of {names}, or a JSON file")
-    try:
-        values = json.loads(read_written_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--preset {path}: not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--preset {path}: must contain a JSON object of settings, not a {type(values).__name__}")
+    values = read_preset(path)
     # The record of a run, perhaps renamed: a new run must not resume or overwrite the old one, or its repo. A preset
     # written by hand may have some of these settings, but not all.
     of_one_run = {name for name, text in _help_texts(settings_classes).items() if text.of_one_run}
     if path.name == "training_config.json" or of_one_run <= values.keys():
         values = {key: value for key, value in values.items() if key not in of_one_run}
     return settings_as_flags(values, settings_classes, f"--preset {path}")
+
+
+def read_preset(path: Path) -> dict[str, Any]:
+    """Read a JSON file of settings.
+
+    Raises:
+        UserError: if it cannot be read or holds something else.
+    """
+    try:
+        values = json.loads(read_written_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"--preset {path}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--preset {path}: must contain a JSON object of settings, not a {type(values).__name__}")
+    return values
 
 
 def _help_texts(settings_classes: Iterable[Any]) -> dict[str, HelpText]:

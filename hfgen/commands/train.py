@@ -2,42 +2,47 @@
 
 import argparse
 import dataclasses
-import importlib
-import logging
 import math
-import os
 import re
 import shlex
-import subprocess
-from importlib.resources import files
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from hfgen.commands.processes import Processes
+from hfgen.commands.train_settings import (
+    METHODS,
+    RECOMMENDED,
+    method_of_preset,
+    parse_flags,
+    refuse_a_run,
+    refuse_before_reading,
+    settings_to_resume,
+    value_of,
+)
+from hfgen.config import settings_to_dict
 from hfgen.errors import UserError
 from hfgen.ranges import COUNT
+from hfgen.texts import counted
 from hfgen.training.duration import WITHOUT_END, parse_duration
 
 
-METHODS = ("gan", "vae", "ddpm")
-# The preset with the best pictures for the time, see `hfgen presets`.
-RECOMMENDED = "dcgan_nearest"
 # Training images by default: after these the recommended preset has come most of its way.
 IMAGES_ON_CPU, IMAGES_ON_GPU = 100_000, 300_000
 # Evaluations of a run on a GPU, where they take seconds.
 EVALUATIONS = 6
 # Settings that end a training.
 LENGTHS = ("max_train_time", "max_train_steps", "num_epochs")
-# In accelerate's configuration: what the training scripts do not do.
-UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP")
 USAGE = """\
 usage: hfgen train DATA [--time 2h | --images 100000] [--preset NAME] [--output_dir DIR] [--SETTING VALUE ...]
        hfgen train gan|vae|ddpm --dataset DATA [--preset NAME] [--output_dir DIR] [--SETTING VALUE ...]
 
 DATA is an image folder, zip, tar, npz, parquet or TFRecord, a Hub dataset, or toy_paintings. The first form chooses a
-preset and a budget, and prints them; both take every setting of the training scripts: hfgen train gan --help.
+preset, a budget and a folder, runs/NAME_OF_DATA, and prints them; with --resume latest it continues the run in that
+folder with the settings of that run. Both take every setting of the training scripts: hfgen train gan --help.
 hfgen presets lists the presets and their scores.
 
 --time T           train for this long in this launch, such as 45m or 2h
@@ -72,18 +77,17 @@ def train(context: typer.Context) -> None:
         raise UserError(
             f"hfgen train {first}: the first argument must be the data, or gan, vae or ddpm; see hfgen train --help"
         )
-    if first not in METHODS:
-        method = _method_of_preset(flags)
-        flags = ["--dataset", first, *flags]
-        settings = _parse(method, [f"--preset={RECOMMENDED}", *flags], "hfgen train DATA")
-    else:
-        method, settings = first, _parse(first, flags, f"hfgen train {first}")
+    choice = Choice.for_method(first, flags) if first in METHODS else Choice.for_data(first, flags)
+    if any(flag in ("--help", "-h") for flag in flags):  # the settings follow
+        typer.echo(USAGE)
+    settings = settings_to_dict(*choice.parse(choice.flags))
+    refuse_a_run(settings["dataset"])
     processes = Processes.choose(own, settings["cpu"])
-    budget = _budget(own, settings, processes.count)
-    if first in METHODS:
-        plan = Plan(method, [*flags, *budget], [])
+    budget = _budget(own, choice.flags, settings, processes.count)
+    if choice.data is None:
+        plan = Plan(choice.method, [*choice.flags, *budget], [])
     else:
-        plan = _choose(first, method, flags, budget, settings, processes)
+        plan = _plan(choice, own, budget, settings, processes)
     for reason in plan.reasons:
         typer.echo(reason)
     processes.start(plan.method, plan.flags)
@@ -101,111 +105,127 @@ def own_options() -> argparse.ArgumentParser:
     return parser
 
 
-# ---------------------------------------- settings, before anything slow is imported
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the command line asks for.
 
+    Attributes:
+        method: "gan", "vae" or "ddpm".
+        flags: those of the script, without what is chosen later.
+        data: from which the rest is chosen; None if the method was named, and nothing is.
+        resumed: the folder of the run that is resumed with its own settings, if any.
+    """
 
-def _parse(method: str, flags: list[str], program: str) -> dict[str, Any]:
-    """Return all settings of a training script for these flags, checked, by name; --help prints them and exits."""
-    from hfgen.config import parse_settings, settings_to_dict
-    from hfgen.data.settings import DataSettings
-    from hfgen.training.settings import RunSettings
+    method: str
+    flags: list[str]
+    data: str | None = None
+    resumed: Path | None = None
 
-    settings_class = {"gan": "GANSettings", "vae": "VAESettings", "ddpm": "DDPMSettings"}[method]
-    of_method = getattr(importlib.import_module(f"hfgen.settings.{method}"), settings_class)
-    return settings_to_dict(
-        *parse_settings((RunSettings, DataSettings, of_method), _presets() / method, flags, program)
-    )
+    @staticmethod
+    def for_method(method: str, flags: list[str]) -> "Choice":
+        """Return the choice for `hfgen train METHOD`."""
+        return Choice(method, flags)
 
+    @staticmethod
+    def for_data(data: str, flags: list[str]) -> "Choice":
+        """Return the choice for `hfgen train DATA`, with the preset given, that of a run to resume, or the default."""
+        flags, resumed = ["--dataset", data, *flags], None
+        if value_of("--output_dir", flags) is None:
+            flags = ["--output_dir", str(Path("runs") / _run_name(data)), *flags]
+        if (file := settings_to_resume(flags, str(value_of("--output_dir", flags)))) is not None:
+            flags, resumed = ["--preset", str(file), *flags], file.parent
+        elif value_of("--preset", flags) is None:
+            flags = ["--preset", RECOMMENDED, *flags]
+        return Choice(method_of_preset(str(value_of("--preset", flags))), flags, data, resumed)
 
-def _presets() -> Path:
-    return Path(str(files("hfgen.training_scripts"))) / "presets"
-
-
-def _method_of_preset(flags: list[str]) -> str:
-    """Return the method whose script has the preset that the flags name, or the default one."""
-    preset = _preset_name(flags)
-    for method in METHODS:
-        if (_presets() / method / f"{preset}.json").is_file():
-            return method
-    known = ", ".join(sorted(path.stem for path in _presets().glob("*/*.json")))
-    raise UserError(
-        f"--preset {preset}: one of {known}; for a settings file, name the method: hfgen train gan|vae|ddpm "
-        f"--preset {preset} --dataset DATA"
-    )
-
-
-def _preset_name(flags: list[str]) -> str:
-    """Return the preset that the flags name, or the default one."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", default=RECOMMENDED)
-    return str(parser.parse_known_args(flags)[0].preset)
+    def parse(self, flags: list[str]) -> tuple[Any, ...]:
+        """Return the settings of the run, the data and the method for these flags; --help prints them and exits."""
+        program = f"hfgen train {self.method if self.data is None else 'DATA'}"
+        return parse_flags(self.method, flags, program, [*vars(own_options().parse_args([]))])
 
 
 # ---------------------------------------- the choice of a budget
 
 
-def _budget(own: argparse.Namespace, settings: dict[str, Any], processes: int) -> list[str]:
+def _budget(own: argparse.Namespace, flags: list[str], settings: dict[str, Any], processes: int) -> list[str]:
     """Return the flags for --time and --images."""
-    flags = []
+    budget = []
     parse_duration("--time", own.time)
     if own.time is not None:
-        if settings["max_train_time"] is not None:
+        if value_of("--max_train_time", flags) is not None:
             raise UserError("--time is the same as --max_train_time: use only one of them")
-        flags += ["--max_train_time", own.time]
+        budget += ["--max_train_time", own.time]
         if own.images is None and settings["max_train_steps"] is None and settings["num_epochs"] is None:
-            flags += ["--max_train_steps", str(WITHOUT_END)]
+            budget += ["--max_train_steps", str(WITHOUT_END)]
     if own.images is not None:
-        flags += ["--max_train_steps", str(_steps_for(own.images, settings, processes))]
-    return flags
+        budget += ["--max_train_steps", str(math.ceil(own.images / _images_per_step(settings, processes)))]
+    return budget
 
 
-def _steps_for(images: int, settings: dict[str, Any], processes: int) -> int:
-    return math.ceil(images / (settings["batch_size"] * settings.get("n_critic", 1) * processes))
+def _images_per_step(settings: dict[str, Any], processes: int) -> int:
+    return settings["batch_size"] * settings.get("n_critic", 1) * processes
 
 
-def _choose(
-    data: str,
-    method: str,
-    flags: list[str],
-    budget: list[str],
-    settings: dict[str, Any],
-    processes: "Processes",
+def _plan(
+    choice: Choice, own: argparse.Namespace, budget: list[str], settings: dict[str, Any], processes: Processes
 ) -> Plan:
-    """Look at the data and the machine, and choose what the user has left open."""
-    from hfgen.data.settings import DataSettings
-    from hfgen.data.store import load_images
-
-    found = "streamed from the Hub"
-    if not settings["streaming"]:
-        known = {field.name for field in dataclasses.fields(DataSettings)}
-        report = load_images(DataSettings(**{key: value for key, value in settings.items() if key in known})).report
-        low, _, high = report.short_side
-        sides = f"{low}" if low == high else f"{low} to {high}"
-        found = f"{report.training_images:,} images, short side {sides} pixels, {', '.join(report.modes)}"
-    size = settings["sample_size"]
-    reasons = [f"data: {found}; training at {size} x {size} (--sample_size)"]
-    chosen = [] if _is_given("--preset", flags) else ["--preset", RECOMMENDED]
-    if not _is_given("--output_dir", flags):
-        chosen += ["--output_dir", str(Path("runs") / _run_name(data))]
+    """Look at the machine and the data, and choose what the user has left open."""
+    chosen, reasons = [], []
     if not budget and all(settings[name] is None for name in LENGTHS):
         images = IMAGES_ON_GPU if processes.on_gpu else IMAGES_ON_CPU
-        steps = _steps_for(images, settings, processes.count)
+        steps = math.ceil(images / _images_per_step(settings, processes.count))
         chosen += ["--max_train_steps", str(steps)]
         reasons.append(f"budget: {images:,} images, the default on {processes.machine} (--images, or --time 2h)")
-        if processes.on_gpu and not settings["evaluate_every"]:
+        if processes.on_gpu and value_of("--evaluate_every", choice.flags) is None and not settings["evaluate_every"]:
             every = max(1, steps // EVALUATIONS)
             if (lack := _lack_of_scores(settings["feature_weights"])) is None:
                 chosen += ["--evaluate_every", str(every)]
                 reasons.append(f"scores: FID every {every:,} steps (--evaluate_every)")
             else:
                 reasons.append(f"scores: none during training; {lack}")
-    else:
-        by_whom = "as given" if budget or any(_is_given(f"--{name}", flags) for name in LENGTHS) else "of the preset"
-        reasons.append(f"budget: {by_whom}, on {processes.machine}")
-    reasons.append(_about_preset(settings, _preset_name(flags), "--preset" in chosen))
-    plan = Plan(method, [*chosen, *flags, *budget], reasons)
-    reasons.append(f"command: hfgen train {method} {shlex.join(plan.flags)}")
+    flags = [*choice.flags, *chosen, *budget]
+    parsed = choice.parse(flags)
+    if not chosen:
+        is_given = bool(budget) or any(value_of(f"--{name}", flags) is not None for name in LENGTHS)
+        whose = "as given" if is_given else "of the run" if choice.resumed else "of the preset"
+        length = _length(own.images, settings_to_dict(*parsed), processes.count)
+        reasons.append(f"budget: {length} {whose}, on {processes.machine}")
+    reasons.append(_about_preset(choice, settings))
+    refuse_before_reading(choice.method, parsed, processes.rank == 0)
+    reasons.insert(0, _about_data(parsed))
+    plan = Plan(choice.method, flags, reasons)
+    reasons.append(f"command: hfgen train {plan.method} {shlex.join(plan.flags)}")
     return plan
+
+
+def _length(images: int | None, settings: dict[str, Any], processes: int) -> str:
+    """Say how long a training is: in images, passes over the data and time; `images` is the value of --images."""
+    limits, steps = [], settings["max_train_steps"]
+    if images is not None:
+        limits.append(counted(images, "image"))
+    elif steps is not None and steps < WITHOUT_END:
+        limits.append(f"{counted(steps * _images_per_step(settings, processes), 'image')} ({counted(steps, 'step')})")
+    if (epochs := settings["num_epochs"]) is not None:
+        limits.append("1 epoch" if epochs == 1 else f"{epochs:g} epochs")
+    if settings["max_train_time"] is not None:
+        limits.append(settings["max_train_time"])
+    which = " (whichever comes first)" if len(limits) > 1 else ""
+    return f"{' or '.join(limits) or 'no limit'}{which}"
+
+
+def _about_data(settings: Sequence[Any]) -> str:
+    """Read the images, and say what they are."""
+    from hfgen.data.store import load_images
+
+    _, data_settings, _ = settings
+    found = "streamed from the Hub"
+    if not data_settings.streaming:
+        report = load_images(data_settings).report
+        low, _, high = report.short_side
+        sides = f"{low}" if low == high else f"{low} to {high}"
+        found = f"{counted(report.training_images, 'image')}, short side {sides} pixels, {', '.join(report.modes)}"
+    size = data_settings.sample_size
+    return f"data: {found}; training at {size} x {size} (--sample_size)"
 
 
 def _lack_of_scores(weights: str | None) -> str | None:
@@ -223,123 +243,22 @@ def _lack_of_scores(weights: str | None) -> str | None:
     return None
 
 
-def _about_preset(settings: dict[str, Any], preset: str, is_default: bool) -> str:
+def _about_preset(choice: Choice, settings: dict[str, Any]) -> str:
     """Say which preset it is, and what it reached elsewhere with these settings."""
+    if choice.resumed is not None:
+        return f"settings: those of the run in {choice.resumed}, which is resumed"
     from hfgen.training.reference_curves import reference_of  # imports numpy
 
+    preset = value_of("--preset", choice.flags)
     curve = reference_of(settings, settings["evaluate_num_images"])
     if curve is None:
         return f"preset: {preset}; there is no reference run with these settings (see hfgen presets)"
     images, _, fid = min(curve.points, key=lambda point: point[2])
-    why = "the best images for the training time; " if is_default else ""
+    why = "the best images for the training time; " if preset == RECOMMENDED else ""
     return f"preset: {curve.preset}; {why}it reached FID {fid:.1f} after {images:,} images, for {curve.data}"
-
-
-def _is_given(option: str, flags: list[str]) -> bool:
-    names = (option, option.replace("_", "-"))
-    return any(flag.split("=")[0] in names for flag in flags)
 
 
 def _run_name(data: str) -> str:
     """Name the folder of a run after its data."""
     name = data.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1].split(":")[0]
     return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "run"
-
-
-# ---------------------------------------- processes
-
-
-@dataclasses.dataclass(frozen=True)
-class Processes:
-    """The processes of a training, as `accelerate launch` would start them.
-
-    Attributes:
-        count: on all machines together.
-        machines: number of machines.
-        on_gpu: whether they have one.
-        options: options of `accelerate launch` that were given.
-        precision: mixed precision of accelerate's configuration; None if it has none.
-    """
-
-    count: int
-    machines: int
-    on_gpu: bool
-    options: dict[str, Any]
-    precision: str | None
-
-    @property
-    def machine(self) -> str:
-        """What they compute on, in words."""
-        return f"{self.count} GPUs" if self.on_gpu and self.count > 1 else "a GPU" if self.on_gpu else "a CPU"
-
-    @staticmethod
-    def choose(own: argparse.Namespace, on_cpu: bool) -> "Processes":
-        """Count them: as asked, else as accelerate's configuration says, else one for each GPU.
-
-        Raises:
-            UserError: if the configuration asks for something that the training scripts do not do.
-        """
-        from accelerate.commands.config.config_args import default_config_file, load_config_from_file
-
-        config: Any = None
-        if own.config_file is not None or Path(default_config_file).is_file():
-            config = load_config_from_file(own.config_file)
-            if (kind := str(getattr(config.distributed_type, "value", config.distributed_type))) in UNSUPPORTED:
-                raise UserError(
-                    f"accelerate's configuration asks for {kind}: not supported, each process holds the whole "
-                    "network; run `accelerate config` again and choose multi-GPU or no distributed training"
-                )
-        if (gpu_ids := own.gpu_ids or getattr(config, "gpu_ids", None)) not in (None, "all"):
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu_ids)  # before CUDA is used
-        if getattr(config, "use_cpu", False):
-            os.environ["ACCELERATE_USE_CPU"] = "true"  # heeded by the training script
-            on_cpu = True
-        import torch
-
-        gpus = 0 if on_cpu else torch.cuda.device_count()
-        count = own.num_processes or (config.num_processes if config is not None else max(1, gpus))
-        machines = own.num_machines or (getattr(config, "num_machines", 1) if config is not None else 1)
-        options = {name: value for name, value in vars(own).items() if name not in ("time", "images", "gpu_ids")}
-        precision = None if config is None else config.mixed_precision
-        has_gpu = gpus > 0 or (not on_cpu and torch.backends.mps.is_available())
-        return Processes(count, machines, has_gpu, options | {"num_processes": count}, precision)
-
-    def start(self, method: str, flags: list[str]) -> None:
-        """Train: in this process if it is the only one.
-
-        Raises:
-            SystemExit: with the status of a process that failed.
-        """
-        module = f"hfgen.training_scripts.train_{method}"
-        if self.count == 1 and self.machines == 1:
-            if self.precision is not None:
-                os.environ["ACCELERATE_MIXED_PRECISION"] = self.precision
-            importlib.import_module(module).main(flags)
-            return
-        from accelerate.commands.launch import launch_command, launch_command_parser
-
-        from hfgen.training.launcher import HEED_LAUNCHER
-
-        if self.precision is None:
-            os.environ[HEED_LAUNCHER] = "no"
-        given = [f"--{name}={value}" for name, value in self.options.items() if value is not None]
-        launch = launch_command_parser().parse_args(["--multi_gpu", *given, "-m", module, *flags])
-        _launch_quietly(launch_command, launch)
-
-
-def _launch_quietly(launch_command: Any, launch: argparse.Namespace) -> None:
-    """Run a launcher; the message of a process that fails is its own, and its status is this program's."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # lists what was left at its default
-    try:
-        launch_command(launch)
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        raise SystemExit(failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode) from None
-    except SignalException as error:
-        raise SystemExit(128 + int(error.sigval)) from None
-    except subprocess.CalledProcessError as error:
-        raise SystemExit(error.returncode if error.returncode >= 0 else 128 - error.returncode) from None

@@ -101,14 +101,12 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> t
         UserError: if the folder holds something else, a run with other settings, or a run that another process is
             training; it is not changed.
     """
-    require_place_for(folder, "--output_dir")
-    require_utf8(folder, "--output_dir")
     if not (folder / LOCK_FILE).exists():  # in a folder of somebody else's not even a lock is left
-        _refuse_used(folder, resume)
+        check_folder(folder, resume, settings)
     lock = lock_folder(folder)
     try:
-        _refuse_used(folder, resume)
-        checkpoint = _find_start(folder, resume, settings)
+        check_folder(folder, resume, settings)
+        checkpoint = _find_start(folder, resume)
         remove_leftovers(folder)
         remove_half_deleted(folder / "checkpoints")
         if not has_started(folder):
@@ -119,6 +117,14 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> t
         lock.release()
         raise
     return lock, checkpoint
+
+
+def check_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> None:
+    """Raise the `UserError` of `claim_folder`, but do not look at the checkpoints, and change nothing."""
+    require_place_for(folder, "--output_dir")
+    require_utf8(folder, "--output_dir")
+    _refuse_used(folder, resume)
+    _refuse_changes(folder, resume, settings)
 
 
 def _refuse_used(folder: Path, resume: str | None) -> None:
@@ -135,22 +141,29 @@ def _refuse_used(folder: Path, resume: str | None) -> None:
     read_json(folder / SETTINGS_FILE, ("output_dir",), NEW_FOLDER)  # is it one of hfgen's?
 
 
-def _find_start(folder: Path, resume: str | None, settings: Sequence[Any]) -> Path | None:
+def _refuse_changes(folder: Path, resume: str | None, settings: Sequence[Any]) -> None:
+    """Raise a `UserError` if a folder holds a run with other settings, or what the training would have to replace."""
+    if not has_started(folder):
+        return
+    config_file = folder / SETTINGS_FILE
+    saved = read_json(config_file, remedy=NEW_FOLDER)
+    require_replaceable(folder / PIPELINE_FOLDER, PIPELINE_MARKER)
+    require_replaceable(folder / BEST_FOLDER, SCORES_FILE)
+    best_scores(folder)  # refuses damaged ones now rather than after the training
+    if changes := changed_settings(saved, *settings):
+        raise UserError(
+            f"--resume {resume}: settings differ from those in {config_file} (saved -> now):\n  "
+            + "\n  ".join(changes)
+            + "\nUse the saved settings, or continue with these in another folder: --resume "
+            f"{_newest_checkpoint(folder)} --output_dir NEW"
+        )
+    _refuse_other_length(folder, resume, saved, settings_to_dict(*settings))
+
+
+def _find_start(folder: Path, resume: str | None) -> Path | None:
     """Return the checkpoint to resume from, or raise a `UserError`; see `claim_folder`."""
     config_file = folder / SETTINGS_FILE
     saved = read_json(config_file, remedy=NEW_FOLDER) if config_file.is_file() else {}
-    if has_started(folder):
-        require_replaceable(folder / PIPELINE_FOLDER, PIPELINE_MARKER)
-        require_replaceable(folder / BEST_FOLDER, SCORES_FILE)
-        best_scores(folder)  # refuses damaged ones now rather than after the training
-        if changes := changed_settings(saved, *settings):
-            raise UserError(
-                f"--resume {resume}: settings differ from those in {config_file} (saved -> now):\n  "
-                + "\n  ".join(changes)
-                + "\nUse the saved settings, or continue with these in another folder: --resume "
-                f"{_newest_checkpoint(folder)} --output_dir NEW"
-            )
-        _refuse_other_length(folder, resume, saved, settings_to_dict(*settings))
     checkpoint = find_checkpoint(folder / "checkpoints", resume) if resume else None
     if resume == "latest" and checkpoint is None and (origin := saved.get("resume")):
         # It continued another run and was killed before its first checkpoint: never start from scratch instead.

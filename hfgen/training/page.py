@@ -313,16 +313,20 @@ def _commands(
     is_complete = status.get("status") == "complete"
     purpose = {"complete": "train longer", "running": "go on, if it stops"}.get(status.get("status", ""), "go on")
     if method is not None and not (is_complete and settings.get("lr_scheduler") in PLANNED_SCHEDULES):
-        preset = ["--preset", folder / "training_config.json", "--output_dir", folder, "--resume", "latest"]
-        processes = launches[-1].get("num_processes", 1) if launches else 1
-        preset += ["--num_processes", processes] if processes > 1 else []
-        preset += ["--max_train_steps", 2 * total] if is_complete and total else []
-        found.append((purpose, ["hfgen", "train", method, *preset]))
+        longer = ["--max_train_steps", str(2 * total)] if is_complete and total else []
+        found.append((purpose, [*resume_command(folder, method, launches), *longer]))
     if (folder / "pipeline").is_dir() or (folder / "best").is_dir():
         pipeline = folder / ("best/pipeline" if (folder / "best").is_dir() else "pipeline")
         output = f"{folder.resolve().name}_samples"
         found.append(("generate images", ["hfgen", "sample", pipeline, "--output", output]))
     return [{"purpose": purpose, "command": printable(shlex.join(map(str, words)))} for purpose, words in found]
+
+
+def resume_command(folder: Path, method: str, launches: list[dict[str, Any]]) -> list[str]:
+    """Return the words of the command that resumes a run: with its settings, on as many processes as last time."""
+    processes = launches[-1].get("num_processes", 1) if launches else 1
+    words = ["hfgen", "train", method, "--preset", str(folder / "training_config.json"), "--output_dir", str(folder)]
+    return [*words, "--resume", "latest", *(["--num_processes", str(processes)] if processes > 1 else [])]
 
 
 def settings_classes(folder: Path, candidates: Sequence[Sequence[type]]) -> Sequence[type]:

@@ -13,15 +13,15 @@ from line_method import status
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from toy_runs import METHODS, TINY
+from train_command import call, note_starts, settings_of
 
 from hfgen.cli import main
+from hfgen.commands import processes as launching
 from hfgen.commands import train as command
-from hfgen.commands.train import Processes, own_options
+from hfgen.commands.processes import Processes
+from hfgen.commands.train import own_options
 from hfgen.errors import UserError
 from hfgen.metrics import inception
-
-
-ONE = Processes(1, 1, False, {}, None)
 
 
 def failure_of(exitcode):
@@ -30,26 +30,7 @@ def failure_of(exitcode):
 
 @pytest.fixture
 def started(monkeypatch):
-    """What would be started, as (method, flags); on a CPU, or as a test sets `machine`."""
-    found = argparse.Namespace(machine=ONE, method=None, flags=None)
-
-    def start(self, method, flags):
-        found.method, found.flags = method, flags
-
-    monkeypatch.setattr(Processes, "choose", staticmethod(lambda own, on_cpu: found.machine))
-    monkeypatch.setattr(Processes, "start", start)
-    return found
-
-
-def call(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["hfgen", "train", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return ended.value.code or 0
-
-
-def settings_of(started):
-    return command._parse(started.method, started.flags, "hfgen train")
+    return note_starts(monkeypatch)
 
 
 def test_data_alone_get_a_preset_a_budget_and_a_folder_and_it_says_why(monkeypatch, capsys, started):
@@ -123,9 +104,12 @@ def test_what_the_user_gives_is_not_chosen(monkeypatch, started, arguments, expe
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--preset", "ddpm"], "budget: of the preset, on a CPU"),
-        (["--preset", "ddpm", "--max_train_steps", 7], "budget: as given, on a CPU"),
-        (["--images", 7], "budget: as given, on a CPU"),
+        (["--preset", "ddpm"], "budget: 1,000,000 images (62,500 steps) of the preset, on a CPU"),
+        (["--preset", "ddpm", "--max_train_steps", 7], "budget: 112 images (7 steps) as given, on a CPU"),
+        (["--images", 2000], "budget: 2,000 images as given, on a CPU"),
+        (["--images", 1], "budget: 1 image as given, on a CPU"),
+        (["--time", "2h"], "budget: 2h as given, on a CPU"),
+        (["--time", "2h", "--num_epochs", 1], "budget: 1 epoch or 2h (whichever comes first) as given, on a CPU"),
     ],
 )
 def test_it_says_whose_budget_it_is(monkeypatch, capsys, started, arguments, said):
@@ -273,5 +257,5 @@ def test_the_status_of_a_launch_is_that_of_the_process_that_failed(raised, statu
         raise raised
 
     with pytest.raises(SystemExit) as ended:
-        command._launch_quietly(launch, argparse.Namespace())
+        launching._launch_quietly(launch, argparse.Namespace())
     assert ended.value.code == status

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from hfgen.commands.train import _parse
+from hfgen.commands.train_settings import parse_flags
+from hfgen.config import settings_to_dict
 from hfgen.studies.cells import expand
 from hfgen.studies.commands import command_of, dataset_to_give, script_of
 from hfgen.studies.scripts import find_scripts
@@ -23,7 +24,7 @@ def test_the_command_of_a_cell_is_read_as_the_settings_of_the_cell(name):
     for cell in study.cells.values():
         words = shlex.split(command_of(cell, study, "my cats/"))
         assert words[:3] == ["hfgen", "train", cell.method]
-        read = _parse(cell.method, words[3:], "hfgen train")
+        read = settings_to_dict(*parse_flags(cell.method, words[3:], "hfgen train"))
         assert read["dataset"] == "my cats/" and read["output_dir"] == f"runs/{cell.folder_name}"
         assert {key: read[key] for key in cell.settings} == cell.settings
 

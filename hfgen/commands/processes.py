@@ -1,0 +1,115 @@
+"""The processes of a training that `hfgen train` starts: this one, or those of `accelerate launch`."""
+
+import argparse
+import dataclasses
+import importlib
+import logging
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from hfgen.errors import UserError
+
+
+# In accelerate's configuration: what the training scripts do not do.
+UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP")
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """The processes of a training, as `accelerate launch` would start them.
+
+    Attributes:
+        count: on all machines together.
+        machines: number of machines.
+        on_gpu: whether they have one.
+        options: options of `accelerate launch` that were given.
+        precision: mixed precision of accelerate's configuration; None if it has none.
+        rank: number of this machine, from 0; the first one opens the run's folder.
+    """
+
+    count: int
+    machines: int
+    on_gpu: bool
+    options: dict[str, Any]
+    precision: str | None
+    rank: int = 0
+
+    @property
+    def machine(self) -> str:
+        """What they compute on, in words."""
+        return f"{self.count} GPUs" if self.on_gpu and self.count > 1 else "a GPU" if self.on_gpu else "a CPU"
+
+    @staticmethod
+    def choose(own: argparse.Namespace, on_cpu: bool) -> "Processes":
+        """Count them: as asked, else as accelerate's configuration says, else one for each GPU.
+
+        Raises:
+            UserError: if the configuration asks for something that the training scripts do not do.
+        """
+        from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
+        config: Any = None
+        if own.config_file is not None or Path(default_config_file).is_file():
+            config = load_config_from_file(own.config_file)
+            if (kind := str(getattr(config.distributed_type, "value", config.distributed_type))) in UNSUPPORTED:
+                raise UserError(
+                    f"accelerate's configuration asks for {kind}: not supported, each process holds the whole "
+                    "network; run `accelerate config` again and choose multi-GPU or no distributed training"
+                )
+        if (gpu_ids := own.gpu_ids or getattr(config, "gpu_ids", None)) not in (None, "all"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu_ids)  # before CUDA is used
+        if getattr(config, "use_cpu", False):
+            os.environ["ACCELERATE_USE_CPU"] = "true"  # heeded by the training script
+            on_cpu = True
+        import torch
+
+        gpus = 0 if on_cpu else torch.cuda.device_count()
+        count = own.num_processes or (config.num_processes if config is not None else max(1, gpus))
+        machines = own.num_machines or (getattr(config, "num_machines", 1) if config is not None else 1)
+        options = {name: value for name, value in vars(own).items() if name not in ("time", "images", "gpu_ids")}
+        precision = None if config is None else config.mixed_precision
+        has_gpu = gpus > 0 or (not on_cpu and torch.backends.mps.is_available())
+        rank = own.machine_rank if own.machine_rank is not None else getattr(config, "machine_rank", 0)
+        return Processes(count, machines, has_gpu, options | {"num_processes": count}, precision, rank)
+
+    def start(self, method: str, flags: list[str]) -> None:
+        """Train: in this process if it is the only one.
+
+        Raises:
+            SystemExit: with the status of a process that failed.
+        """
+        module = f"hfgen.training_scripts.train_{method}"
+        if self.count == 1 and self.machines == 1:
+            if self.precision is not None:
+                os.environ["ACCELERATE_MIXED_PRECISION"] = self.precision
+            importlib.import_module(module).main(flags)
+            return
+        from accelerate.commands.launch import launch_command, launch_command_parser
+
+        from hfgen.training.launcher import HEED_LAUNCHER
+
+        if self.precision is None:
+            os.environ[HEED_LAUNCHER] = "no"
+        given = [f"--{name}={value}" for name, value in self.options.items() if value is not None]
+        launch = launch_command_parser().parse_args(["--multi_gpu", *given, "-m", module, *flags])
+        _launch_quietly(launch_command, launch)
+
+
+def _launch_quietly(launch_command: Any, launch: argparse.Namespace) -> None:
+    """Run a launcher; the message of a process that fails is its own, and its status is this program's."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # lists what was left at its default
+    try:
+        launch_command(launch)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        raise SystemExit(failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode) from None
+    except SignalException as error:
+        raise SystemExit(128 + int(error.sigval)) from None
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(error.returncode if error.returncode >= 0 else 128 - error.returncode) from None

@@ -1,0 +1,156 @@
+"""The settings that `hfgen train` is called with: which method they mean, and what they alone rule out."""
+
+import argparse
+import dataclasses
+import importlib
+import shlex
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hfgen.errors import UserError
+
+
+METHODS = ("gan", "vae", "ddpm")
+# The preset with the best pictures for the time, see `hfgen presets`.
+RECOMMENDED = "dcgan_nearest"
+SETTINGS_FILE = "training_config.json"  # in the folder of a run
+
+
+def parse_flags(method: str, flags: list[str], program: str, other_options: Sequence[str] = ()) -> tuple[Any, ...]:
+    """Return the run's, the data's and the method's settings for these flags; --help prints them and exits.
+
+    Raises:
+        UserError: as `parse_settings` does.
+    """
+    from hfgen.config import parse_settings
+
+    return parse_settings(settings_classes(method), _presets() / method, flags, program, other_options)
+
+
+def settings_classes(method: str) -> tuple[type, type, type]:
+    """Return the classes of the settings of a training script: the run's, the data's and the method's."""
+    from hfgen.data.settings import DataSettings
+    from hfgen.training.settings import RunSettings
+
+    name = {"gan": "GANSettings", "vae": "VAESettings", "ddpm": "DDPMSettings"}[method]
+    return RunSettings, DataSettings, getattr(importlib.import_module(f"hfgen.settings.{method}"), name)
+
+
+def _presets() -> Path:
+    return Path(str(files("hfgen.training_scripts"))) / "presets"
+
+
+def value_of(option: str, flags: list[str]) -> str | None:
+    """Return the value of an option among flags; None if it is not given."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(option, option.replace("_", "-"), dest="value", nargs="?")
+    return parser.parse_known_args(flags)[0].value
+
+
+# ---------------------------------------- the method
+
+
+def method_of_preset(preset: str) -> str:
+    """Return the method that a preset is for: one of hfgen's by its name, or a JSON file of settings.
+
+    Raises:
+        UserError: if there is no such preset, or the settings of the file fit no method or several.
+    """
+    for method in METHODS:
+        if (_presets() / method / f"{preset}.json").is_file():
+            return method
+    if not Path(preset).is_file():
+        known = ", ".join(sorted(path.stem for path in _presets().glob("*/*.json")))
+        raise UserError(f"--preset {preset}: one of {known}, or a JSON file of settings")
+    from hfgen.config import read_preset
+
+    unknown = _unknown_settings(read_preset(Path(preset)))
+    fitting = [method for method in METHODS if not unknown[method]]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise UserError(
+            f"--preset {preset}: its settings fit {', '.join(fitting)}; name the method: hfgen train "
+            f"{fitting[0]} --dataset DATA --preset {preset}"
+        )
+    closest = min(METHODS, key=lambda method: len(unknown[method]))
+    raise UserError(
+        f"--preset {preset}: no method has all of its settings; unknown to the closest, {closest}: "
+        f"{', '.join(unknown[closest])}"
+    )
+
+
+def _unknown_settings(values: dict[str, Any]) -> dict[str, list[str]]:
+    """Return by method those of the settings that it does not have."""
+    known = {
+        method: {field.name for one in settings_classes(method) for field in dataclasses.fields(one)}
+        for method in METHODS
+    }
+    return {method: sorted(values.keys() - names) for method, names in known.items()}
+
+
+# ---------------------------------------- runs
+
+
+def settings_to_resume(flags: list[str], output_dir: str) -> Path | None:
+    """Return the settings file of the run that the flags resume, to be the preset.
+
+    Args:
+        flags: of the command line.
+        output_dir: the run's folder.
+
+    Returns:
+        That of the run in `output_dir`, else that of the run whose checkpoint `--resume` names; None if there is
+        neither, without `--resume`, or if a preset is given.
+    """
+    resume = value_of("--resume", flags)
+    if resume is None or value_of("--preset", flags) is not None:
+        return None
+    folders = [Path(output_dir)]
+    if resume != "latest":  # RUN/checkpoints/step-...
+        folders.append(Path(resume).absolute().parent.parent)
+    return next((folder / SETTINGS_FILE for folder in folders if (folder / SETTINGS_FILE).is_file()), None)
+
+
+def refuse_a_run(data: str) -> None:
+    """Raise a `UserError` if data are the folder of a run, whose sample sheets would count as images."""
+    folder = Path(data)
+    if not (folder / SETTINGS_FILE).is_file():
+        return
+    from hfgen.files import read_json, read_json_lines
+    from hfgen.training.page import resume_command
+
+    unknown = _unknown_settings(read_json(folder / SETTINGS_FILE))
+    method = next((method for method in METHODS if not unknown[method]), None)
+    how = "run its command again with --resume latest"
+    if method is not None:
+        how = shlex.join(resume_command(folder, method, read_json_lines(folder / "launches.jsonl", ("from_step",))))
+    raise UserError(f"{data} is a run, not images to train on; to resume it: {how}")
+
+
+def refuse_before_reading(method: str, settings: Sequence[Any], opens_folder: bool) -> None:
+    """Raise the `UserError` that the training script would raise after the images have been read.
+
+    Args:
+        method: "gan", "vae" or "ddpm".
+        settings: the run's, the data's and the method's.
+        opens_folder: whether this machine opens the run's folder.
+    """
+    run_settings, data_settings, of_method = settings
+    if opens_folder:
+        from hfgen.training.folder import check_folder
+
+        check_folder(Path(run_settings.output_dir), run_settings.resume, settings)
+    import torch
+
+    script = importlib.import_module(f"hfgen.training_scripts.train_{method}")
+    build = getattr(script, {"gan": "build_networks", "vae": "build_vae", "ddpm": "build_unet"}[method])
+    try:
+        with torch.device("meta"):  # without memory for the weights
+            build(of_method, data_settings.sample_size)
+        if method == "ddpm":
+            script.build_schedule(of_method)
+    except ValueError as error:
+        raise UserError(str(error)) from error
