@@ -4,7 +4,7 @@ Heavy imports are inside the commands, so that `hfgen --help` is fast.
 """
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -40,7 +40,7 @@ ORDER = (
 class CommandsInOrder(TyperGroup):
     """The commands of `hfgen`, listed in the order in which they are used."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """Return their names in that order."""
         return sorted(self.commands, key=ORDER.index)
 

@@ -318,7 +318,7 @@ def _commands(
     if (folder / "pipeline").is_dir() or (folder / "best").is_dir():
         pipeline = folder / ("best/pipeline" if (folder / "best").is_dir() else "pipeline")
         output = f"{folder.resolve().name}_samples"
-        found.append(("generate images", ["hfgen", "sample", pipeline, "--output", output]))
+        found.append(("generate images", ["hfgen", "sample", str(pipeline), "--output", output]))
     return [{"purpose": purpose, "command": printable(shlex.join(map(str, words)))} for purpose, words in found]
 
 
