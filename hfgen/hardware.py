@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache
 
 from hfgen.errors import UserError
 
@@ -83,6 +84,13 @@ def keep_freed_memory() -> None:
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD)
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def give_freed_memory_back() -> None:
+    """Return to the system what Python and PyTorch have freed, on the CPU and on an accelerator."""
+    clear_device_cache(garbage_collection=True)
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def cpu_multiplies_bf16() -> bool:

@@ -1,19 +1,22 @@
 """The gradients of an update: of a batch in parts, where it does not fit into memory, and their clipping."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import should_reduce_batch_size
 
-from hfgen.hardware import seed_global_generator
+from hfgen.hardware import give_freed_memory_back, seed_global_generator
 from hfgen.training.duration import WITHOUT_END
 from hfgen.training.run import Run
 
 
 Result = TypeVar("Result")
+# What convolutions on a CPU say if they get no memory.
+ONE_DNN = re.compile("could not (create|execute) a (primitive|memory)")
 
 
 class GradientAccumulation:
@@ -60,7 +63,7 @@ class GradientAccumulation:
                 return [self._backward(network, loss_of, part) for part in range(self.parts)]
             except RuntimeError as error:
                 can_split = self._may_split and 2 * self.parts <= self._batch_size
-                if not (can_split and should_reduce_batch_size(error)):
+                if not (can_split and (should_reduce_batch_size(error) or ONE_DNN.search(str(error)))):
                     raise
             self._split(network)  # not within the `except`, whose error holds on to the memory
 
@@ -78,7 +81,7 @@ class GradientAccumulation:
         batch = self._batch_size
         self.parts = next(parts for parts in range(2 * self.parts, batch + 1) if batch % parts == 0)
         network.zero_grad()
-        clear_device_cache(garbage_collection=True)
+        give_freed_memory_back()
         again = self._run.generator("out of memory").initial_seed()  # for dropout
         seed_global_generator(again, self._run.device)
         self._run.warn(
