@@ -1,5 +1,6 @@
 """Opening a trained pipeline, from a run, a folder or the Hub."""
 
+import contextlib
 import copy
 import inspect
 import math
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.utils import logging
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
@@ -78,7 +80,8 @@ def open_pipeline(
     try:
         folder = Path(source if path.exists() else snapshot_download(source, allow_patterns=FILES_OF_A_PIPELINE))
         _check_files(folder)
-        pipeline = _pipeline_class(folder).from_pretrained(folder)
+        with _without_a_bar():
+            pipeline = _pipeline_class(folder).from_pretrained(folder)
         _check_that_weights_are_complete(pipeline, folder)
         pipeline.to(chosen_device)
     except UserError:
@@ -100,6 +103,19 @@ def open_pipeline(
         network.to(memory_format=torch.channels_last)
         use_matrix_products(network)
     return pipeline
+
+
+@contextlib.contextmanager
+def _without_a_bar() -> Iterator[None]:
+    """Hide diffusers' bar of the components, which are read within a second."""
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def what_is_missing(pipeline: DiffusionPipeline) -> str | None:

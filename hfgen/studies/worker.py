@@ -7,7 +7,6 @@ import time
 from collections import Counter
 
 import typer
-from diffusers.utils import logging
 
 from hfgen.errors import UserError
 from hfgen.studies.cells import Cell, Study
@@ -51,7 +50,6 @@ def work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: fl
 
 
 def _work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: float) -> None:
-    logging.disable_progress_bar()  # for loading each cell's pipeline
     scorer = Scorer(study.evaluation, workspace)
     digests: dict[str, str] = {}
     broken: list[str] = []

@@ -7,6 +7,7 @@ import pytest
 import torch
 from damages import DAMAGES
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.utils.logging import is_progress_bar_enabled
 from safetensors.torch import load_file, save_file
 
 from hfgen.errors import UserError
@@ -54,6 +55,17 @@ def test_a_configuration_is_a_file_of_bounded_size(gan, make):
     make(file)
     with pytest.raises(UserError, match="config.json: must be a file of at most 1,048,576 bytes"):
         open_pipeline(str(gan), "cpu")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_opening_shows_no_bar_of_diffusers_and_leaves_its_switch_as_it_was(gan, monkeypatch, capsys, enabled):
+    monkeypatch.setattr("diffusers.utils.logging._tqdm_active", enabled)
+    open_pipeline(str(gan), "cpu")
+    assert capsys.readouterr().err == "" and is_progress_bar_enabled() is enabled
+    (gan / "generator" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError):
+        open_pipeline(str(gan), "cpu")
+    assert is_progress_bar_enabled() is enabled
 
 
 def test_weights_that_lack_a_tensor_are_refused_instead_of_made_up(gan):
