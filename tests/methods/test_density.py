@@ -1,8 +1,11 @@
+import contextlib
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from sklearn.mixture import GaussianMixture as GaussianFit
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
 from hfgen.errors import UserError
@@ -151,6 +154,39 @@ def test_few_images_of_many_dimensions_give_a_finite_density_of_no_more_componen
 def test_components_are_not_copies_of_single_images():
     # Each image is a point: with a component an image, those that were seen would be as likely as one likes.
     assert fit(draw(40, 3), max_components=100).model.config.num_components <= 2
+
+
+def test_each_fit_is_announced_in_words(monkeypatch):
+    said = []
+
+    class Bar:
+        def set_description_str(self, text, refresh):
+            said.append(text)
+
+    monkeypatch.setattr("hfgen.methods.density.working_on", lambda _: contextlib.nullcontext(Bar()))
+    fit(clusters(2), max_components=2)
+    assert said == [
+        "fitting the density: mixture of 1 Gaussian to 17,820 latents",
+        "fitting the density: mixture of 2 Gaussians to 17,820 latents",
+        "fitting the density: mixture of 2 Gaussians to 19,800 latents",
+    ]
+
+
+def test_what_float32_cannot_fit_is_fitted_in_float64(monkeypatch):
+    kinds = []
+
+    class Strict(GaussianFit):
+        def fit(self, latents):
+            kinds.append(latents.dtype.name)
+            if latents.dtype == np.float32:
+                raise ValueError("ill-defined empirical covariance")
+            return super().fit(latents)
+
+    expected = fit(clusters(2))
+    monkeypatch.setattr("hfgen.methods.density.Fit", Strict)
+    density = fit(clusters(2))
+    assert kinds[:2] == ["float32", "float64"] and density.model.config.num_components == 2
+    assert density.held_out_nats == pytest.approx(expected.held_out_nats, abs=0.01)  # as good
 
 
 # ------------------------------------------------------------------------------------------------- the same again
