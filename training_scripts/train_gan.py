@@ -74,8 +74,9 @@ def main(arguments: list[str] | None = None) -> Path:
         choice = choose_augmentation(settings.augment, data.images_per_epoch, loss.boundary is not None)
         requested = settings.augment != "auto"
         augmentation = Augmentation(choice.kind, loss.boundary, images_per_update, accelerator, requested)
+        run.choices["augment"] = f"{choice.kind} ({choice.reason})"
         if run.is_main:
-            print(f"augmentation: {choice.kind} ({choice.reason})")
+            print(f"augmentation: {run.choices['augment']}")
 
         # 3. The generator's average, optimizers
         generator_network.to(run.device, memory_format=torch.channels_last)

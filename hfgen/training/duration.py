@@ -40,3 +40,10 @@ def format_duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / unit:.3g} {name}"
     return f"{seconds / 86400:.3g} days"
+
+
+def estimated(seconds: float) -> str:
+    """Format an estimated time: "about 64 s", "about 3.7 h"."""
+    number, unit = format_duration(seconds).split()
+    value = float(number)
+    return f"about {value:.0f} {unit}" if value >= 10 else f"about {value:.2g} {unit}"

@@ -272,9 +272,12 @@ def write_status(folder: Path, status: str, reason: str, step: int, seconds: flo
     write_text_atomically(folder / "status.json", json.dumps(content, indent=2) + "\n")
 
 
-def note_launch(folder: Path, launch: dict[str, Any], changes: list[str], accelerator: Accelerator) -> None:
-    """Append a launch to `launches.jsonl`: where it begins, the settings changed since, and its environment."""
+def note_launch(
+    folder: Path, launch: dict[str, Any], changes: list[str], choices: dict[str, str], accelerator: Accelerator
+) -> None:
+    """Append a launch to `launches.jsonl`: where it begins, settings changed since, choices, and its environment."""
     launch |= {"changed_settings": changes} if changes else {}
+    launch |= {"choices": choices} if choices and not launch["from_step"] else {}  # else a checkpoint has them
     append_json_line(folder / "launches.jsonl", launch | describe_environment(accelerator))
 
 

@@ -30,7 +30,8 @@ PAGE_FILE = "index.html"
 # Sheets on a slider, the longer side of a picture in pixels, and events in the list, at most.
 SHOWN_SHEETS, SHOWN_PIXELS, SHOWN_EVENTS = 24, 768, 50
 RECENT = 10  # log entries from which the time left is estimated
-KINDS = ("samples", "reconstructions")  # sheets with a slider
+# Sheets with a slider, and their titles; `hfgen sample` draws from a VAE's ex-post density by default.
+KINDS = {"samples": "samples", "ex_post": "samples from the ex-post density", "reconstructions": "reconstructions"}
 TRAINING_IMAGES = "training_images"  # sheets of which the newest is shown
 # A page that sheets ask for is written if at least this many times the seconds of the last writing have passed.
 PAUSE = 20
@@ -98,11 +99,11 @@ def write_page(folder: Path, classes: Sequence[type], step: int | None = None, i
         events=_events(folder),
         sliders=_sliders(folder, step, log, evaluations, best_step),
         training_images=_picture(max((folder / TRAINING_IMAGES).glob("step-*.png"), default=folder)),
-        data=_data(folder, settings),
+        data=_data(folder, settings, launches),
         comparison=_comparison(settings, log, evaluations, best_step),
         charts=finite(score_charts(log, evaluations, settings) + charts_of(log)),
         settings=_settings(settings, classes),
-        launches=[{key: printable(str(value)) for key, value in launch.items()} for launch in launches],
+        launches=[{key: shown(value) for key, value in launch.items()} for launch in launches],
         commands=_commands(folder, settings, classes, launches, status, total),
     )
     write_text_atomically(folder / PAGE_FILE, text)
@@ -124,7 +125,7 @@ def _sliders(
     """Return the sheets to show, oldest first, for each kind that the run has."""
     sliders = []
     fids = {line["step"]: f"FID {line['fid']:.4g}" for line in evaluations}
-    for kind in KINDS:
+    for kind, title in KINDS.items():
         steps = {int(re.sub(r"\D", "", path.stem) or 0): path for path in (folder / kind).glob("step-*.png")}
         sheets = []
         for at in thinned_out(sorted(at for at in steps if step is None or at <= step)):
@@ -133,7 +134,7 @@ def _sliders(
                 caption = " · ".join(filter(None, parts)) + (" (best)" if at == best else "")
                 sheets.append({"caption": caption, "picture": picture})
         if sheets:
-            sliders.append({"kind": kind, "newest": sheets.pop(), "earlier": sheets})
+            sliders.append({"kind": kind, "title": title, "newest": sheets.pop(), "earlier": sheets})
     return sliders
 
 
@@ -227,7 +228,7 @@ def _events(folder: Path) -> list[str]:
     ]
 
 
-def _data(folder: Path, settings: dict[str, Any]) -> list[str]:
+def _data(folder: Path, settings: dict[str, Any], launches: list[dict[str, Any]]) -> list[str]:
     """Describe the training images, one paragraph each."""
     size = settings.get("sample_size")
     text = f"{settings.get('dataset')}, trained at {size} x {size}"
@@ -244,7 +245,9 @@ def _data(folder: Path, settings: dict[str, Any]) -> list[str]:
     if settings.get("horizontal_flip"):
         changes.append("mirrored with probability 0.5")
     if settings.get("augment"):
-        changes.append(f"augmentation of the discriminator's input: {settings['augment']}")
+        choices = [one["choices"] for one in launches if isinstance(one.get("choices"), dict)]
+        augment = choices[0].get("augment", settings["augment"]) if choices else settings["augment"]
+        changes.append(f"augmentation of the discriminator's input: {augment}")
     return [printable(line) for line in ("; ".join([text, *changes]), *warnings)]
 
 
@@ -273,6 +276,13 @@ def _comparison(
 # ---------------------------------------- settings
 
 
+def shown(value: Any) -> str:
+    """Return a value of a setting or a launch as text."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {shown(part)}" for key, part in value.items())
+    return "unset" if value is None else printable(str(value))
+
+
 def _settings(settings: dict[str, Any], classes: Sequence[type]) -> dict[str, list[dict[str, str]]]:
     """Return the settings that differ from their defaults, and the others."""
     defaults = _defaults(classes)
@@ -280,8 +290,8 @@ def _settings(settings: dict[str, Any], classes: Sequence[type]) -> dict[str, li
     for name, value in settings.items():
         known = name in defaults
         line = {"name": name, "value": value, "default": defaults[name] if known else ""}
-        shown = {key: printable(str(part)) for key, part in line.items()}
-        found["default" if known and value == defaults[name] else "changed"].append(shown)
+        texts = {key: shown(part) for key, part in line.items()}
+        found["default" if known and value == defaults[name] else "changed"].append(texts)
     return found
 
 

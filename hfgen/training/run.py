@@ -52,10 +52,9 @@ class Run:
     Attributes:
         output_dir: the run's folder.
         accelerator, device: where the run computes.
-        is_main: whether this is the process that writes.
-        is_new: whether it starts without a checkpoint.
-        step: updates so far; within the loop, the number of the current one.
-        rollbacks: rollbacks so far.
+        is_main, is_new: whether this is the process that writes, and whether the run starts without a checkpoint.
+        step, rollbacks: updates and rollbacks so far; within the loop, `step` is the number of the current update.
+        choices: what was chosen for settings that leave it open, by their names, as text; noted when a run begins.
         images_per_step, max_train_steps: images per update, over all processes, and the last update; set by `plan`.
 
     Raises:
@@ -64,6 +63,7 @@ class Run:
 
     images_per_step: int
     max_train_steps: int
+    choices: dict[str, str]
     _trouble: str | None = None  # what a watch last reported
     _state: RunState  # set by `restore`, like `_log`
     _log: RunLog
@@ -71,7 +71,7 @@ class Run:
     def __init__(self, settings: RunSettings, *other_settings: Any, allows_fp16: bool = False):
         self.settings, self._all_settings = settings, (settings, *other_settings)
         self.output_dir, self._checkpoints = Path(settings.output_dir), Path(settings.output_dir) / "checkpoints"
-        self.step, self.rollbacks = 0, 0
+        self.step, self.rollbacks, self.choices = 0, 0, {}
         self._seconds_before, self._images_before = 0.0, 0  # of earlier launches of a resumed run; see `RunLog`
         self._time_limit = parse_duration("--max_train_time", settings.max_train_time)  # seconds of this launch
         self._started, self._aside = time.monotonic(), 0.0  # seconds of this step not spent on training
@@ -155,7 +155,7 @@ class Run:
             if self._checkpoint is not None:
                 checkpoints.set_aside_newer(self._checkpoints, self.step)
             launch = {"from_step": self.step, "max_train_steps": self.max_train_steps, "data_digest": data_digest}
-            folder.note_launch(self.output_dir, launch, self._changes, self.accelerator)
+            folder.note_launch(self.output_dir, launch, self._changes, self.choices, self.accelerator)
             self._set_status("running", "")
 
     def steps(self) -> Iterator[int]:

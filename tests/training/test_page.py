@@ -1,6 +1,8 @@
 """The page of a run: what it says, and that it never disturbs the training. See also test_page_of_a_run.py."""
 
+import html
 import json
+import re
 import subprocess
 import sys
 
@@ -50,6 +52,29 @@ def test_each_method_shows_the_images_that_its_network_is_trained_on(tmp_path, m
     assert ('alt="reconstructions"' in text) == (method == "vae")
     assert f"hfgen train {method} --preset " in text
     assert f"<pre>hfgen sample {tmp_path / 'run' / 'pipeline'} --output run_samples</pre>" in text
+
+
+def test_the_page_says_which_augmentation_was_chosen_and_by_what(tmp_path):
+    train("gan", tmp_path / "run", "--augment", "auto", "--max_train_steps", "1")
+    text = html.unescape((tmp_path / "run" / "index.html").read_text())
+    assert re.search(r"augmentation of the discriminator's input: diffaugment \(\d+ images, fewer than ", text)
+    train("gan", tmp_path / "run", "--augment", "auto", "--max_train_steps", "2", "--resume", "latest")
+    text = html.unescape((tmp_path / "run" / "index.html").read_text())
+    assert "launches: 2" in text and "discriminator's input: diffaugment (" in text
+
+
+def test_the_sheet_from_a_vae_s_density_is_shown_which_is_what_hfgen_sample_draws(tmp_path):
+    train("vae", tmp_path / "run", "--density_components", "1", "--sample_every", "3")
+    text = (tmp_path / "run" / "index.html").read_text()
+    assert "<figcaption>samples from the ex-post density: <span>step 6" in text
+    assert "<figcaption>samples: <span>step 6" in text
+
+
+def test_a_setting_without_a_value_is_called_unset(tmp_path):
+    text = show(made_up_run(tmp_path / "run", feature_weights="inception.pt", learning_rate_d=None))
+    assert ">None<" not in text and ": None" not in text
+    assert '<td class="text">inception.pt</td><td class="text">unset</td>' in text
+    assert "learning_rate_d: unset\n" in text
 
 
 def test_the_page_is_written_at_the_start_at_each_sheet_and_at_the_end(tmp_path, monkeypatch):
