@@ -61,6 +61,11 @@ class Workspace:
         """Return the training script's output folder."""
         return self.output / "cells" / cell.folder_name
 
+    def log_file(self, cell: Cell) -> Path:
+        """Return the file with what the training script prints."""
+        folder = self.run_folder(cell)
+        return folder.with_name(f"{folder.name}.log")
+
 
 def train_cell(
     cell: Cell, budget: Budget, workspace: Workspace, has_lost: Callable[[], bool] = lambda: False
@@ -82,7 +87,7 @@ def train_cell(
     if _is_trained(folder, cell, budget):
         return Ending(TRAINED, step=read_status(folder)["step"])
     command = launch_command(cell, budget, workspace)
-    log = folder.with_name(f"{folder.name}.log")
+    log = workspace.log_file(cell)
     with log.open("a", encoding="utf-8") as output:
         output.write(f"$ {shlex.join(command)}\n")
         output.flush()

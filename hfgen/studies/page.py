@@ -135,7 +135,9 @@ def _summary(study: Study, outcome: Outcome | None) -> str:
     if outcome.kind == TRAINED and outcome.result is not None:
         alone, training = Row(study.places[0], (outcome,)), outcome.result.summary["training"]
         figures = ", ".join(f"{name} {alone.column(name)}" for name in ("FID", "KID", "precision", "recall"))
-        return f"{figures}; {training['steps']:,} steps in {alone.column('minutes')} minutes"
+        minutes = training["minutes"]
+        took = f"{60 * minutes:.2g} seconds" if minutes < 1 else f"{alone.column('minutes')} minutes"
+        return f"{figures}; {training['steps']:,} steps in {took}"
     at = f" at step {outcome.step:,}" if outcome.step is not None else ""
     return f"{outcome.kind}{at}: {outcome.reason}"
 

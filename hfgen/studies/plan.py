@@ -26,7 +26,7 @@ from hfgen.studies.launch import Workspace, check_device, train_cell
 from hfgen.studies.outcomes import TRAINED
 from hfgen.studies.results import data_settings
 from hfgen.studies.study_file import Budget, StudyFile
-from hfgen.training.duration import format_duration
+from hfgen.training.duration import estimated, format_duration
 from hfgen.training.history import read_metrics
 
 
@@ -222,8 +222,8 @@ def describe_plan(study: Study, plan: Plan) -> str:
     disk = sum(probe.kept_bytes for probe in probes) + max((probe.passing_bytes for probe in probes), default=0)
     trained = sum(plan.train_seconds(cell, study.budget) for cell in study.cells.values())
     lines.append(
-        f"in total {format_duration(plan.seconds(study))} with one worker on this machine, {format_duration(trained)} "
-        f"of it training, and at most {disk / GIGABYTE:.2g} GB of disk space"
+        f"{estimated(plan.seconds(study))} in total with one worker on this machine, {estimated(trained)} of it "
+        f"training, and at most {disk / GIGABYTE:.2g} GB of disk space"
     )
     if left_out:
         lines.append(f"without {left_out} of {len(study.cells)} cells, which need a machine with CUDA")

@@ -205,9 +205,11 @@ def conditions(study: Study, rows: list[Row]) -> str:
     if any(cell.method == "ddpm" for cell in study.cells.values()):
         sampler = f" of {evaluation.sampler}" if evaluation.sampler else ""
         diffusion = f", diffusion in {evaluation.num_inference_steps} steps{sampler}"
+    ended = "" if finished == len(study.cells) else f" ({finished} ended)"
+    cells = f"{len(study.cells)} cell{'s' * (len(study.cells) > 1)}{ended}"
     text = (
-        f"{METRICS[study.metric]} of {len(study.cells)} cells ({finished} ended), each trained for {study.budget}; "
-        f"{of_seeds}. {evaluation.num_images:,} images of each are scored (generated with seed {evaluation.seed}"
+        f"{METRICS[study.metric]} of {cells}, each trained for {study.budget}; {of_seeds}. "
+        f"{evaluation.num_images:,} images of each are scored (generated with seed {evaluation.seed}"
         f"{diffusion})"
     )
     sizes = _common(rows, ("sample_size",), "{} pixels") + _common(rows, ("scores", "num_real"), "{:,} real images")

@@ -58,8 +58,10 @@ def _work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: f
     def one(name: str) -> Outcome | None:
         if name in unfit:
             return Outcome(BROKEN, reason=unfit[name]) if only_unfit else None
-        typer.echo(f"{name}: training")
-        outcome = _train_and_score(study.cells[name], study, workspace, scorer, store)
+        cell = study.cells[name]
+        of_all = f"cell {list(study.cells).index(name) + 1} of {len(study.cells)}"
+        typer.echo(f"{name}: training, {of_all}; log: {workspace.log_file(cell)}")
+        outcome = _train_and_score(cell, study, workspace, scorer, store)
         _print_outcome(name, outcome, study.metric)
         if outcome.kind == IN_USE:  # back to the end of the queue
             return None

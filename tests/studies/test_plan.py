@@ -18,7 +18,6 @@ from hfgen.studies.plan import (
     _kind,
     cut_budget,
     describe_plan,
-    duration,
     features_to_compute,
     make_plan,
     scale_down,
@@ -26,6 +25,7 @@ from hfgen.studies.plan import (
 from hfgen.studies.results import data_settings
 from hfgen.studies.scripts import find_scripts
 from hfgen.studies.study_file import Budget, Evaluation, Family, StudyFile
+from hfgen.training.duration import estimated, format_duration
 
 
 # 10 s a launch, 100 images/s in training, 0.05 s to draw an image, 100 MB kept, 300 MB of checkpoints
@@ -63,7 +63,7 @@ def test_the_time_is_that_of_launches_training_drawing_scoring_and_the_real_imag
     told = describe_plan(study, plan)
     assert "6 cells" in told and "100,000 images" in told and "and 5 more like it" in told
     assert "100 images/s, 16.7 min of training, 16.7 min for 5,000 scored images" in told
-    assert "in total 3.68 h" in told and "100 min of it training" in told
+    assert "about 3.7 h in total" in told and "about 100 min of it training" in told
     assert "0.9 GB" in told  # six that stay, and the checkpoints of the one in work
 
 
@@ -165,7 +165,14 @@ def test_a_budget_is_cut_to_a_round_figure_below(budget, share, cut):
 
 @pytest.mark.parametrize(("seconds", "told"), [(35, "35 s"), (720, "12 min"), (12240, "3.4 h"), (260000, "3.01 days")])
 def test_times_are_told_in_units_that_people_use(seconds, told):
-    assert duration(seconds) == told
+    assert format_duration(seconds) == told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(63.6, "about 64 s"), (4.04, "about 4 s"), (119.9, "about 120 s"), (13234, "about 3.7 h")]
+)
+def test_an_estimate_has_no_more_digits_than_it_deserves(seconds, told):
+    assert estimated(seconds) == told
 
 
 def test_features_of_real_images_that_are_kept_already_are_not_counted(tmp_path):

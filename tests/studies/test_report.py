@@ -56,6 +56,14 @@ def test_the_best_cell_can_be_trained_again_by_what_the_report_says(tmp_path):
         assert f"To train it again, in the folder of this report: {again} {folder}" in files[name]
 
 
+def test_a_finished_study_counts_its_cells_once_and_training_times_are_readable(tmp_path):
+    made = study({"GAN": RATES[:2]})
+    page = written(tmp_path / "report", made, trained(minutes=0.101), trained(minutes=2.5))["index.html"]
+    assert "6,000 steps in 6.1 seconds" in page and "6,000 steps in 2.5 minutes" in page
+    assert "FID of 2 cells, each trained" in page
+    assert "FID of 1 cell, each" in told(study({"GAN": RATES[:1]}), 1)
+
+
 def test_a_study_in_which_nothing_has_ended_has_a_report(tmp_path):
     made = study({"GAN": RATES})
     files = written(tmp_path / "report", made, None, None, None)

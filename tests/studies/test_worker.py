@@ -56,7 +56,14 @@ def test_all_cells_are_trained_and_scored_and_a_second_worker_has_nothing_to_do(
     work(store, study, workspace)
     assert [store.outcomes(study)[name].value for name in "ab"] == [7.25, 5.0]
     said = capsys.readouterr().out
-    assert said.startswith("a: training\na: scoring 10 images\na: fid 7.25\nb: training\n")
+    first, second = (workspace.log_file(study.cells[name]) for name in "ab")
+    assert said.splitlines()[:4] == [
+        f"a: training, cell 1 of 2; log: {first}",
+        "a: scoring 10 images",
+        "a: fid 7.25",
+        f"b: training, cell 2 of 2; log: {second}",
+    ]
+    assert first.is_file() and second.is_file()
     kept = [path.name for path in (workspace.output / "cells" / "a").iterdir()]
     assert "pipeline" in kept
     assert "checkpoints" not in kept  # nobody goes on from there
