@@ -22,6 +22,7 @@ from hfgen.commands.options import (
     ScoredImages,
     Seed,
     Steps,
+    loading,
     require_new_folder,
 )
 from hfgen.errors import UserError
@@ -61,13 +62,14 @@ def compare(
     """Score several pipelines against the same real images: quality, copies, size and speed side by side."""
     require_new_folder(output)
     all_steps = parse_steps(steps) if steps is not None else [num_inference_steps]
-    from hfgen.data.settings import DataSettings
-    from hfgen.evaluation.reference import open_reference
-    from hfgen.evaluation.scoring import score_pipeline
-    from hfgen.families import family
-    from hfgen.inference.figures import labelled_rows, labelled_sheet
-    from hfgen.inference.sampling import SamplingOptions
-    from hfgen.metrics.report import finite
+    with loading():
+        from hfgen.data.settings import DataSettings
+        from hfgen.evaluation.reference import open_reference
+        from hfgen.evaluation.scoring import score_pipeline
+        from hfgen.families import family
+        from hfgen.inference.figures import labelled_rows, labelled_sheet
+        from hfgen.inference.sampling import SamplingOptions
+        from hfgen.metrics.report import finite
 
     loaded, size = open_all(pipelines, device)
     refuse_unused({family(pipeline) for pipeline in loaded.values()}, steps, num_inference_steps, sample_from)
@@ -77,27 +79,26 @@ def compare(
 
     rows: list[dict[str, Any]] = []
     shown: list[tuple[str, Image.Image]] = []
+    trained_on = check_data(list(loaded), data, real)
     for where, pipeline in loaded.items():
-        trained_on = check_data(where, data, real)
         source = sample_from if family(pipeline) == "vae" else None
         for asked in all_steps if family(pipeline) == "ddpm" else [None]:
             options = SamplingOptions(count, seed, asked, batch_size, sample_from=source)
-            scored = score_pipeline(pipeline, real, options, trained_on=trained_on)
-            wanted = scored.report["num_inference_steps"]
-            rows.append({"name": where, "steps": wanted, **scored.report})
-            name = where if wanted is None else f"{where}, {wanted} steps"
-            fid = scored.report["scores"]["fid"]
-            shown.append((f"{name}\nFID {fid:.4g}", labelled_sheet(scored.shown, columns=len(scored.shown))))
-            typer.echo(f"{name}: FID {fid:.4g}")
-    report = finite({"reference": reference, "rows": rows})
+            scored = score_pipeline(pipeline, real, options, trained_on=trained_on[where])
+            rows.append({"name": where, "steps": scored.report["num_inference_steps"], **scored.report})
+            name = where if rows[-1]["steps"] is None else f"{where}, {rows[-1]['steps']} steps"
+            fid = f"FID {scored.report['scores']['fid']:.4g}"
+            shown.append((f"{name}\n{fid}", labelled_sheet(scored.shown, columns=len(scored.shown))))
+            typer.echo(f"{name}: {fid}")
     order = sorted(range(len(rows)), key=lambda index: at_the_end_if_nan(rows[index]["scores"]["fid"]))
-    best_first = table([rows[index] for index in order])
+    best_first = [rows[index] for index in order]
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        (output / "comparison.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-        (output / "comparison.md").write_text(best_first, encoding="utf-8")
+        report = json.dumps(finite({"reference": reference, "rows": rows}), indent=2, allow_nan=False)
+        (output / "comparison.json").write_text(report + "\n")
+        (output / "comparison.md").write_text(table(best_first), encoding="utf-8")
         labelled_rows([shown[index] for index in order]).save(output / "sheet.png")
-    typer.echo(f"{best_first}\ncomparison.json, comparison.md and sheet.png in {output}")
+    typer.echo(f"{table(best_first, warns=False)}\ncomparison.json, comparison.md and sheet.png in {output}")
 
 
 def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPipeline], int]":
@@ -148,8 +149,13 @@ def parse_steps(text: str) -> list[int]:
     return numbers
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Format the scores of all pipelines as a table, the best of each in bold, with the data's own floor below."""
+def table(rows: list[dict[str, Any]], warns: bool = True) -> str:
+    """Format the scores of all pipelines as a table, the best of each in bold, with the data's own floor below.
+
+    Args:
+        rows: reports of the pipelines.
+        warns: name those that were trained on other data than the reference, unless a warning has.
+    """
     from hfgen.metrics.report import OTHER_DATA, score_names
 
     scores, floor, names = rows[0]["scores"], rows[0]["floor"], score_names(rows[0]["features"])
@@ -183,7 +189,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     cells += [f"{halves[name]:.2f}" for name in ("precision", "recall", "coverage")]
     name = f"floor: one half of the real images against the other, {halves['num_fake']:,} each"
     lines.append(f"| {name} | {' | '.join(cells)} | | | | | |")
-    if others:
+    if others and warns:
         lines += ["", f"Warning: {markdown_text(', '.join(others))}: {OTHER_DATA}."]
     decoded = {row["name"]: row["reconstructions"] for row in rows if "reconstructions" in row}
     if decoded:

@@ -18,6 +18,7 @@ from hfgen.commands.options import (
     FeatureWeights,
     Seed,
     in_range,
+    loading,
     refuse_to_replace,
     require_new_folder,
 )
@@ -90,10 +91,11 @@ def floor(
     """Score a dataset against itself: one half against the other, and a resample against all."""
     if json_file is not None:
         refuse_to_replace(json_file, "--json")
-    from hfgen.data.settings import DataSettings
-    from hfgen.evaluation.reference import open_reference
-    from hfgen.inference.opening import choose_device
-    from hfgen.metrics.report import finite, score_names
+    with loading():
+        from hfgen.data.settings import DataSettings
+        from hfgen.evaluation.reference import open_reference
+        from hfgen.inference.opening import choose_device
+        from hfgen.metrics.report import finite, score_names
 
     data = DataSettings(path, dataset_config, dataset_split, dataset_column, sample_size=sample_size)
     real = open_reference(data, choose_device(device), features, mode, feature_weights, "PATH")

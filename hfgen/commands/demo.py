@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hfgen.commands.options import FLAG, Device, in_range
+from hfgen.commands.options import FLAG, Device, in_range, loading
 from hfgen.errors import UserError
 from hfgen.ranges import Range
 
@@ -33,8 +33,9 @@ def demo(
         import gradio  # noqa: F401 (checks that it is installed)
     except ImportError as error:
         raise UserError('the demo needs gradio: pip install "hfgen[demo]"') from error
-    from hfgen.demo.page import build_demo, launch
-    from hfgen.inference.opening import open_pipeline
+    with loading():
+        from hfgen.demo.page import build_demo, launch
+        from hfgen.inference.opening import open_pipeline
 
     loaded = {name: open_pipeline(where, device) for name, where in zip(names, pipelines, strict=True)}
     page = build_demo(loaded, title=names[0] if len(names) == 1 else "hfgen demo")

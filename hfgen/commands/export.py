@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hfgen.commands.options import PipelineFolder, require_new_folder
+from hfgen.commands.options import PipelineFolder, loading, require_new_folder
 from hfgen.errors import UserError
 from hfgen.files import require_utf8
 
@@ -23,8 +23,9 @@ def export(
     require_utf8(output, "--output")
     if file_format not in FORMATS:
         raise UserError(f"--format {file_format}: must be {' or '.join(FORMATS)}")
-    from hfgen.export.onnx import export_onnx, require_onnx
-    from hfgen.inference.opening import open_pipeline
+    with loading():
+        from hfgen.export.onnx import export_onnx, require_onnx
+        from hfgen.inference.opening import open_pipeline
 
     require_onnx()
     for result in export_onnx(open_pipeline(pipeline, "cpu", plain=True), output):

@@ -20,6 +20,7 @@ from hfgen.commands.options import (
     Seed,
     Steps,
     in_range,
+    loading,
     refuse_to_replace,
 )
 from hfgen.errors import UserError
@@ -67,9 +68,10 @@ def kaggle_zip(
     require_beside("--feature_weights", feature_weights, "--reference", reference)
     if size != SIDE:
         raise UserError(f"--size {size}: the competition accepts only images of {SIDE} pixels")
-    from hfgen.files import write_atomically
-    from hfgen.inference.opening import open_pipeline
-    from hfgen.inference.sampling import SamplingOptions, generate_images, image_size
+    with loading():
+        from hfgen.files import write_atomically
+        from hfgen.inference.opening import open_pipeline
+        from hfgen.inference.sampling import SamplingOptions, generate_images, image_size
 
     loaded = open_pipeline(pipeline, device, sampler)
     if (own_size := image_size(loaded)) != size:

@@ -1,7 +1,9 @@
 """Arguments, options and checks shared by several commands."""
 
 import os
-from collections.abc import Callable, Collection
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -82,6 +84,24 @@ BatchSize = Annotated[
         "--batch_size", callback=in_range(Range(1, 10_000)), help="images per batch; lower it to save memory"
     ),
 ]
+
+
+LOADING = "loading PyTorch and diffusers ..."
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Show what takes seconds while the body imports slow packages, on a terminal; erase it afterwards."""
+    if "diffusers" in sys.modules or not sys.stderr.isatty():
+        yield
+        return
+    sys.stderr.write(LOADING)
+    sys.stderr.flush()
+    try:
+        yield
+    finally:
+        sys.stderr.write(f"\r{' ' * len(LOADING)}\r")
+        sys.stderr.flush()
 
 
 def require_new_folder(output: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from hfgen.commands.options import loading
 from hfgen.errors import UserError
 
 
@@ -48,7 +49,9 @@ class Processes:
         Raises:
             UserError: if the configuration asks for something that the training scripts do not do.
         """
-        from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+        with loading():
+            import torch
+            from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 
         config: Any = None
         if own.config_file is not None or Path(default_config_file).is_file():
@@ -63,7 +66,6 @@ class Processes:
         if getattr(config, "use_cpu", False):
             os.environ["ACCELERATE_USE_CPU"] = "true"  # heeded by the training script
             on_cpu = True
-        import torch
 
         gpus = 0 if on_cpu else torch.cuda.device_count()
         count = own.num_processes or (config.num_processes if config is not None else max(1, gpus))
@@ -84,7 +86,9 @@ class Processes:
         if self.count == 1 and self.machines == 1:
             if self.precision is not None:
                 os.environ["ACCELERATE_MIXED_PRECISION"] = self.precision
-            importlib.import_module(module).main(flags)
+            with loading():
+                script = importlib.import_module(module)
+            script.main(flags)
             return
         from accelerate.commands.launch import launch_command, launch_command_parser
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hfgen.commands.options import FLAG, require_new_folder
+from hfgen.commands.options import FLAG, loading, require_new_folder
 from hfgen.files import require_utf8
 
 
@@ -34,8 +34,9 @@ def publish(
     if output is not None:
         require_new_folder(output)
         require_utf8(output, "--output")
-    from hfgen.files import write_atomically
-    from hfgen.publishing import publish as hub
+    with loading():
+        from hfgen.files import write_atomically
+        from hfgen.publishing import publish as hub
 
     if output is not None:
         write_atomically(output, lambda folder: hub.prepare(source, folder, repo_id, scores, license_id))

@@ -15,6 +15,7 @@ from hfgen.commands.options import (
     Seed,
     Steps,
     in_range,
+    loading,
     refuse_to_replace,
     require_new_folder,
 )
@@ -56,9 +57,10 @@ def sample(
     """Generate images with a pipeline: one file per image, and a sheet next to the folder."""
     require_new_folder(output)
     refuse_to_replace(sheet := sheet_beside(output))
-    from hfgen.inference.figures import labelled_sheet
-    from hfgen.inference.opening import open_pipeline
-    from hfgen.inference.sampling import SamplingOptions, generate_images
+    with loading():
+        from hfgen.inference.figures import labelled_sheet
+        from hfgen.inference.opening import open_pipeline
+        from hfgen.inference.sampling import SamplingOptions, generate_images
 
     loaded = open_pipeline(pipeline, device, sampler)
     options = SamplingOptions(num_images, seed, num_inference_steps, batch_size, truncation, sample_from)
@@ -95,10 +97,11 @@ def denoise(
 ) -> None:
     """Show a diffusion pipeline denoising, and how a linear and a cosine schedule turn an image into noise."""
     require_new_folder(output)
-    from hfgen.families import family
-    from hfgen.inference.figures import denoising_states, labelled_sheet, noised_states
-    from hfgen.inference.opening import open_pipeline
-    from hfgen.inference.sampling import image_size, open_image
+    with loading():
+        from hfgen.families import family
+        from hfgen.inference.figures import denoising_states, labelled_sheet, noised_states
+        from hfgen.inference.opening import open_pipeline
+        from hfgen.inference.sampling import image_size, open_image
 
     loaded = open_pipeline(pipeline, device, sampler)
     if family(loaded) != "ddpm":
@@ -150,10 +153,11 @@ def interpolate(
     if image and len(image) < 2:
         raise UserError(f"--image {image[0]}: interpolation needs at least two images; use --image twice or more")
     chosen = parse_seeds("0,1" if seeds is None else seeds)
-    import hfgen.inference.sampling as inference
-    from hfgen.inference.figures import enlarged
-    from hfgen.inference.film import write_gif
-    from hfgen.inference.opening import open_pipeline
+    with loading():
+        import hfgen.inference.sampling as inference
+        from hfgen.inference.figures import enlarged
+        from hfgen.inference.film import write_gif
+        from hfgen.inference.opening import open_pipeline
 
     loaded = open_pipeline(pipeline, device)
     originals: list[Image.Image] = []
@@ -216,9 +220,10 @@ def reconstruct(
     """Encode and decode images with a VAE: one file per image, and a sheet with the originals next to the folder."""
     require_new_folder(output)
     refuse_to_replace(sheet := sheet_beside(output))
-    import hfgen.inference.sampling as inference
-    from hfgen.inference.figures import labelled_pairs
-    from hfgen.inference.opening import open_pipeline
+    with loading():
+        import hfgen.inference.sampling as inference
+        from hfgen.inference.figures import labelled_pairs
+        from hfgen.inference.opening import open_pipeline
 
     loaded = open_pipeline(pipeline, device)
     latents, originals = inference.latents_of_images(loaded, images, "IMAGES")

@@ -24,6 +24,7 @@ from hfgen.commands.options import (
     Sampler,
     ScoredImages,
     Seed,
+    loading,
     require_new_folder,
 )
 from hfgen.errors import UserError
@@ -67,19 +68,20 @@ def steps(
     if save and not Path(pipeline).expanduser().is_dir():
         raise UserError(f"--save: {pipeline} is not a local folder; download it, or leave out --save")
     all_steps = sorted(set(parse_steps(numbers)))
-    from hfgen.data.settings import DataSettings
-    from hfgen.evaluation.reference import open_reference
-    from hfgen.evaluation.scoring import score_pipeline
-    from hfgen.inference.figures import labelled_rows, labelled_sheet
-    from hfgen.inference.opening import find_pipeline, open_pipeline
-    from hfgen.inference.sampling import SamplingOptions, image_size
+    with loading():
+        from hfgen.data.settings import DataSettings
+        from hfgen.evaluation.reference import open_reference
+        from hfgen.evaluation.scoring import score_pipeline
+        from hfgen.inference.figures import labelled_rows, labelled_sheet
+        from hfgen.inference.opening import find_pipeline, open_pipeline
+        from hfgen.inference.sampling import SamplingOptions, image_size
 
     loaded = open_pipeline(pipeline, device, sampler)
     check_takes_steps(loaded, pipeline, all_steps, save)
     data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=image_size(loaded))
     real = open_reference(data, loaded.device, features, mode, feature_weights)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
-    trained_on = check_data(pipeline, data, real)
+    trained_on = check_data([pipeline], data, real)[pipeline]
     rows, shown = [], []
     for number in all_steps:
         scored = score_pipeline(loaded, real, SamplingOptions(count, seed, number, batch_size), trained_on=trained_on)

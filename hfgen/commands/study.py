@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import hfgen
-from hfgen.commands.options import in_range, require_new_folder
+from hfgen.commands.options import in_range, loading, require_new_folder
 from hfgen.errors import UserError
 from hfgen.files import require_place_for, require_replaceable, writing
 from hfgen.ranges import MAX_COUNT, Range
@@ -70,9 +70,10 @@ def run(
 ) -> None:
     """Train and score all unfinished cells of a study, and write the report."""
     study_file, study, workspace = read(file, dataset, output, feature_weights)
-    from hfgen.studies.report import MARKER  # slow imports
-    from hfgen.studies.storage import StudyStore, sqlite_url
-    from hfgen.studies.worker import work
+    with loading():
+        from hfgen.studies.report import MARKER
+        from hfgen.studies.storage import StudyStore, sqlite_url
+        from hfgen.studies.worker import work
 
     require_place_for(workspace.output, "--output")
     require_replaceable(workspace.output / "report", MARKER)
@@ -114,7 +115,8 @@ def plan(file: File, dataset: Dataset = None, budget: BudgetOption = None, featu
 
     seconds = parse_duration("--budget", budget)
     study_file, study, workspace = read(file, dataset, None, feature_weights)
-    from hfgen.studies.plan import describe_plan, make_plan, scale_down  # slow to import
+    with loading():
+        from hfgen.studies.plan import describe_plan, make_plan, scale_down
 
     made = make_plan(study, workspace, typer.echo)
     typer.echo(describe_plan(study, made))
@@ -139,7 +141,9 @@ def join(
     from hfgen.studies.launch import Workspace
     from hfgen.studies.scripts import find_scripts
     from hfgen.studies.storage import StudyStore
-    from hfgen.studies.worker import work
+
+    with loading():
+        from hfgen.studies.worker import work
 
     require_database(url)
     store = StudyStore(url, grace_seconds)
@@ -216,14 +220,16 @@ def read(
     named = dataset or study_file.data.get("dataset")
     if not named:
         raise UserError(f"{file} names no dataset: give --dataset")
-    from hfgen.commands.evaluate import where_it_is  # slow imports, after what can be told without them
-    from hfgen.studies.cells import expand
-    from hfgen.studies.launch import Workspace
-    from hfgen.studies.scripts import find_scripts
+    with loading():  # after what can be told without
+        from hfgen.commands.evaluate import where_it_is
+        from hfgen.studies.cells import expand
+        from hfgen.studies.launch import Workspace
+        from hfgen.studies.scripts import find_scripts
 
-    folder = output or Path("runs/studies") / study_file.name
-    workspace = Workspace(folder, find_scripts(), where_it_is(str(named)), feature_weights)
-    return study_file, expand(study_file, workspace.scripts, workspace.dataset), workspace
+        folder = output or Path("runs/studies") / study_file.name
+        workspace = Workspace(folder, find_scripts(), where_it_is(str(named)), feature_weights)
+        study = expand(study_file, workspace.scripts, workspace.dataset)  # imports the training scripts
+    return study_file, study, workspace
 
 
 def reduced(

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hfgen.commands.options import loading
 from hfgen.errors import UserError
 
 
@@ -143,9 +144,10 @@ def refuse_before_reading(method: str, settings: Sequence[Any], opens_folder: bo
         from hfgen.training.folder import check_folder
 
         check_folder(Path(run_settings.output_dir), run_settings.resume, settings)
-    import torch
+    with loading():
+        import torch
 
-    script = importlib.import_module(f"hfgen.training_scripts.train_{method}")
+        script = importlib.import_module(f"hfgen.training_scripts.train_{method}")
     build = getattr(script, {"gan": "build_networks", "vae": "build_vae", "ddpm": "build_unet"}[method])
     try:
         with torch.device("meta"):  # without memory for the weights

@@ -12,6 +12,7 @@ from sklearn.mixture import GaussianMixture as Fit
 from hfgen.bars import progress_bar, working_on
 from hfgen.errors import UserError
 from hfgen.models import GaussianMixture, LatentFlow
+from hfgen.texts import counted
 
 
 # Number of latents to fit a mixture to, sampled from the posteriors: several from each if there are few images, since
@@ -133,7 +134,7 @@ def _fit_mixture(
 
 
 def _in_words(components: int, num_latents: int) -> str:
-    return f"fitting the density: mixture of {components} Gaussian{'s' * (components > 1)} to {num_latents:,} latents"
+    return f"fitting the density: mixture of {counted(components, 'Gaussian')} to {counted(num_latents, 'latent')}"
 
 
 def _fit_flow(mean: torch.Tensor, logvar: torch.Tensor, generator: torch.Generator) -> LatentFlow:

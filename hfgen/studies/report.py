@@ -31,7 +31,7 @@ from hfgen.studies.table import (
     rows_of,
     winner,
 )
-from hfgen.texts import markdown_text
+from hfgen.texts import counted, markdown_text
 
 
 FILES = {
@@ -206,7 +206,7 @@ def conditions(study: Study, rows: list[Row]) -> str:
         sampler = f" of {evaluation.sampler}" if evaluation.sampler else ""
         diffusion = f", diffusion in {evaluation.num_inference_steps} steps{sampler}"
     ended = "" if finished == len(study.cells) else f" ({finished} ended)"
-    cells = f"{len(study.cells)} cell{'s' * (len(study.cells) > 1)}{ended}"
+    cells = f"{counted(len(study.cells), 'cell')}{ended}"
     text = (
         f"{METRICS[study.metric]} of {cells}, each trained for {study.budget}; {of_seeds}. "
         f"{evaluation.num_images:,} images of each are scored (generated with seed {evaluation.seed}"

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from hfgen import cli
+from hfgen.commands.options import LOADING, loading
 from hfgen.commands.sample import parse_timesteps, sheet_beside
 from hfgen.errors import UserError
 from hfgen.inference.figures import LABEL_LINE
@@ -467,6 +468,20 @@ def test_a_full_disk_is_an_error_in_one_line_that_names_the_output(hfgen, pipeli
     (line,) = [line for line in err.replace("\r", "\n").split("\n") if line.startswith("error")]
     assert status == 2 and "Traceback" not in err
     assert line.startswith(f"error: could not write {tmp_path / 'new'}: [Errno 28] No space left on device; ")
+
+
+def test_slow_imports_are_announced_on_a_terminal_and_the_line_is_erased(capsys, monkeypatch):
+    with loading():
+        pass
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with loading():  # nothing is slow any more
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.delitem(sys.modules, "diffusers", raising=False)
+    with pytest.raises(KeyboardInterrupt), loading():
+        assert capsys.readouterr().err == LOADING
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == f"\r{' ' * len(LOADING)}\r"
 
 
 def test_a_file_of_another_kind_is_not_written_under_a_name_that_says_otherwise(refusal, tmp_path):

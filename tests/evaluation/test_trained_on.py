@@ -1,6 +1,7 @@
 """Scores against other images than a pipeline was trained on are called so, in reports, tables and cards."""
 
 import json
+import shutil
 
 import pytest
 from line_method import fit
@@ -76,7 +77,13 @@ def test_the_report_and_the_tables_name_other_data(reference, is_other, run, hfg
     called = "reference" if is_other else "training"
     assert f"samples are nearer to a {called} image" in out and f"near to one {called} image" in out
     status, out, err = hfgen("compare", run, *arguments, "--output", tmp_path / "compared")
-    assert status == 0 and (f"{run}: {OTHER_DATA}" in out) == (OTHER_DATA in err) == is_other
+    assert status == 0 and (out + err).count(OTHER_DATA) == is_other  # once, before the work
+    table = (tmp_path / "compared" / "comparison.md").read_text()
+    assert (f"{run}: {OTHER_DATA}" in table) == (f"{run}: {OTHER_DATA}" in err) == is_other
+    other = shutil.copytree(run, tmp_path / "other")
+    status, out, err = hfgen("compare", run, other, *arguments, "--output", tmp_path / "both")
+    assert status == 0 and (out + err).count(OTHER_DATA) == is_other
+    assert (f"{run}, {other}: {OTHER_DATA}" in err) == is_other
 
 
 def test_a_run_keeps_the_digest_of_its_images(tmp_path, fresh_accelerate_state):
