@@ -62,7 +62,7 @@ def accumulated(batch_size, parts=1, most=None, error=None, **options):
         (7, 1, 4, [7, *7 * [1]]),
     ],
 )
-def test_smaller_parts_are_taken_until_they_fit_and_the_gradient_is_that_of_the_batch(
+def test_smaller_parts_are_taken_until_they_fit_and_the_gradient_is_that_of_a_batch(
     batch_size, parts, most, sizes, error
 ):
     gradient, tried, accumulation = accumulated(batch_size, parts, most, error)
