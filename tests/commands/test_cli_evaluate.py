@@ -99,7 +99,7 @@ def test_bad_input_is_named_and_leaves_nothing(inception_weights, refusal, pipel
 
 def test_too_few_real_images_are_refused(inception_weights, refusal, pipeline, tmp_path):
     line = refusal("evaluate", pipeline, "--reference", "toy_paintings:11", "--output", tmp_path / "out")
-    assert "--reference toy_paintings:11: 11 image is too few" in line
+    assert "--reference toy_paintings:11: 11 images are too few" in line
 
 
 def test_a_folder_with_something_in_it_is_left_alone(refusal, pipeline, tmp_path):
