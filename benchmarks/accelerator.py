@@ -152,7 +152,7 @@ def call(command: list[str], log: Path) -> None:
 
 def as_markdown(about: str, rates: dict[str, float], families: dict[str, Any], num_images: int) -> str:
     """Return a page of all figures."""
-    rate = ", ".join(f"{name} {value / 1e12:.1f} TFLOP/s" for name, value in rates.items())
+    rate = ", ".join(f"{name} {value / 1e12:.3g} TFLOP/s" for name, value in rates.items())
     lines = [f"{about}. Matrix products: {rate}. FID of {num_images} images.", ""]
     lines += ["| preset | precision | images/s | share of the matrix rate | peak memory | trained on | FID |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
