@@ -112,7 +112,7 @@ def local_score(
 
     data = DataSettings(reference, sample_size=SIDE)
     real = open_reference(data, device, feature_weights=feature_weights)
-    check_data(pipeline, data, real)
+    check_data([pipeline], data, real)
 
     def score(images: Iterable["np.ndarray"], count: int) -> str:
         fake = real.extractor(images, count)

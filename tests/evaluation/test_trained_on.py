@@ -7,6 +7,7 @@ import pytest
 from line_method import fit
 from stand_in_features import Colours
 
+from hfgen.commands import kaggle
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 from hfgen.evaluation.trained_on import was_trained_on
@@ -89,3 +90,13 @@ def test_the_report_and_the_tables_name_other_data(reference, is_other, run, hfg
 def test_a_run_keeps_the_digest_of_its_images(tmp_path, fresh_accelerate_state):
     fit(tmp_path, digest="that of the images")
     assert json.loads((tmp_path / "launches.jsonl").read_text())["data_digest"] == "that of the images"
+
+
+@pytest.mark.parametrize(("reference", "is_other"), [(MINE, False), (OTHER, True)])
+def test_a_submission_to_kaggle_is_scored_with_the_same_warning(
+    reference, is_other, run, hfgen, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(kaggle, "MIN_IMAGES", 10)
+    arguments = ("--reference", reference, "--device", "cpu", "--num_images", "10")
+    status, _, err = hfgen("kaggle-zip", run, *arguments, "--output", tmp_path / "images.zip")
+    assert status == 0 and (f"{run}: {OTHER_DATA}" in err) == is_other
