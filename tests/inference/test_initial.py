@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_refused_by_name_and_leaves_the_folder_free(tmp_pat
         ),
         (("gan", "--discriminator_channels", "8"), "cats: its discriminator has another architecture: "),
         (("gan", "--latent_dim", "9"), "its generator has another architecture: .*--preset RUN/training_config.json"),
-        (("ddpm",), "cats: .*step-00000002 is of another method: there is no unet"),
+        (("ddpm",), "cats: .*step-00000002 is of another method: it has no unet"),
     ):
         with pytest.raises(UserError, match=message):
             train(*arguments[:1], tmp_path / "new", *arguments[1:], "--init_from", tmp_path / "cats")

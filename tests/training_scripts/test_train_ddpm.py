@@ -295,7 +295,7 @@ def test_the_images_may_have_moved_when_a_run_is_resumed_but_must_be_the_same(tr
             ["--formulation", "edm", "--unet", "compact", "--num_train_timesteps", "99"],
             "--num_train_timesteps 99: EDM",
         ),
-        (["--formulation", "edm", "--unet", "compact", "--sampler", "ddpm"], "--sampler ddpm: .* give ddim or dpm"),
+        (["--formulation", "edm", "--unet", "compact", "--sampler", "ddpm"], "--sampler ddpm: .* use ddim or dpm"),
         (["--formulation", "edm", "--unet", "compact", "--snr_gamma", "5"], "--snr_gamma 5.0: EDM has its own"),
     ],
 )

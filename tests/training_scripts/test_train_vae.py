@@ -66,7 +66,7 @@ def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(train_vae, tmp_pat
     folder = tmp_path / "run"
     train(train_vae, folder, *METHODS[method])
     first = state_of(folder, 6)
-    assert first.keys() == {"vae", "ema", "optimizer", "lr_scheduler", "watch", "batches"}
+    assert first.keys() == {"vae", "ema", "optimizer", "lr_scheduler", "watch", "accumulation", "batches"}
     latents = report(folder)
     train(train_vae, folder, *METHODS[method], "--resume", str(folder / "checkpoints" / "step-00000002"))
     assert_equal(first, state_of(folder, 6))
@@ -314,8 +314,18 @@ def test_a_run_with_a_learned_term_resumes_bit_equal_and_its_discriminator_learn
     train(train_vae, folder, *LEARNED, "--density_components", "2", "--density", "auto")
     before, first = state_of(folder, 2), state_of(folder, 6)
     assert first.keys() == {
-        "vae", "ema", "optimizer", "lr_scheduler", "watch", "batches", "discriminator", "optimizer_d"
-    }  # fmt: skip
+        *(
+            "vae",
+            "ema",
+            "optimizer",
+            "lr_scheduler",
+            "watch",
+            "accumulation",
+            "batches",
+            "discriminator",
+            "optimizer_d",
+        )
+    }
     weights = [key for key in first["discriminator"] if key.endswith("weight")]
     assert all(not torch.equal(before["discriminator"][key], first["discriminator"][key]) for key in weights)
     assert {"loss_d", "loss_g", "feature_distance"} <= metrics(folder)[-1].keys()
