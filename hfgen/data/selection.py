@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -86,6 +87,7 @@ def shard_of(name: str) -> str:
     return match[1] if match else ""
 
 
+@lru_cache(1000)  # the same few folders for all files
 def split_of(word: str) -> str | None:
     """Return the split that a word such as "val" or "train2017" means: train, validation or test; None for others."""
     word = word.lower().rstrip("0123456789_-")

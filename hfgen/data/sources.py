@@ -6,6 +6,7 @@ A new source is one function that returns a `Source`, and one line in `open_sour
 import io
 import os
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from pathlib import Path, PurePath
 
 from PIL import Image
@@ -74,7 +75,7 @@ def _folder(path: Path, settings: DataSettings) -> Source:
 
         if is_saved(path):
             return saved_source(path, settings)
-    files = sorted(_files_below(path))
+    files = sorted(_files_below(path), key=attrgetter("parts"))  # as paths are sorted, but faster
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if images:
         skipped = _skipped(files, images)
