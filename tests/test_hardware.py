@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from hfgen.hardware import keep_freed_memory
+from hfgen.errors import UserError
+from hfgen.hardware import choose_mixed_precision, keep_freed_memory
 
 
 # Allocates and frees what an update of a network does, and counts the page faults that this costs.
@@ -42,3 +43,27 @@ def test_where_there_is_no_glibc_nothing_is_done(monkeypatch):
     monkeypatch.setattr("hfgen.hardware.platform.libc_ver", lambda: ("musl", ""))
     monkeypatch.setattr("hfgen.hardware.ctypes.CDLL", lambda _: pytest.fail("called"))
     keep_freed_memory()
+
+
+@pytest.mark.parametrize(
+    ("capability", "allows_fp16", "chosen"),
+    [
+        ((9, 0), True, "bf16"),
+        ((8, 0), False, "bf16"),
+        ((7, 5), True, "fp16"),  # T4
+        ((7, 0), True, "fp16"),  # V100
+        ((7, 5), False, "no"),
+        ((6, 1), True, "no"),
+    ],
+)
+def test_the_precision_is_one_that_the_gpu_computes_fast_and_the_method_bears(
+    monkeypatch, capability, allows_fp16, chosen
+):
+    monkeypatch.setattr("hfgen.hardware.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("hfgen.hardware.torch.cuda.get_device_capability", lambda: capability)
+    assert choose_mixed_precision("auto", False, allows_fp16) == chosen
+    assert choose_mixed_precision("fp16", False) == "fp16"
+    with pytest.raises(UserError, match="fp16 needs a CUDA device"):
+        choose_mixed_precision("fp16", True)
+    monkeypatch.setattr("hfgen.hardware.cpu_multiplies_bf16", lambda: False)
+    assert choose_mixed_precision("auto", True, True) == "no"

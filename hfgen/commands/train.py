@@ -129,6 +129,8 @@ class Choice:
     @staticmethod
     def for_data(data: str, flags: list[str]) -> "Choice":
         """Return the choice for `hfgen train DATA`, with the preset given, that of a run to resume, or the default."""
+        if value_of("--dataset", flags) is not None:
+            raise UserError(f"hfgen train {data}: it names the data, as --dataset does: use only one of them")
         flags, resumed = ["--dataset", data, *flags], None
         if value_of("--output_dir", flags) is None:
             flags = ["--output_dir", str(Path("runs") / _run_name(data)), *flags]
@@ -136,7 +138,8 @@ class Choice:
             flags, resumed = ["--preset", str(file), *flags], file.parent
         elif value_of("--preset", flags) is None:
             flags = ["--preset", RECOMMENDED, *flags]
-        return Choice(method_of_preset(str(value_of("--preset", flags))), flags, data, resumed)
+        # Without its value, --preset is refused when the flags are read.
+        return Choice(method_of_preset(value_of("--preset", flags) or RECOMMENDED), flags, data, resumed)
 
     def parse(self, flags: list[str]) -> tuple[Any, ...]:
         """Return the settings of the run, the data and the method for these flags; --help prints them and exits."""
@@ -158,6 +161,8 @@ def _budget(own: argparse.Namespace, flags: list[str], settings: dict[str, Any],
         if own.images is None and settings["max_train_steps"] is None and settings["num_epochs"] is None:
             budget += ["--max_train_steps", str(WITHOUT_END)]
     if own.images is not None:
+        if value_of("--max_train_steps", flags) is not None:
+            raise UserError("--images sets --max_train_steps: use only one of them")
         budget += ["--max_train_steps", str(math.ceil(own.images / _images_per_step(settings, processes)))]
     return budget
 

@@ -121,8 +121,11 @@ def refuse_a_run(data: str) -> None:
     if not (folder / SETTINGS_FILE).is_file():
         return
     from hfgen.files import read_json, read_json_lines
+    from hfgen.training.folder import is_of_a_run
     from hfgen.training.page import resume_command
 
+    if not is_of_a_run(folder / SETTINGS_FILE) and not (folder / "metrics.jsonl").is_file():
+        return  # another program's settings, beside images
     unknown = _unknown_settings(read_json(folder / SETTINGS_FILE))
     method = next((method for method in METHODS if not unknown[method]), None)
     how = "run its command again with --resume latest"

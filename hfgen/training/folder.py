@@ -188,7 +188,7 @@ def has_started(folder: Path) -> bool:
         return False
     log = folder / "metrics.jsonl"
     has_content = (log.is_file() and log.stat().st_size > 0) or any((folder / "checkpoints").glob("[!.]*"))
-    return has_content or not left <= LEFT_BY_A_FAILED_START or not _is_of_a_run(folder / SETTINGS_FILE)
+    return has_content or not left <= LEFT_BY_A_FAILED_START or not is_of_a_run(folder / SETTINGS_FILE)
 
 
 def _is_partial(name: str) -> bool:
@@ -197,7 +197,7 @@ def _is_partial(name: str) -> bool:
     return match is not None and match["name"] in LEFT_BY_A_FAILED_START
 
 
-def _is_of_a_run(file: Path) -> bool:
+def is_of_a_run(file: Path) -> bool:
     """Whether hfgen wrote a `training_config.json`."""
     try:
         return "output_dir" in read_json(file)

@@ -153,6 +153,10 @@ def test_a_method_takes_every_setting_of_its_script_and_the_budget_s_short_names
         (["photos", "--images", "many"], "hfgen train: error: argument --images: invalid int value: 'many'"),
         (["photos", "--time", "soon"], "error: --time soon: write a duration such as 90s, 45m or 8h50m"),
         (["photos", "--time", "1h", "--max_train_time", "2h"], "error: --time is the same as --max_train_time"),
+        (["photos", "--time", "1h", "--max-train-time", "2h"], "error: --time is the same as --max_train_time"),
+        (["photos", "--images", 9, "--max_train_steps", 2], "error: --images sets --max_train_steps: use only one of"),
+        (["photos", "--dataset", "others"], "error: hfgen train photos: it names the data, as --dataset does"),
+        (["photos", "--preset"], "error: argument --preset: expected one argument"),
         (["a/b/nothere", "--images", 10], "error: --dataset a/b/nothere: no such file or folder"),
     ],
 )

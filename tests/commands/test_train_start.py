@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from train_command import ONE, call, note_starts, settings_of
 
 from hfgen.commands import train as command
@@ -109,6 +110,17 @@ def test_a_run_is_no_data_and_the_command_that_resumes_it_is_named(monkeypatch, 
     assert "to resume it: run its command again with --resume latest" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ["[]", "learning_rate = 3", '{"epochs": 3}'])
+def test_images_beside_another_program_s_training_config_are_data(monkeypatch, capsys, tmp_path, started, content):
+    (tmp_path / "photos").mkdir()
+    for shade in range(3):
+        Image.new("RGB", (64, 64), (80 * shade, 0, 0)).save(tmp_path / "photos" / f"{shade}.png")
+    (tmp_path / "photos" / "training_config.json").write_text(content)
+    assert call(monkeypatch, "photos") == 0 and settings_of(started)["dataset"] == "photos"
+    (tmp_path / "photos" / "metrics.jsonl").write_text("")  # a run whose settings are damaged
+    assert call(monkeypatch, "photos") == 2
+
+
 def test_a_run_is_resumed_with_its_own_settings(monkeypatch, capsys, started):
     saved = begin(monkeypatch, started, *SMALL)
     capsys.readouterr()
@@ -117,6 +129,8 @@ def test_a_run_is_resumed_with_its_own_settings(monkeypatch, capsys, started):
     _, budget, settings, _ = capsys.readouterr().out.splitlines()
     assert budget == "budget: 240 images (60 steps) of the run, on a CPU"
     assert settings == "settings: those of the run in runs/toy_paintings, which is resumed"
+    assert call(monkeypatch, "toy_paintings:8", "--resume=latest", "--output-dir", "runs/toy_paintings") == 0
+    assert settings_of(started) == saved | {"resume": "latest"}
     longer = ("--images", 400, "--log_every", 3)
     assert call(monkeypatch, "toy_paintings:8", "--resume", "latest", *longer) == 0
     assert settings_of(started) == saved | {"resume": "latest", "max_train_steps": 100, "log_every": 3}

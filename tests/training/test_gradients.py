@@ -70,6 +70,19 @@ def test_smaller_parts_are_taken_until_they_fit_and_the_gradient_is_that_of_a_ba
     assert tried == sizes and accumulation.parts == batch_size // sizes[-1]
 
 
+def test_the_gradients_of_parts_before_memory_ran_out_are_not_counted_twice():
+    network, images, starts = torch.nn.Linear(1, 1), torch.arange(8.0).reshape(8, 1), []
+
+    def loss_of(part):
+        starts.append(part.start)
+        if starts == [0, 4]:
+            raise OUT_OF_MEMORY["CUDA"]
+        return network(images[part]).mean(), None
+
+    GradientAccumulation(StandInRun(), 8, 2).backward(network, loss_of)
+    assert starts == [0, 4, 0, 2, 4, 6] and network.weight.grad.item() == pytest.approx(3.5)  # the mean of 0 to 7
+
+
 @pytest.mark.parametrize(
     ("most", "error", "options"),
     [

@@ -50,6 +50,19 @@ def test_the_strongest_request_wins_whatever_their_order():
     assert requests.agree() == TERMINATED
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_sigterm_of_a_launcher_after_ctrl_c_does_not_hide_it(elsewhere):
+    requests = StopRequests()
+    with requests.caught():
+        if elsewhere:  # another process got it
+            requests.raise_to(INTERRUPTED)
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert requests.agree() == INTERRUPTED
+    assert requests.exit_status == 128 + signal.SIGINT
+
+
 @pytest.mark.parametrize("not_finite", [False, True])
 def test_a_signal_during_the_exchange_with_other_processes_counts_at_the_next_one(monkeypatch, not_finite):
     """It was overwritten by their answer, and the launcher killed the run after half a minute."""
