@@ -7,10 +7,10 @@ import pytest
 
 from hfgen.commands.train_settings import parse_flags
 from hfgen.config import settings_to_dict
-from hfgen.studies.cells import expand
+from hfgen.studies.cells import Cell, expand
 from hfgen.studies.commands import command_of, dataset_to_give, script_of
 from hfgen.studies.scripts import find_scripts
-from hfgen.studies.study_file import find_study_file, read_study_file
+from hfgen.studies.study_file import Budget, find_study_file, read_study_file
 
 
 def shipped(name):
@@ -46,3 +46,13 @@ def test_the_script_has_a_command_for_every_cell_below_its_name():
 )
 def test_a_command_does_not_tell_where_the_images_lie_on_this_machine(dataset, given):
     assert dataset_to_give(replace(shipped("latent_dim"), dataset=dataset)) == given
+
+
+def test_the_time_limit_of_a_study_is_given_in_seconds_and_small_numbers_in_one_word():
+    study = shipped("latent_dim")
+    cell = Cell("GAN", "gan", {"learning_rate": 1e-05, "dataset_column": None, "block_out_channels": [8, 16]})
+    words = shlex.split(command_of(cell, replace(study, budget=Budget(minutes=0.5)), "cats"))
+    assert words == [
+        *("hfgen", "train", "gan", "--dataset", "cats", "--learning_rate=1e-05", "--block_out_channels", "8", "16"),
+        *("--output_dir", "runs/GAN", "--max_train_time", "30s"),
+    ]
