@@ -124,7 +124,11 @@ def test_the_commands_in_order_train_sample_and_load(workplace, environment, run
         kind = re.search(r"--preset (vae|ddpm)|hfgen train (vae|ddpm)", command)
         script = f"train_{(kind[1] or kind[2]) if kind else 'gan'}.py"
         place = ["--output_dir", f"runs/{abs(hash(command))}"] if "--output_dir" in command else []
-        result = run([*shlex.split(command), *TOY_SIZE, *TOY_NETWORK[script], *place])
+        size = TOY_SIZE
+        if "--images" in command:  # another name of --max_train_steps; --num_epochs ends the training
+            at = size.index("--max_train_steps")
+            size = size[:at] + size[at + 2 :]
+        result = run([*shlex.split(command), *size, *TOY_NETWORK[script], *place])
         assert result.returncode == 0, result.stderr
     described = re.search(r"^runs/ddpm/\n(.*?)```", TEXT, re.DOTALL | re.MULTILINE).group(1)
     for name in re.findall(r"^    ([\w.]+?)/?[ ,]", described, re.MULTILINE):
