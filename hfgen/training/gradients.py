@@ -22,12 +22,12 @@ ONE_DNN = re.compile("could not (create|execute) a (primitive|memory)")
 class GradientAccumulation:
     """Computes the gradients of a batch in equal parts, and in at least twice as many whenever memory runs out.
 
-    The effective batch, its noise and the learning rate stay as they are; only BatchNorm, which then normalises each
-    part by itself, sees a difference. A checkpoint stores the number of parts. Several processes would have to run
-    out of memory together, so there the error is left to the user.
+    The effective batch size and the learning rate stay as they are. What is computed over a batch, BatchNorm and a
+    VAE's calibrated likelihood and free bits, is then computed over each part. A checkpoint stores the number of
+    parts. Several processes would have to run out of memory together, so there the error is left to the user.
 
     Args:
-        run: the run, which is told when memory runs out.
+        run: its accelerator and random numbers are used, and its log for the warning.
         batch_size: images per update and process.
         parts: number of parts to begin with, which divides the batch size.
         may_split: whether more parts are allowed.

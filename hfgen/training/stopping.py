@@ -20,7 +20,7 @@ class StopRequests:
     """Collects stop requests, which are handled between two updates.
 
     Attributes:
-        not_finite: whether a loss or a generated image was not finite, on any process after `agree`.
+        not_finite: whether a loss or a generated image was not finite: on this process, and after `agree` on any.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class StopRequests:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.request != INTERRUPTED:  # Ctrl-C ends the launcher, too, and then SIGTERM follows
-            self._of_signals = TERMINATED if number == signal.SIGTERM else INTERRUPTED
+            self._of_signals = max(self._of_signals, TERMINATED if number == signal.SIGTERM else INTERRUPTED)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

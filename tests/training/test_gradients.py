@@ -19,7 +19,7 @@ OUT_OF_MEMORY = {
 
 
 class StandInRun:
-    """The part of a run that is told when memory runs out."""
+    """The part of a run that the accumulation uses."""
 
     def __init__(self, num_processes=1):
         self.accelerator, self.device, self.warnings = Accelerator(cpu=True), torch.device("cpu"), []

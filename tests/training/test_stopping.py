@@ -63,6 +63,15 @@ def test_the_sigterm_of_a_launcher_after_ctrl_c_does_not_hide_it(elsewhere):
     assert requests.exit_status == 128 + signal.SIGINT
 
 
+def test_ctrl_c_after_sigterm_leaves_it_a_sigterm():
+    requests = StopRequests()
+    with requests.caught():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert requests.agree() == TERMINATED
+    assert requests.exit_status == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("not_finite", [False, True])
 def test_a_signal_during_the_exchange_with_other_processes_counts_at_the_next_one(monkeypatch, not_finite):
     """It was overwritten by their answer, and the launcher killed the run after half a minute."""
