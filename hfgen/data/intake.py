@@ -1,8 +1,9 @@
 """The intake report: the contents of a dataset, and warnings before training on it."""
 
 import hashlib
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ MAX_COMPARED_IMAGES = 50_000
 # A dataset is dark if its median image has hardly any pixel as bright as this, of 255, and has low contrast if its
 # brightest pixels differ from its darkest by less than that.
 DARK, LOW_CONTRAST = 64, 32
+DIGEST_BYTES = 16
 # Number of printed entries per list; the run's intake.json has all of them.
 LISTED = 5
 
@@ -43,10 +45,43 @@ class ImageFacts(NamedTuple):
     brightest: int = 255
 
 
+class FactsTable:
+    """The facts of many images in order, each in about 50 bytes and its name; a list takes 450 more."""
+
+    def __init__(self) -> None:
+        self._names, self._digests = bytearray(), bytearray()
+        self._ends, self._hashes = array("Q"), array("Q")
+        self._numbers = array("I")  # width, height, darkest, brightest and index of the kind
+        self._kinds: dict[tuple[str, str, int | None], int] = {}  # format, mode and grey bits
+
+    def append(self, fact: ImageFacts) -> None:
+        """Add the facts of one image."""
+        self._names += fact.name.encode("utf-8", "surrogatepass")
+        self._digests += fact.digest
+        self._ends.append(len(self._names))
+        self._hashes.append(fact.perceptual_hash)
+        kind = self._kinds.setdefault((fact.format, fact.mode, fact.grey_bits), len(self._kinds))
+        self._numbers.extend((*fact.size, fact.darkest, fact.brightest, kind))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __iter__(self) -> Iterator[ImageFacts]:
+        kinds, start, at = list(self._kinds), 0, 0
+        rows = zip(self._ends, self._hashes, *[iter(self._numbers)] * 5, strict=True)
+        for end, perceptual, width, height, darkest, brightest, kind in rows:
+            name = self._names[start:end].decode("utf-8", "surrogatepass")
+            digest = bytes(self._digests[at : at + DIGEST_BYTES])
+            image_format, mode, grey_bits = kinds[kind]
+            size = (width, height)
+            yield ImageFacts(name, image_format, mode, size, digest, perceptual, grey_bits, darkest, brightest)
+            start, at = end, at + DIGEST_BYTES
+
+
 def image_facts(name: str, decoded: DecodedImage) -> ImageFacts:
     """Collect the facts of one decoded image."""
     first = decoded.pixels[0]
-    digest = hashlib.blake2b(repr(first.shape).encode() + first.tobytes(), digest_size=16).digest()
+    digest = hashlib.blake2b(repr(first.shape).encode() + first.tobytes(), digest_size=DIGEST_BYTES).digest()
     darkest, brightest = brightness_range(first)
     return ImageFacts(
         name,
@@ -168,7 +203,7 @@ class IntakeReport:
 
 def write_report(
     source: str,
-    facts: list[ImageFacts],
+    facts: FactsTable | Sequence[ImageFacts],
     unreadable: list[tuple[str, str]],
     skipped: dict[str, int],
     sample_size: int,
@@ -176,18 +211,26 @@ def write_report(
     dropped: int,
 ) -> IntakeReport:
     """Create the report from the facts of all readable images, at least one."""
-    sides = sorted(min(fact.size) for fact in facts)
-    near = near_duplicates(facts) if len(facts) <= MAX_COMPARED_IMAGES else None
+    formats, modes, sizes = Counter[str](), Counter[str](), Counter[tuple[int, int]]()
+    values = array("q")  # short side, darkest and brightest of each
+    for fact in facts:  # once, as a table makes them anew each time
+        formats[fact.format] += 1
+        modes[fact.mode] += 1
+        sizes[fact.size] += 1
+        values.extend((min(fact.size), fact.darkest, fact.brightest))
+    sides, *ends = np.frombuffer(values, np.int64).reshape(-1, 3).T
+    sides = np.sort(sides)
+    near = near_duplicates(list(facts)) if len(facts) <= MAX_COMPARED_IMAGES else None
     report = IntakeReport(
         source=source,
         images=len(facts),
         training_images=training_images,
         sample_size=sample_size,
-        formats=dict(Counter(fact.format for fact in facts).most_common()),
-        modes=dict(Counter(fact.mode for fact in facts).most_common()),
-        sizes=dict(Counter(f"{fact.size[0]} x {fact.size[1]}" for fact in facts).most_common(5)),
-        short_side=[sides[0], sides[len(sides) // 2], sides[-1]],
-        upsampled=sum(side < sample_size for side in sides),
+        formats=dict(formats.most_common()),
+        modes=dict(modes.most_common()),
+        sizes={f"{width} x {height}": count for (width, height), count in sizes.most_common(5)},
+        short_side=[int(sides[index]) for index in (0, len(sides) // 2, -1)],
+        upsampled=int((sides < sample_size).sum()),
         unreadable=unreadable,
         not_read=sum(skipped.values()),
         skipped=skipped,
@@ -195,7 +238,7 @@ def write_report(
         near_duplicates=near,
         dropped=dropped,
         grey_bits=widest_grey(facts),
-        brightness=[int(np.median([getattr(fact, end) for fact in facts])) for end in ("darkest", "brightest")],
+        brightness=[int(np.median(end)) for end in ends],
     )
     report.warnings = _warnings(report)
     return report
@@ -211,16 +254,20 @@ def _first_names(group: list[str]) -> str:
     return ", ".join(group[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def widest_grey(facts: list[ImageFacts]) -> int | None:
+def widest_grey(facts: Iterable[ImageFacts]) -> int | None:
     """Return the bits that the values of all 16- and 32-bit grey files fit in; None if there are no such files."""
     return max((fact.grey_bits for fact in facts if fact.grey_bits is not None), default=None)
 
 
-def exact_duplicates(facts: list[ImageFacts]) -> list[list[str]]:
+def exact_duplicates(facts: Iterable[ImageFacts]) -> list[list[str]]:
     """Group the names of images with identical pixels."""
+    starts = np.fromiter((int.from_bytes(fact.digest[:8], "big") for fact in facts), np.uint64)
+    values, numbers = np.unique(starts, return_counts=True)
+    repeated = set(values[numbers > 1].tolist())  # names are kept only of these
     groups: dict[bytes, list[str]] = {}
     for fact in facts:
-        groups.setdefault(fact.digest, []).append(fact.name)
+        if int.from_bytes(fact.digest[:8], "big") in repeated:
+            groups.setdefault(fact.digest, []).append(fact.name)
     return [names for names in groups.values() if len(names) > 1]
 
 

@@ -14,7 +14,9 @@ all runs, processes and machines that share the cache:
 
 import hashlib
 import json
+import mmap
 import os
+from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +28,7 @@ from filelock import FileLock
 from hfgen.bars import progress_bar
 from hfgen.data.contents import contents_digest, last_changes
 from hfgen.data.decode import DecodedImage, UnreadableImageError, decode_image, memory_needed, out_of_memory
-from hfgen.data.intake import ImageFacts, IntakeReport, image_facts, widest_grey, write_report
+from hfgen.data.intake import FactsTable, ImageFacts, IntakeReport, image_facts, widest_grey, write_report
 from hfgen.data.memory import map_in_bounded_memory
 from hfgen.data.rgb import GREY_BITS
 from hfgen.data.settings import DataSettings
@@ -43,6 +45,10 @@ CACHE_VERSION = 4
 CACHED_SETTINGS = ("sample_size", "crop", "five_crop", "drop_duplicates")
 
 CHANGES_FILE = "changes.txt"
+# Shapes compared in memory at a time.
+SHAPES_AT_ONCE = 1 << 20
+# Pixels that take more than this fraction of the memory are not read ahead.
+MEMORY_PART = 0.5
 
 
 class ImageStore:
@@ -60,10 +66,12 @@ class ImageStore:
         self.folder = folder
         self.digest = (folder / "digest.txt").read_text().strip()
         self.report = IntakeReport(**read_json(folder / "report.json"))
-        self._shapes = np.load(folder / "shapes.npy")
-        sizes = self._shapes.prod(axis=1) * 3
-        self._offsets = np.concatenate([[0], np.cumsum(sizes)])
-        self._pixels = np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="r")
+        # Mapped, so that processes share it; only images of different sizes need a table of their offsets.
+        self._shapes = np.load(folder / "shapes.npy", mmap_mode="r")
+        first, parts = self._shapes[0], range(0, len(self._shapes), SHAPES_AT_ONCE)
+        same_size = all((self._shapes[start : start + SHAPES_AT_ONCE] == first).all() for start in parts)
+        self._offsets = None if same_size else np.concatenate([[0], np.cumsum(self._shapes.prod(axis=1) * 3)])
+        self._pixels = _mapped(folder / "pixels.bin")
 
     def __len__(self) -> int:
         return len(self._shapes)
@@ -71,13 +79,32 @@ class ImageStore:
     def __getitem__(self, index: int) -> np.ndarray:
         """Return one image, uint8 `(height, width, 3)`, without copying it."""
         height, width = self._shapes[index]
+        if self._offsets is None:
+            start, size = int(index) * int(height) * int(width) * 3, int(height) * int(width) * 3
+            return self._pixels[start : start + size].reshape(height, width, 3)
         return self._pixels[self._offsets[index] : self._offsets[index + 1]].reshape(height, width, 3)
 
     def as_array(self) -> np.ndarray | None:
         """Return all images as uint8 `(images, height, width, 3)` without copying; None if their sizes differ."""
-        if len(self) and (self._shapes == self._shapes[0]).all():
-            return self._pixels.reshape(len(self), *self._shapes[0], 3)
-        return None
+        return self._pixels.reshape(len(self), *self._shapes[0], 3) if self._offsets is None else None
+
+
+def _mapped(file: Path) -> np.ndarray:
+    """Map a file of pixels into memory."""
+    with file.open("rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    # Images are read in random order; from a disk, the kernel would read up to 1 MB around each and soon drop it.
+    if len(mapped) > MEMORY_PART * physical_memory() and hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, np.uint8)
+
+
+def physical_memory() -> float:
+    """Return the bytes of memory of this machine; infinite if the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
 
 
 def load_images(settings: DataSettings) -> ImageStore:
@@ -137,12 +164,12 @@ def _decode_into(folder: Path, source: Source, settings: DataSettings) -> None:
         _write_images(folder, source, settings, bits)
 
 
-def _write_images(folder: Path, source: Source, settings: DataSettings, bits: int) -> list[ImageFacts]:
+def _write_images(folder: Path, source: Source, settings: DataSettings, bits: int) -> FactsTable:
     """Write the files of a cache folder; `2**bits - 1` is the white of 16- and 32-bit grey images."""
-    facts: list[ImageFacts] = []
+    facts = FactsTable()
     unreadable: list[tuple[str, str]] = []
     seen: set[bytes] = set()
-    shapes: list[tuple[int, int]] = []
+    shapes = array("q")  # height and width of each
     dropped, digest = 0, hashlib.sha256()
     with (folder / "pixels.bin").open("wb") as file, progress_bar("decoding", None) as bar:
         for result in decode_all(source, settings, bits):
@@ -152,22 +179,23 @@ def _write_images(folder: Path, source: Source, settings: DataSettings, bits: in
                 continue
             decoded, fact = result
             facts.append(fact)
-            if settings.drop_duplicates and fact.digest in seen:
-                dropped += 1
-                continue
-            seen.add(fact.digest)
+            if settings.drop_duplicates:
+                if fact.digest in seen:
+                    dropped += 1
+                    continue
+                seen.add(fact.digest)
             for pixels in decoded.pixels:
-                shapes.append(pixels.shape[:2])
+                shapes.extend(pixels.shape[:2])
                 file.write(pixels.tobytes())
                 digest.update(repr(pixels.shape).encode() + pixels.tobytes())
-    if not facts:
+    if not len(facts):
         listed = "".join(f"\n  {name}: {reason}" for name, reason in unreadable[:5])
         none = "its only image cannot" if len(unreadable) == 1 else f"none of its {len(unreadable)} images can"
         raise UserError(f"--dataset {settings.dataset}: {none} be read{listed}")
     report = write_report(
-        source.description, facts, unreadable, source.skipped, settings.sample_size, len(shapes), dropped
+        source.description, facts, unreadable, source.skipped, settings.sample_size, len(shapes) // 2, dropped
     )
-    np.save(folder / "shapes.npy", np.array(shapes, dtype=np.int64))
+    np.save(folder / "shapes.npy", np.array(shapes, dtype=np.int64).reshape(-1, 2))
     (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1))
     (folder / "digest.txt").write_text(digest.hexdigest())
     return facts

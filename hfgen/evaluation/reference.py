@@ -18,7 +18,7 @@ from hfgen.evaluation.scores import score_floor
 from hfgen.files import read_json
 from hfgen.integrity import keep
 from hfgen.metrics import feature_spaces
-from hfgen.metrics.extraction import Extractor
+from hfgen.metrics.extraction import BATCH_SIZE, Extractor
 from hfgen.metrics.memorisation import thumbnails
 from hfgen.texts import counted
 
@@ -27,6 +27,8 @@ from hfgen.texts import counted
 MIN_IMAGES = 12
 # Increase when the output of `score_floor` changes, so that cached floors are recomputed.
 FLOOR_VERSION = 3
+# Images whose features are in memory at a time while they are computed; whole batches of the extractor.
+FEATURES_AT_ONCE = 1024 * BATCH_SIZE
 FEATURES_FILE, FLOOR_FILE = "features.npy", "floor.json"
 
 
@@ -114,7 +116,15 @@ def load_reference(settings: DataSettings, extractor: Extractor, argument: str) 
 
     def write(temporary: Path) -> None:
         temporary.mkdir()
-        np.save(temporary / FEATURES_FILE, extractor((images[index] for index in range(len(images))), len(images)))
+        with (temporary / FEATURES_FILE).open("wb") as file:  # as `np.save` would write them
+            for start in range(0, len(images), FEATURES_AT_ONCE):
+                part = range(len(images))[start : start + FEATURES_AT_ONCE]
+                features = extractor((images[index] for index in part), len(part))
+                if start == 0:
+                    header = np.lib.format.header_data_from_array_1_0(features)
+                    header["shape"] = (len(images), *features.shape[1:])
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(np.ascontiguousarray(features).data)
 
     _keep(folder, write)
     return Reference(images, np.load(folder / FEATURES_FILE, mmap_mode="r", allow_pickle=False), folder, extractor)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import xxhash
 from scipy.stats import mannwhitneyu
 
 from hfgen.metrics.frechet import frechet_distance
@@ -98,13 +99,13 @@ def nearest_images(features: np.ndarray, real_features: np.ndarray, own: np.ndar
 
 def thumbnails(images: Iterable[np.ndarray]) -> np.ndarray:
     """Downscale images, each uint8 `(height, width, 3)`, for `nearest_pixels`: float32 `(num_images, 3, 16, 16)`."""
-    shrunk = [
+    shrunk = (
         torch.nn.functional.adaptive_avg_pool2d(
             torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255, THUMBNAIL_SIDE
-        )
+        ).numpy()
         for image in images
-    ]
-    return torch.stack(shrunk).numpy()
+    )
+    return np.fromiter(shrunk, np.dtype((np.float32, (3, THUMBNAIL_SIDE, THUMBNAIL_SIDE))))
 
 
 def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | None = None) -> NearestPixels:
@@ -152,7 +153,7 @@ def _without_repeats(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     kept: list[int] = []
     positions: list[int] = []
     for index, image in enumerate(small):
-        key = image.tobytes()
+        key = xxhash.xxh3_128_digest(image)  # a set of the images themselves would be a second copy of all
         if key not in position_of:
             position_of[key] = len(kept)
             kept.append(index)

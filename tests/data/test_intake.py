@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,15 @@ from PIL import Image
 
 from hfgen.data import intake
 from hfgen.data.decode import DecodedImage
-from hfgen.data.intake import ImageFacts, IntakeReport, brightness_range, image_facts, perceptual_hash, write_report
+from hfgen.data.intake import (
+    FactsTable,
+    ImageFacts,
+    IntakeReport,
+    brightness_range,
+    image_facts,
+    perceptual_hash,
+    write_report,
+)
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 
@@ -43,6 +52,40 @@ def fact(number: int, **values) -> ImageFacts:
 def report_on(facts: list[ImageFacts], **values) -> IntakeReport:
     given = {"source": "folder /data", "unreadable": [], "skipped": {}, "sample_size": 64, "dropped": 0}
     return write_report(facts=facts, training_images=len(facts), **(given | values))
+
+
+# Many images
+
+
+def test_a_table_of_facts_gives_back_what_was_added():
+    facts = [
+        fact(1, digest=bytes(range(16)), grey_bits=12, darkest=7, brightest=250),
+        fact(2, digest=bytes(16), format="JPEG", mode="L", size=(70_000, 3)),
+        fact(3, digest=bytes(16))._replace(name="caf\u00e9/\udcff.png"),  # a file name that is not UTF-8
+        fact(4, digest=bytes(range(16)))._replace(name=""),
+    ]
+    table = FactsTable()
+    for one in facts:
+        table.append(one)
+    assert len(table) == 4 and list(table) == facts
+    assert report_on(table) == report_on(facts)
+
+
+def test_a_report_on_many_images_takes_few_bytes_of_memory_for_each(monkeypatch):
+    monkeypatch.setattr(intake, "MAX_COMPARED_IMAGES", 0)
+    count, table = 20_000, FactsTable()
+    tracemalloc.start()
+    try:
+        for index in range(count):
+            digest = (index + 2**120).to_bytes(16, "little")
+            table.append(ImageFacts(f"shard-00001.parquet#{index}", "PNG", "RGB", (640, 480), digest, 2**63 + index))
+        kept, _ = tracemalloc.get_traced_memory()
+        report_on(table)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept / count < 150, kept / count  # with a list: 290, and more if sizes differ
+    assert peak / count < 250, peak / count
 
 
 # Duplicates

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import shutil
+import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
@@ -16,7 +17,9 @@ from PIL import Image
 from stores import entries, load, pictures_in, same, settings_of
 from tfrecord_writer import bytes_feature, example, record
 
+from hfgen.data.contents import contents_digest
 from hfgen.data.settings import DataSettings
+from hfgen.data.store import ImageStore
 from hfgen.demo.sampling import open_upload
 from hfgen.errors import UserError
 from hfgen.inference.sampling import open_image
@@ -45,6 +48,36 @@ def test_pictures_of_different_sizes_are_kept_one_behind_the_other(tmp_path):
     store = load(tmp_path, crop="random")
     assert same(pictures_in(store), pictures)
     assert store.as_array() is None
+
+
+def test_images_of_one_size_need_no_table_in_memory(image_folder):
+    count, shapes = 1_000_000, load(image_folder).folder / "shapes.npy"
+    np.save(shapes, np.full((count, 2), 16, np.int64))
+    with (shapes.parent / "pixels.bin").open("r+b") as file:
+        file.truncate(count * 16 * 16 * 3)  # sparse
+    tracemalloc.start()
+    try:
+        store = ImageStore(shapes.parent)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak / count < 8, peak / count  # sizes and offsets would take 24 bytes each, in every process
+    assert np.array_equal(store[6], noise(16, 16, 6)) and store[count - 1].shape == (16, 16, 3)
+    assert store.as_array().shape == (count, 16, 16, 3)
+    with pytest.raises(IndexError):
+        store[count]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="needs Linux")
+@pytest.mark.parametrize(("memory", "at_random"), [(1e4, False), (5e3, True)])
+def test_pixels_that_do_not_fit_in_memory_are_not_read_ahead(image_folder, monkeypatch, memory, at_random):
+    monkeypatch.setattr("hfgen.data.store.physical_memory", lambda: memory)
+    monkeypatch.setattr("hfgen.data.store.MEMORY_PART", 1)
+    store = load(image_folder)  # 5,376 bytes
+    (_, mapping) = Path("/proc/self/smaps").read_text().split(f"{store.folder.resolve()}/pixels.bin\n")
+    flags = next(line for line in mapping.splitlines() if line.startswith("VmFlags")).split()
+    assert ("rr" in flags) == at_random
+    assert same(pictures_in(store), [noise(16, 16, seed) for seed in range(7)])
 
 
 def test_five_crops_follow_their_picture(tmp_path):
@@ -415,3 +448,16 @@ def test_a_damaged_cache_is_decoded_again(file, image_folder, cache_of_this_test
         assert same(pictures_in(again), [noise(16, 16, seed) for seed in range(7)])
         assert again.digest == first.digest and again.report == report and len(entries(cache_of_this_test)) == 1
         assert ("is damaged, and made again" in capsys.readouterr().out) == (file != "changes.txt")
+
+
+def test_comparing_the_contents_of_many_files_takes_little_memory(tmp_path):
+    files = [tmp_path / "one"] * 20_000
+    files[0].write_bytes(b"content")
+    tracemalloc.start()
+    try:
+        digest = contents_digest(files)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak / len(files) < 500, peak / len(files)  # 2,000 if all wait at once
+    assert contents_digest(files[:-1]) != digest == contents_digest(list(files))

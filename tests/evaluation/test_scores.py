@@ -255,6 +255,23 @@ def test_reference_features_are_computed_once_for_each_data_size_and_extractor(m
     assert other.calls == 1
 
 
+def test_the_features_of_many_images_are_computed_and_written_in_parts(monkeypatch, tmp_path):
+    class Counting(Colours):
+        asked: list[int] = []
+
+        def __call__(self, images, count=None):
+            self.asked.append(count)
+            return super().__call__(images, count)
+
+    monkeypatch.setattr("hfgen.evaluation.reference.FEATURES_AT_ONCE", 5)
+    extractor = Counting()
+    found = load_reference(DataSettings("toy_paintings:13", sample_size=16), extractor, "--reference")
+    assert extractor.asked == [5, 5, 3]
+    wanted = np.array([found.images[index].mean(axis=(0, 1)) for index in range(13)], dtype=np.float32)
+    np.save(tmp_path / "wanted.npy", wanted)
+    assert (found.folder / "features.npy").read_bytes() == (tmp_path / "wanted.npy").read_bytes()
+
+
 def test_damaged_features_and_floors_are_computed_again(capsys):
     extractor, settings = Colours(), DataSettings("toy_paintings:13", sample_size=16)
     first = load_reference(settings, extractor, "--reference")

@@ -1,6 +1,7 @@
 """Which changed pictures are still found as copies by their pixels, on toy paintings of 64 x 64."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from hfgen.data.toy_paintings import paint
 from hfgen.evaluation.scores import COPY_RATIO, pixel_report
-from hfgen.metrics.memorisation import nearest_pixels, thumbnails
+from hfgen.metrics.memorisation import _without_repeats, nearest_pixels, thumbnails
 
 
 NUM_REAL, NUM_CHANGED = 120, 40
@@ -117,3 +118,15 @@ def test_copies_among_new_paintings_are_counted_exactly(real, real_small):
     report = pixel_report(real_small, thumbnails(generated))
     assert (report["num_copies"], report["num_fake"]) == (7, 20)
     assert report["statement"].startswith("7 of 20 are copies by their pixels")
+
+
+def test_finding_the_repeats_of_small_images_makes_no_copy_of_them():
+    images = np.random.default_rng(0).integers(0, 256, (2000, 16, 16, 3), dtype=np.uint8)
+    small = thumbnails(images)
+    tracemalloc.start()
+    try:
+        kept, _ = _without_repeats(small)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.2 * small.nbytes and len(kept) == 2000
