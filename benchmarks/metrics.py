@@ -1,34 +1,36 @@
-#!/usr/bin/env python
 """FID's arithmetic and the extraction of features: hfgen's functions against clean-fid's.
-
-    python benchmarks/metrics.py [--quick]
 
 The arithmetic starts from the features, 2,048 for each image, and ends with the distance. The extraction starts from
 images in memory for hfgen and from PNG files for clean-fid, which reads folders only (its own loader, no workers);
-both run the same weights. Both sides are timed in turn.
+both run the same weights. The sides are timed in turn.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from script_steps import describe, verdict
+from script_steps import call_in_process
+from tables import Goal, Table
 
 
 NUM_FEATURES = 2048
-# At least: the arithmetic at 300 and at 5,000 images, and the extraction.
-AT_300, AT_5000, EXTRACTION = 100.0, 3.0, 1.0
+# At least: the arithmetic by the number of images, and the extraction.
+ARITHMETIC, EXTRACTION = {300: 100.0, 5000: 3.0}, 1.0
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    """Return the seconds that one call takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+def in_turn(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float]:
+    """Return the median seconds of both calls."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for work, taken in zip((ours, theirs), seconds, strict=True):
+            started = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - started)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
 def time_arithmetic(count: int, rounds: int) -> tuple[float, float]:
@@ -38,19 +40,16 @@ def time_arithmetic(count: int, rounds: int) -> tuple[float, float]:
 
     from hfgen.metrics.frechet import frechet_distance
 
+    warnings.simplefilter("ignore")
     rng = np.random.default_rng(0)
     # Skewed and correlated, as features behind a rectifier are.
     mixing = rng.normal(size=(NUM_FEATURES, NUM_FEATURES)) / NUM_FEATURES**0.5
     one, other = (np.abs(rng.gamma(0.5, scale, (count, NUM_FEATURES)) @ mixing) for scale in (1.0, 1.1))
-    ours, theirs = [], []
-    for _ in range(rounds):
-        ours.append(seconds_of(lambda: frechet_distance(one, other)))
-        theirs.append(seconds_of(lambda: fid_from_feats(one, other)))
-    return statistics.median(ours), statistics.median(theirs)
+    return in_turn(lambda: frechet_distance(one, other), lambda: fid_from_feats(one, other), rounds)
 
 
 def time_extraction(count: int, rounds: int) -> tuple[float, float]:
-    """Return the images/s of hfgen and of clean-fid."""
+    """Return the median seconds of hfgen and of clean-fid for the features of `count` images."""
     import torch
     from cleanfid.fid import get_folder_features
     from PIL import Image
@@ -67,48 +66,25 @@ def time_extraction(count: int, rounds: int) -> tuple[float, float]:
         with torch.no_grad():
             return network((batch - 128) / 128).reshape(len(batch), -1)
 
-    ours, theirs = [], []
+    settings: dict[str, Any] = {"num_workers": 0, "batch_size": 32, "device": torch.device("cpu"), "verbose": False}
     with tempfile.TemporaryDirectory() as folder:
         for index, image in enumerate(images):
             Image.fromarray(image).save(Path(folder) / f"{index}.png")
         extractor(images[:32])  # not timed: the first calls choose kernels
-        for _ in range(rounds):
-            ours.append(seconds_of(lambda: extractor(images, count)))
-            theirs.append(
-                seconds_of(
-                    lambda: get_folder_features(
-                        folder, peer, num_workers=0, batch_size=32, device=torch.device("cpu"), verbose=False
-                    )
-                )
-            )
-    return count / statistics.median(ours), count / statistics.median(theirs)
+        return in_turn(lambda: extractor(images, count), lambda: get_folder_features(folder, peer, **settings), rounds)
 
 
-def main() -> None:
-    """Time both sides and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="only test that it runs, not how fast")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    import torch
-
-    torch.set_num_threads(options.threads)
-    small, large, images, rounds = (20, 30, 8, 1) if options.quick else (300, 5000, 128, options.rounds)
-    at_small, at_large = time_arithmetic(small, rounds), time_arithmetic(large, rounds)
-    extraction = time_extraction(images, rounds)
-    print(describe(options.threads, "clean-fid", "numpy", "scipy") + "\n")
-    print("| | hfgen | clean-fid | ratio | at least | |\n|---|---|---|---|---|---|")
-    for name, (ours, theirs), least in ((small, at_small, AT_300), (large, at_large, AT_5000)):
-        ratio = theirs / ours
-        text = f"FID of {name:,} against {name:,} images, s"
-        print(f"| {text} | {ours:.3f} | {theirs:.2f} | {ratio:.1f} | {least} | {verdict(ratio, least)} |")
-    ratio = extraction[0] / extraction[1]
-    text = f"features of {images} images, images/s"
-    result = verdict(ratio, EXTRACTION)
-    print(f"| {text} | {extraction[0]:.2f} | {extraction[1]:.2f} | {ratio:.2f} | {EXTRACTION} | {result} |")
-
-
-if __name__ == "__main__":
-    main()
+def compare_metrics(rounds: int, threads: int, counts: tuple[int, ...], images: int) -> tuple[list[Table], list[Goal]]:
+    """Compare the arithmetic at several numbers of images, and the features of `images` images."""
+    about = "Seconds. Features: of the 2015 Inception network, toy paintings of 64 pixels."
+    table = Table("FID", about, ["", "hfgen, s", "clean-fid, s", "times faster"])
+    goals = []
+    for count in counts:
+        ours, theirs = call_in_process(time_arithmetic, count, rounds, threads=threads)
+        table.rows.append([f"FID of {count:,} against {count:,} images", ours, theirs, theirs / ours])
+        if count in ARITHMETIC:
+            goals.append(Goal(f"FID of {count:,} images over clean-fid", theirs / ours, ARITHMETIC[count]))
+    ours, theirs = call_in_process(time_extraction, images, rounds, threads=threads)
+    table.rows.append([f"features of {images} images", ours, theirs, theirs / ours])
+    goals.append(Goal("features over clean-fid", theirs / ours, EXTRACTION))
+    return [table], goals

@@ -1,0 +1,88 @@
+"""The benchmarks run to the end; how fast is not tested."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    """The benchmarks' modules can be imported, as from a script among them."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+def test_figures_are_whole_in_json_and_rounded_on_the_page(modules):
+    from tables import Goal, Table, table_of
+
+    table = Table("Speed", "How fast.", ["side", "images", "s"], [["ours", 12345, 0.012345], ["theirs", None, 1234.5]])
+    assert table.as_dict()["rows"][0] == {"side": "ours", "images": 12345, "s": 0.012345}
+    lines = table.as_markdown().splitlines()
+    assert lines[:3] == ["## Speed", "", "How fast."]
+    assert lines[-2:] == ["| ours | 12,345 | 0.0123 |", "| theirs |  | 1,234 |"]
+    goals = table_of([Goal("twice", 1.9, 2), Goal("half", 0.5, 0.5)])
+    assert [row[-1] for row in goals.rows] == ["MISS", "pass"]
+    assert json.loads(json.dumps(Table("", "", ["a"], [[float("inf")]]).as_dict()))["rows"] == [{"a": None}]
+
+
+def test_ratios_are_of_steps_timed_one_after_the_other(modules):
+    from script_steps import Timing, ratio_of, time_in_turn
+
+    class Clock:
+        def __init__(self, name: str, seconds: list[float]):
+            self.name, self.seconds = name, seconds
+
+        def step(self) -> float:
+            order.append(self.name)
+            return self.seconds.pop(0)
+
+        def close(self) -> int:
+            return 2**20
+
+    order: list[str] = []
+    # A machine that becomes ten times slower on the way.
+    timings = time_in_turn({"a": Clock("a", [9.0, 2, 2, 20]), "b": Clock("b", [9.0, 1, 1, 10])}, rounds=3)
+    assert order == ["b", "a", "a", "b", "b", "a", "a", "b"]
+    assert timings["a"] == Timing([2, 2, 20], 2**20)
+    assert ratio_of(timings["a"], timings["b"]) == 2
+
+
+def test_operations_of_a_step_are_counted_with_their_bytes(modules):
+    from step_costs import counted_step
+
+    def step(steps):
+        found.update((yield from counted_step(steps, rate=1e9, bandwidth=1e6)))
+
+    found: dict = {}
+    left, right = torch.ones(10, 20), torch.ones(20, 30)
+    for _ in step(iter(range(1))):
+        (left @ right).view(-1).add_(1)
+    assert set(found) == {"mm", "add_"}
+    assert found["mm"].flops == 2 * 10 * 20 * 30
+    assert found["mm"].bytes == 4 * (10 * 20 + 20 * 30 + 10 * 30)
+    assert found["mm"].bound == max(12e3 / 1e9, 4400 / 1e6)
+    assert found["add_"].calls == 1 and found["add_"].flops == 0
+
+
+@pytest.mark.slow
+def test_all_that_is_measured_lands_in_a_file_and_on_a_page(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "run.py"), "--smoke", "--only", "data", "sampling", "--threads", "1"]
+    done = subprocess.run([*command, "--output", str(tmp_path / "figures")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [table["title"] for table in figures["tables"]] == ["Data path", "DCGAN: 32 images generated"]
+    assert figures["kind"] == "smoke" and len(figures["goals"]) == 5
+    assert all(row["images/s"] > 0 for table in figures["tables"] for row in table["rows"])
+    assert "| hfgen |" in (tmp_path / "figures.md").read_text()
+
+
+def test_a_pipeline_is_scored_only_against_a_reference(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "run.py"), "--only", "sampling", "--pipeline", "run"]
+    done = subprocess.run([*command, "--output", str(tmp_path / "x")], capture_output=True, text=True)
+    assert done.returncode == 2 and "--pipeline and --reference go together" in done.stderr
