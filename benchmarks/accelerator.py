@@ -4,8 +4,9 @@
     python benchmarks/accelerator.py --output DIR [--minutes 8] [--dataset FOLDER]
 
 For each preset, in a process of its own: its training for a part of the time, with images/s, the share of the matrix
-rate of the machine and the peak memory; then FID, and a sheet. Needs no network, the `eval` extra, and no data: toy
-paintings are drawn if none are given. Without a GPU it runs on the CPU, to test it: with a few images.
+rate of the machine and the peak memory; then FID, and a sheet. At last, where pytest is installed, the tests that need
+a GPU. Needs no network, the `eval` extra, and no data: toy paintings are generated if none are given. Without a GPU it
+runs on the CPU, to test it: with a few images.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from script_steps import describe
+from step_costs import counted_step
 
 
 PRESETS = {"dcgan_nearest": "gan", "dcgan": "gan", "wgan_gp": "gan", "vae": "vae", "ddpm": "ddpm"}
@@ -36,7 +38,6 @@ HFGEN = [sys.executable, "-c", "from hfgen.cli import main; main()"]
 def train_measured(method: str, arguments: list[str], report: Path) -> None:
     """Run a training script, and write what it took: FLOPs of an update, peak memory; in a process of its own."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     script: Any = importlib.import_module(f"hfgen.training_scripts.train_{method}")
     found: dict[str, Any] = {}
@@ -49,10 +50,8 @@ def train_measured(method: str, arguments: list[str], report: Path) -> None:
 
         def steps(self) -> Iterator[int]:
             steps = super().steps()
-            if not self.all_settings.get("gradient_penalty_weight"):  # the counter cannot look into its gradients
-                with FlopCounterMode(display=False) as counter:
-                    yield from next_of(steps)
-                found["flops_per_image"] = counter.get_total_flops() / self.images_per_step
+            operations = yield from counted_step(steps, rate=float("inf"), bandwidth=float("inf"))
+            found["flops_per_image"] = sum(one.flops for one in operations.values()) / self.images_per_step
             found["precision"] = self.accelerator.mixed_precision
             yield from steps
 
@@ -61,13 +60,6 @@ def train_measured(method: str, arguments: list[str], report: Path) -> None:
     if torch.cuda.is_available():
         found["peak_memory"] = torch.cuda.max_memory_allocated()
     report.write_text(json.dumps(found))
-
-
-def next_of(steps: Iterator[int]) -> Iterator[int]:
-    """Yield the next step, if there is one: its body runs within the caller's `with`."""
-    step = next(steps, None)
-    if step is not None:
-        yield step
 
 
 def matrix_rates() -> dict[str, float]:
@@ -136,6 +128,15 @@ def resumed_like_uninterrupted(options: argparse.Namespace) -> float:
     return max(differences)
 
 
+def tests_that_need_a_gpu(log: Path) -> str:
+    """Run them, with their output in a log, and return its last line."""
+    tests = Path(__file__).parents[1] / "tests"
+    with log.open("w") as output:
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(tests)]
+        subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
+    return f"Tests that need a GPU: {log.read_text().strip().splitlines()[-1]}"
+
+
 def call(command: list[str], log: Path) -> None:
     """Run a command, with its output in a log.
 
@@ -158,9 +159,7 @@ def as_markdown(about: str, rates: dict[str, float], families: dict[str, Any], n
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for preset, one in families.items():
         speed = one["images_per_second"]
-        share = ""
-        if "flops_per_image" in one:
-            share = f"{speed * one['flops_per_image'] / rates[one['precision']]:.3f}"
+        share = f"{speed * one['flops_per_image'] / rates[one['precision']]:.3f}"
         memory = f"{one['peak_memory'] / 2**30:.2f} GiB" if "peak_memory" in one else ""
         lines.append(
             f"| {preset} | {one['precision']} | {speed:.0f} | {share} | {memory} | {one['images']:,} images, "
@@ -212,6 +211,12 @@ def main() -> None:
     with (options.output / "results.md").open("a") as file:
         file.write(f"\n{resumed}\n")
     print(resumed)
+    tested = (
+        tests_that_need_a_gpu(options.output / "tests.log") if on_gpu else "The tests that need a GPU were not run."
+    )
+    with (options.output / "results.md").open("a") as file:
+        file.write(f"\n{tested}\n")
+    print(tested)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 
     python benchmarks/run.py [--quick] [--only PART ...] [--pipeline RUN --reference DATA]
 
-Sides are timed in turn, and medians and ratios are compared. Writes benchmarks/results/NAME.json and NAME.md, after
-each part, so that an interruption loses only one. `--quick` takes ten minutes on two cores: smaller batches and fewer
-rounds, so its figures show the order of things, not the last tenth.
+Sides are timed in turn, and medians and ratios are compared. Writes benchmarks/results/NAME.json and NAME.md after
+each part, so that an interruption loses only one; `--only` replaces its parts in these files. `--quick` takes ten
+minutes on two cores: fewer rounds, and smaller batches of the largest networks.
 """
 
 import argparse
@@ -13,11 +13,11 @@ import datetime
 import json
 import os
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from script_steps import describe
 from tables import Goal, Table, table_of
@@ -131,33 +131,45 @@ def main() -> None:
     missing = [package for package in PEERS if "steps" in parts and not version_of(package)]
     if missing:
         parser.error(f"steps: {' and '.join(missing)} not installed: pip install -e '.[bench]'")
-    divisor, rounds = (8, 2) if options.smoke else (4, 5) if options.quick else (1, 9)
-    options.size = Size(rounds, options.threads, divisor)
+    rounds, *divisors = (2, 8, 8) if options.smoke else (5, 1, 4) if options.quick else (9, 1, 1)
+    options.size = Size(rounds, options.threads, *divisors)
     about = describe(options.threads, *PACKAGES)
     today = datetime.date.today().isoformat()
     name = re.sub(r"\W+", "-", f"{about.split(',')[0]} {today}".lower())
     output = options.output or Path(__file__).parent / "results" / name
     output.parent.mkdir(parents=True, exist_ok=True)
     kind = "smoke" if options.smoke else "quick" if options.quick else "full"
-    figures = {"date": today, "about": about, "kind": kind, "seconds": {}, "tables": [], "goals": []}
-    tables: list[Table] = []
-    goals: list[Goal] = []
+    file = output.with_suffix(".json")
+    figures: dict[str, Any] = {"about": about, "kind": kind, "parts": {}}
+    if file.is_file() and (before := json.loads(file.read_text())).items() >= {"about": about, "kind": kind}.items():
+        figures = before  # only the parts of this run are replaced
     for part in parts:
         print(f"{part}: {PARTS[part].__doc__}", flush=True)
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            more, more_goals = PARTS[part](Path(folder), options)
-        tables, goals = tables + more, goals + more_goals
-        figures["seconds"][part] = round(time.perf_counter() - started, 1)
-        figures["tables"] = [table.as_dict() for table in tables]
-        figures["goals"] = [goal._asdict() | {"verdict": goal.verdict} for goal in goals]
-        output.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
-        page = [f"# Benchmarks of {today}, {kind}", "", f"{about}.", ""]
-        page += [table.as_markdown() for table in [*tables, *([table_of(goals)] if goals else [])]]
-        output.with_suffix(".md").write_text("\n".join(page))
-        print("\n".join(table.as_markdown() for table in more), flush=True)
-    print(table_of(goals).as_markdown() if goals else "", f"\n{output.with_suffix('.md')}", sep="")
+            tables, goals = PARTS[part](Path(folder), options)
+        figures["parts"][part] = {
+            "date": today,
+            "seconds": round(time.perf_counter() - started, 1),
+            "tables": [table.as_dict() for table in tables],
+            "goals": [goal._asdict() | {"verdict": goal.verdict} for goal in goals],
+        }
+        file.write_text(json.dumps(figures, indent=1) + "\n")
+        output.with_suffix(".md").write_text(page_of(figures))
+        print("\n".join(table.as_markdown() for table in tables), flush=True)
+    print(output.with_suffix(".md"))
+
+
+def page_of(figures: dict[str, Any]) -> str:
+    """Return all figures of one machine as Markdown: the goals, then the parts in their order."""
+    parts = [figures["parts"][name] for name in PARTS if name in figures["parts"]]
+    goals = [Goal(goal["name"], goal["value"], goal["at_least"]) for part in parts for goal in part["goals"]]
+    tables = [table_of(goals)] if goals else []
+    tables += [Table.from_dict(table) for part in parts for table in part["tables"]]
+    dates = " to ".join(sorted({part["date"] for part in parts}))
+    head = [f"# Benchmarks, {figures['kind']}, {dates}", "", f"{figures['about']}.", ""]
+    return "\n".join([*head, *(table.as_markdown() for table in tables)])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

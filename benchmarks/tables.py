@@ -29,6 +29,12 @@ class Table:
         rows = [dict(zip(self.columns, map(_finite, row), strict=True)) for row in self.rows]
         return {"title": self.title, "about": self.about, "rows": rows}
 
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> "Table":
+        """Return the table that `as_dict` has written."""
+        rows = [list(row.values()) for row in found["rows"]]
+        return cls(found["title"], found["about"], list(found["rows"][0]), rows)
+
     def as_markdown(self) -> str:
         """Return the table for a page, with three significant digits."""
         lines = [f"## {self.title}", "", self.about, "", _line(self.columns), _line(["---"] * len(self.columns))]
@@ -50,7 +56,7 @@ class Goal(NamedTuple):
 
 def table_of(goals: list[Goal]) -> Table:
     """Return all goals as one table."""
-    table = Table("Goals", "Ratios from the tables above.", ["ratio", "measured", "at least", ""])
+    table = Table("Goals", "Ratios from the tables below.", ["ratio", "measured", "at least", ""])
     table.rows = [[goal.name, goal.value, goal.at_least, goal.verdict] for goal in goals]
     return table
 

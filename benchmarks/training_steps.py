@@ -26,11 +26,13 @@ class Size(NamedTuple):
         rounds: timed steps of each side.
         threads: of each side.
         divisor: of the batch sizes.
+        large_divisor: of the batch sizes of the largest networks, in `compare_steps`.
     """
 
     rounds: int
     threads: int
     divisor: int = 1
+    large_divisor: int = 1
 
 
 SPEED_COLUMNS = ["side", "parameters", "GFLOP per image", "s per step", "spread", "images/s", "GFLOP/s", "peak MiB"]
@@ -98,7 +100,7 @@ AT_LEAST = {
 
 
 def _ddpm(folder: Path, size: Size, bf16: bool):
-    batch_size = 16 // size.divisor
+    batch_size = 16 // size.large_divisor
     arguments = ("--unet", "library", "--dataset", DATASET, "--batch_size", str(batch_size))
     sides = {"hfgen": partial(Worker, serve_script, "train_ddpm", f"{folder}/run", *arguments, threads=size.threads)}
     for precision, name in (("no", "fp32"), ("bf16", "bf16"))[: 1 + bf16]:
@@ -170,23 +172,18 @@ def compare_compiled(folder: Path, size: Size) -> list[Table]:
     return [table]
 
 
-LEVERS = ("kept memory", "matrix products", "few seeds")
+LEVERS = ("kept memory", "matrix products")
 
 
 def serve_without(connection: Connection, lever: str, name: str, output_dir: str, *arguments: str) -> None:
     """Run a script step by step without one of the levers, or with all if it is ""; for `Worker`."""
-    import torch
-
     import hfgen.methods.matrix_convolution
     import hfgen.training.launcher
-    import hfgen.training.run
 
     if lever == "kept memory":
         hfgen.training.launcher.keep_freed_memory = lambda: None
     elif lever == "matrix products":
         hfgen.methods.matrix_convolution.use_matrix_products = lambda network: None
-    elif lever == "few seeds":
-        hfgen.training.run.seed_global_generator = lambda seed, device: torch.manual_seed(seed) and None
     serve_script(connection, name, output_dir, *arguments, count=False)
 
 
@@ -194,8 +191,7 @@ def compare_levers(folder: Path, size: Size) -> list[Table]:
     """Time a step of DCGAN and of the VAE with and without each lever of hfgen."""
     about = (
         "How many times longer a step takes without: keeping the memory that an update frees; matrix products in the "
-        "place of coarse convolutions (in fp32 of their weight gradients); seeding only the generators in use. "
-        + SPREAD
+        "place of coarse convolutions (in fp32: of their weight gradients). " + SPREAD
     )
     columns = ["preset", "batch", "s per step", "spread", *(f"without {lever}" for lever in LEVERS)]
     table = Table("What hfgen's levers bring", about, columns)

@@ -259,6 +259,7 @@ def test_a_state_taken_earlier_does_not_move_with_the_batches(store):
 # On an accelerator
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("part", [0.25, 0.0])
 @pytest.mark.parametrize("crop", ["center", "random"])
