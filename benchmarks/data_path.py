@@ -13,10 +13,10 @@ from tables import Goal, Table
 
 
 CASES = [(size, flip) for size in (64, 256) for flip in (False, True)]
-BATCH_SIZE, AT_LEAST = 32, 20
+AT_LEAST = 20
 
 
-def compare_data_path(folder: Path, rounds: int, threads: int, images: int, seconds: float):
+def compare_data_path(folder: Path, rounds: int, threads: int, images: int, batch_size: int, seconds: float):
     """Compare delivery and training.
 
     Args:
@@ -24,6 +24,7 @@ def compare_data_path(folder: Path, rounds: int, threads: int, images: int, seco
         rounds: of both.
         threads: of training.
         images: in the dataset.
+        batch_size: of both.
         seconds: of delivery in a round.
     """
     import torch
@@ -37,10 +38,10 @@ def compare_data_path(folder: Path, rounds: int, threads: int, images: int, seco
     for size, flip in CASES:
         settings = DataSettings(dataset=dataset, sample_size=size, horizontal_flip=flip, cache_dir=cache)
         sources[size, flip] = ImageBatches(
-            load_images(settings), settings, BATCH_SIZE, seed=0, device=torch.device("cpu")
+            load_images(settings), settings, batch_size, seed=0, device=torch.device("cpu")
         )
         next(sources[size, flip])  # not timed, as the first step is not
-    arguments = ["--preset", "ddpm", "--dataset", dataset, "--cache_dir", cache, "--batch_size", str(BATCH_SIZE)]
+    arguments = ["--preset", "ddpm", "--dataset", dataset, "--cache_dir", cache, "--batch_size", str(batch_size)]
     worker = Worker(serve_script, "train_ddpm", f"{folder}/data_path", *arguments, threads=threads)
     delivered: dict[tuple[int, bool], list[float]] = {case: [] for case in CASES}
     consumed = []
@@ -50,10 +51,10 @@ def compare_data_path(folder: Path, rounds: int, threads: int, images: int, seco
             while time.perf_counter() - started < seconds:
                 count += len(next(batches))
             delivered[case].append(count / (time.perf_counter() - started))
-        consumed.append(BATCH_SIZE / worker.step())
+        consumed.append(batch_size / worker.step())
     worker.close()
     need = statistics.median(consumed)
-    about = f"`ddpm`'s step at 64 pixels, batch {BATCH_SIZE}, consumes {need:.1f} images/s; {images} toy paintings."
+    about = f"`ddpm`'s step at 64 pixels, batch {batch_size}, consumes {need:.1f} images/s; {images} toy paintings."
     table = Table("Data path", about, ["pixels", "horizontal flip", "images/s", "over the step's"])
     goals = []
     for (size, flip), rates in delivered.items():

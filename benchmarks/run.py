@@ -84,8 +84,8 @@ def data(folder: Path, options: argparse.Namespace) -> tuple[list[Table], list[G
     """Images per second from the cache beside those that a training step consumes."""
     from data_path import compare_data_path
 
-    rounds, images, seconds = (2, 40, 0.02) if options.smoke else (3, 256, 0.2) if options.quick else (7, 512, 0.3)
-    return compare_data_path(folder, rounds, options.threads, images, seconds)
+    size = (2, options.threads, 16, 2, 0.02) if options.smoke else (3, options.threads, 256, 32, 0.2)
+    return compare_data_path(folder, *(size if options.quick else (7, options.threads, 512, 32, 0.3)))
 
 
 def startup(folder: Path, options: argparse.Namespace) -> tuple[list[Table], list[Goal]]:
