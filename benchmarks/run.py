@@ -116,12 +116,13 @@ def main() -> None:
     )
     parser.add_argument("--smoke", action="store_true", help="only test that it runs: tiny sizes")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--threads", type=int, default=cores, help="default: all cores")
     parser.add_argument("--pipeline", help="a trained diffusion run, to compare samplers by FID")
     parser.add_argument("--reference", help="its images")
     parser.add_argument("--num_images", type=int, help="for that FID; default: 1,000, with --quick 50")
     parser.add_argument("--device", default="cpu", help="for that FID")
-    parser.add_argument("--output", type=Path, help="file, without ending; default: benchmarks/results/CPU-DATE")
+    parser.add_argument("--output", type=Path, help="file, without ending; default: benchmarks/results/CPU-quick")
     options = parser.parse_args()
     if (options.pipeline is None) != (options.reference is None):
         parser.error("--pipeline and --reference go together")
@@ -135,10 +136,10 @@ def main() -> None:
     options.size = Size(rounds, options.threads, *divisors)
     about = describe(options.threads, *PACKAGES)
     today = datetime.date.today().isoformat()
-    name = re.sub(r"\W+", "-", f"{about.split(',')[0]} {today}".lower())
+    kind = "smoke" if options.smoke else "quick" if options.quick else "full"
+    name = re.sub(r"\W+", "-", f"{about.split(',')[0]} {kind}".lower())
     output = options.output or Path(__file__).parent / "results" / name
     output.parent.mkdir(parents=True, exist_ok=True)
-    kind = "smoke" if options.smoke else "quick" if options.quick else "full"
     file = output.with_suffix(".json")
     figures: dict[str, Any] = {"about": about, "kind": kind, "parts": {}}
     if file.is_file() and (before := json.loads(file.read_text())).items() >= {"about": about, "kind": kind}.items():

@@ -75,7 +75,7 @@ def compare_quality(pipeline: str, reference: str, num_images: int, divisor: int
     Args:
         pipeline: run or pipeline folder.
         reference: dataset to compare with.
-        num_images: generated and of the reference; the FID of few images is far above that of many.
+        num_images: generated; the FID of few images is far above that of many.
         divisor: of the steps; 1 for all.
         device: to sample on.
     """
@@ -94,9 +94,7 @@ def compare_quality(pipeline: str, reference: str, num_images: int, divisor: int
         raise SystemExit(f"--pipeline {pipeline}: only diffusion has samplers and steps to compare")
     data = DataSettings(dataset=reference, sample_size=image_size(saved))
     real = open_reference(data, saved.device, "inception", "clean", None)
-    about = (
-        f"FID of {num_images} images against all {len(real.features):,} of the reference, seed 0, the same noise; on "
-    )
+    about = f"FID of {num_images} images against all {len(real.features):,} of the reference, seed 0, on {device}."
     table = Table("Diffusion: quality beside time", about, ["sampler", "steps", "s per image", "FID"])
     samplers = EDM_SAMPLERS if is_edm(saved.scheduler) else DDPM_SAMPLERS
     for sampler, steps in ((None, steps_of(saved) * divisor), *samplers):
