@@ -118,10 +118,8 @@ def costs_of(method: str, arguments: list[str], rounds: int, sizes: tuple[int, .
             faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
         found.update(
             precision={"no": "fp32"}.get(precision, precision),
-            images=run.images_per_step,
             seconds=statistics.median(seconds),
             rate=statistics.median(rates),
-            share=0.0,
             bandwidth=statistics.median(copies),
             faults=faults / rounds,
         )
@@ -129,10 +127,7 @@ def costs_of(method: str, arguments: list[str], rounds: int, sizes: tuple[int, .
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
             yield next(steps)
         found["operations"] = {name: one._asdict() for name, one in operations.items()}
-        flops = sum(one.flops for one in operations.values())
-        found["flops"] = flops
-        # Each step beside the rate that was measured just before it.
-        found["share"] = statistics.median(flops / taken / rate for taken, rate in zip(seconds, rates, strict=True))
+        found["flops"] = sum(one.flops for one in operations.values())
         events = [event for event in profiler.key_averages() if event.key.startswith("aten::")]
         times: dict[str, float] = defaultdict(float)
         for event in events:
@@ -166,14 +161,15 @@ def measure_costs(folder: Path, size: Size) -> tuple[list[Table], list[Goal]]:
         arguments = ["--output_dir", f"{folder}/{preset}_costs", *QUIET, *script_of(preset, batch_size)]
         one = call_in_process(costs_of, method, arguments, size.rounds, sizes, threads=size.threads)
         operations = one["operations"].values()
+        share = one["flops"] / one["seconds"] / one["rate"]
         bound = sum(operation["bound"] for operation in operations)
         memory = sum(operation["bound"] for operation in operations if operation["flops"] == 0)
         table.rows.append(
             [preset, batch_size, one["precision"], one["seconds"], batch_size / one["seconds"]]
-            + [one["flops"] / batch_size / 1e9, one["rate"] / 1e9, one["share"], one["bandwidth"] / 1e9]
+            + [one["flops"] / batch_size / 1e9, one["rate"] / 1e9, share, one["bandwidth"] / 1e9]
             + [bound, memory, bound / one["seconds"], one["faults"]]
         )
-        goals.append(Goal(f"{preset}: share of the matrix rate", one["share"], OF_MATRIX_RATE))
+        goals.append(Goal(f"{preset}: share of the matrix rate", share, OF_MATRIX_RATE))
         tables.append(_table_of_operations(preset, one))
     return [table, *tables], goals
 

@@ -20,7 +20,7 @@ class StopRequests:
     """Collects stop requests, which are handled between two updates.
 
     Attributes:
-        not_finite: whether a loss or a generated image was not finite: on this process, and after `agree` on any.
+        not_finite: whether a loss or a generated image was non-finite, on this process; after `agree`, on any process.
     """
 
     def __init__(self) -> None:
