@@ -3,12 +3,44 @@
 import json
 from importlib.resources import files
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from hfgen.commands.options import refuse_to_replace
+from hfgen.files import writing
 
-def presets() -> None:
+
+def presets(
+    coloured: Annotated[
+        list[str] | None, typer.Argument(metavar="[PRESET]...", help="presets that --curves draws in colour")
+    ] = None,
+    curves: Annotated[
+        Path | None, typer.Option("--curves", help="plot of FID against training images: .png, .pdf or .svg")
+    ] = None,
+) -> None:
     """List the presets of `hfgen train`, with the best FID of their reference runs."""
+    if curves is not None:
+        refuse_to_replace(curves, endings=(".png", ".pdf", ".svg"))
+        _plot(curves, coloured or [])
+    elif coloured:
+        raise typer.BadParameter("presets are named only with --curves, which draws them in colour")
+    else:
+        _list()
+
+
+def _plot(output: Path, coloured: list[str]) -> None:
+    from hfgen.inference.curves import plot_reference_curves
+    from hfgen.training.reference_curves import read_reference_curves
+
+    figure = plot_reference_curves(read_reference_curves(), coloured)
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output, dpi=110)
+    typer.echo(f"{output}: FID of the presets' reference runs")
+
+
+def _list() -> None:
     from hfgen.training.reference_curves import read_reference_curves  # imports numpy
 
     reached = {}

@@ -26,6 +26,9 @@ def publish(
     space: Annotated[
         bool, typer.Option("--space", metavar=FLAG, help="also publish the demo as a Space of the same name")
     ] = False,
+    half: Annotated[
+        bool, typer.Option("--half", metavar=FLAG, help="store the weights as 16-bit floats, half the size")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", help="only write the files to this new folder; upload nothing")
     ] = None,
@@ -39,10 +42,10 @@ def publish(
         from hfgen.publishing import publish as hub
 
     if output is not None:
-        write_atomically(output, lambda folder: hub.prepare(source, folder, repo_id, scores, license_id))
+        write_atomically(output, lambda folder: hub.prepare(source, folder, repo_id, scores, license_id, half))
         typer.echo(f"{output}: the files to publish, checked to load without hfgen; README.md is the card")
         return
-    published = hub.publish(source, repo_id, private, scores, license_id, space)
+    published = hub.publish(source, repo_id, private, scores, license_id, space, half=half)
     typer.echo(f"published {published.repo_id}: {published.commit.address}")
     if published.replaced_card:
         typer.echo(

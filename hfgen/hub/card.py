@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
 
 from hfgen import __version__
 from hfgen.files import read_json
@@ -84,7 +85,7 @@ def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> Mod
         title=repo_id.split("/")[-1],
         summary=method.summary,
         pictures=_pictures(folder / "samples", SAMPLES) or "No sample images were uploaded.",
-        usage=_usage(repo_id, method, variant_of(folder)),
+        usage=_usage(repo_id, method, folder),
         departures=_departures(method),
         data=_data(training),
         training=f"{_training(training, settings)}\n\n{_pictures(folder / 'samples', COURSE)}".strip(),
@@ -154,7 +155,18 @@ def variant_of(folder: Path) -> str | None:
     return min(common, default="") or None
 
 
-def _usage(repo_id: str, method: Method, variant: str | None) -> str:
+def _is_half(folder: Path) -> bool:
+    """Whether any weights of a pipeline are stored as 16-bit floats."""
+    for file in folder.glob("*/*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            if any(tensors.get_slice(name).get_dtype() == "F16" for name in tensors.keys()):  # noqa: SIM118
+                return True
+    return False
+
+
+def _usage(repo_id: str, method: Method, folder: Path) -> str:
+    variant = variant_of(folder)
+    rounded = " The weights are stored as 16-bit floats and loaded as 32-bit floats." if _is_half(folder) else ""
     trust = ", trust_remote_code=True" if method.needs_trust else ""
     kept = f', variant="{variant}"' if variant else ""
     code = (
@@ -172,7 +184,7 @@ images = pipeline({method.call}).images
 
 This needs only torch and diffusers (0.38 or newer). {code} With
 [hfgen](https://github.com/hfgen/hfgen) installed, no code from the repo is run at all:
-`hfgen.pipelines.{name}.from_pretrained("{repo_id}"{kept})`."""
+`hfgen.pipelines.{name}.from_pretrained("{repo_id}"{kept})`.{rounded}"""
 
 
 def _departures(method: Method) -> str:
@@ -261,7 +273,9 @@ def _scores(report: dict[str, Any] | None, run_scores: dict[str, Any] | None, tr
         steps = report["num_inference_steps"]
         in_steps = f" in {steps} denoising steps" if steps else ""
         speed = f"Generated{in_steps} at {report['drawing_images_per_second']:.3g} images/s."
-        return f"Reference: {markdown_text(reference_name(report['reference']))}. {speed} {score_table(report)}"
+        rounded = " Measured before the weights were rounded to 16 bits." if report.get("before_rounding") else ""
+        reference = markdown_text(reference_name(report["reference"]))
+        return f"Reference: {reference}. {speed}{rounded} {score_table(report)}"
     if run_scores:
         return (
             f"Measured during training, at step {run_scores['step']:,}: FID {run_scores['fid']:.4g} and KID "

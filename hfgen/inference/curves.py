@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from hfgen.errors import UserError
 from hfgen.files import read_json
@@ -110,6 +111,40 @@ def compared_with_references(run: Path) -> str:
         "no reference curve has these settings, this image size, so few training images and this number of scored "
         f"images (--evaluate_num_images {count})"
     )
+
+
+def plot_reference_curves(curves: Sequence[ReferenceCurve], coloured: Sequence[str] = ()) -> Figure:
+    """Plot the reference curves of presets: FID against training images, on logarithmic axes.
+
+    Args:
+        curves: those to plot.
+        coloured: presets that are drawn in colour in front of the others, which are grey; all if empty.
+
+    Raises:
+        UserError: if a coloured preset has no curve.
+    """
+    known = [curve.preset for curve in curves]
+    if missing := [name for name in coloured if name not in known]:
+        raise UserError(f"{missing[0]}: no reference run of this preset; those with one are {', '.join(known)}")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    ax = figure.subplots()
+    for number, curve in enumerate(curves):
+        images, _, fids = zip(*curve.points, strict=True)
+        in_front = not coloured or curve.preset in coloured
+        style = {"color": f"C{number % 10}", "linewidth": 2, "zorder": 3} if in_front else {"color": "lightgrey"}
+        ax.plot(images, fids, marker=".", label=curve.preset if in_front else None, **style)
+        if not in_front:
+            ax.annotate(f" {curve.preset}", (images[-1], fids[-1]), color="grey", fontsize="x-small", va="center")
+    ax.set(xlabel="training images seen", ylabel="FID", xscale="log", yscale="log")
+    for axis, parts in ((ax.xaxis, (1, 2, 5)), (ax.yaxis, (1, 2, 3, 5, 7))):
+        axis.set_major_locator(LogLocator(subs=parts))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter("{x:,.0f}")
+    measured = dict.fromkeys(f"{curve.data}, FID of {curve.num_images:,} images" for curve in curves)
+    ax.set_title("\n".join(measured), fontsize="small")
+    ax.legend(fontsize="small")
+    ax.grid(alpha=0.3)
+    return figure
 
 
 def _plot_references(by_images: Axes, by_time: Axes, references: Sequence[ReferenceCurve]) -> None:

@@ -24,6 +24,7 @@ from hfgen.inference.film import progress_frames, write_gif
 from hfgen.inference.opening import find_pipeline, open_pipeline
 from hfgen.inference.sampling import SamplingOptions, generate_images, interpolate, latents_of_seeds, weights_digest
 from hfgen.metrics.report import finite, read_report
+from hfgen.publishing.half import round_to_half, store_in_half
 from hfgen.training.checkpoints import PROGRESS_FILE
 from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE, STATUS_KEYS, read_launches, run_of
 from hfgen.training.history import METRICS_FILE, NEEDED
@@ -51,7 +52,12 @@ class Moment(NamedTuple):
 
 
 def make_publication(
-    source: Path, target: Path, repo_id: str, scores: Path | None = None, license_id: str | None = None
+    source: Path,
+    target: Path,
+    repo_id: str,
+    scores: Path | None = None,
+    license_id: str | None = None,
+    half: bool = False,
 ) -> None:
     """Write everything to publish into a new folder.
 
@@ -61,14 +67,22 @@ def make_publication(
         repo_id: "owner/name", for the card.
         scores: a folder from `hfgen evaluate`, or the `evaluation.json` in it.
         license_id: licence of the weights, for the card.
+        half: store the weights as 16-bit floats; the pictures are then made with these.
 
     Raises:
-        UserError: if there is no pipeline, the scores belong to other weights, or a local path would be published.
+        UserError: if there is no pipeline, the scores belong to other weights, a local path would be published, or a
+            weight is too large for 16 bits.
     """
     folder = find_pipeline(source)
     pipeline = open_pipeline(str(folder), plain=True)
-    report = None if scores is None else scores_of(scores, pipeline)
+    digests = [weights_digest(pipeline)]
+    if half:
+        round_to_half(pipeline)
+        digests.append(weights_digest(pipeline))
+    report = None if scores is None else scores_of(scores, digests)
     pipeline.save_pretrained(target)
+    if half:
+        store_in_half(target)
     run = run_of(folder)
     if report is not None:
         report["reference"] = reference_name(report["reference"])
@@ -82,8 +96,12 @@ def make_publication(
     refuse_private_paths(target, [str(path) for path in private])
 
 
-def scores_of(scores: Path, pipeline: DiffusionPipeline) -> dict[str, Any]:
+def scores_of(scores: Path, digests: Sequence[str]) -> dict[str, Any]:
     """Read a report of `hfgen evaluate`.
+
+    Args:
+        scores: its folder or file.
+        digests: of the trained weights and, if they are rounded to 16 bits for publishing, of the rounded ones.
 
     Raises:
         UserError: if it is not a report, or belongs to other weights.
@@ -94,11 +112,11 @@ def scores_of(scores: Path, pipeline: DiffusionPipeline) -> dict[str, Any]:
         digest = report.get("weights_sha256")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--scores {scores}: contains no {REPORT_FILE} from hfgen evaluate ({error!r})") from error
-    if digest != weights_digest(pipeline):
+    if digest not in digests:
         raise UserError(
             f"--scores {scores}: these scores belong to other weights; run hfgen evaluate for this pipeline"
         )
-    return report
+    return {**report, "before_rounding": True} if digest != digests[-1] else report
 
 
 def save_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps: int | None) -> None:

@@ -43,6 +43,7 @@ def publish(
     license_id: str | None = None,
     space: bool = False,
     token: str | None = None,
+    half: bool = False,
 ) -> Published:
     """Publish a pipeline on the Hub, after checking that it loads without hfgen.
 
@@ -55,6 +56,7 @@ def publish(
         license_id: Hub licence id for the weights, such as "apache-2.0".
         space: also publish the demo as a Space of the same name.
         token: Hub token; if None, that of the current login.
+        half: store the weights as 16-bit floats, half the size; they are loaded as 32-bit floats.
 
     Raises:
         UserError: if there is nothing to publish, it does not load by itself, or the Hub refuses; then the repo is
@@ -68,7 +70,7 @@ def publish(
     with tempfile.TemporaryDirectory(prefix="hfgen-publication-") as temporary:
         folder = Path(temporary) / target.repo_id.split("/")[1]
         with writing(Path(temporary), LARGER_DISK):
-            prepare(source, folder, target.repo_id, scores, license_id)
+            prepare(source, folder, target.repo_id, scores, license_id, half)
         replaces = is_somebodys_own(read_card(target))
         commit = upload(folder, target, "Publish the pipeline with its card")
         if of_space is None:
@@ -100,7 +102,12 @@ def publish_if_asked(run: Run) -> None:
 
 
 def prepare(
-    source: str | Path, folder: Path, repo_id: str, scores: Path | None = None, license_id: str | None = None
+    source: str | Path,
+    folder: Path,
+    repo_id: str,
+    scores: Path | None = None,
+    license_id: str | None = None,
+    half: bool = False,
 ) -> Path:
     """Write the folder that `publish` uploads, check that it loads without hfgen, and return it.
 
@@ -110,12 +117,13 @@ def prepare(
         repo_id: "owner/name", for the card.
         scores: as in `publish`.
         license_id: as in `publish`.
+        half: as in `publish`.
 
     Raises:
         UserError: as `publish` does, except for Hub errors.
     """
     check_repo_id(repo_id)
-    make_publication(_existing(source), folder, repo_id, scores, license_id)
+    make_publication(_existing(source), folder, repo_id, scores, license_id, half)
     check_loads_anywhere(folder)
     return folder
 

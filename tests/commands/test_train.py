@@ -8,13 +8,17 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from line_method import status
+from PIL import Image
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from toy_runs import METHODS, TINY
 from train_command import call, note_starts, settings_of
+from typer.testing import CliRunner
 
+from hfgen import cli
 from hfgen.cli import main
 from hfgen.commands import processes as launching
 from hfgen.commands import train as command
@@ -174,6 +178,22 @@ def test_presets_are_listed_with_what_they_reached(monkeypatch, capsys):
     lines = {line.split()[1]: line for line in said.splitlines() if line and line[0] != "t"}
     assert lines["dcgan_nearest"].endswith("64 px   FID 18.2 after 300,000 images, for 8,000 cat faces of 64 pixels")
     assert lines["dcgan256"].split()[0] == "gan" and lines["dcgan256"].endswith("256 px  no reference run")
+
+
+def test_reference_curves_are_plotted_and_unknown_presets_refused(tmp_path):
+    def presets(*words):
+        return CliRunner().invoke(cli.app, ["presets", *words])
+
+    assert presets("--curves", str(tmp_path / "all.png")).exit_code == 0
+    assert presets("lsgan", "--curves", str(tmp_path / "one.png")).exit_code == 0
+    pictures = [np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int) for name in ("all.png", "one.png")]
+    coloured = [np.sum(np.ptp(picture, axis=2) > 50) for picture in pictures]
+    assert coloured[0] > 3 * coloured[1] > 300  # the others are grey
+    unknown = presets("lsgan", "nope", "--curves", str(tmp_path / "two.png"))
+    assert str(unknown.exception).startswith("nope: no reference run of this preset; those with one are dcgan, ")
+    assert presets("--curves", str(tmp_path / "two.txt")).exit_code and presets("lsgan").exit_code
+    assert "exists; choose another name" in str(presets("--curves", str(tmp_path / "one.png")).exception)
+    assert {file.name for file in tmp_path.iterdir()} == {"all.png", "one.png"}
 
 
 # ---------------------------------------- processes

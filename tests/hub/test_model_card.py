@@ -260,9 +260,19 @@ def test_a_reference_on_this_machine_is_named_without_its_path(evaluate, runs, t
     assert "Reference: paintings." in sections["Scores"]
 
 
+def test_scores_of_weights_before_and_after_rounding_are_told_apart(evaluate, runs, tmp_path):
+    note = "Measured before the weights were rounded to 16 bits."
+    _, sections = card_of(runs["gan"], tmp_path / "first", scores=evaluate(runs["gan"]), half=True)
+    assert note in sections["Scores"]
+    shutil.rmtree(tmp_path / "scores")
+    _, sections = card_of(runs["gan"], tmp_path / "again", scores=evaluate(tmp_path / "first"), half=True)
+    assert note not in sections["Scores"] and "Reference: toy_paintings:14." in sections["Scores"]
+
+
 def test_scores_of_other_weights_and_what_is_no_report_are_refused(evaluate, runs, tmp_path):
     scores = evaluate(runs["gan"])
-    assert scores_of(scores, open_pipeline(str(checkpoint(runs["gan"], 6)), "cpu"))["scores"]["num_fake"] == 10
+    digest = weights_digest(open_pipeline(str(checkpoint(runs["gan"], 6)), "cpu"))
+    assert scores_of(scores, [digest])["scores"]["num_fake"] == 10
     for other in (checkpoint(runs["gan"], 4), runs["vae"]):
         with pytest.raises(
             UserError, match=f"--scores {scores}: these scores belong to other weights; run hfgen eval"

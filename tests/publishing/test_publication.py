@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hub_client import contents, digest_of
 from labelled_sheets import tiles
 from PIL import Image
 from published_toys import FAMILIES, files_to_publish
+from safetensors.torch import load_file
 from toy_runs import checkpoint, script, train
 
 from hfgen.errors import UserError
@@ -18,6 +20,7 @@ from hfgen.inference.opening import open_pipeline
 from hfgen.inference.sampling import SamplingOptions
 from hfgen.publishing import folder as publication
 from hfgen.publishing.folder import images_at, make_publication, refuse_private_paths, run_of
+from hfgen.publishing.publish import prepare
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -66,6 +69,32 @@ def test_it_is_the_pipeline_with_its_code_pictures_figures_and_card(name, runs, 
     for picture in (published / name / "samples").iterdir():
         with Image.open(picture) as image:
             assert image.size > (32, 16) and np.asarray(image.convert("RGB")).std() > 5, picture
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_stored_in_half_take_half_the_space_and_load_as_rounded(name, runs, tmp_path):
+    prepare(runs[name], tmp_path / name, f"tester/{name}", half=True)  # also without hfgen
+    opened, original = (open_pipeline(str(folder), "cpu", plain=True) for folder in (tmp_path / name, runs[name]))
+    for part, network in original.components.items():
+        if isinstance(network, torch.nn.Module):
+            loaded = getattr(opened, part).state_dict()
+            for key, weights in network.state_dict().items():
+                rounded = weights.half().float() if weights.is_floating_point() else weights
+                assert loaded[key].dtype == weights.dtype and torch.equal(loaded[key], rounded), f"{part}.{key}"
+    for file in tmp_path.glob("*/*/*.safetensors"):
+        assert {str(weights.dtype) for weights in load_file(file).values()} <= {"torch.float16", "torch.int64"}
+    assert "are stored as 16-bit floats and loaded as 32-bit floats" in (tmp_path / name / "README.md").read_text()
+
+
+def test_weights_that_are_too_large_for_half_are_refused_by_name(runs, tmp_path):
+    pipeline = open_pipeline(str(runs["gan"]), "cpu", plain=True)
+    name, weights = next(iter(pipeline.generator.state_dict().items()))
+    weights[0] = 1e5
+    pipeline.save_pretrained(tmp_path / "large")
+    message = f"--half: generator.{name} has values up to 1e\\+05, more than 16-bit floats hold; leave out --half"
+    with pytest.raises(UserError, match=message):
+        make_publication(tmp_path / "large", tmp_path / "published", "tester/toy", half=True)
+    assert not (tmp_path / "published").exists()
 
 
 def test_the_pictures_are_those_that_their_captions_tell_of(runs, published):
