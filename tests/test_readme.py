@@ -238,6 +238,7 @@ def test_every_option_and_preset_that_the_pages_name_exists():
         "sample_from",
         "image",
         "private",
+        "half",
         "scores",
         "license",
         "space",
