@@ -117,11 +117,11 @@ def load_script(name: str, alias: str | None = None) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory):
+def programs():
     """Runs programs in processes of their own that need not import torch."""
     from preloaded import Preloaded
 
-    with Preloaded({**os.environ, "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules"))}) as programs:
+    with Preloaded() as programs:
         yield programs
 
 
@@ -155,10 +155,11 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def bare_client(hub, tmp_path_factory):
+def bare_client(programs, hub, tmp_path_factory):
     """A client of the Hub that cannot import hfgen."""
     from hub_client import Client
 
-    with Client(hub, tmp_path_factory.mktemp("homes") / "without", with_hfgen=False) as client:
+    home = tmp_path_factory.mktemp("homes") / "without"
+    with Client(programs, hub, home, with_hfgen=False) as client:
         assert client.run("import hfgen").error.startswith("ModuleNotFoundError")
         yield client

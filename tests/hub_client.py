@@ -1,8 +1,8 @@
 """A client of the Hub on loopback in a process of its own, which runs one piece of code after the other.
 
-It imports torch, diffusers and hfgen once, and reads the Hub's address when it does:
+It imports hfgen once:
 
-    with Client(hub, tmp_path / "home") as client:
+    with Client(programs, hub, tmp_path / "home") as client:
         assert client.run("answer = HfApi().whoami()['name']").answer == "tester"
 """
 
@@ -10,8 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
-import os
-import subprocess
+import socket
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,21 +30,27 @@ class Client:
     """The process, while the `with` block lasts.
 
     Args:
+        programs: what starts it, so that it need not import torch and diffusers.
         hub: the Hub on loopback.
         home: folder of its caches; `temporary` in it is its folder for temporary files.
         token: it is logged in with; None for none.
         with_hfgen: False for a process in which hfgen cannot be imported.
     """
 
-    def __init__(self, hub, home: Path, token: str | None = "hf_test", with_hfgen: bool = True):
+    def __init__(self, programs, hub, home: Path, token: str | None = "hf_test", with_hfgen: bool = True):
         self.temporary = home / "temporary"
         self.temporary.mkdir(parents=True)
         environment = hub.environment(home, token) | {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
-        environment |= {"HOME": str(home)}
-        command = [sys.executable, __file__, "with" if with_hfgen else "without"]
-        self.process = subprocess.Popen(
-            command, env=environment, cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        environment |= {"HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHON_EXEC": str(programs.python)}
+        kind = "with" if with_hfgen else "without"
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listening.settimeout(300)
+            port = listening.getsockname()[1]
+            self.process = programs.start(__file__, kind, port, environment=environment, folder=home)
+            connection, _ = listening.accept()
+        with connection:
+            connection.settimeout(None)
+            self._lines = connection.makefile("rw")
         self.ask("import hfgen.publishing.publish" if with_hfgen else "")
         self._of_imports = set(self.temporary.iterdir())  # torch 2.5 leaves a folder
 
@@ -53,15 +58,16 @@ class Client:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        self.process.stdin.close()
-        self.process.wait(timeout=300)
-        self.process.stdout.close()
+        self._lines.close()
+        self.process.wait()
 
     def run(self, code: str, **given: Any) -> Said:
         """Run code with names that are given, as JSON has them; names that it sets stay for the next piece."""
-        self.process.stdin.write(json.dumps([code, given], default=str) + "\n")
-        self.process.stdin.flush()
-        return Said(*json.loads(self.process.stdout.readline()))
+        self._lines.write(json.dumps([code, given], default=str) + "\n")
+        self._lines.flush()
+        answer = self._lines.readline()
+        assert answer, self.process.errors.read_text()
+        return Said(*json.loads(answer))
 
     def ask(self, code: str, **given: Any) -> Any:
         """Run code that is expected to end well; return its `answer`."""
@@ -117,13 +123,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
-def serve() -> None:
-    """Answer, a line each, until stdin ends."""
+def serve(port: int) -> None:
+    """Answer the process that listens at a port, a line each, until it hangs up."""
     from diffusers import DiffusionPipeline
     from huggingface_hub import HfApi
 
-    answers, names = sys.stdout, {"DiffusionPipeline": DiffusionPipeline, "HfApi": HfApi, "digest_of": digest_of}
-    for line in sys.stdin:
+    names = {"DiffusionPipeline": DiffusionPipeline, "HfApi": HfApi, "digest_of": digest_of}
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        lines = connection.makefile("rw")
+    for line in lines:
         code, given = json.loads(line)
         names.pop("answer", None)
         error = status = None
@@ -136,11 +144,11 @@ def serve() -> None:
             except Exception as raised:
                 error = f"{type(raised).__name__}: {raised}"
         said = [names.get("answer"), error, status, out.getvalue(), err.getvalue()]
-        print(json.dumps(said, default=str), file=answers, flush=True)
+        lines.write(json.dumps(said, default=str) + "\n")
+        lines.flush()
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "without":
         sys.modules["hfgen"] = None  # type: ignore[assignment]  # any import of it fails, as where it is missing
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    serve()
+    serve(int(sys.argv[2]))

@@ -6,7 +6,6 @@ is `hfgen` in it.
 
 import io
 import json
-import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,6 @@ import pyarrow.parquet as parquet
 import pytest
 from loopback_hub import LoopbackHub
 from PIL import Image
-from preloaded import Preloaded
 
 
 COUNT = 8
@@ -98,29 +96,20 @@ def hub(filled_hub):
     filled_hub.mend()
 
 
-@pytest.fixture(scope="module")
-def users(filled_hub, tmp_path_factory):
-    """What the users of the Hub run, and the folder of their caches."""
-    home = tmp_path_factory.mktemp("user") / "home"
-    with Preloaded(filled_hub.environment(home)) as programs:
-        yield programs, home
+@pytest.fixture
+def home(tmp_path):
+    """The folder of a user's caches."""
+    return tmp_path / "home"
 
 
 @pytest.fixture
-def home(users):
-    _, home = users
-    shutil.rmtree(home, ignore_errors=True)
-    return home
-
-
-@pytest.fixture
-def client(hub, users, home, tmp_path):
+def client(hub, programs, home, tmp_path):
     """Run code as a user of the Hub; return its status and what it printed."""
 
     def run(code: str, *arguments: str, token: str | None = "hf_test") -> tuple[int, str, str]:
         program = tmp_path / "client.py"
         program.write_text(code)
-        result = users[0].run(program, *arguments, environment=hub.environment(home, token))
+        result = programs.run(program, *arguments, environment=hub.environment(home, token))
         return result.returncode, result.stdout, result.stderr
 
     return run

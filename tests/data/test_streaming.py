@@ -9,8 +9,6 @@ import contextlib
 import hashlib
 import io
 import json
-import subprocess
-import sys
 import traceback
 import zipfile
 from pathlib import Path
@@ -328,19 +326,16 @@ def main() -> None:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory):
+def answers(programs, tmp_path_factory):
     """A function that returns what the client answered under a name."""
     from loopback_hub import LoopbackHub  # not at the top: the client, which runs this file alone, does not find it
 
     folder = tmp_path_factory.mktemp("client")
-    command = [sys.executable, str(Path(__file__).resolve())]
-    with LoopbackHub() as hub, (folder / "stdout").open("w") as stdout, (folder / "stderr").open("w") as stderr:
-        environment = hub.environment(folder / "hf")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(command, cwd=folder, env=environment, stdout=stdout, stderr=stderr, timeout=300)
-    lines = [line for line in (folder / "stdout").read_text().splitlines() if line.startswith("ANSWER ")]
+    with LoopbackHub() as hub:
+        ended = programs.run(__file__, environment=hub.environment(folder / "hf"), folder=folder)
+    lines = [line for line in ended.stdout.splitlines() if line.startswith("ANSWER ")]
     results = dict(json.loads(line.removeprefix("ANSWER ")) for line in lines)
-    errors = (folder / "stderr").read_text()[-3000:]
+    errors = ended.stderr[-3000:]
 
     def get(name):
         result = results.get(name, {"failed": f"the client gave no such answer; its stderr ends with\n{errors}"})

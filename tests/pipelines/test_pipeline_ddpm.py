@@ -1,7 +1,6 @@
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -226,7 +225,7 @@ for name, arguments in requests:
 
 
 @pytest.fixture(scope="module")
-def clean_machine(tmp_path_factory) -> dict:
+def clean_machine(programs, tmp_path_factory) -> dict:
     """What another process without hfgen says: (network, whether code is trusted) -> answer; plus the folder."""
     folder = tmp_path_factory.mktemp("published")
     for network in NETWORKS:
@@ -235,13 +234,9 @@ def clean_machine(tmp_path_factory) -> dict:
     requests = [("library", {}), ("base", {}), ("base", trusted), ("attention", {}), ("attention", trusted)]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.run(
-        [sys.executable, "-c", CLEAN_MACHINE, str(folder), str(torch.get_num_threads()), json.dumps(requests)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=environment,
-    )
+    (folder / "clean_machine.py").write_text(CLEAN_MACHINE)
+    arguments = (folder, torch.get_num_threads(), json.dumps(requests))
+    process = programs.run(folder / "clean_machine.py", *arguments, environment=environment, folder=folder)
     assert process.returncode == 0, process.stderr
     answers = {"folder": folder}
     for line in process.stdout.splitlines():

@@ -26,8 +26,8 @@ OWN_CARD = b"---\nlicense: mit\n---\n# Cats\n\nMy own words about hfgen.\n"
 
 
 @pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
-    with Client(hub, tmp_path_factory.mktemp("homes") / "with") as client:
+def client(programs, hub, tmp_path_factory):
+    with Client(programs, hub, tmp_path_factory.mktemp("homes") / "with") as client:
         yield client
 
 

@@ -20,9 +20,9 @@ hfgen.publishing.publish.check_loads_anywhere = lambda folder: None
 
 
 @pytest.fixture(scope="module")
-def client(hub, runs, tmp_path_factory):
+def client(programs, hub, runs, tmp_path_factory):
     """A client with hfgen that has published every toy run; later publications are not checked."""
-    with Client(hub, tmp_path_factory.mktemp("homes") / "with") as client:
+    with Client(programs, hub, tmp_path_factory.mktemp("homes") / "with") as client:
         client.ask("import os\nos.environ['DIFFUSERS_DISABLE_REMOTE_CODE'] = '1'")  # of the user's, for the processes
         for name in sorted(FAMILIES, key=CHECKED.__contains__, reverse=True):
             if name not in CHECKED:

@@ -1,7 +1,6 @@
 """What goes wrong on the way to the Hub: told in a line, nothing is lost, and the second attempt completes it."""
 
-import subprocess
-import sys
+import signal
 import time
 
 import pytest
@@ -32,8 +31,8 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
-    with Client(hub, tmp_path_factory.mktemp("homes") / "with") as client:
+def client(programs, hub, tmp_path_factory):
+    with Client(programs, hub, tmp_path_factory.mktemp("homes") / "with") as client:
         client.ask(UNCHECKED)
         yield client
 
@@ -160,7 +159,7 @@ def test_a_repo_that_cannot_be_made_is_told_of(client, hub, run, repo):
     check_nothing_is_left(client, run, before)
 
 
-def test_a_client_killed_in_the_upload_changes_nothing_and_the_next_completes_it(hub, repo, tmp_path):
+def test_a_client_killed_in_the_upload_changes_nothing_and_the_next_completes_it(hub, programs, repo, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     for index in range(3):
@@ -168,18 +167,19 @@ def test_a_client_killed_in_the_upload_changes_nothing_and_the_next_completes_it
     (folder / "README.md").write_text("# Mine\n")
     before = contents(folder)
     hub.fail("PUT", "/_lfs/", status=503, times=None, after=1)  # of which the client waits for an end
-    command = [sys.executable, "-c", UPLOAD, folder, repo]
-    environment = hub.environment(tmp_path / "home")
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as client:
-        deadline = time.monotonic() + 300
-        while sum(one.method == "PUT" and repo in one.path for one in list(hub.requests)) < 2:
-            assert time.monotonic() < deadline and client.poll() is None
-        client.kill()
+    (tmp_path / "upload.py").write_text(UPLOAD)
+    command, environment = (tmp_path / "upload.py", folder, repo), hub.environment(tmp_path / "home")
+    client, deadline = programs.start(*command, environment=environment), time.monotonic() + 300
+    while sum(one.method == "PUT" and repo in one.path for one in list(hub.requests)) < 2:
+        assert time.monotonic() < deadline and client.poll() is None
+        time.sleep(0.01)
+    client.send_signal(signal.SIGKILL)
+    assert client.wait() == -signal.SIGKILL
     assert len(hub.commits(repo)) == 1 and contents(folder) == before
     hub.mend()
     done = {request.path for request in hub.requests if request.path.split("/")[-1] in hub.objects}
     requests = len(hub.requests)
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = programs.run(*command, environment=environment)
     assert result.returncode == 0, result.stderr
     assert hub.commits(repo)[-1].oid == result.stdout.strip() and len(hub.commits(repo)) == 2
     assert {path: hub.files(repo)[path] for path in before} == before

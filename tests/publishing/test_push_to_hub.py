@@ -11,7 +11,6 @@ import pyarrow.parquet as parquet
 import pytest
 from hub_client import Client, contents, digest_of
 from loopback_hub import LoopbackHub
-from preloaded import Preloaded
 from published_toys import CODE
 from stand_in_features import paintings
 from toy_runs import METHODS, TINY, script
@@ -56,19 +55,19 @@ def hub():
 
 
 @pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
-    with Client(hub, tmp_path_factory.mktemp("homes") / "with") as client:
+def client(programs, hub, tmp_path_factory):
+    with Client(programs, hub, tmp_path_factory.mktemp("homes") / "with") as client:
         client.ask("import hfgen.publishing.publish as h\nh.check_loads_anywhere = lambda folder: None")
         yield client
 
 
 @pytest.fixture(scope="module")
-def train(hub, tmp_path_factory):
+def train(programs, hub, tmp_path_factory):
     """Run a training script that publishes what it has trained; return how each of its processes ended."""
     temporary, unchecked = tmp_path_factory.mktemp("temporary"), tmp_path_factory.mktemp("programs") / "unchecked.py"
     unchecked.write_text(UNCHECKED)
     environment = hub.environment(tmp_path_factory.mktemp("home"))
-    environment |= {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+    environment |= {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporary), "PYTHON_EXEC": str(programs.python)}
 
     def run(folder, kind, *arguments, ranks=1):
         given = [*TINY, *METHODS[kind], "--output_dir", str(folder), "--push_to_hub", *arguments]
@@ -80,8 +79,7 @@ def train(hub, tmp_path_factory):
         assert [path.name for path in temporary.glob("hfgen*")] == []
         return ended
 
-    with Preloaded(environment) as programs:
-        yield run
+    return run
 
 
 def published_settings(hub, repo, folder):

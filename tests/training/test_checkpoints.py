@@ -1,8 +1,6 @@
 """Checkpoints: whole or not there, whatever happens while one is written."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -58,15 +56,16 @@ def test_a_failure_while_saving_leaves_the_earlier_checkpoint_and_nothing_else(t
 
 
 @pytest.mark.slow
-def test_a_process_killed_while_saving_leaves_the_earlier_checkpoint(tmp_path):
+def test_a_process_killed_while_saving_leaves_the_earlier_checkpoint(programs, tmp_path_factory, tmp_path):
     save(tmp_path, 1)
-    code = (
+    program = tmp_path_factory.mktemp("program") / "saves.py"
+    program.write_text(
         "import os, sys, pathlib, torch\n"
         "from hfgen.training.checkpoints import save_checkpoint\n"
         "state = {'weights': torch.zeros(3)}\n"
         "save_checkpoint(pathlib.Path(sys.argv[1]), {'step': 2}, state, lambda target: os.kill(os.getpid(), 9), 1)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
+    assert programs.run(program, tmp_path).returncode == -9
     assert len(list(tmp_path.iterdir())) == 2  # the leftover is there, and is no checkpoint
     assert find_checkpoint(tmp_path, "latest").name == "step-00000001"
     remove_leftovers(tmp_path)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from loopback_hub import LoopbackHub
 from PIL import Image
-from preloaded import Preloaded
 from safetensors.torch import load_file
 
 from hfgen.data.toy_paintings import paint
@@ -27,7 +26,7 @@ STREAMED = [
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(programs, tmp_path_factory):
     """Run the script, as so many processes, beside a Hub with a dataset of four parquet files and two columns."""
     files = {}
     for shard in range(4):
@@ -41,14 +40,13 @@ def run(tmp_path_factory):
     with LoopbackHub() as hub:
         hub.put("tester/paintings", files, type="dataset")
         environment = {**hub.environment(tmp_path_factory.mktemp("home")), "OMP_NUM_THREADS": "1"}
-        with Preloaded(environment) as programs:
 
-            def run_script(*arguments, ranks=1):
-                if ranks == 1:
-                    return [programs.run(SCRIPT, *arguments, environment=environment)]
-                return programs.run_ranks(ranks, SCRIPT, *arguments, environment=environment)
+        def run_script(*arguments, ranks=1):
+            if ranks == 1:
+                return [programs.run(SCRIPT, *arguments, environment=environment)]
+            return programs.run_ranks(ranks, SCRIPT, *arguments, environment=environment)
 
-            yield run_script
+        yield run_script
 
 
 def encoded(index: int) -> bytes:
