@@ -21,7 +21,7 @@ if _worker and hasattr(os, "sched_setaffinity"):
 # Fixtures that take seconds: another process, a training, or the real Inception network. What uses one is slow.
 SLOW_FIXTURES = {
     *("answers", "bare_client", "clean_machine", "client", "cluster", "environment", "hub", "inception_weights"),
-    *("opened", "programs", "published", "run", "runs", "served", "train", "users"),
+    *("opened", "programs", "published", "run", "runs", "served", "train"),
 }
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test uses the network; read when huggingface_hub is imported

@@ -2,12 +2,11 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -22,48 +21,20 @@ def free_port():
         return taken.getsockname()[1]
 
 
-def heed_ctrl_c():
-    """Runs before the program: what a shell starts in the background ignores Ctrl-C, and so do its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def command_line(*arguments):
-    """`hfgen demo ...`, whether or not it is installed as a script."""
-    return [sys.executable, "-c", "from hfgen.cli import main; main()", "demo", *map(str, arguments)]
-
-
 @contextlib.contextmanager
-def serving(command, ready, **environment):
-    """Run a server; yield the process and the lines that it has printed, once one of them contains `ready`."""
+def serving(programs, command, ready, **environment):
+    """Run a server; yield its process, which has printed what matches `ready`, and what it has printed until then."""
     own = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment}
-    process = subprocess.Popen(
-        command,
-        env=os.environ | own,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=heed_ctrl_c,
-    )
-    lines, is_ready = [], threading.Event()
-
-    def read():
-        for line in process.stdout:
-            lines.append(line)
-            if ready in line:
-                is_ready.set()
-        is_ready.set()  # it has ended
-
-    reader = threading.Thread(target=read)
-    reader.start()
+    process = programs.start(*command, environment=os.environ | own)
+    deadline = time.monotonic() + PATIENCE_MILLISECONDS / 1000
     try:
-        assert is_ready.wait(PATIENCE_MILLISECONDS / 1000) and process.poll() is None, "".join(lines)
-        yield process, lines
+        while not re.search(ready, process.output.read_text()):
+            assert process.poll() is None and time.monotonic() < deadline, process.errors.read_text()
+            time.sleep(0.05)
+        yield process
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)
         process.wait()
-        reader.join()
-        process.stdout.close()
 
 
 def patient(page):

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from line_method import status
 from PIL import Image
+from run_files import assert_equal, state_of
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from toy_runs import METHODS, TINY
+from toy_runs import METHODS, TINY, checkpoint
 from train_command import call, note_starts, settings_of
 from typer.testing import CliRunner
 
@@ -233,36 +234,38 @@ def test_accelerate_s_configuration_is_honoured(tmp_path, clean_environment):
         chosen(distributed_type="FSDP")
 
 
-COMMAND = [sys.executable, "-c", "from hfgen.cli import main; main()", "train", "gan"]
-TOY = ["--preset", "dcgan", *TINY, *METHODS["gan"]]
+TOY = ["train", "gan", "--preset", "dcgan", *TINY, *METHODS["gan"]]
 
 
-def test_one_process_trains_in_this_one(tmp_path):
-    run = [*COMMAND, *TOY, "--output_dir", str(tmp_path / "run")]
-    ended = subprocess.run(run, capture_output=True, text=True, timeout=300)
+def test_one_process_trains_in_this_one(programs, tmp_path):
+    ended = programs.run(programs.hfgen, *TOY, "--output_dir", tmp_path / "run")
     assert ended.returncode == 0, ended.stderr
     assert status(tmp_path / "run")["status"] == "complete"
 
 
 @pytest.mark.slow
-def test_several_processes_end_with_the_script_s_message_and_status(tmp_path):
-    start = [*COMMAND, *TOY, "--num_processes", "2", "--output_dir"]
-    wrong = subprocess.run(
-        [*start, str(tmp_path / "no"), "--dataset", "nothere/x.zip"], capture_output=True, text=True, timeout=300
-    )
+def test_several_processes_are_as_ranks_and_end_with_the_script_s_words_and_status(programs, tmp_path):
+    start = [*TOY, "--num_processes", "2", "--output_dir"]
+    environment = {**os.environ, "PYTHON_EXEC": str(programs.python)}  # what the launcher starts as Python
+    wrong = [*start, tmp_path / "no", "--dataset", "nothere/x.zip"]
+    wrong = programs.run(programs.hfgen, *wrong, environment=environment)
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
     assert {*wrong.stderr.splitlines()} == {"error: --dataset nothere/x.zip: no such file or folder"}
-    long = [*start, str(tmp_path / "run"), "--max_train_steps", "100000", "--log_every", "1"]
-    with subprocess.Popen(long, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 300
-        log = tmp_path / "run" / "metrics.jsonl"
-        while not (log.is_file() and log.stat().st_size) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 143 and "Traceback" not in errors
+    kept = ["--checkpoints_total_limit", "9999", "--max_train_steps"]
+    long = [*start, tmp_path / "run", *kept, "100000"]
+    long = programs.start(programs.hfgen, *long, environment=environment)
+    deadline = time.monotonic() + 300
+    while not checkpoint(tmp_path / "run", 2).is_dir() and time.monotonic() < deadline and long.poll() is None:
+        time.sleep(0.05)
+    long.send_signal(signal.SIGTERM)
+    ended = long.ended()
+    assert ended.returncode == 143 and "Traceback" not in ended.stderr
     assert status(tmp_path / "run")["reason"] == "stopped by SIGTERM"
-    assert any((tmp_path / "run" / "checkpoints").iterdir())
+    # What the launcher has started is what the tests of the scripts start without it.
+    assert json.loads((tmp_path / "run" / "launches.jsonl").read_text())["num_processes"] == 2
+    ranks = programs.run_ranks(2, programs.hfgen, *TOY, "--output_dir", tmp_path / "ranks", *kept, "2")
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert_equal(state_of(tmp_path / "run", 2), state_of(tmp_path / "ranks", 2))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from demo_pages import command_line, toy_pipelines
+from demo_pages import toy_pipelines
 from edm_pipelines import edm_pipeline
 from PIL import Image
 
@@ -286,5 +286,5 @@ def test_without_gradio_the_command_says_what_to_install(hfgen, monkeypatch, tmp
     import sys
 
     monkeypatch.setitem(sys.modules, "gradio", None)
-    status, _, err = hfgen(*command_line(tmp_path)[3:], "--port", "59871")
+    status, _, err = hfgen("demo", tmp_path, "--port", "59871")
     assert status == 2 and 'pip install "hfgen[demo]"' in err

@@ -2,7 +2,6 @@
 
 import ast
 import os
-import subprocess
 import sys
 from importlib.metadata import version
 
@@ -110,18 +109,17 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_page_draws_where_hfgen_is_not_installed(tmp_path):
+def test_the_page_draws_where_hfgen_is_not_installed(programs, tmp_path):
     pipeline = toy_pipelines()["gan"]
     pipeline.save_pretrained(tmp_path / "published")
     write_space(tmp_path / "space", str(tmp_path / "published"), None, "Toy cats")
     path, port = hfgen_blocked(tmp_path / "path"), free_port()
     environment = {"PYTHONPATH": path, "HF_HOME": str(tmp_path / "home"), "GRADIO_SERVER_PORT": str(port)}
-    blocked = subprocess.run(
-        [sys.executable, "-c", "import hfgen"], env=os.environ | environment, cwd=tmp_path, capture_output=True
-    )
-    assert b"hfgen is not installed here" in blocked.stderr
-    command, address = [sys.executable, str(tmp_path / "space" / "app.py")], f"http://127.0.0.1:{port}"
-    with browser() as chromium, serving(command, address, **environment):
+    (tmp_path / "blocked.py").write_text("import hfgen\n")
+    blocked = programs.run(tmp_path / "blocked.py", environment=os.environ | environment, folder=tmp_path)
+    assert "hfgen is not installed here" in blocked.stderr
+    command, address = (tmp_path / "space" / "app.py",), f"http://127.0.0.1:{port}"
+    with browser() as chromium, serving(programs, command, address, **environment):
         page = patient(chromium.new_page())
         complaints = Complaints(page, address)
         page.goto(address)

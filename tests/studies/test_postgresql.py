@@ -45,7 +45,7 @@ budget: {steps: 100}
 evaluation: {num_images: 12}
 """
 # A worker on a core of its own: trainings with the threads of each on every core would wait for each other. It starts
-# its scripts without the launcher, which takes a process that imports torch.
+# its scripts without the launcher, and by what stands in for Python: each would import torch.
 WORKER = """
 import os, sys
 from hfgen.cli import main
@@ -55,6 +55,9 @@ if hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(sys.argv.pop(1)) % len(cores)]})
 launch.LAUNCHER = []
+command_of = launch.launch_command
+python = sys.argv.pop(1)
+launch.launch_command = lambda *of: [python, *command_of(*of)[1:]]
 main()
 """
 GRACE_SECONDS = 10
@@ -76,7 +79,7 @@ def start_worker(programs, url, folder, index):
     (folder / "worker.py").write_text(WORKER)
     options = ("--output", folder / "runs", "--grace_seconds", GRACE_SECONDS)
     features = ("--feature_weights", folder / "weights.pt")
-    return programs.start(folder / "worker.py", index, "study", "work", url, *options, *features)
+    return programs.start(folder / "worker.py", index, programs.python, "study", "work", url, *options, *features)
 
 
 def start_study(url, folder):

@@ -1,12 +1,8 @@
 """`training_scripts/train_ddpm.py`, end to end, at toy size."""
 
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -335,15 +331,8 @@ def test_two_processes_train_together_and_resume_exactly(programs, tmp_path):
     state = torch.load(folder / "checkpoints" / "step-00000006" / "state.pt", weights_only=True)
     assert len(state["batches"]) == 2
 
-    # Resumed by a launcher: the same two processes.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    with socket.socket() as free:  # the launcher's fixed port may be taken
-        free.bind(("127.0.0.1", 0))
-        launch += ["--main_process_port", str(free.getsockname()[1])]
     resume = ["--resume", str(folder / "checkpoints" / "step-00000002")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*launch, *arguments, *resume], check=True, capture_output=True, env=environment, timeout=300)
+    assert [rank.returncode for rank in programs.run_ranks(2, *arguments, *resume)] == [0, 0]
     assert_equal_weights(first, weights(folder))
     launches = [json.loads(line) for line in (folder / "launches.jsonl").read_text().splitlines()]
     assert [(entry["num_processes"], entry["from_step"]) for entry in launches] == [(2, 0), (2, 2)]
