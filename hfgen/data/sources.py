@@ -31,6 +31,10 @@ from hfgen.errors import UserError
 from hfgen.files import read_regular
 
 
+# What is in such a folder; the pictures below it are sheets of generated images.
+OF_A_RUN, OF_A_PIPELINE = {"training_config.json", "status.json"}, {"training_config.json", "model_index.json"}
+
+
 def open_source(settings: DataSettings) -> Source:
     """Detect the kind of `--dataset` and open it.
 
@@ -75,7 +79,9 @@ def _folder(path: Path, settings: DataSettings) -> Source:
 
         if is_saved(path):
             return saved_source(path, settings)
-    files = sorted(_files_below(path), key=attrgetter("parts"))  # as paths are sorted, but faster
+    files, runs = _files_below(path)
+    files.sort(key=attrgetter("parts"))  # as paths are sorted, but faster
+    of_runs = [f"{run} is a run or a pipeline of hfgen: its pictures were not read" for run in runs]
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if images:
         skipped = _skipped(files, images)
@@ -90,7 +96,7 @@ def _folder(path: Path, settings: DataSettings) -> Source:
                     yield name, error
 
         description = f"folder {path}{selection.suffix}"
-        return Source(description, file_identity(images, path), read, skipped, images, selection.notes)
+        return Source(description, file_identity(images, path), read, skipped, images, [*of_runs, *selection.notes])
     files = [file for file in files if file.is_file() or not file.exists()]  # no pipes, no devices
     kinds = ((is_tfrecord, _tfrecords), (_is_parquet, parquet_source), (_is_arrow, _arrow), (is_tar, _tars))
     for belongs, open_files in kinds:
@@ -101,7 +107,7 @@ def _folder(path: Path, settings: DataSettings) -> Source:
             return source._replace(
                 description=source.description + selection.suffix,
                 skipped=_skipped(files, all_chosen),
-                notes=[*notes_on_shards(chosen), *selection.notes],
+                notes=[*of_runs, *notes_on_shards(chosen), *selection.notes],
             )
     raise UserError(
         f"--dataset {path}: no image, TFRecord or parquet file below this folder; other files: "
@@ -157,21 +163,31 @@ def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
-def _files_below(path: Path) -> Iterator[Path]:
-    """Yield all non-hidden files below a folder; links to folders are followed once."""
+def _files_below(path: Path) -> tuple[list[Path], list[Path]]:
+    """Return the non-hidden files below a folder, except those of runs and pipelines, and the folders of these.
+
+    Links to folders are followed once.
+    """
 
     def refuse(error: OSError) -> None:
         raise UserError(f"--dataset {path}: the folder {error.filename} cannot be read: {error.strerror}") from error
 
-    seen = set()
+    files, runs, seen = [], [], set()
     for folder, subfolders, names in os.walk(path, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             subfolders.clear()
             continue
         seen.add(real)
+        if OF_A_RUN <= {*names} or OF_A_PIPELINE <= {*names}:
+            runs.append(Path(folder))
+            subfolders.clear()
+            continue
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (Path(folder, name) for name in names if not name.startswith("."))
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    if runs == [path]:
+        raise UserError(f"--dataset {path}: this is a run or a pipeline of hfgen, not images to train on")
+    return files, runs
 
 
 def _skipped(files: Iterable[PurePath], chosen: Iterable[PurePath]) -> dict[str, int]:

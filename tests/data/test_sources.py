@@ -52,6 +52,24 @@ def test_hidden_files_and_folders_are_left_out_and_other_files_are_counted(tmp_p
     assert source.not_read == 3  # labels.csv, notes.txt and png
 
 
+def test_sheets_of_runs_and_pipelines_within_the_data_are_not_read(tmp_path):
+    """As `hfgen train .` leaves them in a folder of images."""
+    write(tmp_path / "photo.png")
+    for name in ("training_config.json", "status.json", "samples/step-00000002.png", "training_images/first.png"):
+        write(tmp_path / "runs" / "images" / name)
+    for name in ("training_config.json", "model_index.json", "samples/sheet.png"):
+        write(tmp_path / "published" / name)
+    write(tmp_path / "labels" / "status.json")  # of somebody else
+    write(tmp_path / "labels" / "second.png")
+    source = source_of(tmp_path)
+    assert names_in(source) == ["labels/second.png", "photo.png"]
+    told = [f"{tmp_path / name} is a run or a pipeline of hfgen" for name in ("published", "runs/images")]
+    assert [note.split(":")[0] for note in source.notes[:2]] == told
+    for name in ("published", "runs/images"):
+        with pytest.raises(UserError, match=f"--dataset {tmp_path / name}: this is a run or a pipeline of hfgen"):
+            source_of(tmp_path / name)
+
+
 def test_every_kind_of_image_that_pillow_writes_and_reads_is_read(tmp_path):
     picture, written = Image.fromarray(noise(16, 16)), set()
     for suffix, file_format in Image.registered_extensions().items():
