@@ -265,6 +265,7 @@ def test_every_option_and_preset_that_the_pages_name_exists():
         "image",
         "private",
         "half",
+        "curves",
         "scores",
         "license",
         "space",

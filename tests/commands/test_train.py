@@ -255,7 +255,7 @@ def test_several_processes_are_as_ranks_and_end_with_the_script_s_words_and_stat
     long = [*start, tmp_path / "run", *kept, "100000"]
     long = programs.start(programs.hfgen, *long, environment=environment)
     deadline = time.monotonic() + 300
-    while not checkpoint(tmp_path / "run", 2).is_dir() and time.monotonic() < deadline and long.poll() is None:
+    while not checkpoint(tmp_path / "run", 4).is_dir() and time.monotonic() < deadline and long.poll() is None:
         time.sleep(0.05)
     long.send_signal(signal.SIGTERM)
     ended = long.ended()
@@ -266,6 +266,13 @@ def test_several_processes_are_as_ranks_and_end_with_the_script_s_words_and_stat
     ranks = programs.run_ranks(2, programs.hfgen, *TOY, "--output_dir", tmp_path / "ranks", *kept, "2")
     assert [rank.returncode for rank in ranks] == [0, 0]
     assert_equal(state_of(tmp_path / "run", 2), state_of(tmp_path / "ranks", 2))
+    # And what it resumes.
+    resume = [*start, tmp_path / "ranks", *kept, "4", "--resume", "latest"]
+    resumed = programs.run(programs.hfgen, *resume, environment=environment)
+    assert resumed.returncode == 0, resumed.stderr
+    launches = [json.loads(line) for line in (tmp_path / "ranks" / "launches.jsonl").read_text().splitlines()]
+    assert [(launch["num_processes"], launch["from_step"]) for launch in launches] == [(2, 0), (2, 2)]
+    assert_equal(state_of(tmp_path / "run", 4), state_of(tmp_path / "ranks", 4))
 
 
 @pytest.mark.parametrize(
