@@ -26,6 +26,7 @@ from hfgen.commands.steps import steps
 from hfgen.commands.study import study_app
 from hfgen.commands.train import train
 from hfgen.errors import run_reporting_user_errors
+from hfgen.texts import say
 
 
 # `hfgen train` parses its options itself: they are those of the training scripts.
@@ -76,7 +77,7 @@ data_app.command()(floor)
 def print_version(wanted: bool) -> None:
     """Print the version and exit, for --version."""
     if wanted:
-        typer.echo(f"hfgen {hfgen.__version__}")
+        say(f"hfgen {hfgen.__version__}")
         raise typer.Exit
 
 

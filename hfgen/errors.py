@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeVar
 
-from hfgen.texts import printable
+from hfgen.texts import say
 
 
 Result = TypeVar("Result")
@@ -47,16 +47,16 @@ def run_reporting_user_errors(main: Callable[[], Result]) -> Result:
         with _signals_as_errors():
             return main()
     except TerminatedError:
-        print("stopped by SIGTERM", file=sys.stderr, flush=True)
+        say("stopped by SIGTERM", err=True)
         raise
     except KeyboardInterrupt:
-        print("interrupted by Ctrl-C", file=sys.stderr, flush=True)
+        say("interrupted by Ctrl-C", err=True)
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if (message := message_for_user(error)) is None:
             raise
         _let_main_process_speak_first()
-        _print_error(message)
+        say(f"error: {message}", err=True)
         raise SystemExit(2) from None
 
 
@@ -82,7 +82,7 @@ def _end_now(number: int, frame: FrameType | None) -> None:
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         reason = "interrupted by Ctrl-C" if number == signal.SIGINT else "stopped by SIGTERM"
-        print(reason, file=sys.stderr, flush=True)
+        say(reason, err=True)
     os._exit(128 + number)
 
 
@@ -123,18 +123,11 @@ def message_for_user(error: Exception) -> str | None:
     return None
 
 
-def _print_error(message: str) -> None:
-    """Print a message to stderr; further lines are indented, so that a name with a line break forges none."""
-    lines = printable(f"error: {message}", "\n\t").split("\n")
-    text = "\n  ".join([lines[0], *map(str.strip, lines[1:])])
-    print(f"{text}\n", end="", file=sys.stderr, flush=True)  # in one piece: several processes may print
-
-
 def _report_from_thread(arguments: threading.ExceptHookArgs) -> None:
     """Report an error of a thread, such as that of TensorBoard when the disk is full; the main thread sees it too."""
     error = arguments.exc_value
     if isinstance(error, Exception) and (message := message_for_user(error)) is not None:
-        _print_error(message)
+        say(f"error: {message}", err=True)
     else:
         threading.__excepthook__(arguments)
 

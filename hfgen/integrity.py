@@ -14,6 +14,7 @@ import xxhash
 
 from hfgen.errors import UserError
 from hfgen.files import read_json, write_atomically, write_text_atomically
+from hfgen.texts import say
 
 
 DIGESTS_FILE = "digests.json"
@@ -89,7 +90,7 @@ def keep(folder: Path, write: Callable[[Path], object]) -> None:
         damage = find_damage(folder, trust_times=True)
         if damage is None:
             return
-        print(f"{folder} is damaged, and made again: {damage}", flush=True)
+        say(f"{folder} is damaged, and made again: {damage}")
     for leftover in folder.parent.glob(f".{folder.name}.partial-*"):  # from a killed process
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 import html
 import re
+import sys
 
 
 def printable(text: str, kept: str = "") -> str:
@@ -15,6 +16,24 @@ def printable(text: str, kept: str = "") -> str:
         character if character.isprintable() or character in kept else character.encode("unicode_escape").decode()
         for character in text.encode("utf-8", "backslashreplace").decode()
     )
+
+
+def one_message(text: object) -> str:
+    """Return a message as it is printed: further lines are indented, so that a name with a line break forges none."""
+    first, *further = printable(str(text), "\n\t").split("\n")
+    return "\n  ".join([first, *map(str.strip, further)])
+
+
+def say(text: object, err: bool = False) -> None:
+    """Print a message at once; names in it may come from files, settings and strangers."""
+    # In one piece: several processes may print.
+    print(f"{one_message(text)}\n", end="", file=sys.stderr if err else sys.stdout, flush=True)
+
+
+def say_lines(text: object, err: bool = False) -> None:
+    """Print a report at once, line by line as it is, such as a table; what is in one line must be `printable`."""
+    lines = printable(str(text), "\n\t")
+    print(f"{lines}\n", end="", file=sys.stderr if err else sys.stdout, flush=True)
 
 
 def counted(number: int, noun: str) -> str:

@@ -81,6 +81,13 @@ def test_the_files_that_the_rules_speak_of_are_found():
     assert {"run.py", "cli.py", "train_ddpm.py", "diffusion.py"} <= {file.name for file in SOURCES}
 
 
+@each([file for file in SOURCES if file not in SHIPPED_FILES and file != LIBRARY / "texts.py"])
+def test_what_is_printed_goes_through_one_place_that_makes_names_harmless(file):
+    calls = [ast.unparse(node.func) for node in ast.walk(tree(file)) if isinstance(node, ast.Call)]
+    assert not {"print", "typer.echo", "click.echo", "typer.secho", "sys.stdout.write"} & set(calls)
+    assert "tqdm.write" not in calls or "one_message" in calls
+
+
 # ----------------------------------------------------------------------------------------------------- who knows whom
 
 

@@ -7,7 +7,7 @@ from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.hub.card import _data
-from hfgen.texts import counted, markdown_text, printable
+from hfgen.texts import counted, markdown_text, printable, say, say_lines
 
 
 ODD = "a\n  note: b\x1b[2J\r\u202e\udcff![x](javascript:y)<img src=x>|*`"
@@ -16,6 +16,16 @@ ODD = "a\n  note: b\x1b[2J\r\u202e\udcff![x](javascript:y)<img src=x>|*`"
 def test_what_is_printed_is_one_line_without_codes():
     assert printable(ODD).startswith(r"a\n  note: b\x1b[2J\r\u202e\udcff!")
     assert printable("Zoë, 猫 – ok") == "Zoë, 猫 – ok" and printable("a\nb", "\n") == "a\nb"
+
+
+def test_a_name_in_a_message_forges_no_line_and_does_not_act_on_the_console(capsys):
+    say(f"saved: {ODD}")
+    say(f"warning: {ODD}", err=True)
+    printed = capsys.readouterr()
+    assert printed.out.startswith("saved: a\n  note: b\\x1b[2J\\r\\u202e") and printed.out.count("\n") == 2
+    assert printed.err == printed.out.replace("saved", "warning")
+    say_lines("a  1\n\x1b[2J  2")
+    assert capsys.readouterr().out == "a  1\n\\x1b[2J  2\n"
 
 
 def test_markdown_has_no_links_images_or_html_of_a_name():

@@ -44,6 +44,7 @@ from hfgen.pipelines import GANPipeline
 from hfgen.publishing.publish import publish_if_asked
 from hfgen.randomness import keyed_seed
 from hfgen.settings.gan import GANSettings
+from hfgen.texts import say
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings
 
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> Path:
         augmentation = Augmentation(choice.kind, loss.boundary, images_per_update, accelerator, requested)
         run.choices["augment"] = f"{choice.kind} ({choice.reason})"
         if run.is_main:
-            print(f"augmentation: {run.choices['augment']}")
+            say(f"augmentation: {run.choices['augment']}")
 
         # 3. The generator's average, optimizers
         generator_network.to(run.device, memory_format=torch.channels_last)
@@ -102,7 +103,7 @@ def main(arguments: list[str] | None = None) -> Path:
         run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
 
         if run.is_main and augmentation.kind != choice.kind:
-            print(f"augmentation: {augmentation.kind}, as at the start of this run")
+            say(f"augmentation: {augmentation.kind}, as at the start of this run")
 
         # 5. One generator update per step
         if run.first_sheet_due:

@@ -41,6 +41,7 @@ from hfgen.pipelines import VAEPipeline
 from hfgen.publishing.publish import publish_if_asked
 from hfgen.randomness import keyed_seed
 from hfgen.settings.vae import VAESettings
+from hfgen.texts import say
 from hfgen.training.gradients import GradientAccumulation, clip_gradients
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings
@@ -306,9 +307,9 @@ def describe_latents(pipeline: VAEPipeline, data: TrainingData, settings: VAESet
         with run.sheet(), run.accelerator.autocast():
             numbers = run.generator("ex-post samples")
             samples = pipeline(run.settings.num_sample_images, generator=numbers, return_dict=False)[0]
-            print(f"sample sheet from the ex-post density: {run.save_sheet(image_sheet(samples), 'ex_post')}")
+            say(f"sample sheet from the ex-post density: {run.save_sheet(image_sheet(samples), 'ex_post')}")
     write_text_atomically(file := run.output_dir / "latents.json", json.dumps(report, indent=2) + "\n")
-    print(f"{report['active_units']} of {settings.latent_dim} latent units are active; {file}")
+    say(f"{report['active_units']} of {settings.latent_dim} latent units are active; {file}")
 
 
 if __name__ == "__main__":

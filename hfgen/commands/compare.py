@@ -28,7 +28,7 @@ from hfgen.commands.options import (
 from hfgen.errors import UserError
 from hfgen.files import writing
 from hfgen.ranges import COUNT
-from hfgen.texts import markdown_text
+from hfgen.texts import markdown_text, say, say_lines
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -89,7 +89,7 @@ def compare(
             name = where if rows[-1]["steps"] is None else f"{where}, {rows[-1]['steps']} steps"
             fid = f"FID {scored.report['scores']['fid']:.4g}"
             shown.append((f"{name}\n{fid}", labelled_sheet(scored.shown, columns=len(scored.shown))))
-            typer.echo(f"{name}: {fid}")
+            say(f"{name}: {fid}")
     order = sorted(range(len(rows)), key=lambda index: at_the_end_if_nan(rows[index]["scores"]["fid"]))
     best_first = [rows[index] for index in order]
     with writing(output):
@@ -98,7 +98,7 @@ def compare(
         (output / "comparison.json").write_text(report + "\n")
         (output / "comparison.md").write_text(table(best_first), encoding="utf-8")
         labelled_rows([shown[index] for index in order]).save(output / "sheet.png")
-    typer.echo(f"{table(best_first, warns=False)}\ncomparison.json, comparison.md and sheet.png in {output}")
+    say_lines(f"{table(best_first, warns=False)}\ncomparison.json, comparison.md and sheet.png in {output}")
 
 
 def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPipeline], int]":

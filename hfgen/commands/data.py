@@ -24,6 +24,7 @@ from hfgen.commands.options import (
 )
 from hfgen.files import write_text_atomically, writing
 from hfgen.ranges import PIXELS
+from hfgen.texts import say, say_lines
 
 
 def inspect(
@@ -50,7 +51,7 @@ def inspect(
     settings = DataSettings(path, dataset_config, dataset_split, dataset_column, sample_size=sample_size)
     with calling_the_dataset("PATH"):
         images = load_images(settings)
-    typer.echo(str(images.report))
+    say_lines(str(images.report))
     if json_file is not None:
         write_text_atomically(json_file, json.dumps(images.report.to_dict(), indent=1) + "\n")
     if output is not None:
@@ -62,7 +63,7 @@ def inspect(
             output.mkdir(parents=True, exist_ok=True)
             data_sheet(images).save(output / "images.png")
             augmented.save(output / "augmentations.png")
-        typer.echo(f"images.png and augmentations.png in {output}")
+        say(f"images.png and augmentations.png in {output}")
 
 
 def floor(
@@ -103,7 +104,7 @@ def floor(
     scores = real.floor(count, seed)
     halves, identity = scores["halves"], real.extractor.identity
     names = score_names(identity)
-    typer.echo(
+    say_lines(
         f"{path}: {len(real.features):,} images of {sample_size} pixels, seed {seed}; features: {identity}\n"
         f"one half against the other ({halves['num_fake']:,} each): "
         f"{names['fid']} {halves['fid']:.4g} ± {halves['fid_standard_error']:.2g}, "

@@ -8,6 +8,7 @@ import typer
 from hfgen.commands.options import FLAG, Device, in_range, loading
 from hfgen.errors import UserError
 from hfgen.ranges import Range
+from hfgen.texts import say
 
 
 def demo(
@@ -43,7 +44,7 @@ def demo(
         launch(page, host, port, share, prevent_thread_lock=True)
     except OSError as error:  # taken while the pipelines were loaded
         raise UserError(f"--port {port}: cannot listen on it: {error}") from error
-    typer.echo(f"{', '.join(names)}: {page.share_url or page.local_url} (Ctrl-C stops it)")
+    say(f"{', '.join(names)}: {page.share_url or page.local_url} (Ctrl-C stops it)")
     page.block_thread()
 
 

@@ -31,6 +31,7 @@ from hfgen.commands.options import (
 )
 from hfgen.files import writing
 from hfgen.ranges import PIXELS, Range
+from hfgen.texts import say, say_lines
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -172,7 +173,7 @@ def check_data(pipelines: list[str], data: "DataSettings", real: "RealImages") -
 
     trained_on = {pipeline: was_trained_on(pipeline, data, real.images) for pipeline in pipelines}
     if others := [pipeline for pipeline, known in trained_on.items() if known is False]:
-        typer.echo(f"warning: --reference {data.dataset}: {', '.join(others)}: {OTHER_DATA}", err=True)
+        say(f"warning: --reference {data.dataset}: {', '.join(others)}: {OTHER_DATA}", err=True)
     return trained_on
 
 
@@ -218,5 +219,5 @@ def write_evaluation(output: Path, report: dict[str, Any], scored: "Scored", nam
         (output / "evaluation.json").write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
         (output / "evaluation.md").write_text(markdown(report), encoding="utf-8")
         (output / "model-index.yml").write_text(model_index(report, name), encoding="utf-8")
-    typer.echo(markdown(report))
-    typer.echo(f"evaluation.json, .md, model-index.yml and sheets of the closest pairs in {output}")
+    say_lines(markdown(report))
+    say(f"evaluation.json, .md, model-index.yml and sheets of the closest pairs in {output}")

@@ -8,6 +8,7 @@ import typer
 from hfgen.commands.options import PipelineFolder, loading, require_new_folder
 from hfgen.errors import UserError
 from hfgen.files import require_utf8
+from hfgen.texts import say
 
 
 FORMATS = ("onnx",)
@@ -29,9 +30,9 @@ def export(
 
     require_onnx()
     for result in export_onnx(open_pipeline(pipeline, "cpu", plain=True), output):
-        typer.echo(
+        say(
             f"{result.file}: {result.num_bytes / 1e6:.3g} MB, differs from PyTorch by at most "
             f"{result.max_difference:.1e} (allowed: {result.tolerance:.1e}); one image in "
             f"{1000 * result.seconds:.3g} ms with onnxruntime, {1000 * result.torch_seconds:.3g} ms with plain PyTorch"
         )
-    typer.echo(f"export.json, with instructions for using the files, in {output}")
+    say(f"export.json, with instructions for using the files, in {output}")

@@ -25,6 +25,7 @@ from hfgen.commands.options import (
 )
 from hfgen.errors import UserError
 from hfgen.ranges import COUNT
+from hfgen.texts import say
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -75,9 +76,7 @@ def kaggle_zip(
 
     loaded = open_pipeline(pipeline, device, sampler)
     if (own_size := image_size(loaded)) != size:
-        typer.echo(
-            f"note: this pipeline generates {own_size}-pixel images; they are resized to {size}, which adds no detail"
-        )
+        say(f"note: this pipeline generates {own_size}-pixel images; they are resized to {size}, which adds no detail")
     score = None
     if reference is not None:  # before generating images, as it may be misspelt
         score = local_score(pipeline, reference, feature_weights, loaded.device)
@@ -97,8 +96,8 @@ def kaggle_zip(
                 score_message = score((decode_jpeg(jpeg) for jpeg in packed), num_images)
 
     write_atomically(output, write)
-    typer.echo(f"{output}: {num_images:,} JPEGs of {size} pixels (quality {JPEG_QUALITY}), seed {seed}")
-    typer.echo(f"{score_message}; Kaggle's own score will differ, because its real images are hidden")
+    say(f"{output}: {num_images:,} JPEGs of {size} pixels (quality {JPEG_QUALITY}), seed {seed}")
+    say(f"{score_message}; Kaggle's own score will differ, because its real images are hidden")
 
 
 def local_score(

@@ -9,6 +9,7 @@ import typer
 
 from hfgen.commands.options import refuse_to_replace
 from hfgen.files import writing
+from hfgen.texts import say, say_lines
 
 
 def presets(
@@ -37,7 +38,7 @@ def _plot(output: Path, coloured: list[str]) -> None:
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, dpi=110)
-    typer.echo(f"{output}: FID of the presets' reference runs")
+    say(f"{output}: FID of the presets' reference runs")
 
 
 def _list() -> None:
@@ -55,8 +56,8 @@ def _list() -> None:
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
-        typer.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
-    typer.echo(
+        say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
+    say_lines(
         "\nto train one: hfgen train DATA --preset NAME; to see its settings: hfgen train gan --preset NAME --help"
     )
 

@@ -7,6 +7,7 @@ import typer
 
 from hfgen.commands.options import FLAG, loading, require_new_folder
 from hfgen.files import require_utf8
+from hfgen.texts import say
 
 
 def publish(
@@ -43,15 +44,13 @@ def publish(
 
     if output is not None:
         write_atomically(output, lambda folder: hub.prepare(source, folder, repo_id, scores, license_id, half))
-        typer.echo(f"{output}: the files to publish, checked to load without hfgen; README.md is the card")
+        say(f"{output}: the files to publish, checked to load without hfgen; README.md is the card")
         return
     published = hub.publish(source, repo_id, private, scores, license_id, space, half=half)
-    typer.echo(f"published {published.repo_id}: {published.commit.address}")
+    say(f"published {published.repo_id}: {published.commit.address}")
     if published.replaced_card:
-        typer.echo(
-            "the repo had a hand-written README.md; the card has replaced it, and the old one is in the history"
-        )
+        say("the repo had a hand-written README.md; the card has replaced it, and the old one is in the history")
     if published.space_commit is not None:
-        typer.echo(f"its Space: {published.space_commit.address}")
+        say(f"its Space: {published.space_commit.address}")
         if private:
-            typer.echo("the Space needs a secret HF_TOKEN with read access, because the model is private")
+            say("the Space needs a secret HF_TOKEN with read access, because the model is private")

@@ -8,7 +8,7 @@ import typer
 from hfgen.commands.options import FLAG, in_range, refuse_to_replace
 from hfgen.files import writing
 from hfgen.ranges import Range
-from hfgen.texts import counted
+from hfgen.texts import counted, say
 
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, finished or not")]
@@ -31,7 +31,7 @@ def progress(
         output.parent.mkdir(parents=True, exist_ok=True)
         write_gif([*frames, *frames[-1:] * 3], output, frame_seconds)  # hold the last frame
     still = "1 sample sheet, so a still image until the run has more (--sample_every)"
-    typer.echo(f"{output}: {len(frames)} sample sheets" if len(frames) > 1 else f"{output}: {still}")
+    say(f"{output}: {len(frames)} sample sheets" if len(frames) > 1 else f"{output}: {still}")
 
 
 def page(run: RunFolder) -> None:
@@ -46,7 +46,7 @@ def page(run: RunFolder) -> None:
 
     shared, methods = (RunSettings, DataSettings), (GANSettings, VAESettings, DDPMSettings)
     classes = settings_classes(run, [(*shared, one) for one in methods])
-    typer.echo(write_page(run, classes, is_alive=holder_of(run) is not None))
+    say(write_page(run, classes, is_alive=holder_of(run) is not None))
 
 
 def curves(
@@ -69,8 +69,8 @@ def curves(
     figure = plot_curves(runs, read_reference_curves() if reference else ())
     if reference:
         for run in runs:
-            typer.echo(f"{run}: {compared_with_references(run)}")
+            say(f"{run}: {compared_with_references(run)}")
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, dpi=110)
-    typer.echo(f"{output}: losses of {counted(len(runs), 'run')}")
+    say(f"{output}: losses of {counted(len(runs), 'run')}")

@@ -22,7 +22,7 @@ from hfgen.commands.options import (
 from hfgen.errors import UserError
 from hfgen.files import writing
 from hfgen.ranges import COUNT, POSITIVE, SEED, Range
-from hfgen.texts import counted
+from hfgen.texts import counted, say
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -76,7 +76,7 @@ def sample(
         labelled_sheet(shown, title=title, captions=[str(index) for index in range(len(shown))]).save(sheet)
     of_all = f" (the first {len(shown)})" if len(shown) < num_images else ""
     on_sheet = f"all on one sheet{of_all}" if num_images > 1 else "and on a sheet"
-    typer.echo(f"{counted(num_images, 'image')} in {output}, {on_sheet}: {sheet}")
+    say(f"{counted(num_images, 'image')} in {output}, {on_sheet}: {sheet}")
 
 
 def denoise(
@@ -121,9 +121,7 @@ def denoise(
         output.mkdir(parents=True, exist_ok=True)
         denoising.save(output / "denoising.png")
         forward.save(output / "forward.png")
-    typer.echo(
-        f"denoising.png (timesteps {', '.join(map(str, chosen))}) and forward.png (linear above cosine) in {output}"
-    )
+    say(f"denoising.png (timesteps {', '.join(map(str, chosen))}) and forward.png (linear above cosine) in {output}")
 
 
 def interpolate(
@@ -174,7 +172,7 @@ def interpolate(
         sheet.save(output / "sheet.png")
         write_gif([enlarged(frame) for frame in frames], output / "walk.gif", frame_seconds=0.08)
     of_which = ", ".join(names) if image else f"seeds {', '.join(map(str, chosen))}"
-    typer.echo(f"sheet.png (linear above spherical, {of_which}) and walk.gif in {output}")
+    say(f"sheet.png (linear above spherical, {of_which}) and walk.gif in {output}")
 
 
 def walk_sheet(
@@ -233,7 +231,7 @@ def reconstruct(
         for index, (path, reconstruction) in enumerate(zip(images, reconstructions, strict=True)):
             reconstruction.save(output / f"{index:06d}-{path.stem}.png")
         labelled_pairs(originals, reconstructions, ("original", "reconstruction"), columns).save(sheet)
-    typer.echo(f"{len(images)} reconstructions in {output}, below their originals on one sheet: {sheet}")
+    say(f"{len(images)} reconstructions in {output}, below their originals on one sheet: {sheet}")
 
 
 def sheet_beside(folder: Path) -> Path:

@@ -29,6 +29,7 @@ from hfgen.commands.options import (
 )
 from hfgen.errors import UserError
 from hfgen.files import writing
+from hfgen.texts import say, say_lines
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -88,12 +89,12 @@ def steps(
         name = f"{number} step{'' if number == 1 else 's'}"
         rows.append({"name": name, "steps": number, **scored.report})
         shown.append((name, labelled_sheet(scored.shown, columns=len(scored.shown))))
-        typer.echo(f"{name}: FID {scored.report['scores']['fid']:.4g}")
+        say(f"{name}: FID {scored.report['scores']['fid']:.4g}")
     enough = fewest_that_suffice(rows)
     write_report(output, {"reference": where_it_is(reference), "enough": enough, "rows": rows})
     with writing(output):
         labelled_rows(shown).save(output / "sheet.png")
-    typer.echo(f"enough: {enough}, the fewest steps within one standard error of the lowest FID")
+    say(f"enough: {enough}, the fewest steps within one standard error of the lowest FID")
     if save:
         save_number_of_steps(find_pipeline(Path(pipeline).expanduser()), enough)
 
@@ -122,7 +123,7 @@ def write_report(output: Path, report: dict[str, Any]) -> None:
         output.mkdir(parents=True, exist_ok=True)
         (output / "steps.json").write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
         (output / "steps.md").write_text(table(report["rows"]), encoding="utf-8")
-    typer.echo(table(report["rows"]))
+    say_lines(table(report["rows"]))
 
 
 def fewest_that_suffice(rows: list[dict[str, Any]]) -> int:
@@ -154,4 +155,4 @@ def save_number_of_steps(folder: Path, number: int) -> None:
     index = json.loads(file.read_text()) | {"num_inference_steps": number}
     write_text_atomically(file, json.dumps(index, indent=2) + "\n")
     record_digests(folder)
-    typer.echo(f"saved in {file}")
+    say(f"saved in {file}")

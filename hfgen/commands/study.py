@@ -12,6 +12,7 @@ from hfgen.commands.options import in_range, loading, require_new_folder
 from hfgen.errors import UserError
 from hfgen.files import require_place_for, require_replaceable, writing
 from hfgen.ranges import MAX_COUNT, Range
+from hfgen.texts import say, say_lines
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -105,7 +106,7 @@ def report_so_far(store: "StudyStore", study: "Study", folder: Path) -> None:
         outcomes = store.outcomes(study)
     write_report(study, outcomes, folder)
     what = "report so far" if None in outcomes.values() else "report"
-    typer.echo(f"{what}: {folder / 'index.html'}, report.md, cells.csv, table.tex")
+    say(f"{what}: {folder / 'index.html'}, report.md, cells.csv, table.tex")
 
 
 @study_app.command()
@@ -119,11 +120,11 @@ def plan(file: File, dataset: Dataset = None, budget: BudgetOption = None, featu
         from hfgen.studies.plan import describe_plan, make_plan, scale_down
 
     made = make_plan(study, workspace, typer.echo)
-    typer.echo(describe_plan(study, made))
+    say_lines(describe_plan(study, made))
     if budget is not None and seconds is not None:
         scaled = scale_down(study_file, study, made, budget, seconds, workspace)
         result = "it fits" if scaled is study else f"scaled down to it:\n{describe_plan(scaled, made)}"
-        typer.echo(f"\n--budget {budget}: {result}")
+        say_lines(f"\n--budget {budget}: {result}")
 
 
 @study_app.command("work")
@@ -168,7 +169,7 @@ def status(where: Where, study: NameInDatabase = None) -> None:
     store, stored = find(where, study)
     with reading_from(store.url):
         trials = store.trials()
-    typer.echo(describe_progress(stored, trials, datetime.datetime.now()))
+    say_lines(describe_progress(stored, trials, datetime.datetime.now()))
 
 
 @study_app.command()
@@ -186,7 +187,7 @@ def report(
     with reading_from(store.url):
         outcomes = store.outcomes(stored)
     write_report(stored, outcomes, output)
-    typer.echo(f"{output / 'index.html'}, report.md, cells.csv, table.tex")
+    say(f"{output / 'index.html'}, report.md, cells.csv, table.tex")
 
 
 def find(where: str, study: str | None) -> "tuple[StudyStore, Study]":
@@ -254,5 +255,5 @@ def reduced(
         return study  # it fitted before
     plan = make_plan(study, workspace, typer.echo)
     scaled = scale_down(study_file, study, plan, budget, seconds or 0.0, workspace)
-    typer.echo(describe_plan(scaled, plan))
+    say_lines(describe_plan(scaled, plan))
     return scaled

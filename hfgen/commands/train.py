@@ -26,7 +26,7 @@ from hfgen.commands.train_settings import (
 from hfgen.config import settings_to_dict
 from hfgen.errors import UserError
 from hfgen.ranges import COUNT
-from hfgen.texts import counted
+from hfgen.texts import counted, say, say_lines
 from hfgen.training.duration import WITHOUT_END, parse_duration
 
 
@@ -67,7 +67,7 @@ def train(context: typer.Context) -> None:
     arguments = list(context.args)
     is_help = arguments[:1] in (["--help"], ["-h"])
     if is_help or not arguments or (len(arguments) == 1 and arguments[0] in METHODS):
-        typer.echo(USAGE, nl=False, err=not is_help)
+        say_lines(USAGE.rstrip(), err=not is_help)
         raise typer.Exit(0 if is_help else 2)
     own, flags = own_options().parse_known_args(arguments)
     for name in ("images", "num_processes", "num_machines"):
@@ -79,7 +79,7 @@ def train(context: typer.Context) -> None:
         )
     choice = Choice.for_method(first, flags) if first in METHODS else Choice.for_data(first, flags)
     if any(flag in ("--help", "-h") for flag in flags):  # the settings follow
-        typer.echo(USAGE)
+        say_lines(USAGE)
     settings = settings_to_dict(*choice.parse(choice.flags))
     refuse_a_run(settings["dataset"])
     processes = Processes.choose(own, settings["cpu"])
@@ -89,7 +89,7 @@ def train(context: typer.Context) -> None:
     else:
         plan = _plan(choice, own, budget, settings, processes)
     for reason in plan.reasons:
-        typer.echo(reason)
+        say(reason)
     processes.start(plan.method, plan.flags)
 
 

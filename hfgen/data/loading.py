@@ -11,6 +11,7 @@ from hfgen.data.batches import ImageBatches
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 from hfgen.files import write_text_atomically
+from hfgen.texts import say_lines
 
 
 class Batches(Protocol):
@@ -60,7 +61,7 @@ def load_training_data(
         return TrainingData(stream, None, stream.digest)
     store = load_images(settings)
     if accelerator.is_main_process:
-        print(store.report)
+        say_lines(store.report)
         if not (output_dir / "launches.jsonl").exists():  # a resumed run has the same images, or is refused later
             write_text_atomically(output_dir / "intake.json", json.dumps(store.report.to_dict(), indent=1) + "\n")
     batches = ImageBatches(store, settings, batch_size, seed, *process)

@@ -31,6 +31,7 @@ def largest_pages(file: Path, metadata: "FileMetaData", columns: list[str] | Non
         LookupError: if a page takes too much memory, or a header is damaged.
     """
     largest = []
+    num_bytes = file.stat().st_size
     with file.open("rb") as stream:
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
@@ -39,14 +40,14 @@ def largest_pages(file: Path, metadata: "FileMetaData", columns: list[str] | Non
                 size
                 for chunk in chunks
                 if columns is None or chunk.path_in_schema.split(".")[0] in columns
-                for size in _page_sizes(stream, chunk)
+                for size in _page_sizes(stream, num_bytes, chunk)
             ]
             largest.append(max(sizes, default=0))
     return largest
 
 
-def _page_sizes(stream: BinaryIO, chunk: "ColumnChunkMetaData") -> Iterator[int]:
-    """Yield the decompressed size of each page of a column in a row group."""
+def _page_sizes(stream: BinaryIO, num_bytes: int, chunk: "ColumnChunkMetaData") -> Iterator[int]:
+    """Yield the decompressed size of each page of a column in a row group; the file has `num_bytes`."""
     at = chunk.data_page_offset
     if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < at:
         at = chunk.dictionary_page_offset
@@ -57,6 +58,8 @@ def _page_sizes(stream: BinaryIO, chunk: "ColumnChunkMetaData") -> Iterator[int]
         kind, uncompressed, compressed = (header.get(field, -1) for field in (1, 2, 3))
         if min(kind, uncompressed, compressed) < 0:
             raise LookupError(f"the header of the page at byte {at} is damaged")
+        if stream.tell() + compressed > num_bytes:  # memory for it would be taken before the end is noticed
+            raise LookupError(f"the page at byte {at} goes on beyond the end of the file")
         # Encoded images hardly become smaller, and a dictionary, of which a copy is made, has a few MB at most.
         is_bomb = uncompressed > MAX_ENCODED_BYTES and (kind == DICTIONARY_PAGE or uncompressed > 2 * compressed)
         if is_bomb or compressed + uncompressed > MAX_BYTES:

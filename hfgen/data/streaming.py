@@ -30,7 +30,7 @@ from hfgen.data.rgb import GREY_BITS
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 from hfgen.randomness import keyed_seed
-from hfgen.texts import printable
+from hfgen.texts import say
 
 
 NAMED_UNREADABLE = 5  # all unreadable images are counted, this many are named
@@ -62,7 +62,7 @@ class _BlockReader:
         self._rows_start: _Position | None = None  # start of the block that `_rows` would continue with
         self.stop = threading.Event()
         if self._dataset.num_shards < num_processes and process_index == 0:
-            print(
+            say(
                 f"warning: {self._name} has {self._dataset.num_shards} shard(s) for {num_processes} processes: each "
                 "reads all rows and downloads all packed images but uses only its share; store them in "
                 f"{num_processes} or more parquet files, or leave out --streaming"
@@ -206,7 +206,7 @@ class StreamBatches:
             self.unreadable += 1
             if reason not in self._named and len(self._named) < NAMED_UNREADABLE:
                 self._named.add(reason)
-                print(printable(f"skipped an unreadable image: {reason}"), flush=True)
+                say(f"skipped an unreadable image: {reason}")
         self._last_readable = position.epoch if images else self._last_readable
         if self._last_readable < position.epoch < self._position.epoch:
             raise UserError(
@@ -232,9 +232,8 @@ class StreamBatches:
         generator = np.random.default_rng(keyed_seed(*self._share, *position, index, "crop"))
         if decoded.grey_bits is not None and decoded.grey_bits < NARROW_GREY_BITS and not self._warned_of_grey:
             self._warned_of_grey = True
-            print(
+            say(
                 f"warning: {name}: a 16-bit file with values of {decoded.grey_bits} bits is nearly black; without "
                 "--streaming the values are scaled to those of all images",
-                flush=True,
             )
         return random_crop(decoded.pixels[0], self._settings.sample_size, generator)

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from hfgen.errors import UserError
 from hfgen.families import image_network
 from hfgen.inference.opening import open_pipeline
+from hfgen.texts import say
 from hfgen.training.checkpoints import STATE_FILE, find_checkpoint, list_checkpoints, load_state
 from hfgen.training.run import Run
 
@@ -49,7 +50,7 @@ def start_from(run: Run, networks: dict[str, nn.Module], ema: AveragedModel) -> 
     ema.n_averaged.zero_()  # or the average would show the old images for thousands of updates
     if run.is_main:
         untrained = [f"; the {name} is new: a pipeline has none" for name in networks if name not in found]
-        print(f"started from {checkpoint or source}: {', '.join(loaded)} and average{''.join(untrained)}")
+        say(f"started from {checkpoint or source}: {', '.join(loaded)} and average{''.join(untrained)}")
 
 
 def _weights_of_pipeline(source: str, name: str) -> dict[str, Weights]:

@@ -16,6 +16,7 @@ from hfgen.hub.upload import Commit, check_access, check_repo_id, read_card, upl
 from hfgen.inference.opening import find_pipeline, runs_beside
 from hfgen.publishing.folder import make_publication
 from hfgen.publishing.load_check import check_loads_anywhere
+from hfgen.texts import say
 from hfgen.training.run import Run
 
 
@@ -98,7 +99,7 @@ def publish_if_asked(run: Run) -> None:
         raise UserError(
             f"{error}\nThe run itself is complete in {run.output_dir}. To publish it later: {again}"
         ) from error
-    print(f"published {published.repo_id}: {published.commit.address}")
+    say(f"published {published.repo_id}: {published.commit.address}")
 
 
 def prepare(

@@ -6,8 +6,6 @@ import signal
 import time
 from collections import Counter
 
-import typer
-
 from hfgen.errors import UserError
 from hfgen.studies.cells import Cell, Study
 from hfgen.studies.database import DATABASE_ERRORS, reason_of, shown
@@ -15,6 +13,7 @@ from hfgen.studies.launch import Workspace, check_data, check_device, train_cell
 from hfgen.studies.outcomes import BROKEN, DIVERGED, IN_USE, TRAINED, Result
 from hfgen.studies.results import Scorer, data_digest, data_settings
 from hfgen.studies.storage import MISSING, RUNNING, WAITING, Outcome, StudyStore
+from hfgen.texts import say
 
 
 WAIT_SECONDS = 5.0
@@ -60,7 +59,7 @@ def _work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: f
             return Outcome(BROKEN, reason=unfit[name]) if only_unfit else None
         cell = study.cells[name]
         of_all = f"cell {list(study.cells).index(name) + 1} of {len(study.cells)}"
-        typer.echo(f"{name}: training, {of_all}; log: {workspace.log_file(cell)}")
+        say(f"{name}: training, {of_all}; log: {workspace.log_file(cell)}")
         outcome = _train_and_score(cell, study, workspace, scorer, store)
         _print_outcome(name, outcome, study.metric)
         if outcome.kind == IN_USE:  # back to the end of the queue
@@ -71,7 +70,7 @@ def _work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: f
     states = store.states(study)
     store.enqueue([name for name, state in states.items() if state == BROKEN and name not in unfit])  # retry
     for name, reason in unfit.items():
-        typer.echo(f"{name}: left out: {reason}")
+        say(f"{name}: left out: {reason}")
     waited = False
     while True:
         states = store.states(study)
@@ -88,7 +87,7 @@ def _work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: f
                 raise UserError(f"{MAX_BROKEN} cells in a row could not be trained here; the last: {broken[-1]}")
         elif RUNNING in for_us:
             if not waited:
-                typer.echo(f"waiting for {Counter(states.values())[RUNNING]} cells of other workers")
+                say(f"waiting for {Counter(states.values())[RUNNING]} cells of other workers")
             waited = True
             time.sleep(wait_seconds)
         else:
@@ -102,7 +101,7 @@ def _train_and_score(cell: Cell, study: Study, workspace: Workspace, scorer: Sco
         return Outcome(BROKEN, reason=f"its training could not be started: {error}")
     if ending.kind != TRAINED:
         return Outcome(ending.kind, reason=ending.reason, step=ending.step)
-    typer.echo(f"{cell.name}: scoring {study.evaluation.num_images:,} images")
+    say(f"{cell.name}: scoring {study.evaluation.num_images:,} images")
     try:
         result = scorer.score(cell)
     except (UserError, OSError, RuntimeError) as error:  # RuntimeError: PyTorch, out of memory
@@ -123,10 +122,10 @@ def value_of(result: Result, metric: str) -> float:
 
 def _print_outcome(name: str, outcome: Outcome, metric: str) -> None:
     if outcome.kind == TRAINED:
-        typer.echo(f"{name}: {metric} {outcome.value:.4g}")
+        say(f"{name}: {metric} {outcome.value:.4g}")
     else:
         at = f" at step {outcome.step}" if outcome.step is not None else ""
-        typer.echo(f"{name}: {outcome.kind}{at}: {outcome.reason}")
+        say(f"{name}: {outcome.kind}{at}: {outcome.reason}")
 
 
 def _check_same_data(store: StudyStore, study: Study, workspace: Workspace, digests: dict[str, str]) -> None:

@@ -24,6 +24,7 @@ import torch
 from hfgen.errors import UserError
 from hfgen.files import read_json, write_atomically
 from hfgen.integrity import DIGESTS_FILE, find_damage, record_digests, recorded_names, save_with_digests
+from hfgen.texts import say
 
 
 PREFIX = "step-"
@@ -78,7 +79,7 @@ def set_aside_newer(folder: Path, step: int) -> None:
             os.replace(checkpoint, moved[-1])
     if moved:
         names = ", ".join(path.name for path in moved)
-        print(f"the newer checkpoints in {folder} were renamed to {names}; delete those that you do not need")
+        say(f"the newer checkpoints in {folder} were renamed to {names}; delete those that you do not need")
 
 
 def checkpoint_of(folder: Path, step: int) -> Path:
@@ -142,7 +143,7 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
             damage = damage_of(checkpoint)
             if damage is None:
                 return checkpoint
-            print(f"warning: {checkpoint} is damaged and was skipped: {damage}", flush=True)
+            say(f"warning: {checkpoint} is damaged and was skipped: {damage}")
         if found:
             raise UserError(
                 f"--resume latest: all checkpoints in {folder} are damaged; start again with another --output_dir"

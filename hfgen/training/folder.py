@@ -25,6 +25,7 @@ from hfgen.files import (
 )
 from hfgen.hardware import describe_environment
 from hfgen.hub.upload import check_access
+from hfgen.texts import say, say_lines
 from hfgen.training.checkpoints import (
     PIPELINE_FOLDER,
     PIPELINE_MARKER,
@@ -257,13 +258,13 @@ def differing(changes: Sequence[str]) -> str:
 
 def print_resumption(checkpoint: Path, step: int, is_complete: bool, changes: Sequence[str], rollbacks: int) -> None:
     """Print where a run continues, and what is not as it was."""
-    print(f"resumed from {checkpoint} at step {step}")
+    say(f"resumed from {checkpoint} at step {step}")
     if is_complete:
-        print("the run is complete; to extend it, give a larger --max_train_steps (or --num_epochs)")
+        say("the run is complete; to extend it, give a larger --max_train_steps (or --num_epochs)")
     if changes:
-        print(differing(changes))
+        say(differing(changes))
     if rollbacks:
-        print(f"learning rates halved {rollbacks} times by rollbacks so far")
+        say(f"learning rates halved {rollbacks} times by rollbacks so far")
 
 
 def write_status(folder: Path, status: str, reason: str, step: int, seconds: float) -> None:
@@ -314,10 +315,15 @@ def best_scores(folder: Path) -> dict[str, Any] | None:
 def print_end(folder: Path, reason: str, step: int, max_train_steps: int, seconds: float) -> None:
     """Print how a launch ended, what it left, and how to go on."""
     of_all = f" of {max_train_steps}" if max_train_steps < WITHOUT_END else ""
-    print(f"{reason}: step {step}{of_all}, {seconds:.0f} s of training in total")
-    print("\n".join(list_results(folder)))
+    say(f"{reason}: step {step}{of_all}, {seconds:.0f} s of training in total")
+    say_lines("\n".join(list_results(folder)))
     if step < max_train_steps:
-        print("to continue, run the same command with --resume latest")
+        say("to continue, run the same command with --resume latest")
+
+
+def print_break(step: int) -> None:
+    """Print in which update a launch failed, and how to continue."""
+    say(f"ended in step {step}; to continue, run the same command with --resume latest")
 
 
 def list_results(folder: Path) -> list[str]:

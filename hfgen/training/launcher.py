@@ -18,6 +18,7 @@ from accelerate.utils import ProjectConfiguration, str_to_bool
 
 from hfgen.errors import UserError
 from hfgen.hardware import choose_mixed_precision, has_accelerator, keep_freed_memory, use_all_cores, use_fast_kernels
+from hfgen.texts import say
 from hfgen.training.settings import RunSettings
 
 
@@ -81,7 +82,7 @@ def open_accelerator(settings: RunSettings, allows_fp16: bool = False) -> Accele
     if accelerator.device.type == "cuda":
         use_fast_kernels()
     if accelerator.is_main_process:
-        print(f"device: {accelerator.device.type}; mixed precision: {accelerator.mixed_precision} ({reason})")
+        say(f"device: {accelerator.device.type}; mixed precision: {accelerator.mixed_precision} ({reason})")
     return accelerator
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from hfgen.errors import UserError
+from hfgen.texts import say
 
 
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder"
@@ -37,7 +38,7 @@ def lock_folder(folder: Path) -> FileLock:
             "another folder"
         ) from None
     except (OSError, NotImplementedError) as error:
-        print(f"note: {folder} cannot be locked ({error}): do not start another run in it")
+        say(f"note: {folder} cannot be locked ({error}): do not start another run in it")
     return lock
 
 
@@ -61,7 +62,7 @@ def _acquire(lock: FileLock, folder: Path, holder: Path) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"{folder} is in use by {_named(holder)}; waiting {PATIENCE:.0f} s for it to end", flush=True)
+        say(f"{folder} is in use by {_named(holder)}; waiting {PATIENCE:.0f} s for it to end")
         lock.acquire(timeout=PATIENCE)
 
 

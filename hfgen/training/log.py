@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from hfgen.bars import update_interval
 from hfgen.errors import UserError
 from hfgen.files import append_json_line, read_json_lines, write_text_atomically, writing
+from hfgen.texts import one_message
 
 
 # The first losses of a method, beside the speed on the progress bar, which has to fit into 80 columns.
@@ -109,7 +110,7 @@ class RunLog:
 
     def say(self, message: str) -> None:
         """Print a line above the progress bar. Main process only."""
-        self.bar.write(message)
+        self.bar.write(one_message(message))
 
     def add(self, losses: dict[str, torch.Tensor], notes: dict[str, float]) -> None:
         """Add the losses of one update to the current window; see `Run.log`."""

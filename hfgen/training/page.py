@@ -18,7 +18,7 @@ from hfgen.errors import UserError
 from hfgen.files import read_json, read_json_lines, write_text_atomically
 from hfgen.metrics.report import finite
 from hfgen.pages import page_template
-from hfgen.texts import printable
+from hfgen.texts import one_message, printable
 from hfgen.training.charts import charts_of, images_at, score_charts
 from hfgen.training.duration import WITHOUT_END, parse_duration
 from hfgen.training.history import METRICS_FILE, NEEDED
@@ -62,9 +62,9 @@ class RunPage:
         try:
             write_page(self._folder, self._classes, step)
             if not self._pause_until:
-                tqdm.write(f"page of this run: {self._folder / PAGE_FILE}")  # above the progress bar
+                tqdm.write(one_message(f"page of this run: {self._folder / PAGE_FILE}"))  # above the progress bar
         except Exception as error:  # whatever is wrong with a page must not end a training
-            tqdm.write(f"warning: {self._folder / PAGE_FILE} was not written: {error}")
+            tqdm.write(one_message(f"warning: {self._folder / PAGE_FILE} was not written: {error}"))
         seconds = time.monotonic() - started
         self._pause_until = time.monotonic() + PAUSE * seconds
         return seconds

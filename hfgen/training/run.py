@@ -98,7 +98,7 @@ class Run:
             if error is not None and self._is_open and self.is_main:
                 with contextlib.suppress(UserError):  # a full disk, say; the error that ends the run counts more
                     self._set_status(*ending_of(lost or error))
-                print(f"ended in step {self.step}; to continue, run the same command with --resume latest")
+                folder.print_break(self.step)
         finally:
             if self._lock is not None:
                 self._lock.release()

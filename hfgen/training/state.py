@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from hfgen.errors import UserError
+from hfgen.texts import say
 from hfgen.training import checkpoints
 
 
@@ -112,7 +113,7 @@ class RunState:
                     f"{checkpoint}: {key} was {progress[key]!r} and is now {value!r}; it must not change on resume"
                 )
         if progress["torch_version"] != torch.__version__ and self._accelerator.is_main_process:
-            print(
+            say(
                 f"note: the checkpoint is from torch {progress['torch_version']}, and this is {torch.__version__}: "
                 "the run continues, but not bit for bit as it would have"
             )

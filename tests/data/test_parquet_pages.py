@@ -54,6 +54,17 @@ def test_a_large_page_of_images_that_do_not_compress_is_read(tmp_path, monkeypat
         list(source_of(tmp_path / "a.parquet").images())
 
 
+def test_a_page_that_claims_to_be_larger_than_its_file_is_refused_before_it_takes_memory(tmp_path):
+    file = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"image": [bytes(1000)] * 7}), file, use_dictionary=False)
+    content = file.read_bytes()
+    claimed = b"\x15" + bytes([128, 128, 128, 128, 6])  # 768 MiB, in Thrift's compact protocol
+    header = b"\x15\x00" + 2 * claimed + b"\x00"
+    file.write_bytes(content[:4] + header + content[4 + len(header) :])
+    with pytest.raises(UserError, match=r"a\.parquet.*the page at byte 4 goes on beyond the end of the file"):
+        list(source_of(file).images())
+
+
 def test_damaged_headers_are_refused_by_name(tmp_path):
     file = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"image": [bytes(1000)] * 7}), file)

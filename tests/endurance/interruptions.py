@@ -3,10 +3,10 @@
     python tests/endurance/interruptions.py --count 200
     python tests/endurance/interruptions.py --count 100 --signals TERM INT
 
-Not part of `make test`: 200 interruptions take about 15 minutes on one CPU core. For each recipe a run is left alone,
-and then the same run is killed again and again, and started again by the same command. Every other signal comes in the
-middle of a write: as soon as a temporary path of hfgen's appears in the run's folder. In the end all files of the run
-must have the content of those of the run that was left alone, except for times, and no others may be there.
+Not part of `make test`: 200 interruptions take about half an hour on a busy CPU core. For each recipe a run is left
+alone, and then the same run is killed again and again, and started again by the same command. Every other signal comes
+in the middle of a write: as soon as a temporary path of hfgen's appears in the run's folder. In the end all files of
+the run must have the content of those of the run that was left alone, except for times, and no others may be there.
 
 After SIGTERM or SIGINT a process must also end within seconds, with the status of that signal and a line that says
 where it stopped, and without a traceback.
