@@ -8,24 +8,25 @@ BIN = $(VENV)/bin
 CPU_TORCH ?= https://download.pytorch.org/whl/cpu
 REACH = import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=5)
 
-# The environment is made once, and again when pyproject.toml changes.
+# The environment is made once, and again when pyproject.toml changes. --no-compile: Python compiles a module when it is first
+# imported; all of torch beforehand would take two minutes on one core.
 $(VENV)/usable: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@if nvidia-smi -L >/dev/null 2>&1; then \
 		echo "Installing PyTorch with CUDA and hfgen into $(VENV): several GB, some minutes."; \
 	elif $(BIN)/python -c '$(REACH)' $(CPU_TORCH) 2>/dev/null; then \
 		echo "No NVIDIA GPU found: installing PyTorch for CPUs into $(VENV), then hfgen."; \
-		$(BIN)/python -m pip install --disable-pip-version-check --index-url $(CPU_TORCH) torch torchvision \
+		$(BIN)/python -m pip install --no-compile --disable-pip-version-check --index-url $(CPU_TORCH) torch torchvision \
 			|| echo "That failed: installing the default PyTorch."; \
 	else \
 		echo "No NVIDIA GPU found, but $(CPU_TORCH) cannot be reached:"; \
 		echo "installing the default PyTorch and hfgen into $(VENV): with CUDA several GB, some minutes."; \
 	fi
-	$(BIN)/python -m pip install --disable-pip-version-check -e ".[eval]"
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -e ".[eval]"
 	@touch $@
 
 $(VENV)/installed: $(VENV)/usable
-	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev,eval]"
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -e ".[dev,eval]"
 	@touch $@
 
 # Trains a small DDPM on toy paintings; run again after an interruption, it goes on where it stopped.

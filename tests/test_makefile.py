@@ -20,8 +20,8 @@ case "$1 $2" in
 *) echo "$*" >> calls ;;
 esac
 """
-CPU_BUILD = "-m pip install --disable-pip-version-check --index-url {} torch torchvision"
-HFGEN = "-m pip install --disable-pip-version-check -e .[eval]"
+CPU_BUILD = "-m pip install --no-compile --disable-pip-version-check --index-url {} torch torchvision"
+HFGEN = "-m pip install --no-compile --disable-pip-version-check -e .[eval]"
 TRAINING = "training_scripts/train_ddpm.py --preset quickstart --resume latest"
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
