@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -24,17 +25,18 @@ def free_port():
 @contextlib.contextmanager
 def serving(programs, command, ready, **environment):
     """Run a server; yield its process, which has printed what matches `ready`, and what it has printed until then."""
-    own = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment}
-    process = programs.start(*command, environment=os.environ | own)
-    deadline = time.monotonic() + PATIENCE_MILLISECONDS / 1000
-    try:
-        while not re.search(ready, process.output.read_text()):
-            assert process.poll() is None and time.monotonic() < deadline, process.errors.read_text()
-            time.sleep(0.05)
-        yield process
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    with tempfile.TemporaryDirectory() as folder:  # a server that is killed leaves its downloads in it
+        own = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "TMPDIR": folder, **environment}
+        process = programs.start(*command, environment=os.environ | own)
+        deadline = time.monotonic() + PATIENCE_MILLISECONDS / 1000
+        try:
+            while not re.search(ready, process.output.read_text()):
+                assert process.poll() is None and time.monotonic() < deadline, process.errors.read_text()
+                time.sleep(0.05)
+            yield process
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
 
 
 def patient(page):
