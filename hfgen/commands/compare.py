@@ -28,7 +28,7 @@ from hfgen.commands.options import (
 from hfgen.errors import UserError
 from hfgen.files import writing
 from hfgen.ranges import COUNT
-from hfgen.texts import markdown_text, say, say_lines
+from hfgen.texts import markdown_text, printable, say, say_lines
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -98,7 +98,7 @@ def compare(
         (output / "comparison.json").write_text(report + "\n")
         (output / "comparison.md").write_text(table(best_first), encoding="utf-8")
         labelled_rows([shown[index] for index in order]).save(output / "sheet.png")
-    say_lines(f"{table(best_first, warns=False)}\ncomparison.json, comparison.md and sheet.png in {output}")
+    say_lines(f"{table(best_first, warns=False)}\ncomparison.json, .md and sheet.png in {printable(str(output))}")
 
 
 def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPipeline], int]":

@@ -104,8 +104,8 @@ def floor(
     scores = real.floor(count, seed)
     halves, identity = scores["halves"], real.extractor.identity
     names = score_names(identity)
+    say(f"{path}: {len(real.features):,} images of {sample_size} pixels, seed {seed}; features: {identity}")
     say_lines(
-        f"{path}: {len(real.features):,} images of {sample_size} pixels, seed {seed}; features: {identity}\n"
         f"one half against the other ({halves['num_fake']:,} each): "
         f"{names['fid']} {halves['fid']:.4g} ± {halves['fid_standard_error']:.2g}, "
         f"{names['kid']} {halves['kid']:.2g} ± {halves['kid_standard_error']:.2g}, "

@@ -26,6 +26,7 @@ from hfgen.studies.launch import Workspace, check_device, train_cell
 from hfgen.studies.outcomes import TRAINED
 from hfgen.studies.results import data_settings
 from hfgen.studies.study_file import Budget, StudyFile
+from hfgen.texts import printable
 from hfgen.training.duration import estimated, format_duration
 from hfgen.training.history import read_metrics
 
@@ -229,7 +230,7 @@ def describe_plan(study: Study, plan: Plan) -> str:
         lines.append(f"without {left_out} of {len(study.cells)} cells, which need a machine with CUDA")
     if plan.real_images:
         lines.append(f"this includes computing the features of the {plan.real_images:,} real images once")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: float, workspace: Workspace) -> Study:

@@ -8,6 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hfgen.studies.cells import Study
 from hfgen.studies.outcomes import BROKEN, TRAINED
 from hfgen.studies.storage import DONE, RUNNING, WORKER, Outcome, outcome_of, state_of
+from hfgen.texts import printable
 from hfgen.training.duration import format_duration
 
 
@@ -30,7 +31,7 @@ def describe_progress(study: Study, trials: dict[str, list[FrozenTrial]], now: d
     lines += [f"  {name}: {_cell_status(study, states[name], of_cell, now)}" for name, of_cell in found.items()]
     if counts["running"] + counts["to do"]:
         lines.append(_rest(found, counts["running"], counts["to do"]))
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))  # names and reasons come from a shared database
 
 
 def _cell_status(study: Study, state: str, trials: list[FrozenTrial], now: datetime.datetime) -> str:

@@ -25,7 +25,7 @@ from hfgen.files import (
 )
 from hfgen.hardware import describe_environment
 from hfgen.hub.upload import check_access
-from hfgen.texts import say, say_lines
+from hfgen.texts import say
 from hfgen.training.checkpoints import (
     PIPELINE_FOLDER,
     PIPELINE_MARKER,
@@ -316,7 +316,8 @@ def print_end(folder: Path, reason: str, step: int, max_train_steps: int, second
     """Print how a launch ended, what it left, and how to go on."""
     of_all = f" of {max_train_steps}" if max_train_steps < WITHOUT_END else ""
     say(f"{reason}: step {step}{of_all}, {seconds:.0f} s of training in total")
-    say_lines("\n".join(list_results(folder)))
+    for line in list_results(folder):
+        say(line)
     if step < max_train_steps:
         say("to continue, run the same command with --resume latest")
 

@@ -58,6 +58,14 @@ def test_each_cell_stands_with_what_became_of_it_or_who_works_on_it():
     ]
 
 
+def test_names_and_reasons_of_others_forge_no_line():
+    reason = {"outcome": "broken", "reason": "disk\n  a: fid 0.1", "step": None}
+    trials = {"a": [trial(TrialState.FAIL, 45, 44, **reason)], "b": [running(7, worker="x\nc: fid 0.2\x1b[2J")]}
+    told = describe_progress(toy_study(*trials, name="toy\n  d: fid 0.3"), trials, NOW).splitlines()
+    assert len(told) == 4 and told[0].startswith(r"toy\n  d: fid 0.3: 2 cells")
+    assert told[1:3] == [r"  a: broken: disk\n  a: fid 0.1", r"  b: running for 7 min, worker x\nc: fid 0.2\x1b[2J"]
+
+
 @pytest.mark.parametrize(
     ("trials", "told"),
     [
