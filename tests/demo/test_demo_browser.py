@@ -41,14 +41,15 @@ def served(folders, programs):
     port = free_port()
     command = (programs.hfgen, "demo", *(folders / name for name in ("gan", "vae", "ddpm")), "--port", port)
     with browser() as chromium, serving(programs, command, f"http://127.0.0.1:{port}"):
-        yield chromium, f"http://127.0.0.1:{port}"
+        # One context, so that the page's scripts are fetched and compiled once.
+        yield chromium.new_context(viewport={"width": 1280, "height": 900}), f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture
 def page(served):
     """The page, newly opened; in the end nothing about it may be wrong."""
-    chromium, address = served
-    page = patient(chromium.new_page(viewport={"width": 1280, "height": 900}))
+    context, address = served
+    page = patient(context.new_page())
     complaints = Complaints(page, address)
     page.goto(address)
     shown_images(page, 12)  # of the first pipeline, without being asked
@@ -157,8 +158,9 @@ def test_the_whole_way_is_shown_from_one_seed_to_the_other(page):
 
 
 def test_a_phone_shows_all_tabs_and_all_images(served):
-    chromium, address = served
-    page = patient(chromium.new_page(viewport={"width": 390, "height": 844}))
+    context, address = served
+    page = patient(context.new_page())
+    page.set_viewport_size({"width": 390, "height": 844})
     page.goto(address)
     shown_images(page, 12)
     # As long names of pipelines would do, and later the fonts of another machine.
