@@ -2,6 +2,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
+# Where this is set, as in many containers, each process would compile all of torch again: 13 seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test test-fast quality style clean
 
 # Index of PyTorch's builds without CUDA (0.2 GB instead of several), for a machine without an NVIDIA GPU.

@@ -13,6 +13,7 @@ import pytest
 MAKEFILE = Path(__file__).parents[1] / "Makefile"
 PYTHON = """\
 #!/bin/sh
+[ -z "$PYTHONDONTWRITEBYTECODE" ] || echo "will not keep what it compiles" >> calls
 case "$1 $2" in
 "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
 "-m pip") echo "$*" >> calls; case "$*" in *{fails}*) exit 1 ;; esac ;;
@@ -56,7 +57,7 @@ def quickstart(folder, index, has_gpu=False, fails="nothing"):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     command = ["make", "quickstart", f"PYTHON={folder}/python3", f"CPU_TORCH={index}"]
-    environment = {"PATH": f"{folder}:/usr/local/bin:/usr/bin:/bin"}
+    environment = {"PATH": f"{folder}:/usr/local/bin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
     process = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=120)
     calls = folder / "calls"
     return process.returncode, calls.read_text().splitlines() if calls.is_file() else [], process.stdout
