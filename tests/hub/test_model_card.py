@@ -102,7 +102,7 @@ def test_the_card_of_a_run_tells_what_it_is_of_what_and_how_it_was_made(name, ru
     assert ("`trust_remote_code=True` lets diffusers run it" in sections["Use it"]) is (name != "library")
     classes = {"gan": "GANPipeline", "vae": "VAEPipeline", "ddpm": "DDPMPipeline"}
     assert f'`hfgen.pipelines.{classes[family]}.from_pretrained("tester/toy")`' in sections["Use it"]
-    assert sections["Method"].startswith("\nDifferences that were found:\n\n- ")
+    assert sections["Method"].startswith("\nDifferences found:\n\n- ")
     assert "toy_paintings:24: 24 images, used as 24 training images of 16 x 16 pixels." in sections["Training data"]
     assert "Only 24 images: a generator may memorise them" in sections["Training data"]
     assert "With only 24 training images" in sections["Limits and bias"]
@@ -157,7 +157,7 @@ def test_a_card_without_departures_names_what_was_compared_and_claims_no_more(ru
     compared = describe_method(folder, json.loads((folder / "training_config.json").read_text())).compared
     assert len(compared) == 7
     assert told.startswith(
-        "No difference was found in what was compared. This was compared with the papers above: kind of noise "
+        "No difference was found in what was compared. Compared with the papers above: kind of noise "
         "schedule, prediction target, whether the network has self-attention, sampler, loss, loss weighting, pairing "
         "of images with noise. Nothing else was: not channel widths, attention levels, optimizer, learning rate, "
     )
