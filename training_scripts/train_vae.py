@@ -36,12 +36,14 @@ from hfgen.methods.ema import averaged_copy
 from hfgen.methods.learned_term import LearnedTerm, choose_trained_parts, decoder_parameters
 from hfgen.methods.matrix_convolution import use_matrix_products
 from hfgen.methods.posterior import EncodedImages, PosteriorWatch, encode_images
+from hfgen.methods.recent_latents import RecentLatents
 from hfgen.models import ConvVAE
 from hfgen.pipelines import VAEPipeline
 from hfgen.publishing.publish import publish_if_asked
 from hfgen.randomness import keyed_seed
 from hfgen.settings.vae import VAESettings
 from hfgen.texts import say
+from hfgen.training.duration import WITHOUT_END
 from hfgen.training.gradients import GradientAccumulation, clip_gradients
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings
@@ -99,17 +101,19 @@ def main(arguments: list[str] | None = None) -> Path:
         vae, optimizer = accelerator.prepare(network, optimizer)
         term = build_learned_term(settings, network, accelerator) if settings.learns_a_term else None
         watch = PosteriorWatch(settings.latent_dim, run.device)
+        recent = RecentLatents(settings.latent_dim, run.device)
         # A discriminator that has learned from a part of the batch cannot start it again.
         accumulation = GradientAccumulation(run, settings.batch_size, may_split=term is None)
         stateful = {"vae": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "watch": watch}
         learned = term.stateful(settings.learned_term_start > 0) if term else {}
         # A VAE that was trained without the learned term can be continued with it.
-        starts = dict.fromkeys(learned, settings.learned_term_start) | {"accumulation": accumulation.STARTS}
-        stateful["accumulation"] = accumulation
+        starts = dict.fromkeys(learned, settings.learned_term_start)
+        starts |= {"accumulation": accumulation.STARTS, "recent": WITHOUT_END}  # which earlier versions lack
+        stateful |= {"accumulation": accumulation, "recent": recent}
         restored = (stateful | learned, data.batches, pipeline, data.digest)
         run.restore(*restored, settings.on_collapse, settings.max_rollbacks, starts)
         if run.first_sheet_due:
-            save_sheets(pipeline, shown_images, run)
+            save_sheets(pipeline, shown_images, recent, settings, run)
 
         # 4. One update per step
         for step in run.steps():
@@ -135,8 +139,9 @@ def main(arguments: list[str] | None = None) -> Path:
             network.zero_grad()
             ema.update_parameters(network)
 
-            for _, posterior_mean, kl_dimensions in parts:
-                watch.observe(posterior_mean, kl_dimensions)
+            for _, mean, logvar, kl_dimensions in parts:
+                watch.observe(mean, kl_dimensions)
+                recent.observe(mean, logvar)
             losses = {name: torch.stack([part[0][name] for part in parts]).mean() for name in parts[0][0]}
             losses["grad_norm"] = grad_norm
             notes = {"learning_rate": trained.param_groups[0]["lr"], "kl_weight": kl_weight}
@@ -147,12 +152,12 @@ def main(arguments: list[str] | None = None) -> Path:
             run.log(losses, notes)
             if run.sample_due:
                 run.save_sheet(batch_sheet(images), "training_images")
-                save_sheets(pipeline, shown_images, run)
+                save_sheets(pipeline, shown_images, recent, settings, run)
             if run.evaluation_due:
                 evaluate_with_density(evaluation, pipeline, data, first_batch, settings, run)
 
         if run.last_sheet_due:
-            save_sheets(pipeline, shown_images, run)
+            save_sheets(pipeline, shown_images, recent, settings, run)
         # 5. Describe the latents of the data once the encoder is final; a run is not complete without this
         if run.is_complete or not run.stop_requested:
             data.batches.load_state_dict(first_batch)
@@ -191,7 +196,7 @@ def losses_of(
     term: LearnedTerm | None,
     run: Run,
     part: slice,
-) -> tuple[torch.Tensor, tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]]:
+) -> tuple[torch.Tensor, tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Return the objective of a part of a batch, and without gradients what is logged and watched.
 
     Args:
@@ -205,8 +210,8 @@ def losses_of(
 
     Returns:
         The objective, a scalar, per dimension of an image: so one clipping norm works for all image sizes, and Adam's
-        update is the same. Beside it losses by name, in nats per image; the means of the posteriors,
-        `(images, latent_dim, 1, 1)`; and the KL divergence by latent dimension, `(latent_dim,)`.
+        update is the same. Beside it losses by name, in nats per image; the means of the posteriors and the logarithms
+        of their variances, `(images, latent_dim, 1, 1)`; and the KL divergence by latent dimension, `(latent_dim,)`.
     """
     chosen, purpose = images[part], "posterior" if part.start == 0 else f"posterior {part.start}"
     reconstruction, posterior = vae(chosen, sample_posterior=True, return_dict=False, generator=run.generator(purpose))
@@ -222,7 +227,7 @@ def losses_of(
     losses = {"loss": loss, "reconstruction_loss": likelihood_loss, "kl_loss": kl_dimensions.sum()}
     losses |= {"rmse": (reconstruction.detach() - chosen).square().mean().sqrt(), **learned_losses}
     detached = {name: value.detach() for name, value in losses.items()}
-    return objective, (detached, posterior.mean.detach(), kl_dimensions.detach())
+    return objective, (detached, posterior.mean.detach(), posterior.logvar.detach(), kl_dimensions.detach())
 
 
 def build_learned_term(settings: VAESettings, vae: ConvVAE, accelerator: Accelerator) -> LearnedTerm:
@@ -243,10 +248,17 @@ def build_learned_term(settings: VAESettings, vae: ConvVAE, accelerator: Acceler
         raise UserError(f"--feature_weight, --adversarial_weight: {error}") from error
 
 
-def save_sheets(pipeline: VAEPipeline, shown_images: torch.Tensor, run: Run) -> None:
-    """Save a sheet of samples from the prior, with the same latents throughout the run, and one of reconstructions."""
+def save_sheets(
+    pipeline: VAEPipeline, shown_images: torch.Tensor, recent: RecentLatents, settings: VAESettings, run: Run
+) -> None:
+    """Save a sheet of samples, from the same random numbers throughout the run, and one of reconstructions.
+
+    The samples' latents come from the Gaussian of recent ones, or from the prior if no density is to be fitted.
+    """
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, "samples"))
-    latents = torch.randn(run.settings.num_sample_images, pipeline.vae.config.latent_dim, generator=numbers)
+    latents = torch.randn(run.settings.num_sample_images, settings.latent_dim, generator=numbers)
+    if settings.density_components:
+        latents = recent.place(latents)
     originals = ((shown_images + 1) / 2).clamp(0, 1)  # rotation rounds
     with run.sheet():
         with run.accelerator.autocast():

@@ -29,8 +29,7 @@ class Result:
     """The stored results of a trained cell.
 
     Attributes:
-        summary: summary of training and scores; "course" is FID during training, if requested. For a VAE it is from
-            the prior, because the density is fitted at the end.
+        summary: summary of training and scores; "course" is FID during training, if requested.
         curve: about two hundred entries of the run's log, with losses and speed.
         sheet: the first images of the evaluation, JPEG in base64.
         strip: for diffusion: a denoising strip, likewise; else "".

@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import load_script
@@ -14,8 +15,11 @@ from safetensors.torch import load_file
 from torch.optim.swa_utils import AveragedModel
 
 from hfgen.errors import UserError
+from hfgen.inference.figures import image_sheet
 from hfgen.losses.vae import RECONSTRUCTIONS
+from hfgen.methods.recent_latents import RecentLatents
 from hfgen.pipelines import VAEPipeline
+from hfgen.randomness import keyed_seed
 from hfgen.training.trouble import CollapseError
 
 
@@ -66,7 +70,7 @@ def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(train_vae, tmp_pat
     folder = tmp_path / "run"
     train(train_vae, folder, *METHODS[method])
     first = state_of(folder, 6)
-    assert first.keys() == {"vae", "ema", "optimizer", "lr_scheduler", "watch", "accumulation", "batches"}
+    assert first.keys() == {"vae", "ema", "optimizer", "lr_scheduler", "watch", "accumulation", "recent", "batches"}
     latents = report(folder)
     train(train_vae, folder, *METHODS[method], "--resume", str(folder / "checkpoints" / "step-00000002"))
     assert_equal(first, state_of(folder, 6))
@@ -142,6 +146,30 @@ def test_sheets_of_samples_and_of_reconstructions_are_kept(train_vae, tmp_path):
     upper, lower = (0, 0, 70, 16), (0, 18, 70, 34)
     assert early.crop(upper).tobytes() == late.crop(upper).tobytes()
     assert early.crop(lower).tobytes() != late.crop(lower).tobytes()
+
+
+@pytest.mark.parametrize("components", [0, 2])
+def test_samples_are_of_recent_latents_or_of_the_prior_where_no_density_is_wanted(train_vae, tmp_path, components):
+    arguments = [
+        "--max_train_steps",
+        "60",
+        "--checkpoint_every",
+        "60",
+        "--sample_every",
+        "60",
+        "--learning_rate",
+        "0.01",
+    ]
+    train(train_vae, tmp_path / "run", *arguments, "--density_components", str(components))
+    recent = RecentLatents(6, torch.device("cpu"))
+    recent.load_state_dict(state_of(tmp_path / "run", 60)["recent"])
+    noise = torch.randn(4, 6, generator=torch.Generator().manual_seed(keyed_seed(0, "samples")))
+    pipeline = VAEPipeline.from_pretrained(tmp_path / "run" / "checkpoints" / "step-00000060" / "pipeline")
+    drawn = [image_sheet(pipeline(latents=latents).images) for latents in (noise, recent.place(noise))]
+    from_prior, from_recent = (np.asarray(sheet).astype(int) for sheet in drawn)
+    shown = np.asarray(Image.open(tmp_path / "run" / "samples" / "step-00000060.png")).astype(int)
+    expected, other = (from_recent, from_prior) if components else (from_prior, from_recent)
+    assert np.abs(shown - expected).max() <= 1 < np.abs(shown - other).max()
 
 
 def test_the_images_that_are_shown_are_not_taken_away_from_training(train_vae, tmp_path):
@@ -314,17 +342,8 @@ def test_a_run_with_a_learned_term_resumes_bit_equal_and_its_discriminator_learn
     train(train_vae, folder, *LEARNED, "--density_components", "2", "--density", "auto")
     before, first = state_of(folder, 2), state_of(folder, 6)
     assert first.keys() == {
-        *(
-            "vae",
-            "ema",
-            "optimizer",
-            "lr_scheduler",
-            "watch",
-            "accumulation",
-            "batches",
-            "discriminator",
-            "optimizer_d",
-        )
+        *("vae", "ema", "optimizer", "lr_scheduler", "watch", "accumulation", "recent", "batches"),
+        *("discriminator", "optimizer_d"),
     }
     weights = [key for key in first["discriminator"] if key.endswith("weight")]
     assert all(not torch.equal(before["discriminator"][key], first["discriminator"][key]) for key in weights)

@@ -1,0 +1,74 @@
+"""The Gaussian of recent latents, from which a VAE's sheets are sampled during training."""
+
+import pytest
+import torch
+
+from hfgen.methods.recent_latents import DECAY, RecentLatents
+
+
+CPU = torch.device("cpu")
+LOCATION, SPREAD = torch.tensor([3.0, -1.0, 0.0]), torch.tensor([[2.0, 0, 0], [1.5, 0.5, 0], [0, 0, 0.01]])
+STANDARD_DEVIATIONS = torch.tensor([0.2, 0.3, 0.4])
+
+
+def observe(recent, updates, location=LOCATION, spread=SPREAD, seed=0):
+    """Show it batches of posteriors whose means have this location and spread."""
+    numbers = torch.Generator().manual_seed(seed)
+    logvar = (2 * STANDARD_DEVIATIONS.log()).expand(64, 3)[:, :, None, None]
+    for _ in range(updates):
+        mean = location + torch.randn(64, 3, generator=numbers) @ spread.T
+        recent.observe(mean[:, :, None, None], logvar)
+
+
+def drawn(recent):
+    noise = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(1))
+    return recent.place(noise)
+
+
+def test_before_the_first_update_latents_are_of_the_prior():
+    noise = torch.randn(5, 3)
+    assert torch.equal(RecentLatents(3, CPU).place(noise), noise)
+
+
+@pytest.mark.parametrize("updates", [40, 4000])
+def test_mean_and_covariance_are_those_of_samples_of_the_posteriors(updates):
+    recent = RecentLatents(3, CPU)
+    observe(recent, updates)
+    latents = drawn(recent)
+    torch.testing.assert_close(latents.mean(dim=0), LOCATION, atol=0.1, rtol=0)
+    covariance = SPREAD @ SPREAD.T + torch.diag(STANDARD_DEVIATIONS**2)
+    torch.testing.assert_close(latents.T.cov(), covariance, atol=0.2, rtol=0.05)
+    assert latents.T.cov()[2, 2] == pytest.approx(0.16, rel=0.05)  # nearly all of it within the posteriors
+
+
+def test_what_is_long_ago_is_forgotten():
+    recent = RecentLatents(3, CPU)
+    observe(recent, 100, location=LOCATION + 100)
+    observe(recent, 4000)
+    left = 100 * DECAY**4000
+    assert left < 0.1 and (drawn(recent).mean(dim=0) - LOCATION).abs().max() < 0.2
+
+
+def test_one_image_at_a_time_is_enough():
+    recent = RecentLatents(3, CPU)
+    recent.observe(LOCATION[None, :, None, None], (2 * STANDARD_DEVIATIONS.log())[None, :, None, None])
+    latents = drawn(recent)
+    torch.testing.assert_close(latents.mean(dim=0), LOCATION, atol=0.02, rtol=0)
+    torch.testing.assert_close(latents.std(dim=0), STANDARD_DEVIATIONS, atol=0.01, rtol=0)
+
+
+def test_latents_that_are_not_finite_give_images_that_are_not():
+    recent = RecentLatents(3, CPU)
+    observe(recent, 3)
+    recent.observe(torch.full((4, 3, 1, 1), torch.inf), torch.zeros(4, 3, 1, 1))
+    assert drawn(recent).isnan().all()
+
+
+def test_a_restored_one_goes_on_as_the_other():
+    one, other = RecentLatents(3, CPU), RecentLatents(3, CPU)
+    observe(one, 10)
+    state = one.state_dict()
+    observe(one, 10, seed=2)
+    other.load_state_dict(state)
+    observe(other, 10, seed=2)
+    assert torch.equal(drawn(one), drawn(other))
