@@ -36,7 +36,7 @@ from hfgen.training.checkpoints import (
 from hfgen.training.duration import WITHOUT_END
 from hfgen.training.lock import HOLDER_FILE, LOCK_FILE, lock_folder
 from hfgen.training.page import PAGE_FILE
-from hfgen.training.settings import PLANNED_SCHEDULES, RunSettings
+from hfgen.training.settings import RunSettings, rates_follow_length
 
 
 SETTINGS_FILE = "training_config.json"
@@ -209,7 +209,7 @@ def is_of_a_run(file: Path) -> bool:
 def _refuse_other_length(folder: Path, resume: str | None, saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise a `UserError` if a run gets another length and its learning rates were planned for the old one."""
     changed = [f"{key}: {saved.get(key)} -> {now[key]}" for key in LENGTHS if saved.get(key) != now[key]]
-    if changed and now.get("lr_scheduler") in PLANNED_SCHEDULES:
+    if changed and rates_follow_length(now):
         raise UserError(
             f"--resume {resume}: the {now['lr_scheduler']} schedule of the learning rate in {folder} was planned for "
             f"the old length ({', '.join(changed)}); for a schedule of the new length, give another folder: "

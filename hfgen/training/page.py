@@ -23,7 +23,7 @@ from hfgen.training.charts import charts_of, images_at, score_charts
 from hfgen.training.duration import WITHOUT_END, parse_duration
 from hfgen.training.history import METRICS_FILE, NEEDED
 from hfgen.training.reference_curves import compare_with_reference, reference_of
-from hfgen.training.settings import PLANNED_SCHEDULES
+from hfgen.training.settings import rates_follow_length
 
 
 PAGE_FILE = "index.html"
@@ -322,7 +322,7 @@ def _commands(
     found, method = [], method_of(classes)
     is_complete = status.get("status") == "complete"
     purpose = {"complete": "train longer", "running": "go on, if it stops"}.get(status.get("status", ""), "go on")
-    if method is not None and not (is_complete and settings.get("lr_scheduler") in PLANNED_SCHEDULES):
+    if method is not None and not (is_complete and rates_follow_length(settings)):
         longer = ["--max_train_steps", str(2 * total)] if is_complete and total else []
         found.append((purpose, [*resume_command(folder, method, launches), *longer]))
     if (folder / "pipeline").is_dir() or (folder / "best").is_dir():

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hfgen.config import check_ranges, setting
 from hfgen.errors import UserError
@@ -143,3 +143,11 @@ def planned_steps(settings: RunSettings, images_per_step: int, images_per_epoch:
     elif settings.num_epochs is not None and not limits:
         raise UserError("--num_epochs: a streamed dataset has no length; give --max_train_steps instead")
     return min(limits, default=DEFAULT_TRAIN_STEPS)
+
+
+def rates_follow_length(settings: dict[str, Any]) -> bool:
+    """Whether the schedule of the learning rates depends on the run's length, given all settings by name.
+
+    That of a VAE with a later learned term ends where this term starts.
+    """
+    return settings.get("lr_scheduler") in PLANNED_SCHEDULES and not settings.get("learned_term_start")

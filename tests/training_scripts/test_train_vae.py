@@ -356,6 +356,14 @@ def test_a_run_with_a_learned_term_resumes_bit_equal_and_its_discriminator_learn
 DECODER_ONLY = (*LEARNED, "--refine_channels", "4", "--learned_term_start", "3", "--lr_scheduler", "linear")
 
 
+def test_a_learned_term_goes_on_for_longer_as_if_it_had_been_planned(train_vae, tmp_path):
+    straight, longer = tmp_path / "straight", tmp_path / "longer"
+    train(train_vae, straight, *DECODER_ONLY)
+    train(train_vae, longer, *DECODER_ONLY, "--max_train_steps", "4")
+    train(train_vae, longer, *DECODER_ONLY, "--resume", "latest")
+    assert_equal(state_of(straight, 6), state_of(longer, 6))
+
+
 def test_after_the_start_of_the_learned_term_only_the_decoder_is_trained(train_vae, tmp_path):
     folder = tmp_path / "run"
     train(train_vae, folder, *DECODER_ONLY, "--checkpoint_every", "1", "--ema_decay", "0.5")
