@@ -22,7 +22,7 @@ def progress(
         float, typer.Option("--frame_seconds", callback=in_range(FRAME_SECONDS), help="seconds per frame")
     ] = 0.5,
 ) -> None:
-    """Make a GIF of a run's sample sheets: images of the same latents over the course of training."""
+    """Make a GIF of a run's sample sheets: from the same random numbers over the course of training."""
     refuse_to_replace(output, endings=(".gif",))
     from hfgen.inference.film import progress_frames, write_gif
 

@@ -40,7 +40,7 @@ SAMPLES = {
     "denoising.png": "denoising, from noise on the left to the image on the right",
 }
 COURSE = {
-    "progress.gif": "samples from the same latents over the course of training",
+    "progress.gif": "samples from the same random numbers over the course of training",
     "curves.png": "training losses, and scores if it was evaluated during training",
 }
 

@@ -21,20 +21,24 @@ class RecentLatents:
     """
 
     def __init__(self, latent_dim: int, device: torch.device):
-        self._weight = 0.0
-        self._mean = torch.zeros(latent_dim, device=device)
-        # Of the posteriors' means, E[m m^T], and of their variances.
-        self._square = torch.zeros(latent_dim, latent_dim, device=device)
-        self._variance = torch.zeros(latent_dim, device=device)
+        shapes = ((), (latent_dim,), (latent_dim, latent_dim), (latent_dim,))
+        # Exponential averages of 1, the posteriors' means m, m m^T, and their variances; all start at 0.
+        self._averages = tuple(torch.zeros(shape, device=device) for shape in shapes)
 
     @torch.no_grad()
     def observe(self, mean: torch.Tensor, logvar: torch.Tensor) -> None:
-        """Record the posteriors of one update: means and logarithms of variances, `(batch_size, latent_dim, 1, 1)`."""
+        """Record the posteriors of one update, unless they are not finite, as in an fp16 update that is skipped.
+
+        Args:
+            mean: `(batch_size, latent_dim, 1, 1)`.
+            logvar: logarithms of the variances, same shape.
+        """
         mean, variance = mean.float().flatten(1), logvar.float().flatten(1).exp()
-        self._weight = DECAY * self._weight + 1 - DECAY
-        self._mean.lerp_(mean.mean(dim=0), 1 - DECAY)
-        self._square.lerp_(mean.T @ mean / len(mean), 1 - DECAY)
-        self._variance.lerp_(variance.mean(dim=0), 1 - DECAY)
+        one = torch.ones_like(self._averages[0])
+        moments = (one, mean.mean(dim=0), mean.T @ mean / len(mean), variance.mean(dim=0))
+        is_finite = torch.stack([moment.isfinite().all() for moment in moments]).all()
+        for average, moment in zip(self._averages, moments, strict=True):
+            average.copy_(torch.where(is_finite, average.lerp(moment, 1 - DECAY), average))
 
     @torch.no_grad()
     def place(self, noise: torch.Tensor) -> torch.Tensor:
@@ -43,14 +47,11 @@ class RecentLatents:
         Args:
             noise: `(batch_size, latent_dim)`, on the CPU.
         """
-        if not self._weight:
+        weight, *moments = (average.cpu().double() for average in self._averages)
+        if not weight:
             return noise
-        mean, square, variance = (
-            moment.cpu().double() / self._weight for moment in (self._mean, self._square, self._variance)
-        )
+        mean, square, variance = (moment / weight for moment in moments)
         covariance = square - torch.outer(mean, mean) + torch.diag(variance)  # law of total covariance
-        if not covariance.isfinite().all():
-            return torch.full_like(noise, torch.nan)  # the run ends for the images that these give
         variances, axes = torch.linalg.eigh(covariance)
         # Symmetric, so that it changes slowly from sheet to sheet; rounding can make a variance negative.
         scale = axes * variances.clamp(min=0).sqrt() @ axes.T
@@ -58,12 +59,9 @@ class RecentLatents:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs to draw the same sheets."""
-        moments = (self._mean, self._square, self._variance)
-        return {"weight": self._weight, "moments": tuple(moment.clone() for moment in moments)}
+        return {"averages": tuple(average.clone() for average in self._averages)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self._weight = state_dict["weight"]
-        own = (self._mean, self._square, self._variance)
-        for moment, saved in zip(own, state_dict["moments"], strict=True):
-            moment.copy_(saved)
+        for average, saved in zip(self._averages, state_dict["averages"], strict=True):
+            average.copy_(saved)

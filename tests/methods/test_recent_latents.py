@@ -57,11 +57,14 @@ def test_one_image_at_a_time_is_enough():
     torch.testing.assert_close(latents.std(dim=0), STANDARD_DEVIATIONS, atol=0.01, rtol=0)
 
 
-def test_latents_that_are_not_finite_give_images_that_are_not():
+@pytest.mark.parametrize("value", [torch.inf, torch.nan, 1e30])
+def test_an_update_that_is_not_finite_changes_nothing(value):
     recent = RecentLatents(3, CPU)
     observe(recent, 3)
-    recent.observe(torch.full((4, 3, 1, 1), torch.inf), torch.zeros(4, 3, 1, 1))
-    assert drawn(recent).isnan().all()
+    before = drawn(recent)
+    recent.observe(torch.full((4, 3, 1, 1), value), torch.zeros(4, 3, 1, 1))
+    recent.observe(torch.zeros(4, 3, 1, 1), torch.full((4, 3, 1, 1), torch.nan))
+    assert torch.equal(before, drawn(recent))
 
 
 def test_a_restored_one_goes_on_as_the_other():
