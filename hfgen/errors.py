@@ -18,6 +18,7 @@ from hfgen.texts import say
 Result = TypeVar("Result")
 SECONDS_TO_SPEAK = 2.0
 OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory")
+OUT_OF_THREADS = re.compile("can't start new thread")  # Python's own words
 
 
 class UserError(ValueError):
@@ -120,6 +121,11 @@ def message_for_user(error: Exception) -> str | None:
     is_of_torch = isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))
     if isinstance(error, MemoryError) or is_of_torch:
         return f"out of memory ({' '.join(str(error).split())[:200]}); lower --batch_size, or the sizes asked for"
+    if isinstance(error, RuntimeError) and OUT_OF_THREADS.search(str(error)):
+        return (
+            "the system allows no further thread; end other programs, or raise the limit (`ulimit -u`, or that of the "
+            "container on processes)"
+        )
     return None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from hfgen.errors import OUT_OF_MEMORY, UserError
+from hfgen.errors import UserError, message_for_user
 
 
 # Larger files of JSON, and texts that a user has written, are not read.
@@ -66,7 +66,7 @@ def write_atomically(
                 os.replace(temporary, target)
             _remove_old_leftovers(target)
         except RuntimeError as error:  # of torch.save, for a full disk
-            if OUT_OF_MEMORY.search(str(error)):
+            if message_for_user(error):  # of memory or threads
                 raise
             raise OSError(f"is the disk full? ({' '.join(str(error).split())})") from error
         finally:

@@ -111,6 +111,11 @@ CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't 
         (RuntimeError(CUDA), f"out of memory ({CUDA}); lower --batch_size, or the sizes asked for"),
         (RuntimeError(CPU), f"out of memory ({CPU}); lower --batch_size, or the sizes asked for"),
         (MemoryError("no 9 TB"), "out of memory (no 9 TB); lower --batch_size, or the sizes asked for"),
+        (
+            RuntimeError("can't start new thread"),
+            "the system allows no further thread; end other programs, or raise the limit (`ulimit -u`, or that of the "
+            "container on processes)",
+        ),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
         (ConnectionResetError(errno.ECONNRESET, "reset"), None),
         (ValueError("a bug"), None),

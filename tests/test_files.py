@@ -97,6 +97,17 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_the_old_one_is_kept(tmp
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
 
 
+@pytest.mark.parametrize("words", ["can't start new thread", "DefaultCPUAllocator: can't allocate memory"])
+def test_what_is_not_about_the_disk_is_not_told_as_a_full_disk(tmp_path, words):
+    def write(temporary):
+        raise RuntimeError(words)
+
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(RuntimeError, match=f"^{words}$"):
+        write_atomically(tmp_path / "file", write)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
+
+
 def test_a_line_that_does_not_fit_is_an_error_that_names_the_file(tmp_path, small_files):
     with pytest.raises(UserError, match="could not write .*metrics.jsonl: .*; free space there, or choose another"):
         append_json_line(tmp_path / "metrics.jsonl", {"text": "x" * 9000})

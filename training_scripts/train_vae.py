@@ -12,6 +12,7 @@ if __name__ == "__main__":
     end_on_signals()  # the imports take seconds
 
 import json
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -110,7 +111,8 @@ def main(arguments: list[str] | None = None) -> Path:
         starts = dict.fromkeys(learned, settings.learned_term_start)
         starts |= {"accumulation": accumulation.STARTS, "recent": WITHOUT_END}  # which earlier versions lack
         stateful |= {"accumulation": accumulation, "recent": recent}
-        restored = (stateful | learned, data.batches, pipeline, data.digest)
+        saved = SavedWithRecentDensity(pipeline, recent if settings.density_components else None)
+        restored = (stateful | learned, data.batches, saved, data.digest)
         run.restore(*restored, settings.on_collapse, settings.max_rollbacks, starts)
         if run.first_sheet_due:
             save_sheets(pipeline, shown_images, recent, settings, run)
@@ -266,6 +268,26 @@ def save_sheets(
             reconstructions = pipeline.reconstruct(originals, return_dict=False)[0]
         run.save_sheet(image_sheet(samples))
         run.save_sheet(reconstruction_sheet(pipeline.to_pil(originals), reconstructions), "reconstructions")
+
+
+class SavedWithRecentDensity:
+    """Saves a VAE's pipeline; while it has no ex-post density, with the Gaussian of recent latents in its place.
+
+    A checkpoint, or a run that was stopped, would otherwise generate from the prior.
+
+    Args:
+        pipeline: the pipeline that is trained; unchanged by saving.
+        recent: the latents of recent images; None if the pipeline is to have no density.
+    """
+
+    def __init__(self, pipeline: VAEPipeline, recent: RecentLatents | None):
+        self._pipeline, self._recent = pipeline, recent
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Save like diffusers."""
+        density = self._recent.density() if self._recent and self._pipeline.density is None else None
+        saved = self._pipeline if density is None else VAEPipeline(self._pipeline.vae, density)
+        saved.save_pretrained(save_directory)
 
 
 def add_density(

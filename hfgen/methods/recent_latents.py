@@ -1,8 +1,13 @@
-"""A Gaussian over the latents of recent training images, from which a VAE's sheets are sampled during training."""
+"""A Gaussian over the latents of recent training images: a VAE's density until the ex-post density is fitted.
+
+Sheets during training are sampled from it, and checkpoints contain it.
+"""
 
 from typing import Any
 
 import torch
+
+from hfgen.models import GaussianMixture
 
 
 # Weight of the past at each update: half of it is from the last 350 updates.
@@ -47,15 +52,35 @@ class RecentLatents:
         Args:
             noise: `(batch_size, latent_dim)`, on the CPU.
         """
+        moments = self._moments()
+        if moments is None:
+            return noise
+        mean, root = moments
+        return (mean + noise.double() @ root).float()
+
+    @torch.no_grad()
+    def density(self) -> GaussianMixture | None:
+        """Return this Gaussian, on the CPU, as a pipeline's ex-post density; None before anything was observed."""
+        moments = self._moments()
+        if moments is None:
+            return None
+        mean, root = moments
+        mixture = GaussianMixture(len(mean), num_components=1)
+        mixture.means.copy_(mean[None])
+        # With S = Q R, the covariance S^T S is R^T R: lower triangular, even where the covariance is singular.
+        mixture.scale_trils.copy_(torch.linalg.qr(root).R.T[None])
+        return mixture.eval()
+
+    def _moments(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return mean and symmetric square root of the covariance, in float64; None if nothing was observed."""
         weight, *moments = (average.cpu().double() for average in self._averages)
         if not weight:
-            return noise
+            return None
         mean, square, variance = (moment / weight for moment in moments)
         covariance = square - torch.outer(mean, mean) + torch.diag(variance)  # law of total covariance
         variances, axes = torch.linalg.eigh(covariance)
         # Symmetric, so that it changes slowly from sheet to sheet; rounding can make a variance negative.
-        scale = axes * variances.clamp(min=0).sqrt() @ axes.T
-        return (mean + noise.double() @ scale).float()
+        return mean, axes * variances.clamp(min=0).sqrt() @ axes.T
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs to draw the same sheets."""

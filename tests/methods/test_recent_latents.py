@@ -28,6 +28,24 @@ def drawn(recent):
 def test_before_the_first_update_latents_are_of_the_prior():
     noise = torch.randn(5, 3)
     assert torch.equal(RecentLatents(3, CPU).place(noise), noise)
+    assert RecentLatents(3, CPU).density() is None
+
+
+@pytest.mark.parametrize("updates", [1, 400])
+@pytest.mark.parametrize("within", [1.0, 0.0], ids=["posteriors", "points"])
+def test_the_density_has_the_mean_and_covariance_of_the_sheets(updates, within):
+    recent = RecentLatents(3, CPU)
+    if within:
+        observe(recent, updates)
+    else:  # two points: the covariance is singular
+        points = torch.tensor([[1.0, 2.0, 3.0], [1.0, 4.0, 3.0]])[:, :, None, None]
+        recent.observe(points, torch.full_like(points, -torch.inf))
+    density = recent.density()
+    scale, mean = density.scale_trils[0], density.means[0]
+    root = recent.place(torch.eye(3)) - recent.place(torch.zeros(1, 3))
+    torch.testing.assert_close(mean, recent.place(torch.zeros(1, 3))[0])
+    torch.testing.assert_close(scale @ scale.T, root @ root.T, atol=1e-5, rtol=1e-5)
+    assert torch.equal(scale, scale.tril()) and scale.norm() > 0.5
 
 
 @pytest.mark.parametrize("updates", [40, 4000])

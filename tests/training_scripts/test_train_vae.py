@@ -198,12 +198,27 @@ def test_the_density_is_fitted_to_the_training_set_and_saved(train_vae, tmp_path
         images = torch.stack([torch.tensor(store[index]).permute(2, 0, 1) / 255 for index in range(24)])
         encoded = pipeline.encode(images)
     assert torch.allclose(drawn.mean(dim=0), encoded.mean(dim=0), atol=0.05)
-    # Checkpoints are made on the way, before there is anything to fit to.
+    # Checkpoints are made on the way, before the encoder is final: they have the Gaussian of recent latents.
     checkpoint = VAEPipeline.from_pretrained(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1] / "pipeline")
-    assert checkpoint.density is None
+    assert checkpoint.density.config.num_components == 1
+    assert has_density_of_recent_latents(checkpoint, tmp_path / "run", 30)
     # A finished run can be given another density, or none.
     train(train_vae, tmp_path / "run", "--max_train_steps", "30", "--batch_size", "5", "--resume", "latest")
     assert VAEPipeline.from_pretrained(tmp_path / "run" / "pipeline").density is None
+
+
+def has_density_of_recent_latents(pipeline, run, step):
+    recent = RecentLatents(6, torch.device("cpu"))
+    recent.load_state_dict(state_of(run, step)["recent"])
+    assert pipeline.density is not None
+    expected = recent.density().state_dict()
+    return all(torch.equal(expected[name], value) for name, value in pipeline.density.state_dict().items())
+
+
+def test_no_density_is_saved_where_none_is_wanted(train_vae, tmp_path):
+    train(train_vae, tmp_path / "run", "--checkpoint_every", "3")  # with --density_components 0
+    for folder in ("checkpoints/step-00000003/pipeline", "checkpoints/step-00000006/pipeline", "pipeline"):
+        assert VAEPipeline.from_pretrained(tmp_path / "run" / folder).density is None
 
 
 @pytest.mark.parametrize(("step", "complete"), [(6, True), (4, False)])
@@ -233,7 +248,8 @@ def test_a_run_that_is_stopped_in_its_last_step_has_its_density_all_the_same(
             train_vae.main(arguments)
     assert (tmp_path / "run" / "latents.json").is_file() == complete
     pipeline = VAEPipeline.from_pretrained(tmp_path / "run" / "pipeline")
-    assert (pipeline.density is not None) == complete
+    # The Gaussian of recent latents in place of the fitted density, rather than none: the prior gives grey images.
+    assert has_density_of_recent_latents(pipeline, tmp_path / "run", step) != complete
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["status"] == ("complete" if complete else "stopped")
 
