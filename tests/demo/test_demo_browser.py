@@ -1,5 +1,6 @@
 """`hfgen demo` as its users see it: a page in a browser, served by a process of its own."""
 
+import contextlib
 import io
 import signal
 import zipfile
@@ -45,17 +46,31 @@ def served(folders, programs):
         yield chromium.new_context(viewport={"width": 1280, "height": 900}), f"http://127.0.0.1:{port}"
 
 
-@pytest.fixture
-def page(served):
-    """The page, newly opened; in the end nothing about it may be wrong."""
-    context, address = served
+@pytest.fixture(scope="module")
+def first_visit(served):
+    """The page, opened for all tests that use `page`: a browser takes ten seconds to start it."""
+    with opened(*served) as (page, complaints):
+        yield page, complaints
+
+
+@contextlib.contextmanager
+def opened(context, address):
     page = patient(context.new_page())
     complaints = Complaints(page, address)
     page.goto(address)
     shown_images(page, 12)  # of the first pipeline, without being asked
+    yield page, complaints
+    page.close()
+
+
+@pytest.fixture
+def page(first_visit):
+    """The page at the first pipeline, as the tests before left it; in the end nothing about it may be wrong."""
+    page, complaints = first_visit
+    complaints.found.clear()
+    open_tabs(page, "gan", "Generate")
     yield page
     assert complaints.found == []
-    page.close()
 
 
 def visible(locator):
@@ -130,6 +145,7 @@ def test_the_page_draws_what_sample_draws_and_the_originals_can_be_had(page, fol
 
 
 def test_one_image_is_downloaded_as_what_the_button_says(page):
+    fill(page, "Seed", 0)
     fill_slider(page, "Images", 1)
     click(page, "Generate")
     (shown,) = shown_images(page, 1)
@@ -236,11 +252,13 @@ def test_an_upload_is_shown_beside_its_reconstruction(page, folders, tmp_path):
     wait_for_picture(page, "Reconstruction", near(toy_pipelines()["vae"].reconstruct(original).images[0]))
 
 
-def test_an_upload_that_is_no_image_gets_a_sentence(page, tmp_path):
+def test_an_upload_that_is_no_image_gets_a_sentence(served, tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"no image")
-    open_tabs(page, "vae", "Reconstruct")
-    page.locator("input[type=file]").set_input_files(tmp_path / "holiday.jpg")
-    assert "This file is not a readable image" in message(page).inner_text()
+    with opened(*served) as (page, complaints):
+        open_tabs(page, "vae", "Reconstruct")
+        page.locator("input[type=file]").set_input_files(tmp_path / "holiday.jpg")
+        assert "This file is not a readable image" in message(page).inner_text()
+        assert complaints.found == []
 
 
 def test_two_pipelines_are_compared_on_one_seed_with_their_times(page):
