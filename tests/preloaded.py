@@ -232,6 +232,11 @@ def become(program: dict) -> None:
     for descriptor, opened in enumerate(descriptors):
         os.dup2(opened, descriptor)
         os.close(opened)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):  # the old ones may hold that they are files
+        old = getattr(sys, name)
+        new = open(descriptor, "w", buffering=1, encoding=old.encoding, errors=old.errors, closefd=False)
+        setattr(sys, name, new)
+        setattr(sys, f"__{name}__", new)
     os.environ.clear()
     os.environ.update(program["environment"])
     os.chdir(program["folder"])
