@@ -32,7 +32,7 @@ class RecentLatents:
 
     @torch.no_grad()
     def observe(self, mean: torch.Tensor, logvar: torch.Tensor) -> None:
-        """Record the posteriors of one update, unless they are not finite, as in an fp16 update that is skipped.
+        """Record the posteriors of one update; those that are not finite, as in a skipped fp16 update, are ignored.
 
         Args:
             mean: `(batch_size, latent_dim, 1, 1)`.

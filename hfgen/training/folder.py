@@ -340,11 +340,8 @@ def list_results(folder: Path) -> list[str]:
 
 def _best_sheet(folder: Path, best: dict[str, Any] | None) -> Path | None:
     """Return the sheet that shows the run best: from a VAE's density, of its best score, or the newest."""
-    for kind in ("ex_post", "samples"):
-        sheets = sorted((folder / kind).glob("step-*.png"))
-        of_best = folder / kind / f"step-{best['step']:08d}.png" if best else None
-        if of_best in sheets:
-            return of_best
-        if sheets:
-            return sheets[-1]
-    return None
+    fitted, sheets = (sorted((folder / kind).glob("step-*.png")) for kind in ("ex_post", "samples"))
+    if fitted and (not sheets or fitted[-1].name >= sheets[-1].name):  # else it is of before the run was prolonged
+        sheets = fitted
+    of_best = [sheet for sheet in sheets if best and sheet.name == f"step-{best['step']:08d}.png"]
+    return next(iter(of_best or sheets[-1:]), None)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -245,6 +246,10 @@ def test_sheets_and_checkpoints_are_announced_and_the_best_sheet_named_last(tmp_
     (tmp_path / "run" / "ex_post").mkdir()
     (tmp_path / "run" / "ex_post" / "step-00000006.png").touch()
     assert list_results(tmp_path / "run")[-1] == f"sample sheet: {tmp_path / 'run' / 'ex_post' / 'step-00000006.png'}"
+    (samples / "step-00000008.png").touch()  # the run was prolonged, and has not fitted its density again
+    assert list_results(tmp_path / "run")[-1] == f"sample sheet: {samples / 'step-00000004.png'}"
+    shutil.rmtree(tmp_path / "run" / "best")
+    assert list_results(tmp_path / "run")[-1] == f"sample sheet: {samples / 'step-00000008.png'}"
 
 
 def test_a_new_run_shows_its_untrained_network_and_a_resumed_one_does_not(tmp_path):
