@@ -15,12 +15,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from hfgen.errors import UserError, message_for_user
+from hfgen.errors import UserError
 
 
 # Larger files of JSON, and texts that a user has written, are not read.
 MAX_JSON_BYTES, MAX_TEXT_BYTES = 1 << 28, 1 << 20
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old)-\d+")  # see `write_atomically`
+# What `torch.save` raises, as a RuntimeError, when a disk is full or has gone.
+TORCH_WRITE_ERROR = re.compile(r"PytorchStreamWriter|inline_container|iostream|unexpected pos|write failed")
 # Whatever is being written changes more often than that.
 OLD_SECONDS = 3600
 LARGER_DISK = "set TMPDIR to a folder on a larger disk"  # remark of `writing` for temporary files
@@ -53,6 +55,7 @@ def write_atomically(
     Raises:
         UserError: if writing fails, or the folder is not an earlier version; the old `target` is kept.
     """
+    target = target.resolve() if target.is_symlink() else target  # the link stays, and what it leads to is replaced
     temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
     with writing(target, "any previous version is unchanged"):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,8 +68,8 @@ def write_atomically(
             else:
                 os.replace(temporary, target)
             _remove_old_leftovers(target)
-        except RuntimeError as error:  # of torch.save, for a full disk
-            if message_for_user(error):  # of memory or threads
+        except RuntimeError as error:
+            if not TORCH_WRITE_ERROR.search(str(error)):
                 raise
             raise OSError(f"is the disk full? ({' '.join(str(error).split())})") from error
         finally:

@@ -71,6 +71,18 @@ def test_what_somebody_adds_deep_inside_a_folder_stays_unless_the_name_is_taken(
     assert (tmp_path / "best" / "pipeline" / "taken").read_text() == "new"
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path, kind):
+    (tmp_path / "large disk").mkdir()
+    real = tmp_path / "large disk" / "pipeline"
+    write_atomically(real, write_version if kind == "folder" else lambda file: file.write_text("old"))
+    (tmp_path / "link").symlink_to(real)
+    write = write_version if kind == "folder" else lambda file: file.write_text("new")
+    write_atomically(tmp_path / "link", write, "*")
+    assert (tmp_path / "link").readlink() == real and [path.name for path in tmp_path.rglob(".*")] == []
+    assert real.is_dir() if kind == "folder" else real.read_text() == "new"
+
+
 @pytest.fixture
 def small_files():
     """Let this process write no more than 2 kB into a file, as if the disk were full."""
@@ -97,7 +109,10 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_the_old_one_is_kept(tmp
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
 
 
-@pytest.mark.parametrize("words", ["can't start new thread", "DefaultCPUAllocator: can't allocate memory"])
+@pytest.mark.parametrize(
+    "words",
+    ["can't start new thread", "DefaultCPUAllocator: can't allocate memory", "mat1 and mat2 cannot be multiplied"],
+)
 def test_what_is_not_about_the_disk_is_not_told_as_a_full_disk(tmp_path, words):
     def write(temporary):
         raise RuntimeError(words)

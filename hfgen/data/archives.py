@@ -1,19 +1,23 @@
 """Zip and tar archives of images, and folders inside them; nothing is unpacked to disk."""
 
+import bz2
 import contextlib
+import gzip
+import lzma
 import re
 import tarfile
+import unicodedata
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from hfgen.data.location import IMAGE_SUFFIXES
 from hfgen.data.memory import MAX_ENCODED_BYTES
 from hfgen.data.selection import ALL, select
 from hfgen.data.settings import DataSettings
-from hfgen.data.source import Source, count_suffixes, counts, file_identity, notes_on_shards
+from hfgen.data.source import Source, count_suffixes, counts, file_identity, lasting_error, notes_on_shards
 from hfgen.errors import UserError
 
 
@@ -22,6 +26,13 @@ MAX_HEADER_BYTES = 1 << 20
 HEADERS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+# How a compressed tar starts, and what unpacks it. The modes of `tarfile` for streams would end at the first of
+# several compressed parts, and not compare checksums.
+COMPRESSED = (
+    (re.compile(rb"\x1f\x8b"), gzip.open),
+    (re.compile(rb"BZh[1-9]1AY&SY"), bz2.open),
+    (re.compile(rb"\xfd7zXZ\x00|\x5d\x00\x00\x80"), lzma.open),
 )
 
 
@@ -45,22 +56,29 @@ def zip_source(path: Path, inner: str, settings: DataSettings) -> Source:
         _refuse_outside(path, member.filename, f"at byte {member.header_offset} ")
         if member.file_size > MAX_ENCODED_BYTES:
             raise _too_large(path, member.filename, f"at byte {member.header_offset} ", member.file_size)
-    members = [member for member in members if not member.is_dir()]
-    members.sort(key=lambda member: PurePosixPath(member.filename))  # same order as for a folder
-    chosen = _choose(path, inner, [member.filename for member in members], settings)
+    members = [member for member in members if not _name(member).endswith("/")]
+    members.sort(key=lambda member: PurePosixPath(_name(member)))  # same order as for a folder
+    chosen = _choose(path, inner, [_name(member) for member in members], settings)
     images = [members[index] for index in chosen.indices]
     checksums = [(member.filename, member.CRC, member.file_size) for member in images]
 
     def read() -> Iterator[tuple[str, bytes | Exception]]:
         with zipfile.ZipFile(path) as archive:
             for member in images:
+                content: bytes | Exception
                 try:
-                    yield member.filename, archive.read(member)
+                    content = archive.read(member)
                 except Exception as error:  # wrong checksum, password, decompression error
-                    yield member.filename, error
+                    content = lasting_error(path, error)
+                yield _name(member), content
 
     identity = file_identity([path], path.parent) + checksums
     return Source(f"zip {chosen.where}", identity, read, chosen.skipped, notes=chosen.notes)
+
+
+def _name(member: zipfile.ZipInfo) -> str:
+    """Return the path of a member with "/"; some programs on Windows write backslashes."""
+    return member.filename.replace("\\", "/")
 
 
 def tar_source(files: Sequence[Path], root: Path, inner: str, settings: DataSettings) -> Source:
@@ -77,7 +95,8 @@ def tar_source(files: Sequence[Path], root: Path, inner: str, settings: DataSett
     """
     if len(files) > 1:
         settings = replace(settings, dataset_split=ALL)  # the files are those of the split already
-    names = [member.name for file in files for _, member in _tar_members(file)]
+    notes: list[str] = []
+    names = [member.name for file in files for _, member in _tar_members(file, notes)]
     where = files[0] if len(files) == 1 else root
     chosen = _choose(where, inner, names, settings)
     wanted = set(chosen.indices)
@@ -85,7 +104,7 @@ def tar_source(files: Sequence[Path], root: Path, inner: str, settings: DataSett
     def read() -> Iterator[tuple[str, bytes | Exception]]:
         position = 0
         for file in files:
-            for archive, member in _tar_members(file):
+            for archive, member in _tar_members(file, []):
                 if position in wanted:
                     opened = archive.extractfile(member)
                     assert opened is not None  # a regular file
@@ -95,24 +114,72 @@ def tar_source(files: Sequence[Path], root: Path, inner: str, settings: DataSett
 
     what = f"tar {chosen.where}" if len(files) == 1 else f"{len(files)} tar files in {chosen.where}"
     identity = [*file_identity(files, root), inner, chosen.where]
-    return Source(what, identity, read, chosen.skipped, files, [*notes_on_shards(files), *chosen.notes])
+    return Source(what, identity, read, chosen.skipped, files, [*notes_on_shards(files), *notes, *chosen.notes])
 
 
-def _tar_members(file: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Yield the regular files of a tar from front to back, each with the open tar."""
-    with _named_in_errors(file), tarfile.open(file, "r|*", tarinfo=_Member) as archive:
-        for member in archive:
-            if member.isfile():
-                _refuse_outside(file, member.name, "")
-                if member.size > MAX_ENCODED_BYTES:
-                    raise _too_large(file, member.name, "", member.size)
-                yield archive, member
+def _tar_members(file: Path, notes: list[str]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield the regular files of a tar from front to back, each with the open tar; note what was left out."""
+    links = 0
+    with _named_in_errors(file), _unpacked(file) as opened:
+        # Several tars in one file are read as one: `tar` is told so by the option of the same name.
+        with _Tar.open(fileobj=opened, mode="r|", tarinfo=_Member, ignore_zeros=True) as archive:
+            for member in archive:
+                if member.isfile():
+                    _refuse_outside(file, member.name, "")
+                    if member.size > MAX_ENCODED_BYTES:
+                        raise _too_large(file, member.name, "", member.size)
+                    yield archive, member
+                links += (member.islnk() or member.issym()) and _is_image(member.name)
+            if not archive.ended:
+                notes.append(f"{file} has no end mark: it may have been cut off between two files")
+    if links:
+        notes.append(f"{file}: {links} links are not followed; archive the images themselves (tar --hard-dereference)")
+
+
+@contextlib.contextmanager
+def _unpacked(file: Path) -> Iterator[IO[bytes]]:
+    """Open a tar, which may be compressed, whatever its name says."""
+    with file.open("rb") as packed:
+        start = packed.read(16)
+        packed.seek(0)
+        unpack = next((unpack for pattern, unpack in COMPRESSED if pattern.match(start)), None)
+        if unpack is None:
+            yield packed
+        else:
+            with unpack(packed) as unpacked:
+                yield unpacked
+
+
+class _Tar(tarfile.TarFile):
+    """A tar.
+
+    Attributes:
+        ended: whether the mark at the end of a tar has been read since the last member.
+    """
+
+    ended = False
 
 
 class _Member(tarfile.TarInfo):
-    """A member of a tar, whose name and attributes, which may be packed, are not read into memory without a limit."""
+    """A member of a tar; `tarfile` itself takes a damaged header for the end of the tar."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        assert isinstance(archive, _Tar)
+        try:
+            member = super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            archive.ended = True
+            raise
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+            if archive.ended:  # whatever lies behind the end is no tar
+                raise
+            raise tarfile.ReadError(f"damaged or cut off at byte {archive.offset} ({error})") from error
+        archive.ended = False
+        return member
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        # Names and attributes, which may be packed, are not read into memory without a limit.
         if self.type in HEADERS and self.size > MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {self.size} bytes")
         return super()._proc_member(archive)  # type: ignore[misc]
@@ -137,13 +204,14 @@ class _Chosen(NamedTuple):
 
 def _choose(path: Path, inner: str, names: Sequence[str], settings: DataSettings) -> _Chosen:
     """Choose the images in a folder of an archive, by the names of its files."""
+    names, inner = [_plain(name) for name in names], _plain(inner) if inner else ""
     start = inner.strip("/") + "/" if inner else ""
     below = [index for index, name in enumerate(names) if name.startswith(start) and not _is_hidden(name)]
     if inner and not below:
         folders = sorted({name.rpartition("/")[0] for name in names if "/" in name})
         listed = ", ".join(folders[:8]) or "none"
         raise UserError(f"--dataset {path}/{inner}: no such folder in the archive; it has {listed}")
-    images = [index for index in below if PurePosixPath(names[index]).suffix.lower() in IMAGE_SUFFIXES]
+    images = [index for index in below if _is_image(names[index])]
     others = set(below).difference(images)
     skipped = count_suffixes(PurePosixPath(names[index]) for index in sorted(others))
     if not images:
@@ -154,6 +222,15 @@ def _choose(path: Path, inner: str, names: Sequence[str], settings: DataSettings
     where = f"{path}/{inner}" if inner else str(path)
     selection = select(where, [names[index] for index in images], settings.dataset_split)
     return _Chosen([images[index] for index in selection.indices], where + selection.suffix, skipped, selection.notes)
+
+
+def _plain(name: str) -> str:
+    """Return a path without "./", in the form of accents that keyboards give; zips made by macOS have another."""
+    return unicodedata.normalize("NFC", PurePosixPath(name).as_posix())
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _refuse_outside(path: Path, name: str, place: str) -> None:

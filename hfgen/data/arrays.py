@@ -121,6 +121,8 @@ def _problem(header: _Header) -> str | None:
     is_grey = len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)
     if not (is_grey or (len(shape) == 4 and shape[3] in CHANNELS)) or not all(shape):
         return f"has shape {shape}"
+    if len(shape) == 3 and shape[2] in (3, 4):
+        return f"has shape {shape}, as one picture in colour has (save it as .png)"
     if dtype != np.uint8 and not (is_grey and dtype == np.uint16):
         return f"has type {dtype}"
     return "is in Fortran order" if header.fortran_order else None

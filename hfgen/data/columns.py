@@ -8,15 +8,16 @@ import binascii
 import io
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 from PIL import Image
 
+from hfgen.data.decode import safe_formats
 from hfgen.data.memory import MAX_ENCODED_BYTES
-from hfgen.data.source import choose_column
+from hfgen.data.source import choose_column, lasting_error
 from hfgen.files import read_regular
 
 
@@ -80,20 +81,39 @@ def read_path_below(folder: Path) -> ReadPath:
         try:
             return read_regular(folder / path, MAX_ENCODED_BYTES)
         except (OSError, ValueError) as error:
-            return error
+            return lasting_error(folder / path, error)
 
     return read
 
 
-def named_files(value: Any, folder: Path) -> list[Path]:
-    """Return the existing local files that a value names instead of holding images."""
+def named_files(values: Callable[[], Iterable[Any]], folder: Path) -> list[Path]:
+    """Return the existing local files that the values of a column name instead of holding images.
+
+    Args:
+        values: returns an iterator over the column. Only if its first value that is not empty may be a name are all
+            looked at.
+        folder: the folder that relative paths are below.
+    """
+    if not next((_paths_in(value) for value in values() if not _is_empty(value)), []):
+        return []
+    paths = (folder / path for value in values() for path in _paths_in(value))
+    return [path for path in paths if os.path.isfile(path)]
+
+
+def _is_empty(value: Any) -> bool:
     if isinstance(value, list):
-        return [file for item in value for file in named_files(item, folder)]
+        return all(_is_empty(item) for item in value)
+    return not (any(value.values()) if isinstance(value, dict) else value)
+
+
+def _paths_in(value: Any) -> list[str]:
+    """Return the texts in a value that may be paths."""
+    if isinstance(value, list):
+        return [path for item in value for path in _paths_in(item)]
     if isinstance(value, dict):
         value = value.get("path") if value.get("bytes") is None else None
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_PATH_LENGTH or DATA_URI.match(value):
-        return []
-    return [folder / value] if os.path.isfile(folder / value) else []
+    is_path = isinstance(value, str) and 0 < len(value) <= MAX_PATH_LENGTH and not DATA_URI.match(value)
+    return [value] if is_path else []
 
 
 def _content(value: Any, read_path: ReadPath) -> Content:
@@ -132,7 +152,7 @@ def _is_image(value: Any, read_path: ReadPath) -> bool:
 
 def _is_encoded_image(content: bytes) -> bool:
     try:
-        with Image.open(io.BytesIO(content)):
+        with Image.open(io.BytesIO(content), formats=safe_formats()):
             return True
     except Exception:  # damaged files make Pillow raise almost anything
         return False

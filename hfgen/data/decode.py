@@ -18,6 +18,9 @@ from hfgen.errors import UserError
 # Five-crop: side of a crop, as a fraction of the image's short side.
 FIVE_CROP_PART = 4 / 5
 
+# Formats for which Pillow calls another program, or the system's drawing functions, on a file that nobody has checked.
+OTHER_PROGRAMS = {"EPS", "WMF"}
+
 # Ignore Pillow's warnings about odd metadata and sizes; both are checked here. `warnings.catch_warnings` is not
 # thread-safe: in the decoding threads it could leave the filters of the whole process changed.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -112,9 +115,15 @@ def _open(content: bytes, limit: int) -> Image.Image:
         of_the_process = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = limit
         try:
-            return Image.open(io.BytesIO(content))
+            return Image.open(io.BytesIO(content), formats=safe_formats())
         finally:
             Image.MAX_IMAGE_PIXELS = of_the_process
+
+
+def safe_formats() -> list[str]:
+    """Return the formats that Pillow decodes by itself, in its order; for EPS it would run Ghostscript."""
+    Image.init()
+    return [name for name in Image.ID if name not in OTHER_PROGRAMS]
 
 
 def _crops(name: str, image: Image.Image, settings: DataSettings) -> list[np.ndarray]:

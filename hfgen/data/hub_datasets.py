@@ -1,7 +1,8 @@
 """Hub datasets, downloaded or streamed with the `datasets` library; images are returned as encoded bytes."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from PIL import Image
 
-from hfgen.data.columns import find_column, images_in
+from hfgen.data.columns import find_column, images_in, named_files
 from hfgen.data.location import TOY_PAINTINGS, is_missing, is_path
 from hfgen.data.memory import MAX_ENCODED_BYTES
 from hfgen.data.selection import ALL, NoSplitsError
 from hfgen.data.settings import DataSettings
-from hfgen.data.source import Source, choose_column, file_identity
+from hfgen.data.source import Source, choose_column, file_identity, lasting_error
 from hfgen.errors import UserError
 from hfgen.files import read_regular
 
@@ -62,12 +63,12 @@ def saved_source(folder: Path, settings: DataSettings) -> Source:
     if not isinstance(loaded, DatasetDict):
         if split not in ("train", ALL, str(loaded.split)):
             raise NoSplitsError(f"--dataset_split {split}: {folder} has no splits; leave it out to use all images")
-        return _arrow_source(f"saved dataset {folder}", loaded, folder, settings)
+        return _arrow_source(f"saved dataset {folder}", [loaded], folder, settings)
     if split != ALL and split not in loaded:
         choices = [*loaded, ALL]
         raise UserError(f"--dataset {folder} has no split {split}; choose one with --dataset_split: {choices}")
-    dataset = datasets.concatenate_datasets(list(loaded.values())) if split == ALL else loaded[split]
-    return _arrow_source(f"saved dataset {folder}, split {split}", dataset, folder, settings)
+    chosen = list(loaded.values()) if split == ALL else [loaded[split]]
+    return _arrow_source(f"saved dataset {folder}, split {split}", chosen, folder, settings)
 
 
 def arrow_source(files: list[Path], root: Path, settings: DataSettings) -> Source:
@@ -82,21 +83,30 @@ def arrow_source(files: list[Path], root: Path, settings: DataSettings) -> Sourc
         UserError: if a file cannot be read, or the image column is not unique.
     """
     try:
-        dataset = datasets.concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+        parts = [Dataset.from_file(str(file)) for file in files]
     except Exception as error:  # damaged files make the libraries raise almost anything
         raise UserError(f"--dataset {root}: its .arrow files cannot be read: {error}") from error
-    return _arrow_source(f"{len(files)} Arrow file(s) in {root}", dataset, root, settings)
+    return _arrow_source(f"{len(files)} Arrow file(s) in {root}", parts, root, settings)
 
 
-def _arrow_source(description: str, dataset: Dataset, root: Path, settings: DataSettings) -> Source:
-    kept, column = undecoded(dataset, settings)
+def _arrow_source(description: str, parts: Sequence[Dataset], root: Path, settings: DataSettings) -> Source:
+    """Open datasets on this disk as one; their other columns may differ."""
+    kept = [undecoded(part, settings, root) for part in parts]
+    column = kept[0][1]
+    try:
+        dataset = datasets.concatenate_datasets([part for part, _ in kept])
+    except ValueError as error:
+        problem = f"its splits or files hold images in different ways ({' '.join(str(error).split())})"
+        raise UserError(f"--dataset {root}: {problem}; choose one --dataset_split") from error
 
     def read() -> Iterator[tuple[str, bytes | Exception]]:
-        for index, row in enumerate(kept):
-            yield from encoded_images(f"{root.name}#{index}", row[column])
+        for index, row in enumerate(dataset):
+            yield from encoded_images(f"{root.name}#{index}", row[column], root)
 
-    files = [Path(file["filename"]) for file in dataset.cache_files]
-    return Source(description, [*file_identity(files, root), column], read, files=files, has_columns=True)
+    files = [Path(file["filename"]) for part in parts for file in part.cache_files]
+    named = named_files(lambda: (row[column] for row in dataset), root)
+    identity = [*file_identity(files, root), *file_identity(named, root), column]
+    return Source(description, identity, read, files=[*files, *named], has_columns=True)
 
 
 def hub_commit(settings: DataSettings) -> str:
@@ -137,8 +147,15 @@ def load_hub_dataset(settings: DataSettings, commit: str | None = None) -> tuple
     return undecoded(dataset, settings)
 
 
-def undecoded(dataset: Dataset | IterableDataset, settings: DataSettings) -> tuple[Dataset | IterableDataset, str]:
+def undecoded(
+    dataset: Dataset | IterableDataset, settings: DataSettings, folder: Path = Path()
+) -> tuple[Dataset | IterableDataset, str]:
     """Keep only the image column, without decoding its images; return the dataset and the column's name.
+
+    Args:
+        dataset: any.
+        settings: `dataset` and `dataset_column` are used.
+        folder: what relative paths of image files are below.
 
     Raises:
         UserError: if the image column is not unique.
@@ -153,7 +170,8 @@ def undecoded(dataset: Dataset | IterableDataset, settings: DataSettings) -> tup
         def first_row(columns: list[str]) -> dict[str, Any]:
             return next(iter(dataset.select_columns(columns)), {})
 
-        column = find_column(settings.dataset, settings.dataset_column, schema, first_row, _read_path)
+        read_path = partial(_read_path, folder=folder)
+        column = find_column(settings.dataset, settings.dataset_column, schema, first_row, read_path)
     if isinstance(dataset, IterableDataset):
         # Streams of image files decode them in threads, which casting the column does not disable.
         dataset = dataset.decode(False)
@@ -161,8 +179,13 @@ def undecoded(dataset: Dataset | IterableDataset, settings: DataSettings) -> tup
     return kept.cast_column(column, _undecoded_feature(features[column])) if marked else kept, column
 
 
-def encoded_images(name: str, value: Any) -> list[tuple[str, bytes | Exception]]:
+def encoded_images(name: str, value: Any, folder: Path = Path()) -> list[tuple[str, bytes | Exception]]:
     """Return `(name, encoded image)` for each image in a row of an undecoded image column.
+
+    Args:
+        name: of the row.
+        value: of the row.
+        folder: what relative paths of image files are below.
 
     Raises:
         OSError: or similar, if a file on the Hub cannot be fetched: a network problem, not a bad image.
@@ -170,7 +193,7 @@ def encoded_images(name: str, value: Any) -> list[tuple[str, bytes | Exception]]
     """
     if isinstance(value, Image.Image):  # several splits of image files, streamed as one
         raise UserError(f"{name}: the images come decoded; choose one --dataset_split, or leave out --streaming")
-    return list(images_in(name, value, _read_path))
+    return list(images_in(name, value, partial(_read_path, folder=folder)))
 
 
 def _is_marked(feature: Any) -> bool:
@@ -189,14 +212,14 @@ def _undecoded_feature(feature: Any) -> Any:
     return feature
 
 
-def _read_path(path: str) -> bytes | Exception:
+def _read_path(path: str, folder: Path) -> bytes | Exception:
     """Read a local path, hf://..., or zip://name::archive with one of these as the archive."""
     protocols = {hop.partition("://")[0] for hop in path.split("::") if "://" in hop}
     if not protocols <= {"hf", "zip"}:
         return ValueError(f"the row names a file outside the dataset: {path}")
     try:
         if not protocols:
-            return read_regular(Path(path), MAX_ENCODED_BYTES)
+            return read_regular(folder / path, MAX_ENCODED_BYTES)
         with fsspec.open(path, "rb") as file:
             content = file.read(MAX_ENCODED_BYTES + 1)
         too_large = ValueError(f"larger than {MAX_ENCODED_BYTES >> 20} MiB")
@@ -204,7 +227,7 @@ def _read_path(path: str) -> bytes | Exception:
     except (OSError, ValueError) as error:
         if "hf" in protocols and not isinstance(error, FileNotFoundError):
             raise
-        return error
+        return lasting_error(path, error)
 
 
 def _cannot_open(settings: DataSettings, error: Exception) -> UserError:

@@ -1,5 +1,6 @@
 """The common interface of all sources of encoded images."""
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,6 +41,27 @@ class Source(NamedTuple):
     def not_read(self) -> int:
         """Number of other files, which are ignored."""
         return sum(self.skipped.values())
+
+
+# Errors of the system that say something about the file; any other may be gone next time.
+LASTING = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM),
+    *(errno.EINVAL, errno.EFBIG, errno.EILSEQ, errno.ENXIO, None),
+}
+
+
+def lasting_error(file: object, error: Exception) -> Exception:
+    """Return the error of an image that cannot be read, unless it may be readable next time.
+
+    Without the image the dataset would silently be another one, even for later runs, as it is kept in the cache.
+
+    Raises:
+        UserError: if a disk or a network did not answer, say.
+    """
+    if isinstance(error, OSError) and error.errno not in LASTING:
+        remedy = "run the same command again, or remove it if it stays unreadable"
+        raise UserError(f"{file}: cannot be read now ({error.strerror}); {remedy}") from error
+    return error
 
 
 def file_identity(files: Iterable[Path], root: Path) -> list[tuple[str, int, int]]:

@@ -24,7 +24,15 @@ from hfgen.data.location import (
 from hfgen.data.memory import MAX_ENCODED_BYTES
 from hfgen.data.selection import Selection, select
 from hfgen.data.settings import DataSettings
-from hfgen.data.source import Source, UnusedColumnError, count_suffixes, counts, file_identity, notes_on_shards
+from hfgen.data.source import (
+    Source,
+    UnusedColumnError,
+    count_suffixes,
+    counts,
+    file_identity,
+    lasting_error,
+    notes_on_shards,
+)
 from hfgen.data.tables import parquet_source
 from hfgen.data.tfrecord import is_tfrecord, read_tfrecord_images
 from hfgen.errors import UserError
@@ -93,7 +101,7 @@ def _folder(path: Path, settings: DataSettings) -> Source:
                 try:
                     yield name, read_regular(file, MAX_ENCODED_BYTES)
                 except OSError as error:
-                    yield name, error
+                    yield name, lasting_error(file, error)
 
         description = f"folder {path}{selection.suffix}"
         return Source(description, file_identity(images, path), read, skipped, images, [*of_runs, *selection.notes])

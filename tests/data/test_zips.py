@@ -1,6 +1,8 @@
 """Zip archives; tar archives are in test_archives.py."""
 
+import errno
 import struct
+import unicodedata
 import warnings
 import zipfile
 
@@ -123,3 +125,25 @@ def test_what_is_no_zip_is_an_error_that_names_it(tmp_path, content):
 def test_a_zip_without_images_is_an_error_that_names_it(tmp_path, files):
     with pytest.raises(UserError, match="set.zip: no images in this zip"):
         source_of(write_zip(tmp_path / "set.zip", files))
+
+
+def test_the_folders_of_a_zip_written_with_backslashes_are_found(tmp_path):
+    path = write_zip(tmp_path / "set.zip", {"train\\": b"", "train\\a.png": b"a", "test\\b.png": b"b"})
+    assert list(source_of(path).images()) == [("train/a.png", b"a")]
+    assert list(source_of(path / "test").images()) == [("test/b.png", b"b")]
+
+
+def test_a_folder_with_accents_is_found_however_they_are_written(tmp_path):
+    path = write_zip(tmp_path / "set.zip", {unicodedata.normalize("NFD", "Été/a.png"): b"a", "b.png": b"b"})
+    for form in ("NFC", "NFD"):
+        assert [content for _, content in source_of(path / unicodedata.normalize(form, "Été")).images()] == [b"a"]
+
+
+def test_a_zip_on_a_disk_that_does_not_answer_is_an_error_and_not_a_smaller_data_set(tmp_path, monkeypatch):
+    def fail(archive, member):
+        raise OSError(errno.EIO, "Input/output error")
+
+    source = source_of(write_zip(tmp_path / "set.zip", {"a.png": b"a"}))
+    monkeypatch.setattr(zipfile.ZipFile, "read", fail)
+    with pytest.raises(UserError, match=r"set.zip: cannot be read now \(Input/output error\); run the same command"):
+        list(source.images())

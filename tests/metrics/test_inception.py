@@ -1,5 +1,7 @@
 """The Inception network with its real weights, where they are installed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -132,10 +134,52 @@ def test_a_file_that_is_no_network_is_refused_by_name(tmp_path):
         inception.InceptionFeatures(tmp_path / "weights.pt", torch.device("cpu"))
 
 
-def test_what_clean_fid_has_downloaded_is_used_before_the_wheel(tmp_path, monkeypatch):
+class OtherNetwork(torch.nn.Module):
+    """A network in TorchScript with `features` outputs; none if it takes no images at all."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.layer = torch.nn.Linear(3 if features else 7, features or 1)
+
+    def forward(self, images):
+        return self.layer(images.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(("features", "problem"), [(10, r"has the shape \(1, 10\)"), (None, "mat1 and mat2")])
+def test_another_network_is_refused_by_name_before_anything_is_computed(tmp_path, features, problem):
+    torch.jit.script(OtherNetwork(features)).save(tmp_path / "other.pt")
+    with pytest.raises(UserError, match=f"--feature_weights .*other.pt: is not Inception.s .*{problem}") as refusal:
+        InceptionFeatures(tmp_path / "other.pt", torch.device("cpu"))
+    assert "\n" not in str(refusal.value)
+    torch.jit.script(OtherNetwork(2048)).save(tmp_path / "other.pt")
+    assert InceptionFeatures(tmp_path / "other.pt", torch.device("cpu"))(pictures(2)).shape == (2, 2048)
+
+
+def test_the_wheel_is_used_before_what_clean_fid_has_downloaded(inception_weights, tmp_path, monkeypatch):
     monkeypatch.setattr(inception, "CLEAN_FID_FILE", tmp_path / "inception.pt")
-    (tmp_path / "inception.pt").write_bytes(b"downloaded")
+    (tmp_path / "inception.pt").write_bytes(b"half of it")
+    assert find_weights(None) == inception_weights
+    monkeypatch.setattr(inception, "WHEEL_FILE", ("no_such_wheel", "default_1.pt"))
     assert find_weights(None) == tmp_path / "inception.pt"
+    with pytest.raises(UserError, match="inception.pt, as clean-fid downloads it: is not Inception.*; delete it$"):
+        InceptionFeatures(find_weights(None), torch.device("cpu"))
+
+
+def test_a_download_is_there_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    def download(fpath):
+        Path(fpath, "inception.pt").write_bytes(b"half" if interrupted else b"whole")
+        if interrupted:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(inception, "CLEAN_FID_FILE", tmp_path / "inception.pt")
+    monkeypatch.setattr(inception, "WHEEL_FILE", ("no_such_wheel", "default_1.pt"))
+    monkeypatch.setattr("cleanfid.downloads_helper.check_download_inception", download)
+    interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        find_weights(None)
+    assert list(tmp_path.iterdir()) == []
+    interrupted = False
+    assert find_weights(None).read_bytes() == b"whole"
 
 
 def test_a_damaged_wheel_is_not_loaded(tmp_path, monkeypatch):
