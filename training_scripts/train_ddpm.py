@@ -28,6 +28,7 @@ from hfgen.errors import StopRequestedError, UserError, run_reporting_user_error
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.inference.figures import batch_sheet, image_sheet
 from hfgen.inference.initial import start_from
+from hfgen.inference.sampling import fast_precision
 from hfgen.losses.diffusion import diffusion_loss, match_noise, min_snr_weights, prediction_target
 from hfgen.losses.edm import edm_batch, sample_noise_levels
 from hfgen.methods.ema import averaged_copy
@@ -44,6 +45,7 @@ from hfgen.training.settings import RunSettings
 
 PRESETS = Path(__file__).resolve().parent / "presets" / "ddpm"
 SETTINGS = (RunSettings, DataSettings, DDPMSettings)  # all command-line options
+SHEET_CHUNK = 32  # images of a sheet that are generated at once
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -237,15 +239,17 @@ def save_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> No
             raise StopRequestedError
 
     pipeline.set_progress_bar_config(disable=True)
+    images = []
     with run.sheet(), suppress(StopRequestedError):
-        with run.accelerator.autocast():
-            images = pipeline(
-                len(latents),
-                latents=latents,
-                num_inference_steps=num_inference_steps,
-                callback_on_step_end=give_up_if_asked,
-                return_dict=False,
-            )[0]
+        for chunk in latents.split(SHEET_CHUNK):  # bounds the memory
+            with fast_precision(pipeline):  # as `hfgen sample` generates them
+                images += pipeline(
+                    len(chunk),
+                    latents=chunk,
+                    num_inference_steps=num_inference_steps,
+                    callback_on_step_end=give_up_if_asked,
+                    return_dict=False,
+                )[0]
         run.save_sheet(image_sheet(images))
 
 

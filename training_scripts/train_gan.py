@@ -222,13 +222,12 @@ def penalties(
 
 
 def build_watch(data: TrainingData, settings: GANSettings, num_processes: int) -> CollapseWatch:
-    """Build the watch from this process's first training images, then rewind the batches to where they were."""
+    """Build the watch from this process's first training images."""
     count = SHEET_SIZE if data.images_per_epoch is None else min(SHEET_SIZE, data.images_per_epoch // num_processes)
-    position = data.batches.state_dict()
     images: list[torch.Tensor] = []
-    while sum(map(len, images)) < max(count, 2):
-        images.append(next(data.batches))
-    data.batches.load_state_dict(position)
+    with data.from_the_start() as batches:
+        while sum(map(len, images)) < max(count, 2):
+            images.append(next(batches))
     return CollapseWatch(torch.cat(images)[: max(count, 2)], GAN_LOSSES[settings.loss].boundary)
 
 

@@ -16,7 +16,6 @@ import os
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -71,13 +70,10 @@ def main(arguments: list[str] | None = None) -> Path:
         except ValueError as error:
             raise UserError(str(error)) from error
 
-        # 2. Data; the first images are shown with their reconstructions
+        # 2. Data
         data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
         evaluation = RunEvaluation(run, data_settings)
         max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
-        first_batch = data.batches.state_dict()
-        shown_images = next(data.batches)[:NUM_RECONSTRUCTIONS]
-        data.batches.load_state_dict(first_batch)
 
         # 3. The network's average, optimizer
         network = network.to(run.device, memory_format=torch.channels_last)
@@ -114,6 +110,8 @@ def main(arguments: list[str] | None = None) -> Path:
         saved = SavedWithRecentDensity(pipeline, recent if settings.density_components else None)
         restored = (stateful | learned, data.batches, saved, data.digest)
         run.restore(*restored, settings.on_collapse, settings.max_rollbacks, starts)
+        with data.from_the_start() as batches:  # shown with their reconstructions
+            shown_images = next(batches)[:NUM_RECONSTRUCTIONS]
         if run.first_sheet_due:
             save_sheets(pipeline, shown_images, recent, settings, run)
 
@@ -156,13 +154,12 @@ def main(arguments: list[str] | None = None) -> Path:
                 run.save_sheet(batch_sheet(images), "training_images")
                 save_sheets(pipeline, shown_images, recent, settings, run)
             if run.evaluation_due:
-                evaluate_with_density(evaluation, pipeline, data, first_batch, settings, run)
+                evaluate_with_density(evaluation, pipeline, data, settings, run)
 
         if run.last_sheet_due:
             save_sheets(pipeline, shown_images, recent, settings, run)
         # 5. Describe the latents of the data once the encoder is final; a run is not complete without this
-        if run.is_complete or not run.stop_requested:
-            data.batches.load_state_dict(first_batch)
+        if run.is_complete or not run.is_interrupted:
             describe_latents(pipeline, data, settings, run)
         pipeline_folder = run.finish()
         publish_if_asked(run)
@@ -293,13 +290,13 @@ class SavedWithRecentDensity:
 def add_density(
     pipeline: VAEPipeline, data: TrainingData, settings: VAESettings, run: Run
 ) -> tuple[EncodedImages, FittedDensity | None]:
-    """Encode the training images from the batches' current position, and fit the pipeline's density to them.
+    """Encode the first training images, and fit the pipeline's density to them.
 
     All processes must call this; the main one fits. No density is fitted if it is disabled or there is only one image.
     """
     count = min(MAX_ENCODED, data.images_per_epoch or MAX_ENCODED)
-    with run.accelerator.autocast():
-        encoded = encode_images(pipeline.vae, data.batches, count, run.generator("encode"), run.accelerator)
+    with run.accelerator.autocast(), data.from_the_start() as batches:
+        encoded = encode_images(pipeline.vae, batches, count, run.generator("encode"), run.accelerator)
     if not (run.is_main and settings.density_components and count > 1):
         return encoded, None
     density = fit_density(
@@ -313,15 +310,12 @@ def evaluate_with_density(
     evaluation: RunEvaluation,
     pipeline: VAEPipeline,
     data: TrainingData,
-    first_batch: dict[str, Any],
     settings: VAESettings,
     run: Run,
 ) -> None:
-    """Score the pipeline as it would be saved now, then restore it and the position in the data."""
-    started, position = time.monotonic(), data.batches.state_dict()
-    data.batches.load_state_dict(first_batch)
+    """Score the pipeline as it would be saved now, then remove its density."""
+    started = time.monotonic()
     add_density(pipeline, data, settings, run)
-    data.batches.load_state_dict(position)
     run.note({}, time.monotonic() - started)
     evaluation.evaluate(pipeline)
     pipeline.register_modules(density=None)

@@ -147,12 +147,14 @@ def save_number_of_steps(folder: Path, number: int) -> None:
     """Make a number of denoising steps the default of the pipeline in a folder."""
     import hfgen.pipelines.pipeline_ddpm as code
     from hfgen.files import write_text_atomically
-    from hfgen.integrity import record_digests
+    from hfgen.integrity import DIGESTS_FILE, record_digests, recorded_names
 
     # The code beside the weights may be from a version without this default.
     write_text_atomically(folder / "pipeline_ddpm.py", Path(code.__file__).read_text(encoding="utf-8"))
     file = folder / "model_index.json"
     index = json.loads(file.read_text()) | {"num_inference_steps": number}
     write_text_atomically(file, json.dumps(index, indent=2) + "\n")
-    record_digests(folder)
-    say(f"saved in {file}")
+    if (folder / DIGESTS_FILE).is_file():  # of hfgen's own files: a user's beside them must not become one
+        own = {*recorded_names(folder), "pipeline_ddpm.py", file.name} - {DIGESTS_FILE, "*"}
+        record_digests(folder, sorted(name for name in own if (folder / name).is_file()))
+    say(f"saved in {file}; training on would replace it, so then give --num_inference_steps {number}")

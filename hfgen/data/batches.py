@@ -14,6 +14,8 @@ from hfgen.randomness import keyed_seed
 
 # Images are kept on the GPU if they fit in this fraction of its free memory.
 RESIDENT_PART = 0.25
+# Images copied to a GPU at a time.
+COPIED_AT_ONCE = 1024
 
 
 class ImageBatches:
@@ -76,6 +78,10 @@ class ImageBatches:
         epochs, within = np.divmod(positions, len(self._store))
         return np.array([self._order_of(epoch)[index] for epoch, index in zip(epochs, within, strict=True)])
 
+    def rewind(self) -> None:
+        """Go back to the first batch."""
+        self._position = 0
+
     def state_dict(self) -> dict[str, Any]:
         """Return the number of batches used so far."""
         return {"position": self._position}
@@ -112,7 +118,16 @@ class ImageBatches:
         if self._device.type != "cuda" or self._array is None or self._settings.crop != "center":
             return None
         free, _ = torch.cuda.mem_get_info(self._device)
-        return torch.from_numpy(self._array).to(self._device) if self._array.nbytes <= RESIDENT_PART * free else None
+        return copied_to(self._device, self._array) if self._array.nbytes <= RESIDENT_PART * free else None
+
+
+def copied_to(device: torch.device, array: np.ndarray) -> torch.Tensor:
+    """Copy images, uint8 `(images, height, width, 3)`, to a device, some at a time: they may be mapped from a disk."""
+    copied = torch.empty(array.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(array), COPIED_AT_ONCE):
+        part = slice(start, start + COPIED_AT_ONCE)
+        copied[part] = torch.from_numpy(array[part].copy()).to(device)
+    return copied
 
 
 def random_crop(pixels: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:

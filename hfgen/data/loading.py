@@ -1,6 +1,8 @@
 """Opens the training data for one process: the only data function that a training script calls."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +21,8 @@ class Batches(Protocol):
 
     def __next__(self) -> torch.Tensor: ...  # noqa: D105
 
+    def rewind(self) -> None: ...  # noqa: D102
+
     def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...  # noqa: D102
@@ -36,6 +40,14 @@ class TrainingData(NamedTuple):
     batches: Batches
     images_per_epoch: int | None
     digest: str
+
+    @contextmanager
+    def from_the_start(self) -> Iterator[Batches]:
+        """Give the batches at their first images; afterwards they are where they were."""
+        position = self.batches.state_dict()
+        self.batches.rewind()
+        yield self.batches
+        self.batches.load_state_dict(position)
 
 
 def load_training_data(

@@ -177,6 +177,10 @@ class StreamBatches:
             images += self._next_images(self._batch_size - len(images))
         return prepare_batch(torch.from_numpy(np.stack(images)).to(self._device), self._settings, generator)
 
+    def rewind(self) -> None:
+        """Go back to the first image, of the same commit."""
+        self.load_state_dict({"commit": self._commit, **_Position()._asdict(), "used": 0})
+
     def state_dict(self) -> dict[str, Any]:
         """Return the commit, the current block and the number of its images used; prefetched images do not count."""
         return {"commit": self._commit, **self._position._asdict(), "used": self._used}

@@ -98,10 +98,8 @@ class RunEvaluation:
                 raise StopRequestedError
 
         pipeline.set_progress_bar_config(disable=True)
-        with (
-            self._run.accelerator.autocast(),
-            generated_images(pipeline, self._sampling, self._real.extractor, give_up_if_asked) as generated,
-        ):
+        # In the precision of `hfgen sample`, not in that of the training.
+        with generated_images(pipeline, self._sampling, self._real.extractor, give_up_if_asked) as generated:
             features, small = generated.features, thumbnails(generated.images)
         count, seed = self._sampling.num_images, self._sampling.seed
         nearest = memorisation_report(self._real.features, features, self._among_real)
@@ -130,7 +128,10 @@ class RunEvaluation:
             target = folder / BEST_FOLDER
             own = [f"{PIPELINE_FOLDER}/{name}" for name in recorded_names(target / PIPELINE_FOLDER)]
             write_atomically(
-                target, lambda temporary: _save_best(temporary, pipeline, line), SCORES_FILE, [SCORES_FILE, *own]
+                target,
+                lambda temporary: _save_best(temporary, pipeline, line | {"rollbacks": run.rollbacks}),
+                SCORES_FILE,
+                [SCORES_FILE, *own],
             )
         self._warn_if_behind(scores["fid"])
         if line["copying"] and not any(one["copying"] for one in recorded):

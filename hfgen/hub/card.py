@@ -80,7 +80,8 @@ def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> Mod
     settings, training = _read(folder / SETTINGS_FILE), _read(folder / TRAINING_FILE)
     report = read_report(folder / REPORT_FILE) if (folder / REPORT_FILE).is_file() else None
     run_scores = _read(folder / RUN_SCORES_FILE)
-    method = describe_method(folder, settings, report["num_inference_steps"] if report else None)
+    chosen = settings and settings | _choices(training)
+    method = describe_method(folder, chosen, report["num_inference_steps"] if report else None)
     text = CardText(
         title=repo_id.split("/")[-1],
         summary=method.summary,
@@ -337,6 +338,12 @@ def _licence(license_id: str | None) -> str:
 
 def _plain(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _choices(training: dict[str, Any] | None) -> dict[str, str]:
+    """Return what a run chose where its settings leave it open, such as the augmentation."""
+    launches = (training or {}).get("launches") or [{}]
+    return {name: text.split(" ")[0] for name, text in launches[0].get("choices", {}).items()}
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -222,7 +222,8 @@ def _ddpm_departures(settings: dict[str, Any], schedule: dict[str, Any], has_att
 
 
 def _gan_departures(settings: dict[str, Any]) -> list[str]:
-    clauses = ["samples come from a moving average of the generator's weights"] if settings else []
+    average = "samples come from a moving average of the generator's weights"
+    clauses = [average] if settings.get("ema_decay") else []
     if settings.get("gradient_penalty_weight"):
         clauses.append(
             f"a gradient penalty of weight {settings['gradient_penalty_weight']:g} (WGAN-GP, Gulrajani et al. 2017, "

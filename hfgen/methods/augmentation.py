@@ -179,10 +179,11 @@ class Augmentation:
         """Update the ADA statistics with the logits of an update's real images, `(batch_size,)`."""
         if self.kind != "ada":
             return
-        self._signs += (real_logits - self._boundary).sign().mean()
+        # Averaged at each update: a checkpoint may come between two changes, and stores the sum of one process.
+        self._signs += self._accelerator.reduce((real_logits - self._boundary).sign().mean(), "mean")
         self._updates += 1
         if self._updates == ADA_INTERVAL:
-            overfitting = self._accelerator.reduce(self._signs / ADA_INTERVAL, "mean")
+            overfitting = self._signs / ADA_INTERVAL
             self.probability = (self.probability + self._step_size * (overfitting - ADA_TARGET).sign()).clamp(0, 1)
             self._signs, self._updates = torch.zeros_like(self._signs), 0
 

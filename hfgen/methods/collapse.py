@@ -149,10 +149,15 @@ class CollapseWatch:
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs to reach the same results."""
         counts = (self._checks, self._low_checks, self._sure_checks, self._was_good, self._updates)
-        return {"counts": counts, "right": self._right.clone(), "signs": self._signs.clone()}
+        # The real images of a stream, which may have changed on the Hub, stay those of the run's beginning.
+        real = self._real_features.clone()
+        return {"counts": counts, "right": self._right.clone(), "signs": self._signs.clone(), "real": real}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         self._checks, self._low_checks, self._sure_checks, self._was_good, self._updates = state_dict["counts"]
         self._right = state_dict["right"].to(self._device, copy=True)
         self._signs = state_dict["signs"].to(self._device, copy=True)
+        if "real" in state_dict:  # not in checkpoints of earlier versions
+            self._real_features = state_dict["real"].clone()
+            self._real_diversity = diversity(self._real_features)

@@ -50,7 +50,7 @@ class PosteriorWatch:
 
     def check(self) -> WatchResult:
         """Judge the observations since the last check."""
-        average, square, kl = (self._sums.double() / max(self._updates, 1)).cpu()
+        average, square, kl = self._sums.cpu().double() / max(self._updates, 1)  # some GPUs lack float64
         active = int((square - average.square() > ACTIVE_VARIANCE).sum())
         signals = {
             "active_units": float(active),

@@ -25,7 +25,7 @@ from hfgen.inference.opening import find_pipeline, open_pipeline
 from hfgen.inference.sampling import SamplingOptions, generate_images, interpolate, latents_of_seeds, weights_digest
 from hfgen.metrics.report import finite, read_report
 from hfgen.publishing.half import round_to_half, store_in_half
-from hfgen.training.checkpoints import PROGRESS_FILE
+from hfgen.training.checkpoints import PROGRESS_FILE, final_progress
 from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE, STATUS_KEYS, read_launches, run_of
 from hfgen.training.history import METRICS_FILE, NEEDED
 
@@ -45,10 +45,17 @@ TEXT_FILES = (".json", ".jsonl", ".md", ".py", ".txt", ".yml")
 
 
 class Moment(NamedTuple):
-    """When during training a pipeline was saved."""
+    """When during training a pipeline was saved.
+
+    Attributes:
+        step: number of updates.
+        seconds: of training; None if not in the log.
+        rollbacks: before it.
+    """
 
     step: int
-    seconds: float | None  # of training; None if not in the log
+    seconds: float | None
+    rollbacks: int
 
 
 def make_publication(
@@ -173,7 +180,7 @@ def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
         "images": images_at(log, moment.step),
         # A launch that started at this step came after it, unless it was the first.
         "launches": [launch for launch in launches if launch["from_step"] < max(moment.step, 1)] or launches[:1],
-        "rollbacks": sum(event.get("event") == "rollback" for event in read_json_lines(run / "events.jsonl")),
+        "rollbacks": moment.rollbacks,
         "data": {"name": name, "on_hub": on_hub, **summary_of_intake(intake)},
     }
     _write_json(target / TRAINING_FILE, training)
@@ -227,15 +234,20 @@ def images_at(log: Sequence[dict[str, Any]], step: int) -> int | None:
 
 def moment_of(run: Path, pipeline_folder: Path, log: Sequence[dict[str, Any]]) -> Moment:
     """Determine when a pipeline was saved: at the end, at the best score, or with a checkpoint."""
-    above = pipeline_folder.resolve().parent
+    above, status = pipeline_folder.resolve().parent, read_json(run / "status.json", STATUS_KEYS)
+    # Of runs that began with an earlier version, some files lack the rollbacks.
+    events = read_json_lines(run / "events.jsonl")
+    saved = {"step": status["step"], "rollbacks": sum(event.get("event") == "rollback" for event in events)}
     if (above / PROGRESS_FILE).is_file():
-        progress = read_json(above / PROGRESS_FILE, ("step", "seconds"))
-        return Moment(progress["step"], progress["seconds"])
-    if above.name == BEST_FOLDER:
-        step = read_json(above / SCORES_FILE, ("step",))["step"]
-        return Moment(step, next((entry["seconds"] for entry in log if entry["step"] >= step), None))
-    status = read_json(run / "status.json", STATUS_KEYS)
-    return Moment(status["step"], status["seconds"])
+        saved |= read_json(above / PROGRESS_FILE, ("step", "seconds"))
+    elif above.name == BEST_FOLDER:
+        saved |= read_json(above / SCORES_FILE, ("step",))
+    else:
+        saved |= final_progress(pipeline_folder)
+    step = saved["step"]
+    logged = next((entry["seconds"] for entry in log if entry["step"] >= step), None)
+    at_the_end = status["seconds"] if step == status["step"] else logged
+    return Moment(step, saved.get("seconds", at_the_end), saved["rollbacks"])
 
 
 def summary_of_intake(intake: dict[str, Any] | None) -> dict[str, Any]:

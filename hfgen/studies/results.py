@@ -28,7 +28,7 @@ from hfgen.studies.cells import Cell
 from hfgen.studies.launch import Workspace
 from hfgen.studies.outcomes import Result
 from hfgen.studies.study_file import Evaluation
-from hfgen.training.checkpoints import list_checkpoints, load_progress
+from hfgen.training.checkpoints import PIPELINE_FOLDER, final_progress, list_checkpoints, load_progress
 from hfgen.training.folder import STATUS_KEYS, read_launches
 from hfgen.training.history import read_metrics
 
@@ -86,9 +86,8 @@ class Scorer:
         summary = {**training_summary(folder, curve), **report, "data_digest": reference.images.digest}
         if wanted.every_images is not None:
             last = {"images": summary["training"]["images"], "fid": report["scores"]["fid"]}
-            if cell.method == "vae" and source != "prior":  # checkpoints have no density
-                sampling = replace(sampling, sample_from="prior")
-                last["fid"] = self._fid(pipeline, sampling, reference)
+            if source == "ex_post":  # checkpoints of earlier versions have no density
+                sampling = replace(sampling, sample_from=None)
             summary["course"] = finite([*self._course(cell, sampling, reference, last["images"]), last])
         return Result(summary, thinned(curve), encode_sheet(shown), strip)
 
@@ -143,6 +142,7 @@ def training_summary(folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a summary of the training from a run's folder."""
     status, launches = read_json(folder / "status.json", STATUS_KEYS), read_launches(folder)
     events = read_json_lines(folder / "events.jsonl", ("event", "step", "what"))
+    rollbacks = sum(event["event"] == "rollback" for event in events)  # killed and resumed, a run may repeat one
     return {
         "training": {
             "steps": status["step"],
@@ -150,7 +150,7 @@ def training_summary(folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
             "minutes": status["seconds"] / 60,
             "images_per_second": statistics.median(entry["images_per_second"] for entry in log),
             "launches": len(launches),
-            "rollbacks": sum(event["event"] == "rollback" for event in events),
+            "rollbacks": final_progress(folder / PIPELINE_FOLDER).get("rollbacks", rollbacks),
             "warnings": [f"step {event['step']}: {event['what']}" for event in events if event["event"] == "warning"],
         },
         "environment": {key: value for key, value in launches[-1].items() if key not in ABOUT_DATA},

@@ -87,10 +87,30 @@ def checkpoint_of(folder: Path, step: int) -> Path:
     return folder / f"{PREFIX}{step:08d}"
 
 
-def save_final_pipeline(folder: Path, save: Callable[[Path], object]) -> None:
-    """Save the pipeline of a finished run in its folder, with digests of the files; other files there are kept."""
+def save_final_pipeline(folder: Path, save: Callable[[Path], object], step: int, rollbacks: int) -> None:
+    """Save the pipeline of a finished run in its folder, with digests of the files; other files there are kept.
+
+    Args:
+        folder: the run's.
+        save: saves the pipeline to the given folder.
+        step: of the pipeline, for a `progress.json` beside it: a longer training of the run may fail, and then
+            `status.json` is about later steps.
+        rollbacks: before it.
+    """
+    progress = {"step": step, "rollbacks": rollbacks}
+
+    def write(temporary: Path) -> None:
+        save(temporary)
+        (temporary / PROGRESS_FILE).write_text(json.dumps(progress, indent=2) + "\n")
+
     target = folder / PIPELINE_FOLDER
-    write_atomically(target, partial(save_with_digests, save), PIPELINE_MARKER, recorded_names(target))
+    write_atomically(target, partial(save_with_digests, write), PIPELINE_MARKER, recorded_names(target))
+
+
+def final_progress(pipeline_folder: Path) -> dict[str, Any]:
+    """Return the progress that `save_final_pipeline` saved: "step", "rollbacks"; empty if an earlier version did."""
+    file = pipeline_folder / PROGRESS_FILE
+    return read_json(file, ("step", "rollbacks")) if file.is_file() else {}
 
 
 def remove_checkpoints(doomed: Iterable[Path]) -> None:

@@ -7,7 +7,6 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -20,6 +19,7 @@ from hfgen.errors import UserError
 from hfgen.hardware import choose_mixed_precision, has_accelerator, keep_freed_memory, use_all_cores, use_fast_kernels
 from hfgen.texts import say
 from hfgen.training.settings import RunSettings
+from hfgen.training.stopping import MAX_WAIT
 
 
 POLL_SECONDS = 0.5
@@ -64,10 +64,9 @@ def open_accelerator(settings: RunSettings, allows_fp16: bool = False) -> Accele
         log_with=None if settings.report_to == "none" else settings.report_to,
         project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "logs")),
         # Broadcasting BatchNorm statistics in a forward pass would break an earlier pass of the same update.
-        # The other processes wait while the main one generates and scores images: longer than the default.
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=timedelta(hours=3)),
+            InitProcessGroupKwargs(timeout=MAX_WAIT),
         ],
     )
     if options is not None and (options.num_processes or 1) > 1 == accelerator.num_processes:

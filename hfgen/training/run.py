@@ -184,10 +184,7 @@ class Run:
                     self._roll_back(trouble)
 
     def generator(self, purpose: str) -> torch.Generator:
-        """Return a random number generator on the run's device for one purpose within the current update.
-
-        It depends only on (seed, step, process, purpose), so a resumed run gets the numbers of an uninterrupted one.
-        """
+        """Return a generator on the run's device for a purpose; it depends only on (seed, step, process, purpose)."""
         return torch.Generator(self.device).manual_seed(keyed_seed(*self._random_key(), purpose))
 
     def log(self, losses: dict[str, torch.Tensor], notes: dict[str, float] | None = None) -> None:
@@ -249,6 +246,11 @@ class Run:
         return self._stop_requests.request >= INTERRUPTED
 
     @property
+    def is_interrupted(self) -> bool:
+        """Whether a signal ended the loop; the same on all processes, which `stop_requested` need not be."""
+        return self._stop_requests.agreed >= INTERRUPTED
+
+    @property
     def is_complete(self) -> bool:
         """Whether the last update is done, even if a stop was requested during it."""
         return self.step >= self.max_train_steps
@@ -283,15 +285,14 @@ class Run:
         """
         if self._stop_requests.not_finite:  # the images of the last sheet
             raise self._stopped_for(NonFiniteError("a generated image is not finite"))
-        complete = self.is_complete
-        reason = "complete" if complete else REASONS[self._stop_requests.request]
+        reason = "complete" if self.is_complete else REASONS[self._stop_requests.request]
         if self.is_main:
-            checkpoints.save_final_pipeline(self.output_dir, self._state.pipeline.save_pretrained)
-            self._set_status("complete" if complete else "stopped", reason)
+            self._state.save_final_pipeline(self.output_dir, self.step, self.rollbacks)
+            self._set_status("complete" if self.is_complete else "stopped", reason)
             folder.print_end(self.output_dir, reason, self.step, self.max_train_steps, self.seconds)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-        if not complete and self._stop_requests.exit_status:
+        if not self.is_complete and self._stop_requests.exit_status:
             raise SystemExit(self._stop_requests.exit_status)
         return self.output_dir / checkpoints.PIPELINE_FOLDER
 
@@ -379,8 +380,7 @@ class Run:
 
     def _should_stop(self, step_seconds: float) -> bool:
         """Whether all processes stop now: one got a stop request, or there is no time for another step."""
-        ends_after = time.monotonic() - self._started + step_seconds
-        if self._time_limit is not None and ends_after >= self._time_limit:
+        if self._time_limit is not None and time.monotonic() - self._started + step_seconds >= self._time_limit:
             self._stop_requests.raise_to(TIME_IS_UP)
         # On an accelerator this would force a sync; there, losses are checked when they are logged.
         if self.device.type == "cpu" and not self._log.is_finite():

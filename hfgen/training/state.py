@@ -76,6 +76,10 @@ class RunState:
         """Return the names of the networks that have a non-finite parameter or buffer."""
         return [name for name, part in self._parts.items() if not _is_finite(part)]
 
+    def save_final_pipeline(self, folder: Path, step: int, rollbacks: int) -> None:
+        """Save the pipeline in the run's folder, with the steps and rollbacks before it; main process only."""
+        checkpoints.save_final_pipeline(folder, self.pipeline.save_pretrained, step, rollbacks)
+
     def save(self, folder: Path, progress: dict[str, Any], total_limit: int) -> None:
         """Write a checkpoint; all processes must call this.
 

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 import torch.distributed as dist
 
 
+# How long processes wait for the main one, which generates and scores images; PyTorch's default is half an hour.
+MAX_WAIT = timedelta(hours=3)
 # Exchanged between processes; the larger number takes precedence.
 GO_ON, TIME_IS_UP, INTERRUPTED, TERMINATED = range(4)
 REASONS = {GO_ON: "", TIME_IS_UP: "time is up", INTERRUPTED: "interrupted by Ctrl-C", TERMINATED: "stopped by SIGTERM"}
@@ -20,11 +23,12 @@ class StopRequests:
     """Collects stop requests, which are handled between two updates.
 
     Attributes:
+        agreed: the strongest request of all processes when they last exchanged theirs.
         not_finite: whether a loss or a generated image was non-finite, on this process; after `agree`, on any process.
     """
 
     def __init__(self) -> None:
-        self.not_finite = False
+        self.not_finite, self.agreed = False, GO_ON
         # A signal may come between reading an attribute and writing it: only its handler writes this one.
         self._of_signals = GO_ON
         self._of_run = GO_ON
@@ -73,14 +77,15 @@ class StopRequests:
         NCCL: the result is needed on the CPU, and NCCL would force a device sync at every step.
         """
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return self.request
+            self.agreed = self.request
+            return self.agreed
         if self._group is None:
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", timeout=MAX_WAIT)
         strongest = torch.tensor([self.request, self.not_finite])
         dist.all_reduce(strongest, dist.ReduceOp.MAX, group=self._group)
         request, not_finite = strongest.tolist()
         self.raise_to(request)
-        self.not_finite = bool(not_finite)
+        self.not_finite, self.agreed = bool(not_finite), request
         return request
 
     @property

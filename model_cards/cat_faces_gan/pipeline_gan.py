@@ -85,7 +85,7 @@ class GANPipeline(DiffusionPipeline):
         if truncation is not None:
             # Map each latent's quantile to the range of quantiles between -truncation and truncation.
             lowest = torch.special.ndtr(torch.tensor(-truncation, dtype=torch.float64))
-            quantiles = lowest + (1 - 2 * lowest) * torch.special.ndtr(latents.double().cpu())
+            quantiles = lowest + (1 - 2 * lowest) * torch.special.ndtr(latents.cpu().double())
             latents = torch.special.ndtri(quantiles).clamp(-truncation, truncation)
 
         latents = latents.to(self.device, self.generator.dtype)

@@ -13,6 +13,7 @@ from hfgen.commands.steps import fewest_that_suffice, save_number_of_steps
 from hfgen.errors import UserError
 from hfgen.inference.opening import open_pipeline
 from hfgen.inference.sampling import SamplingOptions, generate_images
+from hfgen.integrity import find_damage, record_digests, recorded_names
 from hfgen.methods.schedules import noise_schedule, sampling_scheduler, steps_of
 from hfgen.metrics import feature_spaces
 from hfgen.models import DCGANGenerator
@@ -150,3 +151,14 @@ def test_steps_refuses_before_anything_is_drawn(hfgen, folder, library, tmp_path
     ):
         status, _, errors = hfgen("steps", where, *options, *arguments)
         assert status == 2 and said in errors and not (tmp_path / "tried").exists()
+
+
+def test_what_a_user_keeps_beside_the_weights_stays_the_user_s(folder):
+    pipeline = folder / "pipeline"
+    (pipeline / "notes.txt").write_text("mine")
+    save_number_of_steps(pipeline, 3)
+    assert not (pipeline / "digests.json").exists()  # there was none
+    record_digests(pipeline, ["model_index.json", "pipeline_ddpm.py", "unet/config.json"])
+    save_number_of_steps(pipeline, 4)
+    assert find_damage(pipeline) is None
+    assert recorded_names(pipeline) == ["model_index.json", "pipeline_ddpm.py", "unet/config.json", "digests.json"]

@@ -1,4 +1,5 @@
 import json
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,9 @@ from picture_files import noise
 from PIL import Image
 
 from hfgen.data import batches as batches_module
-from hfgen.data.batches import ImageBatches, random_crop
+from hfgen.data.batches import ImageBatches, copied_to, random_crop
 from hfgen.data.intake import IntakeReport
-from hfgen.data.loading import load_training_data
+from hfgen.data.loading import TrainingData, load_training_data
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import ImageStore, load_images
 from hfgen.errors import UserError
@@ -246,6 +247,25 @@ def test_batches_can_be_set_back_and_forth(ragged_store):
     for number in (3, 0, 5, 1):
         batches.load_state_dict(states[number])
         assert torch.equal(next(batches), wanted[number])
+
+
+def test_the_first_images_can_be_had_at_any_time(ragged_store):
+    settings = DataSettings("toys", sample_size=16, crop="random", horizontal_flip=True)
+    batches, others = (ImageBatches(ragged_store, settings, 3, 0, torch.device("cpu")) for _ in range(2))
+    first, second = next(batches), next(batches)
+    with TrainingData(batches, len(ragged_store), "").from_the_start() as again:
+        assert torch.equal(next(again), first) and torch.equal(next(again), second)
+        next(again)
+    assert torch.equal(next(batches), [next(others) for _ in range(3)][2])
+
+
+def test_images_are_copied_to_a_device_in_parts_without_a_warning(monkeypatch):
+    monkeypatch.setattr("hfgen.data.batches.COPIED_AT_ONCE", 3)
+    array = np.frombuffer(np.arange(7 * 2 * 2 * 3, dtype=np.uint8).tobytes(), np.uint8).reshape(7, 2, 2, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of torch, about an array that must not be written to
+        copied = copied_to(torch.device("cpu"), array)
+    assert copied.dtype == torch.uint8 and np.array_equal(copied.numpy(), array)
 
 
 def test_a_state_taken_earlier_does_not_move_with_the_batches(store):

@@ -400,7 +400,7 @@ def test_a_png_of_a_huge_claimed_size_and_no_pixels_is_refused():
 
 
 @pytest.mark.parametrize("kind", ["EPS", "WMF"])
-def test_a_format_for_which_pillow_runs_another_program_is_no_image_whatever_its_name(monkeypatch, kind):
+def test_a_format_for_which_pillow_runs_another_program_is_no_image(monkeypatch, kind):
     def run(*arguments, **options):
         raise AssertionError("another program is run")
 

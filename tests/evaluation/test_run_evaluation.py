@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from line_method import fit
 from run_files import assert_equal, metrics, state_of
 from stand_in_features import Colours, folder_of, paintings, quarters, watch_drawing
@@ -91,6 +92,21 @@ def test_scored_images_have_the_run_s_seed_and_the_denoising_steps_of_its_sheets
     assert [options for options, _ in given] == [SamplingOptions(12, 3, 4, 32)]
 
 
+@pytest.mark.slow
+def test_the_scored_and_shown_images_have_the_precision_of_hfgen_sample(tmp_path, monkeypatch):
+    autocast = []
+    call = DDPMPipeline.__call__
+
+    def watched(pipeline, *arguments, **options):
+        autocast.append(torch.is_autocast_enabled("cpu"))
+        return call(pipeline, *arguments, **options)
+
+    monkeypatch.setattr(DDPMPipeline, "__call__", watched)
+    arguments = ("--evaluate_every", "2", "--sample_every", "2", "--max_train_steps", "2", "--mixed_precision", "bf16")
+    train("ddpm", tmp_path / "run", *arguments)
+    assert set(autocast) == {False}  # rounding errors would add up over the steps
+
+
 def test_without_the_option_nothing_is_loaded_or_scored(tmp_path, colours):
     train("gan", tmp_path / "run", "--max_train_steps", "2")
     assert colours.calls == 0 and read_evaluations(tmp_path / "run") == []
@@ -168,7 +184,7 @@ def test_the_pipeline_of_the_best_score_is_kept(tmp_path, monkeypatch, capsys, b
     rows = read_evaluations(tmp_path / "run")
     assert [(row["fid"], row["kid"]) for row in rows] == list(zip(fid, kid, strict=True))
     kept = tmp_path / "run" / "best"
-    assert json.loads((kept / "scores.json").read_text()) == rows[best - 1]
+    assert json.loads((kept / "scores.json").read_text()) == rows[best - 1] | {"rollbacks": 0}
     of_that_step = checkpoint(tmp_path / "run", best)
     assert files_of(kept / "pipeline") == files_of(of_that_step / "pipeline")
     assert files_of(kept / "pipeline") != files_of(checkpoint(tmp_path / "run", 5) / "pipeline")
@@ -299,7 +315,7 @@ def test_that_copying_has_begun_is_said_once_and_not_again_after_a_resume(tmp_pa
     assert rows[0]["copies"] == rows[0]["copies_by_pixels"] == 0 < rows[0]["copies_expected"]
     # The best is kept that does not copy, although copies score better.
     assert max(rows[1]["fid"], rows[2]["fid"]) < rows[0]["fid"]
-    assert json.loads((tmp_path / "run" / "best" / "scores.json").read_text()) == rows[0]
+    assert json.loads((tmp_path / "run" / "best" / "scores.json").read_text()) == rows[0] | {"rollbacks": 0}
     (event,) = events(tmp_path / "run")
     assert (event["step"], event["event"]) == (4, "warning")
     assert event["what"].startswith(
@@ -353,6 +369,8 @@ def test_a_vae_is_scored_with_the_density_that_it_would_be_shipped_with(tmp_path
     best = open_pipeline(str(tmp_path / "run" / "best"), "cpu")
     assert (best.density is not None) == (components == "2")
     # The best is that of the last step here, whose density is that of the end of the run.
-    assert files_of(tmp_path / "run" / "best" / "pipeline") == files_of(tmp_path / "run" / "pipeline")
+    shipped = files_of(tmp_path / "run" / "pipeline")
+    assert json.loads(shipped.pop("progress.json")) == {"step": 6, "rollbacks": 0}
+    assert files_of(tmp_path / "run" / "best" / "pipeline") == shipped
     assert (open_pipeline(str(checkpoint(tmp_path / "run", 4)), "cpu").density is not None) == (components == "2")
     assert state_of(tmp_path / "run", 4)["batches"] == [{"position": 4}]

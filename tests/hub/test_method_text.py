@@ -128,7 +128,7 @@ def test_every_network_of_hfgen_is_described(folders):
 
 
 GAN = {"network": "dcgan", "normalization": "batch", "gradient_penalty_weight": 0.0, "r1_weight": 0.0,
-       "r2_weight": 0.0, "n_critic": 1, "augment": "none"}  # fmt: skip
+       "r2_weight": 0.0, "n_critic": 1, "augment": "none", "ema_decay": 0.999}  # fmt: skip
 AVERAGE = "samples come from a moving average of the generator's weights"
 
 
@@ -168,6 +168,10 @@ def test_what_a_gan_was_changed_in_is_told_clause_by_clause(settings, clauses, f
     assert told[0] == AVERAGE and len(told) == 1 + len(clauses)
     for clause, (words, paper) in zip(told[1:], clauses, strict=True):
         assert clause.startswith(words) and papers(clause) == ([paper] if paper else [])
+
+
+def test_no_average_is_claimed_where_there_is_none(folders):
+    assert describe_method(folders / "dcgan", GAN | {"ema_decay": 0.0}).departures == []
 
 
 VAE = {"reconstruction": "mse", "kl_weight": 1.0, "free_bits": 0.0}

@@ -175,6 +175,20 @@ def test_no_card_claims_to_agree_with_a_paper_in_everything(name, runs, tmp_path
     assert told.count("Nothing else was: not channel widths, attention levels, optimizer, learning rate, ") == 1
 
 
+@pytest.mark.parametrize(("choice", "words"), [("ada (300 training images)", "adaptive"), ("none (60,000)", "")])
+def test_an_augmentation_that_was_chosen_is_named_and_none_is_not(runs, tmp_path, choice, words):
+    make_publication(runs["gan"], tmp_path / "published", "tester/toy")
+    training = json.loads((tmp_path / "published" / "training.json").read_text())
+    assert training["launches"][0]["choices"]["augment"]
+    training["launches"][0]["choices"] = {"augment": choice}
+    (tmp_path / "published" / "training.json").write_text(json.dumps(training))
+    settings = json.loads((tmp_path / "published" / "training_config.json").read_text())
+    (tmp_path / "published" / "training_config.json").write_text(json.dumps(settings | {"augment": "auto"}))
+    write_card(tmp_path / "published", "tester/toy")
+    text = (tmp_path / "published" / "README.md").read_text()
+    assert ("adaptive augmentation (Karras" in text) == bool(words) and "augmentation of the discriminator" not in text
+
+
 def test_the_licence_of_the_weights_is_told_or_said_to_be_open(runs, tmp_path):
     card, sections = card_of(runs["gan"], tmp_path / "one", license_id="cc-by-4.0")
     assert card.data.license == "cc-by-4.0" and "Weights: cc-by-4.0." in sections["Licence"]

@@ -1,6 +1,7 @@
 """How often the discriminator's images are altered: `Augmentation` and `choose_augmentation`."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -214,3 +215,10 @@ def test_a_run_goes_on_with_the_augmentation_that_it_began_with():
         today = Augmentation("none", None, 8, accelerator)
         today.load_state_dict(saved)
         assert today.kind == "none"
+
+
+def test_a_checkpoint_between_two_changes_holds_the_signs_of_all_processes():
+    ada = augmentation("ada")
+    ada._accelerator = SimpleNamespace(device=torch.device("cpu"), reduce=lambda value, how: value / 2 + 0.5)
+    ada.adapt(torch.tensor([-1.0, -2.0]))  # on the other process: all positive
+    assert ada.state_dict()["signs"].item() == 0

@@ -347,3 +347,13 @@ def test_a_state_does_not_change_with_what_is_observed_later():
     state = watch.state_dict()
     watch.observe(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0]))
     assert (float(state["right"]), float(state["signs"])) == (0.5, 1.0)
+
+
+def test_a_resumed_watch_compares_with_the_images_of_the_beginning():
+    """Those of a stream may have changed on the Hub."""
+    began, resumed = watch(), CollapseWatch(structured_images(seed=5) * 0.1, 0.0)
+    resumed.load_state_dict(began.state_dict())
+    assert check(resumed, 1.0).signals == check(began, 1.0).signals
+    earlier = began.state_dict()
+    earlier.pop("real")
+    CollapseWatch(structured_images(), 0.0).load_state_dict(earlier)  # of a version that did not keep them

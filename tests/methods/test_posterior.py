@@ -256,3 +256,16 @@ def test_the_report_agrees_with_the_losses_of_the_training(mean_squared_error):
     assert report["kl_loss"] == pytest.approx(kl_per_dimension(mean, logvar).sum().item(), rel=1e-5)
     assert report["sigma"] == pytest.approx(max(mean_squared_error**0.5, 1 / 255))
     assert report["rmse"] == pytest.approx(mean_squared_error**0.5)
+
+
+def test_the_watch_needs_no_float64_on_the_device(monkeypatch):
+    """Apple's GPUs have none."""
+    calls, watch = [], PosteriorWatch(3, torch.device("cpu"))
+    watch.observe(torch.zeros(2, 3, 1, 1), torch.zeros(3))
+    for name in ("cpu", "double"):
+        method = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda own, name=name, method=method: calls.append(name) or method(own)
+        )
+    watch.check()
+    assert calls[:2] == ["cpu", "double"]

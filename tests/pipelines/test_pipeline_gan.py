@@ -144,6 +144,18 @@ def test_truncation_squeezes_the_normal_latents_below_the_limit_in_order():
     torch.testing.assert_close(hardly, normal, atol=1e-4, rtol=1e-4)
 
 
+def test_truncation_needs_no_float64_on_the_device(monkeypatch):
+    """Apple's GPUs have none: latents come to the CPU first."""
+    calls = []
+    for name in ("cpu", "double"):
+        method = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda own, name=name, method=method: calls.append(name) or method(own)
+        )
+    draw(build(), truncation=1.0)
+    assert calls[: calls.index("double") + 1] == ["cpu", "double"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -18,6 +18,7 @@ from toy_runs import checkpoint, script, train
 from hfgen.errors import UserError
 from hfgen.inference.opening import open_pipeline
 from hfgen.inference.sampling import SamplingOptions
+from hfgen.integrity import record_digests
 from hfgen.publishing import folder as publication
 from hfgen.publishing.folder import images_at, make_publication, refuse_private_paths, run_of
 from hfgen.publishing.publish import prepare
@@ -230,7 +231,8 @@ def test_of_launches_those_are_told_that_the_weights_went_through(runs, tmp_path
 def test_a_run_that_continued_another_says_so_with_the_settings_that_changed(runs, tmp_path):
     run, cache = tmp_path / "run", ("--cache_dir", str(runs["gan"].parent / "cache"))
     train("gan", run, *cache, "--resume", str(checkpoint(runs["gan"], 6)), "--learning_rate", "3e-4")
-    (run / "events.jsonl").write_text('{"step": 5, "event": "rollback", "what": "collapse"}\n')
+    (run / "pipeline" / "progress.json").write_text('{"step": 6, "rollbacks": 1}')
+    record_digests(run / "pipeline")
     publish(run, tmp_path / "published")
     card = (tmp_path / "published" / "README.md").read_text()
     start = "continued from step 6 of another run with other settings (before -> now): learning_rate: 0.0002 -> 0.0003"
@@ -353,6 +355,21 @@ def test_a_time_that_the_log_does_not_reach_is_unknown(tmp_path):
     best = tmp_path / "run" / "best"
     (best / "pipeline").mkdir(parents=True)
     (best / "scores.json").write_text('{"step": 20}')
+    (tmp_path / "run" / "status.json").write_text('{"status": "running", "reason": "", "step": 30, "seconds": 20}')
     log = [{"step": 10, "seconds": 5.0}, {"step": 20, "seconds": 9.0}]
-    assert publication.moment_of(tmp_path / "run", best / "pipeline", log) == (20, 9.0)
-    assert publication.moment_of(tmp_path / "run", best / "pipeline", log[:1]) == (20, None)
+    assert publication.moment_of(tmp_path / "run", best / "pipeline", log) == (20, 9.0, 0)
+    assert publication.moment_of(tmp_path / "run", best / "pipeline", log[:1]) == (20, None, 0)
+
+
+def test_the_card_of_a_run_whose_prolongation_failed_is_about_its_pipeline(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs["gan"], run)
+    before = publish(run, tmp_path / "before")["training.json"]
+    status = {"status": "diverged", "reason": "a loss is not finite", "step": before["step"] + 3, "seconds": 1e6}
+    (run / "status.json").write_text(json.dumps(status))
+    (run / "events.jsonl").write_text('{"step": 8, "event": "rollback", "what": "collapse"}\n')
+    training = publish(run, tmp_path / "after")["training.json"]
+    assert training["end"] == f"an earlier step of a run that continued to step {before['step'] + 3}"
+    assert training["seconds"] < 1e6
+    of_pipeline = ("step", "images", "launches", "rollbacks")
+    assert [training[key] for key in of_pipeline] == [before[key] for key in of_pipeline]

@@ -94,9 +94,8 @@ def test_each_checkpoint_on_the_way_is_scored_as_the_end_is(method, workspace, m
     for checkpoint in [*checkpoints[:-1], workspace.output / "cells" / method]:
         pipeline = open_pipeline(str(checkpoint))
         progress = load_progress(checkpoint if checkpoint in checkpoints else checkpoints[-1])
-        source = "prior" if method == "vae" else None  # the density comes at the end
         steps = min(4, pipeline.scheduler.config.num_train_timesteps) if method == "ddpm" else None
-        options = SamplingOptions(12, 3, steps, sample_from=source)
+        options = SamplingOptions(12, 3, steps)
         scores = score_pipeline(pipeline, real, options).report["scores"]
         expected.append({"images": progress["images"], "fid": scores["fid"]})
     assert len(expected) > 1

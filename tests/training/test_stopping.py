@@ -2,6 +2,7 @@
 
 import os
 import signal
+from datetime import timedelta
 
 import pytest
 
@@ -98,3 +99,22 @@ def test_time_being_up_is_no_failure():
     requests = StopRequests()
     requests.raise_to(TIME_IS_UP)
     assert requests.exit_status == 0
+
+
+def test_processes_wait_for_the_main_one_as_long_here_as_for_gradients(monkeypatch):
+    groups = []
+    monkeypatch.setattr(stopping.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(stopping.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(stopping.dist, "new_group", lambda **options: groups.append(options) or "group")
+    monkeypatch.setattr(stopping.dist, "all_reduce", lambda *_, **options: None)
+    requests = StopRequests()
+    requests.raise_to(TIME_IS_UP)
+    assert requests.agree() == requests.agree() == TIME_IS_UP
+    assert groups == [{"backend": "gloo", "timeout": timedelta(hours=3)}]
+
+
+def test_what_was_agreed_does_not_change_with_a_later_request():
+    requests = StopRequests()
+    requests.agree()
+    requests.raise_to(TERMINATED)
+    assert requests.agreed == GO_ON and requests.agree() == requests.agreed == TERMINATED

@@ -191,6 +191,19 @@ def test_every_option_of_the_method_trains_and_draws(train_ddpm, tmp_path, metho
         assert sheet.size == (34, 34)
 
 
+def test_a_sheet_of_many_images_is_generated_in_parts(train_ddpm, tmp_path, monkeypatch):
+    sizes = []
+    call = DDPMPipeline.__call__
+
+    def watched(pipeline, count, **options):
+        sizes.append(count)
+        return call(pipeline, count, **options)
+
+    monkeypatch.setattr(DDPMPipeline, "__call__", watched)
+    train(train_ddpm, tmp_path / "run", "--num_sample_images", "70", "--max_train_steps", "1", "--sample_every", "1")
+    assert set(sizes) == {32, 6} and len(sizes) % 3 == 0
+
+
 def test_the_pipeline_of_a_checkpoint_draws_what_the_shipped_one_does(train_ddpm, tmp_path):
     train(train_ddpm, tmp_path / "run")
     drawn = []
