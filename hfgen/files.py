@@ -107,10 +107,21 @@ def _remove_old_leftovers(target: Path) -> None:
 
     Ages are by the clock of the disk: that of another machine may differ from the one here.
     """
-    for path in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
+    for path in leftovers_of(target, ("partial",)):  # an old version may hold files that a user has added
         with suppress(OSError):  # it is gone, or somebody else's
-            if LEFTOVER.fullmatch(path.name) and _last_change(target) - _last_change(path) > OLD_SECONDS:
+            if _last_change(target) - _last_change(path) > OLD_SECONDS:
                 _remove(path)
+
+
+def leftovers_of(target: Path, kinds: Collection[str] = ("partial", "old")) -> list[Path]:
+    """Return what `write_atomically` in other processes, which may have been killed, has put beside a target.
+
+    Args:
+        target: a file or folder, which may be missing.
+        kinds: "partial": versions that were being written; "old": folders that were being replaced.
+    """
+    found = [(path, LEFTOVER.fullmatch(path.name)) for path in target.parent.glob(f".{glob.escape(target.name)}.*")]
+    return [path for path, match in found if match and match["name"] == target.name and match["kind"] in kinds]
 
 
 def _last_change(path: Path) -> float:

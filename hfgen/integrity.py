@@ -13,7 +13,7 @@ from pathlib import Path
 import xxhash
 
 from hfgen.errors import UserError
-from hfgen.files import read_json, write_atomically, write_text_atomically
+from hfgen.files import leftovers_of, read_json, write_atomically, write_text_atomically
 from hfgen.texts import say
 
 
@@ -91,7 +91,7 @@ def keep(folder: Path, write: Callable[[Path], object]) -> None:
         if damage is None:
             return
         say(f"{folder} is damaged, and made again: {damage}")
-    for leftover in folder.parent.glob(f".{folder.name}.partial-*"):  # from a killed process
+    for leftover in leftovers_of(folder):  # from a killed process
         shutil.rmtree(leftover, ignore_errors=True)
 
     def write_with_digests(temporary: Path) -> None:

@@ -47,7 +47,8 @@ def test_files_that_are_not_recorded_may_change(kept):
     assert find_damage(kept) is None
 
 
-def test_what_a_killed_process_left_beside_it_is_removed(tmp_path):
-    (tmp_path / ".kept.partial-1").mkdir()
+def test_what_a_killed_process_left_beside_it_is_removed_and_nothing_else(tmp_path):
+    for name in (".kept.partial-1", ".kept.old-1", ".kept.mine", ".kept.png.partial-1"):
+        (tmp_path / name).mkdir()
     keep(tmp_path / "kept", write)
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".kept.mine", ".kept.png.partial-1", "kept"]
