@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from diffusers import DiffusionPipeline
 
-from hfgen.demo.sampling import SAVED, Settings, image_size
+from hfgen.demo.drawing import SAVED, Settings, image_size
 from hfgen.families import family
 from hfgen.methods.schedules import samplers_of, steps_of
 

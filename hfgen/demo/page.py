@@ -15,6 +15,18 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from hfgen.demo.drawing import (
+    Settings,
+    denoise,
+    describe,
+    generate,
+    image_generator,
+    image_size,
+    interpolate,
+    open_upload,
+    starting_noise,
+    to_images,
+)
 from hfgen.demo.fields import (
     MAX_IMAGES,
     MAX_SEED,
@@ -29,18 +41,6 @@ from hfgen.demo.fields import (
     seed_field,
     single_picture,
     whole_number,
-)
-from hfgen.demo.sampling import (
-    Settings,
-    denoise,
-    describe,
-    generate,
-    image_generator,
-    image_size,
-    interpolate,
-    open_upload,
-    starting_noise,
-    to_images,
 )
 from hfgen.families import family
 from hfgen.methods.schedules import steps_of

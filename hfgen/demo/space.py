@@ -13,7 +13,7 @@ from hfgen.texts import markdown_text
 # The demo and the hfgen modules that it imports. File names must be unique: in a Space they are in one folder.
 COPIED = (
     "demo/page.py",
-    "demo/sampling.py",
+    "demo/drawing.py",
     "demo/fields.py",
     "families.py",
     "inference/interpolation.py",

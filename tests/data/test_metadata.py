@@ -10,7 +10,7 @@ from PIL import Image
 from hfgen.data.decode import UnreadableImageError, decode_image
 from hfgen.data.metadata import without_metadata
 from hfgen.data.settings import DataSettings
-from hfgen.demo.sampling import open_upload
+from hfgen.demo.drawing import open_upload
 
 
 # pytest shows the remarks of Pillow about damaged files; in a run they are ignored.

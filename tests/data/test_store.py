@@ -20,7 +20,7 @@ from tfrecord_writer import bytes_feature, example, record
 from hfgen.data.contents import contents_digest
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import ImageStore
-from hfgen.demo.sampling import open_upload
+from hfgen.demo.drawing import open_upload
 from hfgen.errors import UserError
 from hfgen.inference.sampling import open_image
 

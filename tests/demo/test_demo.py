@@ -18,10 +18,10 @@ from hfgen.methods.schedules import EDM_SAMPLERS, SAMPLERS, sampling_scheduler
 gr = pytest.importorskip("gradio", reason='needs gradio: pip install "hfgen[demo]"')
 
 from hfgen.commands.demo import pipeline_names, refuse_port_in_use  # noqa: E402
-from hfgen.demo import sampling as demo_sampling  # noqa: E402
+from hfgen.demo import drawing  # noqa: E402
+from hfgen.demo.drawing import Settings, generate, image_generator, interpolate, open_upload  # noqa: E402
 from hfgen.demo.fields import MAX_SEED, option_fields, read_settings, whole_number  # noqa: E402
 from hfgen.demo.page import build_demo  # noqa: E402
-from hfgen.demo.sampling import Settings, generate, image_generator, interpolate, open_upload  # noqa: E402
 
 
 STEPS = 8
@@ -83,8 +83,8 @@ def test_a_pipeline_of_edm_draws_what_its_call_draws_and_counts_its_timesteps_do
     other = edm_pipeline(sampler="dpm" if sampler == "saved" else sampler)
     theirs = other(1, generator=image_generators(2, 0, 1), num_inference_steps=5).images[0]
     assert np.array_equal(pixels(ours), pixels(theirs))
-    noise = demo_sampling.starting_noise(pipeline, generators(2, 1))
-    left = demo_sampling.denoise(pipeline, noise, generators(2, 1), Settings(5, sampler))
+    noise = drawing.starting_noise(pipeline, generators(2, 1))
+    left = drawing.denoise(pipeline, noise, generators(2, 1), Settings(5, sampler))
     assert [timestep for _, _, timestep, _ in left] == [999, 749, 500, 250, 0]
 
 
@@ -111,7 +111,7 @@ def test_a_pipeline_of_diffusers_own_draws_what_its_call_draws():
     (ours,) = generate(pipeline, generators(2, 1), Settings(steps=5))
     theirs = pipeline(1, generator=image_generators(2, 0, 1), num_inference_steps=5).images[0]
     assert ours.mode == "L" and np.array_equal(pixels(ours), pixels(theirs))
-    assert demo_sampling.describe(pipeline).startswith("Diffusion (DDPM) · 8 × 8 pixels · ")
+    assert drawing.describe(pipeline).startswith("Diffusion (DDPM) · 8 × 8 pixels · ")
 
 
 @pytest.mark.parametrize("name", ["gan", "vae", "ddpm"])
@@ -125,12 +125,12 @@ def test_the_ends_of_the_way_are_the_images_of_the_seeds_and_the_middle_is_neith
 
 def test_the_way_keeps_the_length_of_normal_latents():
     start, end = torch.randn(2, 400, generator=torch.Generator().manual_seed(0))
-    middle = demo_sampling.spherical(torch.stack([start, end]), [0.5])[0]
+    middle = drawing.spherical(torch.stack([start, end]), [0.5])[0]
     assert middle.norm().item() == pytest.approx((start.norm() + end.norm()).item() / 2, rel=1e-5)
     # Half way it makes the same angle with both.
     cosines = [torch.cosine_similarity(middle, one, dim=0).item() for one in (start, end)]
     assert cosines[0] == pytest.approx(cosines[1], abs=1e-5)
-    torch.testing.assert_close(demo_sampling.spherical(torch.stack([start, start]), [0.3])[0], start)
+    torch.testing.assert_close(drawing.spherical(torch.stack([start, start]), [0.3])[0], start)
 
 
 # ------------------------------------------------------------------------------------------------------------- uploads
@@ -227,9 +227,9 @@ def test_truncation_counts_only_if_it_is_ticked(pipelines):
 
 def test_all_drawing_waits_in_one_queue(pipelines):
     page = build_demo(pipelines)
-    drawing = [function for function in page.fns.values() if function.fn is not None]
-    assert len(drawing) == 3 + 2 * 3 + 1 + 1 + 1  # draw, walk and interpolate; denoise, reconstruct, compare
-    assert {(function.concurrency_id, function.concurrency_limit) for function in drawing} == {("drawing", 1)}
+    queued = [function for function in page.fns.values() if function.fn is not None]
+    assert len(queued) == 3 + 2 * 3 + 1 + 1 + 1  # draw, walk and interpolate; denoise, reconstruct, compare
+    assert {(function.concurrency_id, function.concurrency_limit) for function in queued} == {("drawing", 1)}
 
 
 @pytest.mark.parametrize(

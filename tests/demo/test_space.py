@@ -77,7 +77,7 @@ def test_the_files_import_each_other_and_nothing_of_hfgen(tmp_path):
     own = {
         "page",
         "fields",
-        "sampling",
+        "drawing",
         "families",
         "interpolation",
         "metadata",
