@@ -64,11 +64,11 @@ def saved_source(folder: Path, settings: DataSettings) -> Source:
         if split not in ("train", ALL, str(loaded.split)):
             raise NoSplitsError(f"--dataset_split {split}: {folder} has no splits; leave it out to use all images")
         return _arrow_source(f"saved dataset {folder}", [loaded], folder, settings)
-    if split != ALL and split not in loaded:
+    wanted = list(loaded) if split == ALL else split.split("+")
+    if missing := [name for name in wanted if name not in loaded]:
         choices = [*loaded, ALL]
-        raise UserError(f"--dataset {folder} has no split {split}; choose one with --dataset_split: {choices}")
-    chosen = list(loaded.values()) if split == ALL else [loaded[split]]
-    return _arrow_source(f"saved dataset {folder}, split {split}", chosen, folder, settings)
+        raise UserError(f"--dataset {folder} has no split {missing[0]}; choose one with --dataset_split: {choices}")
+    return _arrow_source(f"saved dataset {folder}, split {split}", [loaded[name] for name in wanted], folder, settings)
 
 
 def arrow_source(files: list[Path], root: Path, settings: DataSettings) -> Source:

@@ -161,6 +161,7 @@ def test_of_several_saved_splits_one_is_chosen(tmp_path):
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
     assert contents_of(tmp_path / "saved") == CONTENTS[:2]
     assert contents_of(tmp_path / "saved", dataset_split="test") == CONTENTS[2:]
+    assert contents_of(tmp_path / "saved", dataset_split="test+train") == CONTENTS[2:] + CONTENTS[:2]
     with pytest.raises(
         UserError, match=r"has no split dev; choose one with --dataset_split: \['train', 'test', 'all'\]"
     ):
