@@ -118,8 +118,9 @@ def digest_of(pipeline) -> str:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return the content of all files below a folder, by path, but for the digests of a run's pipeline."""
-    files = (file for file in folder.rglob("*") if file.is_file() and file.name != "digests.json")
+    """Return the content of all files below a folder, by path, but for what a run adds to its pipeline."""
+    added = ("digests.json", "progress.json")
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name not in added)
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 

@@ -250,7 +250,7 @@ def test_batches_can_be_set_back_and_forth(ragged_store):
 
 
 def test_the_first_images_can_be_had_at_any_time(ragged_store):
-    settings = DataSettings("toys", sample_size=16, crop="random", horizontal_flip=True)
+    settings = DataSettings("toys", sample_size=8, crop="random", horizontal_flip=True)
     batches, others = (ImageBatches(ragged_store, settings, 3, 0, torch.device("cpu")) for _ in range(2))
     first, second = next(batches), next(batches)
     with TrainingData(batches, len(ragged_store), "").from_the_start() as again:
