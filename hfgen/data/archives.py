@@ -121,7 +121,7 @@ def _tar_members(file: Path, notes: list[str]) -> Iterator[tuple[tarfile.TarFile
     """Yield the regular files of a tar from front to back, each with the open tar; note what was left out."""
     links = 0
     with _named_in_errors(file), _unpacked(file) as opened:
-        # Several tars in one file are read as one: `tar` is told so by the option of the same name.
+        # `ignore_zeros`: several tars in one file are read as one.
         with _Tar.open(fileobj=opened, mode="r|", tarinfo=_Member, ignore_zeros=True) as archive:
             for member in archive:
                 if member.isfile():
@@ -131,7 +131,7 @@ def _tar_members(file: Path, notes: list[str]) -> Iterator[tuple[tarfile.TarFile
                     yield archive, member
                 links += (member.islnk() or member.issym()) and _is_image(member.name)
             if not archive.ended:
-                notes.append(f"{file} has no end mark: it may have been cut off between two files")
+                notes.append(f"{file} has no end-of-archive marker: it may have been cut off between two files")
     if links:
         notes.append(f"{file}: {links} links are not followed; archive the images themselves (tar --hard-dereference)")
 
@@ -154,7 +154,7 @@ class _Tar(tarfile.TarFile):
     """A tar.
 
     Attributes:
-        ended: whether the mark at the end of a tar has been read since the last member.
+        ended: whether an end-of-archive marker has been read since the last member.
     """
 
     ended = False
