@@ -109,7 +109,8 @@ def test_a_tar_without_its_end_may_be_cut_off_and_that_is_noted(tmp_path):
     assert not any("end-of-archive" in note for note in source_of(path).notes)
     path.write_bytes(path.read_bytes()[:THIRD])
     source = source_of(path)
-    assert len(list(source.images())) == 2 and any("set.tar has no end-of-archive marker" in note for note in source.notes)
+    assert len(list(source.images())) == 2
+    assert any("set.tar has no end-of-archive marker" in note for note in source.notes)
 
 
 @pytest.mark.parametrize("name", PACKINGS)
