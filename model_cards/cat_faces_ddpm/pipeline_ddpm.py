@@ -1,0 +1,179 @@
+"""Denoising diffusion (Ho et al. 2020, arXiv:2006.11239): from noise to images with any diffusers scheduler.
+
+This file imports only torch and diffusers: a copy of it is published with each checkpoint.
+"""
+
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+
+
+logger = logging.get_logger(__name__)
+
+LIBRARIES = ("diffusers", "transformers")  # their classes need no code next to the weights
+HUB_ARGUMENTS = ("repo_id", "private", "token", "commit_message", "create_pr")
+
+
+class DDPMPipeline(DiffusionPipeline):
+    """Generates images by denoising Gaussian noise.
+
+    Args:
+        unet: predicts the noise, the clean images or the velocity, according to the scheduler's prediction type. Its
+            config has `sample_size`, one number or height and width, and `in_channels`.
+        scheduler: any diffusers scheduler: the DDPMScheduler used in training samples ancestrally; DDIM, DPM-Solver++
+            or UniPC (`SchedulerClass.from_config(pipeline.scheduler.config)`) need only a few dozen steps.
+        num_inference_steps: default number of denoising steps, saved with the weights. `hfgen steps` measures when
+            more steps stop improving the images.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet, scheduler, num_inference_steps: int = 50):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(num_inference_steps=num_inference_steps)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1)  # [-1, 1] -> PIL, numpy or torch
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        latents: torch.Tensor | None = None,
+        callback_on_step_end: Callable[[int, int, torch.Tensor], None] | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        """Generate images.
+
+        Args:
+            batch_size: number of images.
+            generator: the random number generator, or one per image, which makes each image independent of its batch.
+            num_inference_steps: denoising steps, one network evaluation each; at most the number of training
+                timesteps. If None, the saved default.
+            output_type: "pil", "np" (float `(batch_size, height, width, channels)` in [0, 1]), or "pt" (float
+                `(batch_size, channels, height, width)` in [0, 1]).
+            return_dict: return an `ImagePipelineOutput` instead of a plain tuple.
+            latents: the initial noise, standard normal, `(batch_size, channels, height, width)`; sampled if None.
+            callback_on_step_end: called after each step as `callback(index, timestep, sample)`, where `sample` is the
+                current image, `(batch_size, channels, height, width)`. The timestep is an integer from 0 to
+                `num_train_timesteps - 1`, even if the scheduler works with noise levels.
+
+        Returns:
+            The generated images, as `images` of the output.
+
+        Raises:
+            ValueError: if `latents` have the wrong shape, or `num_inference_steps` is not from 1 to the number of
+                training timesteps, or does not suit the scheduler.
+        """
+        config = self.unet.config
+        size = config.sample_size
+        shape = (batch_size, config.in_channels, *((size, size) if isinstance(size, int) else size))
+        timesteps, counted = self._set_timesteps(num_inference_steps)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"latents must have shape {shape}, not {tuple(latents.shape)}")
+
+        # 1. noise, at the level of the scheduler's first timestep
+        sample = latents.to(self.device, self.unet.dtype) * self.scheduler.init_noise_sigma
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        random_numbers = {"generator": generator} if takes_generator else {}
+
+        # 2. denoise
+        for index, timestep in enumerate(self.progress_bar(timesteps)):
+            model_input = self.scheduler.scale_model_input(sample, timestep)
+            model_output = self.unet(model_input, timestep).sample.to(sample.dtype)  # lower under autocast
+            sample = self.scheduler.step(model_output, timestep, sample, **random_numbers).prev_sample
+            if callback_on_step_end is not None:
+                callback_on_step_end(index, counted[index], sample)
+
+        # 3. [-1, 1] -> images
+        images = self.image_processor.postprocess(sample.clamp(-1, 1), output_type=output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Save as diffusers does (same arguments), and add the source files of classes that diffusers does not have.
+
+        The folder then loads with `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` where only torch
+        and diffusers are installed, and a pipeline loaded this way can be saved again.
+        """
+        hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        _save_code(self, DDPMPipeline, Path(save_directory))
+        if push_to_hub:  # diffusers would upload before the code is in the folder
+            self.push_to_hub(hub_arguments.pop("repo_id", Path(save_directory).name), **hub_arguments)
+
+    def _set_timesteps(self, num_inference_steps: int | None) -> tuple[torch.Tensor, list[int]]:
+        """Return the scheduler's timesteps, and the integers passed to the callback for them."""
+        num_inference_steps = self._check_steps(num_inference_steps)
+        try:
+            self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        except ValueError as error:  # PNDM, for example, needs at least 4
+            name = type(self.scheduler).__name__
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps} does not work with its {name} ({error}); try more steps"
+            ) from error
+        timesteps = self.scheduler.timesteps
+        if "sigma_data" in self.scheduler.config:  # EDM's timesteps are a quarter of the log noise level
+            last, steps = self.scheduler.config.num_train_timesteps - 1, max(len(timesteps) - 1, 1)
+            return timesteps, [round(last * (1 - index / steps)) for index in range(len(timesteps))]
+        # For some numbers of steps, such as 61 of 1000, diffusers' "trailing" spacing adds an extra timestep, -1.
+        timesteps = timesteps[timesteps >= 0]
+        return timesteps, timesteps.int().tolist()
+
+    def _check_steps(self, num_inference_steps: int | None) -> int:
+        trained_steps = self.scheduler.config.num_train_timesteps
+        if num_inference_steps is None:
+            num_inference_steps = min(self.config.num_inference_steps, trained_steps)
+        if not 1 <= num_inference_steps <= trained_steps:
+            raise ValueError(f"num_inference_steps={num_inference_steps} must be from 1 to {trained_steps}")
+        if isinstance(self.scheduler, DDIMScheduler) and trained_steps % num_inference_steps:
+            logger.warning(
+                f"num_inference_steps={num_inference_steps} does not divide {trained_steps}, so diffusers' DDIM, in "
+                f"steps of {trained_steps // num_inference_steps} timesteps, leaves noise behind; choose a divisor"
+            )
+        return num_inference_steps
+
+
+def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> None:
+    """Copy the source files of classes that diffusers does not have, and name them in `model_index.json`.
+
+    A pipeline made only of diffusers' own parts, whose class exists in diffusers under the same name, needs no code.
+    This function is repeated in each pipeline file, because each is published on its own.
+    """
+    index_file = folder / "model_index.json"
+    index = json.loads(index_file.read_text())
+    index.pop("_name_or_path", None)  # a local path, if the pipeline was loaded
+    index["_class_name"] = own_class.__name__
+    kinds = {name: type(part) for name, part in pipeline.components.items() if part is not None}
+    own = {name: kind for name, kind in kinds.items() if kind.__module__.split(".")[0] not in LIBRARIES}
+    for name, kind in own.items():
+        file = Path(inspect.getfile(kind))
+        shutil.copyfile(file, folder / name / file.name)
+        index[name] = [file.stem, kind.__name__]
+    if own or not hasattr(diffusers, own_class.__name__):
+        file = Path(inspect.getfile(own_class))
+        shutil.copyfile(file, folder / file.name)
+        index["_class_name"] = [file.stem, own_class.__name__]
+    else:
+        index.pop("num_inference_steps", None)  # diffusers' class would warn about it
+    index_file.write_text(json.dumps(index, indent=2) + "\n")
+    for config_file in folder.glob("*/config.json"):
+        config = json.loads(config_file.read_text())
+        if config.pop("_name_or_path", None) is not None:  # likewise for networks
+            config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
