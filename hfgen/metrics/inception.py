@@ -112,14 +112,14 @@ class InceptionFeatures:
 
 
 def _require_features(network: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> None:
-    """Raise a `ValueError` if a network makes something else than 2048 features of an image."""
+    """Raise a `ValueError` if a network cannot take an image, or makes something else of it than a row of features."""
     try:
         with torch.no_grad():
             shape = tuple(network(torch.zeros(1, 3, 299, 299, device=device)).shape)
     except RuntimeError as error:  # TorchScript tells what was wrong at the end
         raise ValueError(str(error).strip().splitlines()[-1]) from error
-    if shape != (1, 2048):
-        raise ValueError(f"its output for one image has the shape {shape}, not (1, 2048)")
+    if len(shape) != 2:
+        raise ValueError(f"its output for one image has the shape {shape}, not (1, features)")
 
 
 def _resize_as_in_2015(image: np.ndarray) -> np.ndarray:

@@ -135,23 +135,27 @@ def test_a_file_that_is_no_network_is_refused_by_name(tmp_path):
 
 
 class OtherNetwork(torch.nn.Module):
-    """A network in TorchScript with `features` outputs; none if it takes no images at all."""
+    """A network in TorchScript that takes images of so many channels and makes a row of features or a map of them."""
 
-    def __init__(self, features):
+    def __init__(self, channels: int, is_map: bool):
         super().__init__()
-        self.layer = torch.nn.Linear(3 if features else 7, features or 1)
+        self.layer, self.is_map = torch.nn.Linear(channels, 2048), is_map
 
     def forward(self, images):
-        return self.layer(images.mean(dim=(2, 3)))
+        features = self.layer(images.mean(dim=(2, 3)))
+        return features[:, :, None, None] if self.is_map else features
 
 
-@pytest.mark.parametrize(("features", "problem"), [(10, r"has the shape \(1, 10\)"), (None, "mat1 and mat2")])
-def test_another_network_is_refused_by_name_before_anything_is_computed(tmp_path, features, problem):
-    torch.jit.script(OtherNetwork(features)).save(tmp_path / "other.pt")
+@pytest.mark.parametrize(
+    ("network", "problem"),
+    [(OtherNetwork(3, True), r"has the shape \(1, 2048, 1, 1\)"), (OtherNetwork(7, False), "mat1 and mat2")],
+)
+def test_another_network_is_refused_by_name_before_anything_is_computed(tmp_path, network, problem):
+    torch.jit.script(network).save(tmp_path / "other.pt")
     with pytest.raises(UserError, match=f"--feature_weights .*other.pt: is not Inception.s .*{problem}") as refusal:
         InceptionFeatures(tmp_path / "other.pt", torch.device("cpu"))
     assert "\n" not in str(refusal.value)
-    torch.jit.script(OtherNetwork(2048)).save(tmp_path / "other.pt")
+    torch.jit.script(OtherNetwork(3, False)).save(tmp_path / "other.pt")
     assert InceptionFeatures(tmp_path / "other.pt", torch.device("cpu"))(pictures(2)).shape == (2, 2048)
 
 
