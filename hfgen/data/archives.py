@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from hfgen.data.location import IMAGE_SUFFIXES
 from hfgen.data.memory import MAX_ENCODED_BYTES
@@ -27,6 +27,8 @@ HEADERS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
+END_OF_ARCHIVE = tarfile.EOFHeaderError  # type: ignore[attr-defined]
+DAMAGED_HEADER = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
 # How a compressed tar starts, and what unpacks it. The modes of `tarfile` for streams would end at the first of
 # several compressed parts, and not compare checksums.
 COMPRESSED = (
@@ -147,7 +149,7 @@ def _unpacked(file: Path) -> Iterator[IO[bytes]]:
             yield packed
         else:
             with unpack(packed) as unpacked:
-                yield unpacked
+                yield cast(IO[bytes], unpacked)
 
 
 class _Tar(tarfile.TarFile):
@@ -164,14 +166,14 @@ class _Member(tarfile.TarInfo):
     """A member of a tar; `tarfile` itself takes a damaged header for the end of the tar."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "_Member":
         assert isinstance(archive, _Tar)
         try:
             member = super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
+        except END_OF_ARCHIVE:
             archive.ended = True
             raise
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+        except DAMAGED_HEADER as error:
             if archive.ended:  # whatever lies behind the end is no tar
                 raise
             raise tarfile.ReadError(f"damaged or cut off at byte {archive.offset} ({error})") from error
