@@ -80,7 +80,7 @@ def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> Mod
     settings, training = _read(folder / SETTINGS_FILE), _read(folder / TRAINING_FILE)
     report = read_report(folder / REPORT_FILE) if (folder / REPORT_FILE).is_file() else None
     run_scores = _read(folder / RUN_SCORES_FILE)
-    chosen = settings and settings | _choices(training)
+    chosen = settings and settings | _choices(training, settings)
     method = describe_method(folder, chosen, report["num_inference_steps"] if report else None)
     text = CardText(
         title=repo_id.split("/")[-1],
@@ -340,10 +340,11 @@ def _plain(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _choices(training: dict[str, Any] | None) -> dict[str, str]:
-    """Return what a run chose where its settings leave it open, such as the augmentation."""
+def _choices(training: dict[str, Any] | None, settings: dict[str, Any]) -> dict[str, str]:
+    """Return what a run chose for settings that are "auto", such as the augmentation."""
     launches = (training or {}).get("launches") or [{}]
-    return {name: text.split(" ")[0] for name, text in launches[0].get("choices", {}).items()}
+    choices = launches[0].get("choices", {})
+    return {name: text.split(" ")[0] for name, text in choices.items() if settings.get(name) == "auto"}
 
 
 def _read(file: Path) -> dict[str, Any] | None:

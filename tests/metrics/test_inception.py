@@ -132,6 +132,8 @@ def test_a_file_that_is_no_network_is_refused_by_name(tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"no network")
     with pytest.raises(UserError, match="--feature_weights .*weights.pt: is not Inception.s TorchScript file: "):
         inception.InceptionFeatures(tmp_path / "weights.pt", torch.device("cpu"))
+    with pytest.raises(UserError, match="--feature_weights .*gone.pt: is not Inception.s .*No such file"):
+        inception.InceptionFeatures(tmp_path / "gone.pt", torch.device("cpu"))
 
 
 class OtherNetwork(torch.nn.Module):
