@@ -41,7 +41,7 @@ from hfgen.models import ConvVAE
 from hfgen.pipelines import VAEPipeline
 from hfgen.publishing.publish import publish_if_asked
 from hfgen.randomness import keyed_seed
-from hfgen.settings.vae import VAESettings
+from hfgen.settings.vae import VAESettings, check_length
 from hfgen.texts import say
 from hfgen.training.duration import WITHOUT_END
 from hfgen.training.gradients import GradientAccumulation, clip_gradients
@@ -74,6 +74,7 @@ def main(arguments: list[str] | None = None) -> Path:
         data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
         evaluation = RunEvaluation(run, data_settings)
         max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
+        check_length(settings.learned_term_start, max_train_steps)
 
         # 3. The network's average, optimizer
         network = network.to(run.device, memory_format=torch.channels_last)

@@ -340,11 +340,16 @@ def _plain(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _choices(training: dict[str, Any] | None, settings: dict[str, Any]) -> dict[str, str]:
-    """Return what a run chose for settings that are "auto", such as the augmentation."""
+def _choices(training: dict[str, Any] | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run chose for settings that are "auto", and weights of 0 for a learned term that had not begun."""
     launches = (training or {}).get("launches") or [{}]
     choices = launches[0].get("choices", {})
-    return {name: text.split(" ")[0] for name, text in choices.items() if settings.get(name) == "auto"}
+    chosen: dict[str, Any] = {
+        name: text.split(" ")[0] for name, text in choices.items() if settings.get(name) == "auto"
+    }
+    if training and training["step"] <= settings.get("learned_term_start", 0) > 0:
+        chosen |= {"feature_weight": 0.0, "adversarial_weight": 0.0}
+    return chosen
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -124,3 +124,12 @@ class VAESettings:
     def learns_a_term(self) -> bool:
         """Whether there is a discriminator."""
         return self.feature_weight > 0 or self.adversarial_weight > 0
+
+
+def check_length(learned_term_start: int, max_train_steps: int) -> None:
+    """Raise a `UserError` if a run would end before its learned term begins: it would be a plain VAE."""
+    if learned_term_start >= max_train_steps > 0:
+        raise UserError(
+            f"--learned_term_start {learned_term_start}: the run ends after {max_train_steps} updates, before the "
+            f"learned term begins; use --learned_term_start {max_train_steps * 4 // 9}, or train a VAE without this term"
+        )

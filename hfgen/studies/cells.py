@@ -13,6 +13,7 @@ from typing import Any
 import hfgen
 from hfgen.config import parse_settings, settings_as_flags, settings_to_dict
 from hfgen.errors import UserError
+from hfgen.settings.vae import check_length
 from hfgen.studies.scripts import find_scripts, import_script
 from hfgen.studies.study_file import DECIDED, Budget, Evaluation, StudyFile
 
@@ -263,7 +264,8 @@ def with_budget(settings: dict[str, Any], budget: Budget) -> dict[str, Any]:
     """Return a cell's settings with the number of updates given by the budget.
 
     Raises:
-        UserError: if the learning rate schedule needs the number of steps, but the budget is in minutes.
+        UserError: if the learning rate schedule needs the number of steps, but the budget is in minutes; if the budget
+            ends before a VAE's learned term begins.
     """
     if budget.minutes is not None:
         if settings.get("lr_scheduler") in ("cosine", "linear"):
@@ -273,6 +275,7 @@ def with_budget(settings: dict[str, Any], budget: Budget) -> dict[str, Any]:
             )
         return {**settings, "max_train_steps": ENDLESS_STEPS}
     steps = budget.steps or math.ceil((budget.images or 0) / images_per_step(settings))
+    check_length(settings.get("learned_term_start", 0), steps)
     return {**settings, "max_train_steps": steps}
 
 

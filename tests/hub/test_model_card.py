@@ -193,6 +193,18 @@ def test_an_augmentation_that_was_chosen_is_named_and_none_is_not(runs, tmp_path
     assert "- DiffAugment (Zhao" in (tmp_path / "published" / "README.md").read_text()
 
 
+def test_a_learned_term_is_told_only_of_weights_that_were_trained_with_it(runs, tmp_path):
+    published = tmp_path / "published"
+    make_publication(runs["vae"], published, "tester/toy")
+    settings = json.loads((published / "training_config.json").read_text())
+    for start, learned in ((5, True), (6, False), (0, True)):  # of 6 updates
+        with_term = settings | {"adversarial_weight": 10.0, "learned_term_start": start}
+        (published / "training_config.json").write_text(json.dumps(with_term))
+        write_card(published, "tester/toy")
+        told = check_card(published)[1]["Method"]
+        assert ("a learned loss from a discriminator" in told) == learned
+
+
 def test_the_licence_of_the_weights_is_told_or_said_to_be_open(runs, tmp_path):
     card, sections = card_of(runs["gan"], tmp_path / "one", license_id="cc-by-4.0")
     assert card.data.license == "cc-by-4.0" and "Weights: cc-by-4.0." in sections["Licence"]

@@ -267,6 +267,17 @@ def test_a_learning_rate_that_falls_to_the_last_step_needs_to_know_it(scheduler)
     assert settings_of(study_of(families, budget=Budget(minutes=5)), "lr_scheduler") == ["constant"]
 
 
+@pytest.mark.parametrize(("steps", "start"), [(2, 0), (9000, 4000), (12_500, 5555)])
+def test_a_budget_that_ends_before_a_learned_term_begins_is_refused(steps, start):
+    """Its row would be that of a plain VAE, under another name."""
+    told = f"study toy: VAE: --learned_term_start 12500: the run ends after {steps} updates, before the learned term "
+    message = refusal_of({"VAE": Family("vae", "vae_learned")}, budget=Budget(steps=steps))
+    assert message.startswith(told) and f"use --learned_term_start {start}," in message
+    settings = {"learned_term_start": start}
+    assert study_of({"VAE": Family("vae", "vae_learned", settings)}, budget=Budget(steps=steps))
+    assert study_of({"VAE": Family("vae", "vae_learned")}, budget=Budget(steps=12_501))
+
+
 @pytest.mark.parametrize(("every", "steps", "scores"), [(32, 4, 2), (33, 5, 2), (64, 8, 1), (96, 12, 0), (500, 63, 0)])
 def test_where_scores_are_asked_for_on_the_way_a_checkpoint_is_kept(every, steps, scores):
     study = study_of(

@@ -16,6 +16,7 @@ from hfgen.studies.plan import (
     Plan,
     Probe,
     _kind,
+    _measure,
     cut_budget,
     describe_plan,
     features_to_compute,
@@ -203,3 +204,27 @@ def test_a_plan_is_made_by_training_for_real_and_leaves_nothing(tmp_path, monkey
     # A checkpoint holds both networks, the average and Adam's moments; what stays is the average alone.
     assert 1e4 < probe.kept_bytes < probe.passing_bytes / 3 and probe.passing_bytes % 3 == 0
     assert plan.real_images == 24 and list(tmp_path.iterdir()) == []
+
+
+def test_a_vae_is_measured_before_and_after_its_learned_term_begins(monkeypatch):
+    file = StudyFile("toy", "Toy", {"VAE": Family("vae", "vae_learned")}, Budget(steps=50_000), seeds=(0,))
+    study = expand(file, find_scripts(), "toy_paintings:24")
+    (cell,) = study.cells.values()
+    probes = {12_500: PROBE, 1: dataclasses.replace(PROBE, images_per_second=50.0, start_seconds=0.0, kept_bytes=7)}
+    monkeypatch.setattr(
+        hfgen.studies.plan, "_train_and_generate", lambda cell, *_: probes[cell.settings["learned_term_start"]]
+    )
+    probe = _measure(cell, study, workspace_in())
+    assert (probe.start_seconds, probe.kept_bytes) == (10.0, 7)
+    assert 50_000 / probe.images_per_second == pytest.approx(12_500 / 100 + 37_500 / 50)
+
+
+@pytest.mark.slow
+def test_a_vae_that_chooses_its_density_and_learns_a_term_can_be_planned(tmp_path, monkeypatch):
+    monkeypatch.setattr(hfgen.studies.plan, "PROBE_SECONDS", 1.0)
+    small = {"block_out_channels": [4, 8], "discriminator_channels": 4, "refine_channels": 4, "latent_dim": 4}
+    family = Family("vae", "vae_learned", {**small, "learned_term_start": 500, "sample_size": 16, "cpu": True})
+    study = expand(StudyFile("toy", "Toy", {"VAE": family}, Budget(steps=1000)), find_scripts(), "toy_paintings:24")
+    cell = next(iter(study.cells.values()))
+    assert cell.settings["density"] == "auto"
+    assert _measure(cell, study, workspace_in(tmp_path)).images_per_second > 10

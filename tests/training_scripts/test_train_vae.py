@@ -431,6 +431,7 @@ def test_without_a_learned_term_nothing_of_it_is_built(train_vae, tmp_path, monk
         (["--discriminator_channels", "8"], "--discriminator_channels: needs --feature_weight"),
         (["--learning_rate_d", "1e-3"], "--learning_rate_d: needs --feature_weight"),
         (["--learned_term_start", "3"], "--learned_term_start: needs --feature_weight"),
+        (["--feature_weight", "1", "--learned_term_start", "6"], "--learned_term_start 6: the run ends after 6 "),
         (
             ["--batch_size", "1", "--normalization", "group", "--adversarial_weight", "1"],
             "--batch_size 1: --adversarial_weight mixes latents",
