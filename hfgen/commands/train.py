@@ -26,6 +26,7 @@ from hfgen.commands.train_settings import (
 from hfgen.config import settings_to_dict
 from hfgen.errors import UserError
 from hfgen.ranges import COUNT
+from hfgen.settings.vae import default_learned_term_start
 from hfgen.texts import counted, say, say_lines
 from hfgen.training.duration import WITHOUT_END, parse_duration
 
@@ -196,11 +197,23 @@ def _plan(
         length = _length(own.images, settings_to_dict(*parsed), processes.count)
         reasons.append(f"budget: {length} {whose}, on {processes.machine}")
     reasons.append(_about_preset(choice, settings))
+    if (start := _earlier_learned_term(choice, settings_to_dict(*parsed))) is not None:
+        flags += ["--learned_term_start", str(start)]
+        reasons.append(f"learned term: from update {start + 1:,} on, to fit this budget (--learned_term_start)")
+        parsed = choice.parse(flags)
     refuse_before_reading(choice.method, parsed, processes.rank == 0)
     reasons.insert(0, _about_data(parsed))
     plan = Plan(choice.method, flags, reasons)
     reasons.append(f"command: hfgen train {plan.method} {shlex.join(plan.flags)}")
     return plan
+
+
+def _earlier_learned_term(choice: Choice, settings: dict[str, Any]) -> int | None:
+    """Return `--learned_term_start` for a training that would end before that of its preset; None for others."""
+    steps, start = settings["max_train_steps"], settings.get("learned_term_start", 0)
+    if choice.resumed is not None or steps is None or value_of("--learned_term_start", choice.flags) is not None:
+        return None
+    return default_learned_term_start(steps) if start >= steps > 0 else None
 
 
 def _length(images: int | None, settings: dict[str, Any], processes: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hfgen.commands.options import loading
 from hfgen.errors import UserError
+from hfgen.settings.vae import check_length
 
 
 METHODS = ("gan", "vae", "ddpm")
@@ -143,6 +144,8 @@ def refuse_before_reading(method: str, settings: Sequence[Any], opens_folder: bo
         opens_folder: whether this machine opens the run's folder.
     """
     run_settings, data_settings, of_method = settings
+    if method == "vae" and run_settings.max_train_steps is not None:
+        check_length(of_method.learned_term_start, run_settings.max_train_steps)
     if opens_folder:
         from hfgen.training.folder import check_folder
 

@@ -6,6 +6,7 @@ from typing import Literal
 from hfgen.config import check_ranges, setting
 from hfgen.errors import UserError
 from hfgen.ranges import CHANNELS, COUNT, COUNT_OR_NONE, DECAY, MAX_CHANNELS, NOT_NEGATIVE, POSITIVE, Range
+from hfgen.texts import counted
 
 
 @dataclass
@@ -126,10 +127,16 @@ class VAESettings:
         return self.feature_weight > 0 or self.adversarial_weight > 0
 
 
+def default_learned_term_start(max_train_steps: int) -> int:
+    """Return the update after which the learned term begins in a run of this length: as early as in `vae_learned`."""
+    return max_train_steps * 4 // 9
+
+
 def check_length(learned_term_start: int, max_train_steps: int) -> None:
     """Raise a `UserError` if a run would end before its learned term begins: it would be a plain VAE."""
     if learned_term_start >= max_train_steps > 0:
         raise UserError(
-            f"--learned_term_start {learned_term_start}: the run ends after {max_train_steps} updates, before the "
-            f"learned term begins; use --learned_term_start {max_train_steps * 4 // 9}, or train a VAE without this term"
+            f"--learned_term_start {learned_term_start}: the run ends after {counted(max_train_steps, 'update')}, "
+            "before the learned term begins; use --learned_term_start "
+            f"{default_learned_term_start(max_train_steps)}, or train a VAE without this term"
         )

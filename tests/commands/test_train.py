@@ -98,6 +98,12 @@ def test_on_a_gpu_a_run_that_cannot_be_scored_is_told_why(monkeypatch, capsys, s
         (["--preset", "ddpm", "--images", 1000], {"max_train_steps": 63, "formulation": "edm"}),
         (["--preset", "sngan", "--batch_size", 8, "--n_critic", 5, "--images", 1000], {"max_train_steps": 25}),
         (["--output-dir", "here"], {"output_dir": "here"}),
+        # A learned term begins within the run: after 4 of 9 updates, as in the preset, unless the user says when.
+        (["--preset", "vae_learned", "--images", 1000], {"max_train_steps": 63, "learned_term_start": 28}),
+        (["--preset", "vae_learned", "--max_train_steps", 1], {"learned_term_start": 0}),
+        (["--preset", "vae_learned", "--images", 1000, "--learned-term-start", 9], {"learned_term_start": 9}),
+        (["--preset", "vae_learned", "--images", 240_000], {"learned_term_start": 12_500}),
+        (["--preset", "vae_learned", "--time", "2h"], {"max_train_steps": 28_125, "learned_term_start": 12_500}),
     ],
 )
 def test_what_the_user_gives_is_not_chosen(monkeypatch, started, arguments, expected):
@@ -114,6 +120,10 @@ def test_what_the_user_gives_is_not_chosen(monkeypatch, started, arguments, expe
         (["--images", 2000], "budget: 2,000 images as given, on a CPU"),
         (["--images", 1], "budget: 1 image as given, on a CPU"),
         (["--time", "2h"], "budget: 2h as given, on a CPU"),
+        (
+            ["--preset", "vae_learned", "--images", 1000],
+            "learned term: from update 29 on, to fit this budget (--learned_term_start)",
+        ),
         (["--time", "2h", "--num_epochs", 1], "budget: 1 epoch or 2h (whichever comes first) as given, on a CPU"),
     ],
 )
@@ -154,6 +164,11 @@ def test_a_method_takes_every_setting_of_its_script_and_the_budget_s_short_names
         (["photos", "--lerning_rate", 1], "unknown argument --lerning_rate; did you mean --learning_rate?"),
         (["photos", "--preset", "dcgam"], "error: --preset dcgam: one of dcgan, dcgan256"),
         (["photos", "--images", 0], "error: --images 0: must be positive"),
+        (
+            ["toy_paintings:8", "--preset", "vae_learned", "--max_train_steps", 9, "--learned_term_start", 9],
+            "error: --learned_term_start 9: the run ends after 9 updates, before the learned term begins; use "
+            "--learned_term_start 4, or train a VAE without this term",
+        ),
         (["photos", "--num_processes", 0], "error: --num_processes 0: must be positive"),
         (["photos", "--images", "many"], "hfgen train: error: argument --images: invalid int value: 'many'"),
         (["photos", "--time", "soon"], "error: --time soon: write a duration such as 90s, 45m or 8h50m"),

@@ -270,7 +270,7 @@ def test_a_learning_rate_that_falls_to_the_last_step_needs_to_know_it(scheduler)
 @pytest.mark.parametrize(("steps", "start"), [(2, 0), (9000, 4000), (12_500, 5555)])
 def test_a_budget_that_ends_before_a_learned_term_begins_is_refused(steps, start):
     """Its row would be that of a plain VAE, under another name."""
-    told = f"study toy: VAE: --learned_term_start 12500: the run ends after {steps} updates, before the learned term "
+    told = f"study toy: VAE: --learned_term_start 12500: the run ends after {steps:,} updates, before the "
     message = refusal_of({"VAE": Family("vae", "vae_learned")}, budget=Budget(steps=steps))
     assert message.startswith(told) and f"use --learned_term_start {start}," in message
     settings = {"learned_term_start": start}
