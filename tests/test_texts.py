@@ -57,7 +57,7 @@ def test_a_file_name_forges_no_line_of_the_intake_report(image_folder):
 def test_names_in_tables_and_cards_are_text():
     scores = {"num_fake": 1, "num_real": 1, "fid": 1.0, "kid": 1.0, "precision": 1.0, "recall": 1.0, "coverage": 1.0}
     scores |= {"fid_standard_error": 0.1, "kid_standard_error": 0.1}
-    row = {"name": ODD, "scores": scores, "floor": {"halves": scores}, "features": "inception", "seed": 0, "steps": 1}
+    row = {"name": ODD, "scores": scores, "floor": {"split": scores}, "features": "inception", "seed": 0, "steps": 1}
     row |= {"sample_size": 16, "num_parameters": 1, "drawing_images_per_second": 1.0, "trained_on_reference": False}
     row |= {"memorisation": {"num_copies": 0}, "memorisation_by_pixels": {"num_copies": 0}}
     data = {"name": ODD, "on_hub": False, "images": None}

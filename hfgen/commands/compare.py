@@ -156,7 +156,7 @@ def table(rows: list[dict[str, Any]], warns: bool = True) -> str:
         rows: reports of the pipelines.
         warns: name those that were trained on other data than the reference, unless a warning has.
     """
-    from hfgen.metrics.report import OTHER_DATA, score_names
+    from hfgen.metrics.report import OTHER_DATA, floor_name, score_names
 
     scores, floor, names = rows[0]["scores"], rows[0]["floor"], score_names(rows[0]["features"])
     head = ["pipeline", names["fid"], names["kid"], *COLUMNS]
@@ -184,11 +184,10 @@ def table(rows: list[dict[str, Any]], warns: bool = True) -> str:
         ]
         lines.append(f"| {markdown_text(row['name'])} | {' | '.join(cells)} |")
     others = list(dict.fromkeys(row["name"] for row in rows if row.get("trained_on_reference") is False))
-    halves = floor["halves"]
-    cells = [f"{halves['fid']:.4g}", f"{halves['kid']:.2g}"]
-    cells += [f"{halves[name]:.2f}" for name in ("precision", "recall", "coverage")]
-    name = f"floor: one half of the real images against the other, {halves['num_fake']:,} each"
-    lines.append(f"| {name} | {' | '.join(cells)} | | | | | |")
+    split = floor["split"]
+    cells = [f"{split['fid']:.4g}", f"{split['kid']:.2g}"]
+    cells += [f"{split[name]:.2f}" for name in ("precision", "recall", "coverage")]
+    lines.append(f"| {floor_name(split)} | {' | '.join(cells)} | | | | | |")
     if others and warns:
         lines += ["", f"Warning: {markdown_text(', '.join(others))}: {OTHER_DATA}."]
     decoded = {row["name"]: row["reconstructions"] for row in rows if "reconstructions" in row}

@@ -89,7 +89,7 @@ def floor(
     device: Device = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="also write all scores to this file")] = None,
 ) -> None:
-    """Score a dataset against itself: one half against the other, and a resample against all."""
+    """Score some images of a dataset, at most half of them, against the others, and a resample against all."""
     if json_file is not None:
         refuse_to_replace(json_file, "--json")
     with loading():
@@ -102,15 +102,15 @@ def floor(
     real = open_reference(data, choose_device(device), features, mode, feature_weights, "PATH")
     count = num_images or len(real.features)
     scores = real.floor(count, seed)
-    halves, identity = scores["halves"], real.extractor.identity
+    split, identity = scores["split"], real.extractor.identity
     names = score_names(identity)
     say(f"{path}: {len(real.features):,} images of {sample_size} pixels, seed {seed}; features: {identity}")
     say_lines(
-        f"one half against the other ({halves['num_fake']:,} each): "
-        f"{names['fid']} {halves['fid']:.4g} ± {halves['fid_standard_error']:.2g}, "
-        f"{names['kid']} {halves['kid']:.2g} ± {halves['kid_standard_error']:.2g}, "
-        f"precision {halves['precision']:.2f}, recall {halves['recall']:.2f}, density {halves['density']:.2f}, "
-        f"coverage {halves['coverage']:.2f}, {names['mifid']} {halves['mifid']:.4g}\n"
+        f"{split['num_fake']:,} of them against the other {split['num_real']:,}: "
+        f"{names['fid']} {split['fid']:.4g} ± {split['fid_standard_error']:.2g}, "
+        f"{names['kid']} {split['kid']:.2g} ± {split['kid_standard_error']:.2g}, "
+        f"precision {split['precision']:.2f}, recall {split['recall']:.2f}, density {split['density']:.2f}, "
+        f"coverage {split['coverage']:.2f}, {names['mifid']} {split['mifid']:.4g}\n"
         f"{count:,} sampled with replacement, against all: {names['fid']} {scores['fid_at_n']:.4g}"
     )
     if json_file is not None:

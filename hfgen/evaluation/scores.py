@@ -66,7 +66,7 @@ def spread_over_seeds(scores: list[dict[str, Any]]) -> dict[str, dict[str, float
 
 
 def score_floor(real: np.ndarray, num_fake: int, seed: int = 0) -> dict[str, Any]:
-    """Score the real images against themselves: what a perfect generator would get with as few images.
+    """Score real images against other real images: what a perfect generator would get with as few images.
 
     Args:
         real: features of the real images, `(num_real, num_features)`.
@@ -74,15 +74,17 @@ def score_floor(real: np.ndarray, num_fake: int, seed: int = 0) -> dict[str, Any
         seed: seed of the split and the resample.
 
     Returns:
-        `halves`: all scores of one random half against the other; `fid_at_n`: the FID of `num_fake` real images,
-        sampled with replacement, against all; `nearest`: the result of `distances_among`.
+        `split`: all scores of `num_fake` random real images, but at most half of them, against the others;
+        `fid_at_n`: the FID of `num_fake` real images, sampled with replacement, against all; `nearest`: the result of
+        `distances_among`.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(real))
-    half = len(real) // 2
+    # As many as are generated: FID, recall and coverage depend on the number.
+    count = min(num_fake, len(real) // 2)
     resampled = real[rng.integers(len(real), size=num_fake)]
     return {
-        "halves": score_features(real[order[:half]], real[order[half : 2 * half]], seed),
+        "split": score_features(real[order[count:]], real[order[:count]], seed),
         "fid_at_n": frechet_distance(real, resampled),
         "nearest": distances_among(real, seed),
     }

@@ -319,10 +319,11 @@ def _limits(method: Method, training: dict[str, Any] | None, report: dict[str, A
     if method.family == "gan":
         seen = ": see recall and coverage" if report else ""
         sentences.append(f"Like other GANs, it may miss kinds of images that are in the data{seen}.")
-    if report and report["scores"]["recall"] < report["floor"]["halves"]["recall"] / 2:
+    real = report["floor"]["split"] if report else None
+    if report and real and report["scores"]["recall"] < real["recall"] / 2:
         sentences.append(
-            f"Its recall of {report['scores']['recall']:.2g} is less than half of what real images reach "
-            f"({report['floor']['halves']['recall']:.2g}): it misses much of the data's diversity."
+            f"Its recall of {report['scores']['recall']:.2g} is less than half of that of {real['num_fake']:,} real "
+            f"images ({real['recall']:.2g}): it misses much of the data's diversity."
         )
     if training and training["end"] != "complete" and not training["end"].startswith(EARLIER):
         sentences.append(f"Its training ended early: {training['end']}.")

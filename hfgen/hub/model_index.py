@@ -28,7 +28,7 @@ def model_index(report: dict[str, Any], model_name: str) -> str:
 
 def eval_results(report: dict[str, Any]) -> list[EvalResult]:
     """Return the finite scores of a report from `hfgen evaluate`, each with its n, seed and floor."""
-    scores, halves, data = report["scores"], report["floor"]["halves"], reference_name(report["reference"])
+    scores, split, data = report["scores"], report["floor"]["split"], reference_name(report["reference"])
     metric_args = {"num_images": scores["num_fake"], "num_real": scores["num_real"], "seed": report["seed"]}
     metric_args["features"] = report["features"]
     if report["num_inference_steps"]:
@@ -40,7 +40,7 @@ def eval_results(report: dict[str, Any]) -> list[EvalResult]:
             kind,
             scores[key],
             f"{names.get(key, key)}, {scores['num_fake']:,} images against {scores['num_real']:,}; "
-            f"floor {halves[key]:.4g} ({halves['num_fake']:,} against as many)",
+            f"floor {split[key]:.4g} ({split['num_fake']:,} against {split['num_real']:,})",
             metric_args,
         )
         for key, kind in METRICS.items()

@@ -48,11 +48,11 @@ def markdown(report: dict[str, Any]) -> str:
 def score_table(report: dict[str, Any]) -> str:
     """Format the scores of a report as a table, with what is needed to interpret them."""
     scores, floor, spread = report["scores"], report["floor"], report.get("repeats")
-    halves, names = floor["halves"], score_names(report["features"])
+    real, names = floor["split"], score_names(report["features"])
     head = ["score", "generated"]
     if spread:
         head.append(f"mean ± standard deviation over {len(spread['seeds'])} seeds")
-    head.append(f"floor: one half of the real images against the other ({halves['num_fake']:,} each)")
+    head.append(floor_name(real))
     lines = [
         f"{scores['num_fake']:,} images of {report['sample_size']} pixels against {scores['num_real']:,} real ones, "
         f"seed {report['seed']}; features: {report['features']}.",
@@ -61,16 +61,20 @@ def score_table(report: dict[str, Any]) -> str:
         "| --- " * len(head) + "|",
     ]
     for key, error in TABLE.items():
-        cells = [f"{part[key]:.4g}" + (f" ± {part[error]:.2g}" if error else "") for part in (scores, halves)]
+        cells = [f"{part[key]:.4g}" + (f" ± {part[error]:.2g}" if error else "") for part in (scores, real)]
         if spread:
             cells.insert(1, f"{spread['mean'][key]:.4g} ± {spread['standard_deviation'][key]:.2g}")
         lines.append(f"| {names.get(key, key)} | {' | '.join(cells)} |")
     fid = names["fid"]
     paragraphs = [f"**Warning: {OTHER_DATA}.**"] if report.get("trained_on_reference") is False else []
+    at_n = ""
+    if real["num_fake"] < scores["num_fake"]:  # too few real images for a floor of as many as were generated
+        at_n = (
+            f"{fid} of {scores['num_fake']:,} real images, sampled with replacement, against all: "
+            f"{floor['fid_at_n']:.4g}. "
+        )
     paragraphs += [
-        f"{fid} of {scores['num_fake']:,} real images, sampled with replacement, against all: "
-        f"{floor['fid_at_n']:.4g}. "
-        f"± is the standard error, which excludes the bias of {fid}: compare only equal numbers of images."
+        f"{at_n}± is the standard error, which excludes the bias of {fid}: compare only equal numbers of images."
     ]
     if "reconstructions" in report:
         part = report["reconstructions"]
@@ -84,12 +88,19 @@ def score_table(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n\n" + "\n\n".join(paragraphs)
 
 
+def floor_name(split: dict[str, Any]) -> str:
+    """Name the floor, with the numbers of images: `split` of `score_floor`."""
+    return f"floor: {split['num_fake']:,} real images against {split['num_real']:,} others"
+
+
 def read_report(file: Path) -> dict[str, Any]:
     """Read `evaluation.json`; scores stored as null become infinite again."""
     report = json.loads(file.read_text())
+    if "halves" in report["floor"]:  # of an earlier version, whose floor was always that of two halves
+        report["floor"]["split"] = report["floor"].pop("halves")
     spread = report.get("repeats", {})
     parts = [spread[key] for key in ("mean", "standard_deviation") if key in spread]
-    for scores in (report["scores"], report["floor"]["halves"], *parts):
+    for scores in (report["scores"], report["floor"]["split"], *parts):
         scores |= {key: math.inf for key in TABLE if scores[key] is None}
     return report
 

@@ -242,14 +242,12 @@ def floors(study: Study, rows: list[Row]) -> str:
     """Describe the score of real images by the same metric, for the same number of images."""
     if study.metric != "fid":
         return ""
-    halves = _common(rows, ("floor", "halves", "fid"), "{:.4g}")
-    at_n = _common(rows, ("floor", "fid_at_n"), "{:.4g}")
-    if not (halves and at_n):
+    parts = [("num_fake", "{:,}"), ("num_real", "{:,}"), ("fid", "{:.4g}")]
+    found = [_common(rows, ("floor", "split", name), form) for name, form in parts]
+    if not all(found):
         return ""
-    return (
-        f"The floor: {study.evaluation.num_images:,} real images, sampled with replacement, score FID {at_n[0]}; one "
-        f"half of the real images scores {halves[0]} against the other."
-    )
+    (count,), (others,), (fid,) = found
+    return f"The floor: {count} real images score FID {fid} against {others} others."
 
 
 def endings(study: Study, rows: list[Row]) -> list[str]:

@@ -101,7 +101,7 @@ def test_steps_that_are_no_numbers_are_refused(text):
     assert parse_steps("10,25") == [10, 25]
 
 
-def test_every_column_has_the_numbers_of_its_row_and_the_floor_those_of_the_halves(
+def test_every_column_has_the_numbers_of_its_row_and_the_floor_those_of_real_images(
     hfgen, folders, tmp_path, monkeypatch
 ):
     """The GAN copies, of twelve images, five darkened and three mirrored ones; the VAE nothing."""
@@ -140,10 +140,10 @@ def test_every_column_has_the_numbers_of_its_row_and_the_floor_those_of_the_halv
     assert text.endswith(f"\nFID of 12 real images after encoding and decoding: {decoded}\n")
     # In features a darker image has the same direction; by pixels a mirrored one is the same.
     assert [(row["copies"], row["copies by pixels"]) for row in rows] == [("5", "3"), ("0", "0")]
-    halves = reports[0]["floor"]["halves"]
-    assert floor["pipeline"] == "floor: one half of the real images against the other, 7 each"
-    assert (floor["FID"], floor["KID"]) == (f"{halves['fid']:.4g}", f"{halves['kid']:.2g}")
-    assert [floor[name] for name in SHARES] == [f"{halves[name]:.2f}" for name in SHARES]
+    split = reports[0]["floor"]["split"]
+    assert floor["pipeline"] == "floor: 7 real images against 7 others"
+    assert (floor["FID"], floor["KID"]) == (f"{split['fid']:.4g}", f"{split['kid']:.2g}")
+    assert [floor[name] for name in SHARES] == [f"{split[name]:.2f}" for name in SHARES]
     assert {floor[name] for name in ("copies", "copies by pixels", "parameters", "steps", "images/s")} == {""}
 
 
@@ -177,4 +177,4 @@ def test_what_is_infinite_is_null_in_the_files(hfgen, folders, tmp_path, monkeyp
 
     (row,) = json.loads((tmp_path / "compared" / "comparison.json").read_text(), parse_constant=refuse)["rows"]
     assert row["scores"]["mifid"] is None
-    assert json.loads(file.read_text(), parse_constant=refuse)["halves"]["mifid"] is None
+    assert json.loads(file.read_text(), parse_constant=refuse)["split"]["mifid"] is None

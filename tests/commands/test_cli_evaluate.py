@@ -38,14 +38,14 @@ def test_a_pipeline_is_scored_with_the_floor_of_the_data(inception_weights, hfge
     report = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
     scores, floor = report["scores"], report["floor"]
     assert (scores["num_real"], scores["num_fake"], report["sample_size"]) == (14, 10, 16)
-    assert (floor["halves"]["num_real"], floor["halves"]["num_fake"]) == (7, 7)
+    assert (floor["split"]["num_real"], floor["split"]["num_fake"]) == (7, 7)
     # An untrained generator draws grey noise.
-    assert scores["fid"] > 1.5 * floor["halves"]["fid"] > 0 and scores["kid"] > 0
+    assert scores["fid"] > 1.5 * floor["split"]["fid"] > 0 and scores["kid"] > 0
     assert scores["precision"] == scores["coverage"] == 0
     table = (tmp_path / "scores" / "evaluation.md").read_text()
     assert table in out
     assert (
-        f"| FID | {scores['fid']:.4g} ± {scores['fid_standard_error']:.2g} | {floor['halves']['fid']:.4g} ± " in table
+        f"| FID | {scores['fid']:.4g} ± {scores['fid_standard_error']:.2g} | {floor['split']['fid']:.4g} ± " in table
     )
     assert "0 of 10 samples are nearer to a training image" in table
     # Samples above the nearest real images, in two rows of eight and two of two.

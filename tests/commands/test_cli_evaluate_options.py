@@ -62,11 +62,11 @@ def evaluate(hfgen, asked_for, pipelines, tmp_path):
 def test_every_number_of_the_table_stands_in_its_row_and_column(evaluate):
     report, markdown = evaluate()
     rows = table_of(markdown)
-    head = ["score", "generated", "floor: one half of the real images against the other (7 each)"]
+    head = ["score", "generated", "floor: 7 real images against 7 others"]
     assert [list(row) for row in rows] == [head] * 7
     assert [row["score"] for row in rows] == ["FID", "KID", "precision", "recall", "density", "coverage", "MiFID"]
     for row, (key, error) in zip(rows, TABLE.items(), strict=True):
-        for column, part in zip(head[1:], (report["scores"], report["floor"]["halves"]), strict=True):
+        for column, part in zip(head[1:], (report["scores"], report["floor"]["split"]), strict=True):
             assert row[column] == f"{part[key]:.4g}" + (f" ± {part[error]:.2g}" if error else ""), (key, column)
     assert TABLE["fid"] == "fid_standard_error" and TABLE["kid"] == "kid_standard_error"
     assert markdown.startswith("10 images of 16 pixels against 14 real ones, seed 0; features: inception-2015 stand")

@@ -91,18 +91,24 @@ def test_the_spread_over_seeds_is_that_of_a_sample_of_the_scores_alone():
     }
 
 
-def test_the_floor_is_of_disjoint_halves_and_of_as_many_draws_as_were_generated():
+def test_the_floor_is_of_as_many_real_images_as_were_generated_against_the_others():
     real = features(3, 101)
     floor = score_floor(real, 30)
-    assert (floor["halves"]["num_real"], floor["halves"]["num_fake"]) == (50, 50)
-    assert floor["halves"]["mifid"] > 0  # an image in both halves would not make it 0, but all would
+    assert (floor["split"]["num_fake"], floor["split"]["num_real"]) == (30, 71)
     assert nearest_images(real, real, own=np.arange(len(real))).distances.min() > 0
+    # Half of them, where there are not twice as many.
+    halves = score_floor(real, 300)["split"]
+    assert (halves["num_fake"], halves["num_real"]) == (50, 51)
+    assert halves["mifid"] > 0  # an image in both parts would not make it 0, but all would
+    # Coverage depends on the number of generated images: this is the one to compare a generator's with.
+    fresh = [manifold.manifold_scores(features(3, 71), features(seed, 30)).coverage for seed in range(50, 60)]
+    assert floor["split"]["coverage"] == pytest.approx(np.mean(fresh), abs=0.15) and halves["coverage"] > 0.9
     # Fewer draws are farther off; a generator as good as the data gets about as much.
     at = [np.mean([score_floor(real, count, seed)["fid_at_n"] for seed in range(8)]) for count in (20, 300)]
     assert at[0] > 2 * at[1] > 0
     assert floor["nearest"] == distances_among(real)
     fresh = np.mean([frechet_distance(real, features(seed, 50)) for seed in range(50, 60)])
-    assert floor["halves"]["fid"] == pytest.approx(fresh, rel=0.6)
+    assert halves["fid"] == pytest.approx(fresh, rel=0.6)
 
 
 def test_copies_are_counted_and_said():

@@ -250,7 +250,7 @@ def test_scores_have_their_floor_and_image_counts_in_the_text_and_the_model_inde
     told = {"num_images": 10, "num_real": 14, "seed": 3, "features": "inception-2015 stand-in"}
     for kind, result in results.items():
         assert result.metric_args == told | {"num_inference_steps": 2}
-        assert f"floor {report['floor']['halves'][kind]:.4g} (7 against as many)" in result.metric_name
+        assert f"floor {report['floor']['split'][kind]:.4g} (7 against 7)" in result.metric_name
         assert result.dataset_name == "toy_paintings:14"
     statements = [report[kind]["statement"] for kind in ("memorisation", "memorisation_by_pixels")]
     for statement in statements:
@@ -367,10 +367,11 @@ def test_a_recall_far_below_the_floor_is_a_limitation_and_held_out_images_are_na
     file = scores / "evaluation.json"
     report = json.loads(file.read_text())
     for recall, told in ((0.2, True), (0.3, False)):
-        report["scores"]["recall"], report["floor"]["halves"]["recall"] = recall, 0.5
+        report["scores"]["recall"], report["floor"]["split"]["recall"] = recall, 0.5
         file.write_text(json.dumps(report))
         _, sections = card_of(runs["gan"], tmp_path / str(recall), scores=file)
-        assert (f"Its recall of {recall} is less than half" in sections["Limits and bias"]) is told
+        limits = sections["Limits and bias"]
+        assert (f"Its recall of {recall} is less than half of that of 7 real images (0.5): it" in limits) is told
         assert report["held_out"]["statement"][1:] in sections["Memorisation"]
 
 

@@ -16,7 +16,7 @@ REPORT = {
     "num_inference_steps": None,
     "features": "inception-2015 clean 7ff4",
     "scores": {"num_real": 2000, "num_fake": 5000, **SCORES},
-    "floor": {"halves": {"num_real": 1000, "num_fake": 1000, **{name: value / 10 for name, value in SCORES.items()}}},
+    "floor": {"split": {"num_real": 1000, "num_fake": 1000, **{name: value / 10 for name, value in SCORES.items()}}},
 }
 
 
@@ -43,8 +43,8 @@ def test_a_card_with_it_as_head_gives_the_scores_back():
 
 def test_each_score_is_named_with_numbers_of_images_and_its_floor():
     names = {result.metric_type: result.metric_name for result in card().data.eval_results}
-    assert names["fid"] == "FID, 5,000 images against 2,000; floor 3.142 (1,000 against as many)"
-    assert names["recall"] == "recall, 5,000 images against 2,000; floor 0.025 (1,000 against as many)"
+    assert names["fid"] == "FID, 5,000 images against 2,000; floor 3.142 (1,000 against 1,000)"
+    assert names["recall"] == "recall, 5,000 images against 2,000; floor 0.025 (1,000 against 1,000)"
 
 
 def test_of_diffusion_the_steps_are_told():

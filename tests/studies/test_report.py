@@ -201,9 +201,8 @@ def test_the_conditions_are_said_as_they_were():
     assert told(made, [1, None]) == (
         "Why? FID of 2 cells (1 ended), each trained for 24 images; seeds 3, 4; ± is the standard deviation over "
         "them. 5,000 images of each are scored (generated with seed 7, diffusion in 50 steps of dpm) against 24 real "
-        "images of 16 pixels of someone/cats. Trained on: cpu, 2 threads, fp32, torch 2, hfgen 1. The floor: 5,000 "
-        "real images, sampled with replacement, score FID 9.5; one half of the real images scores 20 against the "
-        "other. "
+        "images of 16 pixels of someone/cats. Trained on: cpu, 2 threads, fp32, torch 2, hfgen 1. The floor: 12 real "
+        "images score FID 20 against 13 others. "
         "Published: a paper."
     )
 
@@ -228,7 +227,7 @@ def test_sizes_and_floors_that_differ_between_the_cells_are_not_given_as_one():
     text = told(made, trained(size=16), trained(size=64))
     assert "24 real images of someone/cats" in text and "pixels" not in text
     other = trained()
-    other.result.summary["floor"]["fid_at_n"] = 3.0
+    other.result.summary["floor"] = {"split": {"num_fake": 12, "num_real": 13, "fid": 3.0}}
     assert "The floor" not in told(made, 1, other) and "The floor" not in told(made, None, None)
     assert "The floor" not in told(study({"A": [{}]}, metric="minutes"), 1)
 
