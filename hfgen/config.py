@@ -19,6 +19,10 @@ from hfgen.files import read_written_text
 from hfgen.ranges import Range
 
 
+# Two ways to give the length of a run: one of them on the command line replaces the other of a preset.
+LENGTHS = ("max_train_steps", "num_epochs")
+
+
 class HelpText(str):
     """The help of a setting, as shown by `--help`.
 
@@ -115,6 +119,9 @@ def parse_settings(
     of_presets = argparse.ArgumentParser(parser.prog, parser.usage, add_help=False, allow_abbrev=False)
     for one in (parser, of_presets):
         one.add_argument("--preset", help=f"one of {', '.join(presets)}, or a JSON file of settings")
+    of_lengths = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in LENGTHS:
+        of_lengths.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, nargs="?")
 
     typed = list(sys.argv[1:] if arguments is None else arguments)
     refuse_empty_values(typed)
@@ -123,6 +130,8 @@ def parse_settings(
     if preset := of_presets.parse_known_args(typed)[0].preset:
         # A preset is parsed as flags, so that its values are checked like typed ones, and shown by --help.
         of_preset = vars(parser.parse_args(_preset_as_flags(preset, presets_folder, settings_classes)))
+        if vars(of_lengths.parse_known_args(typed)[0]):
+            of_preset |= dict.fromkeys(LENGTHS)
         parser.set_defaults(**of_preset | {"preset": preset})
     namespace, unknown = parser.parse_known_args(typed)
     if unknown:

@@ -159,6 +159,12 @@ def main(arguments: list[str] | None = None) -> Path:
 
         if run.last_sheet_due:
             save_sheets(pipeline, shown_images, recent, settings, run)
+        if run.step <= settings.learned_term_start > 0:
+            run.report(
+                True,
+                warning=f"the learned term begins after update {settings.learned_term_start:,}: so far this "
+                "is a plain VAE",
+            )
         # 5. Describe the latents of the data once the encoder is final; a run is not complete without this
         if run.is_complete or not run.is_interrupted:
             describe_latents(pipeline, data, settings, run)

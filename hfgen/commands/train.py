@@ -29,6 +29,7 @@ from hfgen.ranges import COUNT
 from hfgen.settings.vae import default_learned_term_start
 from hfgen.texts import counted, say, say_lines
 from hfgen.training.duration import WITHOUT_END, parse_duration
+from hfgen.training.settings import rates_follow_length
 
 
 # Training images by default: after these the recommended preset has come most of its way.
@@ -160,6 +161,11 @@ def _budget(own: argparse.Namespace, flags: list[str], settings: dict[str, Any],
             raise UserError("--time is the same as --max_train_time: use only one of them")
         budget += ["--max_train_time", own.time]
         if own.images is None and settings["max_train_steps"] is None and settings["num_epochs"] is None:
+            if rates_follow_length(settings):
+                raise UserError(
+                    f"--time {own.time}: --lr_scheduler {settings['lr_scheduler']} needs to know the last step; give "
+                    "--images or --max_train_steps, too"
+                )
             budget += ["--max_train_steps", str(WITHOUT_END)]
     if own.images is not None:
         if value_of("--max_train_steps", flags) is not None:
@@ -176,7 +182,7 @@ def _plan(
     choice: Choice, own: argparse.Namespace, budget: list[str], settings: dict[str, Any], processes: Processes
 ) -> Plan:
     """Look at the machine and the data, and choose what the user has left open."""
-    chosen, reasons = [], []
+    chosen, scores, reasons = [], [], []
     if not budget and all(settings[name] is None for name in LENGTHS):
         images = IMAGES_ON_GPU if processes.on_gpu else IMAGES_ON_CPU
         steps = math.ceil(images / _images_per_step(settings, processes.count))
@@ -184,8 +190,8 @@ def _plan(
         reasons.append(f"budget: {images:,} images, the default on {processes.machine} (--images, or --time 2h)")
         if processes.on_gpu and value_of("--evaluate_every", choice.flags) is None and not settings["evaluate_every"]:
             every = max(1, steps // EVALUATIONS)
-            if (lack := _lack_of_scores(settings["feature_weights"])) is None:
-                chosen += ["--evaluate_every", str(every)]
+            if (lack := _lack_of_scores(settings)) is None:
+                scores += ["--evaluate_every", str(every)]
                 reasons.append(f"scores: FID every {every:,} steps (--evaluate_every)")
             else:
                 reasons.append(f"scores: none during training; {lack}")
@@ -202,10 +208,20 @@ def _plan(
         reasons.append(f"learned term: from update {start + 1:,} on, to fit this budget (--learned_term_start)")
         parsed = choice.parse(flags)
     refuse_before_reading(choice.method, parsed, processes.rank == 0)
-    reasons.insert(0, _about_data(parsed))
-    plan = Plan(choice.method, flags, reasons)
-    reasons.append(f"command: hfgen train {plan.method} {shlex.join(plan.flags)}")
-    return plan
+    about, count = _about_data(parsed)
+    reasons.insert(0, about)
+    if scores and count < _fewest_to_score():
+        scores = []
+        reasons.append(f"scores: none during training after all; {count} images are too few to compare with")
+    flags += scores
+    reasons.append(f"command: hfgen train {choice.method} {shlex.join(flags)}")
+    return Plan(choice.method, flags, reasons)
+
+
+def _fewest_to_score() -> int:
+    from hfgen.evaluation.reference import MIN_IMAGES  # imports torch
+
+    return MIN_IMAGES
 
 
 def _earlier_learned_term(choice: Choice, settings: dict[str, Any]) -> int | None:
@@ -231,23 +247,27 @@ def _length(images: int | None, settings: dict[str, Any], processes: int) -> str
     return f"{' or '.join(limits) or 'no limit'}{which}"
 
 
-def _about_data(settings: Sequence[Any]) -> str:
-    """Read the images, and say what they are."""
+def _about_data(settings: Sequence[Any]) -> tuple[str, int]:
+    """Read the images, and return what they are and how many; 0 for a stream, which is not counted."""
     from hfgen.data.store import load_images
 
     _, data_settings, _ = settings
-    found = "streamed from the Hub"
+    found, count = "streamed from the Hub", 0
     if not data_settings.streaming:
         report = load_images(data_settings).report
         low, _, high = report.short_side
         sides = f"{low}" if low == high else f"{low} to {high}"
-        found = f"{counted(report.training_images, 'image')}, short side {sides} pixels, {', '.join(report.modes)}"
+        count = report.training_images
+        found = f"{counted(count, 'image')}, short side {sides} pixels, {', '.join(report.modes)}"
     size = data_settings.sample_size
-    return f"data: {found}; training at {size} x {size} (--sample_size)"
+    return f"data: {found}; training at {size} x {size} (--sample_size)", count
 
 
-def _lack_of_scores(weights: str | None) -> str | None:
+def _lack_of_scores(settings: dict[str, Any]) -> str | None:
     """Return what scoring during training lacks, and how to get it; None if it lacks nothing."""
+    weights = settings["feature_weights"]
+    if settings["streaming"]:
+        return "streamed images cannot be scored against (leave out --streaming)"
     if find_spec("cleanfid") is None:
         return 'pip install "hfgen[eval]"'
     from hfgen.metrics.inception import find_weights

@@ -16,6 +16,7 @@ from hfgen.errors import UserError
 from hfgen.settings.vae import check_length
 from hfgen.studies.scripts import find_scripts, import_script
 from hfgen.studies.study_file import DECIDED, Budget, Evaluation, StudyFile
+from hfgen.training.settings import rates_follow_length
 
 
 # Defaults for all cells: no output that is only useful when watching a single run.
@@ -264,15 +265,14 @@ def with_budget(settings: dict[str, Any], budget: Budget) -> dict[str, Any]:
     """Return a cell's settings with the number of updates given by the budget.
 
     Raises:
-        UserError: if the learning rate schedule needs the number of steps, but the budget is in minutes; if the budget
-            ends before a VAE's learned term begins.
+        UserError: if a schedule needs the number of steps, but the budget is in minutes; if the budget ends before a
+            VAE's learned term begins.
     """
     if budget.minutes is not None:
-        if settings.get("lr_scheduler") in ("cosine", "linear"):
-            raise UserError(
-                f"budget: minutes: lr_scheduler {settings['lr_scheduler']} needs to know the last step; give steps or "
-                "images"
-            )
+        needing = [f"lr_scheduler {settings['lr_scheduler']}"] if rates_follow_length(settings) else []
+        needing += ["learned_term_start"] if settings.get("learned_term_start") else []
+        if needing:
+            raise UserError(f"budget: minutes: {needing[0]} needs to know the last step; give steps or images")
         return {**settings, "max_train_steps": ENDLESS_STEPS}
     steps = budget.steps or math.ceil((budget.images or 0) / images_per_step(settings))
     check_length(settings.get("learned_term_start", 0), steps)

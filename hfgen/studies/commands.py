@@ -2,9 +2,10 @@
 
 import shlex
 from pathlib import PureWindowsPath
+from typing import Any
 
 from hfgen.data.location import is_path
-from hfgen.studies.cells import Cell, Study, default_settings
+from hfgen.studies.cells import ALL_CHECKPOINTS, Cell, Study, default_settings
 
 
 def script_of(commands: dict[str, str]) -> str:
@@ -37,9 +38,17 @@ def dataset_to_give(study: Study) -> str:
     return f"path/to/{PureWindowsPath(study.dataset).name}" if is_path(study.dataset) else study.dataset
 
 
+def settings_outside(cell: Cell) -> dict[str, Any]:
+    """Return a cell's settings without the checkpoints that a study with scores on the way keeps until it has them."""
+    if cell.settings.get("checkpoints_total_limit") != ALL_CHECKPOINTS:
+        return cell.settings
+    of_the_study = ("checkpoint_every", "checkpoints_total_limit")
+    return {key: value for key, value in cell.settings.items() if key not in of_the_study}
+
+
 def _flags(cell: Cell) -> list[str]:
     defaults, flags = default_settings(cell.method), []
-    for key, value in cell.settings.items():
+    for key, value in settings_outside(cell).items():
         if value is not None and value != defaults.get(key):
             # With "=", because argparse takes a bare -1e-05 for a flag.
             flags += [f"--{key}", *map(str, value)] if isinstance(value, list) else [f"--{key}={value}"]

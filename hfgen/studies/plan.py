@@ -25,7 +25,7 @@ from hfgen.studies.cells import ALL_CHECKPOINTS, Cell, Study, expand, images_per
 from hfgen.studies.launch import Workspace, check_device, train_cell
 from hfgen.studies.outcomes import TRAINED
 from hfgen.studies.results import data_settings
-from hfgen.studies.study_file import Budget, StudyFile
+from hfgen.studies.study_file import Budget, Family, StudyFile
 from hfgen.texts import printable
 from hfgen.training.duration import estimated, format_duration
 from hfgen.training.history import read_metrics
@@ -98,7 +98,9 @@ class Plan:
         """Return the time to generate and score `num_images` images of a cell, at each point that is scored."""
         probe = self.probe(cell)
         points = scores_on_the_way(cell) + 1
-        return 0.0 if probe is None else points * num_images * (probe.generate_seconds + self.feature_seconds)
+        features = 2 if cell.method == "vae" else 1  # a VAE's reconstructions are scored, too
+        each = 0.0 if probe is None else probe.generate_seconds + features * self.feature_seconds
+        return points * num_images * each
 
     def fixed_seconds(self, study: Study) -> float:
         """Return the time that does not depend on the budget: launches, and the features of the real images."""
@@ -290,8 +292,21 @@ def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: f
     every = file.evaluation.every_images
     every = None if every is None else max(1, math.ceil(every * share))  # same number of scores in a shorter training
     evaluation = dataclasses.replace(file.evaluation, num_images=num_images, every_images=every)
-    reduced = dataclasses.replace(reduced, budget=cut_budget(file.budget, share), evaluation=evaluation)
+    budget = cut_budget(file.budget, share)
+    cut = (budget.images or budget.steps or 0) / (file.budget.images or file.budget.steps or 1)
+    families = {name: _with_earlier_term(family, study, name, cut) for name, family in file.families.items()}
+    reduced = dataclasses.replace(reduced, budget=budget, evaluation=evaluation, families=families)
     return marked(expand(reduced, workspace.scripts, study.dataset), file, asked)
+
+
+def _with_earlier_term(family: Family, study: Study, name: str, share: float) -> Family:
+    """Let the learned term of a VAE begin after the same share of a shorter training, unless the grid says when."""
+    cells = [study.cells[cell] for place in study.places if place.family == name for cell in place.cells]
+    starts = {cell.settings.get("learned_term_start", 0) for cell in cells}
+    if len(starts) > 1 or starts == {0}:
+        return family
+    earlier = {"learned_term_start": int(share * starts.pop())}
+    return dataclasses.replace(family, settings={**family.settings, **earlier})
 
 
 def marked(study: Study, file: StudyFile, asked: str) -> Study:

@@ -11,7 +11,7 @@ from typing import Any
 from hfgen.data.location import is_path
 from hfgen.files import write_atomically
 from hfgen.studies.cells import Cell, Study
-from hfgen.studies.commands import command_of, dataset_to_give, script_of
+from hfgen.studies.commands import command_of, dataset_to_give, script_of, settings_outside
 from hfgen.studies.outcomes import BROKEN, DIVERGED, TRAINED
 from hfgen.studies.page import page
 from hfgen.studies.pictures import plot_loss_curves, plot_score_curves, sample_rows, strip_rows
@@ -92,7 +92,9 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
             "course.csv": csv_course(study, rows),
             "table.tex": latex(study, rows),
             "study.json": json.dumps(_nan_as_text(study.to_dict()), indent=1, allow_nan=False) + "\n",
-            WINNER_FILE: json.dumps(best.settings, indent=1) + "\n" if (best := winning_cell(study, rows)) else "",
+            WINNER_FILE: json.dumps(settings_outside(best), indent=1) + "\n"
+            if (best := winning_cell(study, rows))
+            else "",
             "commands.sh": script_of(commands),
             "index.html": page(study, rows, statements(study, rows, dataset), endings(study, rows), commands),
         }

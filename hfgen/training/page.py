@@ -323,7 +323,7 @@ def _commands(
     is_complete = status.get("status") == "complete"
     purpose = {"complete": "train longer", "running": "go on, if it stops"}.get(status.get("status", ""), "go on")
     if method is not None and not (is_complete and rates_follow_length(settings)):
-        longer = ["--max_train_steps", str(2 * total)] if is_complete and total else []
+        longer = ["--max_train_steps", str(2 * total)] if is_complete and total else []  # also replaces --num_epochs
         found.append((purpose, [*resume_command(folder, method, launches), *longer]))
     if (folder / "pipeline").is_dir() or (folder / "best").is_dir():
         pipeline = folder / ("best/pipeline" if (folder / "best").is_dir() else "pipeline")

@@ -24,7 +24,8 @@ FAR_BEHIND = 1.5
 COMPARED = (
     *("sample_size", "batch_size", "loss", "learning_rate", "network", "discriminator_network", "normalization"),
     *("generator_channels", "discriminator_channels", "spectral_scale", "n_critic", "unet", "block_out_channels"),
-    *("latent_dim", "upsampling", "formulation", "patch_size", "layers_per_block"),
+    *("latent_dim", "upsampling", "formulation", "patch_size", "layers_per_block", "num_inference_steps"),
+    *("feature_weight", "adversarial_weight", "learned_term_start", "refine_channels"),
 )
 
 

@@ -49,7 +49,10 @@ class RunSettings:
         None, "weight updates in total; 100000 if num_epochs is not given either", COUNT, may_change=True
     )
     num_epochs: float | None = setting(
-        None, "passes over the data; with max_train_steps, the shorter limit applies", POSITIVE, may_change=True
+        None,
+        "passes over the data; with max_train_steps, the shorter limit applies; each replaces the other of a preset",
+        POSITIVE,
+        may_change=True,
     )
     max_train_time: str | None = setting(
         None,

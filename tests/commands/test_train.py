@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,6 +71,22 @@ def test_on_a_gpu_the_budget_is_larger_and_the_run_is_scored(monkeypatch, capsys
     assert "budget: 300,000 images, the default on 2 GPUs" in said and "scores: FID every 1,562 steps" in said
 
 
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["somebody/photos", "--streaming"], "streamed images cannot be scored against"),
+        (["toy_paintings:11"], "11 images are too few to compare with"),
+    ],
+)
+def test_on_a_gpu_what_cannot_be_scored_is_trained_without_scores(monkeypatch, capsys, started, arguments, why):
+    started.machine = Processes(1, 1, True, {}, None)
+    monkeypatch.setattr(inception, "find_weights", lambda path: path)
+    assert call(monkeypatch, *arguments) == 0
+    assert settings_of(started)["evaluate_every"] == 0
+    *_, scores, last = (line for line in capsys.readouterr().out.splitlines() if re.match("scores|command", line))
+    assert scores.startswith("scores: none during training") and why in scores and "--evaluate_every" not in last
+
+
 @pytest.mark.parametrize("lacking", ["clean-fid", "weights"])
 def test_on_a_gpu_a_run_that_cannot_be_scored_is_told_why(monkeypatch, capsys, started, lacking):
     def none_found(path):
@@ -98,6 +115,10 @@ def test_on_a_gpu_a_run_that_cannot_be_scored_is_told_why(monkeypatch, capsys, s
         (["--preset", "ddpm", "--images", 1000], {"max_train_steps": 63, "formulation": "edm"}),
         (["--preset", "sngan", "--batch_size", 8, "--n_critic", 5, "--images", 1000], {"max_train_steps": 25}),
         (["--output-dir", "here"], {"output_dir": "here"}),
+        # A length of the user's replaces that of a preset, of either kind.
+        (["--preset", "ddpm_base", "--images", 1280], {"max_train_steps": 10, "num_epochs": None}),
+        (["--preset", "ddpm", "--num-epochs", 3], {"max_train_steps": None, "num_epochs": 3.0}),
+        (["--preset", "ddpm_base", "--time", "2h"], {"max_train_time": "2h", "num_epochs": 300.0}),
         # A learned term begins within the run: after 4 of 9 updates, as in the preset, unless the user says when.
         (["--preset", "vae_learned", "--images", 1000], {"max_train_steps": 63, "learned_term_start": 28}),
         (["--preset", "vae_learned", "--max_train_steps", 1], {"learned_term_start": 0}),
@@ -164,6 +185,10 @@ def test_a_method_takes_every_setting_of_its_script_and_the_budget_s_short_names
         (["photos", "--lerning_rate", 1], "unknown argument --lerning_rate; did you mean --learning_rate?"),
         (["photos", "--preset", "dcgam"], "error: --preset dcgam: one of dcgan, dcgan256"),
         (["photos", "--images", 0], "error: --images 0: must be positive"),
+        (
+            ["toy_paintings:8", "--preset", "vae", "--time", "2h", "--lr_scheduler", "cosine"],
+            "error: --time 2h: --lr_scheduler cosine needs to know the last step; give --images or --max_train_steps, too",
+        ),
         (
             ["toy_paintings:8", "--preset", "vae_learned", "--max_train_steps", 9, "--learned_term_start", 9],
             "error: --learned_term_start 9: the run ends after 9 updates, before the learned term begins; use "

@@ -265,6 +265,9 @@ def test_a_learning_rate_that_falls_to_the_last_step_needs_to_know_it(scheduler)
     assert settings_of(study_of(families, budget=Budget(steps=5)), "lr_scheduler") == [scheduler]
     families = {"VAE": Family("vae", settings={"lr_scheduler": "constant"})}
     assert settings_of(study_of(families, budget=Budget(minutes=5)), "lr_scheduler") == ["constant"]
+    learned = {"VAE": Family("vae", "vae_learned", {"lr_scheduler": scheduler})}  # whose schedule ends where it begins
+    told = "study toy: VAE: budget: minutes: learned_term_start needs to know the last step; give steps or images"
+    assert refusal_of(learned, budget=Budget(minutes=5)) == told
 
 
 @pytest.mark.parametrize(("steps", "start"), [(2, 0), (9000, 4000), (12_500, 5555)])

@@ -7,10 +7,10 @@ import pytest
 
 from hfgen.commands.train_settings import parse_flags
 from hfgen.config import settings_to_dict
-from hfgen.studies.cells import Cell, expand
-from hfgen.studies.commands import command_of, dataset_to_give, script_of
+from hfgen.studies.cells import ALL_CHECKPOINTS, Cell, expand
+from hfgen.studies.commands import command_of, dataset_to_give, script_of, settings_outside
 from hfgen.studies.scripts import find_scripts
-from hfgen.studies.study_file import Budget, find_study_file, read_study_file
+from hfgen.studies.study_file import Budget, Evaluation, Family, StudyFile, find_study_file, read_study_file
 
 
 def shipped(name):
@@ -27,6 +27,19 @@ def test_the_command_of_a_cell_is_read_as_the_settings_of_the_cell(name):
         read = settings_to_dict(*parse_flags(cell.method, words[3:], "hfgen train"))
         assert read["dataset"] == "my cats/" and read["output_dir"] == f"runs/{cell.folder_name}"
         assert {key: read[key] for key in cell.settings} == cell.settings
+
+
+def test_checkpoints_that_the_study_needed_for_its_scores_are_not_kept_outside_of_it():
+    file = StudyFile("toy", "Toy", {"GAN": Family("gan", "dcgan")}, Budget(images=640), seeds=(0,),
+                     evaluation=Evaluation(every_images=160))  # fmt: skip
+    study = expand(file, find_scripts(), "cats")
+    (cell,) = study.cells.values()
+    assert cell.settings["checkpoints_total_limit"] == ALL_CHECKPOINTS and cell.settings["checkpoint_every"] == 10
+    assert "checkpoint" not in command_of(cell, study, "cats")
+    outside = settings_outside(cell)
+    assert cell.settings.keys() - outside.keys() == {"checkpoints_total_limit", "checkpoint_every"}
+    own = replace(cell, settings=cell.settings | {"checkpoints_total_limit": 7})
+    assert settings_outside(own) == own.settings and "--checkpoints_total_limit=7" in command_of(own, study, "cats")
 
 
 def test_the_script_has_a_command_for_every_cell_below_its_name():

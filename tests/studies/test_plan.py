@@ -108,6 +108,26 @@ def test_what_is_scaled_down_fits_and_is_cut_in_order(hours, seeds, num_images):
     assert trained >= 0.45 * 3600 * hours or seeds == 1
 
 
+def test_a_learned_term_begins_as_early_in_a_training_that_is_cut():
+    vae = {"VAE": Family("vae", "vae_learned"), "late": Family("vae", "vae_learned", {"learned_term_start": 20_000})}
+    file = StudyFile("toy", "Toy", vae, Budget(images=450_000), seeds=(0,), evaluation=Evaluation(num_images=250))
+    study, plan = planned(file)
+    reduced = scale_down(file, study, plan, "1h", 3600, workspace_in())
+    share = reduced.budget.images / 450_000
+    starts = [cell.settings["learned_term_start"] for cell in reduced.cells.values()]
+    assert 0.1 < share < 0.5 and starts == [int(share * 12_500), int(share * 20_000)]
+    alone = dataclasses.replace(file, families={"VAE": vae["VAE"]}, grid={"learned_term_start": [9000, 12_500]})
+    with pytest.raises(UserError, match="--learned_term_start 9000: the run ends after"):
+        scale_down(alone, *planned(alone), "45m", 45 * 60, workspace_in())
+
+
+def test_the_reconstructions_of_a_vae_are_scored_too():
+    file = dataclasses.replace(study_file(grid={}, seeds=(0,)), families={"VAE": Family("vae", "vae")})
+    study, plan = planned(file)
+    (cell,) = study.cells.values()
+    assert plan.score_seconds(cell, 100) == pytest.approx(100 * (0.05 + 2 * FEATURE_SECONDS))
+
+
 def test_the_time_of_the_real_images_is_left_for_them():
     file = study_file()
     study, plan = planned(file, real_images=2000)

@@ -419,6 +419,14 @@ def test_a_plain_vae_is_continued_with_a_learned_term_from_its_start_on(train_va
         train(train_vae, tmp_path / "late", *late, "--max_train_steps", "8")
 
 
+def test_a_run_that_stops_before_its_learned_term_says_that_it_is_a_plain_vae(train_vae, tmp_path, monkeypatch):
+    for limit, warns in (("0.000001s", True), ("1h", False)):
+        folder = tmp_path / limit
+        train(train_vae, folder, *LEARNED, "--learned_term_start", "5", "--max_train_time", limit)
+        events = folder / "events.jsonl"
+        assert (events.is_file() and "begins after update 5: so far" in events.read_text()) == warns
+
+
 def test_without_a_learned_term_nothing_of_it_is_built(train_vae, tmp_path, monkeypatch):
     monkeypatch.setattr(train_vae, "LearnedTerm", None)
     train(train_vae, tmp_path / "run")
