@@ -18,6 +18,7 @@ from hfgen.files import read_json
 from hfgen.hub.method import Method, describe_method, sides
 from hfgen.hub.model_index import TASK, eval_results, eval_results_of_run, reference_name
 from hfgen.metrics.report import read_report, score_table
+from hfgen.settings.ddpm import NOT_OF_EDM
 from hfgen.texts import markdown_text
 
 
@@ -92,7 +93,7 @@ def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> Mod
         training=f"{_training(training, settings)}\n\n{_pictures(folder / 'samples', COURSE)}".strip(),
         scores=_scores(report, run_scores, training),
         memorisation=_memorisation(report, run_scores),
-        limits=_limits(method, training, report),
+        limits=_limits(method, chosen or {}, training, report),
         licence=_licence(license_id),
         closing=CLOSING.format(version=__version__),
     )
@@ -226,8 +227,9 @@ def _training(training: dict[str, Any] | None, settings: dict[str, Any] | None) 
         return "Unknown: the pipeline was uploaded without its training run."
     launch = training["launches"][-1]
     processes = launch["num_processes"]
+    threads = ", then ".join(dict.fromkeys(str(one["threads"]) for one in training["launches"]))
     hardware = (
-        f"{processes} process{'es' if processes > 1 else ''} on {launch['device']} (threads: {launch['threads']}), "
+        f"{processes} process{'es' if processes > 1 else ''} on {launch['device']} (threads: {threads}), "
         f"mixed precision {launch['mixed_precision']}"
     )
     count = len(training["launches"])
@@ -252,6 +254,8 @@ def _training(training: dict[str, Any] | None, settings: dict[str, Any] | None) 
         rows["rollbacks"] = f"{rollbacks}, each of which halved the learning rates"
     table = ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())]
     given = {key: value for key, value in settings.items() if value is not None and value is not False}
+    if settings.get("formulation") == "edm":
+        given = {key: value for key, value in given.items() if key not in NOT_OF_EDM}
     chosen = ", ".join(
         f"`{key}` {markdown_text(_plain(value))}" for key, value in given.items() if key not in SETTINGS_OF_THE_LAUNCH
     )
@@ -302,7 +306,9 @@ def _memorisation(report: dict[str, Any] | None, run_scores: dict[str, Any] | No
     return "Not measured: it is unknown whether its samples copy training images."
 
 
-def _limits(method: Method, training: dict[str, Any] | None, report: dict[str, Any] | None) -> str:
+def _limits(
+    method: Method, settings: dict[str, Any], training: dict[str, Any] | None, report: dict[str, Any] | None
+) -> str:
     data = training["data"] if training else None
     sentences = [
         f"It generates only {sides(method.sample_size)}-pixel images of the kind it was trained on: it takes no "
@@ -314,7 +320,7 @@ def _limits(method: Method, training: dict[str, Any] | None, report: dict[str, A
         sentences.append(
             f"With only {data['images']:,} training images, diversity is limited and memorisation is likely."
         )
-    if method.family == "vae":
+    if method.family == "vae" and not (settings.get("feature_weight") or settings.get("adversarial_weight")):
         sentences.append("Like other VAEs, it blurs: fine detail is averaged out.")
     if method.family == "gan":
         seen = ": see recall and coverage" if report else ""

@@ -34,7 +34,7 @@ NETWORKS = {
     "[arXiv:1802.05957](https://arxiv.org/abs/1802.05957))",
     "SNGANGenerator": "SNGAN's residual generator (Miyato et al. 2018, "
     "[arXiv:1802.05957](https://arxiv.org/abs/1802.05957))",
-    "ConvVAE": "an encoder and a decoder of strided convolutions, as in DCGAN",
+    "ConvVAE": "an encoder and a decoder of strided convolutions",
     "UNetBase": "a convolutional U-Net without self-attention",
     "UNetAttention": "a U-Net with self-attention",
     "UNetCompact": "a U-Net of residual blocks",
@@ -123,8 +123,7 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
     config = json.loads((folder / name / "config.json").read_text())
     network = NETWORKS.get(index[name][1], index[name][1])
     size = config["sample_size"]
-    if index[name][1] == "UNetCompact" and _has_attention("UNetCompact", config):
-        network += " with self-attention at its coarse levels"
+    network += _parts_of(index[name][1], config)
     architecture = f"The network is {network}, with {count_parameters(folder / name):,} parameters."
     generates = f"generates {sides(size)}-pixel images, without a prompt,"
     in_files, in_settings = COMPARED[family]
@@ -158,6 +157,16 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
     steps = min(steps, schedule["num_train_timesteps"])
     call = f"batch_size=16, num_inference_steps={steps}"
     return Method(family, size, summary, departures, compared, call, trusted)
+
+
+def _parts_of(network: str, config: dict[str, Any]) -> str:
+    """Return what a network's configuration adds to its name."""
+    if network == "UNetCompact":
+        return " with self-attention at its coarse levels" if _has_attention(network, config) else ""
+    parts = ["residual blocks"] if network == "ConvVAE" and config["layers_per_block"] else []
+    parts += ["nearest-neighbour upsampling"] if config.get("upsampling") == "nearest" else []
+    parts += ["convolutions at full resolution"] if config.get("refine_channels") else []
+    return f" with {' and '.join([', '.join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)}" if parts else ""
 
 
 def count_parameters(folder: Path) -> int:
@@ -234,8 +243,10 @@ def _gan_departures(settings: dict[str, Any]) -> list[str]:
             f"R1 and R2 penalties with gamma {settings['r1_weight']:g} and {settings['r2_weight']:g} (Mescheder et "
             "al. 2018, [arXiv:1801.04406](https://arxiv.org/abs/1801.04406))"
         )
-    if settings.get("n_critic", 1) > 1:
-        clauses.append(f"{settings['n_critic']} discriminator updates per generator update")
+    if (updates := settings.get("n_critic", 1)) > 1:
+        clauses.append(f"{updates} discriminator updates per generator update")
+    elif settings.get("loss") == "wasserstein":
+        clauses.append("one discriminator update per generator update, where the papers of the Wasserstein GAN have 5")
     if settings.get("label_smoothing"):
         clauses.append(
             f"real images labelled {1 - settings['label_smoothing']:g} instead of 1 (Salimans et al. 2016, "

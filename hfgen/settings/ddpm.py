@@ -10,6 +10,8 @@ from hfgen.ranges import CHANNELS, COUNT, COUNT_OR_NONE, DECAY, NOT_NEGATIVE, PO
 
 # Settings that only some U-Nets have.
 TAKEN_BY = {"layers_per_block": ("library", "compact"), "patch_size": ("compact",), "dropout": ("compact",)}
+# Settings that EDM, which has its own, does not have.
+NOT_OF_EDM = ("beta_schedule", "num_train_timesteps", "prediction_type", "snr_gamma")
 
 
 @dataclass
@@ -102,7 +104,7 @@ class DDPMSettings:
             raise UserError("--formulation edm needs --unet compact: the other U-Nets embed discrete timesteps")
         if self.sampler not in EDM_SAMPLERS:
             raise UserError(f"--sampler {self.sampler}: with --formulation edm use {' or '.join(EDM_SAMPLERS)}")
-        for name in ("beta_schedule", "num_train_timesteps", "prediction_type", "snr_gamma"):
+        for name in NOT_OF_EDM:
             if getattr(self, name) != defaults[name]:
                 raise UserError(
                     f"--{name} {getattr(self, name)}: EDM has its own; use --formulation ddpm, or leave it at "

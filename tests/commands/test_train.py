@@ -187,7 +187,8 @@ def test_a_method_takes_every_setting_of_its_script_and_the_budget_s_short_names
         (["photos", "--images", 0], "error: --images 0: must be positive"),
         (
             ["toy_paintings:8", "--preset", "vae", "--time", "2h", "--lr_scheduler", "cosine"],
-            "error: --time 2h: --lr_scheduler cosine needs to know the last step; give --images or --max_train_steps, too",
+            "error: --time 2h: --lr_scheduler cosine needs to know the last step; give --images or --max_train_steps, "
+            "too",
         ),
         (
             ["toy_paintings:8", "--preset", "vae_learned", "--max_train_steps", 9, "--learned_term_start", 9],
