@@ -124,7 +124,7 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
     network = NETWORKS.get(index[name][1], index[name][1])
     size = config["sample_size"]
     network += _parts_of(index[name][1], config)
-    architecture = f"The network is {network}, with {count_parameters(folder / name):,} parameters."
+    architecture = f"The network is {network}. It has {count_parameters(folder / name):,} parameters."
     generates = f"generates {sides(size)}-pixel images, without a prompt,"
     in_files, in_settings = COMPARED[family]
     compared = in_files + (in_settings if settings else [])

@@ -124,7 +124,26 @@ def test_every_network_of_hfgen_is_described(folders):
     assert "with self-attention at its coarse levels" in describe_method(folders / "edm", None).summary
     fine = UNetCompact(64, block_out_channels=(4, 4), layers_per_block=1)
     DDPMPipeline(fine, edm_pipeline().scheduler).save_pretrained(folders / "fine")
-    assert "a U-Net of residual blocks, " in describe_method(folders / "fine", None).summary
+    assert "a U-Net of residual blocks. " in describe_method(folders / "fine", None).summary
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        (ConvVAE(16, 6, (4, 8)), "a decoder of strided convolutions. It has"),
+        (ConvVAE(16, 6, (4, 8), upsampling="nearest"), "strided convolutions with nearest-neighbour upsampling. It"),
+        (
+            ConvVAE(16, 6, (4, 8), layers_per_block=1, upsampling="nearest", refine_channels=4),
+            "with residual blocks, nearest-neighbour upsampling and convolutions at full resolution. It",
+        ),
+        (SNGANConvGenerator(16, 5, base_channels=4), "(https://arxiv.org/abs/1802.05957)). It has"),
+        (SNGANConvGenerator(16, 5, base_channels=4, upsampling="nearest"), ")) with nearest-neighbour upsampling. It"),
+    ],
+)
+def test_a_network_is_described_with_the_parts_that_it_was_built_with(network, name, tmp_path):
+    kind = VAEPipeline if isinstance(network, ConvVAE) else GANPipeline
+    kind(network).save_pretrained(tmp_path)
+    assert name in describe_method(tmp_path, None).summary
 
 
 GAN = {"network": "dcgan", "normalization": "batch", "gradient_penalty_weight": 0.0, "r1_weight": 0.0,
@@ -140,6 +159,8 @@ AVERAGE = "samples come from a moving average of the generator's weights"
         ({"r1_weight": 0.5, "r2_weight": 2.0}, [("R1 and R2 penalties with gamma 0.5 and 2 (", "1801.04406")]),
         ({"r1_weight": 0.0, "r2_weight": 2.0}, [("R1 and R2 penalties with gamma 0 and 2 (", "1801.04406")]),
         ({"n_critic": 5}, [("5 discriminator updates per generator update", None)]),
+        ({"n_critic": 5, "loss": "wasserstein"}, [("5 discriminator updates per generator update", None)]),
+        ({"loss": "wasserstein"}, [("one discriminator update per generator update, where the papers of", None)]),
         ({"normalization": "spectral"}, [("spectral normalisation of the discriminator", "1802.05957")]),
         ({"network": "sngan", "normalization": "spectral"}, [("spectral normalisation of the disc", "1802.05957")]),
         ({"network": "resnet", "normalization": "spectral"}, []),

@@ -201,8 +201,27 @@ def test_a_learned_term_is_told_only_of_weights_that_were_trained_with_it(runs, 
         with_term = settings | {"adversarial_weight": 10.0, "learned_term_start": start}
         (published / "training_config.json").write_text(json.dumps(with_term))
         write_card(published, "tester/toy")
-        told = check_card(published)[1]["Method"]
-        assert ("a learned loss from a discriminator" in told) == learned
+        sections = check_card(published)[1]
+        assert ("a learned loss from a discriminator" in sections["Method"]) == learned
+        assert ("Like other VAEs, it blurs" in sections["Limits and bias"]) != learned
+
+
+def test_settings_that_edm_does_not_have_are_not_listed(runs, tmp_path):
+    for name, listed in (("edm", False), ("ddpm", True)):
+        told = card_of(runs[name], tmp_path / name)[1]["Training"]
+        assert all((f"`{setting}`" in told) == listed for setting in ("beta_schedule", "prediction_type"))
+        assert "`formulation`" in told
+
+
+def test_the_threads_of_all_launches_are_named_in_their_order(runs, tmp_path):
+    make_publication(runs["gan"], tmp_path / "published", "tester/toy")
+    file = tmp_path / "published" / "training.json"
+    training = json.loads(file.read_text())
+    (launch,) = training["launches"]
+    training["launches"] = [launch | {"threads": threads} for threads in (1, 1, 2)]
+    file.write_text(json.dumps(training))
+    write_card(tmp_path / "published", "tester/toy")
+    assert "(threads: 1, then 2), mixed precision no" in check_card(tmp_path / "published")[1]["Training"]
 
 
 def test_the_licence_of_the_weights_is_told_or_said_to_be_open(runs, tmp_path):
