@@ -130,10 +130,20 @@ def test_every_network_of_hfgen_is_described(folders):
 @pytest.mark.parametrize(
     ("network", "name"),
     [
-        (ConvVAE(16, 6, (4, 8)), "a decoder of strided convolutions. It has"),
-        (ConvVAE(16, 6, (4, 8), upsampling="nearest"), "strided convolutions with nearest-neighbour upsampling. It"),
+        (ConvVAE(16, latent_dim=6, block_out_channels=(4, 8)), "a decoder of strided convolutions. It has"),
         (
-            ConvVAE(16, 6, (4, 8), layers_per_block=1, upsampling="nearest", refine_channels=4),
+            ConvVAE(16, latent_dim=6, block_out_channels=(4, 8), upsampling="nearest"),
+            "strided convolutions with nearest-neighbour upsampling. It",
+        ),
+        (
+            ConvVAE(
+                16,
+                latent_dim=6,
+                block_out_channels=(4, 8),
+                layers_per_block=1,
+                upsampling="nearest",
+                refine_channels=4,
+            ),
             "with residual blocks, nearest-neighbour upsampling and convolutions at full resolution. It",
         ),
         (SNGANConvGenerator(16, 5, base_channels=4), "(https://arxiv.org/abs/1802.05957)). It has"),
