@@ -130,9 +130,12 @@ def test_every_network_of_hfgen_is_described(folders):
 @pytest.mark.parametrize(
     ("network", "name"),
     [
-        (ConvVAE(16, latent_dim=6, block_out_channels=(4, 8)), "a decoder of strided convolutions. It has"),
         (
-            ConvVAE(16, latent_dim=6, block_out_channels=(4, 8), upsampling="nearest"),
+            ConvVAE(16, latent_dim=6, block_out_channels=(4, 8), layers_per_block=0),
+            "a decoder of strided convolutions. It has",
+        ),
+        (
+            ConvVAE(16, latent_dim=6, block_out_channels=(4, 8), layers_per_block=0, upsampling="nearest"),
             "strided convolutions with nearest-neighbour upsampling. It",
         ),
         (
