@@ -17,8 +17,8 @@ from hfgen import __version__
 from hfgen.files import read_json
 from hfgen.hub.method import Method, describe_method, sides
 from hfgen.hub.model_index import TASK, eval_results, eval_results_of_run, reference_name
+from hfgen.methods.schedules import NOT_OF_EDM
 from hfgen.metrics.report import read_report, score_table
-from hfgen.settings.ddpm import NOT_OF_EDM
 from hfgen.texts import markdown_text
 
 

@@ -19,6 +19,8 @@ from diffusers import (
 SAMPLERS = ("ddim", "dpm", "unipc", "ddpm")
 DEFAULT_STEPS = 50  # denoising steps of a pipeline saved without a number
 EDM_SAMPLERS = ("ddim", "dpm")  # for networks trained with EDM
+# Settings of training that EDM does not have: it has noise levels and a target of its own.
+NOT_OF_EDM = ("beta_schedule", "num_train_timesteps", "prediction_type", "snr_gamma")
 # Keys of a scheduler's config that are fixed by training; the others belong to the sampler.
 TRAINED_KEYS = (
     "num_train_timesteps",

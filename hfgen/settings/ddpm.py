@@ -10,8 +10,6 @@ from hfgen.ranges import CHANNELS, COUNT, COUNT_OR_NONE, DECAY, NOT_NEGATIVE, PO
 
 # Settings that only some U-Nets have.
 TAKEN_BY = {"layers_per_block": ("library", "compact"), "patch_size": ("compact",), "dropout": ("compact",)}
-# Settings that EDM, which has its own, does not have.
-NOT_OF_EDM = ("beta_schedule", "num_train_timesteps", "prediction_type", "snr_gamma")
 
 
 @dataclass
@@ -98,7 +96,7 @@ class DDPMSettings:
             )
 
     def _check_edm(self, defaults: dict[str, Any]) -> None:
-        from hfgen.methods.schedules import EDM_SAMPLERS  # imports diffusers, which takes seconds
+        from hfgen.methods.schedules import EDM_SAMPLERS, NOT_OF_EDM  # imports diffusers, which takes seconds
 
         if self.unet != "compact":
             raise UserError("--formulation edm needs --unet compact: the other U-Nets embed discrete timesteps")
