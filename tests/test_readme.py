@@ -128,6 +128,7 @@ def test_the_commands_in_order_train_sample_and_load(workplace, environment, pro
     for command in trained:
         (network,) = [arguments for script, arguments in TOY_NETWORK.items() if script in command]
         scored = SCORED if "runs/gan" in command else []
+        scored += ["--learned_term_start", "1"] if "vae_learned" in command else []
         result = run([*shlex.split(command), *TOY_SIZE, *network, *scored], really=command == trained[0])
         assert result.returncode == 0, result.stderr
     for command in [command for command in COMMANDS if command.startswith("hfgen train ")]:
@@ -276,6 +277,7 @@ def test_every_option_and_preset_that_the_pages_name_exists():
         "time",
         "images",
         "version",
+        "index",  # pip's --index-url
     }  # of `hfgen ...` and of the launcher, in the text
     assert set(re.findall(r"--(\w+)", TEXT)) <= known | launcher | commands
     presets = {path.stem for script in scripts.values() for path in script.PRESETS.glob("*.json")}
