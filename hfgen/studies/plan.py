@@ -168,7 +168,7 @@ def _measure(cell: Cell, study: Study, workspace: Workspace) -> Probe:
 
 
 def _train_and_generate(cell: Cell, study: Study, workspace: Workspace) -> Probe:
-    probing = {"log_every": 2, "checkpoint_every": 0, "evaluate_every": 0}
+    probing: dict[str, Any] = {"log_every": 2, "checkpoint_every": 0, "evaluate_every": 0}
     # No ex-post density: fitting one takes time, which would count as start of the next cell.
     probing |= {"density_components": 0, "density": "mixture"}
     settings = cell.settings | {key: value for key, value in probing.items() if key in cell.settings}
