@@ -153,7 +153,8 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
     else:
         summary += f"It has {schedule['num_train_timesteps']:,} timesteps."
     departures = _ddpm_departures(settings or {}, schedule, _has_attention(index[name][1], config))
-    steps = num_inference_steps or index.get("num_inference_steps", DEFAULT_STEPS)
+    trained_with = (settings or {}).get("num_inference_steps", DEFAULT_STEPS)  # which diffusers' classes do not store
+    steps = num_inference_steps or index.get("num_inference_steps", trained_with)
     steps = min(steps, schedule["num_train_timesteps"])
     call = f"batch_size=16, num_inference_steps={steps}"
     return Method(family, size, summary, departures, compared, call, trusted)

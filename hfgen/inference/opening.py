@@ -32,9 +32,11 @@ PIPELINES: dict[str, type[DiffusionPipeline]] = {
 }
 
 
+# The settings of a run, in its folder and, published, beside the pipeline.
+TRAINING_CONFIG = "training_config.json"
 # What is downloaded of a repo: no code, as hfgen has it, and no pickled weights.
 FILES_OF_A_PIPELINE = [
-    "model_index.json",
+    *("model_index.json", TRAINING_CONFIG),
     *("*/config.json", "*/scheduler_config.json"),
     *("*/diffusion_pytorch_model.safetensors", "*/diffusion_pytorch_model-*-of-*.safetensors"),
     "*/diffusion_pytorch_model.safetensors.index.json",
@@ -83,6 +85,8 @@ def open_pipeline(
         with _without_a_bar():
             pipeline = _pipeline_class(folder).from_pretrained(folder)
         _check_that_weights_are_complete(pipeline, folder)
+        if (steps := _steps_of_the_run(folder)) is not None and family(pipeline) == "ddpm":
+            pipeline.register_to_config(num_inference_steps=steps)
         pipeline.to(chosen_device)
     except UserError:
         raise
@@ -211,6 +215,18 @@ def _pipeline_class(folder: Path) -> type[DiffusionPipeline]:
     if class_name not in PIPELINES:
         raise UserError(f"{folder}: {class_name} is not a pipeline of hfgen ({', '.join(PIPELINES)})")
     return PIPELINES[class_name]
+
+
+def _steps_of_the_run(folder: Path) -> int | None:
+    """Return the run's number of denoising steps for a pipeline that stores none: one of diffusers' own classes."""
+    if "num_inference_steps" in read_json(folder / "model_index.json"):
+        return None
+    of_a_run = folder.parents[:3] if folder.name == PIPELINE_FOLDER else []  # up to RUN/checkpoints/STEP/pipeline
+    for file in (place / TRAINING_CONFIG for place in (folder, *of_a_run)):
+        if file.is_file():
+            steps = read_json(file).get("num_inference_steps")
+            return steps if isinstance(steps, int) and steps > 0 else None
+    return None
 
 
 def _check_files(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import diffusers
 import pytest
@@ -11,6 +12,8 @@ from stand_in_features import Colours
 
 from hfgen.commands.steps import fewest_that_suffice, save_number_of_steps
 from hfgen.errors import UserError
+from hfgen.files import read_json
+from hfgen.hub.method import describe_method
 from hfgen.inference.opening import open_pipeline
 from hfgen.inference.sampling import SamplingOptions, generate_images
 from hfgen.integrity import find_damage, record_digests, recorded_names
@@ -62,6 +65,23 @@ def library(tmp_path):
     scheduler = sampling_scheduler(noise_schedule("linear", 20), "ddim")
     DDPMPipeline(unet.eval(), scheduler, num_inference_steps=4).save_pretrained(tmp_path / "library")
     return tmp_path / "library"
+
+
+@pytest.mark.parametrize(
+    "place", ["run/pipeline", "run/best/pipeline", "run/checkpoints/step-2/pipeline", "published"]
+)
+def test_a_library_pipeline_takes_the_number_of_steps_of_its_run(library, tmp_path, place):
+    assert steps_of(open_pipeline(str(library), "cpu")) == 20  # all that its schedule has: the default is 50
+    shutil.copytree(library, tmp_path / place)
+    config = tmp_path / ("published" if place == "published" else "run") / "training_config.json"
+    config.write_text(json.dumps({"num_inference_steps": 4}))
+    assert steps_of(open_pipeline(str(tmp_path / place), "cpu")) == 4
+    assert "num_inference_steps=4)" in f"{describe_method(tmp_path / place, read_json(config)).call})"
+    config.write_text(json.dumps({"num_inference_steps": "many"}))
+    assert steps_of(open_pipeline(str(tmp_path / place), "cpu")) == 20
+    # The settings of another run, further up, are not those of this pipeline.
+    shutil.copytree(library, tmp_path / "run" / "mine")
+    assert steps_of(open_pipeline(str(tmp_path / "run" / "mine"), "cpu")) == 20
 
 
 def test_a_library_pipeline_keeps_no_number_of_steps_and_loads_without_a_warning(library, caplog):
