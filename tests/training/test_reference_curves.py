@@ -167,3 +167,19 @@ def test_a_run_of_a_preset_as_it_is_finds_the_shipped_curve_of_that_preset(curve
     module = script(kind)
     settings = settings_to_dict(*module.parse_settings(module.SETTINGS, module.PRESETS, ["--preset", curve.preset]))
     assert reference_of(settings, curve.num_images) == curve
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("vae", ["--feature_weight", "0", "--adversarial_weight", "0", "--learned_term_start", "0"]),
+        ("vae", ["--learned_term_start", "5000"]),
+        ("vae", ["--refine_channels", "0"]),
+        ("ddpm", ["--num_inference_steps", "50"]),
+    ],
+)
+def test_a_preset_without_what_made_its_curve_is_not_compared_with_it(kind, changes):
+    module = script(kind)
+    arguments = ["--preset", {"vae": "vae_learned", "ddpm": "ddpm"}[kind], *changes]
+    settings = settings_to_dict(*module.parse_settings(module.SETTINGS, module.PRESETS, arguments))
+    assert reference_of(settings, 1000) is None
