@@ -80,6 +80,7 @@ def test_a_library_pipeline_takes_the_number_of_steps_of_its_run(library, tmp_pa
     config.write_text(json.dumps({"num_inference_steps": "many"}))
     assert steps_of(open_pipeline(str(tmp_path / place), "cpu")) == 20
     # The settings of another run, further up, are not those of this pipeline.
+    config.write_text(json.dumps({"num_inference_steps": 4}))
     shutil.copytree(library, tmp_path / "run" / "mine")
     assert steps_of(open_pipeline(str(tmp_path / "run" / "mine"), "cpu")) == 20
 
