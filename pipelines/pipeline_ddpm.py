@@ -13,7 +13,14 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    ImagePipelineOutput,
+    SchedulerMixin,
+)
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
@@ -23,6 +30,7 @@ logger = logging.get_logger(__name__)
 
 LIBRARIES = ("diffusers", "transformers")  # their classes need no code next to the weights
 HUB_ARGUMENTS = ("repo_id", "private", "token", "commit_message", "create_pr")
+EDM_SCHEDULERS = (EDMDPMSolverMultistepScheduler, EDMEulerScheduler)
 
 
 class DDPMPipeline(DiffusionPipeline):
@@ -32,7 +40,8 @@ class DDPMPipeline(DiffusionPipeline):
         unet: predicts the noise, the clean images or the velocity, according to the scheduler's prediction type. Its
             config has `sample_size`, one number or height and width, and `in_channels`.
         scheduler: any diffusers scheduler: the DDPMScheduler used in training samples ancestrally; DDIM, DPM-Solver++
-            or UniPC (`SchedulerClass.from_config(pipeline.scheduler.config)`) need only a few dozen steps.
+            or UniPC (`SchedulerClass.from_config(pipeline.scheduler.config)`) need only a few dozen steps. A network
+            trained with EDM, whose scheduler has a `sigma_data`, takes only diffusers' EDM schedulers.
         num_inference_steps: default number of denoising steps, saved with the weights. `hfgen steps` measures when
             more steps stop improving the images.
     """
@@ -75,20 +84,22 @@ class DDPMPipeline(DiffusionPipeline):
             The generated images, as `images` of the output.
 
         Raises:
-            ValueError: if `latents` have the wrong shape, or `num_inference_steps` is not from 1 to the number of
-                training timesteps, or does not suit the scheduler.
+            ValueError: if `latents` have the wrong shape, the numbers of generators and images differ,
+                `num_inference_steps` is not from 1 to the number of training timesteps or does not suit the scheduler,
+                or the scheduler does not suit the network.
         """
         config = self.unet.config
         size = config.sample_size
         shape = (batch_size, config.in_channels, *((size, size) if isinstance(size, int) else size))
+        _check_generators(generator, batch_size)
         timesteps, counted = self._set_timesteps(num_inference_steps)
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
+            latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents must have shape {shape}, not {tuple(latents.shape)}")
 
         # 1. noise, at the level of the scheduler's first timestep
-        sample = latents.to(self.device, self.unet.dtype) * self.scheduler.init_noise_sigma
+        sample = latents.to(self._execution_device, self.unet.dtype) * self.scheduler.init_noise_sigma
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         random_numbers = {"generator": generator} if takes_generator else {}
 
@@ -102,6 +113,7 @@ class DDPMPipeline(DiffusionPipeline):
 
         # 3. [-1, 1] -> images
         images = self.image_processor.postprocess(sample.clamp(-1, 1), output_type=output_type)
+        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def save_pretrained(
@@ -121,8 +133,10 @@ class DDPMPipeline(DiffusionPipeline):
     def _set_timesteps(self, num_inference_steps: int | None) -> tuple[torch.Tensor, list[int]]:
         """Return the scheduler's timesteps, and the integers passed to the callback for them."""
         num_inference_steps = self._check_steps(num_inference_steps)
+        if (problem := mismatch(self.scheduler)) is not None:
+            raise ValueError(problem)
         try:
-            self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+            self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         except ValueError as error:  # PNDM, for example, needs at least 4
             name = type(self.scheduler).__name__
             raise ValueError(
@@ -148,6 +162,26 @@ class DDPMPipeline(DiffusionPipeline):
                 f"steps of {trained_steps // num_inference_steps} timesteps, leaves noise behind; choose a divisor"
             )
         return num_inference_steps
+
+
+def mismatch(scheduler: SchedulerMixin) -> str | None:
+    """Return why a scheduler made by `from_config` does not suit the network that the configuration is of, or None.
+
+    A network trained with EDM takes noise levels, others take timesteps: with the wrong one, images are pure noise.
+    """
+    name, has_levels = type(scheduler).__name__, isinstance(scheduler, EDM_SCHEDULERS)
+    if "sigma_data" in scheduler.config and "beta_start" not in scheduler.config and not has_levels:
+        suitable = " or ".join(kind.__name__ for kind in EDM_SCHEDULERS)
+        return f"its network was trained with EDM, for which {name} is unsuitable; use {suitable}"
+    if "beta_start" in scheduler.config and has_levels:
+        return f"its network was trained on timesteps, for which {name} is unsuitable; use DDIMScheduler, for example"
+    return None
+
+
+def _check_generators(generator: torch.Generator | list[torch.Generator] | None, count: int) -> None:
+    """Raise a `ValueError` if there is a list of generators, but not one for each image."""
+    if isinstance(generator, list) and len(generator) != count:
+        raise ValueError(f"generator: there are {len(generator)} for {count} images; give one, or one per image")
 
 
 def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> None:

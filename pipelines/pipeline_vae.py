@@ -1,6 +1,6 @@
 """The pipeline of the variational autoencoder: generates, reconstructs and encodes images.
 
-This file imports only torch and diffusers: a copy of it is published with each checkpoint.
+This file imports only torch, diffusers and Pillow, which diffusers needs: a copy of it is published with each checkpoint.
 """
 
 import inspect
@@ -15,6 +15,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image, ImageOps
 
 
 LIBRARIES = ("diffusers", "transformers")  # their classes need no code next to the weights
@@ -90,17 +91,19 @@ class VAEPipeline(DiffusionPipeline):
         """Sample latents, `(batch_size, latent_dim)`, float32; arguments as for the call.
 
         Raises:
-            ValueError: if `sample_from` is unknown, or the pipeline has no ex-post density.
+            ValueError: if `sample_from` is unknown, the pipeline has no ex-post density, or the numbers of generators
+                and images differ.
         """
+        _check_generators(generator, batch_size)
         sample_from = sample_from or ("prior" if self.density is None else "ex_post")
         if sample_from not in ("prior", "ex_post"):
             raise ValueError(f"sample_from={sample_from!r} must be 'prior' or 'ex_post'")
         latent_dim = self.vae.config.latent_dim
         if sample_from == "prior":
-            return randn_tensor((batch_size, latent_dim), generator, self.device, torch.float32)
+            return randn_tensor((batch_size, latent_dim), generator, self._execution_device, torch.float32)
         if self.density is None:
             raise ValueError("sample_from='ex_post': this pipeline has no ex-post density; use 'prior'")
-        noise = randn_tensor((batch_size, 1 + latent_dim), generator, self.device, torch.float32)
+        noise = randn_tensor((batch_size, 1 + latent_dim), generator, self._execution_device, torch.float32)
         return self.density(noise).float()
 
     @torch.no_grad()
@@ -114,9 +117,9 @@ class VAEPipeline(DiffusionPipeline):
         """Encode images to latents.
 
         Args:
-            images: a PIL image or a list of them, of any size, with 8 bits per channel; alpha is ignored, and the
-                largest centred square is resized. Or a tensor `(batch_size, channels, sample_size, sample_size)` in
-                [0, 1].
+            images: a PIL image or a list of them, of any size, with 8 bits per channel; as in training, they are
+                turned upright by their EXIF orientation, what is transparent becomes white, and the largest centred
+                square is resized. Or a tensor `(batch_size, channels, sample_size, sample_size)` in [0, 1].
             generator: the random number generator for `sample_posterior`, or one per image.
             sample_posterior: sample from the posterior instead of taking its mean.
             chunk_size: images encoded at once.
@@ -125,19 +128,23 @@ class VAEPipeline(DiffusionPipeline):
             `(batch_size, latent_dim)`, float32, on the CPU.
 
         Raises:
-            ValueError: if there is no image, one has more than 8 bits per channel, a tensor has the wrong shape or
-                range, the numbers of generators and images differ, or `chunk_size` is not positive.
+            ValueError: if there is no image, one is no PIL image or has more than 8 bits per channel, a tensor has the
+                wrong shape or range, the numbers of generators and images differ, or `chunk_size` is not positive.
         """
         if chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size} must be at least 1")
         means, stds = [], []
-        for chunk in self._to_pixels(images).split(chunk_size):
-            posterior = self.vae.encode(chunk.to(self.device, self.vae.dtype)).latent_dist
+        pixels = self._to_pixels(images)
+        _check_generators(generator, len(pixels))
+        for chunk in pixels.split(chunk_size):
+            posterior = self.vae.encode(chunk.to(self._execution_device, self.vae.dtype)).latent_dist
             means.append(posterior.mean.flatten(1).float())
             stds.append(posterior.std.flatten(1).float())
         latents = torch.cat(means)
         if sample_posterior:
-            latents = latents + torch.cat(stds) * randn_tensor(latents.shape, generator, self.device, torch.float32)
+            noise = randn_tensor(latents.shape, generator, self._execution_device, torch.float32)
+            latents = latents + torch.cat(stds) * noise
+        self.maybe_free_model_hooks()
         return latents.cpu()
 
     def reconstruct(
@@ -189,11 +196,12 @@ class VAEPipeline(DiffusionPipeline):
                 raise ValueError("images must contain at least one image, with values in [0, 1]")
             return images.float() * 2 - 1
         images = images if isinstance(images, list) else [images]
+        if not all(isinstance(image, Image.Image) for image in images):
+            raise ValueError("images must be a PIL image, a list of them, or a tensor")
         if not images or any(image.mode.startswith(("I", "F")) for image in images):
             raise ValueError("images must contain at least one image, with 8 bits per channel; convert others first")
-        images = [image.convert("L" if channels == 1 else "RGB") for image in images]
-        # The largest centred square; the three channels of a grey image are equal.
-        return self.image_processor.preprocess(images, size, size, resize_mode="crop")[:, :channels]
+        images = [_square(image, size).convert("L" if channels == 1 else "RGB") for image in images]
+        return self.image_processor.preprocess(images)[:, :channels]  # the three channels of a grey image are equal
 
     @torch.no_grad()
     def _decode(
@@ -201,10 +209,28 @@ class VAEPipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple:
         if chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size} must be at least 1")
-        latents = latents.to(self.device, self.vae.dtype)
+        latents = latents.to(self._execution_device, self.vae.dtype)
         images = [self.vae.decode(chunk).sample.float().cpu() for chunk in latents.split(chunk_size)]
         images = self.image_processor.postprocess(torch.cat(images), output_type=output_type)
+        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    """Return the largest centred square of an image as the training reads it, resized to `size` pixels."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image = image.convert("RGB")
+    short = min(image.size)
+    left, top = (image.width - short) // 2, (image.height - short) // 2
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
+
+
+def _check_generators(generator: torch.Generator | list[torch.Generator] | None, count: int) -> None:
+    """Raise a `ValueError` if there is a list of generators, but not one for each image."""
+    if isinstance(generator, list) and len(generator) != count:
+        raise ValueError(f"generator: there are {len(generator)} for {count} images; give one, or one per image")
 
 
 def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> None:

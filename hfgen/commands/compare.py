@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +74,7 @@ def compare(
 
     loaded, size = open_all(pipelines, device)
     refuse_unused({family(pipeline) for pipeline in loaded.values()}, steps, num_inference_steps, sample_from)
+    check_options(loaded, all_steps, sample_from)
     data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=size)
     real = open_reference(data, loaded[pipelines[0]].device, features, mode, feature_weights)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
@@ -131,6 +133,26 @@ def refuse_unused(
         raise UserError("--steps and --num_inference_steps apply only to diffusion models; leave them out")
     if sample_from is not None and "vae" not in families:
         raise UserError(f"--sample_from {sample_from}: applies only to a VAE; leave it out")
+
+
+def check_options(
+    loaded: "dict[str, DiffusionPipeline]", all_steps: Sequence[int | None], sample_from: str | None
+) -> None:
+    """Raise a `UserError` for what a pipeline cannot do, before any of them is scored for a long time."""
+    from hfgen.families import family
+
+    for where, pipeline in loaded.items():
+        kind = family(pipeline)
+        if kind == "ddpm" and (most := max(steps or 1 for steps in all_steps)) > (
+            trained := pipeline.scheduler.config.num_train_timesteps
+        ):
+            raise UserError(
+                f"{where} takes at most {trained} denoising steps, not {most}; leave it out, or give fewer"
+            )
+        if kind == "vae" and sample_from not in (None, "prior", "ex_post"):
+            raise UserError(f"--sample_from {sample_from}: must be prior or ex_post")
+        if kind == "vae" and sample_from == "ex_post" and pipeline.density is None:
+            raise UserError(f"--sample_from ex_post: {where} has no ex-post density; use prior, or leave it out")
 
 
 def parse_steps(text: str) -> list[int]:

@@ -12,7 +12,7 @@ from hfgen.texts import counted, say
 
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, finished or not")]
-FRAME_SECONDS = Range(0.02, 600)  # a GIF holds hundredths of a second, up to 655 seconds
+FRAME_SECONDS = Range(0.02, 160)  # a GIF holds at most 655 seconds per frame, and the last stays for four
 
 
 def progress(

@@ -22,6 +22,7 @@ from hfgen.integrity import DIGESTS_FILE, find_damage
 from hfgen.methods.matrix_convolution import use_matrix_products
 from hfgen.methods.schedules import SAMPLERS, sampling_scheduler, steps_of
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
+from hfgen.pipelines.pipeline_ddpm import mismatch
 from hfgen.training.checkpoints import PIPELINE_FOLDER, list_checkpoints
 
 
@@ -142,7 +143,7 @@ def what_is_missing(pipeline: DiffusionPipeline) -> str | None:
         return f"its {name} has no {lacks[0]}{_remedy(scheduler)}"
     if needed := _needed_arguments(scheduler.step) - {"model_output", "timestep", "sample"}:
         return f"its {name} also needs {', '.join(sorted(needed))}{_remedy(scheduler)}"
-    return _why_it_cannot_step(pipeline)
+    return mismatch(scheduler) or _why_it_cannot_step(pipeline)
 
 
 def _is_size(value: Any) -> bool:

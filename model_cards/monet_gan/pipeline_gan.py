@@ -67,8 +67,8 @@ class GANPipeline(DiffusionPipeline):
             The generated images, as `images` of the output.
 
         Raises:
-            ValueError: if `latents` have the wrong shape, `truncation` is given with `latents`, or `truncation` or
-                `chunk_size` is not positive.
+            ValueError: if `latents` have the wrong shape, the numbers of generators and images differ, `truncation` is
+                given with `latents`, or `truncation` or `chunk_size` is not positive.
         """
         latent_dim = self.generator.config.latent_dim
         if batch_size is None:
@@ -78,8 +78,9 @@ class GANPipeline(DiffusionPipeline):
         if chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size} must be at least 1")
         shape = (batch_size, latent_dim)
+        _check_generators(generator, batch_size)
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
+            latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents must have shape {shape}, not {tuple(latents.shape)}")
         if truncation is not None:
@@ -88,9 +89,10 @@ class GANPipeline(DiffusionPipeline):
             quantiles = lowest + (1 - 2 * lowest) * torch.special.ndtr(latents.cpu().double())
             latents = torch.special.ndtri(quantiles).clamp(-truncation, truncation)
 
-        latents = latents.to(self.device, self.generator.dtype)
+        latents = latents.to(self._execution_device, self.generator.dtype)
         images = [self.generator(chunk).float().cpu() for chunk in latents.split(chunk_size)]
         images = self.image_processor.postprocess(torch.cat(images), output_type=output_type)
+        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def save_pretrained(
@@ -106,6 +108,12 @@ class GANPipeline(DiffusionPipeline):
         _save_code(self, GANPipeline, Path(save_directory))
         if push_to_hub:  # diffusers would upload before the code is in the folder
             self.push_to_hub(hub_arguments.pop("repo_id", Path(save_directory).name), **hub_arguments)
+
+
+def _check_generators(generator: torch.Generator | list[torch.Generator] | None, count: int) -> None:
+    """Raise a `ValueError` if there is a list of generators, but not one for each image."""
+    if isinstance(generator, list) and len(generator) != count:
+        raise ValueError(f"generator: there are {len(generator)} for {count} images; give one, or one per image")
 
 
 def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> None:

@@ -94,6 +94,24 @@ def test_a_misspelt_pipeline_is_refused_before_anything_is_scored(refusal, folde
     assert f"{both[1]}: no such folder" in line and "features" not in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--steps", "2,5000"), "ddpm takes at most 40 denoising steps, not 5000; leave it out, or give fewer"),
+        (("--num_inference_steps", "5000"), "ddpm takes at most 40 denoising steps, not 5000"),
+        (("--sample_from", "zzz"), "--sample_from zzz: must be prior or ex_post"),
+        (("--sample_from", "ex_post"), "vae has no ex-post density; use prior, or leave it out"),
+    ],
+)
+def test_what_one_of_the_pipelines_cannot_do_is_refused_before_any_is_scored(
+    refusal, folders, tmp_path, monkeypatch, arguments, told
+):
+    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: pytest.fail("the real images were read"))
+    all_three = (folders / name for name in ("gan", "vae", "ddpm"))
+    line = refusal("compare", *all_three, "--reference", "toy_paintings:14", *arguments, "--output", tmp_path / "out")
+    assert told in line and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("text", ["10,", "ten", "0,5", ""])
 def test_steps_that_are_no_numbers_are_refused(text):
     with pytest.raises(UserError, match=f"--steps {text}"):

@@ -8,6 +8,7 @@ import torch
 from damages import DAMAGES
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.utils.logging import is_progress_bar_enabled
+from edm_pipelines import edm_pipeline
 from safetensors.torch import load_file, save_file
 
 from hfgen.errors import UserError
@@ -101,6 +102,14 @@ def test_a_diffusion_pipeline_that_cannot_take_a_step_is_refused(tmp_path, sched
     else:
         change(tmp_path / "scheduler" / "scheduler_config.json", **settings)
     with pytest.raises(UserError, match=reason.replace("[", r"\[")):
+        open_pipeline(str(tmp_path), "cpu")
+
+
+def test_a_pipeline_saved_with_a_scheduler_that_does_not_suit_its_network_is_refused(tmp_path):
+    pipeline = edm_pipeline()
+    pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="was trained with EDM, for which DDPMScheduler is unsuitable"):
         open_pipeline(str(tmp_path), "cpu")
 
 

@@ -12,6 +12,8 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     ModelMixin,
     UNet2DModel,
@@ -19,6 +21,7 @@ from diffusers import (
 )
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
+from edm_pipelines import edm_pipeline
 
 from hfgen.methods.schedules import SAMPLERS, noise_schedule, sampling_scheduler
 from hfgen.models import UNetAttention, UNetBase, UNetCompact
@@ -398,6 +401,33 @@ def test_another_scheduler_can_be_set_in_the_way_of_diffusers(saved, scheduler_c
     assert images.shape == (2, 8, 8, 3)
     assert np.isfinite(images).all()
     assert images.std() > 0.05
+
+
+@pytest.mark.parametrize("scheduler_class", [DDIMScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler])
+def test_a_scheduler_of_timesteps_is_refused_for_a_network_trained_with_edm(scheduler_class):
+    """It would take noise levels for timesteps, and the images would be noise."""
+    pipeline = edm_pipeline()
+    pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
+    with pytest.raises(
+        ValueError, match=f"was trained with EDM, for which {scheduler_class.__name__} is unsuitable; use"
+    ):
+        draw(pipeline)
+    for suitable in (EDMEulerScheduler, EDMDPMSolverMultistepScheduler):
+        pipeline.scheduler = suitable.from_config(pipeline.scheduler.config)
+        assert draw(quiet(pipeline), num_inference_steps=4).std() > 0
+
+
+def test_an_edm_scheduler_is_refused_for_a_network_trained_on_timesteps():
+    pipeline = build()
+    pipeline.scheduler = EDMEulerScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(ValueError, match="was trained on timesteps, for which EDMEulerScheduler is unsuitable"):
+        draw(pipeline)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_generators_than_of_images_is_refused(count):
+    with pytest.raises(ValueError, match=f"generator: there are {count} for 2 images"):
+        build()(2, generator=[seeded(seed) for seed in range(count)])
 
 
 class ZeroUNet(ModelMixin, ConfigMixin):

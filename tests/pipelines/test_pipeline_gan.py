@@ -164,6 +164,8 @@ def test_truncation_needs_no_float64_on_the_device(monkeypatch):
         ({"truncation": 0.0}, "truncation=0.0 must be positive"),
         ({"truncation": 1.0, "latents": torch.zeros(1, 5)}, "cannot be combined with latents"),
         ({"chunk_size": 0}, "chunk_size=0 must be at least 1"),
+        ({"batch_size": 2, "generator": [torch.Generator()]}, "generator: there are 1 for 2 images; give one, or"),
+        ({"batch_size": 2, "generator": [torch.Generator()] * 3}, "generator: there are 3 for 2 images"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(arguments, told):

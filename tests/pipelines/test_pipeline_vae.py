@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from hfgen.data.decode import decode_image
+from hfgen.data.settings import DataSettings
 from hfgen.models import ConvVAE, GaussianMixture, LatentFlow
 from hfgen.pipelines import VAEPipeline
 
@@ -212,6 +214,12 @@ def test_without_a_generator_the_images_differ_from_call_to_call():
         (True, {"sample_from": "posterior"}, "sample_from='posterior' must be 'prior' or 'ex_post'"),
         (False, {"sample_from": "ex_post"}, "sample_from='ex_post': this pipeline has no ex-post density"),
         (True, {"chunk_size": 0}, "chunk_size=0 must be at least 1"),
+        (
+            True,
+            {"batch_size": 2, "generator": [torch.Generator()]},
+            "generator: there are 1 for 2 images; give one, or",
+        ),
+        (False, {"batch_size": 2, "generator": [torch.Generator()] * 3}, "generator: there are 3 for 2 images"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(density, arguments, told):
@@ -326,6 +334,27 @@ def test_a_picture_of_any_mode_of_8_bits_is_seen_as_it_looks(mode):
     torch.testing.assert_close(seen, torch.full((1, 3, 8, 8), level), atol=0.02, rtol=0)
 
 
+def test_a_file_is_seen_as_the_training_reads_it(tmp_path):
+    """Upright, with white where it is transparent, and resized in the same way."""
+    noise = np.random.default_rng(0).integers(0, 256, (20, 31, 4), np.uint8)
+    noise[:10, ..., 3] = 0
+    Image.fromarray(noise).save(tmp_path / "transparent.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(noise[..., :3]).save(tmp_path / "turned.jpg", exif=turned)
+    for name in ("transparent.png", "turned.jpg"):
+        (trained_on,) = decode_image(name, (tmp_path / name).read_bytes(), DataSettings("x", sample_size=8)).pixels
+        seen = build()._to_pixels(Image.open(tmp_path / name))
+        assert ((seen[0].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy().tolist() == trained_on.tolist()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_generators_than_of_images_is_refused(count):
+    generators = [seeded(seed) for seed in range(count)]
+    with pytest.raises(ValueError, match=f"generator: there are {count} for 2 images"):
+        build().encode(draw_images(2), generator=generators, sample_posterior=True)
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_a_network_of_grey_images_encodes_pictures_too(mode):
     pipeline, images = build(in_channels=1), (draw_images(2, channels=1) * 255).round() / 255
@@ -344,6 +373,7 @@ def test_a_network_of_grey_images_encodes_pictures_too(mode):
         (torch.full((1, 3, 8, 8), torch.nan), r"with values in \[0, 1\]"),
         (torch.zeros(0, 3, 8, 8), "at least one image"),
         ([], "at least one image, with 8 bits"),
+        (np.zeros((1, 8, 8, 3), np.float32), "images must be a PIL image, a list of them, or a tensor"),
         (Image.fromarray(np.full((12, 12), 200 * 257, np.uint16)), "with 8 bits per channel; convert others first"),
         (Image.fromarray(np.full((12, 12), 0.5, np.float32)), "with 8 bits per channel"),
         (torch.zeros(1, 3, 8, 8), "chunk_size=0 must be at least 1"),

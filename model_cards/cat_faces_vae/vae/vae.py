@@ -16,6 +16,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from torch.nn.functional import silu
 
@@ -125,6 +126,7 @@ class ConvVAE(AlignedModelMixin, ConfigMixin):
             nn.init.normal_(layer.weight, 0.0, 0.1 * layer.weight[0].numel() ** -0.5)
             nn.init.zeros_(layer.get_parameter("bias"))
 
+    @apply_forward_hook
     def encode(self, images: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """Encode images.
 
@@ -144,6 +146,7 @@ class ConvVAE(AlignedModelMixin, ConfigMixin):
             posterior = DiagonalGaussianDistribution(self.to_posterior(features)[:, :, None, None])
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
+    @apply_forward_hook
     def decode(self, latents: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
         """Decode latents.
 
