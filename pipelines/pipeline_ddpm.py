@@ -41,7 +41,7 @@ class DDPMPipeline(DiffusionPipeline):
             config has `sample_size`, one number or height and width, and `in_channels`.
         scheduler: any diffusers scheduler: the DDPMScheduler used in training samples ancestrally; DDIM, DPM-Solver++
             or UniPC (`SchedulerClass.from_config(pipeline.scheduler.config)`) need only a few dozen steps. A network
-            trained with EDM, whose scheduler has a `sigma_data`, takes only diffusers' EDM schedulers.
+            trained with EDM takes only diffusers' EDM schedulers.
         num_inference_steps: default number of denoising steps, saved with the weights. `hfgen steps` measures when
             more steps stop improving the images.
     """
@@ -133,7 +133,7 @@ class DDPMPipeline(DiffusionPipeline):
     def _set_timesteps(self, num_inference_steps: int | None) -> tuple[torch.Tensor, list[int]]:
         """Return the scheduler's timesteps, and the integers passed to the callback for them."""
         num_inference_steps = self._check_steps(num_inference_steps)
-        if (problem := mismatch(self.scheduler)) is not None:
+        if (problem := mismatch(self.unet, self.scheduler)) is not None:
             raise ValueError(problem)
         try:
             self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
@@ -164,17 +164,20 @@ class DDPMPipeline(DiffusionPipeline):
         return num_inference_steps
 
 
-def mismatch(scheduler: SchedulerMixin) -> str | None:
-    """Return why a scheduler made by `from_config` does not suit the network that the configuration is of, or None.
+def mismatch(unet: torch.nn.Module, scheduler: SchedulerMixin) -> str | None:
+    """Return why a scheduler does not suit the network, or None.
 
     A network trained with EDM takes noise levels, others take timesteps: with the wrong one, images are pure noise.
     """
     name, has_levels = type(scheduler).__name__, isinstance(scheduler, EDM_SCHEDULERS)
-    if "sigma_data" in scheduler.config and "beta_start" not in scheduler.config and not has_levels:
+    # How hfgen's networks scale what they are given; of others, betas beside noise levels tell what they came from.
+    scale = unet.config.get("time_scale")
+    takes_levels = "beta_start" not in scheduler.config if scale is None else scale != 1
+    if has_levels and not takes_levels:
+        return f"its network was trained on timesteps, for which {name} is unsuitable; use DDIMScheduler, for example"
+    if scale is not None and takes_levels and not has_levels:
         suitable = " or ".join(kind.__name__ for kind in EDM_SCHEDULERS)
         return f"its network was trained with EDM, for which {name} is unsuitable; use {suitable}"
-    if "beta_start" in scheduler.config and has_levels:
-        return f"its network was trained on timesteps, for which {name} is unsuitable; use DDIMScheduler, for example"
     return None
 
 

@@ -78,7 +78,6 @@ def compare(
     data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=size)
     real = open_reference(data, loaded[pipelines[0]].device, features, mode, feature_weights)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
-
     rows: list[dict[str, Any]] = []
     shown: list[tuple[str, Image.Image]] = []
     trained_on = check_data(list(loaded), data, real)

@@ -143,7 +143,7 @@ def what_is_missing(pipeline: DiffusionPipeline) -> str | None:
         return f"its {name} has no {lacks[0]}{_remedy(scheduler)}"
     if needed := _needed_arguments(scheduler.step) - {"model_output", "timestep", "sample"}:
         return f"its {name} also needs {', '.join(sorted(needed))}{_remedy(scheduler)}"
-    return mismatch(scheduler) or _why_it_cannot_step(pipeline)
+    return mismatch(unet, scheduler) or _why_it_cannot_step(pipeline)
 
 
 def _is_size(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """The pipeline of the variational autoencoder: generates, reconstructs and encodes images.
 
-This file imports only torch, diffusers and Pillow, which diffusers needs: a copy of it is published with each checkpoint.
+This file imports only torch, diffusers and Pillow (which diffusers needs): a copy is published with each checkpoint.
 """
 
 import inspect

@@ -97,8 +97,8 @@ def test_a_misspelt_pipeline_is_refused_before_anything_is_scored(refusal, folde
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--steps", "2,5000"), "ddpm takes at most 40 denoising steps, not 5000; leave it out, or give fewer"),
-        (("--num_inference_steps", "5000"), "ddpm takes at most 40 denoising steps, not 5000"),
+        (("--steps", "2,5000"), "ddpm takes at most 20 denoising steps, not 5000; leave it out, or give fewer"),
+        (("--num_inference_steps", "5000"), "ddpm takes at most 20 denoising steps, not 5000"),
         (("--sample_from", "zzz"), "--sample_from zzz: must be prior or ex_post"),
         (("--sample_from", "ex_post"), "vae has no ex-post density; use prior, or leave it out"),
     ],

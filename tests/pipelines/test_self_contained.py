@@ -206,7 +206,8 @@ def test_a_part_that_is_left_out_has_no_code_and_no_folder(runs, tmp_path):
 @pytest.mark.parametrize("name", ["gan", "library"])
 def test_a_command_takes_a_pipeline_on_the_hub_by_id_or_address(name, client, hub, runs, tmp_path):
     repo = f"tester/sampled-{name}"
-    hub.put(repo, contents(runs[name] / "pipeline"))
+    settings = {"training_config.json": (runs[name] / "training_config.json").read_bytes()}  # published beside it
+    hub.put(repo, contents(runs[name] / "pipeline") | settings)
     for folder, where in {"disk": runs[name], "id": repo, "address": f"https://huggingface.co/{repo}"}.items():
         said = client.command("sample", where, "--num_images", 2, "--output", tmp_path / folder, "--device", "cpu")
         assert not said.status and said.error is None, said.err
