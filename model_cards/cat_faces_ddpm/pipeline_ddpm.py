@@ -164,7 +164,7 @@ class DDPMPipeline(DiffusionPipeline):
         return num_inference_steps
 
 
-def mismatch(unet: torch.nn.Module, scheduler: SchedulerMixin) -> str | None:
+def mismatch(unet: Any, scheduler: SchedulerMixin) -> str | None:
     """Return why a scheduler does not suit the network, or None.
 
     A network trained with EDM takes noise levels, others take timesteps: with the wrong one, images are pure noise.
