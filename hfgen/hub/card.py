@@ -6,6 +6,7 @@ The text is in `TEMPLATE.md`; each of its placeholders is a field of `CardText`.
 import re
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -227,7 +228,7 @@ def _training(training: dict[str, Any] | None, settings: dict[str, Any] | None) 
         return "Unknown: the pipeline was uploaded without its training run."
     launch = training["launches"][-1]
     processes = launch["num_processes"]
-    threads = ", then ".join(dict.fromkeys(str(one["threads"]) for one in training["launches"]))
+    threads = ", then ".join(str(number) for number, _ in groupby(one["threads"] for one in training["launches"]))
     hardware = (
         f"{processes} process{'es' if processes > 1 else ''} on {launch['device']} (threads: {threads}), "
         f"mixed precision {launch['mixed_precision']}"

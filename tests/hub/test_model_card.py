@@ -218,10 +218,10 @@ def test_the_threads_of_all_launches_are_named_in_their_order(runs, tmp_path):
     file = tmp_path / "published" / "training.json"
     training = json.loads(file.read_text())
     (launch,) = training["launches"]
-    training["launches"] = [launch | {"threads": threads} for threads in (1, 1, 2)]
+    training["launches"] = [launch | {"threads": threads} for threads in (1, 1, 2, 1)]
     file.write_text(json.dumps(training))
     write_card(tmp_path / "published", "tester/toy")
-    assert "(threads: 1, then 2), mixed precision no" in check_card(tmp_path / "published")[1]["Training"]
+    assert "(threads: 1, then 2, then 1), mixed precision no" in check_card(tmp_path / "published")[1]["Training"]
 
 
 def test_the_licence_of_the_weights_is_told_or_said_to_be_open(runs, tmp_path):
