@@ -164,10 +164,11 @@ def _parts_of(network: str, config: dict[str, Any]) -> str:
     """Return what a network's configuration adds to its name."""
     if network == "UNetCompact":
         return " with self-attention at its coarse levels" if _has_attention(network, config) else ""
-    parts = ["residual blocks"] if network == "ConvVAE" and config["layers_per_block"] else []
+    parts = ["residual blocks"] if network == "ConvVAE" and config.get("layers_per_block") else []
     parts += ["nearest-neighbour upsampling"] if config.get("upsampling") == "nearest" else []
     parts += ["convolutions at full resolution"] if config.get("refine_channels") else []
-    return f" with {' and '.join([', '.join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)}" if parts else ""
+    *others, last = parts or [""]
+    return f" with {', '.join(others)}{' and ' if others else ''}{last}" if last else ""
 
 
 def count_parameters(folder: Path) -> int:

@@ -394,6 +394,15 @@ def test_a_recall_far_below_the_floor_is_a_limitation_and_held_out_images_are_na
         assert report["held_out"]["statement"][1:] in sections["Memorisation"]
 
 
+def test_the_floor_of_an_earlier_version_that_was_of_two_halves_is_still_read(evaluate, runs, tmp_path):
+    file = evaluate(runs["gan"]) / "evaluation.json"
+    report = json.loads(file.read_text())
+    report["floor"]["halves"] = report["floor"].pop("split")
+    file.write_text(json.dumps(report))
+    _, sections = card_of(runs["gan"], tmp_path / "published", scores=file)
+    assert "floor: 7 real images against 7 others" in sections["Scores"]
+
+
 def test_a_card_leaves_out_settings_of_the_launch_but_not_seed_length_and_start():
     rails = {field.name for field in fields(RunSettings)}
     assert SETTINGS_OF_THE_LAUNCH == rails - {"seed", "max_train_steps", "num_epochs", "init_from"}
