@@ -63,7 +63,7 @@ class DDPMPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         latents: torch.Tensor | None = None,
-        callback_on_step_end: Callable[[int, int, torch.Tensor], None] | None = None,
+        callback_on_step_end: Callable[..., dict[str, torch.Tensor] | None] | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images.
 
@@ -76,9 +76,9 @@ class DDPMPipeline(DiffusionPipeline):
                 `(batch_size, channels, height, width)` in [0, 1]).
             return_dict: return an `ImagePipelineOutput` instead of a plain tuple.
             latents: the initial noise, standard normal, `(batch_size, channels, height, width)`; sampled if None.
-            callback_on_step_end: called after each step as `callback(index, timestep, sample)`, where `sample` is the
-                current image, `(batch_size, channels, height, width)`. The timestep is an integer from 0 to
-                `num_train_timesteps - 1`, even if the scheduler works with noise levels.
+            callback_on_step_end: called after each step, as in diffusers: `callback(pipeline, index, timestep,
+                tensors)`, where `tensors["latents"]` are the images so far, and sampling continues with the "latents"
+                that it returns, if any. The timestep is from 0 to `num_train_timesteps - 1`, even with noise levels.
 
         Returns:
             The generated images, as `images` of the output.
@@ -88,8 +88,7 @@ class DDPMPipeline(DiffusionPipeline):
                 `num_inference_steps` is not from 1 to the number of training timesteps or does not suit the scheduler,
                 or the scheduler does not suit the network.
         """
-        config = self.unet.config
-        size = config.sample_size
+        config, size = self.unet.config, self.unet.config.sample_size
         shape = (batch_size, config.in_channels, *((size, size) if isinstance(size, int) else size))
         _check_generators(generator, batch_size)
         timesteps, counted = self._set_timesteps(num_inference_steps)
@@ -109,7 +108,8 @@ class DDPMPipeline(DiffusionPipeline):
             model_output = self.unet(model_input, timestep).sample.to(sample.dtype)  # lower under autocast
             sample = self.scheduler.step(model_output, timestep, sample, **random_numbers).prev_sample
             if callback_on_step_end is not None:
-                callback_on_step_end(index, counted[index], sample)
+                changed = callback_on_step_end(self, index, counted[index], {"latents": sample})
+                sample = (changed or {}).get("latents", sample)
 
         # 3. [-1, 1] -> images
         images = self.image_processor.postprocess(sample.clamp(-1, 1), output_type=output_type)
@@ -128,7 +128,8 @@ class DDPMPipeline(DiffusionPipeline):
         super().save_pretrained(save_directory, *args, **kwargs)
         _save_code(self, DDPMPipeline, Path(save_directory))
         if push_to_hub:  # diffusers would upload before the code is in the folder
-            self.push_to_hub(hub_arguments.pop("repo_id", Path(save_directory).name), **hub_arguments)
+            repo_id = hub_arguments.pop("repo_id", Path(save_directory).name)
+            self.push_to_hub(repo_id, variant=kwargs.get("variant"), **hub_arguments)
 
     def _set_timesteps(self, num_inference_steps: int | None) -> tuple[torch.Tensor, list[int]]:
         """Return the scheduler's timesteps, and the integers passed to the callback for them."""

@@ -107,7 +107,8 @@ class GANPipeline(DiffusionPipeline):
         super().save_pretrained(save_directory, *args, **kwargs)
         _save_code(self, GANPipeline, Path(save_directory))
         if push_to_hub:  # diffusers would upload before the code is in the folder
-            self.push_to_hub(hub_arguments.pop("repo_id", Path(save_directory).name), **hub_arguments)
+            repo_id = hub_arguments.pop("repo_id", Path(save_directory).name)
+            self.push_to_hub(repo_id, variant=kwargs.get("variant"), **hub_arguments)
 
 
 def _check_generators(generator: torch.Generator | list[torch.Generator] | None, count: int) -> None:

@@ -41,6 +41,7 @@ from hfgen.settings.ddpm import DDPMSettings
 from hfgen.training.gradients import GradientAccumulation, clip_gradients
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings
+from hfgen.training.warm_up import warn_if_unfinished
 
 
 PRESETS = Path(__file__).resolve().parent / "presets" / "ddpm"
@@ -97,6 +98,8 @@ def main(arguments: list[str] | None = None) -> Path:
         stateful["accumulation"] = accumulation
         starts = {"accumulation": accumulation.STARTS}
         run.restore(stateful, data.batches, pipeline, data.digest, starts=starts)
+        if settings.lr_scheduler != "constant":
+            warn_if_unfinished(run, "lr_warmup_steps", settings.lr_warmup_steps, max_train_steps, "the learning rate")
         if run.first_sheet_due:
             save_sheet(pipeline, run, settings.num_inference_steps)
 

@@ -47,6 +47,7 @@ from hfgen.training.duration import WITHOUT_END
 from hfgen.training.gradients import GradientAccumulation, clip_gradients
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings
+from hfgen.training.warm_up import warn_if_unfinished
 
 
 PRESETS = Path(__file__).resolve().parent / "presets" / "vae"
@@ -89,12 +90,13 @@ def main(arguments: list[str] | None = None) -> Path:
             weight_decay=settings.weight_decay,
             fused=run.device.type in ("cpu", "cuda"),
         )
+        steps_of_encoder = settings.learned_term_start or max_train_steps
         # Not passed to prepare(): accelerate would step it once per process.
         lr_scheduler = get_scheduler(
             settings.lr_scheduler,
             optimizer,
             num_warmup_steps=settings.lr_warmup_steps,
-            num_training_steps=settings.learned_term_start or max_train_steps,
+            num_training_steps=steps_of_encoder,
         )
         vae, optimizer = accelerator.prepare(network, optimizer)
         term = build_learned_term(settings, network, accelerator) if settings.learns_a_term else None
@@ -111,6 +113,9 @@ def main(arguments: list[str] | None = None) -> Path:
         saved = SavedWithRecentDensity(pipeline, recent if settings.density_components else None)
         restored = (stateful | learned, data.batches, saved, data.digest)
         run.restore(*restored, settings.on_collapse, settings.max_rollbacks, starts)
+        if settings.lr_scheduler != "constant":
+            warn_if_unfinished(run, "lr_warmup_steps", settings.lr_warmup_steps, steps_of_encoder, "the learning rate")
+        warn_if_unfinished(run, "kl_warmup_steps", settings.kl_warmup_steps, steps_of_encoder, "the KL weight")
         with data.from_the_start() as batches:  # shown with their reconstructions
             shown_images = next(batches)[:NUM_RECONSTRUCTIONS]
         if run.first_sheet_due:

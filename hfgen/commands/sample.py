@@ -99,7 +99,7 @@ def denoise(
     require_new_folder(output)
     with loading():
         from hfgen.families import family
-        from hfgen.inference.figures import denoising_states, labelled_sheet, noised_states
+        from hfgen.inference.figures import denoising_states, labelled_denoising, labelled_sheet, noised_states
         from hfgen.inference.opening import open_pipeline
         from hfgen.inference.sampling import image_size, open_image
 
@@ -110,18 +110,19 @@ def denoise(
     chosen = parse_timesteps(timesteps, trained_steps)
     clean_image = open_image(image, image_size(loaded)) if image is not None else None
     try:
-        states, last = denoising_states(loaded, chosen, num_images, seed, num_inference_steps)
+        states, reached, last = denoising_states(loaded, chosen, num_images, seed, num_inference_steps)
     except ValueError as error:  # more steps than the pipeline supports
         raise UserError(str(error)) from error
     noised = noised_states(clean_image or last, chosen[::-1], trained_steps, seed)
-    heads = [f"t = {timestep}" for timestep in chosen]
-    denoising = labelled_sheet(states, len(chosen), f"seed {seed}: denoised as far as timestep t", heads)
-    forward = labelled_sheet(noised, len(chosen), heads=heads[::-1], names=("linear", "cosine"))
+    denoising = labelled_denoising(states, reached, f"seed {seed}: after the denoising step at timestep t")
+    heads = [f"t = {timestep}" for timestep in chosen[::-1]]
+    forward = labelled_sheet(noised, len(chosen), heads=heads, names=("linear", "cosine"))
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         denoising.save(output / "denoising.png")
         forward.save(output / "forward.png")
-    say(f"denoising.png (timesteps {', '.join(map(str, chosen))}) and forward.png (linear above cosine) in {output}")
+    steps = ", ".join(map(str, dict.fromkeys(reached)))  # each once
+    say(f"denoising.png (timesteps {steps}) and forward.png (linear above cosine) in {output}")
 
 
 def interpolate(

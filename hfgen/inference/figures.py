@@ -3,7 +3,9 @@
 import math
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
@@ -113,20 +115,19 @@ def labelled_sheet(
     width, height = shown[0].size
     cells = [_captioned(*pair) for pair in zip(shown, captions, strict=True)] if captions else shown
     sheet = image_sheet(cells, columns)
-    font = ImageFont.load_default(LABEL_SIZE)
     lines = [_wrapped(name)[: max(1, height // LABEL_LINE)] for name in names]
-    left = LABEL_MARGIN + math.ceil(max(font.getlength(line) for name in lines for line in name)) if lines else 0
+    left = LABEL_MARGIN + math.ceil(max(_length(line) for name in lines for line in name)) if lines else 0
     top = LABEL_LINE * (bool(title) + bool(heads))
     whole = Image.new("RGB", (left + sheet.width, top + sheet.height), "white")
     whole.paste(sheet, (left, top))
     pen = ImageDraw.Draw(whole)
-    pen.text((2, 0), _cut(title, whole.width - 2), fill="black", font=font)
+    _write(pen, (2, 0), _cut(title, whole.width - 2))
     for column, head in enumerate(heads):
         middle = left + column * (width + GAP) + width / 2
-        pen.text((middle, top - LABEL_LINE), _cut(head, width), fill="black", font=font, anchor="ma")
+        _write(pen, (middle, top - LABEL_LINE), _cut(head, width), anchor="ma")
     for row, name in enumerate(lines):
         for index, line in enumerate(name):
-            pen.text((2, top + row * (cells[0].height + GAP) + LABEL_LINE * index), line, fill="black", font=font)
+            _write(pen, (2, top + row * (cells[0].height + GAP) + LABEL_LINE * index), line)
     return whole
 
 
@@ -134,18 +135,35 @@ def _captioned(image: Image.Image, caption: str) -> Image.Image:
     """Return an image with a line of text below it."""
     cell = Image.new("RGB", (image.width, image.height + LABEL_LINE), "white")
     cell.paste(image)
-    place, font = (image.width / 2, image.height), ImageFont.load_default(LABEL_SIZE)
-    ImageDraw.Draw(cell).text(place, _cut(caption, image.width), fill="black", font=font, anchor="ma")
+    _write(ImageDraw.Draw(cell), (image.width / 2, image.height), _cut(caption, image.width), anchor="ma")
     return cell
+
+
+def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return Pillow's own font, or DejaVu Sans for accents and other alphabets, which Pillow's would show as boxes.
+
+    Neither has Chinese, Japanese or Korean characters.
+    """
+    if text.replace("…", "").isascii():
+        return ImageFont.load_default(LABEL_SIZE)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), LABEL_SIZE)
+
+
+def _length(text: str) -> float:
+    return _font(text).getlength(text)
+
+
+def _write(pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, anchor: str = "la") -> None:
+    pen.text(place, text, fill="black", font=_font(text), anchor=anchor)
 
 
 def _cut(text: str, width: int) -> str:
     """Return a text as it can be shown in one line of so many pixels."""
-    font, text = ImageFont.load_default(LABEL_SIZE), printable(text)
-    if font.getlength(text) <= width:
+    text = printable(text)
+    if _length(text) <= width:
         return text
     fitting = (text[:count] + "…" for count in range(len(text) - 1, 0, -1))
-    return next((short for short in fitting if font.getlength(short) <= width), "")
+    return next((short for short in fitting if _length(short) <= width), "")
 
 
 def labelled_rows(rows: list[tuple[str, Image.Image]]) -> Image.Image:
@@ -160,23 +178,22 @@ def labelled_rows(rows: list[tuple[str, Image.Image]]) -> Image.Image:
         for label, (_, picture) in zip(labels, rows, strict=True)
     ]
     sheet = Image.new("RGB", (LABEL_WIDTH + max(picture.width for _, picture in rows), sum(heights)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(LABEL_SIZE)
+    pen = ImageDraw.Draw(sheet)
     top = 0
     for label, height, (_, picture) in zip(labels, heights, rows, strict=True):
         sheet.paste(picture, (LABEL_WIDTH, top))
         for index, part in enumerate(label):
-            pen.text((4, top + LABEL_LINE * index), part, fill="black", font=font)
+            _write(pen, (4, top + LABEL_LINE * index), part)
         top += height
     return sheet
 
 
 def _wrapped(name: str) -> list[str]:
     """Break a name into lines that fit next to the pictures."""
-    font = ImageFont.load_default(LABEL_SIZE)
     lines = []
     for part in map(printable, name.split("\n")):
         characters = max(1, len(part))
-        while any(font.getlength(line) > LABEL_WIDTH - 8 for line in textwrap.wrap(part, characters)):
+        while any(_length(line) > LABEL_WIDTH - 8 for line in textwrap.wrap(part, characters)):
             characters -= 1
         lines += textwrap.wrap(part, characters)
     return lines
@@ -184,27 +201,31 @@ def _wrapped(name: str) -> list[str]:
 
 def denoising_states(
     pipeline: DiffusionPipeline, timesteps: Sequence[int], num_images: int, seed: int, num_inference_steps: int | None
-) -> tuple[list[Image.Image], Image.Image]:
+) -> tuple[list[Image.Image], list[int], Image.Image]:
     """Generate images and show their denoising: one row per image, one column per timestep.
 
     Args:
         pipeline: of diffusion.
-        timesteps: timesteps to show, noisiest first; the sampler's nearest step is shown.
+        timesteps: timesteps to show, noisiest first; the state after the sampler's nearest step is shown.
         num_images: rows.
         seed: seed of the noise; the images are those of `generate_images` with this seed.
         num_inference_steps: denoising steps; the pipeline's default if None.
 
     Returns:
-        The states, row by row, and the last of the finished images.
+        The states, row by row; the timestep at which the step before each column began; and the last of the finished
+        images.
     """
-    # For each shown timestep: distance to the nearest step so far, and the state after that step.
+    # For each timestep to show: the nearest of the sampler's so far, and the state after its step.
     nearest: dict[int, tuple[int, torch.Tensor]] = {}
 
-    def keep(index: int, timestep: int, sample: torch.Tensor) -> None:
-        closer = [shown for shown in timesteps if shown not in nearest or abs(shown - timestep) < nearest[shown][0]]
-        if closer:
-            state = on_the_scale_of_images(pipeline.scheduler, index, sample).float().cpu()
-            nearest.update({shown: (abs(shown - timestep), state) for shown in closer})
+    def keep(pipeline: DiffusionPipeline, index: int, timestep: int, tensors: dict[str, torch.Tensor]) -> None:
+        state = None
+        for shown in timesteps:
+            if shown in nearest and abs(shown - nearest[shown][0]) <= abs(shown - timestep):
+                continue
+            if state is None:
+                state = on_the_scale_of_images(pipeline.scheduler, index, tensors["latents"]).float().cpu()
+            nearest[shown] = (timestep, state)
 
     finished = pipeline(
         num_images,
@@ -212,8 +233,17 @@ def denoising_states(
         num_inference_steps=num_inference_steps,
         callback_on_step_end=keep,
     ).images
-    columns = [nearest[timestep][1] for timestep in timesteps]
-    return [to_image(column[row]) for row in range(num_images) for column in columns], finished[-1]
+    columns = [nearest[timestep] for timestep in timesteps]
+    states = [to_image(state[row]) for row in range(num_images) for _, state in columns]
+    return states, [timestep for timestep, _ in columns], finished[-1]
+
+
+def labelled_denoising(states: Sequence[Image.Image], reached: Sequence[int], title: str = "") -> Image.Image:
+    """Arrange the results of `denoising_states` on a sheet, each of the sampler's steps once."""
+    distinct = [column for column, timestep in enumerate(reached) if timestep not in reached[:column]]
+    rows = range(0, len(states), len(reached))
+    cells = [states[row + column] for row in rows for column in distinct]
+    return labelled_sheet(cells, len(distinct), title, heads=[f"t = {reached[column]}" for column in distinct])
 
 
 def noised_states(image: Image.Image, timesteps: Sequence[int], trained_steps: int, seed: int) -> list[Image.Image]:

@@ -19,7 +19,7 @@ from hfgen.files import read_json, read_json_lines
 from hfgen.hub.card import EARLIER, REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE, TRAINING_FILE, write_card
 from hfgen.hub.model_index import reference_name
 from hfgen.inference.curves import plot_curves
-from hfgen.inference.figures import denoising_states, labelled_sheet
+from hfgen.inference.figures import denoising_states, labelled_denoising, labelled_sheet
 from hfgen.inference.film import progress_frames, write_gif
 from hfgen.inference.opening import find_pipeline, open_pipeline
 from hfgen.inference.sampling import SamplingOptions, generate_images, interpolate, latents_of_seeds, weights_digest
@@ -135,8 +135,8 @@ def save_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps
     labelled_sheet(images, title="seed 0; image numbers below", captions=numbers).save(folder / "sheet.png")
     if trained_steps is not None:
         timesteps = [round((trained_steps - 1) * part / 7) for part in range(7, -1, -1)]
-        states, _ = denoising_states(pipeline, timesteps, DENOISING_ROWS, 0, num_inference_steps)
-        labelled_sheet(states, len(timesteps), heads=[f"t = {t}" for t in timesteps]).save(folder / "denoising.png")
+        states, reached, _ = denoising_states(pipeline, timesteps, DENOISING_ROWS, 0, num_inference_steps)
+        labelled_denoising(states, reached).save(folder / "denoising.png")
         return
     ends = latents_of_seeds(pipeline, range(WALKS + 1), None)
     parts = [step / (WALK_STEPS - 1) for step in range(WALK_STEPS)]

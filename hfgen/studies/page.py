@@ -126,7 +126,8 @@ def _place(study: Study, row: Row, commands: dict[str, str]) -> dict[str, Any]:
 def _strip_label(cell: Cell) -> str:
     if cell.method != "ddpm":
         return ""
-    return f"denoising at t = {', '.join(map(str, strip_timesteps(cell.settings['num_train_timesteps'])))}"
+    shown = ", ".join(map(str, strip_timesteps(cell.settings["num_train_timesteps"])))
+    return f"denoising, after the steps nearest to t = {shown}"
 
 
 def _summary(study: Study, outcome: Outcome | None) -> str:

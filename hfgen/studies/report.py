@@ -85,7 +85,7 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
             pictures["samples.jpg"] = "Samples of each cell: the first images of the first seed that has any"
         if (strip := strip_rows(study, rows)) is not None:
             strip.save(target / "denoising.jpg", quality=88)
-            pictures["denoising.jpg"] = "Denoising, from noise (left) to images; t is the timestep"
+            pictures["denoising.jpg"] = "Denoising, from noise (left) to images, after the step nearest to timestep t"
         texts = {
             "report.md": markdown(study, rows, pictures, dataset),
             "cells.csv": csv_cells(study, rows),

@@ -80,7 +80,7 @@ class Scorer:
         strip = ""
         if cell.method == "ddpm":
             shown_steps = strip_timesteps(pipeline.scheduler.config.num_train_timesteps)
-            states, _ = denoising_states(pipeline, shown_steps, STRIP_IMAGES, wanted.seed, steps)
+            states, _, _ = denoising_states(pipeline, shown_steps, STRIP_IMAGES, wanted.seed, steps)
             strip = encode_picture(reduced(image_sheet(states, STRIP_COLUMNS), MAX_STRIP_PIXELS))
         curve = read_metrics(folder)
         summary = {**training_summary(folder, curve), **report, "data_digest": reference.images.digest}

@@ -179,7 +179,8 @@ class VAEPipeline(DiffusionPipeline):
         super().save_pretrained(save_directory, *args, **kwargs)
         _save_code(self, VAEPipeline, Path(save_directory))
         if push_to_hub:  # diffusers would upload before the code is in the folder
-            self.push_to_hub(hub_arguments.pop("repo_id", Path(save_directory).name), **hub_arguments)
+            repo_id = hub_arguments.pop("repo_id", Path(save_directory).name)
+            self.push_to_hub(repo_id, variant=kwargs.get("variant"), **hub_arguments)
 
     def to_pil(self, images: torch.Tensor) -> list:
         """Turn images `(batch_size, channels, height, width)` in [0, 1] into a list of PIL images."""

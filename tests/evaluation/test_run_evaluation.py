@@ -282,11 +282,11 @@ def test_diffusion_heeds_it_after_each_step(tmp_path, monkeypatch):
     steps, run_generator = [], DDPMPipeline.__call__
 
     def watched(pipeline, *arguments, callback_on_step_end, **options):
-        def after_each(index, *rest):
+        def after_each(pipeline, index, *rest):
             steps.append(index)
             if len(steps) == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
-            callback_on_step_end(index, *rest)
+            callback_on_step_end(pipeline, index, *rest)
 
         return run_generator(pipeline, *arguments, callback_on_step_end=after_each, **options)
 

@@ -129,7 +129,8 @@ def oracle_pipeline() -> DDPMPipeline:
 
 @pytest.mark.parametrize("asked", [[999, 499, 299, 49], [980, 500, 290, 0], [995, 510, 310, 20]])
 def test_a_column_shows_what_the_step_nearest_to_its_timestep_has_left(oracle_pipeline, asked):
-    states, last = denoising_states(oracle_pipeline, asked, num_images=2, seed=4, num_inference_steps=20)
+    states, reached, last = denoising_states(oracle_pipeline, asked, num_images=2, seed=4, num_inference_steps=20)
+    assert reached == [999, 499, 299, 49]
     strip = image_sheet(states, 4)
     assert strip.size == (4 * 8 + 3 * GAP, 2 * 8 + GAP)
     alphas = noise_schedule("linear", 1000).alphas_cumprod
@@ -145,7 +146,7 @@ def test_a_column_shows_what_the_step_nearest_to_its_timestep_has_left(oracle_pi
 
 
 def test_a_strip_goes_from_nearly_noise_to_the_clean_image(oracle_pipeline):
-    states, _ = denoising_states(
+    states, _, _ = denoising_states(
         oracle_pipeline, [999, 750, 500, 250, 0], num_images=3, seed=1, num_inference_steps=50
     )
     strip = image_sheet(states, 5)
@@ -175,13 +176,13 @@ def test_a_strip_keeps_no_more_states_than_it_shows(oracle_pipeline, monkeypatch
     assert len(most) > 4 and max(most) <= 4  # three that are shown, and the one of this step
 
 
-def test_the_second_result_is_the_last_of_the_finished_images():
+def test_the_third_result_is_the_last_of_the_finished_images():
     torch.manual_seed(0)
     unet = UNetBase(8, block_out_channels=(4, 8), time_embedding_dim=6).eval()
     pipeline = DDPMPipeline(unet, sampling_scheduler(noise_schedule("linear", 20), "ddim"))
     pipeline.set_progress_bar_config(disable=True)
     finished = pipeline(3, generator=image_generators(6, 0, 3), num_inference_steps=5).images
-    states, last = denoising_states(pipeline, [19, 0], num_images=3, seed=6, num_inference_steps=5)
+    states, _, last = denoising_states(pipeline, [19, 0], num_images=3, seed=6, num_inference_steps=5)
     strip = image_sheet(states, 2)
     assert np.array_equal(np.asarray(last), np.asarray(finished[2]))
     for row in range(3):
@@ -268,6 +269,14 @@ def test_names_that_forge_lines_or_are_no_text_are_shown_escaped():
         assert ink(labelled_sheet(flat_images(1, 64, 64), captions=[name]))[-LABEL_LINE:].any()
         assert ink(labelled_sheet(flat_images(1, 64, 64), names=[name]))[:, :20].any()
         assert labelled_rows([(name, flat_images(1, 64, 64)[0])]).width == LABEL_WIDTH + 64
+
+
+@pytest.mark.parametrize("names", [("Моне", "Ренуар"), ("αβγ", "δεζ"), ("é", "ü")])
+def test_names_in_other_alphabets_are_no_boxes(names):
+    # What a font lacks is a box, and all boxes are alike.
+    one, other = (ink(labelled_sheet(flat_images(1, 64, 64), names=[name[:1]])) for name in names)
+    assert one.any() and not np.array_equal(one[:, :30], other[:, :30])
+    assert ink(labelled_rows([(name, flat_images(1, 8, 8)[0]) for name in names]))[:, :LABEL_WIDTH].any()
 
 
 def test_names_stay_left_of_the_pictures_and_are_shown_whole():

@@ -32,7 +32,7 @@ def sampled(where, sampler=None):
     """Two images, as arrays; their denoising has as many states as it should have."""
     pipeline = open_pipeline(where, "cpu", sampler)
     images = list(generate_images(pipeline, SamplingOptions(2, 0, 5)))
-    states, last = denoising_states(pipeline, [900, 0], 2, 0, 5)
+    states, _, last = denoising_states(pipeline, [900, 0], 2, 0, 5)
     assert [state.size for state in states] == [images[0].size] * 4
     assert [state.size for state in noised_states(last, [0, 900], 1000, 0)] == [images[0].size] * 4
     return [np.asarray(image) for image in images]

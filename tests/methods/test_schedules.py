@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -31,6 +32,11 @@ every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 both_schedules = pytest.mark.parametrize("kind", ["linear", "cosine"])
 # Of diffusers, with numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def after_each(see: Callable[[int, int, torch.Tensor], object]) -> Callable[..., None]:
+    """A callback of the pipeline that shows the step's index, its timestep and the images."""
+    return lambda pipeline, index, timestep, tensors: see(index, timestep, tensors["latents"]) and None
 
 
 def alphas_cumprod(kind: str, num_train_timesteps: int) -> np.ndarray:
@@ -141,7 +147,7 @@ def test_no_number_of_steps_leads_below_timestep_zero(sampler, kind, num_train_t
         sampling_scheduler(schedule, sampler),
         oracle,
         num_inference_steps,
-        callback_on_step_end=lambda index, timestep, sample: steps.append(timestep),
+        callback_on_step_end=after_each(lambda index, timestep, sample: steps.append(timestep)),
     )
     assert num_inference_steps - 1 <= len(steps) == len(set(steps)) <= num_inference_steps
     # What may be left is the noise of the very first step of the training.
@@ -199,7 +205,7 @@ def test_a_sampler_keeps_what_it_predicts_within_the_range_of_images(sampler, ki
         sampling_scheduler(schedule, sampler),
         oracle,
         10,
-        callback_on_step_end=lambda index, timestep, sample: seen.append(sample),
+        callback_on_step_end=after_each(lambda index, timestep, sample: seen.append(sample)),
     )
     torch.testing.assert_close(seen[-1], torch.ones(2, 3, 4, 4), rtol=0, atol=1e-3)
 
@@ -218,7 +224,9 @@ def test_only_the_ancestral_sampler_draws_noise_on_the_way(sampler, deterministi
             4,
             latents=latents,
             generator=torch.Generator().manual_seed(seed),
-            callback_on_step_end=lambda index, timestep, sample: halfway.append(sample) if index == 1 else None,
+            callback_on_step_end=after_each(
+                lambda index, timestep, sample: halfway.append(sample) if index == 1 else None
+            ),
         )
     assert torch.equal(*halfway) == deterministic
 
@@ -250,7 +258,7 @@ def test_the_samplers_of_edm_end_on_the_clean_image_that_the_network_knows(sampl
         scheduler,
         edm_oracle(),
         num_inference_steps,
-        callback_on_step_end=lambda index, timestep, sample: steps.append(timestep),
+        callback_on_step_end=after_each(lambda index, timestep, sample: steps.append(timestep)),
     )
     torch.testing.assert_close(images, clean_image().expand(2, -1, -1, -1), rtol=0, atol=1e-3)
     assert len(steps) == num_inference_steps and steps[0] == 999 and steps[-1] == 0
@@ -272,7 +280,9 @@ def test_what_edm_has_left_on_the_way_is_shown_on_the_scale_of_images():
         scheduler,
         edm_oracle(),
         8,
-        callback_on_step_end=lambda index, _, sample: shown.append(on_the_scale_of_images(scheduler, index, sample)),
+        callback_on_step_end=after_each(
+            lambda index, _, sample: shown.append(on_the_scale_of_images(scheduler, index, sample))
+        ),
     )
     assert all(0.3 < images.std() < 1.3 for images in shown)
     torch.testing.assert_close(shown[-1], clean_image().expand(2, -1, -1, -1), rtol=0, atol=1e-3)
@@ -282,10 +292,11 @@ def test_what_edm_has_left_on_the_way_is_shown_on_the_scale_of_images():
 
 def test_under_autocast_the_state_stays_in_full_precision():
     dtypes = []
+    see_dtype = after_each(lambda index, timestep, sample: dtypes.append(sample.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         for sampler in EDM_SAMPLERS:
             pipeline = edm_pipeline(sampler=sampler)
-            pipeline(1, num_inference_steps=3, callback_on_step_end=lambda *told: dtypes.append(told[2].dtype))
+            pipeline(1, num_inference_steps=3, callback_on_step_end=see_dtype)
     assert dtypes == [torch.float32] * 6
 
 

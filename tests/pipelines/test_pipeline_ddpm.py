@@ -19,6 +19,7 @@ from diffusers import (
     UNet2DModel,
     UniPCMultistepScheduler,
 )
+from diffusers.callbacks import PipelineCallback
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from edm_pipelines import edm_pipeline
@@ -334,14 +335,30 @@ def test_the_callback_sees_each_step_once_and_last_the_finished_image(sampler, s
         pipeline,
         num_inference_steps=steps,
         output_type="pt",
-        callback_on_step_end=lambda index, timestep, sample: seen.append((index, timestep, sample.clone())),
+        callback_on_step_end=lambda *given: seen.append((*given[:3], given[3]["latents"].clone())),
     )
-    assert [index for index, _, _ in seen] == list(range(steps))
-    timesteps = [timestep for _, timestep, _ in seen]
+    assert all(given is pipeline for given, *_ in seen)
+    assert [index for _, index, *_ in seen] == list(range(steps))
+    timesteps = [timestep for _, _, timestep, _ in seen]
     assert timesteps == pipeline.scheduler.timesteps.tolist()
     assert timesteps == sorted(set(timesteps), reverse=True)
     assert all(type(timestep) is int for timestep in timesteps)
-    assert torch.equal(seen[-1][2].clamp(-1, 1) / 2 + 0.5, images)
+    assert torch.equal(seen[-1][3].clamp(-1, 1) / 2 + 0.5, images)
+
+
+def test_a_callback_of_diffusers_can_change_the_images_on_the_way():
+    class Brighter(PipelineCallback):
+        tensor_inputs = ["latents"]
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            if step_index < 4:
+                return {}  # unchanged
+            return {"latents": callback_kwargs["latents"] + 0.5}
+
+    options = {"num_inference_steps": 5, "output_type": "pt", "latents": torch.zeros(2, 3, 8, 8)}
+    pipeline = quiet(DDPMPipeline(ZeroUNet(), sampling_scheduler(noise_schedule("linear", 40), "ddim")))
+    plain, brighter = draw(pipeline, **options), draw(pipeline, **options, callback_on_step_end=Brighter())
+    assert torch.equal(plain, torch.full_like(plain, 0.5)) and torch.equal(brighter, torch.full_like(plain, 0.75))
 
 
 def test_the_network_is_asked_once_a_step():
@@ -450,7 +467,7 @@ def test_the_noise_is_scaled_as_a_scheduler_in_another_parametrisation_wants_it(
     unet, samples = ZeroUNet(), []
     pipeline = quiet(DDPMPipeline(unet, scheduler))
     latents = torch.randn(2, 3, 8, 8, generator=seeded(3))
-    draw(pipeline, latents=latents, callback_on_step_end=lambda index, timestep, sample: samples.append(sample))
+    draw(pipeline, latents=latents, callback_on_step_end=lambda *given: samples.append(given[3]["latents"]))
     torch.testing.assert_close(unet.shown[0], latents, rtol=1e-3, atol=0)
     torch.testing.assert_close(samples[-1], latents * float(scheduler.init_noise_sigma))
     assert float(scheduler.init_noise_sigma) > 100

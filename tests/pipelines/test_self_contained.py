@@ -175,10 +175,11 @@ def test_saving_with_push_to_hub_saves_the_whole_folder_and_then_uploads_it(
     assert "README.md" in files and files == contents(given["to"]) | {"README.md": files["README.md"]}
     assert bare_client.draw(repo, trust_remote_code=True) == digest(runs["ddpm"])
     named = f"tester/named-{with_hfgen}"
-    arguments = "push_to_hub=True, repo_id=repo, private=True, commit_message='Named', token='hf_test'"
+    arguments = "push_to_hub=True, repo_id=repo, private=True, commit_message='Named', token='hf_test', variant='fp32'"
     one.ask(f"pipeline.save_pretrained(to, {arguments})", repo=named)
     assert hub.is_private(named) and hub.commits(named)[-1].title == "Named"
-    assert "pipeline_ddpm.py" in hub.files(named)
+    weights = [path for path in hub.files(named) if path.endswith(".safetensors")]
+    assert "pipeline_ddpm.py" in hub.files(named) and weights == ["unet/diffusion_pytorch_model.fp32.safetensors"]
 
 
 def test_what_is_refused_leaves_the_folder_whole(client, hub, runs, tmp_path):

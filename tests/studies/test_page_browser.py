@@ -132,8 +132,10 @@ def test_a_point_of_a_curve_stands_where_its_axes_say(page):
     assert points == [pytest.approx((52, 22)), pytest.approx((212, 22 + 154 * 2 / 3)), pytest.approx((372, 176))]
     assert chosen(page).locator("svg text").all_text_contents() == ["loss by steps", "0.25", "1", "100", "300"]
     assert chosen(page).locator("figcaption").all_inner_texts() == [
-        "seed 0, samples", "seed 0, denoising at t = 499, 428, 356, 285, 214, 143, 71, 0", "seed 1, samples",
-    ]  # fmt: skip
+        "seed 0, samples",
+        "seed 0, denoising, after the steps nearest to t = 499, 428, 356, 285, 214, 143, 71, 0",
+        "seed 1, samples",
+    ]
 
 
 def test_a_cell_without_a_figure_says_why(page):

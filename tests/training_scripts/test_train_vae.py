@@ -102,6 +102,25 @@ def test_the_loss_falls_and_is_the_sum_of_its_parts(train_vae, tmp_path):
     assert gained == pytest.approx(768 * (torch.tensor(log[0]["rmse"] / log[-1]["rmse"]).log()).item(), rel=1e-3)
 
 
+def test_a_warm_up_that_the_run_is_too_short_for_is_pointed_out_once(train_vae, tmp_path, capsys):
+    too_long = ("--lr_warmup_steps", "7", "--kl_warmup_steps", "9")
+    train(train_vae, tmp_path / "run", *too_long)
+    length = "is longer than the training of 6 updates"
+    warnings = [
+        f"warning: step 0: the warm-up of 7 updates (--lr_warmup_steps) {length}: the learning rate never rises",
+        f"warning: step 0: the warm-up of 9 updates (--kl_warmup_steps) {length}: the KL weight never rises",
+    ]
+    said = capsys.readouterr().out
+    assert all(said.count(warning) == 1 for warning in warnings), said
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    assert events.count("never rises to its full value") == 2
+    train(train_vae, tmp_path / "run", *too_long, "--resume", "latest", "--max_train_steps", "8")
+    assert "warm-up" not in capsys.readouterr().out
+    train(train_vae, tmp_path / "rest", "--lr_warmup_steps", "9", "--lr_scheduler", "constant")
+    train(train_vae, tmp_path / "just", "--lr_warmup_steps", "6", "--kl_warmup_steps", "6")
+    assert "warm-up" not in capsys.readouterr().out
+
+
 def test_free_bits_are_free(train_vae, tmp_path):
     """With more for free than the KL costs, it is not part of the loss, but logged as it is."""
     train(train_vae, tmp_path / "run", "--free_bits", "5", "--max_train_steps", "1")
