@@ -62,8 +62,8 @@ def array_source(path: Path, settings: DataSettings) -> Source:
     height, width = header.shape[1:3]
     if height * width > settings.max_image_pixels:
         raise UserError(
-            f"--dataset {path}: rejected as a decompression bomb (images of {width} x {height} pixels); raise "
-            "--max_image_pixels if you trust it"
+            f"--dataset {path}: rejected as a decompression bomb (images of {width} x {height} pixels); make "
+            "them smaller, or, for training, raise --max_image_pixels if you trust them"
         )
 
     def read() -> Iterator[tuple[str, bytes | Exception]]:

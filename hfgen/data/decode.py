@@ -160,5 +160,6 @@ def out_of_memory(name: str) -> UserError:
 
 def _bomb(name: str, what: str) -> UserError:
     return UserError(
-        f"{name}: rejected as a decompression bomb ({what}); remove it, or raise --max_image_pixels if you trust it"
+        f"{name}: rejected as a decompression bomb ({what}); remove it or make it smaller, or, for training, raise "
+        "--max_image_pixels if you trust it"
     )
