@@ -70,7 +70,7 @@ def compare(
         from hfgen.families import family
         from hfgen.inference.figures import labelled_rows, labelled_sheet
         from hfgen.inference.sampling import SamplingOptions
-        from hfgen.metrics.report import finite
+        from hfgen.metrics.report import finite, score_names
 
     loaded, size = open_all(pipelines, device)
     refuse_unused({family(pipeline) for pipeline in loaded.values()}, steps, num_inference_steps, sample_from)
@@ -88,7 +88,7 @@ def compare(
             scored = score_pipeline(pipeline, real, options, trained_on=trained_on[where])
             rows.append({"name": where, "steps": scored.report["num_inference_steps"], **scored.report})
             name = where if rows[-1]["steps"] is None else f"{where}, {rows[-1]['steps']} steps"
-            fid = f"FID {scored.report['scores']['fid']:.4g}"
+            fid = f"{score_names(scored.report['features'])['fid']} {scored.report['scores']['fid']:.4g}"
             shown.append((f"{name}\n{fid}", labelled_sheet(scored.shown, columns=len(scored.shown))))
             say(f"{name}: {fid}")
     order = sorted(range(len(rows)), key=lambda index: at_the_end_if_nan(rows[index]["scores"]["fid"]))

@@ -76,6 +76,7 @@ def steps(
         from hfgen.inference.figures import labelled_rows, labelled_sheet
         from hfgen.inference.opening import find_pipeline, open_pipeline
         from hfgen.inference.sampling import SamplingOptions, image_size
+        from hfgen.metrics.report import score_names
 
     loaded = open_pipeline(pipeline, device, sampler)
     check_takes_steps(loaded, pipeline, all_steps, save)
@@ -89,12 +90,13 @@ def steps(
         name = f"{number} step{'' if number == 1 else 's'}"
         rows.append({"name": name, "steps": number, **scored.report})
         shown.append((name, labelled_sheet(scored.shown, columns=len(scored.shown))))
-        say(f"{name}: FID {scored.report['scores']['fid']:.4g}")
+        fid = score_names(scored.report["features"])["fid"]
+        say(f"{name}: {fid} {scored.report['scores']['fid']:.4g}")
     enough = fewest_that_suffice(rows)
     write_report(output, {"reference": where_it_is(reference), "enough": enough, "rows": rows})
     with writing(output):
         labelled_rows(shown).save(output / "sheet.png")
-    say(f"enough: {enough}, the fewest steps within one standard error of the lowest FID")
+    say(f"enough: {enough}, the fewest steps within one standard error of the lowest {fid}")
     if save:
         save_number_of_steps(find_pipeline(Path(pipeline).expanduser()), enough)
 

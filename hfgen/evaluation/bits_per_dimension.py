@@ -4,14 +4,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 
 from hfgen.errors import UserError
 from hfgen.evaluation.reference import Reference
-from hfgen.families import family
+from hfgen.families import family, image_network
 from hfgen.methods.schedules import is_edm, sampling_scheduler
 from hfgen.metrics.kernel import thinned_out
 from hfgen.metrics.likelihood import diffusion_bits, edm_bits, vae_bits
+from hfgen.texts import counted
 
 
 MAX_IMAGES = 256
@@ -21,9 +22,15 @@ TIMESTEPS_PER_IMAGE = 50
 
 
 def check_has_likelihood(pipeline: DiffusionPipeline) -> None:
-    """Raise a `UserError` if the pipeline's model has no likelihood bound."""
-    if family(pipeline) == "gan":
+    """Raise a `UserError` if the pipeline's model has no likelihood bound, or none for colour images."""
+    kind = family(pipeline)
+    if kind == "gan":
         raise UserError(f"--bits_per_dimension: a {type(pipeline).__name__} has no likelihood; use a VAE or DDPM")
+    channels = image_network(pipeline).config.in_channels
+    if channels != 3:
+        raise UserError(f"--bits_per_dimension: this pipeline's images have {counted(channels, 'channel')}, not 3")
+    if kind == "ddpm":
+        _training_schedule(pipeline)
 
 
 def likelihood_report(pipeline: DiffusionPipeline, real: Reference, seed: int, held_out: bool) -> dict[str, Any]:
@@ -45,12 +52,8 @@ def likelihood_report(pipeline: DiffusionPipeline, real: Reference, seed: int, h
     if family(pipeline) == "vae":
         bits = vae_bits(pipeline.vae, images, numbers)
     else:
-        edm = is_edm(pipeline.scheduler)
-        try:
-            schedule = pipeline.scheduler if edm else sampling_scheduler(pipeline.scheduler, "ddpm")
-        except ValueError as error:
-            raise UserError(f"--bits_per_dimension: {error}") from error
-        bound = edm_bits if edm else diffusion_bits
+        schedule = _training_schedule(pipeline)
+        bound = edm_bits if is_edm(schedule) else diffusion_bits
         parts = (part.to(pipeline.device) for part in images.split(BATCH_SIZE))
         each = [bound(pipeline.unet, schedule, part, TIMESTEPS_PER_IMAGE, numbers) for part in parts]
         bits = float(torch.cat(each).mean())
@@ -61,3 +64,17 @@ def likelihood_report(pipeline: DiffusionPipeline, real: Reference, seed: int, h
         "held_out": held_out,
         "statement": f"at most {bits:.3f} bits per dimension for {len(images)} {kind}",
     }
+
+
+def _training_schedule(pipeline: DiffusionPipeline) -> SchedulerMixin:
+    """Return the schedule whose bound is measured, whichever sampler the pipeline was saved with.
+
+    Raises:
+        UserError: if its scheduler is of another kind.
+    """
+    if is_edm(pipeline.scheduler):
+        return pipeline.scheduler
+    try:
+        return sampling_scheduler(pipeline.scheduler, "ddpm")
+    except ValueError as error:
+        raise UserError(f"--bits_per_dimension: {error}") from error

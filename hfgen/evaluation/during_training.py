@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from hfgen.data.settings import DataSettings
 from hfgen.errors import StopRequestedError, UserError
 from hfgen.evaluation.reference import open_reference
-from hfgen.evaluation.scores import COPY_QUANTILE, distances_among, memorisation_report, pixel_report
+from hfgen.evaluation.scores import COPY_QUANTILE, MAX_AMONG_REAL, distances_among, memorisation_report, pixel_report
 from hfgen.evaluation.scoring import generated_images
 from hfgen.files import read_json_lines, write_atomically, write_text_atomically
 from hfgen.inference.sampling import SamplingOptions
@@ -27,8 +27,11 @@ from hfgen.training.reference_curves import compare_with_reference
 from hfgen.training.run import Run
 
 
-# A fraction of copies is significant if it exceeds the expected one by this many standard errors.
-STANDARD_ERRORS = 3
+# What must be the same in two evaluations if their scores are to be compared.
+MEASURED_WITH = ("num_images", "num_inference_steps", "features")
+# A fraction of copies is significant if it exceeds the expected one by this many standard errors. Three would be too
+# few: the expected fraction of a few hundred real images is that of their two or three nearest pairs.
+STANDARD_ERRORS = 4
 
 
 class RunEvaluation:
@@ -73,6 +76,7 @@ class RunEvaluation:
         self._real = open_reference(squares, self._run.device, feature_weights=weights, argument=argument)
         self._real_small = self._real.thumbnails()
         self._among_real = distances_among(self._real.features, self._sampling.seed)
+        self._num_among_real = min(len(self._real.features), MAX_AMONG_REAL)
 
     def evaluate(self, pipeline: DiffusionPipeline) -> None:
         """Score the pipeline as it is now; all processes must call this, only the main one works.
@@ -119,17 +123,20 @@ class RunEvaluation:
         run, folder = self._run, self._run.output_dir
         recorded = read_evaluations(folder)  # a resumed run repeats some steps
         earlier = [line for line in recorded if line["step"] < run.step]
-        count = self._sampling.num_images
-        line = {"step": run.step, "num_images": count, **scores, "copying": is_copying(scores, count)}
+        count, copying = self._sampling.num_images, is_copying(scores, self._sampling.num_images, self._num_among_real)
+        line = {"step": run.step, "num_images": count, **scores, "copying": copying}
         write_text_atomically(folder / EVALUATIONS_FILE, "".join(f"{json.dumps(one)}\n" for one in (*earlier, line)))
-        by, best = self._settings.best_by, best_scores(folder)
-        # Scores of a different number of images are not comparable; with few images, copies get the best FID.
-        if best is None or best["num_images"] != count or (line["copying"], scores[by]) < (best["copying"], best[by]):
+        best = best_scores(folder)
+        measured = {
+            "num_inference_steps": self._sampling.num_inference_steps,
+            "features": self._real.extractor.identity,
+        }
+        if best is None or self._is_better(line | measured, best):
             target = folder / BEST_FOLDER
             own = [f"{PIPELINE_FOLDER}/{name}" for name in recorded_names(target / PIPELINE_FOLDER)]
             write_atomically(
                 target,
-                lambda temporary: _save_best(temporary, pipeline, line | {"rollbacks": run.rollbacks}),
+                lambda temporary: _save_best(temporary, pipeline, line | measured | {"rollbacks": run.rollbacks}),
                 SCORES_FILE,
                 [SCORES_FILE, *own],
             )
@@ -142,10 +149,22 @@ class RunEvaluation:
                 "augmentation, or stop earlier"
             )
 
+    def _is_better(self, scores: dict[str, Any], best: dict[str, Any]) -> bool:
+        """Whether a pipeline should replace the best one so far: never a copying one one that does not copy.
+
+        Scores that were measured in another way, which a resumed run can change, are not comparable; then the newer
+        pipeline is kept. With few images, copies get the best FID.
+        """
+        if scores["copying"] != best["copying"]:
+            return best["copying"]
+        comparable = all(scores[name] == best.get(name, scores[name]) for name in MEASURED_WITH)
+        return not comparable or scores[self._settings.best_by] < best[self._settings.best_by]
+
     def _warn_if_behind(self, fid: float) -> None:
         """Warn, once per launch, if a run of a preset is far behind the preset's reference curve."""
         run, count = self._run, self._sampling.num_images
-        behind, message = compare_with_reference(run.all_settings, count, run.step * run.images_per_step, fid)
+        images = run.step * run.images_per_step + run.images_before
+        behind, message = compare_with_reference(run.all_settings, count, images, fid)
         if behind and not self._was_behind:
             run.warn(
                 f"{message}. Other data gives other scores; unless yours is harder, check the samples, the chosen "
@@ -154,12 +173,19 @@ class RunEvaluation:
         self._was_behind = self._was_behind or behind
 
 
-def is_copying(scores: dict[str, float], num_images: int) -> bool:
-    """Whether there are more copies, in features or pixels, than chance and the data's own duplicates explain."""
+def is_copying(scores: dict[str, float], num_images: int, num_real: int) -> bool:
+    """Whether there are more copies, in features or pixels, than chance and the data's own duplicates explain.
+
+    Args:
+        scores: fractions of copies, and those expected.
+        num_images: generated images.
+        num_real: real images among which the expected fractions were measured. These are uncertain, too: two images
+            that are each other's nearest count as one observation, so there are at least half as many.
+    """
     for name in ("copies", "copies_by_pixels"):
         expected = scores[f"{name}_expected"]
-        error = math.sqrt(max(expected * (1 - expected), 1 / num_images) / num_images)
-        if scores[name] > expected + STANDARD_ERRORS * error:
+        variance = max(expected * (1 - expected), 1 / num_images)
+        if scores[name] > expected + STANDARD_ERRORS * math.sqrt(variance * (1 / num_images + 2 / num_real)):
             return True
     return False
 

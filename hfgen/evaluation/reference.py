@@ -26,7 +26,7 @@ from hfgen.texts import counted
 # Each half needs more images than the number of neighbours used by precision and recall.
 MIN_IMAGES = 12
 # Increase when the output of `score_floor` changes, so that cached floors are recomputed.
-FLOOR_VERSION = 4
+FLOOR_VERSION = 5
 # Images whose features are in memory at a time while they are computed; whole batches of the extractor.
 FEATURES_AT_ONCE = 1024 * BATCH_SIZE
 FEATURES_FILE, FLOOR_FILE = "features.npy", "floor.json"

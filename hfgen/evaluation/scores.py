@@ -7,7 +7,13 @@ import numpy as np
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.kernel import kernel_distance, thinned_out
 from hfgen.metrics.manifold import manifold_scores
-from hfgen.metrics.memorisation import copying_test, memorisation_informed_fid, nearest_images, nearest_pixels
+from hfgen.metrics.memorisation import (
+    COPY_RATIO,
+    copying_test,
+    memorisation_informed_fid,
+    nearest_images,
+    nearest_pixels,
+)
 
 
 # Bootstrap resamples for standard errors.
@@ -16,8 +22,6 @@ RESAMPLINGS = 10
 INTERVAL_95 = 1.96
 # A generated image is a copy if its distance to a real one is below this quantile of the distances among real images.
 COPY_QUANTILE = 0.01
-# By pixels, if its distance to the nearest real image is below this fraction of that to the second (Yoon et al. 2023).
-COPY_RATIO = 1 / 3
 # Cosine distance below which two real images count as the same file.
 SAME_IMAGE = 1e-6
 # Maximum number of real images for measuring distances among real images.
@@ -33,9 +37,10 @@ def score_features(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[st
         seed: seed of the resampling.
 
     Returns:
-        Plain values by name. `fid_standard_error` is the bootstrap spread over both sets; it does not include the
-        bias, which makes FID too large by about 1 / n: compare at equal n, and with the floor. The intervals of FID
-        and KID cover 95% if the errors are normal.
+        Plain values by name. `fid_standard_error` is the bootstrap spread over both sets. Resampling with replacement
+        repeats images, so that it is too large, near the floor several times; and it does not include the bias, which
+        makes FID too large by about 1 / n: compare at equal n, and with the floor. The interval of KID covers 95% if
+        its error is normal, that of FID usually more.
     """
     distance = kernel_distance(real, fake, seed)
     rng = np.random.default_rng(seed)
@@ -93,7 +98,8 @@ def score_floor(real: np.ndarray, num_fake: int, seed: int = 0) -> dict[str, Any
 def distances_among(real: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Measure how near real images are to each other: cosine distances to the nearest other image.
 
-    Duplicate files are left out.
+    Duplicates and near duplicates, which are far nearer than any other image, are left out: with them, the threshold
+    would be so low that no copy is found.
 
     Args:
         real: features of the real images, `(num_real, num_features)`.
@@ -103,7 +109,7 @@ def distances_among(real: np.ndarray, seed: int = 0) -> dict[str, float]:
         `copy_threshold`, the `COPY_QUANTILE` of the distances, and their `median`.
     """
     chosen = thinned_out(np.arange(len(real)), MAX_AMONG_REAL, seed)
-    distances = nearest_images(real[chosen], real, own=chosen).distances
+    distances = nearest_images(real[chosen], real, own=chosen).apart
     if (distances > SAME_IMAGE).any():
         distances = distances[distances > SAME_IMAGE]
     return {"copy_threshold": float(np.quantile(distances, COPY_QUANTILE)), "median": float(np.median(distances))}
@@ -165,8 +171,9 @@ def pixel_report(
         "median_distance": float(np.median(of_fake.distances)),
         "median_distance_among_real": float(np.median(among_real.distances)),
         "statement": (
-            f"{copies} of {len(fake_small):,} are copies by their pixels, three times as near to one {called} image "
-            f"as to any other (of the {called} images themselves: {share:.1%})"
+            f"{copies} of {len(fake_small):,} are copies by their pixels (at least three times as near to one "
+            f"{called} image, or to a few that are alike, as to any other); of the {called} images themselves, "
+            f"{share:.1%} are"
         ),
     }
 

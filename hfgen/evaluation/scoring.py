@@ -26,7 +26,7 @@ from hfgen.evaluation.scores import (
 from hfgen.families import family
 from hfgen.files import LARGER_DISK, writing
 from hfgen.inference.figures import labelled_pairs
-from hfgen.inference.sampling import SamplingOptions, generate_images, image_size, weights_digest
+from hfgen.inference.sampling import SamplingOptions, generate_images, image_size, way_of_sampling, weights_digest
 from hfgen.methods.schedules import steps_of
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.frechet import MIN_TO_EXTRAPOLATE, extrapolated_distance, frechet_distance
@@ -35,6 +35,8 @@ from hfgen.metrics.memorisation import nearest_images, nearest_pixels, thumbnail
 
 
 CLOSEST_PAIRS = 16
+# Generated images per feature for a reliable extrapolation of FID, whose smallest subset is a quarter of the images.
+ENOUGH_FOR_A_LINE = 4
 # Images per pipeline on the sheet of a comparison.
 NUM_SHOWN = 10
 
@@ -142,6 +144,7 @@ def score_pipeline(
     facts = {
         "pipeline": type(pipeline).__name__,
         "num_inference_steps": steps,
+        **way_of_sampling(pipeline, options.sample_from),
         "num_parameters": sum(weight.numel() for network in networks for weight in network.parameters()),
         "drawing_images_per_second": round(generated.images_per_second, 2),
         "weights_sha256": weights_digest(pipeline),
@@ -217,11 +220,12 @@ def score_images(
     }
     if extrapolate:
         report["fid_at_infinity"] = extrapolated_distance(real.features, features, seed)
+        report["is_rough_at_infinity"] = len(features) < ENOUGH_FOR_A_LINE * features.shape[1]
     if held_out is not None:
         report["held_out"] = held_out_report(real.features, held_out.features, features, called)
     return Scored(
         report,
-        closest_sheet(real, images, *nearest_images(features, real.features)),
+        closest_sheet(real, images, *nearest_images(features, real.features)[:2]),
         closest_sheet(real, images, *nearest_pixels(small, real_small)[:2]),
         [Image.fromarray(np.array(images[index])) for index in range(min(NUM_SHOWN, len(features)))],
     )

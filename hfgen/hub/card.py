@@ -194,13 +194,17 @@ def _departures(method: Method) -> str:
     """List the differences from the papers that were found, and say exactly what was compared to find them."""
     if not method.compared:
         return "The training settings are unknown, so nothing was compared with the papers above."
-    scope = f"Compared with the papers above: {', '.join(method.compared)}. Nothing else was: not "
-    scope += (
-        "channel widths, attention levels, optimizer, learning rate, batch size or length of training, for example."
+    scope = (
+        f"Only these points were compared with the papers above: {', '.join(method.compared)}. Others, such as "
+        "channel widths, attention levels, optimizer, learning rate, batch size and length of training, were not."
     )
     if not method.departures:
         return f"No difference was found in what was compared. {scope}"
-    return "Differences found:\n\n" + "\n".join(f"- {clause}" for clause in method.departures) + f"\n\n{scope}"
+    return (
+        "Differences from the papers above:\n\n"
+        + "\n".join(f"- {clause}" for clause in method.departures)
+        + f"\n\n{scope}"
+    )
 
 
 def _data(training: dict[str, Any] | None) -> str:

@@ -11,7 +11,7 @@ from hfgen.data.location import is_path
 from hfgen.metrics.report import score_names
 
 
-# Key of a score in a report -> metric type in the card.
+# Key of a score in a report -> metric type in the card; those that imply Inception are replaced in other features.
 METRICS = {"fid": "fid", "kid": "kid", "precision": "precision", "recall": "recall", "mifid": "mifid"}
 TASK = "unconditional-image-generation"
 
@@ -37,7 +37,7 @@ def eval_results(report: dict[str, Any]) -> list[EvalResult]:
     return [
         _result(
             data,
-            kind,
+            kind if key not in names else names[key].lower().replace(" ", "_"),
             scores[key],
             f"{names.get(key, key)}, {scores['num_fake']:,} images against {scores['num_real']:,}; "
             f"floor {split[key]:.4g} ({split['num_fake']:,} against {split['num_real']:,})",

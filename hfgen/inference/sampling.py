@@ -77,6 +77,24 @@ class SamplingOptions:
     sample_from: str | None = None
 
 
+def way_of_sampling(pipeline: DiffusionPipeline, sample_from: str | None = None) -> dict[str, str | None]:
+    """Return what scores depend on besides the weights and the number of steps, as plain values.
+
+    Args:
+        pipeline: of any family.
+        sample_from: see `SamplingOptions`.
+
+    Returns:
+        `sampler`: the scheduler's class, for diffusion; `sample_from`: where the latents come from, for a VAE.
+    """
+    kind = family(pipeline)
+    source = sample_from or ("prior" if kind != "vae" or pipeline.density is None else "ex_post")
+    return {
+        "sampler": type(pipeline.scheduler).__name__ if kind == "ddpm" else None,
+        "sample_from": source if kind == "vae" else None,
+    }
+
+
 def generate_images(
     pipeline: DiffusionPipeline, options: SamplingOptions, after_each_step: Callable[[], None] = lambda: None
 ) -> Iterator[Image.Image]:

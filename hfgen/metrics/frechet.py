@@ -46,7 +46,8 @@ def extrapolated_distance(real_features: np.ndarray, fake_features: np.ndarray, 
 
     Chong and Forsyth 2020 (arXiv:1911.07023), section 4: the bias of FID is about proportional to 1 / n, so the
     distances of subsets of the generated images lie on a line over 1 / n, which is extrapolated to 0. The bias from
-    the number of real images remains.
+    the number of real images remains. The line is straight only where even the smallest subset, a quarter of the
+    images, has more images than there are features.
 
     Args:
         real_features: `(num_real, num_features)`, at least 2 images.

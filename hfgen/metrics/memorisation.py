@@ -15,6 +15,10 @@ from hfgen.metrics.frechet import frechet_distance
 BLOCK_ROWS, BLOCK_COLUMNS = 1024, 8192
 # Pixels are compared at this height and width, so that blurred or recompressed copies still match.
 THUMBNAIL_SIDE = 16
+# Distances of which one is below this fraction of the next belong to two groups (Yoon et al. 2023).
+COPY_RATIO = 1 / 3
+# Real images that are looked at around each image: as many but one may be near duplicates of each other.
+NEIGHBOURS = 8
 # Kaggle's MiFID penalises mean cosine distances below this; from its published example.
 MIFID_EPSILON = 0.1
 # Distance of an exact copy, up to rounding.
@@ -27,10 +31,12 @@ class Nearest(NamedTuple):
     Attributes:
         indices: indices of the nearest images, int64 `(num_images,)`.
         distances: cosine distances, float64 `(num_images,)`: 0 for a copy, 1 for features at right angles.
+        apart: distances to the nearest real image beyond a few that are far nearer, such as the frames of one scene.
     """
 
     indices: np.ndarray
     distances: np.ndarray
+    apart: np.ndarray
 
 
 class NearestPixels(NamedTuple):
@@ -39,7 +45,8 @@ class NearestPixels(NamedTuple):
     Attributes:
         indices: indices of the nearest real images, int64 `(num_images,)`.
         distances: root mean squared differences to them, in grey levels from 0 to 1, float64 `(num_images,)`.
-        ratios: these divided by the distances to the second nearest: 1 if both are equally near, 0 for a copy.
+        ratios: the lowest ratio of a distance to the next larger one, among the `NEIGHBOURS` nearest: 1 if all are
+            equally near, 0 for a copy of one, or of one of a few that are alike.
     """
 
     indices: np.ndarray
@@ -75,26 +82,21 @@ def nearest_images(features: np.ndarray, real_features: np.ndarray, own: np.ndar
     """
     if features.shape[1:] != real_features.shape[1:] or len(real_features) < 1 + (own is not None):
         raise ValueError(f"features of shapes {features.shape} and {real_features.shape} cannot be compared")
-    indices, distances = [], []
+    count = min(NEIGHBOURS, len(real_features) - (own is not None))
+    indices, nearest = [], []
     for start in range(0, len(features), BLOCK_ROWS):
         rows = _directions(features[start : start + BLOCK_ROWS])
-        best, found = (
-            torch.full((len(rows),), -torch.inf, dtype=torch.float64),
-            torch.zeros(len(rows), dtype=torch.int64),
-        )
+        best = _NearestOfBlocks(len(rows), count)
         for column in range(0, len(real_features), BLOCK_COLUMNS):
             cosines = (rows @ _directions(real_features[column : column + BLOCK_COLUMNS]).T).abs()
+            distances = (1 - cosines).clamp(min=0)
             if own is not None:
-                _leave_out(cosines, own[start : start + BLOCK_ROWS], column, -1)
-            nearest = cosines.max(dim=1)
-            nearer = nearest.values > best
-            best, found = (
-                torch.where(nearer, nearest.values, best),
-                torch.where(nearer, nearest.indices + column, found),
-            )
-        indices.append(found)
-        distances.append((1 - best).clamp(min=0))
-    return Nearest(torch.cat(indices).numpy(), torch.cat(distances).numpy())
+                _leave_out(distances, own[start : start + BLOCK_ROWS], column)
+            best.add(distances, column)
+        indices.append(best.indices[:, 0])
+        nearest.append(best.distances)
+    distances = torch.cat(nearest)
+    return Nearest(torch.cat(indices).numpy(), distances[:, 0].numpy(), _apart(distances).numpy())
 
 
 def thumbnails(images: Iterable[np.ndarray]) -> np.ndarray:
@@ -109,11 +111,12 @@ def thumbnails(images: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | None = None) -> NearestPixels:
-    """Find the two most similar real images for each image, mirrored or not.
+    """Find the most similar real images for each image, mirrored or not.
 
     A copy is much nearer to one real image than to any other: Yoon et al. 2023 ("Diffusion Probabilistic Models
-    Generalize when They Fail to Memorize") call a sample memorised if the ratio is below 1/3. A threshold on the
-    distance itself would flag blurred images, which are near to everything. Identical real images count as one.
+    Generalize when They Fail to Memorize") call a sample memorised if the distance to the nearest is below 1/3 of that
+    to the second. A threshold on the distance itself would flag blurred images, which are near to everything. Here the
+    nearest may be up to seven images, for data with near duplicates. Identical real images count as one.
 
     Args:
         small: from `thumbnails`, `(num_images, 3, 16, 16)`.
@@ -127,24 +130,52 @@ def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | 
     if len(kept) < 2 + (own is not None):
         raise ValueError(f"only {len(kept)} different real images: each image needs at least two to compare with")
     real_small, own = real_small[kept], None if own is None else positions[own]
+    count = min(NEIGHBOURS, len(real_small) - (own is not None))
     indices, nearest = [], []
     for start in range(0, len(small), BLOCK_ROWS):
         rows = torch.from_numpy(small[start : start + BLOCK_ROWS]).double().flatten(1)
-        best, found = torch.empty(len(rows), 0, dtype=torch.float64), torch.empty(len(rows), 0, dtype=torch.int64)
+        best = _NearestOfBlocks(len(rows), count)
         for column in range(0, len(real_small), BLOCK_COLUMNS):
             real = torch.from_numpy(real_small[column : column + BLOCK_COLUMNS]).double()
             distances = torch.minimum(torch.cdist(rows, real.flatten(1)), torch.cdist(rows, real.flip(3).flatten(1)))
             if own is not None:
-                _leave_out(distances, own[start : start + BLOCK_ROWS], column, torch.inf)
-            here = distances.topk(min(2, len(real)), dim=1, largest=False)
-            candidates = torch.cat([found, here.indices + column], dim=1)
-            best, order = torch.cat([best, here.values], dim=1).sort(dim=1, stable=True)
-            best, found = best[:, :2], candidates.gather(1, order)[:, :2]
-        indices.append(found[:, 0])
-        nearest.append(best / rows.shape[1] ** 0.5)
-    first, second = torch.cat(nearest).unbind(dim=1)
-    ratios = torch.where(second > 0, first / second, 1.0)  # 0 / 0: matches two mirrored real images
-    return NearestPixels(kept[torch.cat(indices).numpy()], first.numpy(), ratios.numpy())
+                _leave_out(distances, own[start : start + BLOCK_ROWS], column)
+            best.add(distances, column)
+        indices.append(best.indices[:, 0])
+        nearest.append(best.distances / rows.shape[1] ** 0.5)
+    distances = torch.cat(nearest)
+    ratios = _ratios(distances).min(dim=1).values
+    return NearestPixels(kept[torch.cat(indices).numpy()], distances[:, 0].numpy(), ratios.numpy())
+
+
+class _NearestOfBlocks:
+    """Collects the smallest distances of each row over blocks of columns, in ascending order."""
+
+    def __init__(self, num_rows: int, count: int):
+        self._count = count
+        self.distances = torch.empty(num_rows, 0, dtype=torch.float64)
+        self.indices = torch.empty(num_rows, 0, dtype=torch.int64)
+
+    def add(self, distances: torch.Tensor, first_column: int) -> None:
+        here = distances.topk(min(self._count, distances.shape[1]), dim=1, largest=False)
+        indices = torch.cat([self.indices, here.indices + first_column], dim=1)
+        ordered = torch.cat([self.distances, here.values], dim=1).sort(dim=1, stable=True)
+        self.distances = ordered.values[:, : self._count]
+        self.indices = indices.gather(1, ordered.indices)[:, : self._count]
+
+
+def _ratios(distances: torch.Tensor) -> torch.Tensor:
+    """Divide each distance, `(num_images, count)` in ascending order, by the next; 1 if both are 0."""
+    smaller, larger = distances[:, :-1], distances[:, 1:]
+    return torch.where(larger > 0, smaller / larger, 1.0)
+
+
+def _apart(distances: torch.Tensor) -> torch.Tensor:
+    """Return the distance after the last one that is below `COPY_RATIO` of the next; the first if none is."""
+    positions = torch.arange(1, distances.shape[1]).expand(len(distances), -1)
+    after = torch.where(_ratios(distances) < COPY_RATIO, positions, 0)
+    first = torch.zeros(len(distances), 1, dtype=torch.int64)
+    return distances.gather(1, torch.cat([first, after], dim=1).max(dim=1, keepdim=True).values)[:, 0]
 
 
 def _without_repeats(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -200,11 +231,11 @@ def memorisation_informed_fid(
     return fid / distance if distance > ROUNDING else float("inf")
 
 
-def _leave_out(values: torch.Tensor, own: np.ndarray, column: int, value: float) -> None:
-    """Overwrite each row's entry for its own image, in a block of columns starting at `column`."""
+def _leave_out(distances: torch.Tensor, own: np.ndarray, column: int) -> None:
+    """Make each row's own image infinitely far, in a block of columns starting at `column`."""
     places = torch.as_tensor(own) - column
-    here = ((places >= 0) & (places < values.shape[1])).nonzero().flatten()
-    values[here, places[here]] = value
+    here = ((places >= 0) & (places < distances.shape[1])).nonzero().flatten()
+    distances[here, places[here]] = torch.inf
 
 
 def _directions(features: np.ndarray) -> torch.Tensor:

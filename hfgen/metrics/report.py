@@ -82,7 +82,10 @@ def score_table(report: dict[str, Any]) -> str:
             f"{fid} of {part['num_images']:,} real images after encoding and decoding: {part['fid']:.4g}."
         )
     if "fid_at_infinity" in report:
-        paragraphs.append(f"{fid} extrapolated to infinitely many generated images: {report['fid_at_infinity']:.4g}.")
+        rough = report.get("is_rough_at_infinity", False)
+        caveat = " (a rough estimate, with fewer images than it needs)" if rough else ""
+        at_infinity = f"{report['fid_at_infinity']:.4g}{caveat}"
+        paragraphs.append(f"{fid} extrapolated to infinitely many generated images: {at_infinity}.")
     if "likelihood" in report:
         paragraphs.append(f"Likelihood: {report['likelihood']['statement']}.")
     return "\n".join(lines) + "\n\n" + "\n\n".join(paragraphs)

@@ -22,7 +22,14 @@ from hfgen.inference.curves import plot_curves
 from hfgen.inference.figures import denoising_states, labelled_denoising, labelled_sheet
 from hfgen.inference.film import progress_frames, write_gif
 from hfgen.inference.opening import find_pipeline, open_pipeline
-from hfgen.inference.sampling import SamplingOptions, generate_images, interpolate, latents_of_seeds, weights_digest
+from hfgen.inference.sampling import (
+    SamplingOptions,
+    generate_images,
+    interpolate,
+    latents_of_seeds,
+    way_of_sampling,
+    weights_digest,
+)
 from hfgen.metrics.report import finite, read_report
 from hfgen.publishing.half import round_to_half, store_in_half
 from hfgen.training.checkpoints import PROGRESS_FILE, final_progress
@@ -77,8 +84,8 @@ def make_publication(
         half: store the weights as 16-bit floats; the pictures are then made with these.
 
     Raises:
-        UserError: if there is no pipeline, the scores belong to other weights, a local path would be published, or a
-            weight is too large for 16 bits.
+        UserError: if there is no pipeline, the scores belong to other weights or another way of sampling, a local path
+            would be published, or a weight is too large for 16 bits.
     """
     folder = find_pipeline(source)
     pipeline = open_pipeline(str(folder), plain=True)
@@ -87,6 +94,8 @@ def make_publication(
         round_to_half(pipeline)
         digests.append(weights_digest(pipeline))
     report = None if scores is None else scores_of(scores, digests)
+    if report is not None:
+        refuse_other_sampling(f"--scores {scores}", report, pipeline)
     pipeline.save_pretrained(target)
     if half:
         store_in_half(target)
@@ -124,6 +133,17 @@ def scores_of(scores: Path, digests: Sequence[str]) -> dict[str, Any]:
             f"--scores {scores}: these scores belong to other weights; run hfgen evaluate for this pipeline"
         )
     return {**report, "before_rounding": True} if digest != digests[-1] else report
+
+
+def refuse_other_sampling(argument: str, report: dict[str, Any], pipeline: DiffusionPipeline) -> None:
+    """Raise a `UserError` if images were sampled for a report in another way than the pipeline samples by default."""
+    options = {"sampler": "--sampler", "sample_from": "--sample_from"}
+    for name, own in way_of_sampling(pipeline).items():
+        if report.get(name, own) != own:
+            raise UserError(
+                f"{argument}: measured with {report[name]}, but this pipeline samples with {own}; run hfgen evaluate "
+                f"without {options[name]}"
+            )
 
 
 def save_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps: int | None) -> None:

@@ -12,7 +12,7 @@ from hfgen.studies.pictures import losses_of
 from hfgen.studies.results import strip_timesteps
 from hfgen.studies.storage import Outcome
 from hfgen.studies.study_file import METRICS
-from hfgen.studies.table import COLUMNS, HIGHER_IS_BETTER, Row, as_matrix, cells_of, heads
+from hfgen.studies.table import COLUMNS, Row, as_matrix, cells_of, heads, ranked
 
 
 def page(study: Study, rows: list[Row], statements: list[str], remarks: list[str], commands: dict[str, str]) -> str:
@@ -93,13 +93,11 @@ def take_for_gallery(places: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def best_rows(study: Study, rows: list[Row]) -> set[int]:
-    """Return the `id` of each family's best row, or of the best of all if each family has only one figure."""
-    families: dict[str, list[Row]] = {}
-    for row in rows:
-        if math.isfinite(row.mean):
-            families.setdefault(row.place.family if row.place.point else "", []).append(row)
-    choose = max if study.metric in HIGHER_IS_BETTER else min
-    return {id(choose(line, key=lambda row: row.mean)) for line in families.values()}
+    """Return the `id` of each family's best complete row, or of the best of all if each family has only one figure."""
+    best: dict[str, int] = {}
+    for row in ranked(study, rows):
+        best.setdefault(row.place.family if row.place.point else "", id(row))
+    return set(best.values())
 
 
 def _place(study: Study, row: Row, commands: dict[str, str]) -> dict[str, Any]:

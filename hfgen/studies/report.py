@@ -217,6 +217,13 @@ def conditions(study: Study, rows: list[Row]) -> str:
     sizes = _common(rows, ("sample_size",), "{} pixels") + _common(rows, ("scores", "num_real"), "{:,} real images")
     text += f" against {' of '.join(sizes[::-1])}" if sizes else " against the real images"
     text += f" of {study.dataset}."
+    if evaluation.features != "inception":
+        text += (
+            f" In features of {evaluation.features}, not of Inception: what is called FID and KID here is the Frechet "
+            "and the kernel distance in these, and cannot be compared with FID and KID."
+        )
+    elif evaluation.mode != "clean":
+        text += f" Images were resized for Inception in {evaluation.mode} mode, not as by clean-fid."
     if study.asked is not None:
         parts = [f"each cell trained for {study.full_budget}"]
         if study.full_evaluation != study.evaluation and study.full_evaluation is not None:

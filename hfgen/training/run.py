@@ -56,6 +56,7 @@ class Run:
         step, rollbacks: updates and rollbacks so far; within the loop, `step` is the number of the current update.
         choices: what was chosen for settings that leave it open, by their names, as text; noted when a run begins.
         images_per_step, max_train_steps: images per update, over all processes, and the last update; set by `plan`.
+        images_before: images that earlier launches had more than `step * images_per_step`, from other batch sizes.
 
     Raises:
         UserError: if the folder holds something else, or `--resume` comes with changed settings.
@@ -72,7 +73,7 @@ class Run:
         self.settings, self._all_settings = settings, (settings, *other_settings)
         self.output_dir, self._checkpoints = Path(settings.output_dir), Path(settings.output_dir) / "checkpoints"
         self.step, self.rollbacks, self.choices = 0, 0, {}
-        self._seconds_before, self._images_before = 0.0, 0  # of earlier launches of a resumed run; see `RunLog`
+        self._seconds_before, self.images_before = 0.0, 0  # of earlier launches of a resumed run; see `RunLog`
         self._time_limit = parse_duration("--max_train_time", settings.max_train_time)  # seconds of this launch
         self._started, self._aside = time.monotonic(), 0.0  # seconds of this step not spent on training
         self._stop_requests, self._on_collapse, self._max_rollbacks = StopRequests(), "stop", 0
@@ -148,7 +149,7 @@ class Run:
         self._state = RunState(stateful, batches, pipeline, data_digest, self.accelerator, starts)
         if self._checkpoint is not None:
             self._load(self._checkpoint)
-        self._log = RunLog(self.output_dir, self.accelerator, self.images_per_step, self._images_before)
+        self._log = RunLog(self.output_dir, self.accelerator, self.images_per_step, self.images_before)
         self._log.open(self.step, self.max_train_steps, self._time_limit, self.all_settings, self.settings.report_to)
         if self.is_main:
             folder.keep_settings(self.output_dir, self._all_settings, self._checkpoint)
@@ -318,7 +319,7 @@ class Run:
             raise (UserError(f"{error}; {folder.differing(self._changes)}") if self._changes else error) from error
         self.step, self.rollbacks = progress["step"], progress.get("rollbacks", 0)
         self._good, self._seconds_before = progress.get("good", True), progress["seconds"]
-        self._images_before = progress["images"] - self.step * self.images_per_step
+        self.images_before = progress["images"] - self.step * self.images_per_step
         if self.step > self.max_train_steps:
             raise UserError(
                 f"--max_train_steps, --num_epochs: they ask for {self.max_train_steps} steps, and {checkpoint} has "
@@ -349,9 +350,8 @@ class Run:
         """Write a checkpoint, unless a network has non-finite weights: it must not replace a good one."""
         if bad := self._state.not_finite():
             raise NonFiniteError(f"non-finite weights in {', '.join(bad)}")
-        images = self.step * self.images_per_step + self._images_before
-        progress = {"step": self.step, "seconds": round(self.seconds, 3), "images": images}
-        progress |= {"good": self._good, "rollbacks": self.rollbacks}
+        progress = {"step": self.step, "seconds": round(self.seconds, 3), "good": self._good}
+        progress |= {"images": self.step * self.images_per_step + self.images_before, "rollbacks": self.rollbacks}
         self._state.save(self._checkpoints, progress, self.settings.checkpoints_total_limit)
         if self.is_main:
             self._log.say(f"step {self.step}: checkpoint {checkpoints.checkpoint_of(self._checkpoints, self.step)}")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from edm_pipelines import edm_pipeline
 from stand_in_features import Colours, paintings
 
@@ -108,6 +109,17 @@ def test_a_gan_has_no_likelihood():
         check_has_likelihood(GANPipeline(DCGANGenerator(16, 4, base_channels=4)))
     for pipeline in (vae(), ddpm(), edm_pipeline()):
         check_has_likelihood(pipeline)
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_is_generated():
+    grey = UNetBase(16, in_channels=1, block_out_channels=(4, 8), time_embedding_dim=6)
+    pipeline = DDPMPipeline(grey, sampling_scheduler(noise_schedule("linear", 60), "ddim"))
+    with pytest.raises(UserError, match="--bits_per_dimension: this pipeline's images have 1 channel, not 3"):
+        check_has_likelihood(pipeline)
+    foreign = ddpm()
+    foreign.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(UserError, match="--bits_per_dimension: "):
+        check_has_likelihood(foreign)
 
 
 @pytest.mark.slow

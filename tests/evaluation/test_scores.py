@@ -163,7 +163,7 @@ def test_copies_by_pixels_are_counted_and_said(monkeypatch):
     assert (report["num_copies"], report["num_fake"], report["share_among_real"]) == (5, 8, 0.1)
     assert report["median_distance"] == pytest.approx(1e-6, rel=0.2)
     assert report["median_distance_among_real"] == pytest.approx(np.sqrt(1 / 6), rel=0.1)  # of uniform noise
-    assert report["statement"].startswith("5 of 8 are copies by their pixels, three times as near to one training")
+    assert report["statement"].startswith("5 of 8 are copies by their pixels (at least three times as near to one")
     assert report["statement"].endswith("(of the training images themselves: 10.0%)")
     # Where there are many, a draw of them stands for all, and looks for its neighbours among all.
     monkeypatch.setattr(evaluation, "MAX_AMONG_REAL", 10)
@@ -206,6 +206,35 @@ def test_held_out_images_that_were_trained_on_are_told():
     assert mixed["statement"].endswith("; warning: 3 of the held-out images are also training images")
     apart = held_out_report(train, features(1, 50), fake)
     assert apart["num_also_in_train"] == 0 and "beware" not in apart["statement"]
+
+
+@pytest.mark.parametrize("frames", [2, 4, 7])
+def test_near_duplicates_in_the_data_do_not_hide_copies(frames):
+    """Such as frames of one scene: they would make the threshold tiny, and no copy would be nearest to one alone."""
+    rng = np.random.default_rng(6)
+    real = rng.normal(size=(300, 32))
+    scenes = real[:40].repeat(frames, axis=0) + 0.01 * rng.normal(size=(40 * frames, 32))
+    filmed = np.vstack([real[40:], scenes])
+    threshold = distances_among(filmed)["copy_threshold"]
+    assert 0.7 < threshold / distances_among(real)["copy_threshold"] < 1.5
+    fake = np.vstack([scenes[::frames] + 0.03 * rng.normal(size=(40, 32)), rng.normal(size=(60, 32))])
+    assert 40 <= memorisation_report(filmed, fake, distances_among(filmed))["num_copies"] <= 43
+
+    pictures = rng.random((60, 3, 16, 16)).astype(np.float32)
+    scenes = pictures[:20].repeat(frames, axis=0) + rng.normal(0, 0.01, (20 * frames, 3, 16, 16)).astype(np.float32)
+    filmed = np.concatenate([pictures[20:], scenes])
+    copies = scenes[::frames] + rng.normal(0, 0.01, (20, 3, 16, 16)).astype(np.float32)
+    new = rng.random((30, 3, 16, 16)).astype(np.float32)
+    report = pixel_report(filmed, np.concatenate([copies, new]))
+    assert report["num_copies"] == 20
+    assert report["share_among_real"] == pytest.approx(20 * frames / len(filmed))
+
+
+def test_mirrored_files_in_the_data_do_not_hide_copies():
+    pictures = np.random.default_rng(7).random((40, 3, 16, 16)).astype(np.float32)
+    both = np.concatenate([pictures, pictures[..., ::-1]])
+    for copies in (pictures[:9], pictures[:9] * np.float32(0.99)):
+        assert pixel_report(both, copies)["num_copies"] == 9
 
 
 def test_files_that_are_there_twice_do_not_hide_copies():

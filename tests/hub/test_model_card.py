@@ -102,7 +102,7 @@ def test_the_card_of_a_run_tells_what_it_is_of_what_and_how_it_was_made(name, ru
     assert ("`trust_remote_code=True` lets diffusers run it" in sections["Use it"]) is (name != "library")
     classes = {"gan": "GANPipeline", "vae": "VAEPipeline", "ddpm": "DDPMPipeline"}
     assert f'`hfgen.pipelines.{classes[family]}.from_pretrained("tester/toy")`' in sections["Use it"]
-    assert sections["Method"].startswith("\nDifferences found:\n\n- ")
+    assert sections["Method"].startswith("\nDifferences from the papers above:\n\n- ")
     assert "toy_paintings:24: 24 images, used as 24 training images of 16 x 16 pixels." in sections["Training data"]
     assert "Only 24 images: a generator may memorise them" in sections["Training data"]
     assert "With only 24 training images" in sections["Limits and bias"]
@@ -157,22 +157,22 @@ def test_a_card_without_departures_names_what_was_compared_and_claims_no_more(ru
     compared = describe_method(folder, json.loads((folder / "training_config.json").read_text())).compared
     assert len(compared) == 7
     assert told.startswith(
-        "No difference was found in what was compared. Compared with the papers above: kind of noise "
-        "schedule, prediction target, whether the network has self-attention, sampler, loss, loss weighting, pairing "
-        "of images with noise. Nothing else was: not channel widths, attention levels, optimizer, learning rate, "
+        "No difference was found in what was compared. Only these points were compared with the papers above: kind of "
+        "noise schedule, prediction target, whether the network has self-attention, sampler, loss, loss weighting, "
+        "pairing of images with noise. Others, such as channel widths, attention levels, optimizer, learning rate, "
     )
     # Without the settings of the training, fewer things can be compared.
     (folder / "training_config.json").unlink()
     write_card(folder, "tester/toy")
     told = check_card(folder)[1]["Method"].strip()
     assert "papers above: kind of noise schedule, prediction target, whether the network has self-attention, " in told
-    assert "self-attention, sampler. Nothing else was: " in told
+    assert "self-attention, sampler. Others, such as " in told
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_card_claims_to_agree_with_a_paper_in_everything(name, runs, tmp_path):
     told = card_of(runs[name], tmp_path / "published")[1]["Method"]
-    assert told.count("Nothing else was: not channel widths, attention levels, optimizer, learning rate, ") == 1
+    assert told.count("Others, such as channel widths, attention levels, optimizer, learning rate, ") == 1
 
 
 @pytest.mark.parametrize(("choice", "words"), [("ada (300 training images)", "adaptive"), ("none (60,000)", "")])
@@ -316,6 +316,23 @@ def test_scores_of_weights_before_and_after_rounding_are_told_apart(evaluate, ru
     shutil.rmtree(tmp_path / "scores")
     _, sections = card_of(runs["gan"], tmp_path / "again", scores=evaluate(tmp_path / "first"), half=True)
     assert note not in sections["Scores"] and "Reference: toy_paintings:14." in sections["Scores"]
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "option"), [("vae", "sample_from", "--sample_from"), ("ddpm", "sampler", "--sampler")]
+)
+def test_scores_of_another_way_of_sampling_are_refused(name, changed, option, evaluate, runs, tmp_path):
+    scores = evaluate(runs[name])
+    report = json.loads((scores / "evaluation.json").read_text())
+    assert report[changed] and report["sampler" if name == "vae" else "sample_from"] is None
+    other = tmp_path / "evaluation.json"
+    other.write_text(json.dumps(report | {changed: "another"}))
+    with pytest.raises(UserError, match=f"measured with another, but .* run hfgen evaluate without {option}"):
+        make_publication(runs[name], tmp_path / "published", "tester/toy", other)
+    make_publication(runs[name], tmp_path / "same", "tester/toy", scores)
+    older = {key: value for key, value in report.items() if key not in ("sampler", "sample_from")}
+    other.write_text(json.dumps(older))
+    make_publication(runs[name], tmp_path / "older", "tester/toy", other)
 
 
 def test_scores_of_other_weights_and_what_is_no_report_are_refused(evaluate, runs, tmp_path):

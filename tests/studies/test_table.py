@@ -42,6 +42,12 @@ def test_the_best_figure_is_the_lowest_or_highest_and_never_a_diverged_one():
         assert [index for index, one in enumerate(rows) if id(one) in best_rows(made, rows)] == best
 
 
+def test_a_row_that_lacks_a_seed_is_not_marked_as_the_best():
+    made = study({"A": RATES}, seeds=THREE_SEEDS)
+    rows = table(made, [20, 21, 22], [19, None, None], [24, 25, 26])
+    assert best_rows(made, rows) == {id(rows[0])} and "Best among the 2 of 3 rows" in winner(made, rows)
+
+
 def row(*of_seeds, published=None, point=None):
     return Row(Place("GAN", point or {}, tuple(f"seed={seed}" for seed in range(len(of_seeds))), published), of_seeds)
 
