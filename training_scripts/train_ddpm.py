@@ -235,7 +235,8 @@ def save_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> No
     """Save a sheet of samples, from the same noise throughout the run, unless the run is asked to stop."""
     config = pipeline.unet.config
     shape = (run.settings.num_sample_images, config.in_channels, config.sample_size, config.sample_size)
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(keyed_seed(run.settings.seed, "samples")))
+    numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, "samples"))
+    latents = torch.randn(shape, generator=numbers)
 
     def give_up_if_asked(*_: object) -> None:
         if run.stop_requested:
@@ -249,6 +250,7 @@ def save_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> No
                 images += pipeline(
                     len(chunk),
                     latents=chunk,
+                    generator=numbers,
                     num_inference_steps=num_inference_steps,
                     callback_on_step_end=give_up_if_asked,
                     return_dict=False,

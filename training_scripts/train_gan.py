@@ -25,7 +25,7 @@ from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.inference.figures import batch_sheet, image_sheet
 from hfgen.inference.initial import start_from
-from hfgen.losses.gan import GAN_LOSSES, gradient_penalty, zero_centred_penalty
+from hfgen.losses.gan import GAN_LOSSES, decision_boundary, gradient_penalty, zero_centred_penalty
 from hfgen.methods.augmentation import Augmentation, choose_augmentation
 from hfgen.methods.collapse import SHEET_SIZE, CollapseWatch
 from hfgen.methods.ema import FreshStatistics, averaged_copy
@@ -72,9 +72,10 @@ def main(arguments: list[str] | None = None) -> Path:
         evaluation = RunEvaluation(run, data_settings)
         images_per_update = settings.batch_size * accelerator.num_processes
         run.plan(images_per_update * settings.n_critic, data.images_per_epoch)
-        choice = choose_augmentation(settings.augment, data.images_per_epoch, loss.boundary is not None)
+        boundary = decision_boundary(settings.loss, settings.label_smoothing)
+        choice = choose_augmentation(settings.augment, data.images_per_epoch, boundary is not None)
         requested = settings.augment != "auto"
-        augmentation = Augmentation(choice.kind, loss.boundary, images_per_update, accelerator, requested)
+        augmentation = Augmentation(choice.kind, boundary, images_per_update, accelerator, requested)
         run.choices["augment"] = f"{choice.kind} ({choice.reason})"
         if run.is_main:
             say(f"augmentation: {run.choices['augment']}")
@@ -228,7 +229,8 @@ def build_watch(data: TrainingData, settings: GANSettings, num_processes: int) -
     with data.from_the_start() as batches:
         while sum(map(len, images)) < max(count, 2):
             images.append(next(batches))
-    return CollapseWatch(torch.cat(images)[: max(count, 2)], GAN_LOSSES[settings.loss].boundary)
+    boundary = decision_boundary(settings.loss, settings.label_smoothing)
+    return CollapseWatch(torch.cat(images)[: max(count, 2)], boundary)
 
 
 def check_collapse(watch: CollapseWatch, pipeline: FreshStatistics, run: Run) -> dict[str, float]:

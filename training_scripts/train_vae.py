@@ -77,10 +77,11 @@ def main(arguments: list[str] | None = None) -> Path:
         max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
         check_length(settings.learned_term_start, max_train_steps)
 
-        # 3. The network's average, optimizer
+        # 3. The network's average, the learned term, optimizer
         network = network.to(run.device, memory_format=torch.channels_last)
         ema = averaged_copy(network, settings.ema_decay)
-        start_from(run, {"vae": network}, ema)
+        term = build_learned_term(settings, network, accelerator) if settings.learns_a_term else None
+        start_from(run, {"vae": network} | ({"discriminator": term.network} if term else {}), ema)
         pipeline = VAEPipeline(ema.module)
         use_matrix_products(network)  # faster on a CPU, same results
         optimizer = torch.optim.AdamW(
@@ -99,7 +100,6 @@ def main(arguments: list[str] | None = None) -> Path:
             num_training_steps=steps_of_encoder,
         )
         vae, optimizer = accelerator.prepare(network, optimizer)
-        term = build_learned_term(settings, network, accelerator) if settings.learns_a_term else None
         watch = PosteriorWatch(settings.latent_dim, run.device)
         recent = RecentLatents(settings.latent_dim, run.device)
         # A discriminator that has learned from a part of the batch cannot start it again.

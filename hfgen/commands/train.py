@@ -29,7 +29,7 @@ from hfgen.ranges import COUNT
 from hfgen.settings.vae import default_learned_term_start
 from hfgen.texts import counted, say, say_lines
 from hfgen.training.duration import WITHOUT_END, parse_duration
-from hfgen.training.settings import rates_follow_length
+from hfgen.training.settings import rates_follow_length, steps_for_images
 
 
 # Training images by default: after these the recommended preset has come most of its way.
@@ -170,8 +170,18 @@ def _budget(own: argparse.Namespace, flags: list[str], settings: dict[str, Any],
     if own.images is not None:
         if value_of("--max_train_steps", flags) is not None:
             raise UserError("--images sets --max_train_steps: use only one of them")
-        budget += ["--max_train_steps", str(math.ceil(own.images / _images_per_step(settings, processes)))]
+        steps = steps_for_images(own.images, _images_per_step(settings, processes), _resumed_from(flags, settings))
+        budget += ["--max_train_steps", str(steps)]
     return budget
+
+
+def _resumed_from(flags: list[str], settings: dict[str, Any]) -> Path | None:
+    """Return the checkpoint that a run continues from, whose batches may have had another size; None if it is new."""
+    if (resume := value_of("--resume", flags)) is None:
+        return None
+    from hfgen.training.checkpoints import find_checkpoint  # imports torch, which takes seconds
+
+    return find_checkpoint(Path(settings["output_dir"]) / "checkpoints", resume)
 
 
 def _images_per_step(settings: dict[str, Any], processes: int) -> int:

@@ -21,9 +21,9 @@ Weights = Mapping[str, Any]
 def start_from(run: Run, networks: dict[str, nn.Module], ema: AveragedModel) -> None:
     """Load the weights that `--init_from` names into the new networks of a run and their average, if it is given.
 
-    A run and a checkpoint have all networks and the average; a pipeline, also the `best/` of a run, has the average of
-    the first network alone, which both then start from. Optimizers and averaging start anew. Nothing is done in a
-    resumed run.
+    A run and a checkpoint have the average and all networks that were trained; a pipeline, also the `best/` of a
+    run, has the average of the first network alone, which both then start from. Optimizers and averaging start anew.
+    Nothing is done in a resumed run.
 
     Args:
         run: the run.
@@ -49,7 +49,8 @@ def start_from(run: Run, networks: dict[str, nn.Module], ema: AveragedModel) -> 
     ema.module.load_state_dict(average)
     ema.n_averaged.zero_()  # or the average would show the old images for thousands of updates
     if run.is_main:
-        untrained = [f"; the {name} is new: a pipeline has none" for name in networks if name not in found]
+        lacking = "the run had" if checkpoint else "a pipeline has"
+        untrained = [f"; the {name} is new: {lacking} none" for name in networks if name not in found]
         say(f"started from {checkpoint or source}: {', '.join(loaded)} and average{''.join(untrained)}")
 
 

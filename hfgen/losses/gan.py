@@ -1,5 +1,6 @@
 """GAN objectives: pairs of plain functions of logits, and penalties on the discriminator's gradient."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ class GANLoss(NamedTuple):
         discriminator: `(real_logits, fake_logits, label_smoothing)` -> loss. One-sided label smoothing (Salimans et
             al. 2016, arXiv:1606.03498, section 3.4): the label of real images is 1 - label_smoothing.
         generator: `(real_logits, fake_logits)` -> loss.
-        boundary: the logit at which the discriminator is undecided; None if there is no such logit.
+        boundary: the logit at which the discriminator is undecided without label smoothing (with it, see
+            `decision_boundary`); None if there is no such logit.
         has_labels: whether the loss has labels; if not, label_smoothing is ignored.
         compares_sides: whether the generator's loss depends on `real_logits`; if not, they are ignored.
     """
@@ -96,6 +98,26 @@ GAN_LOSSES = {
         compares_sides=True,
     ),
 }
+
+
+def decision_boundary(name: str, label_smoothing: float) -> float | None:
+    """Return the logit of an image that is as likely real as generated, for a discriminator with smoothed labels.
+
+    Where both densities are equal, the loss of the discriminator is lowest at this logit.
+
+    Args:
+        name: key of `GAN_LOSSES`.
+        label_smoothing: the label of real images is 1 minus this.
+
+    Returns:
+        The logit; None if the loss has no such logit.
+    """
+    loss = GAN_LOSSES[name]
+    if not (loss.has_labels and label_smoothing):
+        return loss.boundary
+    if name == "least_squares":
+        return (1 - label_smoothing) / 2
+    return math.log((1 - label_smoothing) / (1 + label_smoothing))  # non_saturating
 
 
 def gradient_penalty(

@@ -126,8 +126,8 @@ class CollapseWatch:
             trouble = f"the generator has not started to learn: {found}"
         if self._sure_checks == 1:
             warning = (
-                f"the discriminator {separates}, so the generator learns little from it; try --normalization "
-                "spectral, --augment diffaugment or a lower --learning_rate_d"
+                f"the discriminator {separates}, so the generator learns little from it; try --augment diffaugment or "
+                "a lower --learning_rate_d"
             )
         self._forget()
         return WatchResult(signals, good, trouble, warning)

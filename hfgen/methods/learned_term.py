@@ -23,6 +23,7 @@ class LearnedTerm:
         accelerator: prepares networks and optimizers.
 
     Attributes:
+        network: the discriminator.
         decoder_optimizer: trains the decoder alone against the discriminator.
 
     Raises:
@@ -39,20 +40,20 @@ class LearnedTerm:
     ):
         self._vae, self._weights, self._accelerator = vae, weights, accelerator
         network = DCGANDiscriminator(vae.config.sample_size, 3, base_channels)
-        self._network = network.to(accelerator.device, memory_format=torch.channels_last)
-        use_matrix_products(self._network)
+        self.network = network.to(accelerator.device, memory_format=torch.channels_last)
+        use_matrix_products(self.network)
         # DCGAN's Adam for both: with the usual momentum, two networks that act against each other oscillate.
         adam: dict[str, Any] = {"lr": learning_rate, "betas": (0.5, 0.999)}
         adam["fused"] = accelerator.device.type in ("cpu", "cuda")
         self._discriminator, self._optimizer, self.decoder_optimizer = accelerator.prepare(
-            self._network,
+            self.network,
             torch.optim.Adam(network.parameters(), **adam),
             torch.optim.Adam(decoder_parameters(vae), **adam),
         )
 
     def stateful(self, decoder_alone: bool) -> dict[str, Any]:
         """Return the objects whose state a checkpoint contains; `decoder_alone`: with `decoder_optimizer`."""
-        state = {"discriminator": self._network, "optimizer_d": self._optimizer}
+        state = {"discriminator": self.network, "optimizer_d": self._optimizer}
         return state | ({"optimizer_decoder": self.decoder_optimizer} if decoder_alone else {})
 
     def learn(
@@ -81,24 +82,26 @@ class LearnedTerm:
             with self._accelerator.autocast():
                 decoded.append(self._vae.decode(mixed_latents(latents), return_dict=False)[0])
         loss, seen = GAN_LOSSES["non_saturating"], torch.cat(decoded).detach().float()
-        self._network.requires_grad_(True)
+        self.network.requires_grad_(True)
         loss_d = loss.discriminator(self._discriminator(images), self._discriminator(seen), 0.0)
         self._optimizer.zero_grad()
         self._accelerator.backward(loss_d)
         self._optimizer.step()
 
-        self._network.requires_grad_(False)
+        self.network.requires_grad_(False)
         seen.requires_grad_(True)
         with torch.no_grad():
-            _, real_features = judge(self._network, images)
-        logits, features = judge(self._network, seen)
+            _, real_features = judge(self.network, images)
+        logits, features = judge(self.network, seen)
         distance = feature_distance([feature[: len(images)] for feature in features], real_features)
         loss_g = loss.generator(logits, logits)
         (beside,) = torch.autograd.grad(likelihood_loss, reconstruction, retain_graph=True)
         addition = torch.zeros((), device=seen.device)
         for one, weight, acts_on in zip((distance, loss_g), self._weights, (decoded[:1], decoded), strict=True):
             if weight:
-                (gradient,) = torch.autograd.grad(one, seen, retain_graph=True)
+                # Half precision would round the gradients of single pixels to 0. `balanced` undoes the scale.
+                scaled = one if self._accelerator.scaler is None else self._accelerator.scaler.scale(one)
+                (gradient,) = torch.autograd.grad(scaled, seen, retain_graph=True)
                 for part, pull in zip(acts_on, gradient.split(len(images)), strict=False):
                     addition = (
                         addition + (part * balanced(pull, beside.float(), weight)).sum()

@@ -17,8 +17,9 @@ BLOCK_ROWS, BLOCK_COLUMNS = 1024, 8192
 THUMBNAIL_SIDE = 16
 # Distances of which one is below this fraction of the next belong to two groups (Yoon et al. 2023).
 COPY_RATIO = 1 / 3
-# Real images that are looked at around each image: as many but one may be near duplicates of each other.
-NEIGHBOURS = 8
+# Real images that are looked at around each image: 2, and one more for so many real images, up to NEIGHBOURS. All but
+# the last may be near duplicates of each other. In a small dataset, a few images that are alike need not be.
+IMAGES_PER_NEIGHBOUR, NEIGHBOURS = 25, 8
 # Kaggle's MiFID penalises mean cosine distances below this; from its published example.
 MIFID_EPSILON = 0.1
 # Distance of an exact copy, up to rounding.
@@ -82,7 +83,7 @@ def nearest_images(features: np.ndarray, real_features: np.ndarray, own: np.ndar
     """
     if features.shape[1:] != real_features.shape[1:] or len(real_features) < 1 + (own is not None):
         raise ValueError(f"features of shapes {features.shape} and {real_features.shape} cannot be compared")
-    count = min(NEIGHBOURS, len(real_features) - (own is not None))
+    count = _neighbours(len(real_features), own)
     indices, nearest = [], []
     for start in range(0, len(features), BLOCK_ROWS):
         rows = _directions(features[start : start + BLOCK_ROWS])
@@ -130,7 +131,7 @@ def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | 
     if len(kept) < 2 + (own is not None):
         raise ValueError(f"only {len(kept)} different real images: each image needs at least two to compare with")
     real_small, own = real_small[kept], None if own is None else positions[own]
-    count = min(NEIGHBOURS, len(real_small) - (own is not None))
+    count = _neighbours(len(real_small), own)
     indices, nearest = [], []
     for start in range(0, len(small), BLOCK_ROWS):
         rows = torch.from_numpy(small[start : start + BLOCK_ROWS]).double().flatten(1)
@@ -146,6 +147,10 @@ def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | 
     distances = torch.cat(nearest)
     ratios = _ratios(distances).min(dim=1).values
     return NearestPixels(kept[torch.cat(indices).numpy()], distances[:, 0].numpy(), ratios.numpy())
+
+
+def _neighbours(num_real: int, own: np.ndarray | None) -> int:
+    return min(2 + num_real // IMAGES_PER_NEIGHBOUR, NEIGHBOURS, num_real - (own is not None))
 
 
 class _NearestOfBlocks:
@@ -171,9 +176,12 @@ def _ratios(distances: torch.Tensor) -> torch.Tensor:
 
 
 def _apart(distances: torch.Tensor) -> torch.Tensor:
-    """Return the distance after the last one that is below `COPY_RATIO` of the next; the first if none is."""
+    """Return the cosine distance after the last one that is far below the next; the first if none is.
+
+    For small angles it is half the square of the distance between the directions, so `COPY_RATIO` is squared, too.
+    """
     positions = torch.arange(1, distances.shape[1]).expand(len(distances), -1)
-    after = torch.where(_ratios(distances) < COPY_RATIO, positions, 0)
+    after = torch.where(_ratios(distances) < COPY_RATIO**2, positions, 0)
     first = torch.zeros(len(distances), 1, dtype=torch.int64)
     return distances.gather(1, torch.cat([first, after], dim=1).max(dim=1, keepdim=True).values)[:, 0]
 

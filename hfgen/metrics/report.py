@@ -47,6 +47,8 @@ def markdown(report: dict[str, Any]) -> str:
 
 def score_table(report: dict[str, Any]) -> str:
     """Format the scores of a report as a table, with what is needed to interpret them."""
+    from hfgen.metrics.kernel import MAX_IMAGES  # imports torch, which takes seconds
+
     scores, floor, spread = report["scores"], report["floor"], report.get("repeats")
     real, names = floor["split"], score_names(report["features"])
     head = ["score", "generated"]
@@ -76,6 +78,11 @@ def score_table(report: dict[str, Any]) -> str:
     paragraphs += [
         f"{at_n}± is the standard error, which excludes the bias of {fid}: compare only equal numbers of images."
     ]
+    if max(scores["num_real"], scores["num_fake"]) > MAX_IMAGES:
+        paragraphs.append(
+            f"{names['kid']}, precision, recall, density and coverage are of {MAX_IMAGES:,} random images, where "
+            "there are more."
+        )
     if "reconstructions" in report:
         part = report["reconstructions"]
         paragraphs.append(

@@ -56,7 +56,9 @@ class DDPMSettings:
     lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = setting(
         "constant_with_warmup", "learning rate schedule"
     )
-    lr_warmup_steps: int = setting(500, "updates over which the learning rate rises from 0", COUNT_OR_NONE)
+    lr_warmup_steps: int = setting(
+        500, "updates over which the learning rate rises from 0, except with --lr_scheduler constant", COUNT_OR_NONE
+    )
     adam_beta1: float = setting(0.9, "AdamW's beta1: decay of the mean gradient", DECAY)
     adam_beta2: float = setting(0.999, "AdamW's beta2: decay of the mean squared gradient", DECAY)
     weight_decay: float = setting(0.0, "AdamW weight decay; 0 is plain Adam", NOT_NEGATIVE)
@@ -89,6 +91,8 @@ class DDPMSettings:
                 )
         if self.formulation == "edm":
             self._check_edm(defaults)
+        if self.snr_gamma is not None and self.loss != "l2":
+            raise UserError(f"--snr_gamma {self.snr_gamma:g}: its weights are those of --loss l2, not {self.loss}")
         if self.num_inference_steps > self.num_train_timesteps:
             raise UserError(
                 f"--num_inference_steps {self.num_inference_steps}: must be from 1 to "

@@ -110,6 +110,11 @@ class GANSettings:
                 "instance, spectral or none with --network dcgan or sngan, or --network resnet"
             )
         has_choice = self.judging_network in ("dcgan", "sngan")
+        if self.normalization != "batch" and not has_choice:
+            raise UserError(
+                f"--normalization {self.normalization}: only a dcgan or sngan discriminator has a choice; leave it "
+                f"out with {self.judging_network}, whose normalization is fixed"
+            )
         if self.spectral_scale != 1 and not (has_choice and self.normalization == "spectral"):
             raise UserError(
                 f"--spectral_scale {self.spectral_scale:g} needs --normalization spectral and a dcgan or sngan "

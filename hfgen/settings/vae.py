@@ -71,7 +71,9 @@ class VAESettings:
     lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = setting(
         "constant_with_warmup", "learning rate schedule"
     )
-    lr_warmup_steps: int = setting(200, "updates over which the learning rate rises from 0", COUNT_OR_NONE)
+    lr_warmup_steps: int = setting(
+        200, "updates over which the learning rate rises from 0, except with --lr_scheduler constant", COUNT_OR_NONE
+    )
     adam_beta1: float = setting(0.9, "AdamW's beta1: decay of the mean gradient", DECAY)
     adam_beta2: float = setting(0.999, "AdamW's beta2: decay of the mean squared gradient", DECAY)
     weight_decay: float = setting(0.0, "AdamW weight decay; 0 is plain Adam", NOT_NEGATIVE)

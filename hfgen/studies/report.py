@@ -79,7 +79,11 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
             pictures["curves.png"] = "Losses of every cell, one line per seed"
         if (figure := plot_score_curves(rows)) is not None:
             figure.savefig(target / "scores.png", dpi=80)
-            pictures["scores.png"] = "FID against training images seen, one point per seed"
+            of_vaes = any(cell.method == "vae" for cell in study.cells.values())
+            density = (
+                "; VAEs sample from a single Gaussian, at the last point from the fitted density" if of_vaes else ""
+            )
+            pictures["scores.png"] = f"FID against training images seen, one point per seed{density}"
         if (sheet := sample_rows(rows)) is not None:
             sheet.save(target / "samples.jpg", quality=88)
             pictures["samples.jpg"] = "Samples of each cell: the first images of the first seed that has any"

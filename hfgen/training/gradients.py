@@ -40,7 +40,7 @@ class GradientAccumulation:
     STARTS = WITHOUT_END
 
     def __init__(self, run: Run, batch_size: int, parts: int = 1, may_split: bool = True):
-        self._run, self._batch_size, self.parts = run, batch_size, parts
+        self._run, self._batch_size, self._asked, self.parts = run, batch_size, parts, parts
         self._may_split = may_split and run.accelerator.num_processes == 1
 
     def backward(
@@ -90,12 +90,20 @@ class GradientAccumulation:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of parts."""
-        return {"parts": self.parts}
+        """Return the number of parts, the number asked for, and the batch size."""
+        return {"parts": self.parts, "asked": self._asked, "batch_size": self._batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compute in as many parts as before, also if there is more memory now, unless more are asked for."""
-        self.parts = max(self.parts, state_dict["parts"])
+        """Compute in parts as small as before if memory had run out, also if there is more now.
+
+        A run that is continued with another batch size may need another number of them.
+        """
+        # Earlier versions stored only the number of parts.
+        if not self._may_split or state_dict["parts"] == state_dict.get("asked", 1):
+            return
+        largest = max(1, state_dict.get("batch_size", self._batch_size) // state_dict["parts"])
+        fewest = max(self.parts, -(-self._batch_size // largest))
+        self.parts = next(count for count in range(fewest, self._batch_size + 1) if self._batch_size % count == 0)
 
 
 def clip_gradients(

@@ -117,7 +117,7 @@ class Run:
             UserError: if only `--num_epochs` is given and the dataset is a stream.
         """
         self.images_per_step = images_per_step
-        self.max_train_steps = planned_steps(self.settings, images_per_step, images_per_epoch)
+        self.max_train_steps = planned_steps(self.settings, images_per_step, images_per_epoch, self._checkpoint)
         return self.max_train_steps
 
     def restore(

@@ -56,7 +56,8 @@ class RunSettings:
     )
     max_train_time: str | None = setting(
         None,
-        "time limit of this launch, such as 45m or 8h50m; the run then saves a checkpoint and stops",
+        "time limit of this launch, such as 45m or 8h50m; the run then saves a checkpoint and stops; a VAE still fits "
+        "its density",
         may_change=True,
     )
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = setting(
@@ -129,23 +130,37 @@ class RunSettings:
         return self.hub_model_id or Path(self.output_dir).resolve().name
 
 
-def planned_steps(settings: RunSettings, images_per_step: int, images_per_epoch: int | None) -> int:
+def planned_steps(
+    settings: RunSettings, images_per_step: int, images_per_epoch: int | None, checkpoint: Path | None
+) -> int:
     """Return the number of updates, from `--max_train_steps` or `--num_epochs`.
 
     Args:
         settings: the run's settings.
         images_per_step: images per update, over all processes.
         images_per_epoch: images in the dataset; None for a stream, whose length is unknown.
+        checkpoint: where a resumed run continues; its images so far may have come in batches of another size.
 
     Raises:
-        UserError: if only `--num_epochs` is given and the dataset is a stream.
+        UserError: if only `--num_epochs` is given and the dataset is a stream, or the checkpoint is damaged.
     """
     limits = [] if settings.max_train_steps is None else [settings.max_train_steps]
     if settings.num_epochs is not None and images_per_epoch is not None:
-        limits.append(math.ceil(settings.num_epochs * images_per_epoch / images_per_step))
+        limits.append(steps_for_images(settings.num_epochs * images_per_epoch, images_per_step, checkpoint))
     elif settings.num_epochs is not None and not limits:
         raise UserError("--num_epochs: a streamed dataset has no length; give --max_train_steps instead")
     return min(limits, default=DEFAULT_TRAIN_STEPS)
+
+
+def steps_for_images(images: float, images_per_step: int, checkpoint: Path | None) -> int:
+    """Return the last step of a run of so many training images, those up to a checkpoint included."""
+    progress = {"step": 0}
+    if checkpoint is not None:
+        from hfgen.training.checkpoints import load_progress  # imports torch, which takes seconds
+
+        progress = load_progress(checkpoint)
+    done = progress.get("images", progress["step"] * images_per_step)
+    return progress["step"] + max(0, math.ceil((images - done) / images_per_step))
 
 
 def rates_follow_length(settings: dict[str, Any]) -> bool:

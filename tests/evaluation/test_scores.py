@@ -164,7 +164,7 @@ def test_copies_by_pixels_are_counted_and_said(monkeypatch):
     assert report["median_distance"] == pytest.approx(1e-6, rel=0.2)
     assert report["median_distance_among_real"] == pytest.approx(np.sqrt(1 / 6), rel=0.1)  # of uniform noise
     assert report["statement"].startswith("5 of 8 are copies by their pixels (at least three times as near to one")
-    assert report["statement"].endswith("(of the training images themselves: 10.0%)")
+    assert report["statement"].endswith("of the training images themselves, 10.0% are")
     # Where there are many, a draw of them stands for all, and looks for its neighbours among all.
     monkeypatch.setattr(evaluation, "MAX_AMONG_REAL", 10)
     shares = [pixel_report(real, copies, seed)["share_among_real"] for seed in range(40)]

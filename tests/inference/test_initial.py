@@ -48,6 +48,21 @@ def test_a_checkpoint_and_a_pipeline_start_a_run_too_and_what_is_new_is_said(tmp
     assert "cats/pipeline: generator and average; the discriminator is new: a pipeline has none\n" in out
 
 
+def test_the_discriminator_of_a_learned_term_goes_on_too(tmp_path, capsys):
+    learned = ("--feature_weight", "1", "--discriminator_channels", "4", "--max_train_steps", "2")
+    train("vae", tmp_path / "cats", *learned)
+    still = ("--learning_rate_d", "1e-30", "--max_train_steps", "1", "--checkpoint_every", "1")
+    train("vae", tmp_path / "monets", *learned, *still, "--init_from", tmp_path / "cats")
+    before, after = (state(*one)["discriminator"] for one in ((tmp_path / "cats", 2), (tmp_path / "monets", 1)))
+    weights = [key for key in before if "running_" not in key and "num_b" not in key]
+    assert all(torch.allclose(before[key], after[key], atol=1e-7) for key in weights)
+    train("vae", tmp_path / "plain", "--max_train_steps", "2")
+    train("vae", tmp_path / "later", *learned, "--init_from", tmp_path / "plain")
+    out = capsys.readouterr().out
+    assert f"started from {checkpoint(tmp_path / 'cats', 2)}: vae, discriminator and average\n" in out
+    assert "vae and average; the discriminator is new: the run had none\n" in out
+
+
 def test_a_resumed_run_goes_on_from_its_own_checkpoint(tmp_path):
     train("ddpm", tmp_path / "cats", "--max_train_steps", "2")
     start = ("--init_from", tmp_path / "cats")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hfgen.losses.gan import GAN_LOSSES, gradient_penalty, zero_centred_penalty
+from hfgen.losses.gan import GAN_LOSSES, decision_boundary, gradient_penalty, zero_centred_penalty
 
 
 REAL_LOGITS = torch.tensor([1.3, -0.4])
@@ -146,6 +146,20 @@ def test_at_the_boundary_the_discriminator_is_undecided_and_right_beside_it_is_n
     assert slopes[boundary] == pytest.approx(0, abs=1e-7)
     if name != "hinge":  # which is undecided anywhere between -1 and 1: there its boundary is their middle
         assert slopes[boundary - 0.2] < -0.05 and slopes[boundary + 0.2] > 0.05
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.25, 0.4])
+@pytest.mark.parametrize("name", [name for name, loss in GAN_LOSSES.items() if loss.has_labels])
+def test_the_boundary_moves_with_the_label_of_real_images(name, smoothing):
+    boundary = decision_boundary(name, smoothing)
+    real_logits, fake_logits = logits_with_gradient(boundary), logits_with_gradient(boundary)
+    GAN_LOSSES[name].discriminator(real_logits, fake_logits, smoothing).backward()
+    assert float(real_logits.grad + fake_logits.grad) == pytest.approx(0, abs=1e-7)
+    assert boundary < GAN_LOSSES[name].boundary == decision_boundary(name, 0.0)
+
+
+def test_losses_without_labels_keep_their_boundary():
+    assert decision_boundary("hinge", 0.0) == 0 and decision_boundary("wasserstein", 0.0) is None
 
 
 def test_the_boundary_of_the_hinge_is_the_middle_of_its_margins():

@@ -34,6 +34,29 @@ def test_a_learned_term_pulls_as_hard_as_its_weights_say(weights):
     assert (of_decoder is None) == (weights[1] == 0)
 
 
+def test_with_scaled_gradients_a_learned_term_pulls_as_without():
+    """In fp16 the scale keeps the gradients of single pixels from being rounded to 0; here it must cancel."""
+    additions, scaled = [], []
+    for scale in (None, 2.0**16):
+        accelerator = Accelerator(cpu=True)
+        if scale is not None:
+            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            scale_by = accelerator.scaler.scale
+            accelerator.scaler.scale = lambda loss, scale_by=scale_by: scaled.append(scale_by(loss)) or scaled[-1]
+        vae = small_vae()
+        torch.manual_seed(1)
+        term = LearnedTerm(vae, (0.7, 0.3), 4, 0.0, accelerator)  # a discriminator that stays as it is
+        images = torch.rand(4, 3, 16, 16) * 2 - 1
+        reconstruction = (torch.rand(4, 3, 16, 16) * 2 - 1).requires_grad_()
+        likelihood = (reconstruction - images).square().mean()
+        addition, losses = term.learn(images, reconstruction, likelihood, torch.randn(4, 6))
+        additions.append(torch.autograd.grad(addition, reconstruction)[0])
+    assert [float(one.detach()) for one in scaled[-2:]] == pytest.approx(
+        [2.0**16 * float(losses[name].detach()) for name in ("feature_distance", "loss_g")], rel=1e-5
+    )
+    torch.testing.assert_close(*additions)
+
+
 def test_mixed_latents_have_the_covariance_of_the_latents_and_are_no_images():
     torch.manual_seed(0)
     latents = torch.randn(50_000, 3) @ torch.tensor([[1.0, 0, 0], [0.5, 2, 0], [0, -1, 0.1]])

@@ -99,12 +99,29 @@ def test_what_smaller_parts_do_not_mend_is_raised(most, error, options):
     assert raised.value is error
 
 
-def test_a_resumed_run_takes_as_many_parts_as_it_had_or_more_if_asked():
-    state = accumulated(8, 1, 4, OUT_OF_MEMORY["CPU"])[2].state_dict()
-    for asked, parts in ((1, 2), (4, 4)):
-        resumed = GradientAccumulation(StandInRun(), 8, asked)
+@pytest.mark.parametrize(
+    ("batch_size", "asked", "parts"),
+    [(8, 1, 2), (8, 4, 4), (16, 1, 4), (4, 1, 1), (6, 1, 2), (6, 2, 2), (5, 1, 5), (2, 1, 1), (24, 1, 6)],
+)
+def test_a_resumed_run_takes_parts_as_small_as_it_had_or_smaller_if_asked(batch_size, asked, parts):
+    state = accumulated(8, 1, 4, OUT_OF_MEMORY["CPU"])[2].state_dict()  # parts of 4 images
+    resumed = GradientAccumulation(StandInRun(), batch_size, asked)
+    resumed.load_state_dict(state)
+    assert resumed.parts == parts and batch_size % parts == 0
+    in_one = GradientAccumulation(StandInRun(), batch_size, may_split=False)  # a discriminator learns from each part
+    in_one.load_state_dict(state)
+    assert in_one.parts == 1
+
+
+def test_parts_that_were_only_asked_for_are_not_kept_when_others_are():
+    state = GradientAccumulation(StandInRun(), 8, 4).state_dict()
+    for batch_size, asked in ((8, 1), (8, 2), (6, 1), (2, 1)):
+        resumed = GradientAccumulation(StandInRun(), batch_size, asked)
         resumed.load_state_dict(state)
-        assert resumed.parts == parts
+        assert resumed.parts == asked
+    earlier = GradientAccumulation(StandInRun(), 8)
+    earlier.load_state_dict({"parts": 4})  # of an earlier version, which did not say why
+    assert earlier.parts == 4
 
 
 @pytest.mark.parametrize(("kind", "options"), [("ddpm", ["--unet", "library"]), ("vae", [])])
@@ -128,7 +145,7 @@ def test_a_run_that_is_short_of_memory_goes_on_in_parts_and_does_so_when_resumed
     assert "out of memory: from now on the 4 images of an update are computed in 2 parts" in warning
     train(kind, tmp_path / "run", *options, "--resume", "latest")
     state = torch.load(checkpoint(tmp_path / "run", 6) / "state.pt", weights_only=True)
-    assert state["accumulation"] == {"parts": 2}
+    assert state["accumulation"] == {"parts": 2, "asked": 1, "batch_size": 4}
     if kind == "ddpm":  # a VAE's BatchNorm sees other batches
         torch.testing.assert_close(losses(tmp_path / "run"), losses(tmp_path / "whole"), rtol=1e-4, atol=0)
 

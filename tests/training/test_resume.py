@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from line_method import CountedBatches, LinePipeline, LineSettings, fit, metrics
-from toy_runs import files_of
+from toy_runs import checkpoint, files_of, train
 
 import hfgen.training.lock
 from hfgen.config import setting
@@ -19,7 +19,7 @@ from hfgen.errors import UserError
 from hfgen.training.checkpoints import list_checkpoints, load_progress
 from hfgen.training.folder import claim_folder
 from hfgen.training.run import Run
-from hfgen.training.settings import RunSettings
+from hfgen.training.settings import RunSettings, steps_for_images
 from hfgen.training.state import RunState
 
 
@@ -239,3 +239,25 @@ def test_a_folder_that_cannot_be_created_is_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("a file, where a folder is needed")
     with pytest.raises(UserError, match=r"--output_dir .*run: cannot be created, because .*file is not a folder"):
         claim_folder(tmp_path / "file" / "run", None, [])
+
+
+@pytest.mark.parametrize(("batch_size", "epochs", "steps"), [(12, 2, 5), (2, 1, 6)])
+def test_epochs_count_the_images_of_batches_of_another_size(tmp_path, batch_size, epochs, steps):
+    """Of 24 images, two batches of 8 are done: 32 are left of two epochs, and 8 of one."""
+    train("gan", tmp_path / "run", "--batch_size", "8", "--max_train_steps", "2")
+    arguments = ("--batch_size", str(batch_size), "--max_train_steps", "999", "--num_epochs", str(epochs))
+    train("gan", tmp_path / "more", *arguments, "--resume", checkpoint(tmp_path / "run", 2))
+    log = [json.loads(line) for line in (tmp_path / "more" / "metrics.jsonl").read_text().splitlines()]
+    end = json.loads((checkpoint(tmp_path / "more", steps) / "progress.json").read_text())
+    assert end["step"] == steps and end["images"] == 16 + batch_size * (steps - 2)
+    assert log[-1]["images"] == end["images"]
+
+
+def test_the_images_of_hfgen_train_count_those_of_batches_of_another_size(tmp_path):
+    (tmp_path / "progress.json").write_text(json.dumps({"step": 100, "images": 1600}))
+    assert steps_for_images(3200, 16, tmp_path) == 200
+    assert steps_for_images(3200, 64, tmp_path) == 125
+    assert steps_for_images(1000, 64, tmp_path) == 100
+    assert steps_for_images(3200, 64, None) == 50
+    (tmp_path / "progress.json").write_text(json.dumps({"step": 100}))  # of an earlier version
+    assert steps_for_images(3200, 16, tmp_path) == 200

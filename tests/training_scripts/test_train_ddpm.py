@@ -299,6 +299,7 @@ def test_the_images_may_have_moved_when_a_run_is_resumed_but_must_be_the_same(tr
         (["--unet", "compact", "--patch_size", "0"], "--patch_size 0: must be positive"),
         (["--unet", "library", "--block_out_channels", "1", "2"], r"\(1, 2\): the last must be at least 8"),
         (["--dropout", "1"], "--dropout 1.0: must be from 0 to below 1"),
+        (["--snr_gamma", "5", "--loss", "l1"], "--snr_gamma 5: its weights are those of --loss l2, not l1"),
         (["--formulation", "edm"], "--formulation edm needs --unet compact"),
         (
             ["--formulation", "edm", "--unet", "compact", "--num_train_timesteps", "99"],
