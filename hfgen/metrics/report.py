@@ -83,6 +83,11 @@ def score_table(report: dict[str, Any]) -> str:
             f"{names['kid']}, precision, recall, density and coverage are of {MAX_IMAGES:,} random images, where "
             "there are more."
         )
+    if scores["mifid"] < real["mifid"]:
+        paragraphs.append(
+            f"The floor of {names['mifid']} is higher than the score because it, too, has the penalty for images that "
+            "are close to a real one: it is no limit here."
+        )
     if "reconstructions" in report:
         part = report["reconstructions"]
         paragraphs.append(
