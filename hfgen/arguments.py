@@ -1,6 +1,7 @@
-"""Arguments of any command: those that are empty or act only beside another, and what messages call them."""
+"""Arguments of any command: empty ones, the home folder, those that act only beside another, and their names."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 
 from hfgen.errors import UserError
@@ -17,6 +18,15 @@ def refuse_empty_values(arguments: Sequence[str]) -> None:
             raise UserError(f"{named}: its value is empty; give a value, or leave it out")
         if argument.startswith("--") and argument.endswith("=") and argument.count("=") == 1:
             raise UserError(f"{argument[:-1]}: its value is empty; give a value, or leave it out")
+
+
+def with_home(arguments: Sequence[str]) -> list[str]:
+    """Expand a "~" at the beginning of each value, which many shells leave as it is in `--output=~/images`."""
+    expanded = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        expanded.append(option + equals + (os.path.expanduser(value) if value.startswith("~") else value))
+    return expanded
 
 
 def require_beside(option: str, value: object, needed: str, given: object) -> None:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import hfgen
-from hfgen.arguments import refuse_empty_values
+from hfgen.arguments import refuse_empty_values, with_home
 from hfgen.commands.compare import compare
 from hfgen.commands.data import floor, inspect
 from hfgen.commands.demo import demo
@@ -98,6 +98,7 @@ def main() -> None:
 
     def run() -> None:
         refuse_empty_values(sys.argv[1:])
+        sys.argv[1:] = with_home(sys.argv[1:])
         app()
 
     run_reporting_user_errors(run)

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from hfgen.arguments import refuse_empty_values
+from hfgen.arguments import refuse_empty_values, with_home
 from hfgen.errors import UserError
 from hfgen.files import read_written_text
 from hfgen.ranges import Range
@@ -123,7 +123,7 @@ def parse_settings(
     for name in LENGTHS:
         of_lengths.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, nargs="?")
 
-    typed = list(sys.argv[1:] if arguments is None else arguments)
+    typed = with_home(sys.argv[1:] if arguments is None else arguments)
     refuse_empty_values(typed)
     if arguments is None and not typed:
         parser.error("give at least --dataset or --preset")

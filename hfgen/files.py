@@ -236,8 +236,9 @@ def append_json_line(file: Path, entry: dict[str, Any]) -> None:
 def _flush_to_disk(path: Path) -> None:
     """Flush a file, or all files in a folder, to disk: the content must be there before the rename."""
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    access = os.O_RDWR if os.name == "nt" else os.O_RDONLY  # Windows flushes only what is open for writing
     for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
+        descriptor = os.open(file, access)
         try:
             os.fsync(descriptor)
         finally:

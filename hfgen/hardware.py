@@ -64,12 +64,11 @@ def use_all_cores(local_processes: int) -> None:
     """Let PyTorch use all physical cores of this machine, split among its training processes.
 
     `accelerate launch` and `torchrun` set OMP_NUM_THREADS=1 by default, which halves training speed on a two-core
-    CPU. A value other than 1 was set by the user and is kept.
+    CPU.
     """
-    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
-        torch.set_num_threads(max(1, cores // local_processes))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
+    torch.set_num_threads(max(1, cores // local_processes))
 
 
 def keep_freed_memory() -> None:

@@ -23,7 +23,7 @@ CHUNK_BYTES = 1 << 20
 
 def record_digests(folder: Path, names: Iterable[str] | None = None) -> None:
     """Write `digests.json`: what some files of a folder, by default all in and below it, look like undamaged."""
-    everything = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    everything = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     chosen = sorted(name for name in everything if name != DIGESTS_FILE) if names is None else list(names)
     found = {name: [*_size_and_times(folder / name), _digest(folder / name)] for name in chosen}
     write_text_atomically(folder / DIGESTS_FILE, json.dumps(found, indent=1) + "\n")

@@ -8,7 +8,7 @@ from stand_in_features import Colours
 from toy_runs import train
 
 from hfgen import cli
-from hfgen.arguments import refuse_empty_values
+from hfgen.arguments import refuse_empty_values, with_home
 from hfgen.commands.evaluate import load_held_out
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
@@ -84,3 +84,17 @@ def test_messages_name_the_option_of_held_out_images(tmp_path):
     for held_out, split in ("nothing/is/there", None), ("toy_paintings:12", "other"):
         with pytest.raises(UserError, match=rf"^--held_out{'_split other' if split else ' nothing/is/there'}: "):
             load_held_out(held_out, split, data, Colours())
+
+
+def test_a_home_folder_that_the_shell_has_left_is_expanded(monkeypatch, tmp_path, hfgen):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = ["sample", "~/run", "--output=~/images", "--seed", "3", "--name=a~b", "a/~", "--equal==~", "~nobody/x"]
+    home = str(tmp_path)
+    assert with_home(given) == ["sample", f"{home}/run", f"--output={home}/images", *given[3:]]
+    status, _, err = hfgen("sample", "~/nothing", "--output=~/images")
+    assert status == 2 and f"{home}/nothing" in err
+
+
+def test_an_address_is_called_by_the_argument_that_it_was_given_for(hfgen, tmp_path):
+    status, _, err = hfgen("data", "inspect", "https://example.com/x.zip")
+    assert status == 2 and err.startswith("error: PATH https://example.com/x.zip"), err

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hfgen.arguments import calling_the_dataset
 from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES, check_data
 from hfgen.commands.options import (
     BatchSize,
@@ -75,7 +76,8 @@ def compare(
     loaded, size = open_all(pipelines, device)
     refuse_unused({family(pipeline) for pipeline in loaded.values()}, steps, num_inference_steps, sample_from)
     check_options(loaded, all_steps, sample_from)
-    data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=size)
+    with calling_the_dataset("--reference"):
+        data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=size)
     real = open_reference(data, loaded[pipelines[0]].device, features, mode, feature_weights)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
     rows: list[dict[str, Any]] = []

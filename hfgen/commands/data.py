@@ -48,8 +48,8 @@ def inspect(
     from hfgen.data.settings import DataSettings
     from hfgen.data.store import load_images
 
-    settings = DataSettings(path, dataset_config, dataset_split, dataset_column, sample_size=sample_size)
     with calling_the_dataset("PATH"):
+        settings = DataSettings(path, dataset_config, dataset_split, dataset_column, sample_size=sample_size)
         images = load_images(settings)
     say_lines(str(images.report))
     if json_file is not None:
@@ -98,7 +98,8 @@ def floor(
         from hfgen.inference.opening import choose_device
         from hfgen.metrics.report import finite, score_names
 
-    data = DataSettings(path, dataset_config, dataset_split, dataset_column, sample_size=sample_size)
+    with calling_the_dataset("PATH"):
+        data = DataSettings(path, dataset_config, dataset_split, dataset_column, sample_size=sample_size)
     real = open_reference(data, choose_device(device), features, mode, feature_weights, "PATH")
     count = num_images or len(real.features)
     scores = real.floor(count, seed)

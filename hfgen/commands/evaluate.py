@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfgen.arguments import require_beside
+from hfgen.arguments import calling_the_dataset, require_beside
 from hfgen.commands.options import (
     FLAG,
     BatchSize,
@@ -115,7 +115,8 @@ def evaluate(
     loaded = open_pipeline(pipeline, device, sampler)
     if bits_per_dimension:
         check_has_likelihood(loaded)
-    data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=image_size(loaded))
+    with calling_the_dataset("--reference"):
+        data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=image_size(loaded))
     real = open_reference(data, loaded.device, features, mode, feature_weights)
     other = load_held_out(held_out, held_out_split, data, real.extractor)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
@@ -156,9 +157,11 @@ def evaluate_images(
         from hfgen.evaluation.scoring import score_images
         from hfgen.inference.opening import choose_device
 
-    generated = DataSettings(images, sample_size=sample_size)
+    with calling_the_dataset("IMAGES"):
+        generated = DataSettings(images, sample_size=sample_size)
     fake = open_reference(generated, choose_device(device), features, mode, feature_weights, "IMAGES")
-    data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=sample_size)
+    with calling_the_dataset("--reference"):
+        data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=sample_size)
     real = load_reference(data, fake.extractor, "--reference")
     other = load_held_out(held_out, held_out_split, data, fake.extractor)
     scored = score_images(fake.images, fake.features, real, seed, extrapolate, other)
@@ -196,7 +199,8 @@ def load_held_out(
     if held_out is None:
         return None
     config = data.dataset_config if held_out == data.dataset else None
-    other = replace(data, dataset=held_out, dataset_config=config, dataset_split=split or "test")
+    with calling_the_dataset("--held_out"):
+        other = replace(data, dataset=held_out, dataset_config=config, dataset_split=split or "test")
     attempts = [other, replace(other, dataset_column=None)]  # it may lack the columns of the reference
     attempts += [replace(one, dataset_split=ALL) for one in attempts if split is None]  # and splits
     for attempt in attempts[:-1]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hfgen.arguments import require_beside
+from hfgen.arguments import calling_the_dataset, require_beside
 from hfgen.commands.evaluate import check_data
 from hfgen.commands.options import (
     BatchSize,
@@ -109,7 +109,8 @@ def local_score(
     from hfgen.metrics.frechet import frechet_distance
     from hfgen.metrics.memorisation import memorisation_informed_fid
 
-    data = DataSettings(reference, sample_size=SIDE)
+    with calling_the_dataset("--reference"):
+        data = DataSettings(reference, sample_size=SIDE)
     real = open_reference(data, device, feature_weights=feature_weights)
     check_data([pipeline], data, real)
 

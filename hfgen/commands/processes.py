@@ -55,7 +55,14 @@ class Processes:
 
         config: Any = None
         if own.config_file is not None or Path(default_config_file).is_file():
-            config = load_config_from_file(own.config_file)
+            try:
+                config = load_config_from_file(own.config_file)
+            except Exception as error:  # whatever a YAML file of another kind makes of accelerate's classes
+                file = f"--config_file {own.config_file}" if own.config_file is not None else str(default_config_file)
+                raise UserError(
+                    f"{file}: not a configuration of accelerate ({type(error).__name__}: {error}); run `accelerate "
+                    "config` to write a new one"
+                ) from error
             if (kind := str(getattr(config.distributed_type, "value", config.distributed_type))) in UNSUPPORTED:
                 raise UserError(
                     f"accelerate's configuration asks for {kind}: not supported, each process holds the whole "
@@ -63,18 +70,25 @@ class Processes:
                 )
         if (gpu_ids := own.gpu_ids or getattr(config, "gpu_ids", None)) not in (None, "all"):
             os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu_ids)  # before CUDA is used
+        # The launcher would put the configuration's in their place.
+        visible = {"gpu_ids": "all"} if gpu_ids is not None else {}
         if getattr(config, "use_cpu", False):
             os.environ["ACCELERATE_USE_CPU"] = "true"  # heeded by the training script
             on_cpu = True
 
         gpus = 0 if on_cpu else torch.cuda.device_count()
-        count = own.num_processes or (config.num_processes if config is not None else max(1, gpus))
+        if own.gpu_ids is not None and not (gpus or on_cpu):
+            raise UserError(f"--gpu_ids {own.gpu_ids}: no such GPU is visible; leave it out")
         machines = own.num_machines or (getattr(config, "num_machines", 1) if config is not None else 1)
+        configured = config.num_processes if config is not None and own.gpu_ids is None else max(1, gpus) * machines
+        count = own.num_processes or configured
         options = {name: value for name, value in vars(own).items() if name not in ("time", "images", "gpu_ids")}
         precision = None if config is None else config.mixed_precision
         has_gpu = gpus > 0 or (not on_cpu and torch.backends.mps.is_available())
         rank = own.machine_rank if own.machine_rank is not None else getattr(config, "machine_rank", 0)
-        return Processes(count, machines, has_gpu, options | {"num_processes": count}, precision, rank)
+        if machines > 1:
+            _check_machines(own, config, count, machines)
+        return Processes(count, machines, has_gpu, options | visible | {"num_processes": count}, precision, rank)
 
     def start(self, method: str, flags: list[str]) -> None:
         """Train: in this process if it is the only one.
@@ -99,6 +113,20 @@ class Processes:
         given = [f"--{name}={value}" for name, value in self.options.items() if value is not None]
         launch = launch_command_parser().parse_args(["--multi_gpu", *given, "-m", module, *flags])
         _launch_quietly(launch_command, launch)
+
+
+def _check_machines(own: argparse.Namespace, config: Any, count: int, machines: int) -> None:
+    """Raise a `UserError` if machines could not find each other: the launcher would wait for a quarter of an hour."""
+    if count < machines or count % machines:
+        raise UserError(
+            f"--num_processes {count}: the processes of all {machines} machines together, as many on each; give a "
+            f"multiple of {machines}"
+        )
+    for name in ("machine_rank", "main_process_ip", "main_process_port"):
+        if getattr(own, name) is None and getattr(config, name, None) is None:
+            raise UserError(
+                f"--num_machines {machines}: give --{name}, too, or run `accelerate config` on each machine"
+            )
 
 
 def _launch_quietly(launch_command: Any, launch: argparse.Namespace) -> None:

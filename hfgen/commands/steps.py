@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hfgen.arguments import calling_the_dataset
 from hfgen.commands.compare import parse_steps, table
 from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES, check_data, where_it_is
 from hfgen.commands.options import (
@@ -80,7 +81,8 @@ def steps(
 
     loaded = open_pipeline(pipeline, device, sampler)
     check_takes_steps(loaded, pipeline, all_steps, save)
-    data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=image_size(loaded))
+    with calling_the_dataset("--reference"):
+        data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=image_size(loaded))
     real = open_reference(data, loaded.device, features, mode, feature_weights)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
     trained_on = check_data([pipeline], data, real)[pipeline]

@@ -121,7 +121,8 @@ def load_images(settings: DataSettings) -> ImageStore:
         cache.mkdir(parents=True, exist_ok=True)
         lock = FileLock(cache / f"{fingerprint}.lock").acquire()
     except OSError as error:
-        raise UserError(f"cannot cache decoded images in {cache}: {error}; give --cache_dir") from error
+        remedy = "set HFGEN_CACHE (or, for training, --cache_dir) to another folder"
+        raise UserError(f"cannot cache decoded images in {cache}: {error}; {remedy}") from error
     with lock:  # processes that start together decode only once
         changes = last_changes(source.files) if source.files else None
         folder = _find_folder(cache, fingerprint, source, changes)

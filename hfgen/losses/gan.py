@@ -110,7 +110,7 @@ def decision_boundary(name: str, label_smoothing: float) -> float | None:
         label_smoothing: the label of real images is 1 minus this.
 
     Returns:
-        The logit; None if the loss has no such logit.
+        The logit, the same for all of `(batch_size,)`; None if the loss has no such logit.
     """
     loss = GAN_LOSSES[name]
     if not (loss.has_labels and label_smoothing):

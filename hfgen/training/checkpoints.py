@@ -66,7 +66,7 @@ def save_checkpoint(
     return target
 
 
-def set_aside_newer(folder: Path, step: int) -> None:
+def set_aside_newer_checkpoints(folder: Path, step: int) -> None:
     """Rename the checkpoints after a step, of a run that goes back to it, and print what they are called now.
 
     Under their old names, "latest" would be one of them, and they would outlive all new ones.
@@ -152,7 +152,7 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
 
     Args:
         folder: the run's `checkpoints` folder.
-        resume: "latest", or the path of a checkpoint.
+        resume: "latest", or the path of a checkpoint, or the name of one in the folder.
 
     Raises:
         UserError: if the path is not a checkpoint, or it is damaged, or all are.
@@ -170,6 +170,8 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
             )
         return None
     checkpoint = Path(resume)
+    if not checkpoint.is_dir() and checkpoint.name == resume:
+        checkpoint = folder / resume
     if not (checkpoint / PROGRESS_FILE).is_file():
         known = ", ".join(path.name for path in list_checkpoints(folder)) or "none"
         raise UserError(f"--resume {resume}: not a checkpoint (checkpoints of this run: {known})")

@@ -32,6 +32,7 @@ from hfgen.training.checkpoints import (
     find_checkpoint,
     list_checkpoints,
     remove_half_deleted,
+    set_aside_newer_checkpoints,
 )
 from hfgen.training.duration import WITHOUT_END
 from hfgen.training.lock import HOLDER_FILE, LOCK_FILE, lock_folder
@@ -44,6 +45,8 @@ SETTINGS_FILE = "training_config.json"
 # that launch. The folder then counts as empty.
 OF_A_LAUNCH = ("intake.json", "metrics.jsonl", "launches.jsonl", "events.jsonl", "status.json", PAGE_FILE)
 LEFT_BY_A_FAILED_START = frozenset((SETTINGS_FILE, *OF_A_LAUNCH, "logs", "checkpoints"))
+SHEETS = ("samples", "reconstructions", "training_images", "ex_post")
+FIRST_SHEETS, FIRST_SHEET = ("samples", "reconstructions"), "step-00000000.png"
 LENGTHS = ("max_train_steps", "num_epochs")  # settings of a run's length
 NEW_FOLDER = "continue in another folder with --resume CHECKPOINT --output_dir NEW"
 BEST_FOLDER, SCORES_FILE = "best", "scores.json"
@@ -155,8 +158,7 @@ def _refuse_changes(folder: Path, resume: str | None, settings: Sequence[Any]) -
         raise UserError(
             f"--resume {resume}: settings differ from those in {config_file} (saved -> now):\n  "
             + "\n  ".join(changes)
-            + "\nUse the saved settings, or continue with these in another folder: --resume "
-            f"{_newest_checkpoint(folder)} --output_dir NEW"
+            + f"\nUse the saved settings, or {_in_another_folder(folder)}"
         )
     _refuse_other_length(folder, resume, saved, settings_to_dict(*settings))
 
@@ -166,6 +168,11 @@ def _find_start(folder: Path, resume: str | None) -> Path | None:
     config_file = folder / SETTINGS_FILE
     saved = read_json(config_file, remedy=NEW_FOLDER) if config_file.is_file() else {}
     checkpoint = find_checkpoint(folder / "checkpoints", resume) if resume else None
+    if resume == "latest" and checkpoint is None and (folder / PIPELINE_FOLDER).exists():
+        raise UserError(
+            f"--resume latest: {folder} has a trained pipeline, but no checkpoint to continue from; to start from the "
+            f"weights of its pipeline: --init_from {folder} --output_dir NEW"
+        )
     if resume == "latest" and checkpoint is None and (origin := saved.get("resume")):
         # It continued another run and was killed before its first checkpoint: never start from scratch instead.
         if origin != "latest" and _run_of(Path(origin)) != folder.resolve():
@@ -173,10 +180,12 @@ def _find_start(folder: Path, resume: str | None) -> Path | None:
     return checkpoint
 
 
-def _newest_checkpoint(folder: Path) -> Path | str:
-    """Return the run's newest checkpoint, to name it in a message, or a word for it."""
+def _in_another_folder(folder: Path) -> str:
+    """Say how to continue a run in another folder, or to begin there if it has no checkpoint."""
     found = list_checkpoints(folder / "checkpoints")
-    return found[-1] if found else "CHECKPOINT"
+    if not found:
+        return "start in another folder with --output_dir NEW"
+    return f"continue with these in another folder: --resume {found[-1]} --output_dir NEW"
 
 
 def has_started(folder: Path) -> bool:
@@ -184,12 +193,17 @@ def has_started(folder: Path) -> bool:
     if not os.path.isdir(folder):  # unlike Path.is_dir, accepts names that are too long
         return False
     names = {path.name for path in folder.iterdir()} - {LOCK_FILE, HOLDER_FILE}
-    left = {name for name in names if not _is_partial(name)}
+    left = {name for name in names if not _is_partial(name) and not _has_only_the_first_sheet(folder / name)}
     if not left:
         return False
     log = folder / "metrics.jsonl"
     has_content = (log.is_file() and log.stat().st_size > 0) or any((folder / "checkpoints").glob("[!.]*"))
     return has_content or not left <= LEFT_BY_A_FAILED_START or not is_of_a_run(folder / SETTINGS_FILE)
+
+
+def _has_only_the_first_sheet(path: Path) -> bool:
+    """Whether a folder holds no more than the sheet of an untrained network."""
+    return path.name in FIRST_SHEETS and path.is_dir() and {file.name for file in path.iterdir()} <= {FIRST_SHEET}
 
 
 def _is_partial(name: str) -> bool:
@@ -212,8 +226,7 @@ def _refuse_other_length(folder: Path, resume: str | None, saved: dict[str, Any]
     if changed and rates_follow_length(now):
         raise UserError(
             f"--resume {resume}: the {now['lr_scheduler']} schedule of the learning rate in {folder} was planned for "
-            f"the old length ({', '.join(changed)}); for a schedule of the new length, give another folder: "
-            f"--resume {_newest_checkpoint(folder)} --output_dir NEW"
+            f"the old length ({', '.join(changed)}); for a schedule of the new length, {_in_another_folder(folder)}"
         )
 
 
@@ -320,6 +333,15 @@ def print_end(folder: Path, reason: str, step: int, max_train_steps: int, second
         say(line)
     if step < max_train_steps:
         say("to continue, run the same command with --resume latest")
+
+
+def set_aside_newer(folder: Path, step: int) -> None:
+    """Rename the checkpoints and sheets after a step, of a run that goes back to it."""
+    set_aside_newer_checkpoints(folder / "checkpoints", step)
+    for kind in SHEETS:
+        for sheet in (folder / kind).glob("step-*.png"):
+            if sheet.name > f"step-{step:08d}.png":
+                os.replace(sheet, sheet.with_name(f"abandoned-{sheet.name}"))
 
 
 def print_break(step: int) -> None:

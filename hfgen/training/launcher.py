@@ -51,7 +51,8 @@ def open_accelerator(settings: RunSettings, allows_fp16: bool = False) -> Accele
         raise UserError("--report_to wandb: wandb is not installed; pip install wandb, or use --report_to tensorboard")
     options = launcher_options()
     refuse_unsupported(os.environ, options)
-    if options is not None or "TORCHELASTIC_RUN_ID" in os.environ:
+    is_launched = options is not None or "TORCHELASTIC_RUN_ID" in os.environ
+    if is_launched:
         end_with_launcher()
     elif LAUNCHED in os.environ and os.getppid() == ADOPTED_BY:
         raise UserError("accelerate launch has ended before the training began; start it again")
@@ -76,7 +77,9 @@ def open_accelerator(settings: RunSettings, allows_fp16: bool = False) -> Accele
         )
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-        if options is None or options.num_cpu_threads_per_process is None:
+        # Launchers set OMP_NUM_THREADS to 1; without one, and with any other number, it was the user.
+        threads_are_chosen = os.environ.get("OMP_NUM_THREADS", "") not in (("", "1") if is_launched else ("",))
+        if not threads_are_chosen and (options is None or options.num_cpu_threads_per_process is None):
             use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
     if accelerator.device.type == "cuda":
         use_fast_kernels()
@@ -172,9 +175,10 @@ def parse_launch(command: Sequence[str]) -> Namespace | None:
         command: the words of the command, with the interpreter and its script.
     """
     for index, word in enumerate(command[:4]):
-        if word == "accelerate.commands.launch" or Path(word).name == "accelerate-launch":
+        name = Path(word).name.removesuffix(".exe")
+        if word == "accelerate.commands.launch" or name == "accelerate-launch":
             return launch_command_parser().parse_known_args(command[index + 1 :])[0]
-        if Path(word).name == "accelerate" and command[index + 1 : index + 2] == ["launch"]:
+        if name == "accelerate" and command[index + 1 : index + 2] == ["launch"]:
             return launch_command_parser().parse_known_args(command[index + 2 :])[0]
     return None
 

@@ -178,7 +178,9 @@ class RunLog:
             "wandb": {"id": run_id, "name": name, "resume": "allow", "dir": str(logs)},
         }
         config = {
-            key: value if isinstance(value, int | float | str) else str(value) for key, value in settings.items()
+            # Names of files need not be UTF-8, which trackers refuse.
+            key: value if isinstance(value, int | float) else str(value).encode("utf-8", "backslashreplace").decode()
+            for key, value in settings.items()
         }
         tracker_errors = (importlib.import_module("wandb.errors").Error,) if report_to == "wandb" else ()
         try:

@@ -105,6 +105,7 @@ def write_page(folder: Path, classes: Sequence[type], step: int | None = None, i
         settings=_settings(settings, classes),
         launches=[{key: shown(value) for key, value in launch.items()} for launch in launches],
         commands=_commands(folder, settings, classes, launches, status, total),
+        is_final=_is_final(folder, status),
     )
     write_text_atomically(folder / PAGE_FILE, text)
     return folder / PAGE_FILE
@@ -322,7 +323,8 @@ def _commands(
     found, method = [], method_of(classes)
     is_complete = status.get("status") == "complete"
     purpose = {"complete": "train longer", "running": "go on, if it stops"}.get(status.get("status", ""), "go on")
-    if method is not None and not (is_complete and rates_follow_length(settings)):
+    can_go_on = not (is_complete and rates_follow_length(settings) or _is_final(folder, status))
+    if method is not None and can_go_on:
         longer = ["--max_train_steps", str(2 * total)] if is_complete and total else []  # also replaces --num_epochs
         found.append((purpose, [*resume_command(folder, method, launches), *longer]))
     if (folder / "pipeline").is_dir() or (folder / "best").is_dir():
@@ -330,6 +332,11 @@ def _commands(
         output = f"{folder.resolve().name}_samples"
         found.append(("generate images", ["hfgen", "sample", str(pipeline), "--output", output]))
     return [{"purpose": purpose, "command": printable(shlex.join(map(str, words)))} for purpose, words in found]
+
+
+def _is_final(folder: Path, status: dict[str, Any]) -> bool:
+    """Whether a complete run has no checkpoint left to continue from, as a trained cell of a study."""
+    return status.get("status") == "complete" and not any((folder / "checkpoints").glob("step-*"))
 
 
 def resume_command(folder: Path, method: str, launches: list[dict[str, Any]]) -> list[str]:

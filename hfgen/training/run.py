@@ -154,7 +154,7 @@ class Run:
         if self.is_main:
             folder.keep_settings(self.output_dir, self._all_settings, self._checkpoint)
             if self._checkpoint is not None:
-                checkpoints.set_aside_newer(self._checkpoints, self.step)
+                folder.set_aside_newer(self.output_dir, self.step)
             launch = {"from_step": self.step, "max_train_steps": self.max_train_steps, "data_digest": data_digest}
             folder.note_launch(self.output_dir, launch, self._changes, self.choices, self.accelerator)
             self._set_status("running", "")

@@ -46,7 +46,8 @@ class TrainingTroubleError(UserError):
         relevant = ", ".join(f"{name}={settings[name]}" for name in names)
         tried = f" after {rollbacks} rollbacks" if rollbacks else ""
         left = f"Last good checkpoint: {checkpoint or 'none'}"
-        return type(self)(f"stopped at step {step}{tried}: {self} ({relevant}). {left}. {self.remedy}")
+        remedy = self.remedy if "max_grad_norm" in settings else self.remedy.replace(" or --max_grad_norm", "")
+        return type(self)(f"stopped at step {step}{tried}: {self} ({relevant}). {left}. {remedy}")
 
 
 class NonFiniteError(TrainingTroubleError):

@@ -263,16 +263,47 @@ def test_accelerate_s_configuration_is_honoured(tmp_path, clean_environment):
         return Processes.choose(own, False)
 
     assert (chosen().count, chosen().machines, chosen().precision) == (1, 1, "no")
-    several = chosen(num_processes=6, num_machines=3, distributed_type="MULTI_CPU", mixed_precision="bf16")
+    machines = {"num_machines": 3, "main_process_ip": "10.0.0.1", "main_process_port": 29500}
+    several = chosen(num_processes=6, **machines, distributed_type="MULTI_CPU", mixed_precision="bf16")
     assert (several.count, several.machines, several.precision) == (6, 3, "bf16")
     assert chosen("--num_processes=2", num_processes=6, distributed_type="MULTI_CPU").count == 2
     assert os.environ["ACCELERATE_USE_CPU"] == "true" and "CUDA_VISIBLE_DEVICES" not in os.environ
     chosen(gpu_ids="1,3")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,3"
-    chosen("--gpu_ids=2", gpu_ids="1,3")
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+    asked = chosen("--gpu_ids=2", gpu_ids="1,3", num_processes=2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2" and asked.count == 1
+    assert asked.options["gpu_ids"] == "all"  # the launcher would take those of the configuration
     with pytest.raises(ValueError, match="configuration asks for FSDP: not supported"):
         chosen(distributed_type="FSDP")
+
+
+@pytest.mark.parametrize("content", [None, "", "- 1", "{broken", "num_processes: 2", "a: 1"])
+def test_what_is_no_configuration_of_accelerate_is_refused_by_name(tmp_path, clean_environment, content):
+    file = tmp_path / "config.yaml"
+    if content is not None:
+        file.write_text(content)
+    own, _ = own_options().parse_known_args(["--config_file", str(file)])
+    with pytest.raises(UserError, match=f"--config_file {file}: not a configuration of accelerate .*accelerate conf"):
+        Processes.choose(own, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--num_processes=1"], "--num_processes 1: the processes of all 2 machines together, as many on each"),
+        (["--num_processes=3"], "give a multiple of 2"),
+        (["--num_processes=2"], "--num_machines 2: give --machine_rank, too"),
+        (["--num_processes=2", "--machine_rank=0"], "give --main_process_ip, too"),
+        (["--num_processes=2", "--machine_rank=0", "--main_process_ip=10.0.0.1"], "give --main_process_port, too"),
+        (["--gpu_ids=7", "--num_machines=1"], "--gpu_ids 7: no such GPU is visible"),
+    ],
+)
+def test_processes_that_would_not_find_each_other_are_refused(clean_environment, monkeypatch, arguments, told):
+    monkeypatch.setattr("accelerate.commands.config.config_args.default_config_file", "/nowhere/default.yaml")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    own, _ = own_options().parse_known_args(["--num_machines=2", *arguments])
+    with pytest.raises(UserError, match=told):
+        Processes.choose(own, False)
 
 
 TOY = ["train", "gan", "--preset", "dcgan", *TINY, *METHODS["gan"]]

@@ -37,6 +37,7 @@ def made_up_run(folder, steps=4000, every=1000, log_every=100, status="running",
     scored = range(every, steps + 1, every)
     write_lines(folder / "evaluations.jsonl", [{"step": step, "copying": False, **scores(step)} for step in scored])
     write_lines(folder / "events.jsonl", [{"step": step, "event": "warning", "what": what} for step, what in events])
+    (folder / "checkpoints" / f"step-{steps:08d}").mkdir(parents=True)
     for kind, steps_shown in (("samples", range(0, steps + 1, every)), ("training_images", scored)):
         (folder / kind).mkdir()
         for step in steps_shown:

@@ -121,6 +121,23 @@ def test_threads_that_the_launcher_sets_are_left(tmp_path, monkeypatch, words):
     assert bool(called) == (not words)
 
 
+@pytest.mark.usefixtures("fresh_accelerate_state")
+@pytest.mark.parametrize(
+    ("threads", "is_launched", "all_cores"),
+    [(None, False, True), ("1", False, False), ("1", True, True), ("3", True, False), (None, True, True)],
+)
+def test_a_number_of_threads_that_the_user_has_set_is_kept(tmp_path, monkeypatch, threads, is_launched, all_cores):
+    called = []
+    monkeypatch.setattr(launcher, "launcher_options", lambda: launched("") if is_launched else None)
+    monkeypatch.setattr(launcher, "use_all_cores", called.append)
+    monkeypatch.setattr(launcher, "end_with_launcher", lambda: None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    open_accelerator(RunSettings(output_dir=str(tmp_path), report_to="none"))
+    assert bool(called) == all_cores
+
+
 def test_where_parents_cannot_be_seen_there_are_no_options(monkeypatch):
     def parents():
         raise launcher.psutil.AccessDenied

@@ -206,6 +206,15 @@ def test_the_command_to_go_on(tmp_path, state, options, expected):
     assert expected.format(run=run) in show(run)
 
 
+def test_a_complete_run_without_checkpoints_can_only_start_another(tmp_path):
+    run = made_up_run(tmp_path / "run", status="complete")
+    (run / "checkpoints" / "step-00004000").rmdir()  # as a study does with its trained cells
+    text = show(run)
+    assert (
+        "--resume latest" not in text and "To train on, start another run from its weights with --init_from." in text
+    )
+
+
 def test_the_run_of_another_script_has_a_page_too(tmp_path):
     run = made_up_run(tmp_path / "run", of_another_script=3)
     text = write_page(run, [RunSettings]).read_text()

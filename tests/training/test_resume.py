@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 from dataclasses import dataclass
 
@@ -16,8 +17,9 @@ from toy_runs import checkpoint, files_of, train
 import hfgen.training.lock
 from hfgen.config import setting
 from hfgen.errors import UserError
+from hfgen.inference.film import progress_frames
 from hfgen.training.checkpoints import list_checkpoints, load_progress
-from hfgen.training.folder import claim_folder
+from hfgen.training.folder import claim_folder, has_started
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings, steps_for_images
 from hfgen.training.state import RunState
@@ -108,7 +110,7 @@ class PlannedSettings(LineSettings):
 def test_another_length_of_a_planned_schedule_is_refused_with_the_way_that_works(tmp_path):
     fit(tmp_path / "run", line=PlannedSettings())
     before = files_of(tmp_path / "run")
-    way = "give another folder: --resume .*step-00000006 --output_dir NEW$"
+    way = "continue with these in another folder: --resume .*step-00000006 --output_dir NEW$"
     with pytest.raises(UserError, match=rf"cosine schedule .*\(max_train_steps: 6 -> 9\); .*{way}") as error:
         fit(tmp_path / "run", line=PlannedSettings(), resume="latest", max_train_steps=9)
     assert "\n" not in str(error.value) and files_of(tmp_path / "run") == before
@@ -261,3 +263,47 @@ def test_the_images_of_hfgen_train_count_those_of_batches_of_another_size(tmp_pa
     assert steps_for_images(3200, 64, None) == 50
     (tmp_path / "progress.json").write_text(json.dumps({"step": 100}))  # of an earlier version
     assert steps_for_images(3200, 16, tmp_path) == 200
+
+
+def test_a_trained_pipeline_without_checkpoints_is_not_overwritten_by_a_new_start(tmp_path):
+    train("gan", tmp_path / "run", "--max_train_steps", "4")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # to save space
+    before = files_of(tmp_path / "run")
+    told = rf"--resume latest: {tmp_path}/run has a trained pipeline, but no checkpoint .*--init_from {tmp_path}/run"
+    with pytest.raises(UserError, match=told):
+        train("gan", tmp_path / "run", "--resume", "latest", "--max_train_steps", "8")
+    assert files_of(tmp_path / "run") == before
+    train("gan", tmp_path / "new", "--init_from", tmp_path / "run", "--max_train_steps", "1")  # as the message says
+
+
+def test_a_checkpoint_may_be_given_by_its_name(tmp_path):
+    fit(tmp_path / "run")
+    run, _ = fit(tmp_path / "run", resume="step-00000004", max_train_steps=5)
+    assert [launch["from_step"] for launch in launches(tmp_path / "run")] == [0, 4] and run.step == 5
+    with pytest.raises(UserError, match="--resume step-00000077: not a checkpoint"):
+        fit(tmp_path / "run", resume="step-00000077")
+
+
+def test_sheets_of_abandoned_steps_are_not_those_of_the_run(tmp_path, capsys):
+    train("gan", tmp_path / "run", "--sample_every", "2")
+    train("gan", tmp_path / "run", "--sample_every", "2", "--resume", "step-00000002", "--max_train_steps", "3")
+    names = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
+    assert names == [*(f"abandoned-step-0000000{step}.png" for step in (4, 6)),
+                     *(f"step-0000000{step}.png" for step in (0, 2, 3))]  # fmt: skip
+    assert f"sample sheet: {tmp_path / 'run'}/samples/step-00000003.png" in capsys.readouterr().out
+    assert len(progress_frames(tmp_path / "run")) == 3
+
+
+def test_a_first_sheet_is_nothing_to_lose(tmp_path):
+    """The first update may run out of memory, or diverge, and the user lowers a setting."""
+    folder = tmp_path / "run"
+    train("gan", folder, "--max_train_steps", "1", "--checkpoint_every", "0", "--sample_every", "1")
+    assert has_started(folder)
+    for name in ("metrics.jsonl", "samples/step-00000001.png", "training_images/step-00000001.png"):
+        (folder / name).unlink()
+    for name in ("checkpoints", "pipeline", "training_images"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    assert not has_started(folder)
+    train("gan", folder, "--learning_rate", "1e-5")
+    (folder / "samples" / "mine.png").touch()
+    assert has_started(folder)
