@@ -145,7 +145,9 @@ def make_printing_safe() -> None:
         if not isinstance(stream, io.TextIOWrapper):  # a notebook, or none at all
             continue
         stream.reconfigure(errors="backslashreplace")
-        if stream is getattr(sys, f"__{name}__"):  # not replaced, by this function or by others
+        # A console of Windows is no file: it has a class of its own, which translates.
+        is_file = isinstance(getattr(stream.buffer, "raw", stream.buffer), io.FileIO)
+        if is_file and stream is getattr(sys, f"__{name}__"):  # not replaced, by this function or by others
             stream.flush()
             setattr(sys, name, _forgiving(stream))
 
