@@ -88,7 +88,17 @@ def test_messages_name_the_option_of_held_out_images(tmp_path):
 
 def test_a_home_folder_that_the_shell_has_left_is_expanded(monkeypatch, tmp_path, hfgen):
     monkeypatch.setenv("HOME", str(tmp_path))
-    given = ["sample", "~/run", "--output=~/images", "--seed", "3", "--name=a~b", "a/~", "--equal==~", "~nobody/x"]
+    given = [
+        "sample",
+        "~/run",
+        "--output=~/images",
+        "--seed",
+        "3",
+        "--name=a~b",
+        "a/~",
+        "--equal==~",
+        "~no-such-user/x",
+    ]
     home = str(tmp_path)
     assert with_home(given) == ["sample", f"{home}/run", f"--output={home}/images", *given[3:]]
     status, _, err = hfgen("sample", "~/nothing", "--output=~/images")

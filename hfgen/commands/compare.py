@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfgen.arguments import calling_the_dataset
 from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES, check_data
 from hfgen.commands.options import (
     BatchSize,
@@ -24,6 +23,7 @@ from hfgen.commands.options import (
     ScoredImages,
     Seed,
     Steps,
+    dataset_of,
     loading,
     require_new_folder,
 )
@@ -65,7 +65,6 @@ def compare(
     require_new_folder(output)
     all_steps = parse_steps(steps) if steps is not None else [num_inference_steps]
     with loading():
-        from hfgen.data.settings import DataSettings
         from hfgen.evaluation.reference import open_reference
         from hfgen.evaluation.scoring import score_pipeline
         from hfgen.families import family
@@ -76,8 +75,7 @@ def compare(
     loaded, size = open_all(pipelines, device)
     refuse_unused({family(pipeline) for pipeline in loaded.values()}, steps, num_inference_steps, sample_from)
     check_options(loaded, all_steps, sample_from)
-    with calling_the_dataset("--reference"):
-        data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=size)
+    data = dataset_of("--reference", reference, size, dataset_config, dataset_split, dataset_column)
     real = open_reference(data, loaded[pipelines[0]].device, features, mode, feature_weights)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
     rows: list[dict[str, Any]] = []

@@ -17,6 +17,7 @@ from hfgen.commands.options import (
     Features,
     FeatureWeights,
     Seed,
+    dataset_of,
     in_range,
     loading,
     refuse_to_replace,
@@ -93,13 +94,11 @@ def floor(
     if json_file is not None:
         refuse_to_replace(json_file, "--json")
     with loading():
-        from hfgen.data.settings import DataSettings
         from hfgen.evaluation.reference import open_reference
         from hfgen.inference.opening import choose_device
         from hfgen.metrics.report import finite, score_names
 
-    with calling_the_dataset("PATH"):
-        data = DataSettings(path, dataset_config, dataset_split, dataset_column, sample_size=sample_size)
+    data = dataset_of("PATH", path, sample_size, dataset_config, dataset_split, dataset_column)
     real = open_reference(data, choose_device(device), features, mode, feature_weights, "PATH")
     count = num_images or len(real.features)
     scores = real.floor(count, seed)

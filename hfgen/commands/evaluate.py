@@ -25,6 +25,7 @@ from hfgen.commands.options import (
     ScoredImages,
     Seed,
     Steps,
+    dataset_of,
     in_range,
     loading,
     require_new_folder,
@@ -105,7 +106,6 @@ def evaluate(
     require_new_folder(output)
     require_beside("--held_out_split", held_out_split, "--held_out", held_out)
     with loading():
-        from hfgen.data.settings import DataSettings
         from hfgen.evaluation.bits_per_dimension import check_has_likelihood, likelihood_report
         from hfgen.evaluation.reference import open_reference
         from hfgen.evaluation.scoring import score_pipeline
@@ -115,8 +115,7 @@ def evaluate(
     loaded = open_pipeline(pipeline, device, sampler)
     if bits_per_dimension:
         check_has_likelihood(loaded)
-    with calling_the_dataset("--reference"):
-        data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=image_size(loaded))
+    data = dataset_of("--reference", reference, image_size(loaded), dataset_config, dataset_split, dataset_column)
     real = open_reference(data, loaded.device, features, mode, feature_weights)
     other = load_held_out(held_out, held_out_split, data, real.extractor)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
@@ -152,16 +151,13 @@ def evaluate_images(
     require_new_folder(output)
     require_beside("--held_out_split", held_out_split, "--held_out", held_out)
     with loading():
-        from hfgen.data.settings import DataSettings
         from hfgen.evaluation.reference import load_reference, open_reference
         from hfgen.evaluation.scoring import score_images
         from hfgen.inference.opening import choose_device
 
-    with calling_the_dataset("IMAGES"):
-        generated = DataSettings(images, sample_size=sample_size)
+    generated = dataset_of("IMAGES", images, sample_size)
     fake = open_reference(generated, choose_device(device), features, mode, feature_weights, "IMAGES")
-    with calling_the_dataset("--reference"):
-        data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=sample_size)
+    data = dataset_of("--reference", reference, sample_size, dataset_config, dataset_split, dataset_column)
     real = load_reference(data, fake.extractor, "--reference")
     other = load_held_out(held_out, held_out_split, data, fake.extractor)
     scored = score_images(fake.images, fake.features, real, seed, extrapolate, other)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hfgen.arguments import calling_the_dataset, require_beside
+from hfgen.arguments import require_beside
 from hfgen.commands.evaluate import check_data
 from hfgen.commands.options import (
     BatchSize,
@@ -19,6 +19,7 @@ from hfgen.commands.options import (
     Sampler,
     Seed,
     Steps,
+    dataset_of,
     in_range,
     loading,
     refuse_to_replace,
@@ -104,13 +105,11 @@ def local_score(
     pipeline: str, reference: str, feature_weights: str | None, device: "torch.device"
 ) -> Callable[[Iterable["np.ndarray"], int], str]:
     """Open the real images at the competition's size; return a function that scores images and says so in a clause."""
-    from hfgen.data.settings import DataSettings
     from hfgen.evaluation.reference import open_reference
     from hfgen.metrics.frechet import frechet_distance
     from hfgen.metrics.memorisation import memorisation_informed_fid
 
-    with calling_the_dataset("--reference"):
-        data = DataSettings(reference, sample_size=SIDE)
+    data = dataset_of("--reference", reference, SIDE)
     real = open_reference(data, device, feature_weights=feature_weights)
     check_data([pipeline], data, real)
 

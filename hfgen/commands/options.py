@@ -5,13 +5,18 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hfgen.arguments import calling_the_dataset
 from hfgen.errors import UserError
 from hfgen.files import require_place_for
 from hfgen.ranges import COUNT, MAX_COUNT, SEED, Range
+
+
+if TYPE_CHECKING:
+    from hfgen.data.settings import DataSettings
 
 
 # The `metavar` of an option that takes no value: without it, `--help` names a type as if it did.
@@ -102,6 +107,21 @@ def loading() -> Iterator[None]:
     finally:
         sys.stderr.write(f"\r{' ' * len(LOADING)}\r")
         sys.stderr.flush()
+
+
+def dataset_of(
+    argument: str,
+    dataset: str,
+    sample_size: int,
+    config: str | None = None,
+    split: str = "train",
+    column: str | None = None,
+) -> "DataSettings":
+    """Return the settings of a dataset that is not given by `--dataset`; a `UserError` names its argument."""
+    from hfgen.data.settings import DataSettings
+
+    with calling_the_dataset(argument):
+        return DataSettings(dataset, config, split, column, sample_size=sample_size)
 
 
 def require_new_folder(output: Path) -> None:

@@ -59,9 +59,9 @@ class Processes:
                 config = load_config_from_file(own.config_file)
             except Exception as error:  # whatever a YAML file of another kind makes of accelerate's classes
                 file = f"--config_file {own.config_file}" if own.config_file is not None else str(default_config_file)
+                what = " ".join(f"{type(error).__name__}: {error}".split())  # the error of a parser has several lines
                 raise UserError(
-                    f"{file}: not a configuration of accelerate ({type(error).__name__}: {error}); run `accelerate "
-                    "config` to write a new one"
+                    f"{file}: not a configuration of accelerate ({what}); run `accelerate config` to write a new one"
                 ) from error
             if (kind := str(getattr(config.distributed_type, "value", config.distributed_type))) in UNSUPPORTED:
                 raise UserError(

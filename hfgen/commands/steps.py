@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfgen.arguments import calling_the_dataset
 from hfgen.commands.compare import parse_steps, table
 from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES, check_data, where_it_is
 from hfgen.commands.options import (
@@ -25,6 +24,7 @@ from hfgen.commands.options import (
     Sampler,
     ScoredImages,
     Seed,
+    dataset_of,
     loading,
     require_new_folder,
 )
@@ -71,7 +71,6 @@ def steps(
         raise UserError(f"--save: {pipeline} is not a local folder; download it, or leave out --save")
     all_steps = sorted(set(parse_steps(numbers)))
     with loading():
-        from hfgen.data.settings import DataSettings
         from hfgen.evaluation.reference import open_reference
         from hfgen.evaluation.scoring import score_pipeline
         from hfgen.inference.figures import labelled_rows, labelled_sheet
@@ -81,8 +80,7 @@ def steps(
 
     loaded = open_pipeline(pipeline, device, sampler)
     check_takes_steps(loaded, pipeline, all_steps, save)
-    with calling_the_dataset("--reference"):
-        data = DataSettings(reference, dataset_config, dataset_split, dataset_column, sample_size=image_size(loaded))
+    data = dataset_of("--reference", reference, image_size(loaded), dataset_config, dataset_split, dataset_column)
     real = open_reference(data, loaded.device, features, mode, feature_weights)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
     trained_on = check_data([pipeline], data, real)[pipeline]
