@@ -118,11 +118,12 @@ class Processes:
 def _check_machines(own: argparse.Namespace, config: Any, count: int, machines: int) -> None:
     """Raise a `UserError` if machines could not find each other: the launcher would wait for a quarter of an hour."""
     if count < machines or count % machines:
+        given = "--num_processes" if own.num_processes is not None else "accelerate's configuration, num_processes"
         raise UserError(
-            f"--num_processes {count}: the processes of all {machines} machines together, as many on each; give a "
+            f"{given} {count}: the processes of all {machines} machines together, as many on each; give a "
             f"multiple of {machines}"
         )
-    for name in ("machine_rank", "main_process_ip", "main_process_port"):
+    for name in ("machine_rank", "main_process_ip"):  # the port has a default
         if getattr(own, name) is None and getattr(config, name, None) is None:
             raise UserError(
                 f"--num_machines {machines}: give --{name}, too, or run `accelerate config` on each machine"

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -179,9 +178,9 @@ def _resumed_from(flags: list[str], settings: dict[str, Any]) -> Path | None:
     """Return the checkpoint that a run continues from, whose batches may have had another size; None if it is new."""
     if (resume := value_of("--resume", flags)) is None:
         return None
-    from hfgen.training.checkpoints import find_checkpoint  # imports torch, which takes seconds
+    from hfgen.training.folder import find_start  # imports torch, which takes seconds
 
-    return find_checkpoint(Path(settings["output_dir"]) / "checkpoints", resume)
+    return find_start(Path(settings["output_dir"]), resume)
 
 
 def _images_per_step(settings: dict[str, Any], processes: int) -> int:
@@ -195,7 +194,8 @@ def _plan(
     chosen, scores, reasons = [], [], []
     if not budget and all(settings[name] is None for name in LENGTHS):
         images = IMAGES_ON_GPU if processes.on_gpu else IMAGES_ON_CPU
-        steps = math.ceil(images / _images_per_step(settings, processes.count))
+        start = _resumed_from(choice.flags, settings)
+        steps = steps_for_images(images, _images_per_step(settings, processes.count), start)
         chosen += ["--max_train_steps", str(steps)]
         reasons.append(f"budget: {images:,} images, the default on {processes.machine} (--images, or --time 2h)")
         if processes.on_gpu and value_of("--evaluate_every", choice.flags) is None and not settings["evaluate_every"]:

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from hfgen.data.settings import DataSettings
 from hfgen.errors import StopRequestedError, UserError
 from hfgen.evaluation.reference import open_reference
-from hfgen.evaluation.scores import COPY_QUANTILE, MAX_AMONG_REAL, distances_among, memorisation_report, pixel_report
+from hfgen.evaluation.scores import MAX_AMONG_REAL, distances_among, memorisation_report, pixel_report
 from hfgen.evaluation.scoring import generated_images
 from hfgen.files import read_json_lines, write_atomically, write_text_atomically
 from hfgen.inference.sampling import SamplingOptions
@@ -112,7 +112,7 @@ class RunEvaluation:
             "fid": frechet_distance(self._real.features, features),
             "kid": kernel_distance(self._real.features, features, seed).value,
             "copies": nearest["num_copies"] / count,
-            "copies_expected": COPY_QUANTILE,
+            "copies_expected": nearest["share_among_real"],
             "copies_by_pixels": by_pixels["num_copies"] / count,
             "copies_by_pixels_expected": by_pixels["share_among_real"],
             "nearest_distance_ratio": nearest["median_distance"] / max(self._among_real["median"], 1e-12),
@@ -144,7 +144,7 @@ class RunEvaluation:
         if line["copying"] and not any(one["copying"] for one in recorded):
             run.warn(
                 f"the samples have started to copy training images: {scores['copies']:.1%} of them are nearer to a "
-                f"training image than {1 - COPY_QUANTILE:.0%} of the training images are to each other, "
+                f"training image than {1 - scores['copies_expected']:.0%} of the training images are to each other, "
                 f"{scores['copies_by_pixels']:.1%} are copies by their pixels. Use more images or stronger "
                 "augmentation, or stop earlier"
             )

@@ -106,13 +106,21 @@ def distances_among(real: np.ndarray, seed: int = 0) -> dict[str, float]:
         seed: chooses the images to measure if there are more than `MAX_AMONG_REAL`.
 
     Returns:
-        `copy_threshold`, the `COPY_QUANTILE` of the distances, and their `median`.
+        `copy_threshold`, the `COPY_QUANTILE` of the distances, and their `median`; `share_below`, the fraction of real
+        images whose nearest other one, near duplicates included, is closer than the threshold, at least
+        `COPY_QUANTILE`: a generator as good as the data has as many.
     """
     chosen = thinned_out(np.arange(len(real)), MAX_AMONG_REAL, seed)
-    distances = nearest_images(real[chosen], real, own=chosen).apart
-    if (distances > SAME_IMAGE).any():
-        distances = distances[distances > SAME_IMAGE]
-    return {"copy_threshold": float(np.quantile(distances, COPY_QUANTILE)), "median": float(np.median(distances))}
+    nearest = nearest_images(real[chosen], real, own=chosen)
+    apart, distances = _of_different_images(nearest.apart), _of_different_images(nearest.distances)
+    threshold = float(np.quantile(apart, COPY_QUANTILE))
+    share = max(COPY_QUANTILE, float((distances < threshold).mean()))
+    return {"copy_threshold": threshold, "median": float(np.median(apart)), "share_below": share}
+
+
+def _of_different_images(distances: np.ndarray) -> np.ndarray:
+    """Leave out the distances of images to their duplicates, unless there are no others."""
+    return distances[distances > SAME_IMAGE] if (distances > SAME_IMAGE).any() else distances
 
 
 def memorisation_report(
@@ -127,7 +135,8 @@ def memorisation_report(
         called: what the statement calls the real images, if not training images.
 
     Returns:
-        Plain values: `num_copies` below the threshold, the medians of both distances, and `statement`, a sentence.
+        Plain values: `num_copies` below the threshold, `share_among_real` (fraction of real images below it), the
+        medians of both distances, and `statement`, a sentence.
     """
     distances = nearest_images(fake, real).distances
     copies = int((distances < among_real["copy_threshold"]).sum())
@@ -135,11 +144,12 @@ def memorisation_report(
         "threshold": among_real["copy_threshold"],
         "num_copies": copies,
         "num_fake": len(fake),
+        "share_among_real": among_real["share_below"],
         "median_distance": float(np.median(distances)),
         "median_distance_among_real": among_real["median"],
         "statement": (
-            f"{copies} of {len(fake):,} samples are nearer to a {called} image than {1 - COPY_QUANTILE:.0%} of the "
-            f"{called} images are to each other"
+            f"{copies} of {len(fake):,} samples are nearer to a {called} image than "
+            f"{1 - among_real['share_below']:.0%} of the {called} images are to each other"
         ),
     }
 

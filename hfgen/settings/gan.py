@@ -112,8 +112,8 @@ class GANSettings:
         has_choice = self.judging_network in ("dcgan", "sngan")
         if self.normalization != "batch" and not has_choice:
             raise UserError(
-                f"--normalization {self.normalization}: only a dcgan or sngan discriminator has a choice; leave it "
-                f"out with {self.judging_network}, whose normalization is fixed"
+                f"--normalization {self.normalization}: only a dcgan or sngan discriminator has a choice; with "
+                f"{self.judging_network}, whose normalization is fixed, give --normalization batch"
             )
         if self.spectral_scale != 1 and not (has_choice and self.normalization == "spectral"):
             raise UserError(

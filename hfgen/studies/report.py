@@ -79,7 +79,9 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
             pictures["curves.png"] = "Losses of every cell, one line per seed"
         if (figure := plot_score_curves(rows)) is not None:
             figure.savefig(target / "scores.png", dpi=80)
-            of_vaes = any(cell.method == "vae" for cell in study.cells.values())
+            of_vaes = study.evaluation.sample_from != "prior" and any(
+                cell.method == "vae" and cell.settings["density_components"] for cell in study.cells.values()
+            )
             density = (
                 "; VAEs sample from a single Gaussian, at the last point from the fitted density" if of_vaes else ""
             )

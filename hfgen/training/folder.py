@@ -110,7 +110,7 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> t
     lock = lock_folder(folder)
     try:
         check_folder(folder, resume, settings)
-        checkpoint = _find_start(folder, resume)
+        checkpoint = find_start(folder, resume)
         remove_leftovers(folder)
         remove_half_deleted(folder / "checkpoints")
         if not has_started(folder):
@@ -163,20 +163,20 @@ def _refuse_changes(folder: Path, resume: str | None, settings: Sequence[Any]) -
     _refuse_other_length(folder, resume, saved, settings_to_dict(*settings))
 
 
-def _find_start(folder: Path, resume: str | None) -> Path | None:
+def find_start(folder: Path, resume: str | None) -> Path | None:
     """Return the checkpoint to resume from, or raise a `UserError`; see `claim_folder`."""
     config_file = folder / SETTINGS_FILE
     saved = read_json(config_file, remedy=NEW_FOLDER) if config_file.is_file() else {}
     checkpoint = find_checkpoint(folder / "checkpoints", resume) if resume else None
+    if resume == "latest" and checkpoint is None and (origin := saved.get("resume")):
+        # It continued another run and was killed before its first checkpoint: never start from scratch instead.
+        is_elsewhere = Path(origin).name != origin and _run_of(Path(origin)) != folder.resolve()
+        checkpoint = find_checkpoint(folder / "checkpoints", origin) if is_elsewhere else None
     if resume == "latest" and checkpoint is None and (folder / PIPELINE_FOLDER).exists():
         raise UserError(
             f"--resume latest: {folder} has a trained pipeline, but no checkpoint to continue from; to start from the "
             f"weights of its pipeline: --init_from {folder} --output_dir NEW"
         )
-    if resume == "latest" and checkpoint is None and (origin := saved.get("resume")):
-        # It continued another run and was killed before its first checkpoint: never start from scratch instead.
-        if origin != "latest" and _run_of(Path(origin)) != folder.resolve():
-            checkpoint = find_checkpoint(folder / "checkpoints", origin)
     return checkpoint
 
 

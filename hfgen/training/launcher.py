@@ -78,7 +78,8 @@ def open_accelerator(settings: RunSettings, allows_fp16: bool = False) -> Accele
     if accelerator.device.type == "cpu":
         keep_freed_memory()
         # Launchers set OMP_NUM_THREADS to 1; without one, and with any other number, it was the user.
-        threads_are_chosen = os.environ.get("OMP_NUM_THREADS", "") not in (("", "1") if is_launched else ("",))
+        of_launchers = ("", "1") if is_launched or LAUNCHED in os.environ else ("",)
+        threads_are_chosen = os.environ.get("OMP_NUM_THREADS", "") not in of_launchers
         if not threads_are_chosen and (options is None or options.num_cpu_threads_per_process is None):
             use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
     if accelerator.device.type == "cuda":

@@ -153,14 +153,17 @@ def planned_steps(
 
 
 def steps_for_images(images: float, images_per_step: int, checkpoint: Path | None) -> int:
-    """Return the last step of a run of so many training images, those up to a checkpoint included."""
+    """Return the last step of a run of so many training images, those up to a checkpoint included.
+
+    It is before that of the checkpoint if that has had more.
+    """
     progress = {"step": 0}
     if checkpoint is not None:
         from hfgen.training.checkpoints import load_progress  # imports torch, which takes seconds
 
         progress = load_progress(checkpoint)
     done = progress.get("images", progress["step"] * images_per_step)
-    return progress["step"] + max(0, math.ceil((images - done) / images_per_step))
+    return max(0, progress["step"] + math.ceil((images - done) / images_per_step))
 
 
 def rates_follow_length(settings: dict[str, Any]) -> bool:

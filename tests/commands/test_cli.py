@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -222,7 +223,7 @@ def test_a_folder_without_a_pipeline_is_refused(refusal, tmp_path):
 def test_a_pipeline_that_is_nowhere_is_refused(where, refusal, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = refusal("sample", where, "--output", tmp_path / "images")
-    assert line.startswith(f"error: {where}: no such folder")
+    assert line.startswith(f"error: {os.path.expanduser(where)}: no such folder")
 
 
 def test_the_pipeline_of_something_else_is_refused_by_name(refusal, pipeline, tmp_path):

@@ -294,7 +294,6 @@ def test_what_is_no_configuration_of_accelerate_is_refused_by_name(tmp_path, cle
         (["--num_processes=3"], "give a multiple of 2"),
         (["--num_processes=2"], "--num_machines 2: give --machine_rank, too"),
         (["--num_processes=2", "--machine_rank=0"], "give --main_process_ip, too"),
-        (["--num_processes=2", "--machine_rank=0", "--main_process_ip=10.0.0.1"], "give --main_process_port, too"),
         (["--gpu_ids=7", "--num_machines=1"], "--gpu_ids 7: no such GPU is visible"),
     ],
 )

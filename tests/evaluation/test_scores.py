@@ -128,7 +128,8 @@ def test_the_threshold_is_the_first_percentile_and_a_distance_equal_to_it_is_no_
     among = np.sort(nearest_images(real, real, own=np.arange(200)).distances)
     threshold = distances_among(real)["copy_threshold"]
     assert threshold == pytest.approx(among[1] + 0.99 * (among[2] - among[1]))  # at place 0.01 * 199
-    right_angle = memorisation_report(np.eye(3)[:2], np.eye(3)[2:], {"copy_threshold": 1.0, "median": 1.0})
+    among_real = {"copy_threshold": 1.0, "median": 1.0, "share_below": 0.01}
+    right_angle = memorisation_report(np.eye(3)[:2], np.eye(3)[2:], among_real)
     assert right_angle["num_copies"] == 0
 
 
@@ -218,7 +219,16 @@ def test_near_duplicates_in_the_data_do_not_hide_copies(frames):
     threshold = distances_among(filmed)["copy_threshold"]
     assert 0.7 < threshold / distances_among(real)["copy_threshold"] < 1.5
     fake = np.vstack([scenes[::frames] + 0.03 * rng.normal(size=(40, 32)), rng.normal(size=(60, 32))])
-    assert 40 <= memorisation_report(filmed, fake, distances_among(filmed))["num_copies"] <= 43
+    among = distances_among(filmed)
+    assert 40 <= memorisation_report(filmed, fake, among)["num_copies"] <= 43
+    # As many real images are as near to another one: a generator that also films the scenes does as the data does.
+    assert among["share_below"] == pytest.approx(40 * frames / len(filmed), abs=0.02)
+    others = real[:40].repeat(frames, axis=0) + 0.01 * rng.normal(size=(40 * frames, 32))
+    new = np.vstack([rng.normal(size=(260, 32)), others])  # other frames of the same scenes
+    report = memorisation_report(filmed, new, among)
+    assert report["num_copies"] / len(new) == pytest.approx(report["share_among_real"], abs=0.03)
+    others = f"than {1 - among['share_below']:.0%} of the training images are to each other"
+    assert f"samples are nearer to a training image {others}" in report["statement"]
 
     pictures = rng.random((60, 3, 16, 16)).astype(np.float32)
     scenes = pictures[:20].repeat(frames, axis=0) + rng.normal(0, 0.01, (20 * frames, 3, 16, 16)).astype(np.float32)
@@ -244,7 +254,8 @@ def test_files_that_are_there_twice_do_not_hide_copies():
     fake = np.vstack([real[:7] * 1.5, features(5, 43)])
     assert distances_among(twice)["copy_threshold"] > 0.5 * distances_among(real)["copy_threshold"] > 0
     assert memorisation_report(twice, fake, distances_among(twice))["num_copies"] == 7
-    assert distances_among(np.ones((9, 4))) == {"copy_threshold": 0, "median": 0}  # all are one file
+    same = distances_among(np.ones((9, 4)))  # all are one file
+    assert same == {"copy_threshold": 0, "median": 0, "share_below": 0.01}
     pictures = np.random.default_rng(0).random((30, 3, 16, 16)).astype(np.float32)
     doubled = np.concatenate([pictures[:10], pictures])
     report = pixel_report(doubled, pictures[[0, 5, 20]] * np.float32(0.99))

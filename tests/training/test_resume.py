@@ -259,7 +259,8 @@ def test_the_images_of_hfgen_train_count_those_of_batches_of_another_size(tmp_pa
     (tmp_path / "progress.json").write_text(json.dumps({"step": 100, "images": 1600}))
     assert steps_for_images(3200, 16, tmp_path) == 200
     assert steps_for_images(3200, 64, tmp_path) == 125
-    assert steps_for_images(1000, 64, tmp_path) == 100
+    assert steps_for_images(1000, 64, tmp_path) == 91  # which is refused: it has had more
+    assert steps_for_images(1, 1, tmp_path) == 0
     assert steps_for_images(3200, 64, None) == 50
     (tmp_path / "progress.json").write_text(json.dumps({"step": 100}))  # of an earlier version
     assert steps_for_images(3200, 16, tmp_path) == 200

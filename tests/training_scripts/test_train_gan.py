@@ -299,7 +299,7 @@ def test_without_a_watch_nothing_is_looked_at(train_gan, tmp_path):
         (["--learning_rate_d", "0"], "--learning_rate_d 0.0: must be positive"),
         (["--n_critic", "0"], "--n_critic 0: must be positive"),
         (["--network", "resnet", "--normalization", "spectral"], "--normalization spectral: only a dcgan or sngan"),
-        (["--network", "dcgan256", "--normalization", "none"], "leave it out with dcgan256, whose normalization is"),
+        (["--network", "dcgan256", "--normalization", "none"], "with dcgan256, whose normalization is fixed, give"),
         (["--network", "resnet", "--spectral_scale", "2"], "with any other use --spectral_scale 1"),
         (["--preset", "sngan", "--network", "resnet"], "with --network resnet add --upsampling transposed"),
         (["--spectral_scale", "0"], "--spectral_scale 0.0: must be positive"),
