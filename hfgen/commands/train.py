@@ -194,8 +194,8 @@ def _plan(
     chosen, scores, reasons = [], [], []
     if not budget and all(settings[name] is None for name in LENGTHS):
         images = IMAGES_ON_GPU if processes.on_gpu else IMAGES_ON_CPU
-        start = _resumed_from(choice.flags, settings)
-        steps = steps_for_images(images, _images_per_step(settings, processes.count), start)
+        origin = _resumed_from(choice.flags, settings)
+        steps = steps_for_images(images, _images_per_step(settings, processes.count), origin)
         chosen += ["--max_train_steps", str(steps)]
         reasons.append(f"budget: {images:,} images, the default on {processes.machine} (--images, or --time 2h)")
         if processes.on_gpu and value_of("--evaluate_every", choice.flags) is None and not settings["evaluate_every"]:
