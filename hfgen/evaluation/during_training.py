@@ -150,7 +150,7 @@ class RunEvaluation:
             )
 
     def _is_better(self, scores: dict[str, Any], best: dict[str, Any]) -> bool:
-        """Whether a pipeline should replace the best one so far: never a copying one one that does not copy.
+        """Whether a pipeline should replace the best one so far; one that copies never replaces one that does not.
 
         Scores that were measured in another way, which a resumed run can change, are not comparable; then the newer
         pipeline is kept. With few images, copies get the best FID.

@@ -131,11 +131,24 @@ def test_a_number_of_threads_that_the_user_has_set_is_kept(tmp_path, monkeypatch
     monkeypatch.setattr(launcher, "launcher_options", lambda: launched("") if is_launched else None)
     monkeypatch.setattr(launcher, "use_all_cores", called.append)
     monkeypatch.setattr(launcher, "end_with_launcher", lambda: None)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", launcher.LAUNCHED):
+        monkeypatch.delenv(name, raising=False)
     if threads is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
     open_accelerator(RunSettings(output_dir=str(tmp_path), report_to="none"))
     assert bool(called) == all_cores
+
+
+@pytest.mark.usefixtures("fresh_accelerate_state")
+def test_the_one_thread_of_a_launcher_that_cannot_be_seen_is_not_the_user_s(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(launcher, "launcher_options", lambda: None)  # its command line may not be read
+    monkeypatch.setattr(launcher, "use_all_cores", called.append)
+    monkeypatch.setattr(launcher, "ADOPTED_BY", -1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv(launcher.LAUNCHED, "no")
+    open_accelerator(RunSettings(output_dir=str(tmp_path), report_to="none"))
+    assert called
 
 
 def test_where_parents_cannot_be_seen_there_are_no_options(monkeypatch):
