@@ -59,7 +59,7 @@ def inspect(
         from hfgen.inference.data_figures import augmentation_sheet, data_sheet
 
         with calling_the_dataset("PATH"):
-            augmented = augmentation_sheet(settings)
+            augmented = augmentation_sheet(settings, images.report.grey_bits)
         with writing(output):
             output.mkdir(parents=True, exist_ok=True)
             data_sheet(images).save(output / "images.png")
@@ -77,7 +77,7 @@ def floor(
         typer.Option(
             "--num_images",
             callback=in_range(SCORED),
-            help="number of generated images to give the floor for; unset: all",
+            help="images that you will generate: as many real ones, at most half, are scored; unset: half",
         ),
     ] = None,
     seed: Seed = 0,

@@ -65,7 +65,11 @@ def zip_source(path: Path, inner: str, settings: DataSettings) -> Source:
     checksums = [(member.filename, member.CRC, member.file_size) for member in images]
 
     def read() -> Iterator[tuple[str, bytes | Exception]]:
-        with zipfile.ZipFile(path) as archive:
+        try:
+            opened = zipfile.ZipFile(path)
+        except Exception as error:
+            raise UserError(f"--dataset {path}: cannot be read any more: {error}") from error
+        with opened as archive:
             for member in images:
                 content: bytes | Exception
                 try:

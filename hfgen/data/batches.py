@@ -23,7 +23,8 @@ class ImageBatches:
 
     The epochs form one endless sequence of images, each epoch a permutation seeded by (seed, epoch). Global batch n is
     the n-th slice of this sequence, split among the processes; a batch may span two epochs, and no image is left out.
-    The content of a batch depends only on (seed, n, process), so n is the only state.
+    The content of a batch depends only on (seed, n, process), so n is the only state, beside where batch 0 would
+    begin in a run that continues one of another batch size.
 
     Args:
         store: the decoded images.
@@ -49,10 +50,11 @@ class ImageBatches:
         self._seed, self._device = seed, device
         self._process_index, self._num_processes = process_index, num_processes
         self._position = 0
+        self._offset = 0  # images by which batch n begins later than n batches of this size
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
         self._array = store.as_array()
         self._resident = self._copy_to_device()
-        # A batch depends only on its number, so the next one can be prefetched.
+        # The next batch can be prefetched; what begins elsewhere has none.
         self._ahead: tuple[int, Future[torch.Tensor]] | None = None
         self._pool = ThreadPoolExecutor(1) if device.type != "cpu" and self._resident is None else None
 
@@ -65,7 +67,8 @@ class ImageBatches:
         if self._resident is not None:
             pixels = self._resident[torch.from_numpy(self.indices(number)).to(self._device)]
         elif self._pool is not None:
-            pixels = self._gather_ahead(number).to(self._device, non_blocking=True)
+            # Other devices than CUDA's may read memory that has been freed meanwhile.
+            pixels = self._gather_ahead(number).to(self._device, non_blocking=self._device.type == "cuda")
         else:
             pixels = self._gather(number).to(self._device)
         generator = torch.Generator().manual_seed(keyed_seed(self._seed, number, self._process_index, "augment"))
@@ -73,22 +76,27 @@ class ImageBatches:
 
     def indices(self, number: int) -> np.ndarray:
         """Return the store indices of batch `number`, int64 `(batch_size,)`."""
-        start = (number * self._num_processes + self._process_index) * self._batch_size
+        start = (number * self._num_processes + self._process_index) * self._batch_size + self._offset
         positions = np.arange(start, start + self._batch_size)
         epochs, within = np.divmod(positions, len(self._store))
         return np.array([self._order_of(epoch)[index] for epoch, index in zip(epochs, within, strict=True)])
 
     def rewind(self) -> None:
         """Go back to the first batch."""
-        self._position = 0
+        self._position, self._offset, self._ahead = 0, 0, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of batches used so far."""
-        return {"position": self._position}
+        """Return the number of batches used so far, and that of their images on all processes."""
+        return {"position": self._position, "images": self._images_in(self._position) + self._offset}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state that `state_dict` returned."""
-        self._position = state_dict["position"]
+        """Restore the state that `state_dict` returned, also with another batch size: the same image comes next."""
+        self._position, self._ahead = state_dict["position"], None
+        own = self._images_in(self._position)
+        self._offset = state_dict.get("images", own) - own  # earlier versions did not count them
+
+    def _images_in(self, num_batches: int) -> int:
+        return num_batches * self._num_processes * self._batch_size
 
     def _order_of(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:

@@ -9,6 +9,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from hfgen.data.source import choose_column, lasting_error
 from hfgen.files import read_regular
 
 
-# A row has to be read to tell whether a column of text holds images; longer text than a path is taken as base64.
+# Rows have to be read to tell whether a column of text holds images; longer text than a path is taken as base64.
 MAX_PATH_LENGTH = 4096
+MAX_ROWS_TRIED = 100
 DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+(;[\w=.+-]+)*;base64,")
 ADDRESS = re.compile(r"\w+://")
 
@@ -33,7 +35,7 @@ def find_column(
     where: str,
     wanted: str | None,
     schema: pyarrow.Schema,
-    first_row: Callable[[list[str]], dict[str, Any]],
+    rows: Callable[[list[str]], Iterable[dict[str, Any]]],
     read_path: "ReadPath",
 ) -> str:
     """Return the image column: the wanted one, or the only one that holds images.
@@ -42,7 +44,7 @@ def find_column(
         where: the dataset, for messages.
         wanted: the column that the user has chosen; None if it is to be found.
         schema: names and types of all columns.
-        first_row: reads the first row of some columns, by column; called only if no type says which one holds images.
+        rows: reads some columns row by row, as values by column; called only if no type says which one holds images.
         read_path: reads the image file that a value names.
 
     Raises:
@@ -53,12 +55,22 @@ def find_column(
     if wanted is not None:
         return choose_column(where, wanted, bytes_columns + text_columns, schema.names)
     if not bytes_columns and text_columns:
-        row = first_row(text_columns)
-        bytes_columns = [name for name in text_columns if _is_image(row.get(name), read_path)]
+        values = _first_values(rows(text_columns), len(text_columns))
+        bytes_columns = [name for name in text_columns if _is_image(values.get(name), read_path)]
     return choose_column(where, wanted, bytes_columns, schema.names)
 
 
 ReadPath = Callable[[str], Content]
+
+
+def _first_values(rows: Iterable[dict[str, Any]], num_columns: int) -> dict[str, Any]:
+    """Return the first value of each column that is not empty, if it is in one of the first rows."""
+    found: dict[str, Any] = {}
+    for row in islice(rows, MAX_ROWS_TRIED):
+        found = {name: value for name, value in row.items() if not _is_empty(value)} | found
+        if len(found) == num_columns:
+            break
+    return found
 
 
 def images_in(name: str, value: Any, read_path: ReadPath) -> Iterator[tuple[str, Content]]:

@@ -166,12 +166,8 @@ def undecoded(
     if marked:
         column = choose_column(settings.dataset, settings.dataset_column, marked, list(features))
     else:
-
-        def first_row(columns: list[str]) -> dict[str, Any]:
-            return next(iter(dataset.select_columns(columns)), {})
-
         read_path = partial(_read_path, folder=folder)
-        column = find_column(settings.dataset, settings.dataset_column, schema, first_row, read_path)
+        column = find_column(settings.dataset, settings.dataset_column, schema, dataset.select_columns, read_path)
     if isinstance(dataset, IterableDataset):
         # Streams of image files decode them in threads, which casting the column does not disable.
         dataset = dataset.decode(False)

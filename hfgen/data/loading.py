@@ -1,6 +1,7 @@
 """Opens the training data for one process: the only data function that a training script calls."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,8 @@ def load_training_data(
     if accelerator.is_main_process:
         say_lines(store.report)
         if not (output_dir / "launches.jsonl").exists():  # a resumed run has the same images, or is refused later
-            write_text_atomically(output_dir / "intake.json", json.dumps(store.report.to_dict(), indent=1) + "\n")
+            name = Path(os.path.abspath(os.path.expanduser(settings.dataset))).name
+            intake = store.report.to_dict() | {"name": name}
+            write_text_atomically(output_dir / "intake.json", json.dumps(intake, indent=1) + "\n")
     batches = ImageBatches(store, settings, batch_size, seed, *process)
     return TrainingData(batches, len(store), store.digest)

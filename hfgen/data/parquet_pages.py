@@ -35,6 +35,9 @@ def largest_pages(file: Path, metadata: "FileMetaData", columns: list[str] | Non
     with file.open("rb") as stream:
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
+            if group.num_rows == 0:  # then a column may have no page, not even an empty one
+                largest.append(0)
+                continue
             chunks = [group.column(column) for column in range(group.num_columns)]
             sizes = [
                 size

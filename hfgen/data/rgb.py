@@ -3,7 +3,7 @@
 This file imports only numpy and Pillow: a copy of it is part of each Space.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -25,6 +25,12 @@ class UnreadableImageError(Exception):
     """One image cannot be decoded."""
 
 
+# Pillow leaves the transparent colour of a PNG as the file has it; how to scale it as the pixels are, by their coding.
+SCALED_AS_PIXELS: dict[str, Callable[[int], int]] = {
+    "L;2": lambda value: value * 85,
+    "L;4": lambda value: value * 17,
+    "RGB;16B": lambda value: value >> 8,
+}
 # What a 16- or 32-bit grey image may hold: the narrowest of these that holds its values gives its white.
 GREY_BITS = (8, 10, 12, 14, 16)
 # Images are converted a few rows at a time, about this many pixels.
@@ -36,12 +42,22 @@ def upright(image: Image.Image) -> Image.Image:
 
     Unlike `ImageOps.exif_transpose`, it does not write the metadata again, which fails for damaged ones.
     """
+    tiles = getattr(image, "tile", [])  # emptied when the pixels are read
+    coding = tiles[0].args if tiles else None
     image.load()  # a PNG may have its EXIF after its pixels
+    _scale_transparent_colour(image, coding)
     try:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged metadata make Pillow raise almost anything
         return image
     return image if turn is None else image.transpose(turn)
+
+
+def _scale_transparent_colour(image: Image.Image, coding: object) -> None:
+    colour = image.info.get("transparency")
+    if image.format == "PNG" and isinstance(coding, str) and coding in SCALED_AS_PIXELS and colour is not None:
+        scale = SCALED_AS_PIXELS[coding]
+        image.info["transparency"] = tuple(map(scale, colour)) if isinstance(colour, tuple) else scale(colour)
 
 
 def grey_bits(image: Image.Image) -> int | None:
@@ -93,7 +109,10 @@ def _strip_to_rgb(image: Image.Image, bits: int | None) -> Image.Image:
         grey = np.asarray(image).astype(np.int64)
         if grey.size and not 0 <= grey.min() <= grey.max() <= 65535:
             raise UnreadableImageError("32-bit pixels outside the 16-bit range: convert them to 16 bits")
-        return Image.fromarray(np.round(grey * (255 / white)).astype(np.uint8)).convert("RGB")
+        pixels = np.round(grey * (255 / white)).astype(np.uint8)
+        if isinstance(transparent := image.info.get("transparency"), int):
+            pixels[grey == transparent] = 255
+        return Image.fromarray(pixels).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

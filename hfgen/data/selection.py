@@ -18,7 +18,7 @@ SPLIT_WORDS = {
     "test": {"test", "testing", "eval", "evaluation"},
 }
 LISTED_FOLDERS = 5
-SHARD_NAME = re.compile(r"(?:.*?-)??([a-z]+)(?:-\d+(?:-of-\d+)?)?\.(?:parquet|arrow|tfrec|tar)", re.IGNORECASE)
+SHARD_NAME = re.compile(r"(.+?)(?:\.(?:parquet|arrow|tfrec|tar)|-\d+-of-\d+$)", re.IGNORECASE)
 
 
 class NoSplitsError(UserError):
@@ -54,10 +54,10 @@ def select(where: str, names: Sequence[str], split: str) -> Selection:
     if split == ALL:
         return everything
     shared, folders = top_folders(names)
-    labels = [split_of(folder) or split_of(shard_of(name)) for folder, name in zip(folders, names, strict=True)]
+    labels = [split_of(folder) or split_of_shard(name) for folder, name in zip(folders, names, strict=True)]
     found = list(dict.fromkeys(label for label in labels if label))
     wanted = {split_of(word) or word for word in split.split("+")}
-    in_splits = None not in labels and len(found) > 1
+    in_splits = len(found) > 1  # what else lies there, a preview say, is in none of them
     if not in_splits and (split == "train" or not wanted & set(found)):
         if split != "train":
             raise NoSplitsError(f"--dataset_split {split}: {where} has no such split; leave it out to use all images")
@@ -67,7 +67,12 @@ def select(where: str, names: Sequence[str], split: str) -> Selection:
             f"--dataset_split {split}: {where} has no split {sorted(missing)[0]}; choose {', '.join(found)} or {ALL}"
         )
     indices = [index for index, label in enumerate(labels) if label in wanted]
-    note = f"split {split}: {len(indices)} of {len(names)} files; --dataset_split {ALL} takes all of them"
+    places = [folder or PurePosixPath(name).name for folder, name in zip(folders, names, strict=True)]
+    unused = counts(
+        Counter(place for place, label in zip(places, labels, strict=True) if label is None), LISTED_FOLDERS
+    )
+    others = f", also what is in no split: {unused}" if None in labels else ""
+    note = f"split {split}: {len(indices)} of {len(names)} files; --dataset_split {ALL} takes all of them{others}"
     return Selection(indices, [note], f", split {split}")
 
 
@@ -81,10 +86,15 @@ def top_folders(names: Sequence[str]) -> tuple[str, list[str]]:
     return above, [parts[shared] if len(parts) > shared else "" for parts in parents]
 
 
-def shard_of(name: str) -> str:
-    """Return "train" for `train-00000-of-00002.parquet` and `cats-train.tfrecord-00000-of-00002`, "" for others."""
+def split_of_shard(name: str) -> str | None:
+    """Return the split of a parquet, Arrow, TFRecord or tar file by the last word of its name that means one.
+
+    `train-00000-of-00002.parquet`, `cats_train.parquet`, `train00-2071.tfrec` and `cats-train.tfrecord-00000-of-00002`
+    are of the split train; None for other names and files.
+    """
     match = SHARD_NAME.match(PurePosixPath(name).name)
-    return match[1] if match else ""
+    words = re.split(r"[\W_]+", match[1]) if match else []
+    return next((split for word in reversed(words) if (split := split_of(word))), None)
 
 
 @lru_cache(1000)  # the same few folders for all files

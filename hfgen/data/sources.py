@@ -39,6 +39,7 @@ from hfgen.errors import UserError
 from hfgen.files import read_regular
 
 
+GONE = (FileNotFoundError, NotADirectoryError)
 # What is in such a folder; the pictures below it are sheets of generated images.
 OF_A_RUN, OF_A_PIPELINE = {"training_config.json", "status.json"}, {"training_config.json", "model_index.json"}
 
@@ -95,16 +96,21 @@ def _folder(path: Path, settings: DataSettings) -> Source:
         skipped = _skipped(files, images)
         images, selection = _selected(images, path, settings)
         names = [str(file.relative_to(path)) for file in images]
+        identity = file_identity(images, path)
 
         def read() -> Iterator[tuple[str, bytes | Exception]]:
             for name, file in zip(names, images, strict=True):
                 try:
                     yield name, read_regular(file, MAX_ENCODED_BYTES)
                 except OSError as error:
+                    if isinstance(error, GONE) and any(name == present for present, *_ in identity):
+                        raise UserError(
+                            f"{file}: has gone while the dataset was read; run the same command again"
+                        ) from error
                     yield name, lasting_error(file, error)
 
         description = f"folder {path}{selection.suffix}"
-        return Source(description, file_identity(images, path), read, skipped, images, [*of_runs, *selection.notes])
+        return Source(description, identity, read, skipped, images, [*of_runs, *selection.notes])
     files = [file for file in files if file.is_file() or not file.exists()]  # no pipes, no devices
     kinds = ((is_tfrecord, _tfrecords), (_is_parquet, parquet_source), (_is_arrow, _arrow), (is_tar, _tars))
     for belongs, open_files in kinds:
@@ -164,7 +170,8 @@ def _arrow(files: list[Path], root: Path, settings: DataSettings) -> Source:
 
 
 def _is_arrow(path: Path) -> bool:
-    return path.suffix.lower() == ".arrow"
+    is_cache = path.name.startswith("cache-")  # what `datasets` keeps of a filter, say, beside the dataset
+    return path.suffix.lower() == ".arrow" and not is_cache
 
 
 def _is_parquet(path: Path) -> bool:

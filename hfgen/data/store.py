@@ -40,7 +40,7 @@ from hfgen.integrity import keep
 
 
 # Increase it when the same settings give other pixels or another report than before.
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 # Settings that determine the cached pixels; the others act on batches.
 CACHED_SETTINGS = ("sample_size", "crop", "five_crop", "drop_duplicates")
 
@@ -126,7 +126,17 @@ def load_images(settings: DataSettings) -> ImageStore:
     with lock:  # processes that start together decode only once
         changes = last_changes(source.files) if source.files else None
         folder = _find_folder(cache, fingerprint, source, changes)
-        keep(folder, lambda temporary: _decode_into(temporary, source, settings))
+
+        def decode(temporary: Path) -> None:
+            _decode_into(temporary, source, settings)
+            # Files that have gone meanwhile, with their disk say, would be missing for good, as this is kept.
+            if changes is not None and last_changes(source.files) != changes and _has_other_contents(folder, source):
+                raise UserError(
+                    f"--dataset {settings.dataset}: some of its files have changed, or gone, while they were read; "
+                    "run the same command again"
+                )
+
+        keep(folder, decode)
         if changes is not None and _changes_of(folder) != changes:
             write_text_atomically(folder / CHANGES_FILE, changes)
         store = ImageStore(folder)
@@ -142,6 +152,11 @@ def _find_folder(cache: Path, fingerprint: str, source: Source, changes: str | N
         if _changes_of(folder) == changes:
             return folder
     return cache / f"{fingerprint}-{contents_digest(source.files)[:16]}"
+
+
+def _has_other_contents(folder: Path, source: Source) -> bool:
+    """Whether the files differ from those that a cache folder is for; their time changes with their mode, too."""
+    return folder.name.rpartition("-")[2] != contents_digest(source.files)[:16]
 
 
 def _changes_of(folder: Path) -> str | None:

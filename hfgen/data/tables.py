@@ -66,10 +66,10 @@ def parquet_source(files: list[Path], root: Path, settings: DataSettings) -> Sou
         raise UserError(f"--dataset {files[0]}: cannot be read as parquet: {error}") from error
     read_path = read_path_below(root)
 
-    def first_row(columns: list[str]) -> dict[str, Any]:
-        return next(rows(columns), ("", {}))[1]
+    def values_of(columns: list[str]) -> Iterator[dict[str, Any]]:
+        return (values for _, values in rows(columns))
 
-    column = find_column(str(files[0]), settings.dataset_column, schema, first_row, read_path)
+    column = find_column(str(files[0]), settings.dataset_column, schema, values_of, read_path)
 
     def read() -> Iterator[tuple[str, bytes | Exception]]:
         for name, values in rows([column]):

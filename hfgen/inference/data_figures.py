@@ -32,16 +32,17 @@ def data_sheet(images: ImageStore) -> Image.Image:
     return labelled_sheet(shown, title=title, captions=[str(index) for index in indices])
 
 
-def augmentation_sheet(settings: DataSettings) -> Image.Image:
+def augmentation_sheet(settings: DataSettings, bits: int | None = None) -> Image.Image:
     """Show the first images of a dataset as they are and after each augmentation: one row for each option.
 
     Args:
         settings: the dataset and the training size.
+        bits: of its 16- and 32-bit grey images, as its intake report says; by default each one has its own white.
 
     Raises:
         UserError: if none of the first images can be read.
     """
-    plain, cropped = _first_images(settings)
+    plain, cropped = _first_images(settings, bits)
     images = torch.from_numpy(np.stack([one.pixels[0] for one in plain])).permute(0, 3, 1, 2) / 127.5 - 1
     positions, size = np.random.default_rng(0), settings.sample_size
     crops = [random_crop(one.pixels[0], size, positions) for one in cropped]
@@ -62,7 +63,7 @@ def augmentation_sheet(settings: DataSettings) -> Image.Image:
     return labelled_sheet([one for row in pictures.values() for one in row], len(plain), names=list(pictures))
 
 
-def _first_images(settings: DataSettings) -> tuple[list[DecodedImage], list[DecodedImage]]:
+def _first_images(settings: DataSettings, bits: int | None) -> tuple[list[DecodedImage], list[DecodedImage]]:
     """Decode the first readable images: cropped at the centre, and whole with five crops."""
     plain: list[DecodedImage] = []
     cropped: list[DecodedImage] = []
@@ -72,8 +73,8 @@ def _first_images(settings: DataSettings) -> tuple[list[DecodedImage], list[Deco
         if isinstance(content, Exception):
             continue
         try:
-            centred = decode_image(name, content, settings)
-            cropped.append(decode_image(name, content, replace(settings, crop="random", five_crop=True)))
+            centred = decode_image(name, content, settings, bits)
+            cropped.append(decode_image(name, content, replace(settings, crop="random", five_crop=True), bits))
         except UnreadableImageError:
             continue
         plain.append(centred)

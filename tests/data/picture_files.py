@@ -29,7 +29,9 @@ def encoded(picture: np.ndarray | Image.Image, file_format: str = "png", **optio
     return buffer.getvalue()
 
 
-def png(width: int, height: int, bit_depth: int, color_type: int, rows: bytes) -> bytes:
+def png(
+    width: int, height: int, bit_depth: int, color_type: int, rows: bytes, transparent: bytes | None = None
+) -> bytes:
     """Write a PNG by hand, of kinds that Pillow cannot write.
 
     Args:
@@ -38,11 +40,13 @@ def png(width: int, height: int, bit_depth: int, color_type: int, rows: bytes) -
         bit_depth: bits per channel.
         color_type: 0 grey, 2 RGB.
         rows: the packed pixels, each row with a leading filter byte 0.
+        transparent: the transparent colour, two bytes per channel; None: none.
     """
-
     header = struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0)
     pixels = zlib.compress(rows, 1)
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", pixels) + png_chunk(b"IEND", b"")
+    colour = b"" if transparent is None else png_chunk(b"tRNS", transparent)
+    body = colour + png_chunk(b"IDAT", pixels) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + body
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:

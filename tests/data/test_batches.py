@@ -238,6 +238,29 @@ def test_resumed_batches_go_on_bit_for_bit(store, ragged_store, crop, drawn):
     assert resumed.state_dict() == uninterrupted.state_dict()
 
 
+@pytest.mark.parametrize("sizes", [(4, 6, 4), (6, 1, 5), (1, 20, 3)])
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_with_another_batch_size_the_next_images_are_those_that_were_next(store, sizes, num_processes):
+    drawn, state = [], None
+    for size in sizes:
+        processes = [batches_of(store, size, 3, (CPU, index, num_processes)) for index in range(num_processes)]
+        for batches in processes:
+            if state is not None:
+                batches.load_state_dict(state)
+        for _ in range(3):
+            drawn += [index for batches in processes for index in indices_in(next(batches))]
+        state = json.loads(json.dumps(processes[0].state_dict()))
+    assert drawn == sequence(store, len(drawn), 1, seed=3)
+    assert state["images"] == len(drawn) == 3 * sum(sizes) * num_processes
+
+
+def test_a_state_without_a_number_of_images_is_that_of_the_same_batch_size(store):
+    batches, other = batches_of(store), batches_of(store)
+    wanted = [next(batches) for _ in range(3)][2]
+    other.load_state_dict({"position": 2})
+    assert torch.equal(next(other), wanted) and other.state_dict() == batches.state_dict()
+
+
 def test_batches_can_be_set_back_and_forth(ragged_store):
     batches = batches_of(ragged_store, 4, crop="random", **AUGMENTED)
     states, wanted = [], []
@@ -313,7 +336,8 @@ def test_training_data_are_loaded_with_the_report_printed_and_kept(store, tmp_pa
     assert data.images_per_epoch == COUNT and data.digest == store.digest
     assert torch.equal(next(data.batches), next(batches_of(store, 4, 3, **AUGMENTED)))
     assert capsys.readouterr().out == f"{store.report}\n"
-    assert str(IntakeReport(**json.loads((tmp_path / "intake.json").read_text()))) == str(store.report)
+    report = json.loads((tmp_path / "intake.json").read_text())
+    assert report.pop("name") == "even" and str(IntakeReport(**report)) == str(store.report)
 
 
 def test_another_process_than_the_first_gets_its_share_and_reports_nothing(store, tmp_path, capsys):

@@ -10,6 +10,7 @@ from picture_files import encoded, noise, png, smooth
 from PIL import Image
 
 from hfgen.data.decode import DecodedImage, UnreadableImageError, decode_image
+from hfgen.data.rgb import to_rgb, upright
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 
@@ -118,6 +119,26 @@ def test_a_transparent_entry_of_a_palette_is_laid_over_white():
     pixels = pixels_of(encoded(image, transparency=0))
     assert (pixels[:, :8] == WHITE).all()
     assert (pixels[:, 8:] == (3, 90, 160)).all()
+
+
+# (bits, colour type, the two pixels of a row, the transparent colour, the level of the other pixel)
+KEYED = {
+    "1-bit grey": (1, 0, b"\x40", b"\0\0", 255),
+    "2-bit grey": (2, 0, b"\x60", b"\0\x01", 170),
+    "4-bit grey": (4, 0, b"\x1a", b"\0\x01", 170),
+    "8-bit grey": (8, 0, b"\x10\xaa", b"\0\x10", 170),
+    "16-bit grey": (16, 0, b"\x10\x11\xaa\xaa", b"\x10\x11", 170),
+    "RGB": (8, 2, b"\x10\x20\x30" + b"\xaa" * 3, b"\0\x10\0\x20\0\x30", 170),
+    "16-bit RGB": (16, 2, b"\x10\0\x20\0\x30\0" + b"\xaa" * 6, b"\x10\0\x20\0\x30\0", 170),
+}
+
+
+@pytest.mark.parametrize("kind", KEYED)
+def test_the_transparent_colour_of_a_png_becomes_white_whatever_its_depth(kind):
+    bit_depth, color_type, row, transparent, other = KEYED[kind]
+    content = png(2, 1, bit_depth, color_type, b"\0" + row, transparent)
+    image = np.asarray(to_rgb(upright(Image.open(io.BytesIO(content))), 16))
+    assert image.tolist() == [[[255] * 3, [other] * 3]]
 
 
 @pytest.mark.parametrize("file_format", ["png", "tiff"])

@@ -28,6 +28,18 @@ def test_the_largest_page_of_each_row_group_is_found(tmp_path, version, compress
     assert sizes_of(tmp_path / "a.parquet", ["label"])[0] == 56
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_shard_without_rows_is_read_as_one(tmp_path, place):
+    table = pyarrow.table({"image": [b"a", b"b"]})
+    for index in range(3):
+        pyarrow.parquet.write_table(table.slice(0, 0 if index == place else 2), tmp_path / f"{index}.parquet")
+    with pyarrow.parquet.ParquetWriter(tmp_path / f"{place}.parquet", table.schema) as writer:
+        writer.write_table(table.slice(0, 0))
+        writer.write_table(table.slice(0, 0))
+    assert sizes_of(tmp_path / f"{place}.parquet") == [0, 0]
+    assert [content for _, content in source_of(tmp_path).images()] == [b"a", b"b"] * 2
+
+
 def test_all_pages_of_a_column_count(tmp_path):
     table = pyarrow.table({"image": [bytes(100), bytes(3000), bytes(200)]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", use_dictionary=False, data_page_size=1)

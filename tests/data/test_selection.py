@@ -81,7 +81,13 @@ def test_a_split_of_data_without_splits_is_refused(tmp_path, kind, split):
         (["train/a.png", "valid/b.png", "test/c.png"], ["valid/b.png"]),
         (["Training/a.png", "dev/b.png"], ["dev/b.png"]),
         (["train2017/a.png", "val2017/b.png"], ["val2017/b.png"]),
-        (["train/a.png", "bus/b.png", "val/c.png"], ["val/c.png"]),  # asked for, and there
+        (["train/a.png", "bus/b.png", "val/c.png"], ["val/c.png"]),
+        (["train_0.parquet", "validation_0.parquet"], ["validation_0.parquet"]),
+        (["train00-2071.tfrec", "valid00-687.tfrec"], ["valid00-687.tfrec"]),
+        (["ld_train00-1.tfrec", "ld_val00-2.tfrec", "ld_test00-3.tfrec"], ["ld_val00-2.tfrec"]),
+        (["train2017.parquet", "val2017.parquet"], ["val2017.parquet"]),
+        (["train-00000-of-01024", "validation-00000-of-00128"], ["validation-00000-of-00128"]),
+        (["cats-train-part1.tar", "cats-train-part2.tar", "cats-dev-part1.tar"], ["cats-dev-part1.tar"]),
     ],
 )
 def test_other_words_for_a_split_are_understood(names, wanted):
@@ -93,6 +99,26 @@ def test_other_words_for_a_split_are_understood(names, wanted):
 )
 def test_a_folder_called_train_among_others_is_no_split(names):
     assert select("set", names, "train").indices == list(range(len(names)))
+
+
+@pytest.mark.parametrize(
+    "names", [["preview.png", "train/a.png", "test/b.png"], ["extra/a.png", "train/b.png", "val/c.png"]]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_lies_beside_the_folders_of_splits_is_in_none_of_them(tmp_path, kind, names):
+    path = write(tmp_path, kind, *names)
+    assert images_of(path) == [name for name in names if name.startswith("train/")]
+    note = "split train: 1 of 3 files; --dataset_split all takes all of them, also what is in no split: "
+    note += f"{names[0].split('/')[0]} 1"
+    assert open_source(DataSettings(dataset=str(path))).notes == [note]
+    assert sorted(images_of(path, "all")) == sorted(names)
+    with pytest.raises(UserError, match="has no split train; choose validation, test or all"):
+        select("set", ["a.png", "val/a.png", "test/b.png"], "train")
+
+
+def test_pictures_named_after_a_split_are_in_none():
+    names = ["train_1.png", "test_1.png", "train.png"]
+    assert select("set", names, "train").indices == [0, 1, 2]
 
 
 def test_shards_are_named_by_their_split(tmp_path):

@@ -22,6 +22,7 @@ from hfgen.data.settings import DataSettings
 from hfgen.data.store import ImageStore
 from hfgen.demo.drawing import open_upload
 from hfgen.errors import UserError
+from hfgen.files import read_regular
 from hfgen.inference.sampling import open_image
 
 
@@ -384,6 +385,52 @@ def test_a_failed_decoding_leaves_nothing_and_the_next_call_decodes_all(image_fo
     (image_folder / "6.png").write_bytes(whole + bytes(before.st_size - len(whole)))
     os.utime(image_folder / "6.png", ns=(before.st_atime_ns, before.st_mtime_ns))  # the same dataset, as far as seen
     assert same(pictures_in(load(image_folder)), [noise(16, 16, seed) for seed in range(7)])
+
+
+def test_files_that_go_while_they_are_read_are_not_missing_for_good(image_folder, cache_of_this_test, monkeypatch):
+    def read(file, limit):  # the disk goes after three files
+        if file.name == "3.png":
+            os.rename(image_folder, image_folder.with_name("elsewhere"))
+        return read_regular(file, limit)
+
+    monkeypatch.setattr("hfgen.data.sources.read_regular", read)
+    with pytest.raises(UserError, match=r"3.png: has gone while the dataset was read; run the same command again"):
+        load(image_folder)
+    assert entries(cache_of_this_test) == []
+    monkeypatch.undo()
+    monkeypatch.setenv("HFGEN_CACHE", str(cache_of_this_test))
+    os.rename(image_folder.with_name("elsewhere"), image_folder)
+    assert same(pictures_in(load(image_folder)), [noise(16, 16, seed) for seed in range(7)])
+
+
+def test_files_that_are_only_touched_while_they_are_read_are_the_same(image_folder, monkeypatch):
+    def read(file, limit):
+        (image_folder / "2.png").chmod(0o600)
+        os.utime(image_folder / "5.png", (0, 0))
+        return read_regular(file, limit)
+
+    monkeypatch.setattr("hfgen.data.sources.read_regular", read)
+    assert same(pictures_in(load(image_folder)), [noise(16, 16, seed) for seed in range(7)])
+
+
+def test_files_named_in_a_table_that_change_while_they_are_read_are_read_again(
+    image_folder, cache_of_this_test, monkeypatch
+):
+    table = pyarrow.table({"image": [f"{index}.png" for index in range(7)]})
+    pyarrow.parquet.write_table(table, path := image_folder / "set.parquet")
+
+    def read(file, limit):
+        if file.name == "3.png":
+            (image_folder / "2.png").write_bytes(encoded(noise(16, 16, 99)))
+            (image_folder / "5.png").unlink()
+        return read_regular(file, limit)
+
+    monkeypatch.setattr("hfgen.data.columns.read_regular", read)
+    with pytest.raises(
+        UserError, match="set.parquet: some of its files have changed, or gone, while they were read; run"
+    ):
+        load(path)
+    assert entries(cache_of_this_test) == []
 
 
 def test_decoding_leaves_the_filters_of_warnings_as_they_are(image_folder):

@@ -71,6 +71,20 @@ def test_the_only_column_of_images_is_found_whatever_its_type(tmp_path, kind):
     assert contents_of(path, dataset_column="photo") == contents
 
 
+@pytest.mark.parametrize("kind", ["base64", "data URI", "paths"])
+def test_a_column_of_text_whose_first_rows_are_empty_is_found(tmp_path, kind):
+    column, contents = COLUMNS[kind]
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.png").write_bytes(CONTENTS[0])
+    (tmp_path / "sub" / "b.png").write_bytes(CONTENTS[1])
+    values = [None, "", *column.to_pylist()]
+    path = write_parquet(tmp_path / "set.parquet", text=["a picture"] * len(values), photo=values)
+    assert contents_of(path)[2:] == contents
+    datasets.Dataset.from_dict({"text": ["a picture"] * len(values), "photo": values}).save_to_disk(tmp_path / "saved")
+    if kind != "paths":
+        assert contents_of(tmp_path / "saved")[2:] == contents
+
+
 def test_the_images_of_a_list_are_named_by_row_and_place(tmp_path):
     path = write_parquet(tmp_path / "set.parquet", photo=[CONTENTS[:1], CONTENTS[1:3]])
     assert [name for name, _ in source_of(path).images()] == ["set.parquet#0.0", "set.parquet#1.0", "set.parquet#1.1"]
@@ -182,6 +196,9 @@ def test_arrow_files_of_the_cache_of_datasets_are_read(tmp_path):
     dataset_of(*CONTENTS).save_to_disk(tmp_path / "saved", num_shards=2)
     for name in ("state.json", "dataset_info.json"):
         (tmp_path / "saved" / name).unlink()
+    filtered = pyarrow.table({"indices": pyarrow.array([0], pyarrow.uint64())})  # as `datasets` keeps it
+    with pyarrow.ipc.new_stream(tmp_path / "saved" / "cache-0123456789abcdef.arrow", filtered.schema) as writer:
+        writer.write_table(filtered)
     assert contents_of(tmp_path / "saved") == CONTENTS
     assert contents_of(tmp_path / "saved" / "data-00001-of-00002.arrow") == CONTENTS[2:]
 

@@ -139,6 +139,14 @@ def test_a_folder_with_accents_is_found_however_they_are_written(tmp_path):
         assert [content for _, content in source_of(path / unicodedata.normalize(form, "Été")).images()] == [b"a"]
 
 
+def test_a_zip_that_has_gone_before_it_is_read_is_an_error_that_names_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HFGEN_CACHE", str(tmp_path / "cache"))
+    source = source_of(write_zip(tmp_path / "set.zip", {"a.png": b"a"}))
+    (tmp_path / "set.zip").unlink()
+    with pytest.raises(UserError, match=r"^--dataset .*set.zip: cannot be read any more: .*No such file"):
+        list(source.images())
+
+
 def test_a_zip_on_a_disk_that_does_not_answer_is_an_error_and_not_a_smaller_data_set(tmp_path, monkeypatch):
     def fail(archive, member):
         raise OSError(errno.EIO, "Input/output error")

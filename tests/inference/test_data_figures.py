@@ -39,6 +39,20 @@ def test_each_row_shows_the_same_images_after_one_augmentation(wide):
     assert 0 < (some != all_of_them).any(axis=(1, 2, 3)).sum()  # which is weaker
 
 
+def test_wide_grey_images_are_shown_as_bright_as_a_network_sees_them(tmp_path, monkeypatch, hfgen):
+    monkeypatch.setenv("HFGEN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "grey").mkdir()
+    for index, highest in enumerate((4095, 200)):  # 12 bits in all, the second dark
+        levels = np.random.default_rng(index).integers(0, highest + 1, (16, 16)).astype(np.uint16)
+        levels.flat[0] = highest
+        Image.fromarray(levels).save(tmp_path / "grey" / f"{index}.png")
+    status, _, err = hfgen("data", "inspect", tmp_path / "grey", "--sample_size", 16, "--output", tmp_path / "out")
+    assert status == 0, err
+    images = load_images(DataSettings(str(tmp_path / "grey"), sample_size=16))
+    plain = tiles(Image.open(tmp_path / "out" / "augmentations.png"), 8, 2, 16)[0]
+    assert np.array_equal(plain, np.stack([images[index] for index in range(2)])) and plain[1].max() < 20
+
+
 def test_the_data_are_shown_evenly_with_their_numbers(monkeypatch, tmp_path):
     monkeypatch.setenv("HFGEN_CACHE", str(tmp_path / "cache"))
     few, many = (load_images(DataSettings(f"toy_paintings:{count}", sample_size=8)) for count in (5, 129))
