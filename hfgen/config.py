@@ -112,7 +112,7 @@ def parse_settings(
     """
     from transformers import HfArgumentParser  # slow to import; other users of this file do not need it
 
-    parser = HfArgumentParser(settings_classes, prog=program, allow_abbrev=False)
+    parser = HfArgumentParser(settings_classes, prog=program, allow_abbrev=False, formatter_class=_Help)
     parser.usage = "%(prog)s [--preset NAME] [--setting VALUE ...]   (--help lists them all)"
     presets_folder = _find_presets(presets_folder)
     presets = sorted(path.stem for path in presets_folder.glob("*.json"))
@@ -141,6 +141,13 @@ def parse_settings(
         cls(**{field.name: getattr(namespace, field.name) for field in dataclasses.fields(cls)})
         for cls in settings_classes
     )
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, except None, for which the help text says what happens."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def _find_presets(folder: Path) -> Path:

@@ -17,7 +17,7 @@ from hfgen.texts import say
 
 Result = TypeVar("Result")
 SECONDS_TO_SPEAK = 2.0
-OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory")
+OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory|STATUS_ALLOC_FAILED")
 OUT_OF_THREADS = re.compile("can't start new thread")  # Python's own words
 
 
@@ -25,11 +25,20 @@ class UserError(ValueError):
     """Invalid user input; the message names it and says how to fix it."""
 
 
-class TerminatedError(SystemExit):
-    """SIGTERM ended the program, with the exit status that a shell gives to it."""
+class NotFiniteError(UserError):
+    """Generated images, or latents, are NaN or infinite: a network has diverged."""
 
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
+
+class TerminatedError(SystemExit):
+    """SIGTERM, or SIGHUP of a closed terminal, ended the program, with the exit status that a shell gives to it.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM):
+        super().__init__(128 + number)
+        self.number = number
 
 
 class StopRequestedError(Exception):
@@ -47,8 +56,8 @@ def run_reporting_user_errors(main: Callable[[], Result]) -> Result:
     try:
         with _signals_as_errors():
             return main()
-    except TerminatedError:
-        say("stopped by SIGTERM", err=True)
+    except TerminatedError as error:
+        say(f"stopped by {signal.Signals(error.number).name}", err=True)
         raise
     except KeyboardInterrupt:
         say("interrupted by Ctrl-C", err=True)
@@ -88,12 +97,12 @@ def _end_now(number: int, frame: FrameType | None) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise TerminatedError
+    raise TerminatedError(number)
 
 
 @contextlib.contextmanager
 def _signals_as_errors() -> Iterator[None]:
-    """Let SIGTERM raise a `TerminatedError`, and Ctrl-C a `KeyboardInterrupt` unless it is ignored.
+    """Let SIGTERM and SIGHUP raise a `TerminatedError`, and Ctrl-C a `KeyboardInterrupt`; but not what is ignored.
 
     Only in the main thread, the only one that gets signals.
     """
@@ -101,6 +110,10 @@ def _signals_as_errors() -> Iterator[None]:
         yield
         return
     terminated, interrupted = signal.signal(signal.SIGTERM, _stop), signal.getsignal(signal.SIGINT)
+    hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
+    hung_up = None if hang_up is None else signal.getsignal(hang_up)
+    if hang_up is not None and hung_up != signal.SIG_IGN:  # as with nohup
+        signal.signal(hang_up, _stop)
     if interrupted is _end_now:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -108,6 +121,8 @@ def _signals_as_errors() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, terminated)
         signal.signal(signal.SIGINT, interrupted)
+        if hang_up is not None:
+            signal.signal(hang_up, hung_up)
 
 
 def message_for_user(error: Exception) -> str | None:

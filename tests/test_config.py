@@ -125,6 +125,9 @@ def test_help_lists_every_setting_and_says_which_may_change(presets, capsys):
     for name in ("steps", "rate", "flag", "where", "kind", "widths", "preset"):
         assert f"--{name}" in text
     assert text.count("[may change on resume]") == 1
+    words = " ".join(text.split())
+    assert "a kind (default: a)" in words and "steps (default: 10)" in words  # but no default of what may be unset
+    assert "default: None" not in words
 
 
 def test_changed_settings_are_listed_unless_they_may_change():

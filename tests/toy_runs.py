@@ -45,6 +45,7 @@ def events(folder):
 
 
 def files_of(folder):
-    """The content of all files below a folder, by path, but for the digests and the page, which hold times."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("digests.json", "index.html"))
+    """The content of all files below a folder, by path, but for those that hold times."""
+    with_times = ("digests.json", "index.html", ".lock-holder")
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in with_times)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}

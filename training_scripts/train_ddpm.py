@@ -244,7 +244,7 @@ def save_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> No
 
     pipeline.set_progress_bar_config(disable=True)
     images = []
-    with run.sheet(), suppress(StopRequestedError):
+    with run.generating(), suppress(StopRequestedError):
         for chunk in latents.split(SHEET_CHUNK):  # bounds the memory
             with fast_precision(pipeline):  # as `hfgen sample` generates them
                 images += pipeline(

@@ -243,7 +243,7 @@ def check_collapse(watch: CollapseWatch, pipeline: FreshStatistics, run: Run) ->
 
 def save_sheet(pipeline: FreshStatistics, run: Run) -> None:
     """Save a sheet of samples, from the same latents throughout the run."""
-    with run.sheet():
+    with run.generating():
         run.save_sheet(
             image_sheet(sample_fixed(pipeline, run, run.settings.num_sample_images, "pil", "samples").images)
         )

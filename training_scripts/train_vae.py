@@ -13,10 +13,10 @@ if __name__ == "__main__":
 
 import json
 import os
-import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
@@ -271,7 +271,7 @@ def save_sheets(
     if settings.density_components:
         latents = recent.place(latents)
     originals = ((shown_images + 1) / 2).clamp(0, 1)  # rotation rounds
-    with run.sheet():
+    with run.generating():
         with run.accelerator.autocast():
             samples = pipeline(latents=latents, return_dict=False)[0]
             reconstructions = pipeline.reconstruct(originals, return_dict=False)[0]
@@ -305,10 +305,14 @@ def add_density(
     """Encode the first training images, and fit the pipeline's density to them.
 
     All processes must call this; the main one fits. No density is fitted if it is disabled or there is only one image.
+
+    Raises:
+        NotFiniteError: on all processes alike, if a latent is not finite.
     """
     count = min(MAX_ENCODED, data.images_per_epoch or MAX_ENCODED)
     with run.accelerator.autocast(), data.from_the_start() as batches:
         encoded = encode_images(pipeline.vae, batches, count, run.generator("encode"), run.accelerator)
+    encoded.require_finite()
     if not (run.is_main and settings.density_components and count > 1):
         return encoded, None
     density = fit_density(
@@ -326,10 +330,12 @@ def evaluate_with_density(
     run: Run,
 ) -> None:
     """Score the pipeline as it would be saved now, then remove its density."""
-    started = time.monotonic()
-    add_density(pipeline, data, settings, run)
-    run.note({}, time.monotonic() - started)
-    evaluation.evaluate(pipeline)
+    has_latents = False
+    with run.generating(), np.errstate(invalid="warn"):  # fitting may try what is not finite
+        add_density(pipeline, data, settings, run)
+        has_latents = True
+    if has_latents:
+        evaluation.evaluate(pipeline)
     pipeline.register_modules(density=None)
 
 
@@ -344,7 +350,7 @@ def describe_latents(pipeline: VAEPipeline, data: TrainingData, settings: VAESet
     report = encoded.report()
     if density is not None:
         report["density"] = density.report()
-        with run.sheet(), run.accelerator.autocast():
+        with run.generating(), run.accelerator.autocast():
             numbers = run.generator("ex-post samples")
             samples = pipeline(run.settings.num_sample_images, generator=numbers, return_dict=False)[0]
             say(f"sample sheet from the ex-post density: {run.save_sheet(image_sheet(samples), 'ex_post')}")

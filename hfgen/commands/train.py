@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -208,15 +208,20 @@ def _plan(
     flags = [*choice.flags, *chosen, *budget]
     parsed = choice.parse(flags)
     if not chosen:
-        is_given = bool(budget) or any(value_of(f"--{name}", flags) is not None for name in LENGTHS)
-        whose = "as given" if is_given else "of the run" if choice.resumed else "of the preset"
-        length = _length(own.images, settings_to_dict(*parsed), processes.count)
-        reasons.append(f"budget: {length} {whose}, on {processes.machine}")
+        given = {name for name in (*LENGTHS, "max_train_time") if value_of(f"--{name}", flags) is not None}
+        others = "of the run" if choice.resumed else "of the preset"
+        length = _length(own.images, settings_to_dict(*parsed), processes.count, given, others)
+        reasons.append(f"budget: {length}, on {processes.machine}")
     reasons.append(_about_preset(choice, settings))
     if (start := _earlier_learned_term(choice, settings_to_dict(*parsed))) is not None:
         flags += ["--learned_term_start", str(start)]
         reasons.append(f"learned term: from update {start + 1:,} on, to fit this budget (--learned_term_start)")
         parsed = choice.parse(flags)
+    elif (start := settings_to_dict(*parsed).get("learned_term_start", 0)) and own.time is not None:
+        reasons.append(
+            f"learned term: from update {start + 1:,} on; if the time ends before, this is a plain VAE: give "
+            "--images instead of --time, or an earlier --learned_term_start"
+        )
     refuse_before_reading(choice.method, parsed, processes.rank == 0)
     about, count = _about_data(parsed)
     reasons.insert(0, about)
@@ -242,19 +247,35 @@ def _earlier_learned_term(choice: Choice, settings: dict[str, Any]) -> int | Non
     return default_learned_term_start(steps) if start >= steps > 0 else None
 
 
-def _length(images: int | None, settings: dict[str, Any], processes: int) -> str:
-    """Say how long a training is: in images, passes over the data and time; `images` is the value of --images."""
-    limits, steps = [], settings["max_train_steps"]
+def _length(images: int | None, settings: dict[str, Any], processes: int, given: Collection[str], others: str) -> str:
+    """Say how long a training is: in images, passes over the data and time, and who says so.
+
+    Args:
+        images: the value of --images.
+        settings: of the run.
+        processes: their number.
+        given: those of the settings of length that the user gave.
+        others: whose the rest is: "of the preset", or "of the run" that is resumed.
+    """
+    limits, steps, epochs = {}, settings["max_train_steps"], settings["num_epochs"]
     if images is not None:
-        limits.append(counted(images, "image"))
+        limits["max_train_steps"] = counted(images, "image")
     elif steps is not None and steps < WITHOUT_END:
-        limits.append(f"{counted(steps * _images_per_step(settings, processes), 'image')} ({counted(steps, 'step')})")
-    if (epochs := settings["num_epochs"]) is not None:
-        limits.append("1 epoch" if epochs == 1 else f"{epochs:g} epochs")
+        limits["max_train_steps"] = (
+            f"{counted(steps * _images_per_step(settings, processes), 'image')} ({counted(steps, 'step')})"
+        )
+    if epochs is not None:
+        limits["num_epochs"] = "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
     if settings["max_train_time"] is not None:
-        limits.append(settings["max_train_time"])
+        limits["max_train_time"] = settings["max_train_time"]
+    if not limits:
+        return "no limit"
+    by_owner = {
+        owner: " or ".join(limit for name, limit in limits.items() if (name in given) == (owner == "as given"))
+        for owner in (others, "as given")
+    }
     which = " (whichever comes first)" if len(limits) > 1 else ""
-    return f"{' or '.join(limits) or 'no limit'}{which}"
+    return " or ".join(f"{text} {owner}" for owner, text in by_owner.items() if text) + which
 
 
 def _about_data(settings: Sequence[Any]) -> tuple[str, int]:

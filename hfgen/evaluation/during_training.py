@@ -2,11 +2,12 @@
 
 import json
 import math
-import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 
@@ -16,7 +17,7 @@ from hfgen.evaluation.reference import open_reference
 from hfgen.evaluation.scores import MAX_AMONG_REAL, distances_among, memorisation_report, pixel_report
 from hfgen.evaluation.scoring import generated_images
 from hfgen.files import read_json_lines, write_atomically, write_text_atomically
-from hfgen.inference.sampling import SamplingOptions
+from hfgen.inference.sampling import SamplingOptions, network_digest
 from hfgen.integrity import recorded_names, save_with_digests
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.kernel import kernel_distance
@@ -81,18 +82,16 @@ class RunEvaluation:
     def evaluate(self, pipeline: DiffusionPipeline) -> None:
         """Score the pipeline as it is now; all processes must call this, only the main one works.
 
-        Stops without a score if the run is asked to stop.
+        Stops without a score if the run is asked to stop, or if images are not finite, which counts as a NaN loss.
         """
         if self._run.is_main:
-            started = time.monotonic()
-            try:
+            # What is computed from the images may be NaN in between.
+            with self._run.generating(), np.errstate(invalid="warn"), suppress(StopRequestedError):
                 scores = self._score(pipeline)
-            except StopRequestedError:
-                scores = None
-            if scores is not None:
                 self._record(scores, pipeline)
-            self._run.note(scores or {}, time.monotonic() - started)
-        self._run.accelerator.wait_for_everyone()
+                self._run.note(scores, 0.0)
+        with self._run.generating():  # nor does the others' waiting count as training time
+            self._run.accelerator.wait_for_everyone()
 
     def _score(self, pipeline: DiffusionPipeline) -> dict[str, float]:
         """Generate images and score them; fractions of copies are of all generated images."""
@@ -124,7 +123,8 @@ class RunEvaluation:
         recorded = read_evaluations(folder)  # a resumed run repeats some steps
         earlier = [line for line in recorded if line["step"] < run.step]
         count, copying = self._sampling.num_images, is_copying(scores, self._sampling.num_images, self._num_among_real)
-        line = {"step": run.step, "num_images": count, **scores, "copying": copying}
+        line: dict[str, Any] = {"step": run.step, "num_images": count, **scores, "copying": copying}
+        line["network_sha256"] = network_digest(pipeline)
         write_text_atomically(folder / EVALUATIONS_FILE, "".join(f"{json.dumps(one)}\n" for one in (*earlier, line)))
         best = best_scores(folder)
         measured = {

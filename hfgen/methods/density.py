@@ -10,7 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Fit
 
 from hfgen.bars import progress_bar, working_on
-from hfgen.errors import UserError
+from hfgen.errors import NotFiniteError
 from hfgen.models import GaussianMixture, LatentFlow
 from hfgen.texts import counted
 
@@ -28,6 +28,7 @@ TOLERANCE = 3e-3
 # image in HELD_OUT_PART, has not improved for FLOW_PATIENCE checks. Fewer than MIN_FLOW_IMAGES images get a mixture.
 FLOW_STEPS, FLOW_LOOK_EVERY, FLOW_PATIENCE = 4000, 100, 5
 MIN_FLOW_IMAGES = 20
+LATENTS_NOT_FINITE = "latents of training images are not finite: the training has diverged; lower --learning_rate"
 FLOW_BATCH, FLOW_LEARNING_RATE = 256, 5e-4
 
 
@@ -82,7 +83,7 @@ def fit_density(
 
     Raises:
         ValueError: for an unknown kind.
-        UserError: if a latent is not finite.
+        NotFiniteError: if a latent is not finite.
     """
     if kind not in ("mixture", "flow", "auto"):
         raise ValueError(f"kind={kind!r} must be mixture, flow or auto")
@@ -91,7 +92,7 @@ def fit_density(
     noise = torch.randn(draws, *mean.shape, generator=generator)
     latents = (mean + (logvar / 2).exp() * noise).double().numpy()  # (draws, num_images, latent_dim)
     if not np.isfinite(latents).all():
-        raise UserError("latents of training images are not finite: the training has diverged; lower --learning_rate")
+        raise NotFiniteError(LATENTS_NOT_FINITE)
     held_out = torch.randperm(len(mean), generator=generator).numpy() < max(1, len(mean) // HELD_OUT_PART)
     unseen = latents[:, held_out].reshape(-1, mean.shape[1])
     prior = float(-0.5 * (np.square(unseen) + np.log(2 * np.pi)).sum(axis=1).mean())

@@ -10,7 +10,9 @@ from diffusers import ModelMixin
 
 from hfgen.bars import progress_bar
 from hfgen.data.loading import Batches
+from hfgen.errors import NotFiniteError
 from hfgen.losses.vae import MIN_SIGMA, bits_per_dimension, gaussian_nats, kl_per_dimension
+from hfgen.methods.density import LATENTS_NOT_FINITE
 from hfgen.methods.watch import WatchResult
 
 
@@ -107,6 +109,11 @@ class EncodedImages(NamedTuple):
     logvar: torch.Tensor
     mean_squared_error: float
     num_dims: int
+
+    def require_finite(self) -> None:
+        """Raise a `NotFiniteError` unless all means and variances are finite."""
+        if not (self.mean.isfinite().all() and self.logvar.exp().isfinite().all()):
+            raise NotFiniteError(LATENTS_NOT_FINITE)
 
     def report(self) -> dict[str, Any]:
         """Return the measurements as plain values: losses in nats per image, for a calibrated decoder."""

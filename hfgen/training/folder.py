@@ -240,7 +240,7 @@ def keep_settings(folder: Path, settings: Sequence[Any], checkpoint: Path | None
     """
     values = settings_to_dict(*settings)
     if checkpoint is not None and _run_of(checkpoint) != folder.resolve():
-        values["resume"] = str(checkpoint)
+        values["resume"] = str(checkpoint.resolve())  # it may be resumed from another directory
     write_text_atomically(folder / SETTINGS_FILE, json.dumps(values, indent=2) + "\n")
 
 

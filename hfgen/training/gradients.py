@@ -15,8 +15,10 @@ from hfgen.training.run import Run
 
 
 Result = TypeVar("Result")
-# What convolutions on a CPU say if they get no memory.
-ONE_DNN = re.compile("could not (create|execute) a (primitive|memory)")
+# What convolutions on a CPU, and the libraries of a GPU, say if they get no memory.
+NO_MEMORY = re.compile(
+    "could not (create|execute) a (primitive|memory)|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|unable to find an engine"
+)
 
 
 class GradientAccumulation:
@@ -63,7 +65,7 @@ class GradientAccumulation:
                 return [self._backward(network, loss_of, part) for part in range(self.parts)]
             except RuntimeError as error:
                 can_split = self._may_split and 2 * self.parts <= self._batch_size
-                if not (can_split and (should_reduce_batch_size(error) or ONE_DNN.search(str(error)))):
+                if not (can_split and (should_reduce_batch_size(error) or NO_MEMORY.search(str(error)))):
                     raise
             self._split(network)  # not within the `except`, whose error holds on to the memory
 

@@ -104,6 +104,10 @@ class RunLog:
     def rewind(self, step: int) -> None:
         """Go back to `step`, dropping log entries after it."""
         self._drop_beyond(step)
+        for tracker in self._accelerator.trackers:
+            if tracker.name == "tensorboard":  # the next file hides the later steps of this one
+                tracker.tracker.close()
+                tracker.tracker.purge_step = step + 1
         self.bar.n = step
         self.bar.refresh()
         self.start_window()
@@ -174,7 +178,7 @@ class RunLog:
         with writing(logs):
             logs.mkdir(parents=True, exist_ok=True)  # otherwise wandb writes to a temporary folder
         init_kwargs = {
-            "tensorboard": {"purge_step": step + 1 if step else None},
+            "tensorboard": {"purge_step": step + 1},
             "wandb": {"id": run_id, "name": name, "resume": "allow", "dir": str(logs)},
         }
         config = {

@@ -162,8 +162,8 @@ class Run:
     def steps(self) -> Iterator[int]:
         """Yield the number of each update, from the one after the restored step to the last.
 
-        Logs and saves checkpoints between updates. Ends early, with a checkpoint, on SIGTERM, on Ctrl-C and when
-        the time is up. After a rollback, numbering continues from the checkpoint.
+        Logs and saves checkpoints between updates. Ends early, with a checkpoint, on a signal and when the time is
+        up. After a rollback, numbering continues from the checkpoint.
 
         Raises:
             TrainingTroubleError: if a loss or a weight is not finite, or a watch reported trouble, and no rollback is
@@ -262,12 +262,12 @@ class Run:
         return self.is_main and self._stop_requests.request == TIME_IS_UP and not self._sheet_path().exists()
 
     @contextlib.contextmanager
-    def sheet(self) -> Iterator[None]:
-        """Return a context for drawing a sheet: NaN pixels count as a NaN loss, its seconds not as training time."""
+    def generating(self) -> Iterator[None]:
+        """Return a context for generating images: NaN counts as a NaN loss, its seconds not as training time."""
         started = time.monotonic()
         with self._stop_requests.unless_finite():
             yield
-        self._log.note({}, time.monotonic() - started)
+        self.note({}, time.monotonic() - started)
 
     def save_sheet(self, sheet: Image.Image, kind: str = "samples") -> Path:
         """Save a sheet to the run's folder `kind` and log it to the tracker; return its path."""
@@ -282,7 +282,7 @@ class Run:
         """Save the pipeline, print how the run ended, and return the pipeline's folder.
 
         Raises:
-            SystemExit: with the status of a shell if a signal ended the run: 143 for SIGTERM, 130 for Ctrl-C.
+            SystemExit: with a shell's status if a signal ended the run, such as 143 for SIGTERM and 130 for Ctrl-C.
         """
         if self._stop_requests.not_finite:  # the images of the last sheet
             raise self._stopped_for(NonFiniteError("a generated image is not finite"))

@@ -1,4 +1,4 @@
-"""Stopping a run before its last step, on SIGTERM, Ctrl-C or a time budget, on all processes together."""
+"""Stopping a run before its last step, on a signal or a time budget, on all processes together."""
 
 import signal
 from collections.abc import Iterator
@@ -11,12 +11,23 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from hfgen.errors import NotFiniteError
+
 
 # How long processes wait for the main one, which generates and scores images; PyTorch's default is half an hour.
 MAX_WAIT = timedelta(hours=3)
 # Exchanged between processes; the larger number takes precedence.
-GO_ON, TIME_IS_UP, INTERRUPTED, TERMINATED = range(4)
-REASONS = {GO_ON: "", TIME_IS_UP: "time is up", INTERRUPTED: "interrupted by Ctrl-C", TERMINATED: "stopped by SIGTERM"}
+GO_ON, TIME_IS_UP, INTERRUPTED, TERMINATED, HUNG_UP = range(5)
+REASONS = {
+    GO_ON: "",
+    TIME_IS_UP: "time is up",
+    INTERRUPTED: "interrupted by Ctrl-C",
+    TERMINATED: "stopped by SIGTERM",
+    HUNG_UP: "stopped by SIGHUP, which a closed terminal sends",
+}
+HANG_UP = getattr(signal, "SIGHUP", None)  # not on Windows
+REQUESTS: dict[int, int] = {signal.SIGTERM: TERMINATED, signal.SIGINT: INTERRUPTED}
+REQUESTS |= {} if HANG_UP is None else {HANG_UP: HUNG_UP}
 
 
 class StopRequests:
@@ -41,10 +52,15 @@ class StopRequests:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Treat SIGTERM and Ctrl-C as requests to stop after the current update; a second Ctrl-C stops at once."""
-        previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        """Treat SIGTERM, Ctrl-C and SIGHUP as requests to stop after the current update.
+
+        A second Ctrl-C stops at once. SIGHUP stays ignored if it is, as with `nohup`.
+        """
+        previous = {number: signal.getsignal(number) for number in REQUESTS}
+        if HANG_UP is not None and previous[HANG_UP] == signal.SIG_IGN:
+            del previous[HANG_UP]
+        for number in previous:
+            signal.signal(number, self._on_signal)
         try:
             yield
         finally:
@@ -53,7 +69,7 @@ class StopRequests:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.request != INTERRUPTED:  # Ctrl-C ends the launcher, too, and then SIGTERM follows
-            self._of_signals = max(self._of_signals, TERMINATED if number == signal.SIGTERM else INTERRUPTED)
+            self._of_signals = max(self._of_signals, REQUESTS[number])
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -63,11 +79,11 @@ class StopRequests:
 
     @contextmanager
     def unless_finite(self) -> Iterator[None]:
-        """Note if pixels of generated images are NaN when they are converted: they would be black."""
+        """Note if generated images or latents are NaN; pixels also when they are converted: they would be black."""
         try:
             with np.errstate(invalid="raise"):
                 yield
-        except FloatingPointError:
+        except (FloatingPointError, NotFiniteError):
             self.not_finite = True
 
     def agree(self) -> int:
@@ -91,4 +107,4 @@ class StopRequests:
     @property
     def exit_status(self) -> int:
         """Exit status of a process ended by a signal, as in a shell; 0 otherwise."""
-        return {TERMINATED: 128 + signal.SIGTERM, INTERRUPTED: 128 + signal.SIGINT}.get(self.request, 0)
+        return next((128 + number for number, request in REQUESTS.items() if request == self.request), 0)

@@ -2,12 +2,13 @@
 
 import math
 import re
+import signal
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from hfgen.errors import TerminatedError, UserError, message_for_user
-from hfgen.training.stopping import INTERRUPTED, REASONS, TERMINATED
+from hfgen.training.stopping import HUNG_UP, INTERRUPTED, REASONS, TERMINATED
 
 
 # Settings that the final message names, besides the learning rates.
@@ -83,7 +84,7 @@ def check_losses(losses: dict[str, float], scaler: Any = None) -> None:
 def ending_of(error: BaseException) -> tuple[str, str]:
     """Return the status and the reason for `status.json` of a run that an error has ended."""
     if isinstance(error, TerminatedError):
-        return "stopped", REASONS[TERMINATED]
+        return "stopped", REASONS[TERMINATED if error.number == signal.SIGTERM else HUNG_UP]
     if isinstance(error, KeyboardInterrupt):
         return "stopped", REASONS[INTERRUPTED]
     message = message_for_user(error) if isinstance(error, Exception) else None

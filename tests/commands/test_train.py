@@ -145,7 +145,16 @@ def test_what_the_user_gives_is_not_chosen(monkeypatch, started, arguments, expe
             ["--preset", "vae_learned", "--images", 1000],
             "learned term: from update 29 on, to fit this budget (--learned_term_start)",
         ),
-        (["--time", "2h", "--num_epochs", 1], "budget: 1 epoch or 2h (whichever comes first) as given, on a CPU"),
+        (
+            ["--preset", "vae_learned", "--time", "2h"],
+            "budget: 450,000 images (28,125 steps) of the preset or 2h as given (whichever comes first), on a CPU",
+        ),
+        (
+            ["--preset", "vae_learned", "--time", "2h"],
+            "learned term: from update 12,501 on; if the time ends before, this is a plain VAE: give --images instead "
+            "of --time, or an earlier --learned_term_start",
+        ),
+        (["--time", "2h", "--num_epochs", 1], "budget: 1 epoch or 2h as given (whichever comes first), on a CPU"),
     ],
 )
 def test_it_says_whose_budget_it_is(monkeypatch, capsys, started, arguments, said):

@@ -8,22 +8,25 @@ import time
 import numpy as np
 import pytest
 import torch
-from line_method import fit
+from accelerate import Accelerator
+from line_method import fit, status
 from run_files import assert_equal, metrics, state_of
 from stand_in_features import Colours, folder_of, paintings, quarters, watch_drawing
 from toy_runs import METHODS, checkpoint, events, files_of, script, train
 
 from hfgen.evaluation import during_training as run_evaluation
-from hfgen.evaluation.during_training import is_copying, read_evaluations
+from hfgen.evaluation.during_training import RunEvaluation, is_copying, read_evaluations
 from hfgen.evaluation.scores import distances_among, memorisation_report
-from hfgen.families import family
+from hfgen.families import family, image_network
 from hfgen.inference.opening import open_pipeline
-from hfgen.inference.sampling import SamplingOptions, generate_images
+from hfgen.inference.sampling import SamplingOptions, generate_images, network_digest
 from hfgen.metrics import feature_spaces
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.kernel import kernel_distance
 from hfgen.metrics.memorisation import nearest_images
 from hfgen.pipelines import DDPMPipeline
+from hfgen.training.run import Run
+from hfgen.training.trouble import NonFiniteError
 
 
 pytestmark = [
@@ -61,9 +64,11 @@ def test_the_pipeline_is_scored_on_the_cadence_and_at_the_last_step(tmp_path, mo
     assert drawn["numbers"] == 3 * [*range(12)]
     logged = {entry["step"]: entry for entry in metrics(tmp_path / "run")}
     for row in rows:
-        scores = {name: row[name] for name in row if name not in ("step", "num_images", "copying")}
+        scores = {name: row[name] for name in row if name not in ("step", "num_images", "copying", "network_sha256")}
         assert len(scores) == 7 and scores.items() <= logged[row["step"]].items()
     assert not any("fid" in logged[step] for step in (1, 3))
+    scored = network_digest(open_pipeline(str(checkpoint(tmp_path / "run", 4)), "cpu"))
+    assert rows[1]["network_sha256"] == scored != rows[0]["network_sha256"]
     # By hand, of the pipeline of that step's checkpoint; the seed is the run's.
     real = np.stack([quarters(image) for image in paintings(range(24))])
     images = open_and_draw(checkpoint(tmp_path / "run", 4), 12, seed=3)
@@ -140,7 +145,7 @@ def test_the_speed_of_training_is_told_without_the_evaluation(tmp_path):
 def test_the_speed_of_training_is_told_without_the_sheets(tmp_path):
     def each_step(run):
         if run.sample_due:
-            with run.sheet():
+            with run.generating():
                 time.sleep(0.6)
 
     fit(tmp_path / "run", each_step=each_step, sample_every=2)
@@ -194,6 +199,65 @@ def test_the_pipeline_of_the_best_score_is_kept(tmp_path, monkeypatch, capsys, b
         assert one.tobytes() == other.tobytes()
     told = f"best pipeline: {kept} (FID {fid[best - 1]:.4g}, KID {kid[best - 1]:.4g} at step {best})"
     assert told in capsys.readouterr().out.splitlines()
+
+
+def poisoned_once(found, poison):
+    """Return a function like `found` whose first call is with what `poison` has made NaN."""
+    calls = []
+
+    def call(first, *arguments, **options):
+        if not calls:
+            poison(first)
+        calls.append(first)
+        return found(first, *arguments, **options)
+
+    return call
+
+
+def fill_with_nan(network):
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.fill_(float("nan"))
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_network_that_an_evaluation_finds_diverged_is_handled_as_by_its_loss(tmp_path, monkeypatch, kind):
+    poison = poisoned_once(generate_images, lambda pipeline: fill_with_nan(image_network(pipeline)))
+    monkeypatch.setattr("hfgen.evaluation.scoring.generate_images", poison)
+    arguments = (kind, tmp_path / "run", "--evaluate_every", "4", "--checkpoint_every", "1")
+    if kind == "ddpm":  # which has no rollbacks
+        with pytest.raises(NonFiniteError, match="step 4: a generated image is not finite"):
+            train(*arguments)
+        assert status(tmp_path / "run")["status"] == "diverged" and read_evaluations(tmp_path / "run") == []
+        return
+    train(*arguments)
+    assert [event["what"] for event in events(tmp_path / "run")] == [
+        "a generated image is not finite; back to step-00000003"
+    ]
+    assert [row["step"] for row in read_evaluations(tmp_path / "run")] == [4, 6]
+    assert status(tmp_path / "run")["status"] == "complete"
+
+
+def test_an_encoder_found_diverged_at_an_evaluation_leads_back_without_a_score(tmp_path, monkeypatch):
+    poison = poisoned_once(script("vae").encode_images, fill_with_nan)
+    monkeypatch.setattr(script("vae"), "encode_images", poison)
+    drawn = []
+    watch_drawing(monkeypatch, lambda pipeline, index: drawn.append(index))
+    train("vae", tmp_path / "run", "--evaluate_every", "4", "--checkpoint_every", "1", "--max_train_steps", "5")
+    assert [event["event"] for event in events(tmp_path / "run")] == ["rollback"]
+    assert [row["step"] for row in read_evaluations(tmp_path / "run")] == [4, 5] and len(drawn) == 24
+
+
+def test_waiting_for_an_evaluation_is_no_training_time(tmp_path, monkeypatch):
+    seconds = []
+    between = Run._between_updates
+    monkeypatch.setattr(Run, "_between_updates", lambda run, step: seconds.append(step) or between(run, step))
+    monkeypatch.setattr(RunEvaluation, "_score", lambda *_: time.sleep(3) or {})
+    monkeypatch.setattr(RunEvaluation, "_record", lambda *_: None)
+    wait = Accelerator.wait_for_everyone
+    monkeypatch.setattr(Accelerator, "wait_for_everyone", lambda own: time.sleep(2) or wait(own))
+    train("gan", tmp_path / "run", "--evaluate_every", "2", "--max_train_steps", "2", "--checkpoint_every", "2")
+    assert len(seconds) == 2 and seconds[1] < 2
 
 
 @pytest.mark.slow
@@ -405,4 +469,4 @@ def test_a_vae_is_scored_with_the_density_that_it_would_be_shipped_with(tmp_path
     assert json.loads(shipped.pop("progress.json")) == {"step": 6, "rollbacks": 0}
     assert files_of(tmp_path / "run" / "best" / "pipeline") == shipped
     assert (open_pipeline(str(checkpoint(tmp_path / "run", 4)), "cpu").density is not None) == (components == "2")
-    assert state_of(tmp_path / "run", 4)["batches"] == [{"position": 4}]
+    assert [batches["position"] for batches in state_of(tmp_path / "run", 4)["batches"]] == [4]

@@ -128,7 +128,7 @@ def test_two_processes_evaluate_once_and_end_together(programs, tmp_path):
     assert json.loads((folder / "launches.jsonl").read_text())["num_processes"] == 2
     assert (folder / "best" / "pipeline" / "density").is_dir() and (folder / "pipeline" / "density").is_dir()
     # Each is back at its place in the data after it was encoded.
-    assert state_of(folder, 4)["batches"] == [{"position": 4}] * 2
+    assert [batches["position"] for batches in state_of(folder, 4)["batches"]] == [4, 4]
 
 
 def test_two_processes_fail_together_where_weights_are_missing(programs, tmp_path):

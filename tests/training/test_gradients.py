@@ -13,6 +13,9 @@ from hfgen.training.gradients import GradientAccumulation
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 OUT_OF_MEMORY = {
     "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cuDNN": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    "cuDNN's choice of an algorithm": RuntimeError("FIND was unable to find an engine to execute this computation"),
     "convolution on a CPU": RuntimeError("could not create a primitive"),
     "CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:130] . DefaultCPUAllocator: can't allocate memory: you tried"),
 }

@@ -65,17 +65,19 @@ def test_another_folder_with_the_same_settings_ends_bit_equal(tmp_path, rollback
     assert (told in capsys.readouterr().out) == bool(rollbacks)
 
 
-def test_a_run_killed_before_its_first_checkpoint_still_continues_the_other(tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_still_continues_the_other(tmp_path, monkeypatch):
     fit(tmp_path / "old", max_train_steps=3)
+    monkeypatch.chdir(tmp_path)
     origin = newest(tmp_path / "old")
 
     def kill(run):
         raise KeyboardInterrupt
 
-    for resume in (origin, "latest", "latest"):
+    for resume in (os.path.relpath(origin), "latest", "latest"):
         with pytest.raises(KeyboardInterrupt):
             fit(tmp_path / "new", resume=resume, each_step=kill)
         assert json.loads((tmp_path / "new" / "training_config.json").read_text())["resume"] == origin
+    monkeypatch.chdir("/")
     fit(tmp_path / "new", resume="latest")
     assert [launch["from_step"] for launch in launches(tmp_path / "new")] == [3, 3, 3, 3]
     assert [entry["step"] for entry in metrics(tmp_path / "new")] == [4, 5, 6]

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 
 import pytest
 import torch
@@ -295,16 +296,48 @@ def test_tensorboard_shows_losses_and_sheets_and_forgets_what_a_kill_undid(tmp_p
         if run.sample_due:
             run.save_sheet(Image.new("RGB", (4, 4), "red"))
 
+    def logged(folder):
+        return event_accumulator.EventAccumulator(str(folder / "logs" / "hfgen")).Reload()
+
     settings = {"each_step": each_step, "report_to": "tensorboard", "sample_every": 6}
     fit(tmp_path / "run", checkpoints_total_limit=9, **settings)
     resume = str(tmp_path / "run" / "checkpoints" / "step-00000002")
     run, _ = fit(tmp_path / "run", resume=resume, **settings)
     run.finish()
-    events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "logs" / "hfgen")).Reload()
+    events = logged(tmp_path / "run")
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
-    logged = [entry["loss"] for entry in metrics(tmp_path / "run")]
-    assert [event.value for event in events.Scalars("loss")] == pytest.approx(logged)
+    losses = [entry["loss"] for entry in metrics(tmp_path / "run")]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses)
     assert [event.step for event in events.Images("samples")] == [6]
+
+    def kill(run):
+        if run.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # before its first checkpoint, so it begins again
+        fit(tmp_path / "killed", **settings | {"each_step": kill, "checkpoint_every": 5})
+    run, _ = fit(tmp_path / "killed", resume="latest", **settings)
+    run.finish()
+    assert [event.step for event in logged(tmp_path / "killed").Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_tensorboard_forgets_what_a_rollback_undid(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def each_step(run):
+        is_green = run.step == 5 and not run.rollbacks
+        run.report(good=True, trouble="all images are green" if is_green else None)
+        time.sleep(is_green)  # TensorBoard orders files by the second in their names
+
+    run, _ = fit(
+        tmp_path / "run", each_step=each_step, on_collapse="rollback", report_to="tensorboard", checkpoint_every=3
+    )
+    run.finish()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "logs" / "hfgen")).Reload()
+    assert run.rollbacks == 1 and [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(
+        [entry["loss"] for entry in metrics(tmp_path / "run")]
+    )
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_a_loss_that_is_not_finite_leads_back_as_well(tmp_path):
 
 def test_a_sheet_that_is_not_finite_leads_back_as_well_and_none_is_saved(tmp_path, capsys):
     def each_step(run):
-        with run.sheet():
+        with run.generating():
             value = float("nan") if run.step == 5 and not run.rollbacks else 0.5
             pixels = (np.full((4, 4, 3), value) * 255).round().astype("uint8")
             run.save_sheet(Image.fromarray(pixels))
@@ -118,7 +118,7 @@ def test_a_sheet_that_is_not_finite_leads_back_as_well_and_none_is_saved(tmp_pat
 
 def test_a_last_sheet_that_is_not_finite_is_no_completion(tmp_path):
     def after(run):
-        with run.sheet():
+        with run.generating():
             np.full((4, 4, 3), np.nan).astype("uint8")
         run.finish()
 

@@ -9,7 +9,7 @@ import pytest
 from hfgen.errors import UserError
 from hfgen.training import stopping
 from hfgen.training.duration import parse_duration
-from hfgen.training.stopping import GO_ON, INTERRUPTED, TERMINATED, TIME_IS_UP, StopRequests
+from hfgen.training.stopping import GO_ON, HUNG_UP, INTERRUPTED, TERMINATED, TIME_IS_UP, StopRequests
 
 
 @pytest.mark.parametrize(
@@ -26,15 +26,31 @@ def test_what_is_no_duration_is_refused_by_name(text):
         parse_duration("--max_train_time", text)
 
 
-@pytest.mark.parametrize(("number", "request_"), [(signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)])
+@pytest.mark.parametrize(
+    ("number", "request_"),
+    [(signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED), (signal.SIGHUP, HUNG_UP)],
+)
 def test_a_signal_is_a_request_and_not_an_end(number, request_):
     requests = StopRequests()
+    of_the_shell = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored with nohup
     before = signal.getsignal(number)
     with requests.caught():
         os.kill(os.getpid(), number)
         assert requests.agree() == request_
     assert signal.getsignal(number) is before
+    signal.signal(signal.SIGHUP, of_the_shell)
     assert requests.exit_status == 128 + number
+
+
+def test_a_closed_terminal_stops_nothing_that_was_started_with_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with (requests := StopRequests()).caught():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert requests.agree() == GO_ON
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_ctrl_c_stops_at_once():
