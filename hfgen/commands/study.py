@@ -168,8 +168,8 @@ def status(where: Where, study: NameInDatabase = None) -> None:
 
     store, stored = find(where, study)
     with reading_from(store.url):
-        trials = store.trials()
-    say_lines(describe_progress(stored, trials, datetime.datetime.now()))
+        trials, silent = store.trials(), store.silent()
+    say_lines(describe_progress(stored, trials, datetime.datetime.now(), silent))
 
 
 @study_app.command()
@@ -244,12 +244,14 @@ def reduced(
     from dataclasses import replace
 
     from hfgen.studies.cells import differences, expand
-    from hfgen.studies.plan import describe_plan, make_plan, marked, scale_down
+    from hfgen.studies.plan import describe_plan, make_plan, marked, scale_down, with_budget
     from hfgen.training.duration import parse_duration
 
     seconds = parse_duration("--budget", budget)
     if stored is not None and stored.asked == budget:
-        before = replace(study_file, budget=stored.budget, evaluation=stored.evaluation, seeds=stored.seeds)
+        before = replace(study_file, evaluation=stored.evaluation, seeds=stored.seeds)
+        if stored.budget != study_file.budget:
+            before = with_budget(before, study, stored.budget)
         return marked(expand(before, workspace.scripts, study.dataset), study_file, budget)
     if stored is not None and not differences(stored, study):
         return study  # it fitted before

@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from hfgen.data.location import is_missing
 from hfgen.errors import UserError
-from hfgen.files import read_json, write_text_atomically
+from hfgen.files import read_json, read_json_lines, write_text_atomically
 from hfgen.studies.cells import Cell
 from hfgen.studies.outcomes import BROKEN, DIVERGED, IN_USE, LOST, TRAINED, Ending
 from hfgen.studies.scripts import launch_arguments
@@ -35,6 +35,8 @@ LAUNCHER = [
 ERROR = re.compile(r"error: |(?!subprocess\.CalledProcessError)[\w.]*(Error|Exception|Interrupt)\b")
 TOLD_LINES = 12
 MIN_SECONDS = 1
+# A training for a time ends a step before it or after it, and a resumed one has the time of its start-up on top.
+LONGER, MARGIN_SECONDS = 1.1, 60.0
 POLL_SECONDS = 5.0
 # The training of a worker that was killed has stopped after this time, or goes on.
 PATIENCE = GRACE + 10.0
@@ -84,8 +86,8 @@ def train_cell(
     folder = workspace.run_folder(cell)
     if (ending := _wait_for_folder(folder, has_lost)) is not None:
         return ending
-    if _is_trained(folder, cell, budget):
-        return Ending(TRAINED, step=read_status(folder)["step"])
+    if (ending := _earlier_ending(folder, cell, budget, workspace)) is not None:
+        return ending
     command = launch_command(cell, budget, workspace)
     log = workspace.log_file(cell)
     with log.open("a", encoding="utf-8") as output:
@@ -138,9 +140,8 @@ def launch_command(cell: Cell, budget: Budget, workspace: Workspace) -> list[str
     command = [sys.executable, *LAUNCHER, *launch_arguments(workspace.scripts, cell.method), "--preset", str(preset)]
     command += ["--dataset", workspace.dataset, "--output_dir", str(folder), "--resume", "latest"]
     if budget.minutes is not None:
-        found = find_checkpoint(folder / "checkpoints", "latest")
-        trained_seconds = load_progress(found)["seconds"] if found else 0.0
-        command += ["--max_train_time", f"{max(60 * budget.minutes - trained_seconds, MIN_SECONDS):.3f}s"]
+        left = 60 * budget.minutes - _trained_seconds(folder)
+        command += ["--max_train_time", f"{max(left, MIN_SECONDS):.3f}s"]
     return command
 
 
@@ -152,13 +153,43 @@ def read_status(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _is_trained(folder: Path, cell: Cell, budget: Budget) -> bool:
-    """Whether an earlier launch with the same settings has completed."""
+def _earlier_ending(folder: Path, cell: Cell, budget: Budget, workspace: Workspace) -> Ending | None:
+    """Return how an earlier training of the cell ended; None if it is to be trained, or trained for longer."""
     file = folder / "training_config.json"
-    if not file.is_file() or _ending(folder, budget, 0, None).kind != TRAINED:
-        return False
+    if not file.is_file() or (ending := _ending(folder, budget, 0, None)).kind != TRAINED:
+        return None
     saved = read_json(file)
-    return all(saved.get(key) == value for key, value in json.loads(json.dumps(cell.settings)).items())
+    if any(saved.get(key) != value for key, value in json.loads(json.dumps(cell.settings)).items()):
+        return None  # the script names the differences
+    remedy = f"move {folder} elsewhere, or use another --output"
+    digest = training_digest(cell, workspace)
+    if read_json_lines(folder / "launches.jsonl")[-1].get("data_digest", digest) != digest:
+        return Ending(BROKEN, f"its folder has a training on other images than {workspace.dataset}: {remedy}")
+    # Of a cell that has been scored, the checkpoints are gone; then the time is not known.
+    if budget.minutes is not None and (trained := _trained_seconds(folder)):
+        asked = 60 * budget.minutes
+        if trained > LONGER * asked + MARGIN_SECONDS:
+            return Ending(BROKEN, f"its folder has a training of {trained:.0f} s instead of {asked:.0f} s: {remedy}")
+        if trained < asked / LONGER - MARGIN_SECONDS:
+            return None
+    return ending
+
+
+def training_digest(cell: Cell, workspace: Workspace) -> str:
+    """Return the digest of a cell's training images, as its runs note it."""
+    from hfgen.data.settings import DataSettings
+    from hfgen.data.store import load_images
+
+    names = {field.name for field in fields(DataSettings)} - {"dataset"}
+    return load_images(
+        DataSettings(workspace.dataset, **{name: cell.settings[name] for name in names & cell.settings.keys()})
+    ).digest
+
+
+def _trained_seconds(folder: Path) -> float:
+    """Return the seconds of training in a run's folder, up to its newest checkpoint."""
+    found = find_checkpoint(folder / "checkpoints", "latest")
+    return load_progress(found)["seconds"] if found else 0.0
 
 
 def _ending(folder: Path, budget: Budget, exit_status: int, log: Path | None) -> Ending:

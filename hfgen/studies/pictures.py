@@ -134,7 +134,7 @@ def strip_rows(study: Study, rows: list[Row]) -> Image.Image | None:
     for row in rows:
         if picture := first_picture(row, "strip"):
             trained_steps = study.cells[row.place.cells[0]].settings["num_train_timesteps"]
-            heads = [f"t = {timestep}" for timestep in strip_timesteps(trained_steps)]
+            heads = [f"t ≈ {timestep}" for timestep in strip_timesteps(trained_steps)]
             images = [_resized(image) for image in cut(decode_picture(picture), STRIP_COLUMNS)]
             shown.append((_name_of(row), labelled_sheet(images, STRIP_COLUMNS, heads=heads)))
     return labelled_rows(shown) if shown else None

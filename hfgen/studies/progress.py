@@ -2,6 +2,7 @@
 
 import datetime
 import statistics
+from collections.abc import Collection
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -12,16 +13,22 @@ from hfgen.texts import printable
 from hfgen.training.duration import format_duration
 
 
-def describe_progress(study: Study, trials: dict[str, list[FrozenTrial]], now: datetime.datetime) -> str:
+SILENT = "silent"  # state of a cell whose worker gives no sign of life
+
+
+def describe_progress(
+    study: Study, trials: dict[str, list[FrozenTrial]], now: datetime.datetime, silent: Collection[int] = ()
+) -> str:
     """Describe a study's progress: a summary line, a line per cell, and an estimate of the remaining time.
 
     Args:
         study: the stored study.
         trials: trials of each cell that has any, oldest first; see `StudyStore.trials`.
         now: the workers' local time without a time zone, as Optuna stores trial times.
+        silent: numbers of running trials whose workers give no sign of life; these cells are to do.
     """
     found = {name: trials.get(name, []) for name in study.cells}
-    states = {name: state_of(of_cell) for name, of_cell in found.items()}
+    states = {name: _state(of_cell, silent) for name, of_cell in found.items()}
     counts = {label: list(states.values()).count(state) for state, label in ((DONE, "done"), (RUNNING, "running"))}
     if broken := list(states.values()).count(BROKEN):
         counts["broken"] = broken
@@ -34,10 +41,17 @@ def describe_progress(study: Study, trials: dict[str, list[FrozenTrial]], now: d
     return "\n".join(map(printable, lines))  # names and reasons come from a shared database
 
 
+def _state(trials: list[FrozenTrial], silent: Collection[int]) -> str:
+    state, running = state_of(trials), [trial for trial in trials if trial.state == TrialState.RUNNING]
+    return SILENT if state == RUNNING and all(trial.number in silent for trial in running) else state
+
+
 def _cell_status(study: Study, state: str, trials: list[FrozenTrial], now: datetime.datetime) -> str:
-    if state == RUNNING:
+    if state in (RUNNING, SILENT):
         running = next(trial for trial in trials if trial.state == TrialState.RUNNING)
         where = running.user_attrs.get(WORKER)
+        if state == SILENT:
+            return f"to do: its worker {where or 'elsewhere'} gives no sign of life"
         since = f" for {format_duration(_seconds(running.datetime_start, now))}" if running.datetime_start else ""
         return f"running{since}" + (f", worker {where}" if where else "")
     outcome: Outcome | None = outcome_of(trials)

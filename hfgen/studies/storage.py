@@ -25,11 +25,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from hfgen.errors import UserError
 from hfgen.studies.cells import Study, differences
 from hfgen.studies.database import DATABASE_ERRORS, open_database, reading_from, reason_of, shown, with_driver
-from hfgen.studies.outcomes import BROKEN, DIVERGED, Result
+from hfgen.studies.outcomes import BROKEN, DIVERGED, TRAINED, Result
 
 
 DEFINITION, CELL, WORKER = "hfgen_study", "cell", "worker"
-OUTCOME, REASON, STEP = "outcome", "reason", "step"
+OUTCOME, REASON, STEP, IMAGES = "outcome", "reason", "step", "images"
 SUMMARY, CURVE, SHEET, STRIP = "summary", "curve", "sheet", "strip"
 # States of a cell.
 DONE, RUNNING, WAITING, MISSING = "done", "running", "waiting", "missing"
@@ -107,7 +107,8 @@ class StudyStore:
                 + "\nRename the study file, or use another --output or --storage"
             )
         # Changes that do not affect results, such as a new title or published figure, are stored.
-        study = replace(study, dataset=stored.dataset)
+        if any(self.outcomes(stored).values()):
+            study = replace(study, dataset=stored.dataset)
         if study.to_dict() != stored.to_dict():
             self._study.set_user_attr(DEFINITION, packed(study))
         return study
@@ -165,13 +166,17 @@ class StudyStore:
         for name in names:
             self._study.enqueue_trial({CELL: name}, user_attrs={CELL: name})
 
-    def run_next(self, work: Callable[[str], "Outcome | None"]) -> None:
+    def run_next(self, work: Callable[[str], "Outcome | None"]) -> str | None:
         """Take the next cell from the queue, if there is one, and store its outcome.
 
         Args:
             work: called with the cell's name. If it raises or returns None, the cell goes back to the queue.
+
+        Returns:
+            The cell whose outcome was stored, if it has ended for good.
         """
         taken: list[int] = []
+        ended: list[str] = []
         raised: list[BaseException] = []
 
         def objective(trial: Trial) -> float:
@@ -189,6 +194,7 @@ class StudyStore:
                     raise TrialPruned
                 for key, value in outcome.attributes():
                     trial.set_user_attr(key, value)
+                ended.extend([name] if outcome.kind in (TRAINED, DIVERGED) else [])
                 return outcome.value
             except (TrialPruned, UpdateFinishedTrialError):
                 raise
@@ -207,6 +213,29 @@ class StudyStore:
             if not (of_optuna and taken and self._study.get_trials(deepcopy=False)[taken[0]].state.is_finished()):
                 raise
             # No heartbeat for too long, as on a suspended laptop: the cell was given to another worker.
+            return None
+        return ended[0] if ended else None
+
+    def note_images(self, digest: str) -> None:
+        """Note the digest of the images of the cell being trained here, for workers that take another one."""
+        assert self._taken is not None
+        self._storage.set_trial_user_attr(self._taken, IMAGES, digest)
+
+    def images_of(self, study: Study) -> dict[str, str]:
+        """Return the digest of the images of each cell that was scored or is being trained, where it is known."""
+        found, silent = {}, self.silent()
+        for name, trials in self.trials().items():
+            for trial in trials:
+                is_running = trial.state == TrialState.RUNNING and trial.number not in silent
+                digest = trial.user_attrs.get(SUMMARY, {}).get("data_digest", trial.user_attrs.get(IMAGES))
+                if name in study.cells and (is_running or SUMMARY in trial.user_attrs) and digest is not None:
+                    found[name] = digest
+        return found
+
+    def silent(self) -> set[int]:
+        """Return the numbers of the running trials whose workers have given no sign of life for too long."""
+        stale = set(self._storage._get_stale_trial_ids(self._study._study_id))
+        return {trial.number for trial in self._study.get_trials(deepcopy=False) if trial._trial_id in stale}
 
     def has_lost_its_cell(self) -> bool:
         """Whether the cell being trained here was given to another worker for lack of a heartbeat."""

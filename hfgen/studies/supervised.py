@@ -24,7 +24,9 @@ def main(parent: int, command: list[str]) -> int:
     sent = False
     # Set before the command starts, so that no signal is missed; handlers are not inherited by the command.
     signal.signal(signal.SIGTERM, lambda *_: asked.append(time.monotonic()))
-    signal.signal(signal.SIGINT, lambda *_: None)  # the worker gets it too, and decides
+    for name in ("SIGINT", "SIGHUP"):  # the worker gets them too, and decides
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: None)
     process = subprocess.Popen(command, start_new_session=True)
     # SIGTERM ends the launcher at once, while the launched script is still writing its checkpoint.
     while process.poll() is None or (asked and lives(process.pid)):

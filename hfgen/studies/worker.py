@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from collections import Counter
+from pathlib import Path
 
 from hfgen.errors import UserError
 from hfgen.studies.cells import Cell, Study
@@ -14,9 +15,11 @@ from hfgen.studies.outcomes import BROKEN, DIVERGED, IN_USE, TRAINED, Result
 from hfgen.studies.results import Scorer, data_digest, data_settings
 from hfgen.studies.storage import MISSING, RUNNING, WAITING, Outcome, StudyStore
 from hfgen.texts import say
+from hfgen.training.checkpoints import PIPELINE_FOLDER
 
 
 WAIT_SECONDS = 5.0
+STOPPING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 # After this many broken cells in a row, the problem is assumed to be this machine, not the cells.
 MAX_BROKEN = 3
 
@@ -33,9 +36,12 @@ def work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: fl
     Raises:
         UserError: if the dataset is missing or differs from that of other cells, if cells keep failing here, or if
             the database does not answer.
-        KeyboardInterrupt: on Ctrl-C and SIGTERM, after the training was stopped and the cell given back.
+        KeyboardInterrupt: on Ctrl-C, SIGTERM and SIGHUP, after the training was stopped and the cell given back.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # preemption on a cluster: handle like Ctrl-C
+    # Preemption on a cluster, or a closed terminal: handle like Ctrl-C.
+    before = {number: signal.getsignal(number) for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
     try:
         check_data(workspace)
         _work(store, study, workspace, wait_seconds)
@@ -45,7 +51,8 @@ def work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: fl
             "kept: start this worker again when it answers"
         ) from error
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: float) -> None:
@@ -58,6 +65,8 @@ def _work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: f
         if name in unfit:
             return Outcome(BROKEN, reason=unfit[name]) if only_unfit else None
         cell = study.cells[name]
+        store.note_images(_digest_of(cell, workspace, digests))
+        _check_same_data(store, study, workspace, digests)  # another worker may have begun meanwhile
         of_all = f"cell {list(study.cells).index(name) + 1} of {len(study.cells)}"
         say(f"{name}: training, {of_all}; log: {workspace.log_file(cell)}")
         outcome = _train_and_score(cell, study, workspace, scorer, store)
@@ -81,7 +90,8 @@ def _work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: f
             store.enqueue(missing)
         elif WAITING in for_us or (only_unfit and WAITING in states.values()):
             _check_same_data(store, study, workspace, digests)
-            store.run_next(one)
+            if (ended := store.run_next(one)) is not None and ended not in unfit:
+                _remove_checkpoints(workspace.run_folder(study.cells[ended]))
             waited = False
             if len(broken) >= MAX_BROKEN:
                 raise UserError(f"{MAX_BROKEN} cells in a row could not be trained here; the last: {broken[-1]}")
@@ -106,11 +116,19 @@ def _train_and_score(cell: Cell, study: Study, workspace: Workspace, scorer: Sco
         result = scorer.score(cell)
     except (UserError, OSError, RuntimeError) as error:  # RuntimeError: PyTorch, out of memory
         return Outcome(BROKEN, reason=f"it could not be scored: {error}", step=ending.step)
-    shutil.rmtree(workspace.run_folder(cell) / "checkpoints", ignore_errors=True)  # no longer needed
     value = value_of(result, study.metric)
     if not result.is_finite or not math.isfinite(value):
         return Outcome(DIVERGED, reason="its images cannot be scored", step=ending.step, result=result)
     return Outcome(TRAINED, value, step=ending.step, result=result)
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    """Remove those of a trained cell once its outcome is stored: to be scored again, it might need them.
+
+    Of a training that has diverged, there is nothing else.
+    """
+    if (folder / PIPELINE_FOLDER / "model_index.json").is_file():
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def value_of(result: Result, metric: str) -> float:
@@ -129,13 +147,18 @@ def _print_outcome(name: str, outcome: Outcome, metric: str) -> None:
 
 
 def _check_same_data(store: StudyStore, study: Study, workspace: Workspace, digests: dict[str, str]) -> None:
-    """Raise if the images differ from those of finished cells; `digests` caches digests by data settings."""
-    for name, outcome in store.outcomes(study).items():
-        if outcome is None or outcome.result is None:
-            continue
-        cell = study.cells[name]
-        read = repr(data_settings(cell, workspace))
-        if read not in digests:
-            digests[read] = data_digest(cell, workspace)
-        if outcome.result.summary["data_digest"] != digests[read]:
-            raise UserError(f"--dataset {workspace.dataset}: these are not the images that {name} was trained on")
+    """Raise if the images differ from those of cells that have ended or are being trained."""
+    for name, digest in store.images_of(study).items():
+        if digest != _digest_of(study.cells[name], workspace, digests):
+            raise UserError(
+                f"--dataset {workspace.dataset}: these are not the images that {name} was trained on; give those, or "
+                "begin anew with another --output or --storage; if it is still running on wrong ones, stop its worker"
+            )
+
+
+def _digest_of(cell: Cell, workspace: Workspace, digests: dict[str, str]) -> str:
+    """Return the digest of a cell's images; `digests` caches them by data settings."""
+    read = repr(data_settings(cell, workspace))
+    if read not in digests:
+        digests[read] = data_digest(cell, workspace)
+    return digests[read]

@@ -1,6 +1,8 @@
 import json
 import os
+import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 from toy_studies import make_quick, toy_cell, workspace_in
@@ -67,6 +69,34 @@ def test_with_a_budget_in_minutes_a_resumed_cell_gets_the_rest_of_its_time(works
     assert launch_command(cell, MINUTES, workspace)[-2:] == ["--max_train_time", "50.000s"]
     assert launch_command(cell, Budget(minutes=0.5), workspace)[-2:] == ["--max_train_time", "1.000s"]
     assert [launch["time"] for launch in launches(workspace, cell)] == ["90.000s"]
+
+
+def test_a_training_for_another_time_is_not_taken_for_that_of_a_cell(workspace):
+    cell = toy_cell("a", "time is up")
+    assert train_cell(cell, MINUTES, workspace).kind == "trained"
+    for minutes in (0.5, 1, 1.7):  # near enough to 40 seconds
+        assert train_cell(cell, Budget(minutes=minutes), workspace).kind == "trained"
+    assert len(launches(workspace, cell)) == 1
+    assert train_cell(cell, Budget(minutes=3), workspace).kind == "trained"
+    assert [launch["time"] for launch in launches(workspace, cell)] == ["90.000s", "140.000s"]  # for longer
+    progress = next((workspace.run_folder(cell) / "checkpoints").glob("*/progress.json"))
+    progress.write_text(json.dumps({"step": 20, "seconds": 400.0}))
+    ending = train_cell(cell, Budget(minutes=3), workspace)
+    assert ending.kind == "broken" and "a training of 400 s instead of 180 s: move " in ending.reason
+    shutil.rmtree(workspace.run_folder(cell) / "checkpoints")  # as after its scores
+    assert train_cell(cell, Budget(minutes=3), workspace).kind == "trained" and len(launches(workspace, cell)) == 2
+
+
+def test_a_training_on_other_images_is_not_taken_for_that_of_a_cell(workspace):
+    cell = toy_cell("a")
+    assert train_cell(cell, STEPS, workspace).kind == "trained"
+    file = workspace.run_folder(cell) / "launches.jsonl"
+    noted = json.loads(file.read_text())
+    file.write_text(json.dumps(noted | {"data_digest": launch.training_digest(cell, workspace)}) + "\n")
+    assert train_cell(cell, STEPS, workspace).kind == "trained" and len(launches(workspace, cell)) == 1
+    ending = train_cell(cell, STEPS, replace(workspace, dataset="toy_paintings:13"))
+    assert ending.kind == "broken" and len(launches(workspace, cell)) == 1
+    assert "a training on other images than toy_paintings:13: move " in ending.reason
 
 
 def test_a_run_whose_time_was_up_is_trained_only_if_the_budget_was_the_time(workspace):

@@ -1,11 +1,12 @@
 import datetime
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 from optuna.trial import TrialState, create_trial
-from toy_studies import open_toys, toy_study, trained
+from toy_studies import fall_silent, open_toys, toy_study, trained
 
 from hfgen.studies.progress import describe_progress
 from hfgen.studies.storage import Outcome, sqlite_url
@@ -56,6 +57,23 @@ def test_each_cell_stands_with_what_became_of_it_or_who_works_on_it():
         "  new: to do",
         "about 20 min left for 2 workers: a cell takes 10 min (mean of 1)",
     ]
+
+
+def test_a_cell_whose_worker_gives_no_sign_of_life_is_to_do(tmp_path):
+    study = toy_study("a", "b")
+    store = open_toys(tmp_path, study)
+    store.enqueue(["a", "b"])
+    told = []
+
+    def one(name):
+        fall_silent(tmp_path)
+        told.append(describe_progress(study, store.trials(), datetime.datetime.now(), store.silent()).splitlines())
+
+    store.run_next(one)
+    assert told[0][0] == "toy: 2 cells, 0 done, 0 running, 2 to do"
+    assert re.fullmatch("  a: to do: its worker .* gives no sign of life", told[0][1])
+    assert told[0][2:] == ["  b: to do", "no worker is running: continue with hfgen study run or hfgen study work"]
+    assert store.silent() == set()
 
 
 def test_names_and_reasons_of_others_forge_no_line():

@@ -82,6 +82,18 @@ def test_a_study_that_was_scaled_down_is_taken_up_again_as_it_was(file, planned,
     assert status == 2 and "is a different one" in err
 
 
+def test_a_scaled_down_study_with_a_learned_term_is_taken_up_again_as_it_was(file, planned, worked, hfgen):
+    families = "families: {VAE: {method: vae, preset: vae_learned}}"
+    text = FILE.replace(FILE.splitlines()[2], families).replace("sample_size: 16", "sample_size: 64")
+    file.write_text(text.replace("grid: {adam_beta1: [0.0, 0.5]}\n", "").replace("100000", "450000"))
+    for _ in range(2):
+        status, _, err = hfgen("study", "run", file, "--budget", "1h")
+        assert status == 0, err
+    assert worked[0] == worked[1] and len(planned) == 1 and worked[0].budget.images < 200_000
+    for cell in worked[1].cells.values():
+        assert cell.settings["learned_term_start"] < cell.settings["max_train_steps"] / 2
+
+
 def test_a_changed_file_is_refused_with_the_difference_also_under_the_same_budget(file, planned, worked, hfgen):
     assert hfgen("study", "run", file, "--budget", "1h")[0] == 0
     file.write_text(FILE.replace("generator_channels: 4,", "generator_channels: 8,"))

@@ -62,9 +62,10 @@ def test_sigterm_reaches_the_script_behind_the_launcher_which_is_waited_for(tmp_
     assert has_ended(worker)
 
 
-def test_ctrl_c_is_left_to_the_worker(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_are_left_to_the_worker(tmp_path, number):
     process, worker = start(sys.executable, "-c", TIDY, tmp_path / "told")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.send_signal(signal.SIGTERM)  # taken after it
     assert process.wait(300) == 3
     assert (tmp_path / "told").exists()

@@ -1,6 +1,8 @@
 import json
 import os
 import signal
+import threading
+import time
 
 import pytest
 import toy_studies as toys
@@ -11,7 +13,7 @@ from hfgen.studies import launch, worker
 from hfgen.studies.launch import train_cell
 from hfgen.studies.outcomes import Ending
 from hfgen.studies.results import data_digest
-from hfgen.studies.storage import Outcome
+from hfgen.studies.storage import Outcome, StudyStore
 from hfgen.studies.worker import work
 from hfgen.training.lock import lock_folder
 
@@ -197,6 +199,49 @@ def test_other_images_on_another_machine_are_refused_before_a_cell_is_taken(tmp_
     assert store.states(study)["c"] == "done"
 
 
+def test_workers_that_start_together_with_other_images_do_not_mix_them(tmp_path, launched, scorer, monkeypatch):
+    monkeypatch.setattr(worker, "data_digest", data_digest)
+    study = toy_study("a", "b")
+    store, other = open_toys(tmp_path, study), open_toys(tmp_path, study)
+    store.enqueue(["a", "b"])
+
+    def one(name):
+        other.note_images(data_digest(study.cells[name], workspace_in(tmp_path)))
+        with pytest.raises(
+            UserError, match="--dataset toy_paintings:13: these are not the images that [ab] was trained"
+        ):
+            work(store, study, workspace_in(tmp_path, "toy_paintings:13"))
+
+    # This one has looked before the other began: it takes the second cell, and looks again.
+    look = StudyStore.images_of
+    for looks in ([], [1]):
+        monkeypatch.setattr(
+            StudyStore, "images_of", lambda own, study, looks=looks: {} if looks and looks.pop() else look(own, study)
+        )
+        other.enqueue(["a"])
+        other.run_next(one)
+        assert "running" not in store.states(study).values() and launched == []
+
+
+def test_checkpoints_are_kept_until_the_scores_are_stored(tmp_path, scorer, monkeypatch):
+    study = toy_study("a")
+    store, workspace = open_toys(tmp_path, study), workspace_in(tmp_path)
+    checkpoints = workspace.run_folder(study.cells["a"]) / "checkpoints"
+
+    def lost(*_):
+        assert checkpoints.is_dir()
+        raise UserError("the database is gone")
+
+    monkeypatch.setattr(Outcome, "attributes", lost)
+    with pytest.raises(UserError, match="the database is gone"):
+        work(store, study, workspace)
+    assert scorer.scored == ["a"] and list(checkpoints.iterdir())
+    monkeypatch.undo()
+    make_quick(monkeypatch)
+    work(store, study, workspace)
+    assert kinds(store, study) == {"a": "trained"} and not checkpoints.exists()
+
+
 def test_a_data_set_that_is_not_there_is_refused_before_a_cell_is_taken(tmp_path, scorer):
     study = toy_study("a")
     store = open_toys(tmp_path, study)
@@ -213,13 +258,15 @@ def test_the_last_cells_of_other_workers_are_waited_for_and_taken_if_they_are_lo
 ):
     study = toy_study("a", "b", "c")
     store, other = open_toys(tmp_path, study), open_toys(tmp_path, study)
-    naps = []
+    naps, pause = [], time.sleep
     other.enqueue(["a"])
 
     def hold(name):
         def nap(seconds):
+            if threading.current_thread() is not threading.main_thread():
+                return pause(seconds)  # a thread of an earlier test
             naps.append(seconds)
-            if len(naps) == 3:  # the other worker is told to stop
+            if len(naps) >= 3:  # the other worker is told to stop
                 raise KeyboardInterrupt
 
         monkeypatch.setattr(worker.time, "sleep", nap)
@@ -234,7 +281,7 @@ def test_the_last_cells_of_other_workers_are_waited_for_and_taken_if_they_are_lo
     assert launched == ["b", "c", "a"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stopped_worker_ends_its_training_with_a_checkpoint_and_returns_the_cell(tmp_path, scorer, number):
     study, workspace = toy_study(toy_cell("a", "linger"), "b"), workspace_in(tmp_path)
     folder = workspace.run_folder(study.cells["a"])
@@ -242,6 +289,7 @@ def test_a_stopped_worker_ends_its_training_with_a_checkpoint_and_returns_the_ce
 
     def be_a_worker():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
         try:
             work(open_toys(tmp_path, study), study, workspace)
         except KeyboardInterrupt:
