@@ -7,6 +7,7 @@ each network that diffusers does not ship, for `DiffusionPipeline.from_pretraine
 
 import ast
 import inspect
+import json
 import os
 import sys
 import tempfile
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import UNet2DModel
+import torch
+from diffusers import DiffusionPipeline, UNet2DModel
 from huggingface_hub import snapshot_download
 
 from hfgen.hub.card import is_somebodys_own, variant_of, write_card
@@ -22,6 +24,8 @@ from hfgen.hub.upload import check_access, read_card, upload
 
 
 SHIPPED_IMPORTS = {"torch", "diffusers", *sys.stdlib_module_names}
+# A run's folder of its pipeline, and its settings, in its folder and, published, beside the pipeline.
+PIPELINE_FOLDER, TRAINING_CONFIG = "pipeline", "training_config.json"
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 
 
@@ -42,8 +46,9 @@ class SelfContainedPipelineMixin:
                 one of diffusers' pipelines.
         """
         for part in self.components.values():  # type: ignore[attr-defined]
-            if part is not None and type(part).__module__.split(".")[0] not in ("diffusers", "transformers"):
-                _check_stands_alone(type(part))
+            kind = type(getattr(part, "_orig_mod", part))  # of a compiled network, the one inside
+            if part is not None and kind.__module__.split(".")[0] not in ("diffusers", "transformers"):
+                _check_stands_alone(kind)
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
     def push_to_hub(
@@ -98,7 +103,8 @@ class SelfContainedPipelineMixin:
 
         No code from the folder or repo is run, so `trust_remote_code` is not needed. Weights are read only from
         safetensors, unless `use_safetensors=False` is given. If there is only one variant of them, such as "fp16", it
-        need not be named.
+        need not be named. A pipeline of diffusers' own classes does not store its number of denoising steps: that of
+        its run is taken.
         """
         kwargs.pop("trust_remote_code", None)
         kwargs.setdefault("use_safetensors", True)
@@ -112,11 +118,27 @@ class SelfContainedPipelineMixin:
         if kwargs["use_safetensors"] and (variant := variant_of(Path(folder))):
             kwargs.setdefault("variant", variant)
         pipeline = super().from_pretrained(folder, **kwargs)  # type: ignore[misc]
+        if "num_inference_steps" not in kwargs and (steps := steps_of_the_run(Path(folder))) is not None:
+            pipeline.register_to_config(num_inference_steps=steps)
         for part in pipeline.components.values():
             if isinstance(part, UNet2DModel):  # hfgen's own networks align their weights themselves
                 for tensor in (*part.parameters(), *part.buffers()):
                     tensor.data = tensor.data.clone()
         return pipeline
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, torch_dtype: torch.dtype | None = None, **parts: Any):
+        """Make a pipeline of the parts of another one, without copying them, as in diffusers.
+
+        Args:
+            pipeline: of the same family.
+            torch_dtype: convert the networks, which both pipelines share, to this type.
+            parts: networks, a scheduler or settings in the place of the other's.
+        """
+        names = inspect.signature(cls).parameters.keys()
+        before = {name: value for name, value in {**pipeline.config, **pipeline.components}.items() if name in names}
+        made = cls(**before | parts)
+        return made if torch_dtype is None else made.to(torch_dtype)  # type: ignore[attr-defined]
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any):
@@ -132,6 +154,22 @@ class SelfContainedPipelineMixin:
             if isinstance(entry, list | tuple) and len(entry) == 2 and entry[1] in installed:
                 index[name] = [installed[entry[1]].__module__, entry[1]]
         return loaded
+
+
+def steps_of_the_run(folder: Path) -> int | None:
+    """Return the number of denoising steps of a run for a pipeline that stores none; None for all others.
+
+    Args:
+        folder: of the pipeline, in a run or alone; published, it has the run's settings.
+    """
+    if "num_inference_steps" in json.loads((folder / "model_index.json").read_text()):
+        return None
+    of_a_run = folder.resolve().parents[:3] if folder.name == PIPELINE_FOLDER else []  # RUN/checkpoints/STEP/pipeline
+    for file in (place / TRAINING_CONFIG for place in (folder, *of_a_run)):
+        if file.is_file():
+            steps = json.loads(file.read_text()).get("num_inference_steps")
+            return steps if isinstance(steps, int) and steps > 0 else None
+    return None
 
 
 def _check_stands_alone(network: type) -> None:

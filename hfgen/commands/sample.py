@@ -84,7 +84,7 @@ def denoise(
     output: Annotated[Path, typer.Option("--output", help="new folder for denoising.png and forward.png")],
     timesteps: Annotated[
         str | None,
-        typer.Option("--timesteps", help="timesteps to show, such as 999,500,0; unset: eight, evenly spaced"),
+        typer.Option("--timesteps", help="timesteps to show, such as 999,500,0; unset: ten of the sampler's steps"),
     ] = None,
     num_images: Annotated[int, typer.Option("--num_images", callback=in_range(FEW), help="rows of the strip")] = 4,
     seed: Seed = 0,
@@ -99,7 +99,13 @@ def denoise(
     require_new_folder(output)
     with loading():
         from hfgen.families import family
-        from hfgen.inference.figures import denoising_states, labelled_denoising, labelled_sheet, noised_states
+        from hfgen.inference.figures import (
+            denoising_states,
+            denoising_steps,
+            labelled_denoising,
+            labelled_sheet,
+            noised_states,
+        )
         from hfgen.inference.opening import open_pipeline
         from hfgen.inference.sampling import image_size, open_image
 
@@ -110,19 +116,24 @@ def denoise(
     chosen = parse_timesteps(timesteps, trained_steps)
     clean_image = open_image(image, image_size(loaded)) if image is not None else None
     try:
-        states, reached, last = denoising_states(loaded, chosen, num_images, seed, num_inference_steps)
+        if timesteps is None:
+            states, shown, last = denoising_steps(loaded, num_images, seed, num_inference_steps)
+            denoising = labelled_sheet(states, len(shown), f"seed {seed}: after each step", heads=shown)
+            what = f"{len(shown)} of the sampler's steps"
+        else:
+            states, reached, last = denoising_states(loaded, chosen, num_images, seed, num_inference_steps)
+            what = f"timesteps {', '.join(map(str, dict.fromkeys(reached)))}"  # each once
+            denoising = labelled_denoising(states, reached, f"seed {seed}: after the denoising step at timestep t")
     except ValueError as error:  # more steps than the pipeline supports
         raise UserError(str(error)) from error
     noised = noised_states(clean_image or last, chosen[::-1], trained_steps, seed)
-    denoising = labelled_denoising(states, reached, f"seed {seed}: after the denoising step at timestep t")
     heads = [f"t = {timestep}" for timestep in chosen[::-1]]
     forward = labelled_sheet(noised, len(chosen), heads=heads, names=("linear", "cosine"))
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         denoising.save(output / "denoising.png")
         forward.save(output / "forward.png")
-    steps = ", ".join(map(str, dict.fromkeys(reached)))  # each once
-    say(f"denoising.png (timesteps {steps}) and forward.png (linear above cosine) in {output}")
+    say(f"denoising.png ({what}) and forward.png (linear above cosine) in {output}")
 
 
 def interpolate(

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -11,8 +11,8 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
-from hfgen.inference.sampling import image_generators
-from hfgen.methods.schedules import noise_schedule, on_the_scale_of_images
+from hfgen.inference.sampling import finite_images, image_generators
+from hfgen.methods.schedules import is_edm, noise_schedule, on_the_scale_of_images
 from hfgen.texts import printable
 
 
@@ -22,6 +22,7 @@ GAP = 2  # between two images of a sheet
 ROW_GAP = 6
 # Small images are enlarged for looking at: at most to this many pixels, and at most this many times.
 VISIBLE_PIXELS, MAX_ENLARGEMENT = 160, 4
+MAX_STEPS_SHOWN = 10  # of a denoising
 
 
 def image_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: int = GAP) -> Image.Image:
@@ -199,6 +200,35 @@ def _wrapped(name: str) -> list[str]:
     return lines
 
 
+def denoising_steps(
+    pipeline: DiffusionPipeline, num_images: int, seed: int, num_inference_steps: int | None
+) -> tuple[list[Image.Image], list[str], Image.Image]:
+    """Generate images and show their denoising: one row per image, one column per step, ten of them at most.
+
+    Args:
+        pipeline: of diffusion.
+        num_images: rows.
+        seed: seed of the noise; the images are those of `generate_images` with this seed.
+        num_inference_steps: denoising steps; the pipeline's default if None.
+
+    Returns:
+        The states after these steps, row by row; a head for each column, such as "step 1 of 10"; and the last of the
+        finished images.
+    """
+    kept: list[tuple[str, torch.Tensor]] = []
+
+    def keep(pipeline: DiffusionPipeline, index: int, timestep: int, tensors: dict[str, torch.Tensor]) -> None:
+        timesteps = pipeline.scheduler.timesteps
+        count = len(timesteps) if is_edm(pipeline.scheduler) else int((timesteps >= 0).sum())  # as in the pipeline
+        if index in np.linspace(0, count - 1, min(count, MAX_STEPS_SHOWN)).round():
+            state = on_the_scale_of_images(pipeline.scheduler, index, tensors["latents"]).float().cpu()
+            kept.append((f"step {index + 1} of {count}", state))
+
+    finished = _generate(pipeline, num_images, seed, num_inference_steps, keep)
+    states = [to_image(state[row]) for row in range(num_images) for _, state in kept]
+    return states, [head for head, _ in kept], finished[-1]
+
+
 def denoising_states(
     pipeline: DiffusionPipeline, timesteps: Sequence[int], num_images: int, seed: int, num_inference_steps: int | None
 ) -> tuple[list[Image.Image], list[int], Image.Image]:
@@ -227,15 +257,22 @@ def denoising_states(
                 state = on_the_scale_of_images(pipeline.scheduler, index, tensors["latents"]).float().cpu()
             nearest[shown] = (timestep, state)
 
-    finished = pipeline(
-        num_images,
-        generator=image_generators(seed, 0, num_images),
-        num_inference_steps=num_inference_steps,
-        callback_on_step_end=keep,
-    ).images
+    finished = _generate(pipeline, num_images, seed, num_inference_steps, keep)
     columns = [nearest[timestep] for timestep in timesteps]
     states = [to_image(state[row]) for row in range(num_images) for _, state in columns]
     return states, [timestep for timestep, _ in columns], finished[-1]
+
+
+def _generate(
+    pipeline: DiffusionPipeline, num_images: int, seed: int, num_inference_steps: int | None, after_each_step: Callable
+) -> list[Image.Image]:
+    with finite_images():
+        return pipeline(
+            num_images,
+            generator=image_generators(seed, 0, num_images),
+            num_inference_steps=num_inference_steps,
+            callback_on_step_end=after_each_step,
+        ).images
 
 
 def labelled_denoising(states: Sequence[Image.Image], reached: Sequence[int], title: str = "") -> Image.Image:

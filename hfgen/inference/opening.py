@@ -23,6 +23,7 @@ from hfgen.methods.matrix_convolution import use_matrix_products
 from hfgen.methods.schedules import SAMPLERS, sampling_scheduler, steps_of
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
 from hfgen.pipelines.pipeline_ddpm import mismatch
+from hfgen.pipelines.self_contained import TRAINING_CONFIG
 from hfgen.training.checkpoints import PIPELINE_FOLDER, list_checkpoints
 
 
@@ -33,8 +34,6 @@ PIPELINES: dict[str, type[DiffusionPipeline]] = {
 }
 
 
-# The settings of a run, in its folder and, published, beside the pipeline.
-TRAINING_CONFIG = "training_config.json"
 # What is downloaded of a repo: no code, as hfgen has it, and no pickled weights.
 FILES_OF_A_PIPELINE = [
     *("model_index.json", TRAINING_CONFIG),
@@ -42,6 +41,8 @@ FILES_OF_A_PIPELINE = [
     *("*/diffusion_pytorch_model.safetensors", "*/diffusion_pytorch_model-*-of-*.safetensors"),
     "*/diffusion_pytorch_model.safetensors.index.json",
 ]
+# And of a repo that has only a variant, such as "fp16".
+FILES_OF_VARIANTS = ["*/diffusion_pytorch_model.*.safetensors", "*/diffusion_pytorch_model.safetensors.index.*.json"]
 CHANNELS = (1, 3, 4)  # that an image can have
 # More in a configuration is a damaged file, or one that is made to use up the memory: channels, pixels, dimensions;
 # blocks; and layers of a block.
@@ -81,13 +82,11 @@ def open_pipeline(
         raise UserError(f"{where}: no such folder{runs_beside(path)}")
     chosen_device = choose_device(device)
     try:
-        folder = Path(source if path.exists() else snapshot_download(source, allow_patterns=FILES_OF_A_PIPELINE))
+        folder = Path(source) if path.exists() else _download(source)
         _check_files(folder)
         with _without_a_bar():
             pipeline = _pipeline_class(folder).from_pretrained(folder)
         _check_that_weights_are_complete(pipeline, folder)
-        if (steps := _steps_of_the_run(folder)) is not None and family(pipeline) == "ddpm":
-            pipeline.register_to_config(num_inference_steps=steps)
         pipeline.to(chosen_device)
     except UserError:
         raise
@@ -218,16 +217,12 @@ def _pipeline_class(folder: Path) -> type[DiffusionPipeline]:
     return PIPELINES[class_name]
 
 
-def _steps_of_the_run(folder: Path) -> int | None:
-    """Return the run's number of denoising steps for a pipeline that stores none: one of diffusers' own classes."""
-    if "num_inference_steps" in read_json(folder / "model_index.json"):
-        return None
-    of_a_run = folder.parents[:3] if folder.name == PIPELINE_FOLDER else []  # up to RUN/checkpoints/STEP/pipeline
-    for file in (place / TRAINING_CONFIG for place in (folder, *of_a_run)):
-        if file.is_file():
-            steps = read_json(file).get("num_inference_steps")
-            return steps if isinstance(steps, int) and steps > 0 else None
-    return None
+def _download(repo_id: str) -> Path:
+    """Download the files of a pipeline; return their folder."""
+    folder = Path(snapshot_download(repo_id, allow_patterns=FILES_OF_A_PIPELINE))
+    if not any(folder.glob("*/*.safetensors")):
+        folder = Path(snapshot_download(repo_id, allow_patterns=[*FILES_OF_A_PIPELINE, *FILES_OF_VARIANTS]))
+    return folder
 
 
 def _check_files(folder: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from hfgen.data.decode import UnreadableImageError, decode_image
 from hfgen.data.memory import MAX_ENCODED_BYTES
 from hfgen.data.settings import DataSettings
-from hfgen.errors import UserError
+from hfgen.errors import NotFiniteError, UserError
 from hfgen.families import family, image_network
 from hfgen.files import read_regular
 from hfgen.hardware import choose_mixed_precision
@@ -48,6 +48,21 @@ def weights_digest(pipeline: DiffusionPipeline) -> str:
         for key, tensor in sorted(state.items()):
             digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def network_digest(pipeline: DiffusionPipeline) -> str:
+    """Return the SHA-256 of the parameters of the network that makes the images, and of the kind of a VAE's density.
+
+    Unlike `weights_digest`, it is that of a pipeline made again, on a GPU, of the same parameters: BatchNorm's
+    statistics and densities are computed anew then, and may differ in the last bits.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(image_network(pipeline).named_parameters()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    if (density := getattr(pipeline, "density", None)) is not None:
+        digest.update(f"{type(density).__name__} {density.config.get('num_components')}".encode())
     return digest.hexdigest()
 
 
@@ -128,6 +143,8 @@ def generate_images(
         try:
             with fast_precision(pipeline), finite_images():
                 images = pipeline(count, generator=generators, **of_family).images
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(str(error)) from error
         yield from images
@@ -135,12 +152,12 @@ def generate_images(
 
 @contextmanager
 def finite_images() -> Iterator[None]:
-    """Let the conversion of generated images raise a `UserError` if a pixel is NaN, which would silently be black."""
+    """Let the conversion of generated images raise a `NotFiniteError` if a pixel is NaN, and not show it black."""
     try:
         with np.errstate(invalid="raise"):
             yield
     except FloatingPointError as error:
-        raise UserError(
+        raise NotFiniteError(
             "the generated images are not finite: the training has diverged; use an earlier checkpoint, or train "
             "again with a lower --learning_rate"
         ) from error

@@ -62,7 +62,7 @@ class DCGANGenerator(AlignedModelMixin, ConfigMixin):
     def __init__(self, sample_size: int = 64, latent_dim: int = 100, out_channels: int = 3, base_channels: int = 64):
         super().__init__()
         channels = _level_channels(sample_size, base_channels)[::-1]  # starting at 4 x 4 pixels
-        self.stem = nn.ConvTranspose2d(latent_dim, channels[0], 4, bias=False)
+        self.stem = _Stem(latent_dim, channels[0], 4, bias=False)
         self.blocks = nn.ModuleList()
         for coarse, fine in zip(channels[:-1], channels[1:], strict=True):
             self.blocks.append(nn.Sequential(nn.BatchNorm2d(coarse), nn.ReLU(inplace=True)))
@@ -80,13 +80,20 @@ class DCGANGenerator(AlignedModelMixin, ConfigMixin):
         Returns:
             `(batch_size, out_channels, sample_size, sample_size)`, in [-1, 1].
         """
-        # A transposed convolution of one pixel is a matrix product, which is faster and gives channels_last.
-        stem = nn.functional.linear(latents, self.stem.weight.permute(2, 3, 1, 0).flatten(0, 2))
-        hidden_states = stem.unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)  # (B, C, 4, 4)
+        hidden_states = self.stem(latents)  # (B, C, 4, 4)
         for block in self.blocks:
             hidden_states = block(hidden_states)
         hidden_states = torch.relu_(self.norm_out(hidden_states))  # (B, C, H/2, W/2)
         return self.conv_out(hidden_states).tanh()
+
+
+class _Stem(nn.ConvTranspose2d):
+    """The transposed convolution of one pixel as a matrix product, which is faster and gives channels_last."""
+
+    def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        """Map latents `(batch_size, in_channels)` to `(batch_size, out_channels, 4, 4)`."""
+        product = nn.functional.linear(input, self.weight.permute(2, 3, 1, 0).flatten(0, 2))
+        return product.unflatten(1, (*self.kernel_size, -1)).permute(0, 3, 1, 2)
 
 
 class DCGANDiscriminator(AlignedModelMixin, ConfigMixin):

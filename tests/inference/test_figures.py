@@ -1,5 +1,6 @@
 import math
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from labelled_sheets import tiles
 from oracle_unet import OracleUNet
 from PIL import Image, ImageFont
 
+from hfgen.errors import NotFiniteError
 from hfgen.inference import figures
 from hfgen.inference.figures import (
     GAP,
@@ -15,6 +17,7 @@ from hfgen.inference.figures import (
     LABEL_SIZE,
     LABEL_WIDTH,
     denoising_states,
+    denoising_steps,
     enlarged,
     image_sheet,
     labelled_rows,
@@ -143,6 +146,32 @@ def test_a_column_shows_what_the_step_nearest_to_its_timestep_has_left(oracle_pi
         for row in range(2):
             assert_shows(cell(strip, row, column, 8), expected[row])
     assert_shows(np.asarray(last, dtype=float).transpose(2, 0, 1) / 127.5 - 1, clean_image())
+
+
+@pytest.mark.parametrize(("steps", "shown"), [(1, [1]), (4, [1, 2, 3, 4]), (10, [*range(1, 11)]), (50, None)])
+def test_without_timesteps_each_step_of_a_few_is_shown_under_its_number(oracle_pipeline, steps, shown):
+    shown = shown or [1, 6, 12, 17, 23, 28, 34, 39, 45, 50]
+    states, heads, last = denoising_steps(oracle_pipeline, num_images=2, seed=4, num_inference_steps=steps)
+    assert heads == [f"step {step} of {steps}" for step in shown]
+    timesteps = [round(1000 - 1000 / steps * (step - 1)) - 1 for step in shown]
+    same, reached, _ = denoising_states(oracle_pipeline, timesteps, 2, 4, steps)
+    assert reached == timesteps and len(states) == 2 * len(shown)
+    assert all(np.array_equal(one, other) for one, other in zip(states, same, strict=True))
+    assert_shows(np.asarray(last, dtype=float).transpose(2, 0, 1) / 127.5 - 1, clean_image())
+
+
+def test_the_last_step_shown_is_the_finished_image_for_every_number_of_steps(oracle_pipeline):
+    for steps in (61, 103):  # for which diffusers adds a timestep of -1
+        states, heads, last = denoising_steps(oracle_pipeline, num_images=1, seed=4, num_inference_steps=steps)
+        assert len(heads) == 10 and heads[-1] == f"step {steps} of {steps}"
+        assert np.abs(np.asarray(states[-1], int) - np.asarray(last, int)).max() <= 1
+
+
+def test_a_diverged_network_is_no_black_strip(oracle_pipeline):
+    oracle_pipeline.unet.forward = lambda sample, timestep: SimpleNamespace(sample=sample * torch.nan)
+    for call in (denoising_steps, lambda *given: denoising_states(given[0], [999, 0], *given[1:])):
+        with pytest.raises(NotFiniteError, match="the generated images are not finite"):
+            call(oracle_pipeline, 1, 4, 5)
 
 
 def test_a_strip_goes_from_nearly_noise_to_the_clean_image(oracle_pipeline):

@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from tiny_gans import (
     DISCRIMINATORS,
     GENERATORS,
@@ -208,6 +209,17 @@ def test_a_size_that_is_no_power_of_two_is_refused_by_name(name, size):
 def test_a_size_that_is_no_multiple_of_16_is_refused_by_the_networks_of_study_b(name, size):
     with pytest.raises(ValueError, match=f"sample_size={size} must be a multiple of 16"):
         tiny(name, size)
+
+
+@every_generator
+def test_a_generator_whose_weights_are_moved_in_for_each_layer_draws_the_same(name):
+    """As `enable_sequential_cpu_offload` does; the hooks are those of the layers."""
+    generator = tiny(name).eval()
+    latents = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = generator(latents)
+        cpu_offload(generator, torch.device("cpu"))
+        assert torch.equal(generator(latents), expected)
 
 
 @pytest.mark.parametrize("stem_channels", [-16, 0, 8, 24, 100])

@@ -15,7 +15,9 @@ from diffusers import (
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     ModelMixin,
+    RePaintScheduler,
     UNet2DModel,
     UniPCMultistepScheduler,
 )
@@ -434,10 +436,23 @@ def test_a_scheduler_of_timesteps_is_refused_for_a_network_trained_with_edm(sche
         assert draw(quiet(pipeline), num_inference_steps=4).std() > 0
 
 
-def test_an_edm_scheduler_is_refused_for_a_network_trained_on_timesteps():
+@pytest.mark.parametrize("network", ["base", "attention", "compact"])
+@pytest.mark.parametrize("scheduler_class", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+def test_an_edm_scheduler_is_refused_for_a_network_trained_on_timesteps(network, scheduler_class):
+    pipeline = build(network)
+    for scheduler in (scheduler_class.from_config(pipeline.scheduler.config), scheduler_class()):
+        pipeline.scheduler = scheduler
+        with pytest.raises(
+            ValueError, match=f"was trained on timesteps, for which {scheduler_class.__name__} is unsuitable"
+        ):
+            draw(pipeline)
+
+
+@pytest.mark.parametrize("scheduler_class", [FlowMatchEulerDiscreteScheduler, RePaintScheduler])
+def test_a_scheduler_for_something_else_is_refused(scheduler_class):
     pipeline = build()
-    pipeline.scheduler = EDMEulerScheduler.from_config(pipeline.scheduler.config)
-    with pytest.raises(ValueError, match="was trained on timesteps, for which EDMEulerScheduler is unsuitable"):
+    pipeline.scheduler = scheduler_class()
+    with pytest.raises(ValueError, match=f"^{scheduler_class.__name__} is not for diffusion models like this; use"):
         draw(pipeline)
 
 

@@ -1,9 +1,12 @@
 """Saving again, and pushing from Python: with hfgen, and of a pipeline that was loaded without hfgen."""
 
+import copy
 import json
 import shutil
 
 import pytest
+import torch
+from diffusers import DDPMScheduler
 from hub_client import Client, contents, digest_of
 from published_toys import CODE, FAMILIES
 
@@ -84,6 +87,57 @@ def test_the_code_of_a_card_loads_the_variant_that_was_saved(name, variant, runs
     exec(code.split("images =")[0], loaded)
     assert digest_of(loaded["pipeline"]) == digest(runs[name])
     assert digest(tmp_path / "cats") == digest(runs[name])  # `hfgen sample` finds the only variant
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_compiled_network_is_saved_as_the_one_inside(name, runs, tmp_path):
+    folder = runs[name] / "pipeline"
+    for index, kind in enumerate((getattr(pipelines, CLASSES[name]), None)):
+        if kind is None:
+            kind = getattr(pipelines, CLASSES[name]).__mro__[2]  # the plain class, as it is published
+        loaded = getattr(pipelines, CLASSES[name]).from_pretrained(folder)
+        pipeline = kind(**{key: part for key, part in loaded.components.items()})
+        for key in ("generator", "vae", "unet"):
+            if hasattr(pipeline, key):
+                setattr(pipeline, key, torch.compile(getattr(pipeline, key)))
+        pipeline.save_pretrained(tmp_path / str(index))
+        found, saved = contents(tmp_path / str(index)), contents(folder)
+        assert found.keys() == saved.keys() - {"progress.json", "digests.json"}
+        assert digest(tmp_path / str(index)) == digest(folder)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_pipeline_is_made_of_the_parts_of_another(name, runs):
+    kind = getattr(pipelines, CLASSES[name])
+    pipeline = kind.from_pretrained(runs[name] / "pipeline")
+    made = kind.from_pipe(pipeline)
+    assert type(made) is kind and made.components == pipeline.components
+    assert (
+        made.config.items() == {key: pipeline.config[key] for key in pipeline.config if key != "_name_or_path"}.items()
+    )
+    assert digest_of(made) == digest(runs[name])
+    if name == "ddpm":
+        assert kind.from_pipe(pipeline, num_inference_steps=3).config.num_inference_steps == 3
+        other = DDPMScheduler.from_config(pipeline.scheduler.config)
+        assert kind.from_pipe(pipeline, scheduler=other).scheduler is other
+    half = kind.from_pipe(copy.deepcopy(pipeline), torch_dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and pipeline.dtype == torch.float32
+
+
+@pytest.mark.parametrize("where", ["pipeline", ""])
+def test_a_pipeline_of_diffusers_has_the_steps_of_its_run(where, runs, tmp_path):
+    shutil.copytree(runs["library"], run := tmp_path / "run")
+    settings = json.loads((run / "training_config.json").read_text()) | {"num_inference_steps": 7}
+    (run / "training_config.json").write_text(json.dumps(settings))
+    loaded = pipelines.DDPMPipeline.from_pretrained(run / where)
+    assert loaded.config.num_inference_steps == open_pipeline(str(run), "cpu").config.num_inference_steps == 7
+    assert pipelines.DDPMPipeline.from_pretrained(run / where, num_inference_steps=3).config.num_inference_steps == 3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_images_are_refused(name, runs):
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        open_pipeline(str(runs[name]), "cpu")(0)
 
 
 # ----------------------------------------------------------------------------------------------------------- pushing
@@ -213,5 +267,10 @@ def test_a_command_takes_a_pipeline_on_the_hub_by_id_or_address(name, client, hu
         said = client.command("sample", where, "--num_images", 2, "--output", tmp_path / folder, "--device", "cpu")
         assert not said.status and said.error is None, said.err
     assert contents(tmp_path / "id") == contents(tmp_path / "address") == contents(tmp_path / "disk")
+    pipeline = getattr(pipelines, CLASSES[name]).from_pretrained(runs[name] / "pipeline")
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size="20KB")
+    hub.put(f"{repo}-half", contents(tmp_path / "half") | settings)
+    said = client.command("sample", f"{repo}-half", "--num_images", 2, "--output", tmp_path / "v", "--device", "cpu")
+    assert not said.status and contents(tmp_path / "v") == contents(tmp_path / "disk"), said.err
     said = client.command("sample", "tester/nothing", "--output", tmp_path / "nothing")
     assert "tester/nothing: no such folder, and no pipeline could be loaded from the Hub" in said.err
