@@ -14,7 +14,7 @@ from hfgen.texts import say, say_lines
 
 def presets(
     coloured: Annotated[
-        list[str] | None, typer.Argument(metavar="[PRESET]...", help="presets that --curves draws in colour")
+        list[str] | None, typer.Argument(metavar="PRESET", help="presets that --curves plots in colour")
     ] = None,
     curves: Annotated[
         Path | None, typer.Option("--curves", help="plot of FID against training images: .png, .pdf or .svg")
@@ -25,7 +25,7 @@ def presets(
         refuse_to_replace(curves, endings=(".png", ".pdf", ".svg"))
         _plot(curves, coloured or [])
     elif coloured:
-        raise typer.BadParameter("presets are named only with --curves, which draws them in colour")
+        raise typer.BadParameter("presets are named only with --curves, which plots them in colour")
     else:
         _list()
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from hfgen.commands.options import FLAG, loading, require_new_folder
+from hfgen.errors import UserError
 from hfgen.files import require_utf8
 from hfgen.texts import say
 
@@ -36,6 +37,10 @@ def publish(
 ) -> None:
     """Publish a pipeline on the Hub, loadable without hfgen, with a card of the measured results."""
     if output is not None:
+        if private or space:
+            raise UserError(
+                f"{'--private' if private else '--space'}: nothing is uploaded with --output; leave it out"
+            )
         require_new_folder(output)
         require_utf8(output, "--output")
     with loading():

@@ -43,7 +43,7 @@ SAMPLES = {
 }
 COURSE = {
     "progress.gif": "samples from the same random numbers over the course of training",
-    "curves.png": "training losses, and scores if it was evaluated during training",
+    "curves.png": "training curves: losses, and scores if measured",
 }
 
 
@@ -92,9 +92,9 @@ def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> Mod
         departures=_departures(method),
         data=_data(training),
         training=f"{_training(training, settings)}\n\n{_pictures(folder / 'samples', COURSE)}".strip(),
-        scores=_scores(report, run_scores, training),
+        scores=_scores(report, run_scores, _is_half(folder)),
         memorisation=_memorisation(report, run_scores),
-        limits=_limits(method, chosen or {}, training, report),
+        limits=_limits(method, chosen or {}, training, report, run_scores),
         licence=_licence(license_id),
         closing=CLOSING.format(version=__version__),
     )
@@ -231,12 +231,8 @@ def _training(training: dict[str, Any] | None, settings: dict[str, Any] | None) 
     if training is None or settings is None:
         return "Unknown: the pipeline was uploaded without its training run."
     launch = training["launches"][-1]
-    processes = launch["num_processes"]
-    threads = ", then ".join(str(number) for number, _ in groupby(one["threads"] for one in training["launches"]))
-    hardware = (
-        f"{processes} process{'es' if processes > 1 else ''} on {launch['device']} (threads: {threads}), "
-        f"mixed precision {launch['mixed_precision']}"
-    )
+    alike = groupby(training["launches"], lambda one: (one["num_processes"], one["device"], one["mixed_precision"]))
+    hardware = "; then ".join(_hardware(list(launches)) for _, launches in alike)
     count = len(training["launches"])
     passes = ""
     if training["images"]:
@@ -245,7 +241,7 @@ def _training(training: dict[str, Any] | None, settings: dict[str, Any] | None) 
             passes += f", {training['images'] / training['data']['training_images']:.1f} epochs"
     time = "unknown" if training["seconds"] is None else f"{training['seconds']:,.0f} s"
     time += f", in {count} launches" if count > 1 else ""
-    rows = _start(training["launches"])
+    rows = _start(training["launches"], settings)
     rows |= {
         "steps": f"{training['step']:,}{passes}",
         "time": time,
@@ -267,16 +263,28 @@ def _training(training: dict[str, Any] | None, settings: dict[str, Any] | None) 
     return "\n".join(table) + f"\n\nSettings (all of them are in [`{SETTINGS_FILE}`]({SETTINGS_FILE})): {chosen}."
 
 
-def _start(launches: list[dict[str, Any]]) -> dict[str, str]:
-    """Return the row that says where training started, for a run that continued another one."""
+def _hardware(launches: list[dict[str, Any]]) -> str:
+    """Describe what launches that differ at most in their threads ran on."""
+    launch, processes = launches[0], launches[0]["num_processes"]
+    threads = ", then ".join(str(number) for number, _ in groupby(one["threads"] for one in launches))
+    return (
+        f"{processes} process{'es' if processes > 1 else ''} on {launch['device']} (threads: {threads}), "
+        f"mixed precision {launch['mixed_precision']}"
+    )
+
+
+def _start(launches: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, str]:
+    """Return the row that says where training started, for a run that continued another one or began from a model."""
     step, changes = launches[0]["from_step"], launches[0].get("changed_settings")
     if not step:
-        return {}
+        if (origin := settings.get("init_from")) is None:
+            return {}
+        return {"start": f"from the weights of {markdown_text(origin)}, whose own training is not counted here"}
     with_changes = f" with other settings (before -> now): {', '.join(changes)}" if changes else ""
     return {"start": f"continued from step {step:,} of another run{with_changes}"}
 
 
-def _scores(report: dict[str, Any] | None, run_scores: dict[str, Any] | None, training: dict[str, Any] | None) -> str:
+def _scores(report: dict[str, Any] | None, run_scores: dict[str, Any] | None, is_half: bool) -> str:
     if report:
         steps = report["num_inference_steps"]
         in_steps = f" in {steps} denoising steps" if steps else ""
@@ -285,11 +293,12 @@ def _scores(report: dict[str, Any] | None, run_scores: dict[str, Any] | None, tr
         reference = markdown_text(reference_name(report["reference"]))
         return f"Reference: {reference}. {speed}{rounded} {score_table(report)}"
     if run_scores:
+        rounded = " It was measured before the weights were rounded to 16 bits." if is_half else ""
         return (
             f"Measured during training, at step {run_scores['step']:,}: FID {run_scores['fid']:.4g} and KID "
             f"{run_scores['kid']:.4g} of {run_scores['num_images']:,} images against the training images, in "
             "features of the 2015 Inception network. The floor, which is the score of real images against real ones, "
-            "was not measured, so compare this only with other scores from the same training."
+            f"was not measured, so compare this only with other scores from the same training.{rounded}"
         )
     return "Not measured. `hfgen evaluate` measures scores, next to the floor that the data itself reaches."
 
@@ -312,7 +321,11 @@ def _memorisation(report: dict[str, Any] | None, run_scores: dict[str, Any] | No
 
 
 def _limits(
-    method: Method, settings: dict[str, Any], training: dict[str, Any] | None, report: dict[str, Any] | None
+    method: Method,
+    settings: dict[str, Any],
+    training: dict[str, Any] | None,
+    report: dict[str, Any] | None,
+    run_scores: dict[str, Any] | None,
 ) -> str:
     data = training["data"] if training else None
     sentences = [
@@ -322,9 +335,9 @@ def _limits(
         "missing was not examined. Samples are not filtered.",
     ]
     if data and data["images"] is not None and data["images"] < 1000:
-        sentences.append(
-            f"With only {data['images']:,} training images, diversity is limited and memorisation is likely."
-        )
+        unknown = report is None and run_scores is None
+        copies = "; whether its samples copy training images was not measured" if unknown else ""
+        sentences.append(f"With only {data['images']:,} training images, its diversity is limited{copies}.")
     if method.family == "vae" and not (settings.get("feature_weight") or settings.get("adversarial_weight")):
         sentences.append("Like other VAEs, it blurs: fine detail is averaged out.")
     if method.family == "gan":
@@ -333,7 +346,7 @@ def _limits(
     real = report["floor"]["split"] if report else None
     if report and real and report["scores"]["recall"] < real["recall"] / 2:
         sentences.append(
-            f"Its recall of {report['scores']['recall']:.2g} is less than half of that of {real['num_fake']:,} real "
+            f"Its recall of {report['scores']['recall']:.2g} is far below that of {real['num_fake']:,} real "
             f"images ({real['recall']:.2g}): it misses much of the data's diversity."
         )
     if training and training["end"] != "complete" and not training["end"].startswith(EARLIER):

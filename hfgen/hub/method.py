@@ -49,6 +49,14 @@ SAMPLERS = {
     "EDMEulerScheduler": "Euler's method",
     "UniPCMultistepScheduler": "UniPC (Zhao et al. 2023, [arXiv:2302.04867](https://arxiv.org/abs/2302.04867))",
 }
+DISCRIMINATORS = {
+    "dcgan": "DCGAN's discriminator (Radford et al. 2016, [arXiv:1511.06434](https://arxiv.org/abs/1511.06434))",
+    "dcgan256": "a discriminator of 6x6 convolutions",
+    "sngan": "SNGAN's convolutional discriminator (Miyato et al. 2018, "
+    "[arXiv:1802.05957](https://arxiv.org/abs/1802.05957))",
+    "resnet": "SNGAN's residual discriminator (Miyato et al. 2018, "
+    "[arXiv:1802.05957](https://arxiv.org/abs/1802.05957))",
+}
 # What the departures compare with the papers: family -> (in the pipeline's files, in the training settings).
 COMPARED = {
     "ddpm": (
@@ -75,8 +83,8 @@ COMPARED = {
 }
 # Discriminators whose normalisation is a setting.
 NORMALISED = ("dcgan", "sngan")
-# BatchNorm's buffers.
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+# BatchNorm's buffers of floating-point numbers.
+STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,10 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
     network = NETWORKS.get(index[name][1], index[name][1])
     size = config["sample_size"]
     network += _parts_of(index[name][1], config)
-    architecture = f"The network is {network}. It has {count_parameters(folder / name):,} parameters."
+    architecture = f"The network is {network}. It has {count_parameters(folder / name):,} parameters"
+    if (folder / "density").is_dir():
+        architecture += f", and {count_parameters(folder / 'density'):,} more in the density of its latents"
+    architecture += "."
     generates = f"generates {sides(size)}-pixel images, without a prompt,"
     in_files, in_settings = COMPARED[family]
     compared = in_files + (in_settings if settings else [])
@@ -133,7 +144,9 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
             compared.remove("normalisation of the discriminator")
         objective = OBJECTIVES.get((settings or {}).get("loss", ""), "an unknown objective")
         summary = f"A generative adversarial network ({GOODFELLOW}) that {generates} from "
-        summary += f"{config['latent_dim']}-dimensional latents. {architecture} It was trained with {objective}."
+        against = DISCRIMINATORS.get(_discriminator(settings or {}) or "", "an unknown discriminator")
+        summary += f"{config['latent_dim']}-dimensional latents. {architecture} It was trained against {against}, "
+        summary += f"with {objective}."
         return Method(family, size, summary, _gan_departures(settings or {}), compared, "batch_size=16", trusted)
     if family == "vae":
         summary = (
@@ -172,14 +185,14 @@ def _parts_of(network: str, config: dict[str, Any]) -> str:
 
 
 def count_parameters(folder: Path) -> int:
-    """Count a network's parameters from its safetensors headers, without BatchNorm's statistics."""
+    """Count a network's parameters from its safetensors headers, without BatchNorm's statistics and integers."""
     count = 0
     for file in folder.glob("*.safetensors"):
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(length))
         for tensor, described in header.items():
-            if tensor != "__metadata__" and tensor.split(".")[-1] not in STATISTICS:
+            if tensor != "__metadata__" and "F" in described["dtype"] and tensor.split(".")[-1] not in STATISTICS:
                 count += math.prod(described["shape"])
     return count
 
@@ -197,7 +210,7 @@ def _has_attention(network: str, config: dict[str, Any]) -> bool:
 def _ddpm_departures(settings: dict[str, Any], schedule: dict[str, Any], has_attention: bool) -> list[str]:
     clauses = []
     if "sigma_data" in schedule:
-        clauses.append("EDM's noise levels, preconditioning and loss weights")
+        clauses.append("EDM's noise levels, preconditioning and loss weights instead of those of Ho et al.")
     elif schedule["beta_schedule"] == "squaredcos_cap_v2":
         clauses.append(
             "a cosine noise schedule (Nichol and Dhariwal 2021, [arXiv:2102.09672](https://arxiv.org/abs/2102.09672)) "

@@ -19,7 +19,7 @@ from hfgen.files import read_json, read_json_lines
 from hfgen.hub.card import EARLIER, REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE, TRAINING_FILE, write_card
 from hfgen.hub.model_index import reference_name
 from hfgen.inference.curves import plot_curves
-from hfgen.inference.figures import denoising_states, labelled_denoising, labelled_sheet
+from hfgen.inference.figures import denoising_steps, labelled_sheet
 from hfgen.inference.film import progress_frames, write_gif
 from hfgen.inference.opening import find_pipeline, open_pipeline
 from hfgen.inference.sampling import (
@@ -27,6 +27,7 @@ from hfgen.inference.sampling import (
     generate_images,
     interpolate,
     latents_of_seeds,
+    network_digest,
     way_of_sampling,
     weights_digest,
 )
@@ -89,7 +90,7 @@ def make_publication(
     """
     folder = find_pipeline(source)
     pipeline = open_pipeline(str(folder), plain=True)
-    digests = [weights_digest(pipeline)]
+    digests, network = [weights_digest(pipeline)], network_digest(pipeline)
     if half:
         round_to_half(pipeline)
         digests.append(weights_digest(pipeline))
@@ -105,7 +106,7 @@ def make_publication(
         (target / REPORT_FILE).write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
     save_pictures(pipeline, target / "samples", (report or {}).get("num_inference_steps"))
     if run is not None:
-        add_figures_of_run(run, folder, target)
+        add_figures_of_run(run, folder, target, network)
         add_pictures_of_run(run, target / "samples")
     write_card(target, repo_id, license_id)
     private = [Path.home(), Path.cwd(), source.expanduser().resolve(), *([run.resolve()] if run else [])]
@@ -149,14 +150,12 @@ def refuse_other_sampling(argument: str, report: dict[str, Any], pipeline: Diffu
 def save_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps: int | None) -> None:
     """Generate the card's pictures of a pipeline: samples, and interpolations or the denoising."""
     folder.mkdir(exist_ok=True)
-    trained_steps = pipeline.scheduler.config.num_train_timesteps if family(pipeline) == "ddpm" else None
     images = list(generate_images(pipeline, SamplingOptions(NUM_SAMPLES, 0, num_inference_steps, NUM_SAMPLES)))
     numbers = [str(index) for index in range(NUM_SAMPLES)]
     labelled_sheet(images, title="seed 0; image numbers below", captions=numbers).save(folder / "sheet.png")
-    if trained_steps is not None:
-        timesteps = [round((trained_steps - 1) * part / 7) for part in range(7, -1, -1)]
-        states, reached, _ = denoising_states(pipeline, timesteps, DENOISING_ROWS, 0, num_inference_steps)
-        labelled_denoising(states, reached).save(folder / "denoising.png")
+    if family(pipeline) == "ddpm":
+        states, heads, _ = denoising_steps(pipeline, DENOISING_ROWS, 0, num_inference_steps)
+        labelled_sheet(states, len(heads), heads=heads).save(folder / "denoising.png")
         return
     ends = latents_of_seeds(pipeline, range(WALKS + 1), None)
     parts = [step / (WALK_STEPS - 1) for step in range(WALK_STEPS)]
@@ -180,8 +179,15 @@ def add_pictures_of_run(run: Path, folder: Path) -> None:
         plot_curves([run]).savefig(folder / "curves.png", dpi=80)
 
 
-def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
-    """Write the settings, log and scores of the training, without private information."""
+def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path, digest: str) -> None:
+    """Write the settings, log and scores of the training, without private information.
+
+    Args:
+        run: folder of the run.
+        pipeline_folder: what is published of it.
+        target: where to write.
+        digest: `network_digest` of it; a checkpoint of a VAE has another density than what was scored at its step.
+    """
     settings = read_json(run / SETTINGS_FILE, ("output_dir", "dataset", "streaming"))
     name, on_hub, intake = data_of(run, settings)
     public = {key: value for key, value in settings.items() if key not in PRIVATE_SETTINGS}
@@ -199,7 +205,8 @@ def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
         "seconds": moment.seconds,
         "images": images_at(log, moment.step),
         # A launch that started at this step came after it, unless it was the first.
-        "launches": [launch for launch in launches if launch["from_step"] < max(moment.step, 1)] or launches[:1],
+        "launches": [public_launch(launch) for launch in launches if launch["from_step"] < max(moment.step, 1)]
+        or [public_launch(launch) for launch in launches[:1]],
         "rollbacks": moment.rollbacks,
         "data": {"name": name, "on_hub": on_hub, **summary_of_intake(intake)},
     }
@@ -209,9 +216,22 @@ def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path) -> None:
     evaluations = read_json_lines(run / EVALUATIONS_FILE, ("step",))
     if evaluations:
         _write_json_lines(target / EVALUATIONS_FILE, evaluations)
-    of_this_moment = [line for line in evaluations if line["step"] == moment.step]
-    if of_this_moment:
-        _write_json(target / RUN_SCORES_FILE, of_this_moment[-1])
+    kept = pipeline_folder.resolve().parent / SCORES_FILE  # of the best pipeline: a rollback may repeat its step
+    scored = [read_json(kept, ("step",))] if kept.is_file() else evaluations
+    # Earlier versions did not note the network.
+    own = [one for one in scored if one["step"] == moment.step and one.get("network_sha256", digest) == digest]
+    if own:
+        _write_json(target / RUN_SCORES_FILE, own[-1])
+
+
+def public_launch(launch: dict[str, Any]) -> dict[str, Any]:
+    """Return what is noted of a launch, of changed settings that hold paths only the names."""
+    if "changed_settings" not in launch:
+        return launch
+    changes = [
+        text.split(":")[0] if text.split(":")[0] in PRIVATE_SETTINGS else text for text in launch["changed_settings"]
+    ]
+    return {**launch, "changed_settings": changes}
 
 
 def end_of(status: dict[str, Any], step: int) -> str:
@@ -230,7 +250,10 @@ def data_of(run: Path, settings: dict[str, Any]) -> tuple[str, bool, dict[str, A
     on_hub = settings["streaming"] or (intake is not None and intake["source"].startswith("Hub dataset"))
     # Not by `is_path`: the data may have moved since the training.
     is_local = not on_hub and not TOY_PAINTINGS.fullmatch(dataset)
-    return Path(dataset).expanduser().resolve().name if is_local else dataset, on_hub, intake
+    if not is_local:
+        return dataset, on_hub, intake
+    # As it was called when the training began: "." may be another folder now. Earlier versions did not note it.
+    return (intake or {}).get("name") or Path(dataset).expanduser().resolve().name, on_hub, intake
 
 
 def images_at(log: Sequence[dict[str, Any]], step: int) -> int | None:

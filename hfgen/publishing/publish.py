@@ -124,6 +124,8 @@ def prepare(
         UserError: as `publish` does, except for Hub errors.
     """
     check_repo_id(repo_id)
+    if "/" not in repo_id:  # whose it is, only the Hub knows
+        raise UserError(f"{repo_id}: give the whole name, such as your-name/{repo_id}")
     make_publication(_existing(source), folder, repo_id, scores, license_id, half)
     check_loads_anywhere(folder)
     return folder

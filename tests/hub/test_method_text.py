@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from diffusers import UNet2DModel
 from edm_pipelines import edm_pipeline
 from published_toys import FAMILIES
 
-from hfgen.hub.method import NETWORKS, OBJECTIVES, count_parameters, describe_method
+from hfgen.hub.method import DISCRIMINATORS, NETWORKS, OBJECTIVES, count_parameters, describe_method
 from hfgen.inference.opening import open_pipeline
 from hfgen.methods.schedules import noise_schedule, sampling_scheduler
 from hfgen.models import (
@@ -17,6 +18,7 @@ from hfgen.models import (
     DCGAN256Generator,
     DCGANGenerator,
     GaussianMixture,
+    LatentFlow,
     SNGANConvGenerator,
     SNGANGenerator,
     UNetAttention,
@@ -24,6 +26,7 @@ from hfgen.models import (
     UNetCompact,
 )
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
+from hfgen.settings.gan import GANSettings
 
 
 # arXiv id -> its first author, as the papers have them
@@ -81,7 +84,7 @@ def test_every_setting_that_the_scripts_write_is_described(name, runs):
     papers("; ".join(method.departures))
     pipeline = open_pipeline(str(runs[name]), "cpu", plain=True)
     network = getattr(pipeline, {"gan": "generator", "vae": "vae"}.get(name, "unet"))
-    assert f"{sum(weight.numel() for weight in network.parameters()):,} parameters." in method.summary
+    assert f"{sum(weight.numel() for weight in network.parameters()):,} parameters" in method.summary
     assert "16x16-pixel images, without a prompt," in method.summary
     images = eval(f"pipeline({method.call}).images", {"pipeline": pipeline})
     assert len(images) == 16
@@ -103,10 +106,20 @@ def test_every_setting_that_the_scripts_write_is_described(name, runs):
 def test_each_objective_of_a_gan_has_its_paper(loss, paper, words, folders):
     method = describe_method(folders / "dcgan", {"loss": loss})
     assert papers(method.summary) == ["1406.2661", "1511.06434", paper]
-    assert words in method.summary.rpartition("It was trained with")[2]
+    assert words in method.summary.rpartition("It was trained against an unknown discriminator, with")[2]
     from hfgen.losses.gan import GAN_LOSSES
 
     assert OBJECTIVES.keys() == GAN_LOSSES.keys()
+
+
+@pytest.mark.parametrize("network", DISCRIMINATORS)
+def test_the_discriminator_of_a_gan_is_named(network, folders):
+    named = f"trained against {DISCRIMINATORS[network]}, with"
+    assert named in describe_method(folders / "dcgan", {"network": network}).summary
+    settings = {"network": "sngan", "discriminator_network": network}
+    assert named in describe_method(folders / "dcgan", settings).summary
+    choices = get_args(get_type_hints(GANSettings)["discriminator_network"])
+    assert DISCRIMINATORS.keys() == {name for kind in choices for name in get_args(kind)}
 
 
 def test_every_network_of_hfgen_is_described(folders):
@@ -116,7 +129,7 @@ def test_every_network_of_hfgen_is_described(folders):
     assert papers(describe_method(folders / "sngan", None).summary) == ["1406.2661", "1802.05957"]
     summary = describe_method(folders / "sngan", None).summary
     assert "32x32-pixel images" in summary and "from 5-dimensional latents." in summary
-    assert "It was trained with an unknown objective." in summary
+    assert "It was trained against an unknown discriminator, with an unknown objective." in summary
     assert papers(describe_method(folders / "vae", None).summary) == ["1312.6114"]
     assert papers(describe_method(folders / "base", None).summary) == ["2006.11239"]
     assert "It has 40 timesteps." in describe_method(folders / "base", None).summary
@@ -327,6 +340,20 @@ def test_diffusion_is_called_with_no_more_steps_than_it_was_trained_on(folders, 
 def test_of_unknown_settings_nothing_is_told(name, folders):
     told = describe_method(folders / name, None).departures
     assert told == (["no self-attention", told[-1]] if name == "base" else [])
+
+
+def test_the_parameters_of_a_vae_s_density_are_counted_beside_its_own(folders):
+    own, more = (count_parameters(folders / "density" / part) for part in ("vae", "density"))
+    assert (
+        f"It has {own:,} parameters, and {more:,} more in the density of its latents."
+        in describe_method(folders / "density", None).summary
+    )
+
+
+def test_the_orders_of_a_flow_are_not_among_its_parameters(tmp_path):
+    flow = LatentFlow(latent_dim=6)
+    flow.save_pretrained(tmp_path)
+    assert count_parameters(tmp_path) == sum(weight.numel() for weight in flow.parameters())
 
 
 def test_parameters_are_counted_without_reading_the_weights(folders):

@@ -222,6 +222,24 @@ def test_the_threads_of_all_launches_are_named_in_their_order(runs, tmp_path):
     file.write_text(json.dumps(training))
     write_card(tmp_path / "published", "tester/toy")
     assert "(threads: 1, then 2, then 1), mixed precision no" in check_card(tmp_path / "published")[1]["Training"]
+    training["launches"][1:] = [launch | {"device": "a GPU", "mixed_precision": "bf16"}, launch]
+    file.write_text(json.dumps(training))
+    write_card(tmp_path / "published", "tester/toy")
+    told = check_card(tmp_path / "published")[1]["Training"]
+    assert re.search(
+        r"1 process on cpu.* precision no; then 1 process on a GPU .* precision bf16; then 1 process on cpu", told
+    )
+
+
+@pytest.mark.parametrize("origin", ["cats_before", None])
+def test_the_weights_that_training_began_with_are_told(runs, tmp_path, origin):
+    make_publication(runs["gan"], tmp_path / "published", "tester/toy")
+    file = tmp_path / "published" / "training_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"init_from": origin}))
+    write_card(tmp_path / "published", "tester/toy")
+    training = check_card(tmp_path / "published")[1]["Training"]
+    begun = "| start | from the weights of cats_before, whose own training is not counted here |"
+    assert (begun in training) == ("| start |" in training) == (origin is not None)
 
 
 def test_the_licence_of_the_weights_is_told_or_said_to_be_open(runs, tmp_path):
@@ -390,6 +408,10 @@ def test_scores_of_the_training_are_told_with_their_step_and_as_without_a_floor(
             assert result.metric_args["step"] == line["step"] and result.metric_args["num_images"] == 12
         assert f"{line['copies']:.1%} of 12 samples are nearer" in sections["Memorisation"]
         assert "no more than chance explains." in sections["Memorisation"]
+        assert "With only 24 training images, its diversity is limited." in sections["Limits and bias"]
+        assert "rounded to 16 bits" not in sections["Scores"]
+    rounded = card_of(run / "best", tmp_path / "rounded", half=True)[1]["Scores"]
+    assert "It was measured before the weights were rounded to 16 bits." in rounded
     # A pipeline that copies is said to.
     file = folder / "scores.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"copying": True, "copies": 0.5}))
@@ -407,7 +429,7 @@ def test_a_recall_far_below_the_floor_is_a_limitation_and_held_out_images_are_na
         file.write_text(json.dumps(report))
         _, sections = card_of(runs["gan"], tmp_path / str(recall), scores=file)
         limits = sections["Limits and bias"]
-        assert (f"Its recall of {recall} is less than half of that of 7 real images (0.5): it" in limits) is told
+        assert (f"Its recall of {recall} is far below that of 7 real images (0.5): it" in limits) is told
         assert report["held_out"]["statement"][1:] in sections["Memorisation"]
 
 

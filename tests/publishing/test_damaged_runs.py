@@ -36,7 +36,7 @@ def run(tmp_path):
 
 def publish(run):
     target = run.parent / "target"
-    add_figures_of_run(run, run / "checkpoints" / "step-00000004" / "pipeline", target)
+    add_figures_of_run(run, run / "checkpoints" / "step-00000004" / "pipeline", target, "digest")
     return target
 
 

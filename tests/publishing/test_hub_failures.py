@@ -86,6 +86,11 @@ def test_a_path_that_leads_nowhere_is_told_without_asking_the_hub(client, hub, r
     scores = refusal(client.command("publish", run, "tester/new", "--scores", tmp_path, "--output", tmp_path / "to"))
     assert f"--scores {tmp_path}: contains no evaluation.json from hfgen evaluate" in scores
     assert "its value is empty" in refusal(client.command("publish", run, "", "--output", tmp_path / "to"))
+    for flag in ("--space", "--private"):
+        line = refusal(client.command("publish", run, "tester/new", flag, "--output", tmp_path / "to"))
+        assert f"{flag}: nothing is uploaded with --output; leave it out" in line
+    line = refusal(client.command("publish", run, "new", "--output", tmp_path / "to"))
+    assert "new: give the whole name, such as your-name/new" in line
     for name in ("my model", "a/b/c", "../x"):
         line = refusal(client.command("publish", run, name, "--output", tmp_path / "to"))
         assert f"{name}: not a valid name of a Hub repo" in line

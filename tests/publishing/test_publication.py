@@ -17,7 +17,7 @@ from toy_runs import checkpoint, script, train
 
 from hfgen.errors import UserError
 from hfgen.inference.opening import open_pipeline
-from hfgen.inference.sampling import SamplingOptions
+from hfgen.inference.sampling import SamplingOptions, network_digest
 from hfgen.integrity import record_digests
 from hfgen.publishing import folder as publication
 from hfgen.publishing.folder import images_at, make_publication, refuse_private_paths, run_of
@@ -192,10 +192,41 @@ def test_a_run_its_checkpoints_and_its_best_state_their_own_steps_and_images(run
         card = (tmp_path / str(index) / "README.md").read_text()
         assert f"| steps | {step}, {step * 4} images, {step * 4 / 24:.1f} epochs |" in card
         assert f"at step {step}: FID" in card
+    # A rollback may repeat the step of the best pipeline, with other weights.
+    (run / "evaluations.jsonl").write_text(json.dumps(scores | {"fid": 9.0}) + "\n")
+    assert publish(best, tmp_path / "kept")["scores.json"]["fid"] == 3.0
+    # Nor are scores of other weights of that step.
+    for digest, is_told in ((network_digest(open_pipeline(str(run), "cpu")), True), ("f" * 64, False)):
+        (run / "evaluations.jsonl").write_text(json.dumps(lines[2] | {"network_sha256": digest}) + "\n")
+        assert ("scores.json" in publish(run, tmp_path / digest)) is is_told
     # Without scores of that step none are published.
     (run / "evaluations.jsonl").write_text(json.dumps(lines[0]) + "\n")
     told = publish(run, tmp_path / "unscored")
     assert "scores.json" not in told and "Not measured." in (tmp_path / "unscored" / "README.md").read_text()
+
+
+def test_paths_in_what_a_run_changed_of_another_are_not_published(runs, tmp_path):
+    run, secret = tmp_path / "run", tmp_path / "secret" / "model"
+    shutil.copytree(runs["gan"], run)
+    launch = json.loads((run / "launches.jsonl").read_text())
+    changes = [f"init_from: {str(secret)!r} -> None", "learning_rate: 0.1 -> 0.2"]
+    (run / "launches.jsonl").write_text(json.dumps(launch | {"from_step": 2, "changed_settings": changes}) + "\n")
+    told = publish(run, tmp_path / "published")["training.json"]["launches"]
+    assert told[0]["changed_settings"] == ["init_from", "learning_rate: 0.1 -> 0.2"]
+    for file in (tmp_path / "published").rglob("*"):
+        assert file.is_dir() or b"secret" not in file.read_bytes()
+
+
+def test_data_have_the_name_that_they_had_when_the_training_began(tmp_path, monkeypatch):
+    for folder in ("cats", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    for index in range(4):
+        Image.new("RGB", (16, 16), (index, 9, 9)).save(tmp_path / "cats" / f"{index}.png")
+    monkeypatch.chdir(tmp_path / "cats")
+    train("gan", tmp_path / "run", "--dataset", ".", "--max_train_steps", "1")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    told = publish(tmp_path / "run", tmp_path / "published")
+    assert told["training.json"]["data"]["name"] == told["training_config.json"]["dataset"] == "cats"
 
 
 def test_images_are_counted_back_from_the_last_entry_of_the_log():
@@ -223,7 +254,7 @@ def test_of_launches_those_are_told_that_the_weights_went_through(runs, tmp_path
     for step in (2, 4, 6):
         launches[step] = publish(checkpoint(run, step), tmp_path / str(step))["training.json"]["launches"]
     assert [[launch["from_step"] for launch in launches[step]] for step in (2, 4, 6)] == [[0], [0], [0, 4]]
-    for step, words in ((4, "| 1 process on"), (6, "| 3 processes on")):
+    for step, words in ((4, "| 1 process on"), (6, "; then 3 processes on")):
         card = (tmp_path / str(step) / "README.md").read_text()
         assert words in card and ("s, in 2 launches |" in card) is (step == 6)
 
