@@ -84,9 +84,9 @@ class DDPMPipeline(DiffusionPipeline):
             The generated images, as `images` of the output.
 
         Raises:
-            ValueError: if `latents` have the wrong shape, the numbers of generators and images differ,
-                `num_inference_steps` is not from 1 to the number of training timesteps or does not suit the scheduler,
-                or the scheduler does not suit the network.
+            ValueError: if `batch_size` is not positive, `latents` have the wrong shape, the numbers of generators and
+                images differ, `num_inference_steps` is not from 1 to the number of training timesteps or does not suit
+                the scheduler, or the scheduler does not suit the network.
         """
         config, size = self.unet.config, self.unet.config.sample_size
         shape = (batch_size, config.in_channels, *((size, size) if isinstance(size, int) else size))
@@ -171,8 +171,14 @@ def mismatch(unet: Any, scheduler: SchedulerMixin) -> str | None:
     A network trained with EDM takes noise levels, others take timesteps: with the wrong one, images are pure noise.
     """
     name, has_levels = type(scheduler).__name__, isinstance(scheduler, EDM_SCHEDULERS)
-    # How hfgen's networks scale what they are given; of others, betas beside noise levels tell what they came from.
-    scale = unet.config.get("time_scale")
+    given = list(inspect.signature(scheduler.step).parameters.values())[3:]  # beside output, timestep and sample
+    if not hasattr(scheduler, "init_noise_sigma") or any(one.default is one.empty and one.kind < 2 for one in given):
+        return f"{name} is not for diffusion models like this; use DDIMScheduler, for example"
+    # How hfgen's networks scale what they are given, if they can; of diffusers' own, betas beside noise levels tell
+    # what they came from.
+    kinds = type(getattr(unet, "_orig_mod", unet)).__mro__  # of a compiled network, those of the one inside
+    is_of_diffusers = any(kind.__module__.startswith("diffusers.models.unets") for kind in kinds)
+    scale = unet.config.get("time_scale", None if is_of_diffusers else 1)
     takes_levels = "beta_start" not in scheduler.config if scale is None else scale != 1
     if has_levels and not takes_levels:
         return f"its network was trained on timesteps, for which {name} is unsuitable; use DDIMScheduler, for example"
@@ -183,7 +189,9 @@ def mismatch(unet: Any, scheduler: SchedulerMixin) -> str | None:
 
 
 def _check_generators(generator: torch.Generator | list[torch.Generator] | None, count: int) -> None:
-    """Raise a `ValueError` if there is a list of generators, but not one for each image."""
+    """Raise a `ValueError` if there are no images, or a list of generators, but not one for each image."""
+    if count < 1:
+        raise ValueError(f"batch_size={count} must be at least 1")
     if isinstance(generator, list) and len(generator) != count:
         raise ValueError(f"generator: there are {len(generator)} for {count} images; give one, or one per image")
 
@@ -198,7 +206,9 @@ def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> No
     index = json.loads(index_file.read_text())
     index.pop("_name_or_path", None)  # a local path, if the pipeline was loaded
     index["_class_name"] = own_class.__name__
-    kinds = {name: type(part) for name, part in pipeline.components.items() if part is not None}
+    # A compiled network is saved as the one inside.
+    kinds = {name: type(getattr(part, "_orig_mod", part)) for name, part in pipeline.components.items()}
+    kinds = {name: kind for name, kind in kinds.items() if kind is not type(None)}
     own = {name: kind for name, kind in kinds.items() if kind.__module__.split(".")[0] not in LIBRARIES}
     for name, kind in own.items():
         file = Path(inspect.getfile(kind))
