@@ -68,7 +68,7 @@ class GANPipeline(DiffusionPipeline):
 
         Raises:
             ValueError: if `latents` have the wrong shape, the numbers of generators and images differ, `truncation` is
-                given with `latents`, or `truncation` or `chunk_size` is not positive.
+                given with `latents`, or `batch_size`, `truncation` or `chunk_size` is not positive.
         """
         latent_dim = self.generator.config.latent_dim
         if batch_size is None:
@@ -112,7 +112,9 @@ class GANPipeline(DiffusionPipeline):
 
 
 def _check_generators(generator: torch.Generator | list[torch.Generator] | None, count: int) -> None:
-    """Raise a `ValueError` if there is a list of generators, but not one for each image."""
+    """Raise a `ValueError` if there are no images, or a list of generators, but not one for each image."""
+    if count < 1:
+        raise ValueError(f"batch_size={count} must be at least 1")
     if isinstance(generator, list) and len(generator) != count:
         raise ValueError(f"generator: there are {len(generator)} for {count} images; give one, or one per image")
 
@@ -127,7 +129,9 @@ def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> No
     index = json.loads(index_file.read_text())
     index.pop("_name_or_path", None)  # a local path, if the pipeline was loaded
     index["_class_name"] = own_class.__name__
-    kinds = {name: type(part) for name, part in pipeline.components.items() if part is not None}
+    # A compiled network is saved as the one inside.
+    kinds = {name: type(getattr(part, "_orig_mod", part)) for name, part in pipeline.components.items()}
+    kinds = {name: kind for name, kind in kinds.items() if kind is not type(None)}
     own = {name: kind for name, kind in kinds.items() if kind.__module__.split(".")[0] not in LIBRARIES}
     for name, kind in own.items():
         file = Path(inspect.getfile(kind))
