@@ -7,7 +7,7 @@ import pytest
 import toy_studies as toys
 from optuna.exceptions import StorageInternalError
 from optuna.trial import create_trial
-from toy_studies import open_toys, side_by_side, toy_study
+from toy_studies import open_toys, side_by_side, toy_study, trained
 
 from hfgen.errors import UserError
 from hfgen.studies import storage
@@ -29,11 +29,16 @@ def test_a_changed_study_is_refused_with_the_difference_and_the_stored_one_stays
     assert StudyStore(sqlite_url(tmp_path)).open("toy") == study
 
 
-def test_corrections_that_alter_no_figure_are_stored_but_the_images_path_stays(tmp_path):
+def test_corrections_that_alter_no_figure_are_stored_but_the_path_of_images_that_were_used_stays(tmp_path):
     study = toy_study("a")
     open_toys(tmp_path, study)
-    corrected = dataclasses.replace(study, title="Better", dataset="elsewhere")
-    assert open_toys(tmp_path, corrected).open("toy") == dataclasses.replace(study, title="Better")
+    corrected = dataclasses.replace(study, title="Better", dataset="the right one")
+    store = open_toys(tmp_path, corrected)
+    assert store.open("toy") == corrected
+    store.enqueue(["a"])
+    store.run_next(lambda name: trained())
+    elsewhere = dataclasses.replace(corrected, title="Best", dataset="elsewhere")
+    assert open_toys(tmp_path, elsewhere).open("toy") == dataclasses.replace(corrected, title="Best")
 
 
 def test_a_study_is_opened_by_its_name_or_as_the_only_one_of_hfgen(tmp_path):
