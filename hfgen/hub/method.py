@@ -83,8 +83,8 @@ COMPARED = {
 }
 # Discriminators whose normalisation is a setting.
 NORMALISED = ("dcgan", "sngan")
-# BatchNorm's buffers of floating-point numbers.
-STATISTICS = ("running_mean", "running_var")
+# BatchNorm's buffers.
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
