@@ -30,6 +30,7 @@ logger = logging.get_logger(__name__)
 
 LIBRARIES = ("diffusers", "transformers")  # their classes need no code next to the weights
 HUB_ARGUMENTS = ("repo_id", "private", "token", "commit_message", "create_pr")
+OF_TIMESTEPS = ("UNetBase", "UNetAttention")  # hfgen's networks that do not scale them
 EDM_SCHEDULERS = (EDMDPMSolverMultistepScheduler, EDMEulerScheduler)
 
 
@@ -174,11 +175,10 @@ def mismatch(unet: Any, scheduler: SchedulerMixin) -> str | None:
     given = list(inspect.signature(scheduler.step).parameters.values())[3:]  # beside output, timestep and sample
     if not hasattr(scheduler, "init_noise_sigma") or any(one.default is one.empty and one.kind < 2 for one in given):
         return f"{name} is not for diffusion models like this; use DDIMScheduler, for example"
-    # How hfgen's networks scale what they are given, if they can; of diffusers' own, betas beside noise levels tell
-    # what they came from.
-    kinds = type(getattr(unet, "_orig_mod", unet)).__mro__  # of a compiled network, those of the one inside
-    is_of_diffusers = any(kind.__module__.startswith("diffusers.models.unets") for kind in kinds)
-    scale = unet.config.get("time_scale", None if is_of_diffusers else 1)
+    # How hfgen's networks scale what they are given, if they can; of others, betas beside noise levels tell what they
+    # came from.
+    kind = type(getattr(unet, "_orig_mod", unet))  # of a compiled network, that of the one inside
+    scale = unet.config.get("time_scale", 1 if kind.__name__ in OF_TIMESTEPS else None)
     takes_levels = "beta_start" not in scheduler.config if scale is None else scale != 1
     if has_levels and not takes_levels:
         return f"its network was trained on timesteps, for which {name} is unsuitable; use DDIMScheduler, for example"

@@ -29,7 +29,7 @@ def test_a_changed_study_is_refused_with_the_difference_and_the_stored_one_stays
     assert StudyStore(sqlite_url(tmp_path)).open("toy") == study
 
 
-def test_corrections_that_alter_no_figure_are_stored_but_the_path_of_images_that_were_used_stays(tmp_path):
+def test_corrections_that_alter_no_figure_are_stored_but_a_used_path_stays(tmp_path):
     study = toy_study("a")
     open_toys(tmp_path, study)
     corrected = dataclasses.replace(study, title="Better", dataset="the right one")
