@@ -163,7 +163,7 @@ def test_recomputed_statistics_are_those_of_the_activations_and_are_removed_agai
     expected = []
     with torch.no_grad():
         for batch in batches:  # the first normalisation's input depends on nothing that is recomputed
-            stem = network.stem(batch[:, :, None, None])
+            stem = network.stem(batch)
             expected.append((stem.mean((0, 2, 3)), stem.var((0, 2, 3))))
     with recomputed_statistics(network, batches):
         first = next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
@@ -171,7 +171,7 @@ def test_recomputed_statistics_are_those_of_the_activations_and_are_removed_agai
         torch.testing.assert_close(first.running_var, torch.stack([variance for _, variance in expected]).mean(0))
         # What follows each normalisation is as in training with the whole: about mean 0 and variance 1.
         with torch.no_grad():
-            normalised = network.blocks[0][0](network.stem(torch.cat(batches)[:, :, None, None]))
+            normalised = network.blocks[0][0](network.stem(torch.cat(batches)))
         assert normalised.mean().abs() < 0.1 and (normalised.std() - 1).abs() < 0.1
         assert not network.training and first.momentum == 0.1
     after = network.state_dict()
