@@ -173,7 +173,9 @@ def mismatch(unet: Any, scheduler: SchedulerMixin) -> str | None:
     """
     name, has_levels = type(scheduler).__name__, isinstance(scheduler, EDM_SCHEDULERS)
     given = list(inspect.signature(scheduler.step).parameters.values())[3:]  # beside output, timestep and sample
-    if not hasattr(scheduler, "init_noise_sigma") or any(one.default is one.empty and one.kind < 2 for one in given):
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needs_more = any(one.default is one.empty and one.kind not in optional for one in given)
+    if needs_more or not hasattr(scheduler, "init_noise_sigma"):
         return f"{name} is not for diffusion models like this; use DDIMScheduler, for example"
     # How hfgen's networks scale what they are given, if they can; of others, betas beside noise levels tell what they
     # came from.
