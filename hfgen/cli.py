@@ -3,6 +3,7 @@
 Heavy imports are inside the commands, so that `hfgen --help` is fast.
 """
 
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -25,7 +26,7 @@ from hfgen.commands.sample import denoise, interpolate, reconstruct, sample
 from hfgen.commands.steps import steps
 from hfgen.commands.study import study_app
 from hfgen.commands.train import train
-from hfgen.errors import run_reporting_user_errors
+from hfgen.errors import TerminatedError, run_reporting_user_errors
 from hfgen.texts import say
 
 
@@ -44,6 +45,17 @@ class CommandsInOrder(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Return their names in that order."""
         return sorted(self.commands, key=ORDER.index)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; Ctrl-C ends it with a line, while typer itself would end it without a word.
+
+        Raises:
+            TerminatedError: after Ctrl-C.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise TerminatedError(signal.SIGINT) from None
 
 
 def with_underscores(name: str) -> str:

@@ -30,7 +30,7 @@ class NotFiniteError(UserError):
 
 
 class TerminatedError(SystemExit):
-    """SIGTERM, or SIGHUP of a closed terminal, ended the program, with the exit status that a shell gives to it.
+    """SIGTERM, SIGHUP of a closed terminal, or Ctrl-C ended the program, with the status that a shell gives to it.
 
     Args:
         number: of the signal.
@@ -57,10 +57,10 @@ def run_reporting_user_errors(main: Callable[[], Result]) -> Result:
         with _signals_as_errors():
             return main()
     except TerminatedError as error:
-        say(f"stopped by {signal.Signals(error.number).name}", err=True)
+        say(_reason(error.number), err=True)
         raise
     except KeyboardInterrupt:
-        say("interrupted by Ctrl-C", err=True)
+        say(_reason(signal.SIGINT), err=True)
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if (message := message_for_user(error)) is None:
@@ -88,11 +88,15 @@ def end_on_signals() -> None:
     signal.signal(signal.SIGTERM, _end_now)
 
 
+def _reason(number: int) -> str:
+    """Say in words why a signal ended the program."""
+    return "interrupted by Ctrl-C" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+
+
 def _end_now(number: int, frame: FrameType | None) -> None:
     with contextlib.suppress(Exception):
         sys.stdout.flush()
-        reason = "interrupted by Ctrl-C" if number == signal.SIGINT else "stopped by SIGTERM"
-        say(reason, err=True)
+        say(_reason(number), err=True)
     os._exit(128 + number)
 
 

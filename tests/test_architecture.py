@@ -133,7 +133,7 @@ def test_pipelines_know_of_hfgen_only_the_models_and_how_to_publish(file):
 # settings.
 ROOMS = (
     *("models", "losses", "data", "methods", "metrics", "hub", "training", "pipelines", "inference", "evaluation"),
-    *("settings", "demo", "export", "publishing", "training_scripts", "studies", "commands", "cli"),
+    *("settings", "demo", "export", "publishing", "training_scripts", "studies", "commands", "cli", "__main__"),
 )
 FILES = (
     *("errors", "arguments", "config", "ranges", "families", "randomness", "hardware", "files", "integrity", "texts"),
