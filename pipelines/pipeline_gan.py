@@ -73,7 +73,7 @@ class GANPipeline(DiffusionPipeline):
         latent_dim = self.generator.config.latent_dim
         if batch_size is None:
             batch_size = 1 if latents is None else len(latents)
-        if truncation is not None and (truncation <= 0 or latents is not None):
+        if truncation is not None and (not truncation > 0 or latents is not None):
             raise ValueError(f"truncation={truncation} must be positive, and cannot be combined with latents")
         if chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size} must be at least 1")

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusers import SchedulerMixin
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from hfgen.errors import UserError
 from hfgen.families import image_network
 from hfgen.inference.opening import open_pipeline
+from hfgen.methods.schedules import is_edm
 from hfgen.texts import say
 from hfgen.training.checkpoints import STATE_FILE, find_checkpoint, list_checkpoints, load_state
 from hfgen.training.run import Run
@@ -18,7 +20,9 @@ from hfgen.training.run import Run
 Weights = Mapping[str, Any]
 
 
-def start_from(run: Run, networks: dict[str, nn.Module], ema: AveragedModel) -> None:
+def start_from(
+    run: Run, networks: dict[str, nn.Module], ema: AveragedModel, scheduler: SchedulerMixin | None = None
+) -> None:
     """Load the weights that `--init_from` names into the new networks of a run and their average, if it is given.
 
     A run and a checkpoint have the average and all networks that were trained; a pipeline, also the `best/` of a
@@ -29,9 +33,10 @@ def start_from(run: Run, networks: dict[str, nn.Module], ema: AveragedModel) -> 
         run: the run.
         networks: by their names in a checkpoint; the first is the one that generates the images.
         ema: average of the first network.
+        scheduler: of a DDPM: tells what its network predicts.
 
     Raises:
-        UserError: if there are no such weights, or those of another architecture.
+        UserError: if there are no such weights, or those of another architecture or of another prediction.
     """
     source = run.settings.init_from
     if source is None or not run.is_new:
@@ -44,6 +49,8 @@ def start_from(run: Run, networks: dict[str, nn.Module], ema: AveragedModel) -> 
     loaded = [name for name in networks if name in found]
     for name, weights in [*((name, found[name]) for name in loaded), (first, average)]:
         _require_same_shapes(source, name, weights, networks[name].state_dict())
+    if scheduler is not None:
+        _require_same_prediction(source, checkpoint, scheduler)
     for name in loaded:
         networks[name].load_state_dict(found[name])
     ema.module.load_state_dict(average)
@@ -61,6 +68,20 @@ def _weights_of_pipeline(source: str, name: str) -> dict[str, Weights]:
         return {}
     weights = image_network(pipeline).state_dict()
     return {name: weights, "ema": weights}
+
+
+def _require_same_prediction(source: str, checkpoint: Path | None, here: SchedulerMixin) -> None:
+    """Raise a `UserError` if a network predicts something else, although all shapes are the same: it would unlearn."""
+    there = open_pipeline(str(checkpoint or source), "cpu", plain=True).scheduler
+    told = [
+        "--formulation edm" if is_edm(one) else f"--prediction_type {one.config.prediction_type}"
+        for one in (there, here)
+    ]
+    if told[0] != told[1]:
+        raise UserError(
+            f"--init_from {source}: its network was trained with {told[0]}, and this run has {told[1]}; give the "
+            "settings of that run (--preset RUN/training_config.json)"
+        )
 
 
 def _checkpoint_in(path: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""The plain U-Net with self-attention after every level of the down and up paths.
+"""The plain U-Net with self-attention after levels of the down and up paths.
 
 This file imports only torch and diffusers: a copy of it is published with each checkpoint.
 """
@@ -32,7 +32,7 @@ class AlignedModelMixin(ModelMixin):
 
 
 class UNetAttention(AlignedModelMixin, ConfigMixin):
-    """`UNetBase` with a self-attention block after every level, so that distant pixels are consistent.
+    """`UNetBase` with a self-attention block after each level of few pixels, so that distant pixels are consistent.
 
     Args:
         sample_size: height and width of the images, in pixels: a multiple of `2 ** (len(block_out_channels) - 1)`.

@@ -25,8 +25,8 @@ class DDPMSettings:
     )
     unet: Literal["base", "attention", "library", "compact"] = setting(
         "base",
-        "base: convolutions only; attention: self-attention at every level; library: diffusers' UNet2DModel; compact: "
-        "residual blocks, attention at coarse levels",
+        "base: convolutions only; attention: self-attention at levels of at most 32 pixels; library: diffusers' "
+        "UNet2DModel; compact: residual blocks, attention at coarse levels",
     )
     block_out_channels: list[int] | None = setting(
         None, "channels per level, finest first; unset: the network's default", CHANNELS

@@ -31,6 +31,7 @@ logger = logging.get_logger(__name__)
 LIBRARIES = ("diffusers", "transformers")  # their classes need no code next to the weights
 HUB_ARGUMENTS = ("repo_id", "private", "token", "commit_message", "create_pr")
 OF_TIMESTEPS = ("UNetBase", "UNetAttention")  # hfgen's networks that do not scale them
+OF_OTHER_NETWORKS = ("CMStochasticIterativeScheduler", "DDPMWuerstchenScheduler")
 EDM_SCHEDULERS = (EDMDPMSolverMultistepScheduler, EDMEulerScheduler)
 
 
@@ -134,9 +135,9 @@ class DDPMPipeline(DiffusionPipeline):
 
     def _set_timesteps(self, num_inference_steps: int | None) -> tuple[torch.Tensor, list[int]]:
         """Return the scheduler's timesteps, and the integers passed to the callback for them."""
-        num_inference_steps = self._check_steps(num_inference_steps)
         if (problem := mismatch(self.unet, self.scheduler)) is not None:
             raise ValueError(problem)
+        num_inference_steps = self._check_steps(num_inference_steps)
         try:
             self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         except ValueError as error:  # PNDM, for example, needs at least 4
@@ -172,10 +173,13 @@ def mismatch(unet: Any, scheduler: SchedulerMixin) -> str | None:
     A network trained with EDM takes noise levels, others take timesteps: with the wrong one, images are pure noise.
     """
     name, has_levels = type(scheduler).__name__, isinstance(scheduler, EDM_SCHEDULERS)
-    given = list(inspect.signature(scheduler.step).parameters.values())[3:]  # beside output, timestep and sample
+    step = inspect.signature(getattr(scheduler, "step", lambda: None))
+    given = list(step.parameters.values())[3:]  # beside output, timestep and sample
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needs_more = any(one.default is one.empty and one.kind not in optional for one in given)
-    if needs_more or not hasattr(scheduler, "init_noise_sigma"):
+    lacks = not (hasattr(scheduler, "step") and hasattr(scheduler, "init_noise_sigma"))
+    # Inverse ones go from images to noise; the others are for consistency models, and for times from 0 to 1.
+    if needs_more or lacks or "Inverse" in name or name in OF_OTHER_NETWORKS:
         return f"{name} is not for diffusion models like this; use DDIMScheduler, for example"
     # How hfgen's networks scale what they are given, if they can; of others, betas beside noise levels tell what they
     # came from.

@@ -79,6 +79,30 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoint(tmp_path):
     assert not equal(ended[0], load_file(scratch / "pipeline/unet/diffusion_pytorch_model.safetensors"))
 
 
+def test_a_network_that_predicts_something_else_is_refused(tmp_path):
+    train("ddpm", tmp_path / "cats", "--max_train_steps", "2")
+    for source in (tmp_path / "cats", tmp_path / "cats" / "pipeline", checkpoint(tmp_path / "cats", 2)):
+        for prediction in ("v_prediction", "sample"):
+            told = f"with --prediction_type epsilon, and this run has --prediction_type {prediction};"
+            with pytest.raises(UserError, match=f"cats.*: its network was trained {told}"):
+                train("ddpm", tmp_path / "new", "--prediction_type", prediction, "--init_from", source)
+        train("ddpm", tmp_path / "new", "--max_train_steps", "1", "--beta_schedule", "cosine", "--init_from", source)
+        shutil.rmtree(tmp_path / "new")
+
+
+def test_a_network_of_the_other_formulation_is_refused(tmp_path):
+    compact = ("--unet", "compact", "--max_train_steps", "2")
+    train("ddpm", tmp_path / "discrete", *compact)
+    train("ddpm", tmp_path / "edm", *compact, "--formulation", "edm")
+    for source, settings, told in (
+        ("discrete", (*compact, "--formulation", "edm"), "--prediction_type epsilon"),
+        ("edm", compact, "--formulation edm"),
+    ):
+        with pytest.raises(UserError, match=f"its network was trained with {told}, and this run has "):
+            train("ddpm", tmp_path / "new", *settings, "--init_from", tmp_path / source)
+    train("ddpm", tmp_path / "new", *compact, "--formulation", "edm", "--init_from", tmp_path / "edm")
+
+
 def test_what_does_not_fit_is_refused_by_name_and_leaves_the_folder_free(tmp_path):
     train("gan", tmp_path / "cats", "--max_train_steps", "2")
     before = files_of(tmp_path / "cats")

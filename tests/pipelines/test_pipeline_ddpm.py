@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    CMStochasticIterativeScheduler,
     ConfigMixin,
+    DDIMInverseScheduler,
     DDIMScheduler,
     DDPMScheduler,
+    DDPMWuerstchenScheduler,
+    DPMSolverMultistepInverseScheduler,
     DPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
@@ -18,6 +22,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     ModelMixin,
     RePaintScheduler,
+    ScoreSdeVeScheduler,
     UNet2DModel,
     UniPCMultistepScheduler,
 )
@@ -448,7 +453,13 @@ def test_an_edm_scheduler_is_refused_for_a_network_trained_on_timesteps(network,
             draw(pipeline)
 
 
-@pytest.mark.parametrize("scheduler_class", [FlowMatchEulerDiscreteScheduler, RePaintScheduler])
+@pytest.mark.parametrize(
+    "scheduler_class",
+    [
+        *(FlowMatchEulerDiscreteScheduler, RePaintScheduler, CMStochasticIterativeScheduler, DDIMInverseScheduler),
+        *(DPMSolverMultistepInverseScheduler, DDPMWuerstchenScheduler, ScoreSdeVeScheduler),
+    ],
+)
 def test_a_scheduler_for_something_else_is_refused(scheduler_class):
     pipeline = build()
     pipeline.scheduler = scheduler_class()

@@ -162,6 +162,7 @@ def test_truncation_needs_no_float64_on_the_device(monkeypatch):
         ({"latents": torch.zeros(2, 4)}, r"latents must have shape \(2, 5\), not \(2, 4\)"),
         ({"latents": torch.zeros(2, 5), "batch_size": 3}, r"must have shape \(3, 5\), not"),
         ({"truncation": 0.0}, "truncation=0.0 must be positive"),
+        ({"truncation": float("nan")}, "truncation=nan must be positive"),
         ({"truncation": 1.0, "latents": torch.zeros(1, 5)}, "cannot be combined with latents"),
         ({"chunk_size": 0}, "chunk_size=0 must be at least 1"),
         ({"batch_size": 2, "generator": [torch.Generator()]}, "generator: there are 1 for 2 images; give one, or"),
