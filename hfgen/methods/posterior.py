@@ -35,7 +35,7 @@ class PosteriorWatch:
 
     def __init__(self, latent_dim: int, device: torch.device):
         self._latent_dim, self._device = latent_dim, device
-        self._dead_checks, self._was_active, self._warned = 0, False, False
+        self._dead_checks, self._most_active, self._warned = 0, 0, False
         self._forget()
 
     @torch.no_grad()
@@ -61,11 +61,12 @@ class PosteriorWatch:
             "kl_dimension_max": float(kl.max()),
         }
         self._dead_checks = 0 if active else self._dead_checks + 1
-        self._was_active = self._was_active or active > 0
-        few = active < FEW_ACTIVE * self._latent_dim
+        enough = FEW_ACTIVE * self._latent_dim
+        self._most_active = max(self._most_active, active)
+        few = active < enough
         trouble, warning = None, None
         remedy = "try a lower --kl_weight, --kl_warmup_steps, --free_bits or a lower --learning_rate"
-        if self._dead_checks >= (CHECKS_TO_COLLAPSE if self._was_active else CHECKS_TO_TAKE_OFF):
+        if self._dead_checks >= (CHECKS_TO_COLLAPSE if self._most_active else CHECKS_TO_TAKE_OFF):
             trouble = (
                 f"the posterior has collapsed: none of the {self._latent_dim} latent units is active, in "
                 f"{self._dead_checks} checks in a row; {remedy}"
@@ -77,7 +78,9 @@ class PosteriorWatch:
             )
         self._warned = self._warned or few
         self._forget()
-        return WatchResult(signals, not few, trouble, warning)
+        # Some images need few units; but where more were active, few are the beginning of a collapse.
+        good = active > 0 if self._most_active < enough else not few
+        return WatchResult(signals, good, trouble, warning)
 
     def _forget(self) -> None:
         """Start a new window of observations."""
@@ -86,12 +89,13 @@ class PosteriorWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs to reach the same results."""
-        counts = (self._dead_checks, self._was_active, self._warned, self._updates)
+        counts = (self._dead_checks, self._most_active, self._warned, self._updates)
         return {"counts": counts, "sums": self._sums.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self._dead_checks, self._was_active, self._warned, self._updates = state_dict["counts"]
+        self._dead_checks, most_active, self._warned, self._updates = state_dict["counts"]
+        self._most_active = int(most_active)  # earlier versions kept whether any was active
         self._sums = state_dict["sums"].to(self._device, copy=True)
 
 

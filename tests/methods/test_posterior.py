@@ -100,10 +100,11 @@ def test_a_run_whose_units_were_never_active_gets_longer_to_take_off():
     assert "in 8 checks in a row" in troubles[7] and "in 9 checks in a row" in troubles[8]
 
 
-def test_a_checkpoint_is_good_if_a_tenth_of_the_units_are_active():
+def test_a_checkpoint_is_good_if_a_tenth_of_the_units_are_active_or_never_more_were():
     assert FEW_ACTIVE == 0.1
     watch_of_it = watch(30)
-    assert [check(watch_of_it, active, 30).good for active in (2, 3, 30, 0)] == [False, True, True, False]
+    good = [check(watch_of_it, active, 30).good for active in (0, 2, 3, 30, 2, 0)]
+    assert good == [False, True, True, True, False, False]
 
 
 def test_of_few_active_units_the_user_is_warned_once():
