@@ -63,7 +63,8 @@ def main(arguments: list[str] | None = None) -> Path:
             raise UserError(str(error)) from error
 
         # 2. Data
-        data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
+        order = (settings.batch_size, run_settings.seed)
+        data = load_training_data(data_settings, *order, accelerator, run.output_dir, run.commit)
         evaluation = RunEvaluation(run, data_settings, settings.num_inference_steps)
         max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
 
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> Path:
         memory_format = memory_format_for(network, run.device)
         network = network.to(run.device, memory_format=memory_format)
         ema = averaged_copy(network, settings.ema_decay)
-        start_from(run, {"unet": network}, ema)
+        start_from(run, {"unet": network}, ema, schedule)
         pipeline = DDPMPipeline(
             ema.module,
             sampling_scheduler(schedule, settings.sampler),

@@ -68,7 +68,8 @@ def main(arguments: list[str] | None = None) -> Path:
             raise UserError(str(error)) from error
 
         # 2. Data and its augmentation
-        data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
+        order = (settings.batch_size, run_settings.seed)
+        data = load_training_data(data_settings, *order, accelerator, run.output_dir, run.commit)
         evaluation = RunEvaluation(run, data_settings)
         images_per_update = settings.batch_size * accelerator.num_processes
         run.plan(images_per_update * settings.n_critic, data.images_per_epoch)

@@ -72,7 +72,8 @@ def main(arguments: list[str] | None = None) -> Path:
             raise UserError(str(error)) from error
 
         # 2. Data
-        data = load_training_data(data_settings, settings.batch_size, run_settings.seed, accelerator, run.output_dir)
+        order = (settings.batch_size, run_settings.seed)
+        data = load_training_data(data_settings, *order, accelerator, run.output_dir, run.commit)
         evaluation = RunEvaluation(run, data_settings)
         max_train_steps = run.plan(settings.batch_size * accelerator.num_processes, data.images_per_epoch)
         check_length(settings.learned_term_start, max_train_steps)

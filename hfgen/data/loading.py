@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from hfgen.data.batches import ImageBatches
 from hfgen.data.settings import DataSettings
@@ -52,7 +53,12 @@ class TrainingData(NamedTuple):
 
 
 def load_training_data(
-    settings: DataSettings, batch_size: int, seed: int, accelerator: Accelerator, output_dir: Path
+    settings: DataSettings,
+    batch_size: int,
+    seed: int,
+    accelerator: Accelerator,
+    output_dir: Path,
+    commit: str | None = None,
 ) -> TrainingData:
     """Open the dataset, print its intake report and save it as `intake.json` in the run's folder.
 
@@ -62,15 +68,19 @@ def load_training_data(
         seed: seeds the order, the crops and the augmentations.
         accelerator: gives the process index and the device.
         output_dir: the run's folder.
+        commit: of a dataset that is streamed: the one to read; None for the newest.
 
     Raises:
         UserError: if the dataset cannot be opened, is refused, or has no readable image.
     """
     process = (accelerator.device, accelerator.process_index, accelerator.num_processes)
     if settings.streaming:
-        from hfgen.data.streaming import StreamBatches
+        from hfgen.data.streaming import StreamBatches, hub_commit
 
-        stream = StreamBatches(settings, batch_size, seed, *process)
+        newest = hub_commit(settings)  # refuses what is not on the Hub
+        # That of the main process: another might come while the others start.
+        (commit,) = broadcast_object_list([commit or newest])
+        stream = StreamBatches(settings, batch_size, seed, *process, commit)
         return TrainingData(stream, None, stream.digest)
     store = load_images(settings)
     if accelerator.is_main_process:

@@ -55,6 +55,8 @@ def select(where: str, names: Sequence[str], split: str) -> Selection:
         return everything
     shared, folders = top_folders(names)
     labels = [split_of(folder) or split_of_shard(name) for folder, name in zip(folders, names, strict=True)]
+    if len({*labels} - {None}) < 2:  # the words may be below the folders of classes
+        labels = _deeper_splits([PurePosixPath(name.removeprefix(shared)).parts[:-1] for name in names]) or labels
     found = list(dict.fromkeys(label for label in labels if label))
     wanted = {split_of(word) or word for word in split.split("+")}
     in_splits = len(found) > 1  # what else lies there, a preview say, is in none of them
@@ -84,6 +86,24 @@ def top_folders(names: Sequence[str]) -> tuple[str, list[str]]:
         shared += 1
     above = "".join(f"{part}/" for part in parents[0][:shared]) if parents else ""
     return above, [parts[shared] if len(parts) > shared else "" for parts in parents]
+
+
+def _deeper_splits(folders: Sequence[tuple[str, ...]]) -> list[str | None] | None:
+    """Return the split of each file by a folder below the first, as in cats/train/ and cats/test/.
+
+    Args:
+        folders: of each file.
+
+    Returns:
+        Those by the first depth at which every folder names a split, train and another one; None if there is none:
+        a single folder called "val" may mean anything.
+    """
+    for depth in range(1, max(map(len, folders), default=0)):
+        labels = [split_of(parts[depth]) if len(parts) > depth else None for parts in folders]
+        found = {label for label, parts in zip(labels, folders, strict=True) if len(parts) > depth}
+        if "train" in found and None not in found and len(found) > 1:
+            return labels
+    return None
 
 
 def split_of_shard(name: str) -> str | None:

@@ -123,6 +123,7 @@ class StreamBatches:
         device: device of the batches.
         process_index: index of this process.
         num_processes: number of training processes.
+        commit: of the dataset; None for the newest.
 
     Attributes:
         digest: digest of dataset, split and column. The commit is part of the state instead: a resumed run continues
@@ -141,6 +142,7 @@ class StreamBatches:
         device: torch.device,
         process_index: int = 0,
         num_processes: int = 1,
+        commit: str | None = None,
     ):
         self._settings, self._batch_size, self._device = settings, batch_size, device
         self._share = (seed, process_index, num_processes)
@@ -152,7 +154,7 @@ class StreamBatches:
         self._warned_of_grey = False
         self._reading_thread = ThreadPoolExecutor(1)
         self._decoders = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-        self._open(hub_commit(settings))
+        self._open(commit or hub_commit(settings))
         identity = [settings.dataset, settings.dataset_split, self._reader.column]
         identity += [settings.dataset_config] if settings.dataset_config is not None else []
         self.digest = hashlib.sha256(repr(identity).encode()).hexdigest()

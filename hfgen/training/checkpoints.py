@@ -183,6 +183,11 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
     return checkpoint
 
 
+def commit_of(checkpoint: Path | None) -> str | None:
+    """Return the commit of the dataset that a run streamed up to a checkpoint; None if there is none."""
+    return None if checkpoint is None else load_progress(checkpoint).get("commit")
+
+
 def load_progress(checkpoint: Path) -> dict[str, Any]:
     """Read the plain values of a checkpoint; raise a `UserError` if they are damaged."""
     return read_json(checkpoint / PROGRESS_FILE, ("step",), "resume from another checkpoint")

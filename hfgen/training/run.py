@@ -50,10 +50,10 @@ class Run:
         allows_fp16: whether the method can be trained in fp16, with scaled gradients.
 
     Attributes:
-        output_dir: the run's folder.
-        accelerator, device: where the run computes.
+        output_dir, accelerator, device: the run's folder, and where it computes.
         is_main, is_new: whether this is the process that writes, and whether the run starts without a checkpoint.
-        step, rollbacks: updates and rollbacks so far; within the loop, `step` is the number of the current update.
+        commit: of the dataset that the checkpoint to resume from has streamed; None without one.
+        step, rollbacks: updates, the current one included, and rollbacks so far.
         choices: what was chosen for settings that leave it open, by their names, as text; noted when a run begins.
         images_per_step, max_train_steps: images per update, over all processes, and the last update; set by `plan`.
         images_before: images that earlier launches had more than `step * images_per_step`, from other batch sizes.
@@ -82,7 +82,7 @@ class Run:
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self._page = RunPage(self.output_dir, self._all_settings, self.is_main)
         self._lock, resumed, self._changes = folder.open_folder(self.accelerator, settings, self._all_settings)
-        self._checkpoint, self.is_new = resumed, resumed is None
+        self._checkpoint, self.is_new, self.commit = resumed, resumed is None, checkpoints.commit_of(resumed)
         torch.manual_seed(settings.seed)  # the same initial weights in all processes
 
     def __enter__(self) -> "Run":

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from hfgen.errors import UserError
-from hfgen.texts import say
+from hfgen.files import read_json
+from hfgen.texts import counted, say
 from hfgen.training import checkpoints
 
 
@@ -90,6 +91,8 @@ class RunState:
         """
         batches_states = gather_object([self._batches.state_dict()])
         if self._accelerator.is_main_process:
+            if "commit" in batches_states[0]:  # of a stream, which must be known before it is opened again
+                progress = {**progress, "commit": batches_states[0]["commit"]}
             state = {name: part.state_dict() for name, part in self._parts.items()}
             checkpoints.save_checkpoint(
                 folder,
@@ -109,7 +112,8 @@ class RunState:
         progress = checkpoints.load_progress(checkpoint)
         if progress["data_digest"] != self._agreement["data_digest"]:
             raise UserError(
-                f"--dataset: these are not the images that {checkpoint} was trained on; give the same dataset again"
+                f"--dataset: these are not the images that {checkpoint} was trained on{_number_before(checkpoint)}; "
+                "take away what was added, give the same dataset again, or start a new run from this one (--init_from)"
             )
         for key, value in self._agreement.items():
             if progress[key] != value:
@@ -178,6 +182,14 @@ def _lay_out_like_parameters(part: Stateful) -> None:
         for key, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _number_before(checkpoint: Path) -> str:
+    """Return how many images the run of a checkpoint had, in brackets, if it kept their report."""
+    report = checkpoint.parents[1] / "intake.json"
+    if not report.is_file():
+        return ""
+    return f" ({counted(read_json(report, ('images',))['images'], 'image')} then)"
 
 
 def _is_finite(part: Stateful) -> bool:

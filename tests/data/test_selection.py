@@ -11,7 +11,7 @@ import pytest
 from picture_files import encoded, noise
 from tfrecord_writer import bytes_feature, example, record
 
-from hfgen.commands.evaluate import load_held_out
+from hfgen.commands.evaluate import held_out_of
 from hfgen.data.selection import NoSplitsError, select
 from hfgen.data.settings import DataSettings
 from hfgen.data.sources import open_source
@@ -87,6 +87,8 @@ def test_a_split_of_data_without_splits_is_refused(tmp_path, kind, split):
         (["ld_train00-1.tfrec", "ld_val00-2.tfrec", "ld_test00-3.tfrec"], ["ld_val00-2.tfrec"]),
         (["train2017.parquet", "val2017.parquet"], ["val2017.parquet"]),
         (["train-00000-of-01024", "validation-00000-of-00128"], ["validation-00000-of-00128"]),
+        (["data/train/cats/a.png", "data/valid/cats/b.png", "preview.png"], ["data/valid/cats/b.png"]),
+        (["cats/train/a.png", "cats/val/b.png", "dogs/val/c.png"], ["cats/val/b.png", "dogs/val/c.png"]),
         (["cats-train-part1.tar", "cats-train-part2.tar", "cats-dev-part1.tar"], ["cats-dev-part1.tar"]),
     ],
 )
@@ -95,7 +97,12 @@ def test_other_words_for_a_split_are_understood(names, wanted):
 
 
 @pytest.mark.parametrize(
-    "names", [["train/a.png", "bus/b.png"], ["train/a.png", "b.png"], ["train/a.png"], ["test/a.png"]]
+    "names",
+    [
+        *(["train/a.png", "bus/b.png"], ["train/a.png", "b.png"], ["train/a.png"], ["test/a.png"]),
+        *(["rail/train/a.jpg", "a/eval/b.jpg", "a/b/c.jpg"], ["2020/test/a.jpg", "2021/dev/b.jpg", "2022/trip/c.jpg"]),
+        ["cats/a.jpg", "exp/test/b.jpg", "exp/val/c.jpg"],
+    ],
 )
 def test_a_folder_called_train_among_others_is_no_split(names):
     assert select("set", names, "train").indices == list(range(len(names)))
@@ -136,16 +143,16 @@ def test_shards_are_named_by_their_split(tmp_path):
 def test_held_out_images_are_those_of_the_test_split_or_all_without_splits(tmp_path, monkeypatch):
     opened = []
 
-    def load(settings, extractor, argument):
+    def load(settings, argument, fewest):
         opened.append(images_of(settings.dataset, settings.dataset_split))
 
-    monkeypatch.setattr("hfgen.evaluation.reference.load_reference", load)
+    monkeypatch.setattr("hfgen.evaluation.reference.open_images", load)
     data = DataSettings(dataset="toy_paintings:3")
-    load_held_out(str(write(tmp_path, "folder", "a.png", "b.png")), None, data, None)
-    load_held_out(str(write(tmp_path, "zip", "train/a.png", "test/b.png")), None, data, None)
+    held_out_of(str(write(tmp_path, "folder", "a.png", "b.png")), None, data)
+    held_out_of(str(write(tmp_path, "zip", "train/a.png", "test/b.png")), None, data)
     assert opened == [["a.png", "b.png"], ["test/b.png"]]
     with pytest.raises(NoSplitsError):
-        load_held_out(str(tmp_path / "set"), "test", data, None)
+        held_out_of(str(tmp_path / "set"), "test", data)
 
 
 # Folders

@@ -25,28 +25,37 @@ STREAMED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def run(programs, tmp_path_factory):
-    """Run the script, as so many processes, beside a Hub with a dataset of four parquet files and two columns."""
+def shards(*columns: str) -> dict[str, bytes]:
+    """Four parquet files of five images, which are in each of these columns."""
     files = {}
     for shard in range(4):
         rows = [encoded(index) for index in range(shard * 5, shard * 5 + 5)]
-        table = pa.table({name: [{"bytes": row, "path": None} for row in rows] for name in ("imageA", "imageB")})
-        feature = {"_type": "Image"}
-        info = {"info": {"features": {"imageA": feature, "imageB": feature}}}
+        table = pa.table({name: [{"bytes": row, "path": None} for row in rows] for name in columns})
+        info = {"info": {"features": {name: {"_type": "Image"} for name in columns}}}
         buffer = io.BytesIO()
         parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)}), buffer)
         files[f"data/train-{shard:05d}-of-00004.parquet"] = buffer.getvalue()
+    return files
+
+
+@pytest.fixture(scope="module")
+def hub():
     with LoopbackHub() as hub:
-        hub.put("tester/paintings", files, type="dataset")
-        environment = {**hub.environment(tmp_path_factory.mktemp("home")), "OMP_NUM_THREADS": "1"}
+        yield hub
 
-        def run_script(*arguments, ranks=1):
-            if ranks == 1:
-                return [programs.run(SCRIPT, *arguments, environment=environment)]
-            return programs.run_ranks(ranks, SCRIPT, *arguments, environment=environment)
 
-        yield run_script
+@pytest.fixture(scope="module")
+def run(hub, programs, tmp_path_factory):
+    """Run the script, as so many processes, beside a Hub with a dataset of two columns."""
+    hub.put("tester/paintings", shards("imageA", "imageB"), type="dataset")
+    environment = {**hub.environment(tmp_path_factory.mktemp("home")), "OMP_NUM_THREADS": "1"}
+
+    def run_script(*arguments, ranks=1):
+        if ranks == 1:
+            return [programs.run(SCRIPT, *arguments, environment=environment)]
+        return programs.run_ranks(ranks, SCRIPT, *arguments, environment=environment)
+
+    return run_script
 
 
 def encoded(index: int) -> bytes:
@@ -83,6 +92,23 @@ def test_two_processes_stream_their_own_shards_and_resume_bit_equal(run, tmp_pat
     assert [launch["num_processes"] for launch in launches] == [2, 2]
     state = torch.load(folder / "checkpoints" / "step-00000009" / "state.pt", weights_only=True)
     assert len(state["batches"]) == 2
+
+
+@pytest.mark.parametrize("columns", [("picture",), ("imageA", "thumbnail")])
+def test_a_streamed_run_goes_on_with_its_commit_whatever_has_become_of_the_dataset(run, hub, tmp_path, columns):
+    name = f"tester/{'-'.join(columns)}"
+    hub.put(name, shards("imageA"), type="dataset")
+    changing = [*STREAMED, "--dataset", name, "--output_dir", tmp_path / "run"]
+    place = changing.index("--dataset_column")
+    del changing[place : place + 2]  # there is only one
+    (ended,) = run(*changing)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    weights = tmp_path / "run" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
+    uninterrupted = load_file(weights)
+    hub.put(name, shards(*columns), type="dataset")
+    (ended,) = run(*changing, "--resume", tmp_path / "run" / "checkpoints" / "step-00000004")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert_equal_weights(uninterrupted, load_file(weights))
 
 
 def test_the_column_has_to_be_chosen(run, tmp_path):
