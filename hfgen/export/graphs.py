@@ -87,10 +87,10 @@ def how_to_generate(graphs: Sequence[Graph]) -> str:
     files = [graph.file for graph in graphs]
     if "unet.onnx" in files:
         return (
-            "Rebuild the scheduler from the config below, set its timesteps, and start from standard normal noise "
-            "times its init_noise_sigma. At each timestep (of the type named below, one for each image of the batch) "
-            "run the network on scheduler.scale_model_input(sample, timestep) and get the next sample from "
-            "scheduler.step. Clip the last sample to [-1, 1]."
+            "Rebuild the scheduler from the config below, set its timesteps for num_inference_steps, and start from "
+            "standard normal noise times its init_noise_sigma. At each timestep (of the type named below, one for "
+            "each image of the batch) run the network on scheduler.scale_model_input(sample, timestep) and get the "
+            "next sample from scheduler.step. Clip the last sample to [-1, 1]."
         )
     if "density.onnx" in files:
         return "Run density.onnx on standard normal noise, then decoder.onnx on the resulting latents."

@@ -26,7 +26,7 @@ from hfgen.texts import markdown_text
 # Files that a folder to publish may contain besides the pipeline; see hfgen/publishing/folder.py.
 SETTINGS_FILE, TRAINING_FILE = "training_config.json", "training.json"
 # Description of the end of training if the run continued after this step.
-EARLIER = "an earlier step"
+EARLIER, WHILE_TRAINING = "an earlier step", "published while training continued"
 REPORT_FILE, RUN_SCORES_FILE = "evaluation.json", "scores.json"
 # Settings that do not affect a run's weights.
 SETTINGS_OF_THE_LAUNCH = frozenset(
@@ -349,7 +349,7 @@ def _limits(
             f"Its recall of {report['scores']['recall']:.2g} is far below that of {real['num_fake']:,} real "
             f"images ({real['recall']:.2g}): it misses much of the data's diversity."
         )
-    if training and training["end"] != "complete" and not training["end"].startswith(EARLIER):
+    if training and not training["end"].startswith(("complete", EARLIER, WHILE_TRAINING)):
         sentences.append(f"Its training ended early: {training['end']}.")
     return "\n".join(f"- {sentence}" for sentence in sentences)
 

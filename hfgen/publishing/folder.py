@@ -16,7 +16,15 @@ from hfgen.data.location import TOY_PAINTINGS, is_hub_id
 from hfgen.errors import UserError
 from hfgen.families import family
 from hfgen.files import read_json, read_json_lines
-from hfgen.hub.card import EARLIER, REPORT_FILE, RUN_SCORES_FILE, SETTINGS_FILE, TRAINING_FILE, write_card
+from hfgen.hub.card import (
+    EARLIER,
+    REPORT_FILE,
+    RUN_SCORES_FILE,
+    SETTINGS_FILE,
+    TRAINING_FILE,
+    WHILE_TRAINING,
+    write_card,
+)
 from hfgen.hub.model_index import reference_name
 from hfgen.inference.curves import plot_curves
 from hfgen.inference.figures import denoising_steps, labelled_sheet
@@ -36,6 +44,7 @@ from hfgen.publishing.half import round_to_half, store_in_half
 from hfgen.training.checkpoints import PROGRESS_FILE, final_progress
 from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE, STATUS_KEYS, read_launches, run_of
 from hfgen.training.history import METRICS_FILE, NEEDED
+from hfgen.training.lock import holder_of
 
 
 # Settings about local paths and upload targets, not about the training.
@@ -200,7 +209,7 @@ def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path, digest: s
     moment = moment_of(run, pipeline_folder, log)
     launches, status = read_launches(run), read_json(run / "status.json", STATUS_KEYS)
     training = {
-        "end": end_of(status, moment.step),
+        "end": end_of(status, moment.step, holder_of(run) is not None),
         "step": moment.step,
         "seconds": moment.seconds,
         "images": images_at(log, moment.step),
@@ -234,11 +243,15 @@ def public_launch(launch: dict[str, Any]) -> dict[str, Any]:
     return {**launch, "changed_settings": changes}
 
 
-def end_of(status: dict[str, Any], step: int) -> str:
-    """Describe how training ended for a pipeline of this step, from the run's `status.json`."""
+def end_of(status: dict[str, Any], step: int, is_running: bool) -> str:
+    """Describe how training ended for a pipeline of this step, from the run's `status.json`, in public words."""
     if step < status["step"]:
         return f"{EARLIER} of a run that continued to step {status['step']:,}"
-    return status["reason"] if status["status"] != "running" else "published while training continued"
+    if status["status"] == "failed":  # whose message may name files of this machine
+        return f"an error after step {step:,}"
+    if status["status"] != "running":
+        return status["reason"]
+    return WHILE_TRAINING if is_running else f"killed after step {step:,}"
 
 
 def data_of(run: Path, settings: dict[str, Any]) -> tuple[str, bool, dict[str, Any] | None]:

@@ -61,7 +61,7 @@ def publish(
 
     Raises:
         UserError: if there is nothing to publish, it does not load by itself, or the Hub refuses; then the repo is
-            unchanged, and the same call can be repeated later.
+            unchanged, unless the message says that only the Space failed. The same call can be repeated later.
     """
     find_pipeline(_existing(source))  # report a misspelt path before asking for a token
     if space:
@@ -79,7 +79,11 @@ def publish(
         app = Path(temporary) / "its space"  # not a valid repo name
         # Pin the revision, so that the Space keeps running the code it was published with.
         write_space(app, target.repo_id, commit.revision, target.repo_id.split("/")[1], license_id)
-        return Published(target.repo_id, commit, replaces, upload(app, of_space, "Publish the demo"))
+        try:
+            of_demo = upload(app, of_space, "Publish the demo")
+        except UserError as error:
+            raise UserError(f"the model is published: {commit.address}; but not its demo: {error}") from error
+        return Published(target.repo_id, commit, replaces, of_demo)
 
 
 def publish_if_asked(run: Run) -> None:
@@ -97,7 +101,7 @@ def publish_if_asked(run: Run) -> None:
         private = " --private" if settings.hub_private_repo else ""
         again = f"hfgen publish {shlex.quote(str(run.output_dir))} {settings.hub_repo_id}{private}"
         raise UserError(
-            f"{error}\nThe run itself is complete in {run.output_dir}. To publish it later: {again}"
+            f"{error}\nThe run and its pipeline are saved in {run.output_dir}. To publish it later: {again}"
         ) from error
     say(f"published {published.repo_id}: {published.commit.address}")
 

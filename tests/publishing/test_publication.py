@@ -22,6 +22,7 @@ from hfgen.integrity import record_digests
 from hfgen.publishing import folder as publication
 from hfgen.publishing.folder import images_at, make_publication, refuse_private_paths, run_of
 from hfgen.publishing.publish import prepare
+from hfgen.training.lock import lock_folder
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -283,8 +284,18 @@ def test_an_unfinished_run_is_published_from_its_newest_checkpoint_and_says_so(r
     (run / "status.json").write_text(json.dumps(status))
     with (run / "metrics.jsonl").open("a") as log:
         log.write('{"step": 7, "im')  # is being written
+    lock = lock_folder(run)
     training = publish(run, tmp_path / "going on")["training.json"]
+    lock.release()
     assert (training["step"], training["images"], training["end"]) == (4, 16, "published while training continued")
+    assert "training ended early" not in (tmp_path / "going on" / "README.md").read_text()
+    # Of a process that was killed, the status says "running" for ever.
+    assert publish(run, tmp_path / "killed")["training.json"]["end"] == "killed after step 4"
+    assert "Its training ended early: killed after step 4." in (tmp_path / "killed" / "README.md").read_text()
+    failed = {**status, "status": "failed", "reason": "/scratch/anna/cats.zip: Input/output error", "step": 4}
+    (run / "status.json").write_text(json.dumps(failed))
+    assert publish(run, tmp_path / "failed")["training.json"]["end"] == "an error after step 4"
+    assert "anna" not in (tmp_path / "failed" / "README.md").read_text()
     (run / "status.json").write_text(json.dumps(status | {"status": "stopped", "reason": "stopped by SIGTERM"}))
     assert publish(run, tmp_path / "stopped")["training.json"]["end"] == "stopped by SIGTERM"
     card = (tmp_path / "stopped" / "README.md").read_text()

@@ -129,7 +129,7 @@ def test_a_run_whose_upload_fails_is_whole_and_names_the_command_to_publish_it(h
     assert error.startswith(
         f"error: {repo}: the upload failed, and without its single commit the repo is unchanged: run it again when"
     )
-    assert later.startswith(f"  The run itself is complete in {folder}. To publish it later: hfgen publish ")
+    assert later.startswith(f"  The run and its pipeline are saved in {folder}. To publish it later: hfgen publish ")
     assert later.endswith(f"my run' {repo} --private")  # whether or not the repo is there already
     assert len(hub.commits(repo)) == 1
     assert json.loads((folder / "status.json").read_text())["status"] == "complete"
