@@ -3,9 +3,12 @@
 A copy of this file and the few that it imports is part of each Space.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from diffusers import DiffusionPipeline
 
 from hfgen.demo.drawing import SAVED, Settings, image_size
@@ -143,6 +146,16 @@ def whole_number(value: Any, label: str, lowest: int, highest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value <= highest or value % 1:
         raise refusal(f"{label} must be a whole number from {lowest} to {highest}.")
     return int(value)
+
+
+@contextmanager
+def only_finite() -> Iterator[None]:
+    """Refuse images that are NaN, which the page would show black."""
+    try:
+        with np.errstate(invalid="raise"):  # of the conversion to 8 bits
+            yield
+    except FloatingPointError:
+        raise refusal("The images of this pipeline are not finite: its training has diverged.") from None
 
 
 def refusal(sentence: str) -> gr.Error:

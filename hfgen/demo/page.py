@@ -35,6 +35,7 @@ from hfgen.demo.fields import (
     image_gallery,
     most_steps,
     number,
+    only_finite,
     option_fields,
     read_settings,
     refusal,
@@ -166,7 +167,8 @@ def _sample_tab(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> None
         settings = read_settings(pipeline, options)
         start = time.monotonic()
         generators = [image_generator(seed, index) for index in range(count)]
-        images = generate(pipeline, generators, settings, _follow(progress))
+        with only_finite():
+            images = generate(pipeline, generators, settings, _follow(progress))
         seconds = time.monotonic() - start
         file = _write_download(Path(folder.name), f"{Path(name).name}-seed-{seed}", images)
         label = "Download as PNG" if count == 1 else f"Download {count} PNGs in a zip"
@@ -190,7 +192,9 @@ def _interpolate_tab(page: gr.Blocks, pipeline: DiffusionPipeline) -> None:
     def between(first, second, parts, options, progress):
         ends = whole_number(first, "From seed", 0, MAX_SEED), whole_number(second, "To seed", 0, MAX_SEED)
         parts = [number(part, "Position", 0, 1) for part in parts]
-        return interpolate(pipeline, ends, parts, read_settings(pipeline, options, between=True), _follow(progress))
+        settings = read_settings(pipeline, options, between=True)
+        with only_finite():
+            return interpolate(pipeline, ends, parts, settings, _follow(progress))
 
     def handle(first, second, part, *options, progress=gr.Progress()):  # noqa: B008 (gradio requires it as a default)
         parts = [step / WALK_STEPS for step in range(WALK_STEPS + 1)]
@@ -231,7 +235,8 @@ def _denoise_tab(pipeline: DiffusionPipeline) -> None:
         yield frame, "noise", kept
         for done, steps, timestep, sample in denoise(pipeline, noise, generators, settings):
             if _due(done, steps, 3 * NUM_FRAMES):
-                frame = _write_frame(Path(folder.name), done, sample)
+                with only_finite():
+                    frame = _write_frame(Path(folder.name), done, sample)
                 kept = [*kept, (frame, f"after {timestep}")] if _due(done, steps, NUM_FRAMES) else kept
                 yield frame, f"step {done} of {steps}, timestep {timestep}", kept
 
@@ -258,7 +263,8 @@ def _reconstruct_tab(pipeline: DiffusionPipeline) -> None:
             image = open_upload(path, image_size(pipeline))
         except ValueError as error:
             raise refusal(str(error)) from error
-        return image, pipeline.reconstruct(image).images[0]
+        with only_finite():
+            return image, pipeline.reconstruct(image).images[0]
 
     outputs = [original, reconstruction]
     gr.on([file.upload, file.clear], handle, file, outputs, api_name="reconstruct", **ONE_AT_A_TIME)
@@ -293,7 +299,9 @@ def _compare_tab(pipelines: dict[str, DiffusionPipeline]) -> None:
             pipeline = pipelines[name]
             settings = Settings(steps=min(steps, most_steps(pipeline)))
             start = time.monotonic()
-            images = generate(pipeline, [image_generator(seed, i) for i in range(count)], settings, _follow(progress))
+            with only_finite():
+                generators = [image_generator(seed, index) for index in range(count)]
+                images = generate(pipeline, generators, settings, _follow(progress))
             seconds = time.monotonic() - start
             with_steps = f" ({settings.steps} steps)" if family(pipeline) == "ddpm" else ""
             note = f"**{name}**: {_plural(count)} in {seconds:.2f} s{with_steps}  \n{describe(pipeline)}"

@@ -1,5 +1,6 @@
 """What the demo draws, what it reads, what it refuses; without a browser."""
 
+import copy
 import socket
 
 import diffusers
@@ -11,6 +12,7 @@ from edm_pipelines import edm_pipeline
 from PIL import Image
 
 from hfgen.errors import UserError
+from hfgen.families import image_network
 from hfgen.inference.sampling import image_generators, open_image
 from hfgen.methods.schedules import EDM_SAMPLERS, SAMPLERS, sampling_scheduler
 
@@ -20,7 +22,7 @@ gr = pytest.importorskip("gradio", reason='needs gradio: pip install "hfgen[demo
 from hfgen.commands.demo import pipeline_names, refuse_port_in_use  # noqa: E402
 from hfgen.demo import drawing  # noqa: E402
 from hfgen.demo.drawing import Settings, generate, image_generator, interpolate, open_upload  # noqa: E402
-from hfgen.demo.fields import MAX_SEED, option_fields, read_settings, whole_number  # noqa: E402
+from hfgen.demo.fields import MAX_SEED, only_finite, option_fields, read_settings, whole_number  # noqa: E402
 from hfgen.demo.page import build_demo  # noqa: E402
 
 
@@ -288,3 +290,17 @@ def test_without_gradio_the_command_says_what_to_install(hfgen, monkeypatch, tmp
     monkeypatch.setitem(sys.modules, "gradio", None)
     status, _, err = hfgen("demo", tmp_path, "--port", "59871")
     assert status == 2 and 'pip install "hfgen[demo]"' in err
+
+
+@pytest.mark.parametrize("name", ["gan", "vae", "ddpm"])
+def test_a_pipeline_that_has_diverged_is_said_to_be_so_and_not_shown_black(pipelines, name):
+    broken = copy.deepcopy(pipelines[name])
+    with torch.no_grad():
+        for weight in image_network(broken).parameters():
+            weight.fill_(torch.nan)
+    with pytest.raises(gr.Error, match="not finite: its training has diverged"), only_finite():
+        generate(broken, generators(0, 1), Settings(steps=2))
+    functions = {function.api_name: function.fn for function in build_demo({"model": broken}).fns.values()}
+    options = [2, "ddim"] if name == "ddpm" else []
+    with pytest.raises(gr.Error, match="not finite"):
+        functions["draw"](0, 1, *options)
