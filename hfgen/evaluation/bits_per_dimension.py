@@ -33,36 +33,43 @@ def check_has_likelihood(pipeline: DiffusionPipeline) -> None:
         _training_schedule(pipeline)
 
 
-def likelihood_report(pipeline: DiffusionPipeline, real: Reference, seed: int, held_out: bool) -> dict[str, Any]:
+def likelihood_report(
+    pipeline: DiffusionPipeline, real: Reference, seed: int, images: str = "reference"
+) -> dict[str, Any]:
     """Measure the bits per dimension of at most `MAX_IMAGES` real images.
 
     Args:
         pipeline: of a VAE or a DDPM.
         real: the images.
         seed: seed for choosing the images and for latents, timesteps and noise.
-        held_out: whether the images were not used in training; the statement says so.
+        images: "held_out" if they were not used in training, "training" if they were, "reference" if that is unknown
+            or true of some only. The statement says which.
 
     Returns:
         Plain values: `bits_per_dimension` (an upper bound), `num_images`, `held_out`, and `statement` (a clause).
     """
     chosen = thinned_out(np.arange(len(real.images)), MAX_IMAGES, seed)
     pixels = torch.from_numpy(np.stack([real.images[int(index)] for index in chosen])).permute(0, 3, 1, 2)
-    images = (pixels.float() / 127.5 - 1).clamp(-1, 1)
+    scaled = (pixels.float() / 127.5 - 1).clamp(-1, 1)
     numbers = torch.Generator().manual_seed(seed)
     if family(pipeline) == "vae":
-        bits = vae_bits(pipeline.vae, images, numbers)
+        bits = vae_bits(pipeline.vae, scaled, numbers)
     else:
         schedule = _training_schedule(pipeline)
         bound = edm_bits if is_edm(schedule) else diffusion_bits
-        parts = (part.to(pipeline.device) for part in images.split(BATCH_SIZE))
+        parts = (part.to(pipeline.device) for part in scaled.split(BATCH_SIZE))
         each = [bound(pipeline.unet, schedule, part, TIMESTEPS_PER_IMAGE, numbers) for part in parts]
         bits = float(torch.cat(each).mean())
-    kind = "held-out images" if held_out else "images that may have been in its training data"
+    kind = {
+        "held_out": "held-out images",
+        "training": "images of its training data",
+        "reference": "images that may have been in its training data",
+    }[images]
     return {
         "bits_per_dimension": bits,
-        "num_images": len(images),
-        "held_out": held_out,
-        "statement": f"at most {bits:.3f} bits per dimension for {len(images)} {kind}",
+        "num_images": len(scaled),
+        "held_out": images == "held_out",
+        "statement": f"at most {bits:.3f} bits per dimension for {len(scaled)} {kind}",
     }
 
 

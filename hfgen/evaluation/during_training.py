@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from hfgen.data.settings import DataSettings
 from hfgen.errors import StopRequestedError, UserError
 from hfgen.evaluation.reference import open_reference
-from hfgen.evaluation.scores import MAX_AMONG_REAL, distances_among, memorisation_report, pixel_report
+from hfgen.evaluation.scores import MAX_AMONG_REAL, memorisation_report, pixel_report
 from hfgen.evaluation.scoring import generated_images
 from hfgen.files import read_json_lines, write_atomically, write_text_atomically
 from hfgen.inference.sampling import SamplingOptions, network_digest
@@ -76,7 +76,7 @@ class RunEvaluation:
         weights, argument = self._settings.feature_weights, "--evaluate_every: --dataset"
         self._real = open_reference(squares, self._run.device, feature_weights=weights, argument=argument)
         self._real_small = self._real.thumbnails()
-        self._among_real = distances_among(self._real.features, self._sampling.seed)
+        self._among_real = self._real.distances_among(self._sampling.seed)
         self._num_among_real = min(len(self._real.features), MAX_AMONG_REAL)
 
     def evaluate(self, pipeline: DiffusionPipeline) -> None:

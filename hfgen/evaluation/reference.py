@@ -14,19 +14,19 @@ from hfgen.arguments import calling_the_dataset
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import ImageStore, cache_folder, load_images
 from hfgen.errors import UserError
-from hfgen.evaluation.scores import score_floor
+from hfgen.evaluation.scores import distances_among, score_floor
 from hfgen.files import read_json
 from hfgen.integrity import keep
 from hfgen.metrics import feature_spaces
 from hfgen.metrics.extraction import BATCH_SIZE, Extractor
-from hfgen.metrics.memorisation import thumbnails
+from hfgen.metrics.memorisation import thumbnails, without_repeats
 from hfgen.texts import counted
 
 
 # Each half needs more images than the number of neighbours used by precision and recall.
 MIN_IMAGES = 12
 # Increase when the output of `score_floor` changes, so that cached floors are recomputed.
-FLOOR_VERSION = 5
+FLOOR_VERSION = 6
 # Images whose features are in memory at a time while they are computed; whole batches of the extractor.
 FEATURES_AT_ONCE = 1024 * BATCH_SIZE
 FEATURES_FILE, FLOOR_FILE = "features.npy", "floor.json"
@@ -48,15 +48,21 @@ class Reference(NamedTuple):
     extractor: Extractor
 
     def floor(self, num_fake: int, seed: int) -> dict[str, Any]:
-        """Return `score_floor` of the real images, cached."""
+        """Return `score_floor` of the real images, cached; of equal images, the distances are those of one."""
 
         def write(temporary: Path) -> None:
             temporary.mkdir()
-            (temporary / FLOOR_FILE).write_text(json.dumps(score_floor(self.features, num_fake, seed)))
+            floor = score_floor(self.features, num_fake, seed, self.distances_among(seed))
+            (temporary / FLOOR_FILE).write_text(json.dumps(floor))
 
         folder = self.folder.with_name(f"{self.folder.name}-floor{FLOOR_VERSION}-{num_fake}-{seed}")
         _keep(folder, write)
         return read_json(folder / FLOOR_FILE)
+
+    def distances_among(self, seed: int) -> dict[str, float]:
+        """Return `distances_among` of the images, of which those with equal pixels count as one."""
+        kept, _ = without_repeats(self.images[index] for index in range(len(self.images)))
+        return distances_among(self.features if len(kept) == len(self.images) else self.features[kept], seed)
 
     def thumbnails(self) -> np.ndarray:
         """Return the images in the form that `nearest_pixels` compares."""
@@ -70,6 +76,7 @@ def open_reference(
     mode: str = "clean",
     feature_weights: str | None = None,
     argument: str = "--reference",
+    fewest: int | None = None,
 ) -> Reference:
     """Load a feature network, and open the real images that a generator is scored against.
 
@@ -79,16 +86,47 @@ def open_reference(
         features: as for `build_extractor`.
         mode: as for `build_extractor`.
         feature_weights: as for `build_extractor`.
-        argument: command-line argument that named the dataset, for messages.
+        argument: as for `open_images`.
+        fewest: as for `open_images`.
 
     Raises:
         UserError: as `build_extractor` and `load_reference` do.
     """
     extractor = feature_spaces.build_extractor(features, mode, feature_weights, device)
-    return load_reference(data, extractor, argument)
+    return load_reference(data, extractor, argument, fewest)
 
 
-def load_reference(settings: DataSettings, extractor: Extractor, argument: str) -> Reference:
+def open_images(settings: DataSettings, argument: str, fewest: int | None = None) -> ImageStore:
+    """Open a dataset that has enough images.
+
+    Args:
+        settings: settings of the dataset.
+        argument: command-line argument that named the dataset, for messages.
+        fewest: number of images that suffices, equal ones included; None: `MIN_IMAGES` different ones, as for a
+            reference, which is split and compared with itself.
+
+    Raises:
+        UserError: if the dataset cannot be opened, is refused, or has fewer images.
+    """
+    with calling_the_dataset(argument):
+        images = load_images(settings)
+    if fewest is not None:
+        if len(images) < fewest:
+            raise UserError(f"{argument} {settings.dataset}: {counted(len(images), 'image')}, but {fewest} are needed")
+        return images
+    different = set()
+    for index in range(len(images)):
+        different.add(hash(images[index].tobytes()))
+        if len(different) == MIN_IMAGES:
+            return images
+    found = counted(len(different), "different image" if len(different) < len(images) else "image")
+    are = "is" if len(different) == 1 else "are"
+    raise UserError(f"{argument} {settings.dataset}: {found} {are} too few to split and compare")
+
+
+def load_reference(
+    settings: DataSettings, extractor: Extractor, argument: str, fewest: int | None = None
+) -> Reference:
     """Open a dataset and compute the features of all its images, or read them from the cache.
 
     The cache is next to the decoded images, keyed by their digest and the extractor's identity.
@@ -96,22 +134,13 @@ def load_reference(settings: DataSettings, extractor: Extractor, argument: str) 
     Args:
         settings: settings of the dataset.
         extractor: computes the features.
-        argument: command-line argument that named the dataset, for messages.
+        argument: as for `open_images`.
+        fewest: as for `open_images`.
 
     Raises:
-        UserError: if the dataset cannot be opened, is refused, or has fewer than `MIN_IMAGES` different images.
+        UserError: as `open_images` does.
     """
-    with calling_the_dataset(argument):
-        images = load_images(settings)
-    different = set()
-    for index in range(len(images)):
-        different.add(hash(images[index].tobytes()))
-        if len(different) == MIN_IMAGES:
-            break
-    else:
-        found = counted(len(different), "different image" if len(different) < len(images) else "image")
-        are = "is" if len(different) == 1 else "are"
-        raise UserError(f"{argument} {settings.dataset}: {found} {are} too few to split and compare")
+    images = open_images(settings, argument, fewest)
     folder = features_folder(images, settings, extractor)
 
     def write(temporary: Path) -> None:

@@ -70,13 +70,16 @@ def spread_over_seeds(scores: list[dict[str, Any]]) -> dict[str, dict[str, float
     }
 
 
-def score_floor(real: np.ndarray, num_fake: int, seed: int = 0) -> dict[str, Any]:
+def score_floor(
+    real: np.ndarray, num_fake: int, seed: int = 0, nearest: dict[str, float] | None = None
+) -> dict[str, Any]:
     """Score real images against other real images: what a perfect generator would get with as few images.
 
     Args:
         real: features of the real images, `(num_real, num_features)`.
         num_fake: number of generated images to give the floor for.
         seed: seed of the split and the resample.
+        nearest: from `distances_among`, if the images are not to be all of these.
 
     Returns:
         `split`: all scores of `num_fake` random real images, but at most half of them, against the others;
@@ -91,7 +94,7 @@ def score_floor(real: np.ndarray, num_fake: int, seed: int = 0) -> dict[str, Any
     return {
         "split": score_features(real[order[count:]], real[order[:count]], seed),
         "fid_at_n": frechet_distance(real, resampled),
-        "nearest": distances_among(real, seed),
+        "nearest": distances_among(real, seed) if nearest is None else nearest,
     }
 
 

@@ -114,7 +114,6 @@ def score_pipeline(
     pipeline: DiffusionPipeline,
     real: Reference,
     options: SamplingOptions,
-    repeats: int = 1,
     extrapolate: bool = False,
     held_out: Reference | None = None,
     trained_on: bool | None = None,
@@ -125,7 +124,6 @@ def score_pipeline(
         pipeline: of any family.
         real: the real images, in the pipeline's image size.
         options: how to generate.
-        repeats: number of image sets, with consecutive seeds; the scores are those of the first set.
         extrapolate: also estimate the FID of infinitely many generated images.
         held_out: real images not used in training.
         trained_on: from `was_trained_on`.
@@ -133,8 +131,8 @@ def score_pipeline(
     Raises:
         UserError: as `generate_images` does, or if there are too few images to extrapolate from.
     """
-    if extrapolate and options.num_images < MIN_TO_EXTRAPOLATE:  # before generating them
-        raise _too_few(options.num_images)
+    if extrapolate:  # before generating them
+        check_enough_to_extrapolate(options.num_images)
     with generated_images(pipeline, options, real.extractor) as generated:
         images, features = generated.images, generated.features
         scored = score_images(images, features, real, options.seed, extrapolate, held_out, trained_on)
@@ -146,14 +144,12 @@ def score_pipeline(
         "num_inference_steps": steps,
         **way_of_sampling(pipeline, options.sample_from),
         "num_parameters": sum(weight.numel() for network in networks for weight in network.parameters()),
-        "drawing_images_per_second": round(generated.images_per_second, 2),
+        "drawing_images_per_second": float(f"{generated.images_per_second:.4g}"),  # it may be far below 1
         "weights_sha256": weights_digest(pipeline),
     }
     report = {**facts, **scored.report}
     if kind == "vae":
         report["reconstructions"] = reconstruction_scores(pipeline, real, options)
-    if repeats > 1:
-        report["repeats"] = repeat_scores(pipeline, real, options, repeats, report["scores"])
     return scored._replace(report=report)
 
 
@@ -203,11 +199,11 @@ def score_images(
     Raises:
         UserError: if there are too few images to extrapolate from.
     """
-    if extrapolate and len(features) < MIN_TO_EXTRAPOLATE:
-        raise _too_few(len(features))
+    if extrapolate:
+        check_enough_to_extrapolate(len(features))
     small, real_small = thumbnails(images[index] for index in range(len(images))), real.thumbnails()
     floor = real.floor(len(features), seed)
-    called = "reference" if trained_on is False else "training"
+    called = "training" if trained_on else "reference"
     report: dict[str, Any] = {
         "sample_size": images[0].shape[0],
         "seed": seed,
@@ -231,8 +227,10 @@ def score_images(
     )
 
 
-def _too_few(count: int) -> UserError:
-    return UserError(f"--extrapolate needs at least {MIN_TO_EXTRAPOLATE} images, not {count}")
+def check_enough_to_extrapolate(count: int) -> None:
+    """Raise a `UserError` if there are too few images to extrapolate from."""
+    if count < MIN_TO_EXTRAPOLATE:
+        raise UserError(f"--extrapolate needs at least {MIN_TO_EXTRAPOLATE} images, not {count}")
 
 
 def repeat_scores(

@@ -34,9 +34,10 @@ PIPELINES: dict[str, type[DiffusionPipeline]] = {
 }
 
 
+PUBLISHED_FILE = "training.json"  # the record of the run beside a published pipeline
 # What is downloaded of a repo: no code, as hfgen has it, and no pickled weights.
 FILES_OF_A_PIPELINE = [
-    *("model_index.json", TRAINING_CONFIG),
+    *("model_index.json", TRAINING_CONFIG, PUBLISHED_FILE),
     *("*/config.json", "*/scheduler_config.json"),
     *("*/diffusion_pytorch_model.safetensors", "*/diffusion_pytorch_model-*-of-*.safetensors"),
     "*/diffusion_pytorch_model.safetensors.index.json",

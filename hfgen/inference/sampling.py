@@ -121,15 +121,10 @@ def generate_images(
         after_each_step: for diffusion: called after each denoising step; may raise to stop.
 
     Raises:
-        UserError: if the pipeline does not support that many steps, truncation or the density, or an image is not
-            finite.
+        UserError: as `check_sampling` does, or if an image is not finite.
     """
     kind = family(pipeline)
-    if options.truncation is not None and kind != "gan":
-        raise UserError(f"--truncation applies only to a GAN; this is a {type(pipeline).__name__}")
-    if options.num_inference_steps is not None and kind != "ddpm":
-        raise UserError(f"--num_inference_steps applies only to diffusion; this is a {type(pipeline).__name__}")
-    _check_sample_from(pipeline, options.sample_from)
+    check_sampling(pipeline, options)
     if kind == "gan":
         of_family: dict[str, Any] = {"truncation": options.truncation}
     elif kind == "vae":
@@ -161,6 +156,18 @@ def finite_images() -> Iterator[None]:
             "the generated images are not finite: the training has diverged; use an earlier checkpoint, or train "
             "again with a lower --learning_rate"
         ) from error
+
+
+def check_sampling(pipeline: DiffusionPipeline, options: SamplingOptions) -> None:
+    """Raise a `UserError` if a pipeline cannot generate in this way: its family, steps or density do not allow it."""
+    kind, steps = family(pipeline), options.num_inference_steps
+    if options.truncation is not None and kind != "gan":
+        raise UserError(f"--truncation applies only to a GAN; this is a {type(pipeline).__name__}")
+    if steps is not None and kind != "ddpm":
+        raise UserError(f"--num_inference_steps applies only to diffusion; this is a {type(pipeline).__name__}")
+    if steps is not None and not 1 <= steps <= (most := pipeline.scheduler.config.num_train_timesteps):
+        raise UserError(f"--num_inference_steps {steps}: must be from 1 to {most}, the pipeline's training timesteps")
+    _check_sample_from(pipeline, options.sample_from)
 
 
 def _check_sample_from(pipeline: DiffusionPipeline, sample_from: str | None) -> None:
@@ -253,6 +260,8 @@ def open_image(path: Path, size: int, argument: str = "--image") -> Image.Image:
     Raises:
         UserError: if it cannot be read.
     """
+    if path.is_dir():
+        raise UserError(f"{argument} {path}: is a folder; give image files")
     try:
         decoded = decode_image(str(path), read_regular(path, MAX_ENCODED_BYTES), DataSettings(sample_size=size))
     except (OSError, UnreadableImageError) as error:

@@ -111,6 +111,28 @@ def thumbnails(images: Iterable[np.ndarray]) -> np.ndarray:
     return np.fromiter(shrunk, np.dtype((np.float32, (3, THUMBNAIL_SIDE, THUMBNAIL_SIDE))))
 
 
+def without_repeats(images: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Find the images that differ from all before them.
+
+    Args:
+        images: contiguous arrays of one shape.
+
+    Returns:
+        The indices of the distinct images, `(num_distinct,)`, and for each image its position among them,
+        `(num_images,)`.
+    """
+    position_of: dict[bytes, int] = {}
+    kept: list[int] = []
+    positions: list[int] = []
+    for index, image in enumerate(images):
+        key = xxhash.xxh3_128_digest(image.data)  # a set of the images themselves would be a second copy of all
+        if key not in position_of:
+            position_of[key] = len(kept)
+            kept.append(index)
+        positions.append(position_of[key])
+    return np.array(kept), np.array(positions)
+
+
 def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | None = None) -> NearestPixels:
     """Find the most similar real images for each image, mirrored or not.
 
@@ -127,7 +149,7 @@ def nearest_pixels(small: np.ndarray, real_small: np.ndarray, own: np.ndarray | 
     Raises:
         ValueError: if there are not two different real images to find.
     """
-    kept, positions = _without_repeats(real_small)
+    kept, positions = without_repeats(real_small)
     if len(kept) < 2 + (own is not None):
         raise ValueError(f"only {len(kept)} different real images: each image needs at least two to compare with")
     real_small, own = real_small[kept], None if own is None else positions[own]
@@ -184,20 +206,6 @@ def _apart(distances: torch.Tensor) -> torch.Tensor:
     after = torch.where(_ratios(distances) < COPY_RATIO**2, positions, 0)
     first = torch.zeros(len(distances), 1, dtype=torch.int64)
     return distances.gather(1, torch.cat([first, after], dim=1).max(dim=1, keepdim=True).values)[:, 0]
-
-
-def _without_repeats(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the distinct images, and for each image its position among them."""
-    position_of: dict[bytes, int] = {}
-    kept: list[int] = []
-    positions: list[int] = []
-    for index, image in enumerate(small):
-        key = xxhash.xxh3_128_digest(image)  # a set of the images themselves would be a second copy of all
-        if key not in position_of:
-            position_of[key] = len(kept)
-            kept.append(index)
-        positions.append(position_of[key])
-    return np.array(kept), np.array(positions)
 
 
 def copying_test(train_features: np.ndarray, held_out_features: np.ndarray, fake_features: np.ndarray) -> CopyingTest:

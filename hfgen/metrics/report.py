@@ -18,8 +18,12 @@ TABLE = {
 }
 
 
-# What a report, a table or a card says of a reference that the model was not trained on.
-OTHER_DATA = "the model was not trained on the images of this reference: scores and copies are against other data"
+# What a report, a table or a card says of a reference that is not the model's training data. Digests are of all images
+# in order, so that a reference with one image more or less is other data, too.
+OTHER_DATA = (
+    "this reference is not exactly the data that the model was trained on, although it may share images with it: "
+    "scores and copies are against this reference"
+)
 
 
 def finite(value: Any) -> Any:
@@ -47,8 +51,6 @@ def markdown(report: dict[str, Any]) -> str:
 
 def score_table(report: dict[str, Any]) -> str:
     """Format the scores of a report as a table, with what is needed to interpret them."""
-    from hfgen.metrics.kernel import MAX_IMAGES  # imports torch, which takes seconds
-
     scores, floor, spread = report["scores"], report["floor"], report.get("repeats")
     real, names = floor["split"], score_names(report["features"])
     head = ["score", "generated"]
@@ -69,6 +71,8 @@ def score_table(report: dict[str, Any]) -> str:
         lines.append(f"| {names.get(key, key)} | {' | '.join(cells)} |")
     fid = names["fid"]
     paragraphs = [f"**Warning: {OTHER_DATA}.**"] if report.get("trained_on_reference") is False else []
+    if report.get("trained_on_reference", True) is None and "images" not in report:  # of another program
+        paragraphs.append("It is not known whether the model was trained on these real images.")
     at_n = ""
     if real["num_fake"] < scores["num_fake"]:  # too few real images for a floor of as many as were generated
         at_n = (
@@ -78,12 +82,9 @@ def score_table(report: dict[str, Any]) -> str:
     paragraphs += [
         f"{at_n}± is the standard error, which excludes the bias of {fid}: compare only equal numbers of images."
     ]
-    if max(scores["num_real"], scores["num_fake"]) > MAX_IMAGES:
-        paragraphs.append(
-            f"{names['kid']}, precision, recall, density and coverage are of {MAX_IMAGES:,} random images, where "
-            "there are more."
-        )
-    if scores["mifid"] < real["mifid"]:
+    if subset := of_a_subset(report):
+        paragraphs.append(subset)
+    if scores["mifid"] < real["mifid"] and real["mifid"] > real["fid"]:
         paragraphs.append(
             f"The floor of {names['mifid']} is higher than the score because it, too, has the penalty for images that "
             "are close to a real one: it is no limit here."
@@ -101,6 +102,16 @@ def score_table(report: dict[str, Any]) -> str:
     if "likelihood" in report:
         paragraphs.append(f"Likelihood: {report['likelihood']['statement']}.")
     return "\n".join(lines) + "\n\n" + "\n\n".join(paragraphs)
+
+
+def of_a_subset(report: dict[str, Any]) -> str | None:
+    """Say which scores are of some of the images only, if any are: they compare all pairs."""
+    from hfgen.metrics.kernel import MAX_IMAGES  # imports torch, which takes seconds
+
+    if max(report["scores"]["num_real"], report["scores"]["num_fake"]) <= MAX_IMAGES:
+        return None
+    names = f"{score_names(report['features'])['kid']}, precision, recall, density and coverage"
+    return f"{names} are of {MAX_IMAGES:,} random images, where there are more."
 
 
 def floor_name(split: dict[str, Any]) -> str:

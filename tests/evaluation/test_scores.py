@@ -1,11 +1,13 @@
 """Scores with their spread and floor, copies counted, reference features kept: on features made by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from damages import DAMAGES
 from PIL import Image
+from stand_in_features import paintings
 
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
@@ -206,7 +208,7 @@ def test_held_out_images_that_were_trained_on_are_told():
     assert mixed["num_also_in_train"] == 3
     assert mixed["statement"].endswith("; warning: 3 of the held-out images are also training images")
     apart = held_out_report(train, features(1, 50), fake)
-    assert apart["num_also_in_train"] == 0 and "beware" not in apart["statement"]
+    assert apart["num_also_in_train"] == 0 and "warning" not in apart["statement"]
 
 
 @pytest.mark.parametrize("frames", [2, 4, 7])
@@ -299,6 +301,22 @@ def test_reference_features_are_computed_once_for_each_data_size_and_extractor(m
     other.identity = "other colours"
     load_reference(settings, other, "--reference")
     assert other.calls == 1
+
+
+def test_copies_are_found_in_data_that_has_every_image_many_times(tmp_path):
+    """Their nearest neighbours are all identical: were they counted, nothing could be nearer than they are."""
+    for number, image in enumerate(paintings(range(12))):
+        for copy in range(9):
+            image.save(tmp_path / f"{number}-{copy}.png")
+    settings = DataSettings("toy_paintings:12", sample_size=16)
+    once, often = (
+        load_reference(replace(settings, dataset=name), Colours(), "--reference")
+        for name in (settings.dataset, str(tmp_path))
+    )
+    assert len(often.images) == 108
+    assert often.distances_among(0) == once.distances_among(0) == often.floor(20, 0)["nearest"]
+    report = memorisation_report(often.features, once.features[:5], often.distances_among(0))
+    assert report["threshold"] > 0 and report["num_copies"] == 5
 
 
 def test_the_features_of_many_images_are_computed_and_written_in_parts(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from hfgen.data.toy_paintings import paint
 from hfgen.evaluation.scores import COPY_RATIO, pixel_report
-from hfgen.metrics.memorisation import _without_repeats, nearest_pixels, thumbnails
+from hfgen.metrics.memorisation import nearest_pixels, thumbnails, without_repeats
 
 
 NUM_REAL, NUM_CHANGED = 120, 40
@@ -125,7 +125,7 @@ def test_finding_the_repeats_of_small_images_makes_no_copy_of_them():
     small = thumbnails(images)
     tracemalloc.start()
     try:
-        kept, _ = _without_repeats(small)
+        kept, _ = without_repeats(small)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -6,6 +6,7 @@ import pytest
 from hfgen.metrics import memorisation
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.memorisation import (
+    MIFID_EPSILON,
     copying_test,
     memorisation_informed_fid,
     nearest_images,
@@ -47,6 +48,7 @@ def test_mifid_is_the_fid_divided_by_the_mean_distance_of_the_generated_images()
     assert mean < 0.4
     assert memorisation_informed_fid(real, fake, epsilon=0.5) == pytest.approx(fid / mean)
     assert memorisation_informed_fid(real, fake, epsilon=mean / 2) == pytest.approx(fid)
+    assert MIFID_EPSILON == 0.1  # that of Kaggle's competition
 
 
 def test_a_generator_that_copies_one_image_is_punished_in_kaggles_direction():
