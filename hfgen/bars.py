@@ -17,7 +17,7 @@ DELAY = 1.0
 
 def update_interval() -> float:
     """Return the seconds between two updates of a bar."""
-    return 0.5 if sys.stderr.isatty() else IN_A_LOG
+    return 0.5 if sys.stderr is not None and sys.stderr.isatty() else IN_A_LOG
 
 
 def progress_bar(work: str, total: int | None, unit: str = "image", disable: bool = False) -> Any:

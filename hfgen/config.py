@@ -159,7 +159,9 @@ def _unknown_flag_message(unknown: Sequence[str], known: Sequence[str]) -> str:
     """Name the first unknown argument and the closest known setting."""
     flag = next((argument for argument in unknown if argument.startswith("--")), unknown[0])
     near = difflib.get_close_matches(flag.lstrip("-").split("=")[0], known, n=1)
-    return f"unknown argument {flag}" + (f"; did you mean --{near[0]}?" if near else "")
+    if near or flag.startswith("-"):
+        return f"unknown argument {flag}" + (f"; did you mean --{near[0]}?" if near else "")
+    return f"unknown argument {flag}; put what has spaces in quotes"
 
 
 def _preset_as_flags(preset: str, presets_folder: Path, settings_classes: Sequence[type]) -> list[str]:

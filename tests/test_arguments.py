@@ -9,7 +9,7 @@ from toy_runs import train
 
 from hfgen import cli
 from hfgen.arguments import refuse_empty_values, with_home
-from hfgen.commands.evaluate import load_held_out
+from hfgen.commands.evaluate import held_out_of
 from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 from hfgen.metrics import feature_spaces
@@ -68,7 +68,10 @@ def test_an_option_without_the_one_that_it_belongs_to_is_refused(monkeypatch, ca
 ELSEWHERE = {
     "PATH": ["data", "inspect", "nothing/is/there"],
     "PATH ": ["data", "floor", "nothing/is/there", "--device", "cpu"],
-    "IMAGES": ["evaluate-images", "nothing/is/there", "--sample_size", "16", "--reference", "x", "--output", "new"],
+    "IMAGES": [
+        *("evaluate-images", "nothing/is/there", "--sample_size", "16", "--output", "new"),
+        *("--reference", "toy_paintings:12"),
+    ],
 }
 
 
@@ -83,7 +86,7 @@ def test_messages_name_the_option_of_held_out_images(tmp_path):
     data = DataSettings("toy_paintings:12", sample_size=16, cache_dir=str(tmp_path))
     for held_out, split in ("nothing/is/there", None), ("toy_paintings:12", "other"):
         with pytest.raises(UserError, match=rf"^--held_out{'_split other' if split else ' nothing/is/there'}: "):
-            load_held_out(held_out, split, data, Colours())
+            held_out_of(held_out, split, data)
 
 
 def test_a_home_folder_that_the_shell_has_left_is_expanded(monkeypatch, tmp_path, hfgen):

@@ -2,13 +2,14 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES, check_data
+from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES, check_data, where_it_is
 from hfgen.commands.options import (
     BatchSize,
     DatasetColumn,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:  # slow to import, like the imports inside the functions
     from diffusers import DiffusionPipeline
     from PIL import Image
 
+    from hfgen.evaluation.scoring import Scored
+
 
 COLUMNS = ("precision", "recall", "coverage", "copies", "copies by pixels", "parameters", "steps", "images/s")
 
@@ -62,15 +65,13 @@ def compare(
     device: Device = "auto",
 ) -> None:
     """Score several pipelines against the same real images: quality, copies, size and speed side by side."""
-    require_new_folder(output)
+    require_new_folder(output, reference, pipelines)
     all_steps = parse_steps(steps) if steps is not None else [num_inference_steps]
     with loading():
         from hfgen.evaluation.reference import open_reference
         from hfgen.evaluation.scoring import score_pipeline
         from hfgen.families import family
-        from hfgen.inference.figures import labelled_rows, labelled_sheet
         from hfgen.inference.sampling import SamplingOptions
-        from hfgen.metrics.report import finite, score_names
 
     loaded, size = open_all(pipelines, device)
     refuse_unused({family(pipeline) for pipeline in loaded.values()}, steps, num_inference_steps, sample_from)
@@ -78,28 +79,70 @@ def compare(
     data = dataset_of("--reference", reference, size, dataset_config, dataset_split, dataset_column)
     real = open_reference(data, loaded[pipelines[0]].device, features, mode, feature_weights)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
-    rows: list[dict[str, Any]] = []
-    shown: list[tuple[str, Image.Image]] = []
     trained_on = check_data(list(loaded), data, real)
-    for where, pipeline in loaded.items():
-        source = sample_from if family(pipeline) == "vae" else None
-        for asked in all_steps if family(pipeline) == "ddpm" else [None]:
-            options = SamplingOptions(count, seed, asked, batch_size, sample_from=source)
-            scored = score_pipeline(pipeline, real, options, trained_on=trained_on[where])
-            rows.append({"name": where, "steps": scored.report["num_inference_steps"], **scored.report})
-            name = where if rows[-1]["steps"] is None else f"{where}, {rows[-1]['steps']} steps"
-            fid = f"{score_names(scored.report['features'])['fid']} {scored.report['scores']['fid']:.4g}"
-            shown.append((f"{name}\n{fid}", labelled_sheet(scored.shown, columns=len(scored.shown))))
-            say(f"{name}: {fid}")
-    order = sorted(range(len(rows)), key=lambda index: at_the_end_if_nan(rows[index]["scores"]["fid"]))
-    best_first = [rows[index] for index in order]
+    results: list[Result] = []
+    failures: list[str] = []
+    try:
+        for where, pipeline in loaded.items():
+            source = sample_from if family(pipeline) == "vae" else None
+            for asked in all_steps if family(pipeline) == "ddpm" else [None]:
+                options = SamplingOptions(count, seed, asked, batch_size, sample_from=source)
+                try:
+                    scored = score_pipeline(pipeline, real, options, trained_on=trained_on[where])
+                except UserError as error:  # it does not cost the others their scores
+                    failures.append(where if asked is None else f"{where} in {asked} steps")
+                    say(f"warning: {failures[-1]}: {error}", err=True)
+                else:
+                    results.append(named_result(where, scored))
+                    say(": ".join(results[-1].label.splitlines()))
+    finally:  # what has been scored outlives an interruption, too
+        if results:
+            write_comparison(output, where_it_is(reference), results)
+    if failures:
+        kept = f"; the others are in {output}" if results else ""
+        raise UserError(f"could not be scored, for the reasons above: {', '.join(failures)}{kept}")
+
+
+class Result(NamedTuple):
+    """What a comparison shows of a pipeline, or of one number of steps of it.
+
+    Attributes:
+        row: its name, number of steps and report, for the table.
+        label: its name, steps and FID, on two lines.
+        shown: a row of its images.
+    """
+
+    row: dict[str, Any]
+    label: str
+    shown: "Image.Image"
+
+
+def named_result(where: str, scored: "Scored") -> Result:
+    """Name the scores and images of the pipeline in `where`."""
+    from hfgen.inference.figures import labelled_sheet
+    from hfgen.metrics.report import score_names
+
+    row = {"name": where, "steps": scored.report["num_inference_steps"], **scored.report}
+    name = where if row["steps"] is None else f"{where}, {row['steps']} steps"
+    fid = f"{score_names(row['features'])['fid']} {row['scores']['fid']:.4g}"
+    return Result(row, f"{name}\n{fid}", labelled_sheet(scored.shown, columns=len(scored.shown)))
+
+
+def write_comparison(output: Path, reference: str, results: list[Result]) -> None:
+    """Write the table and the sheet into a new folder, the lowest FID first, and print the table."""
+    from hfgen.inference.figures import labelled_rows
+    from hfgen.metrics.report import finite
+
+    rows = [result.row for result in results]
+    best_first = sorted(results, key=lambda result: at_the_end_if_nan(result.row["scores"]["fid"]))
+    sorted_rows = [result.row for result in best_first]
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         report = json.dumps(finite({"reference": reference, "rows": rows}), indent=2, allow_nan=False)
         (output / "comparison.json").write_text(report + "\n")
-        (output / "comparison.md").write_text(table(best_first), encoding="utf-8")
-        labelled_rows([shown[index] for index in order]).save(output / "sheet.png")
-    say_lines(f"{table(best_first, warns=False)}\ncomparison.json, .md and sheet.png in {printable(str(output))}")
+        (output / "comparison.md").write_text(table(sorted_rows), encoding="utf-8")
+        labelled_rows([(result.label, result.shown) for result in best_first]).save(output / "sheet.png")
+    say_lines(f"{table(sorted_rows, warns=False)}\ncomparison.json, .md and sheet.png in {printable(str(output))}")
 
 
 def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPipeline], int]":
@@ -109,11 +152,14 @@ def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPip
         The pipelines by their argument, and the height and width of their images in pixels.
 
     Raises:
-        UserError: if one cannot be opened, or their image sizes differ.
+        UserError: if one is given twice or cannot be opened, or their image sizes differ.
     """
     from hfgen.inference.opening import open_pipeline
     from hfgen.inference.sampling import image_size
 
+    places = [os.path.realpath(os.path.expanduser(where)) for where in pipelines]
+    if len(set(places)) < len(places):
+        raise UserError(f"{' '.join(pipelines)}: give each pipeline only once")
     loaded = {where: open_pipeline(where, device) for where in pipelines}
     sizes = {where: image_size(pipeline) for where, pipeline in loaded.items()}
     if len(set(sizes.values())) > 1:
@@ -155,7 +201,7 @@ def check_options(
 
 
 def parse_steps(text: str) -> list[int]:
-    """Parse numbers of denoising steps such as "10,25,50".
+    """Parse numbers of denoising steps such as "10,25,50"; one that is repeated counts once.
 
     Raises:
         UserError: if one is not a whole number from 1.
@@ -167,7 +213,7 @@ def parse_steps(text: str) -> list[int]:
     if min(numbers) < 1:
         raise UserError(f"--steps {text}: each must be at least 1")
     COUNT.check("--steps", max(numbers))
-    return numbers
+    return list(dict.fromkeys(numbers))
 
 
 def table(rows: list[dict[str, Any]], warns: bool = True) -> str:
@@ -177,7 +223,7 @@ def table(rows: list[dict[str, Any]], warns: bool = True) -> str:
         rows: reports of the pipelines.
         warns: name those that were trained on other data than the reference, unless a warning has.
     """
-    from hfgen.metrics.report import OTHER_DATA, floor_name, score_names
+    from hfgen.metrics.report import OTHER_DATA, floor_name, of_a_subset, score_names
 
     scores, floor, names = rows[0]["scores"], rows[0]["floor"], score_names(rows[0]["features"])
     head = ["pipeline", names["fid"], names["kid"], *COLUMNS]
@@ -209,6 +255,8 @@ def table(rows: list[dict[str, Any]], warns: bool = True) -> str:
     cells = [f"{split['fid']:.4g}", f"{split['kid']:.2g}"]
     cells += [f"{split[name]:.2f}" for name in ("precision", "recall", "coverage")]
     lines.append(f"| {floor_name(split)} | {' | '.join(cells)} | | | | | |")
+    if subset := of_a_subset(rows[0]):
+        lines += ["", subset]
     if others and warns:
         lines += ["", f"Warning: {markdown_text(', '.join(others))}: {OTHER_DATA}."]
     decoded = {row["name"]: row["reconstructions"] for row in rows if "reconstructions" in row}

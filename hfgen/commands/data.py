@@ -43,7 +43,7 @@ def inspect(
 ) -> None:
     """Report what a dataset contains: counts, sizes, modes, unreadable files, duplicates."""
     if output is not None:
-        require_new_folder(output)
+        require_new_folder(output, path)
     if json_file is not None:
         refuse_to_replace(json_file, "--json")
     from hfgen.data.settings import DataSettings

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +11,7 @@ import typer
 
 from hfgen.arguments import calling_the_dataset
 from hfgen.errors import UserError
-from hfgen.files import require_place_for
+from hfgen.files import read_json, require_place_for
 from hfgen.ranges import COUNT, MAX_COUNT, SEED, Range
 
 
@@ -92,12 +92,13 @@ BatchSize = Annotated[
 
 
 LOADING = "loading PyTorch and diffusers ..."
+RUN_FILE = "training_config.json"  # in the folder of a run, and of a pipeline
 
 
 @contextmanager
 def loading() -> Iterator[None]:
     """Show what takes seconds while the body imports slow packages, on a terminal; erase it afterwards."""
-    if "diffusers" in sys.modules or not sys.stderr.isatty():
+    if "diffusers" in sys.modules or sys.stderr is None or not sys.stderr.isatty():
         yield
         return
     sys.stderr.write(LOADING)
@@ -124,11 +125,48 @@ def dataset_of(
         return DataSettings(dataset, config, split, column, sample_size=sample_size)
 
 
-def require_new_folder(output: Path) -> None:
-    """Raise a `UserError` if a command's output folder is not empty."""
+def require_new_folder(output: Path, data: str = "", sources: Iterable[str | Path] = ()) -> None:
+    """Raise a `UserError` if a command's output folder is not empty, or lies among images; see `require_apart`."""
+    require_apart(output, data, sources)
     if os.path.exists(output) and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists and is not empty; choose another folder")
     require_place_for(output, "--output")
+
+
+def require_apart(output: Path, data: str = "", sources: Iterable[str | Path] = ()) -> None:
+    """Raise a `UserError` if pictures would be written into a folder of images, and later be taken for some of them.
+
+    Args:
+        output: file or folder to write.
+        data: a dataset that the command reads.
+        sources: runs or their pipelines: the folders are those that they were trained on.
+    """
+    place = Path(os.path.realpath(os.path.expanduser(output)))
+    above = [place, *place.parents]
+    if any((folder / RUN_FILE).is_file() for folder in above):  # runs and pipelines are not read as data
+        return
+    for dataset in (data, *map(_data_of, sources)):
+        folder = Path(os.path.realpath(os.path.expanduser(dataset)))
+        if dataset and folder.is_dir() and folder in above:
+            told = f"--output {output}: lies inside the data in {folder}, and would be read with them"
+            raise UserError(f"{told}; choose a place outside that folder")
+
+
+def _data_of(source: str | Path) -> str:
+    """Return the dataset of the run that a folder is, or is a part of; "" if there is none or its place is unknown."""
+    folder = Path(os.path.abspath(os.path.expanduser(source)))
+    for place in (folder, *folder.parents[:3]) if folder.exists() else ():  # RUN/checkpoints/step-.../pipeline
+        try:
+            settings = read_json(place / RUN_FILE, ("dataset", "output_dir"))
+        except (UserError, OSError):
+            continue
+        dataset, parts = Path(str(settings["dataset"])), Path(str(settings["output_dir"])).parts
+        if dataset.is_absolute():
+            return str(dataset)
+        # Both are as they were typed: what remains of the run's folder is where that was.
+        is_there = place.parts[-len(parts) :] == parts and not (place / "training.json").is_file()
+        return str(Path(*place.parts[: -len(parts)]) / dataset) if is_there else ""
+    return ""
 
 
 def refuse_to_replace(file: Path, option: str = "--output", endings: Collection[str] = ()) -> None:

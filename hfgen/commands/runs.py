@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hfgen.commands.options import FLAG, in_range, refuse_to_replace
+from hfgen.commands.options import FLAG, in_range, refuse_to_replace, require_apart
 from hfgen.files import writing
 from hfgen.ranges import Range
 from hfgen.texts import counted, say
@@ -24,6 +24,7 @@ def progress(
 ) -> None:
     """Make a GIF of a run's sample sheets: from the same random numbers over the course of training."""
     refuse_to_replace(output, endings=(".gif",))
+    require_apart(output, sources=[run])
     from hfgen.inference.film import progress_frames, write_gif
 
     frames = progress_frames(run)
@@ -63,6 +64,7 @@ def curves(
 ) -> None:
     """Plot the losses and scores of runs against steps and time."""
     refuse_to_replace(output, endings=(".png", ".pdf", ".svg"))
+    require_apart(output, sources=runs)
     from hfgen.inference.curves import compared_with_references, plot_curves
     from hfgen.training.reference_curves import read_reference_curves
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # slow to import, like the imports inside the functions
 
 
 MAX_ON_SHEET = 400  # images on the sheet of `hfgen sample`
+MAX_STEM = 200  # bytes of the original's name in that of its reconstruction; a name has at most 255
 FEW = Range(1, 1000)  # images that are in memory together
 
 
@@ -55,7 +56,7 @@ def sample(
     device: Device = "auto",
 ) -> None:
     """Generate images with a pipeline: one file per image, and a sheet next to the folder."""
-    require_new_folder(output)
+    require_new_folder(output, sources=[pipeline])
     refuse_to_replace(sheet := sheet_beside(output))
     with loading():
         from hfgen.inference.figures import labelled_sheet
@@ -96,7 +97,7 @@ def denoise(
     device: Device = "auto",
 ) -> None:
     """Show a diffusion pipeline denoising, and how a linear and a cosine schedule turn an image into noise."""
-    require_new_folder(output)
+    require_new_folder(output, sources=[pipeline])
     with loading():
         from hfgen.families import family
         from hfgen.inference.figures import (
@@ -107,11 +108,12 @@ def denoise(
             noised_states,
         )
         from hfgen.inference.opening import open_pipeline
-        from hfgen.inference.sampling import image_size, open_image
+        from hfgen.inference.sampling import SamplingOptions, check_sampling, image_size, open_image
 
     loaded = open_pipeline(pipeline, device, sampler)
     if family(loaded) != "ddpm":
         raise UserError(f"{pipeline} is not a diffusion pipeline: there is nothing to denoise")
+    check_sampling(loaded, SamplingOptions(num_images, seed, num_inference_steps))
     trained_steps = loaded.scheduler.config.num_train_timesteps
     chosen = parse_timesteps(timesteps, trained_steps)
     clean_image = open_image(image, image_size(loaded)) if image is not None else None
@@ -157,7 +159,7 @@ def interpolate(
     device: Device = "auto",
 ) -> None:
     """Interpolate between images of a GAN or a VAE: a sheet (linear above spherical for each pair) and a GIF."""
-    require_new_folder(output)
+    require_new_folder(output, sources=[pipeline])
     if image and (seeds is not None or sample_from is not None):
         raise UserError("--image: interpolates between your images; leave out --seeds and --sample_from")
     if image and len(image) < 2:
@@ -228,7 +230,7 @@ def reconstruct(
     device: Device = "auto",
 ) -> None:
     """Encode and decode images with a VAE: one file per image, and a sheet with the originals next to the folder."""
-    require_new_folder(output)
+    require_new_folder(output, sources=[pipeline])
     refuse_to_replace(sheet := sheet_beside(output))
     with loading():
         import hfgen.inference.sampling as inference
@@ -241,7 +243,8 @@ def reconstruct(
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         for index, (path, reconstruction) in enumerate(zip(images, reconstructions, strict=True)):
-            reconstruction.save(output / f"{index:06d}-{path.stem}.png")
+            stem = path.stem.encode()[:MAX_STEM].decode(errors="ignore")
+            reconstruction.save(output / f"{index:06d}-{stem}.png")
         labelled_pairs(originals, reconstructions, ("original", "reconstruction"), columns).save(sheet)
     say(f"{len(images)} reconstructions in {output}, below their originals on one sheet: {sheet}")
 

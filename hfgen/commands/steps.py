@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,11 +31,12 @@ from hfgen.commands.options import (
 )
 from hfgen.errors import UserError
 from hfgen.files import writing
-from hfgen.texts import say, say_lines
+from hfgen.texts import counted, printable, say, say_lines
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
     from diffusers import DiffusionPipeline
+    from PIL import Image
 
 
 DEFAULT_STEPS = "5,10,18,25,50"
@@ -64,11 +66,9 @@ def steps(
     device: Device = "auto",
 ) -> None:
     """Score a diffusion pipeline at several numbers of denoising steps, and report how many are enough."""
-    require_new_folder(output)
-    if save and sampler is not None:
-        raise UserError("--save --sampler: the number is saved for the pipeline's own sampler; use only one of them")
-    if save and not Path(pipeline).expanduser().is_dir():
-        raise UserError(f"--save: {pipeline} is not a local folder; download it, or leave out --save")
+    require_new_folder(output, reference, [pipeline])
+    if save:
+        check_saves(pipeline, sampler)
     all_steps = sorted(set(parse_steps(numbers)))
     with loading():
         from hfgen.evaluation.reference import open_reference
@@ -82,23 +82,33 @@ def steps(
     check_takes_steps(loaded, pipeline, all_steps, save)
     data = dataset_of("--reference", reference, image_size(loaded), dataset_config, dataset_split, dataset_column)
     real = open_reference(data, loaded.device, features, mode, feature_weights)
-    count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
+    options = SamplingOptions(num_images or min(len(real.features), MAX_DEFAULT_IMAGES), seed, None, batch_size)
     trained_on = check_data([pipeline], data, real)[pipeline]
-    rows, shown = [], []
-    for number in all_steps:
-        scored = score_pipeline(loaded, real, SamplingOptions(count, seed, number, batch_size), trained_on=trained_on)
-        name = f"{number} step{'' if number == 1 else 's'}"
-        rows.append({"name": name, "steps": number, **scored.report})
-        shown.append((name, labelled_sheet(scored.shown, columns=len(scored.shown))))
-        fid = score_names(scored.report["features"])["fid"]
-        say(f"{name}: {fid} {scored.report['scores']['fid']:.4g}")
-    enough = fewest_that_suffice(rows)
-    write_report(output, {"reference": where_it_is(reference), "enough": enough, "rows": rows})
-    with writing(output):
-        labelled_rows(shown).save(output / "sheet.png")
+    rows: list[dict[str, Any]] = []
+    shown: list[tuple[str, Image.Image]] = []
+    fid, enough = score_names(real.extractor.identity)["fid"], 0
+    try:
+        for number in all_steps:
+            scored = score_pipeline(loaded, real, replace(options, num_inference_steps=number), trained_on=trained_on)
+            rows.append({"name": counted(number, "step"), "steps": number, **scored.report})
+            shown.append((rows[-1]["name"], labelled_sheet(scored.shown, columns=len(scored.shown))))
+            say(f"{rows[-1]['name']}: {fid} {scored.report['scores']['fid']:.4g}")
+        enough = fewest_that_suffice(rows)
+    finally:  # what has been scored outlives a failure and an interruption
+        if rows:
+            report = {"reference": where_it_is(reference), "enough": enough or None, "rows": rows}
+            write_report(output, report, labelled_rows(shown))
     say(f"enough: {enough}, the fewest steps within one standard error of the lowest {fid}")
     if save:
         save_number_of_steps(find_pipeline(Path(pipeline).expanduser()), enough)
+
+
+def check_saves(pipeline: str, sampler: str | None) -> None:
+    """Raise a `UserError` if a number of steps cannot be saved in a pipeline, whatever it is."""
+    if sampler is not None:
+        raise UserError("--save --sampler: the number is saved for the pipeline's own sampler; use only one of them")
+    if not Path(pipeline).expanduser().is_dir():
+        raise UserError(f"--save: {pipeline} is not a local folder; download it, or leave out --save")
 
 
 def check_takes_steps(loaded: "DiffusionPipeline", pipeline: str, all_steps: list[int], save: bool) -> None:
@@ -117,15 +127,16 @@ def check_takes_steps(loaded: "DiffusionPipeline", pipeline: str, all_steps: lis
         )
 
 
-def write_report(output: Path, report: dict[str, Any]) -> None:
-    """Write the scores to a new folder, as JSON and as a table, and print the table."""
+def write_report(output: Path, report: dict[str, Any], sheet: "Image.Image") -> None:
+    """Write the scores to a new folder, as JSON and as a table, and the images; print the table."""
     from hfgen.metrics.report import finite
 
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         (output / "steps.json").write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
         (output / "steps.md").write_text(table(report["rows"]), encoding="utf-8")
-    say_lines(table(report["rows"]))
+        sheet.save(output / "sheet.png")
+    say_lines(f"{table(report['rows'])}\nsteps.json, .md and sheet.png in {printable(str(output))}")
 
 
 def fewest_that_suffice(rows: list[dict[str, Any]]) -> int:

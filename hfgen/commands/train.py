@@ -16,7 +16,9 @@ from hfgen.commands.train_settings import (
     METHODS,
     RECOMMENDED,
     method_of_preset,
+    names_data,
     parse_flags,
+    refuse_a_method,
     refuse_a_run,
     refuse_before_reading,
     settings_to_resume,
@@ -82,6 +84,10 @@ def train(context: typer.Context) -> None:
     if any(flag in ("--help", "-h") for flag in flags):  # the settings follow
         say_lines(USAGE)
     settings = settings_to_dict(*choice.parse(choice.flags))
+    if choice.data is None and not names_data(choice.method, flags):
+        raise UserError(
+            f"hfgen train {first}: which images? give --dataset DATA (--dataset toy_paintings: procedural landscapes)"
+        )
     refuse_a_run(settings["dataset"])
     processes = Processes.choose(own, settings["cpu"])
     budget = _budget(own, choice.flags, settings, processes.count)
@@ -96,7 +102,8 @@ def train(context: typer.Context) -> None:
 
 def own_options() -> argparse.ArgumentParser:
     """Return the parser of the options that are not the scripts': the budget, and those for `accelerate launch`."""
-    parser = argparse.ArgumentParser("hfgen train", add_help=False, allow_abbrev=False)
+    usage = "hfgen train DATA [--time 2h | --images 100000] [--SETTING VALUE ...]   (--help explains them)"
+    parser = argparse.ArgumentParser("hfgen train", usage, add_help=False, allow_abbrev=False)
     parser.add_argument("--time")
     parser.add_argument("--images", type=int)
     for name in ("num_processes", "num_machines", "machine_rank", "main_process_port"):
@@ -130,6 +137,7 @@ class Choice:
     @staticmethod
     def for_data(data: str, flags: list[str]) -> "Choice":
         """Return the choice for `hfgen train DATA`, with the preset given, that of a run to resume, or the default."""
+        refuse_a_method(data)
         if value_of("--dataset", flags) is not None:
             raise UserError(f"hfgen train {data}: it names the data, as --dataset does: use only one of them")
         flags, resumed = ["--dataset", data, *flags], None
@@ -169,9 +177,23 @@ def _budget(own: argparse.Namespace, flags: list[str], settings: dict[str, Any],
     if own.images is not None:
         if value_of("--max_train_steps", flags) is not None:
             raise UserError("--images sets --max_train_steps: use only one of them")
-        steps = steps_for_images(own.images, _images_per_step(settings, processes), _resumed_from(flags, settings))
+        origin = _resumed_from(flags, settings)
+        steps = steps_for_images(own.images, _images_per_step(settings, processes), origin)
+        _require_more(own.images, steps, origin)
         budget += ["--max_train_steps", str(steps)]
     return budget
+
+
+def _require_more(images: int, steps: int, origin: Path | None) -> None:
+    """Raise a `UserError` if a run that is resumed has already had more images than --images gives it."""
+    if origin is None:
+        return
+    from hfgen.training.checkpoints import load_progress  # imports torch, which takes seconds
+
+    progress = load_progress(origin)
+    if steps < progress["step"]:
+        had = f"{progress['images']:,}" if "images" in progress else "more"
+        raise UserError(f"--images {images}: counts all images of a run, which has already had {had}; give more")
 
 
 def _resumed_from(flags: list[str], settings: dict[str, Any]) -> Path | None:

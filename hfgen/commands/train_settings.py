@@ -84,6 +84,31 @@ def method_of_preset(preset: str) -> str:
     )
 
 
+def names_data(method: str, flags: list[str]) -> bool:
+    """Whether the flags, or their preset, say what to train on; a run to resume knows it."""
+    preset = value_of("--preset", flags)
+    if value_of("--dataset", flags) is not None or value_of("--resume", flags) is not None:
+        return True
+    if preset is None:
+        return False
+    from hfgen.config import read_preset
+
+    file = _presets() / method / f"{preset}.json"
+    file = file if file.is_file() else Path(preset)
+    return file.is_file() and "dataset" in read_preset(file)
+
+
+def refuse_a_method(data: str) -> None:
+    """Raise a `UserError` if what should name the data is that of a preset, or of a method in capitals."""
+    word = data.lower()
+    if Path(data).exists():
+        return
+    if word in METHODS:
+        raise UserError(f"hfgen train {data}: write {word} for the method, or give your images: hfgen train photos/")
+    if any((_presets() / method / f"{word}.json").is_file() for method in METHODS):
+        raise UserError(f"hfgen train {data}: a preset; give your images first: hfgen train photos/ --preset {word}")
+
+
 def _unknown_settings(values: dict[str, Any]) -> dict[str, list[str]]:
     """Return by method those of the settings that it does not have."""
     known = {

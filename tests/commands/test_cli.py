@@ -16,14 +16,15 @@ from labelled_sheets import tiles
 from PIL import Image
 from safetensors.torch import save
 
-from hfgen import cli
-from hfgen.commands.options import LOADING, loading
+from hfgen import __version__, cli
+from hfgen.bars import IN_A_LOG, update_interval
+from hfgen.commands.options import LOADING, loading, require_apart
 from hfgen.commands.sample import parse_timesteps, sheet_beside
 from hfgen.errors import UserError
 from hfgen.inference.figures import LABEL_LINE
 from hfgen.methods.schedules import SAMPLERS, noise_schedule, sampling_scheduler
-from hfgen.models import UNetBase
-from hfgen.pipelines import DDPMPipeline
+from hfgen.models import ConvVAE, UNetBase
+from hfgen.pipelines import DDPMPipeline, VAEPipeline
 
 
 # Of diffusers, with numpy 2.
@@ -58,6 +59,24 @@ def sample(hfgen, tmp_path):
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("command", [("data", "inspect"), ("page",)])
+def test_ctrl_c_ends_a_command_in_one_line(hfgen, monkeypatch, image_folder, command):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hfgen.data.store.load_images", interrupt)
+    monkeypatch.setattr("hfgen.training.page.settings_classes", interrupt)
+    assert hfgen(*command, image_folder) == (130, "", "interrupted by Ctrl-C\n")
+
+
+def test_the_commands_run_as_a_module(tmp_path):
+    # From elsewhere, so that it is the installed hfgen.
+    words = (sys.executable, "-m", "hfgen", "--version")
+    assert subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout == (
+        f"hfgen {__version__}\n"
+    )
 
 
 def pixels(folder: Path) -> np.ndarray:
@@ -184,7 +203,7 @@ def test_all_images_are_saved_but_no_more_than_fit_are_kept_for_the_sheet(hfgen,
 
 def test_more_steps_than_the_training_had_are_refused(refusal, pipeline, tmp_path):
     line = refusal("sample", pipeline, "--output", tmp_path / "images", "--num_inference_steps", 21)
-    assert line == "error: num_inference_steps=21 must be from 1 to 20"
+    assert line == "error: --num_inference_steps 21: must be from 1 to 20, the pipeline's training timesteps"
 
 
 @pytest.mark.parametrize("option", ["--num_images", "--batch_size", "--num_inference_steps"])
@@ -331,7 +350,7 @@ def test_an_image_that_cannot_be_read_is_refused_by_name(content, refusal, pipel
 
 def test_denoise_refuses_more_steps_than_the_training_had(refusal, pipeline, tmp_path):
     line = refusal("denoise", pipeline, "--output", tmp_path / "x", "--num_inference_steps", 21)
-    assert line == "error: num_inference_steps=21 must be from 1 to 20"
+    assert line == "error: --num_inference_steps 21: must be from 1 to 20, the pipeline's training timesteps"
 
 
 # ------------------------------------------------------------------------------------------------------- data inspect
@@ -393,7 +412,9 @@ def test_help_names_every_command(hfgen):
     assert "inspect" in out
 
 
-def test_help_lists_the_commands_in_the_order_of_their_use(hfgen):
+def test_help_lists_the_commands_in_the_order_of_their_use(hfgen, monkeypatch):
+    for name in ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS"):  # they colour what is printed
+        monkeypatch.delenv(name, raising=False)
     status, out, _ = hfgen("--help")
     rows = re.findall(r"^│ ([a-z]\S*)", out, re.MULTILINE)
     assert status == 0 and tuple(rows) == cli.ORDER and set(typer.main.get_command(cli.app).commands) == {*cli.ORDER}
@@ -488,3 +509,66 @@ def test_slow_imports_are_announced_on_a_terminal_and_the_line_is_erased(capsys,
 def test_a_file_of_another_kind_is_not_written_under_a_name_that_says_otherwise(refusal, tmp_path):
     for command, ending in (("progress", ".gif"), ("curves", ".png or .pdf or .svg"), ("kaggle-zip", ".zip")):
         assert f"a.doc: must end in {ending}" in refusal(command, "gone", "--output", tmp_path / "a.doc")
+
+
+# ---------------------------------------------------------------------------------------- pictures beside the pictures
+
+
+@pytest.fixture
+def trained(pipeline, image_folder, tmp_path):
+    """A run as `hfgen train .` leaves it in the folder of its images."""
+    run = image_folder / "runs" / "run"
+    shutil.copytree(pipeline, run / "pipeline")
+    (run / "training_config.json").write_text(json.dumps({"dataset": ".", "output_dir": "runs/run"}))
+    return run
+
+
+def test_pictures_are_not_written_among_the_images_of_a_dataset(
+    refusal, pipeline, image_folder, trained, tmp_path, monkeypatch
+):
+    """They would be read with them by the next training, and by the same run when it is resumed."""
+    monkeypatch.chdir(tmp_path)
+    inside = ("--output", image_folder / "new" / "pictures")
+    told = f"--output {image_folder / 'new' / 'pictures'}: lies inside the data in {image_folder}"
+    for command in ("sample", "denoise", "interpolate"):
+        for source in (trained, trained / "pipeline"):
+            assert told in refusal(command, source, *inside)
+    assert told in refusal("reconstruct", trained, image_folder / "0.png", *inside)
+    assert told in refusal("data", "inspect", image_folder, *inside)
+    for command in ("evaluate", "compare", "steps"):
+        assert told in refusal(command, pipeline, "--reference", image_folder, *inside)
+        assert told in refusal(command, trained, "--reference", "toy_paintings:14", *inside)
+    assert told in refusal("evaluate-images", image_folder, "--reference", "x", "--sample_size", 16, *inside)
+    for command, name in (("progress", "a.gif"), ("curves", "a.png")):
+        line = refusal(command, trained, "--output", image_folder / name)
+        assert f"--output {image_folder / name}: lies inside the data" in line
+    assert not (image_folder / "new").exists()
+
+
+def test_pictures_may_lie_in_runs_and_where_nothing_is_known_of_the_data(trained, image_folder, tmp_path, monkeypatch):
+    require_apart(trained / "curves.png", str(image_folder), [trained])  # the loader skips runs
+    monkeypatch.chdir(tmp_path)
+    require_apart(tmp_path / "curves.png", sources=[trained])
+    monkeypatch.chdir(trained)
+    require_apart(image_folder / "new", sources=["owner/model"])  # on the Hub
+    shutil.move(trained, tmp_path / "moved")
+    require_apart(tmp_path / "new", sources=[tmp_path / "moved"])
+    require_apart(image_folder / "new", "~nobody-of-that-name/images")
+
+
+def test_names_of_any_length_can_be_reconstructed_and_a_folder_is_called_one(hfgen, refusal, tmp_path):
+    VAEPipeline(ConvVAE(8, latent_dim=3, block_out_channels=(4,)).eval()).save_pretrained(tmp_path / "vae")
+    long = tmp_path / f"{'ü' * 120}.png"
+    Image.new("RGB", (8, 8)).save(long)
+    assert hfgen("reconstruct", tmp_path / "vae", long, "--output", tmp_path / "out", "--device", "cpu")[0] == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"000000-{'ü' * 100}.png"]
+    line = refusal("reconstruct", tmp_path / "vae", tmp_path, "--output", tmp_path / "other", "--device", "cpu")
+    assert line == f"error: IMAGES {tmp_path}: is a folder; give image files"
+
+
+def test_a_command_needs_no_stderr(monkeypatch):
+    monkeypatch.delitem(sys.modules, "diffusers")
+    monkeypatch.setattr(sys, "stderr", None)
+    with loading():
+        pass
+    assert update_interval() == IN_A_LOG

@@ -3,15 +3,18 @@
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from stand_in_features import Colours, paintings, table_of, watch_drawing
 
 from hfgen.commands.compare import best_scores, parse_steps
 from hfgen.errors import UserError
+from hfgen.evaluation import scoring
 from hfgen.inference.figures import LABEL_WIDTH
 from hfgen.methods.schedules import noise_schedule, sampling_scheduler
 from hfgen.metrics import feature_spaces
@@ -112,11 +115,17 @@ def test_what_one_of_the_pipelines_cannot_do_is_refused_before_any_is_scored(
     assert told in line and not (tmp_path / "out").exists()
 
 
+def test_a_pipeline_that_is_given_twice_is_refused(refusal, folders, tmp_path):
+    arguments = ("--reference", "toy_paintings:14", "--output", tmp_path / "out")
+    line = refusal("compare", folders / "gan", f"{folders / 'gan'}/", *arguments)
+    assert line.endswith(": give each pipeline only once")
+
+
 @pytest.mark.parametrize("text", ["10,", "ten", "0,5", ""])
 def test_steps_that_are_no_numbers_are_refused(text):
     with pytest.raises(UserError, match=f"--steps {text}"):
         parse_steps(text)
-    assert parse_steps("10,25") == [10, 25]
+    assert parse_steps("10,25") == [10, 25] == parse_steps("10,25,10")
 
 
 def test_every_column_has_the_numbers_of_its_row_and_the_floor_those_of_real_images(
@@ -163,6 +172,47 @@ def test_every_column_has_the_numbers_of_its_row_and_the_floor_those_of_real_ima
     assert (floor["FID"], floor["KID"]) == (f"{split['fid']:.4g}", f"{split['kid']:.2g}")
     assert [floor[name] for name in SHARES] == [f"{split[name]:.2f}" for name in SHARES]
     assert {floor[name] for name in ("copies", "copies by pixels", "parameters", "steps", "images/s")} == {""}
+
+
+def diverged(folder, broken):
+    """A copy of a pipeline whose last weights are NaN."""
+    shutil.copytree(folder, broken)
+    (file,) = broken.glob("*/*.safetensors")
+    weights = load_file(file)
+    weights[list(weights)[-1]].fill_(torch.nan)
+    save_file(weights, file)
+    return broken
+
+
+def test_a_pipeline_that_has_diverged_does_not_cost_the_others_their_scores(hfgen, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: Colours())
+    broken = diverged(folders / "gan", tmp_path / "broken")
+    arguments = ("--reference", "toy_paintings:14", "--num_images", "10", "--device", "cpu")
+    pipelines = (folders / "gan", broken, folders / "vae")
+    status, _, err = hfgen("compare", *pipelines, *arguments, "--output", tmp_path / "out")
+    assert status == 2 and f"warning: {broken}: the generated images are not finite" in err
+    told = f"error: could not be scored, for the reasons above: {broken}; the others are in {tmp_path / 'out'}"
+    assert err.splitlines()[-1] == told
+    kept = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [row["name"] for row in kept["rows"]] == [str(folders / "gan"), str(folders / "vae")]
+    assert (tmp_path / "out" / "comparison.md").is_file() and (tmp_path / "out" / "sheet.png").is_file()
+
+
+def test_an_interruption_keeps_what_has_been_scored(hfgen, folders, tmp_path, monkeypatch):
+    scores = [scoring.score_pipeline]
+
+    def score_once(*given, **named):
+        if not scores:
+            raise KeyboardInterrupt
+        return scores.pop()(*given, **named)
+
+    monkeypatch.setattr(scoring, "score_pipeline", score_once)
+    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: Colours())
+    arguments = ("--reference", "toy_paintings:14", "--num_images", "10", "--device", "cpu")
+    status, _, err = hfgen("compare", folders / "gan", folders / "vae", *arguments, "--output", tmp_path / "out")
+    assert status == 130 and "interrupted by Ctrl-C" in err
+    (row,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]
+    assert row["name"] == str(folders / "gan")
 
 
 def test_the_features_can_be_chosen(hfgen, folders, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from labelled_sheets import tiles
+from PIL import Image
 from stand_in_features import Colours
 
 from hfgen.evaluation.reference import Reference
@@ -47,7 +48,8 @@ def test_a_pipeline_is_scored_with_the_floor_of_the_data(inception_weights, hfge
     assert (
         f"| FID | {scores['fid']:.4g} ± {scores['fid_standard_error']:.2g} | {floor['split']['fid']:.4g} ± " in table
     )
-    assert "0 of 10 samples are nearer to a training image" in table
+    assert "0 of 10 samples are nearer to a reference image" in table
+    assert "It is not known whether the model was trained on these real images." in table
     # Samples above the nearest real images, in two rows of eight and two of two.
     sheet = tiles(tmp_path / "scores" / "closest.png", 4, 8, 16)
     assert (sheet[:2] < 255).any(axis=(2, 3, 4)).all() and (sheet[2:, 2:] == 255).all()
@@ -123,4 +125,35 @@ def test_images_that_something_else_drew_are_scored_on_the_same_terms(colours, h
     (tmp_path / "few").mkdir()
     (tmp_path / "samples" / "000000.png").rename(tmp_path / "few" / "0.png")
     arguments = ("evaluate-images", tmp_path / "few", *terms, "--sample_size", "16", "--output", tmp_path / "none")
-    assert f"IMAGES {tmp_path / 'few'}: 1 image is too few" in refusal(*arguments)
+    assert f"IMAGES {tmp_path / 'few'}: 1 image, but 10 are needed" in refusal(*arguments)
+
+
+def test_a_collapsed_generator_is_scored_wherever_its_images_come_from(colours, hfgen, tmp_path):
+    (tmp_path / "same").mkdir()
+    for index in range(10):
+        Image.new("RGB", (16, 16), (200, 10, 10)).save(tmp_path / "same" / f"{index}.png")
+    terms = ("--reference", "toy_paintings:14", "--device", "cpu", "--sample_size", "16")
+    assert hfgen("evaluate-images", tmp_path / "same", *terms, "--output", tmp_path / "scored")[0] == 0
+    report = json.loads((tmp_path / "scored" / "evaluation.json").read_text())
+    assert report["scores"]["num_fake"] == 10 and report["scores"]["recall"] == 0
+    # Nobody knows what another program was trained on.
+    assert "nearer to a reference image" in report["memorisation"]["statement"]
+    assert "It is not known whether" not in (tmp_path / "scored" / "evaluation.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--num_inference_steps", "5"), "--num_inference_steps applies only to diffusion"),
+        (("--sample_from", "prior"), "--sample_from applies only to a VAE"),
+        (("--held_out", "no/such/folder"), "--held_out no/such/folder"),
+        (("--held_out", "toy_paintings:1"), "--held_out toy_paintings:1: 1 image, but 2 are needed"),
+        (("--extrapolate", "--num_images", "19"), "--extrapolate needs at least 20 images, not 19"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_features_of_the_real_images(
+    refusal, pipeline, tmp_path, monkeypatch, arguments, told
+):
+    monkeypatch.setattr("hfgen.metrics.feature_spaces.build_extractor", lambda *_: pytest.fail("the work has begun"))
+    common = ("--reference", "toy_paintings:14", "--output", tmp_path / "out", "--device", "cpu")
+    assert told in refusal("evaluate", pipeline, *common, *arguments)

@@ -11,8 +11,9 @@ from labelled_sheets import tiles
 from PIL import Image
 from stand_in_features import Colours, folder_of, paintings, quarters, table_of, watch_drawing
 
-from hfgen.commands.evaluate import load_held_out
+from hfgen.commands.evaluate import held_out_of
 from hfgen.data.settings import DataSettings
+from hfgen.data.store import load_images
 from hfgen.evaluation import reference
 from hfgen.evaluation.scores import held_out_report
 from hfgen.metrics import feature_spaces
@@ -94,6 +95,16 @@ def test_repeats_are_draws_with_seeds_that_count_up_and_the_spread_is_theirs(eva
     assert evaluate("--repeats", "1", output="one")[0].keys() == evaluate(output="none")[0].keys()
 
 
+def test_an_interruption_of_the_repeats_keeps_the_first_scores(hfgen, asked_for, pipelines, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hfgen.evaluation.scoring.repeat_scores", interrupt)
+    arguments = ("--reference", "toy_paintings:14", "--num_images", "10", "--device", "cpu", "--repeats", "2")
+    assert hfgen("evaluate", pipelines / "gan", *arguments, "--output", tmp_path / "scores")[0] == 130
+    assert json.loads((tmp_path / "scores" / "evaluation.json").read_text())["scores"]["num_fake"] == 10
+
+
 def test_held_out_images_are_compared_with_as_such(evaluate, tmp_path):
     """Drawn are eight of the training images and two others: nearer to those than to what was held out."""
     kept = paintings(range(200, 213))
@@ -106,7 +117,7 @@ def test_held_out_images_are_compared_with_as_such(evaluate, tmp_path):
         np.stack([quarters(image) for image in images]).astype(np.float32)
         for images in (paintings(range(14)), kept, drawn)
     )
-    assert report["held_out"] == held_out_report(train, held_out, fake)
+    assert report["held_out"] == held_out_report(train, held_out, fake, "reference")
     part = report["held_out"]
     assert part["num_held_out"] == 13 and part["gap"] > 0 and part["copying_share"] > 0.7
     assert report["scores"]["num_real"] == 14 and part["fid"] > report["scores"]["fid"]
@@ -115,13 +126,17 @@ def test_held_out_images_are_compared_with_as_such(evaluate, tmp_path):
 
 
 def test_each_data_set_has_the_split_that_was_given_for_it(evaluate, monkeypatch):
-    opened, load_reference = [], reference.load_reference
+    opened, open_images, load_reference = [], reference.open_images, reference.load_reference
 
-    def load(settings, extractor, argument):
+    def load(settings, extractor, argument, fewest=None):
         opened.append((argument, settings.dataset, settings.dataset_split, settings.sample_size))
-        return load_reference(replace(settings, dataset_split="train"), extractor, argument)  # toys have no other
+        return load_reference(settings, extractor, argument, fewest)
+
+    def open_without_splits(settings, argument, fewest=None):
+        return open_images(replace(settings, dataset_split="train"), argument, fewest)  # toys have no other
 
     monkeypatch.setattr(reference, "load_reference", load)
+    monkeypatch.setattr(reference, "open_images", open_without_splits)
     evaluate("--held_out", "toy_paintings:13", "--held_out_split", "kept", "--dataset_split", "seen")
     real, held_out = ("--reference", "toy_paintings:14", "seen", 16), ("--held_out", "toy_paintings:13", "kept", 16)
     assert opened == [real, held_out]
@@ -134,7 +149,7 @@ def test_held_out_images_need_not_have_the_column_of_the_reference(tmp_path):
     np.savez(tmp_path / "set.npz", train_images=images[:25], test_images=images[25:])
     data = DataSettings(str(tmp_path / "set.npz"), dataset_column="train_images", sample_size=16)
     for held_out, count in ((data.dataset, 15), ("toy_paintings:13", 13)):
-        assert len(load_held_out(held_out, None, data, Colours()).features) == count
+        assert len(load_images(held_out_of(held_out, None, data))) == count
 
 
 def test_the_sheet_of_copies_by_pixels_shows_the_nearest_pair_first(evaluate, tmp_path, monkeypatch):
@@ -201,7 +216,7 @@ def test_features_are_chosen_and_give_the_scores_their_names(evaluate, asked_for
     [
         (("--features", "vgg"), "--features vgg: must be one of inception, dinov2, clip"),
         (("--features", "clip", "--mode", "legacy"), "--mode legacy: only for --features inception"),
-        (("--held_out", "toy_paintings:11"), "--held_out toy_paintings:11: 11 images are too few"),
+        (("--held_out", "toy_paintings:1"), "--held_out toy_paintings:1: 1 image, but 2 are needed"),
     ],
 )
 def test_bad_input_is_named_and_leaves_nothing(refusal, pipelines, tmp_path, monkeypatch, arguments, told):

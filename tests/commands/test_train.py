@@ -16,7 +16,7 @@ from PIL import Image
 from run_files import assert_equal, state_of
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from toy_runs import METHODS, TINY, checkpoint
+from toy_runs import METHODS, TINY, checkpoint, train
 from train_command import call, note_starts, settings_of
 from typer.testing import CliRunner
 
@@ -212,12 +212,32 @@ def test_a_method_takes_every_setting_of_its_script_and_the_budget_s_short_names
         (["photos", "--images", 9, "--max_train_steps", 2], "error: --images sets --max_train_steps: use only one of"),
         (["photos", "--dataset", "others"], "error: hfgen train photos: it names the data, as --dataset does"),
         (["photos", "--preset"], "error: argument --preset: expected one argument"),
+        (["gan", "--images", 10], "error: hfgen train gan: which images? give --dataset DATA"),
+        (["ddpm", "--preset", "ddpm"], "error: hfgen train ddpm: which images? give --dataset DATA"),
+        (["GAN", "--dataset", "x"], "error: hfgen train GAN: write gan for the method, or give your images"),
+        (["dcgan", "photos"], "error: hfgen train dcgan: a preset; give your images first: hfgen train photos/ --pre"),
+        (["my", "photos"], "unknown argument photos; put what has spaces in quotes"),
         (["a/b/nothere", "--images", 10], "error: --dataset a/b/nothere: no such file or folder"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line_before_anything_starts(monkeypatch, capsys, started, arguments, said):
     assert call(monkeypatch, *arguments) == 2
     assert said in capsys.readouterr().err and started.method is None
+
+
+def test_a_preset_may_name_its_data(monkeypatch, started):
+    assert call(monkeypatch, "ddpm", "--preset", "quickstart", "--images", 16) == 0
+    assert settings_of(started)["dataset"] == "toy_paintings"
+
+
+def test_fewer_images_than_a_run_has_had_are_refused_in_the_user_s_words(monkeypatch, capsys, started, tmp_path):
+    train("gan", tmp_path / "run", "--max_train_steps", "4")
+    capsys.readouterr()
+    given = ("toy_paintings:24", "--output_dir", tmp_path / "run", "--resume", "latest", "--images")
+    assert call(monkeypatch, *given, 8) == 2
+    assert capsys.readouterr().err == (
+        "error: --images 8: counts all images of a run, which has already had 16; give more\n"
+    )
 
 
 def test_presets_are_listed_with_what_they_reached(monkeypatch, capsys):
