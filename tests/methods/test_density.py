@@ -9,6 +9,7 @@ from sklearn.mixture import GaussianMixture as GaussianFit
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
 from hfgen.errors import UserError
+from hfgen.methods import density as fitting
 from hfgen.methods.density import FittedDensity, fit_density
 from hfgen.models import GaussianMixture, LatentFlow
 
@@ -286,3 +287,21 @@ def test_latents_of_a_training_that_has_diverged_are_refused(mean, logvar):
     means[3, 1], logvars[3, 1] = mean, logvar
     with pytest.raises(UserError, match="latents of training images are not finite: .* lower --learning_rate"):
         fit_density(means, logvars, 1, 0)
+
+
+def test_the_flow_that_is_kept_is_the_one_that_described_unseen_latents_best(monkeypatch):
+    """Looked at four times, it was best at the second look: what it became later is forgotten."""
+    states, nats = [], [0.0, 5.0, 1.0, 2.0]
+
+    def look(flow, unseen):
+        states.append({key: value.clone() for key, value in flow.state_dict().items()})
+        return nats[len(states) - 1]
+
+    monkeypatch.setattr(fitting, "_mean_log_density", look)
+    monkeypatch.setattr(fitting, "FLOW_LOOK_EVERY", 2)
+    monkeypatch.setattr(fitting, "FLOW_STEPS", 6)
+    mean = draw(300, 4)
+    flow = fitting._fit_flow(mean, torch.full_like(mean, -2.0), torch.Generator().manual_seed(0))
+    assert len(states) == 4
+    kept = [all(torch.equal(flow.state_dict()[key], state[key]) for key in state) for state in states]
+    assert kept == [False, True, False, False]

@@ -21,6 +21,7 @@ def test_a_learned_term_pulls_as_hard_as_its_weights_say(weights):
     """By the gradient of what is added to the objective, compared with that of the likelihood."""
     vae = small_vae()
     term = LearnedTerm(vae, weights, 4, 2e-4, Accelerator(cpu=True))
+    assert term.decoder_optimizer.param_groups[0]["betas"] == (0.5, 0.999)  # as GANs are trained
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     reconstruction = (torch.rand(4, 3, 16, 16) * 2 - 1).requires_grad_()
     likelihood = (reconstruction - images).square().mean()

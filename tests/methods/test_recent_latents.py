@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfgen.methods.recent_latents import DECAY, RecentLatents
+from hfgen.methods.recent_latents import RecentLatents
 
 
 CPU = torch.device("cpu")
@@ -61,10 +61,12 @@ def test_mean_and_covariance_are_those_of_samples_of_the_posteriors(updates):
 
 def test_what_is_long_ago_is_forgotten():
     recent = RecentLatents(3, CPU)
-    observe(recent, 100, location=LOCATION + 100)
-    observe(recent, 4000)
-    left = 100 * DECAY**4000
-    assert left < 0.1 and (drawn(recent).mean(dim=0) - LOCATION).abs().max() < 0.2
+    observe(recent, 4000, location=LOCATION + 100)
+    observe(recent, 350)
+    halfway = (drawn(recent).mean(dim=0) - LOCATION).mean()
+    assert halfway == pytest.approx(50, abs=2)  # half of it is from the last 350 updates
+    observe(recent, 3650)
+    assert (drawn(recent).mean(dim=0) - LOCATION).abs().max() < 0.2
 
 
 def test_one_image_at_a_time_is_enough():

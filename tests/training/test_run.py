@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 
 from hfgen.errors import UserError
 from hfgen.hardware import seed_global_generator
+from hfgen.integrity import record_digests
 from hfgen.training.folder import list_results
 from hfgen.training.log import TrainingBar
 from hfgen.training.run import Run
@@ -114,6 +116,9 @@ def test_other_data_is_refused(tmp_path):
     with pytest.raises(UserError, match="--dataset: these are not the images that .*step-00000006 was"):
         fit(tmp_path / "run", resume="latest", digest="other", log_every=5)
     assert (tmp_path / "run" / "training_config.json").read_text() == config
+    (tmp_path / "run" / "intake.json").write_text('{"images": 40}')
+    with pytest.raises(UserError, match=r"step-00000006 was trained on \(40 images then\); take away what was added"):
+        fit(tmp_path / "run", resume="latest", digest="other", log_every=5)
 
 
 def test_settings_that_may_change_are_kept_as_they_are_now(tmp_path):
@@ -179,6 +184,37 @@ def test_the_time_budget_ends_the_run_with_a_checkpoint(tmp_path, capsys):
     assert (tmp_path / "run" / "checkpoints" / "step-00000001").is_dir()
     assert "run the same command with --resume latest" in capsys.readouterr().out
     assert status(tmp_path / "run")["reason"] == "time is up"
+
+
+def test_another_number_of_processes_is_refused(tmp_path):
+    fit(tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000006"
+    progress = json.loads((checkpoint / "progress.json").read_text())
+    (checkpoint / "progress.json").write_text(json.dumps(progress | {"num_processes": 2}))
+    record_digests(checkpoint, ["progress.json", "state.pt"])
+    with pytest.raises(UserError, match="num_processes was 2 and is now 1; it must not change on resume"):
+        fit(tmp_path / "run", resume="latest", max_train_steps=8)
+
+
+def test_no_step_is_begun_for_which_the_time_does_not_suffice(tmp_path, monkeypatch):
+    """Of 25 seconds two steps of ten seconds each are left: a third would end after the limit."""
+    passed, real = [0.0], time.monotonic
+
+    def slow(run):
+        passed[0] += 10
+
+    monkeypatch.setattr("hfgen.training.run.time.monotonic", lambda: real() + passed[0])
+    run, _ = fit(tmp_path / "run", max_train_time="25s", checkpoint_every=0, each_step=slow)
+    assert run.step == 2
+
+
+def test_the_random_numbers_of_two_processes_differ(tmp_path):
+    run, _ = fit(tmp_path / "run", max_train_steps=1)
+    alone = torch.rand(3, generator=run.generator("noise"))
+    run.accelerator = SimpleNamespace(process_index=1)
+    other = torch.rand(3, generator=run.generator("noise"))
+    run.accelerator.process_index = 0
+    assert not torch.equal(alone, other) and torch.equal(alone, torch.rand(3, generator=run.generator("noise")))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):

@@ -5,11 +5,13 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import load_script
 from PIL import Image
+from run_files import state_of
 from safetensors.torch import load_file
 
 from hfgen.errors import UserError
@@ -122,7 +124,8 @@ def wait_for_lines(log, count, program):
         time.sleep(0.002)
 
 
-def test_sigterm_is_heeded_while_a_sheet_is_drawn(programs, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_heeded_while_a_sheet_is_drawn(programs, tmp_path, number):
     """A preempted machine leaves half a minute: a sheet of a thousand steps must not use it up."""
     folder = tmp_path / "run"
     drawing = ["--num_inference_steps", "1000", "--num_sample_images", "64", "--sample_every", "1"]
@@ -131,10 +134,11 @@ def test_sigterm_is_heeded_while_a_sheet_is_drawn(programs, tmp_path):
     program = programs.start(SCRIPT, *arguments, *drawing, "--max_train_steps", "50")
     wait_for_lines(folder / "launches.jsonl", 2, program)
     time.sleep(1)  # by now the update is done and its sheet has begun; if not, the test is only easier to pass
-    program.send_signal(signal.SIGTERM)
+    program.send_signal(number)
     ended = program.ended()
-    assert ended.returncode == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM: step 2 of 50" in ended.stdout
+    assert ended.returncode == 128 + number
+    why = "stopped by SIGTERM" if number == signal.SIGTERM else "interrupted by Ctrl-C"
+    assert f"{why}: step 2 of 50" in ended.stdout
     assert (folder / "checkpoints" / "step-00000002").is_dir()
     assert not (folder / "samples" / "step-00000002.png").exists()
 
@@ -150,6 +154,24 @@ def test_the_loss_of_a_few_images_falls(train_ddpm, tmp_path):
     train(train_ddpm, tmp_path / "run", *settings, "--dataset", "toy_paintings:4", "--block_out_channels", "16", "32")
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert sum(losses[-20:]) < 0.35 * sum(losses[:20])
+
+
+@pytest.mark.parametrize("count", [100, 1000])
+def test_every_timestep_is_trained_alike(train_ddpm, count):
+    settings = train_ddpm.DDPMSettings(num_train_timesteps=count)
+    run = SimpleNamespace(generator=lambda purpose: torch.Generator().manual_seed(3), device=torch.device("cpu"))
+    images = torch.zeros(20_000, 1, 1, 1)
+    _, timesteps, _, _ = train_ddpm.noised(images, images, train_ddpm.build_schedule(settings), settings, run)
+    assert (timesteps.min(), timesteps.max()) == (0, count - 1)
+    assert timesteps.double().mean() == pytest.approx((count - 1) / 2, rel=0.02)
+
+
+def test_sheets_show_the_same_noise_throughout_the_run(train_ddpm, tmp_path):
+    """With a rate of next to nothing, the images change only with the noise that they start from."""
+    still = ("--learning_rate", "1e-30", "--unet", "library", "--sample_every", "2", "--max_train_steps", "4")
+    train(train_ddpm, tmp_path / "run", *still)
+    first, second = (tmp_path / "run" / "samples" / f"step-0000000{step}.png" for step in (2, 4))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_the_learning_rate_rises_over_the_warm_up(train_ddpm, tmp_path):
@@ -168,6 +190,7 @@ def test_a_batch_in_parts_trains_as_a_whole_one(train_ddpm, tmp_path):
     one, other = (
         json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]) for name in ("whole", "parts")
     )
+    assert [state_of(tmp_path / name, 1)["accumulation"]["parts"] for name in ("whole", "parts")] == [1, 2]
     assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
     assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
 
@@ -321,6 +344,10 @@ def test_a_mistake_ends_in_one_line_and_status_2(programs, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+# Settings by their names in a network's configuration.
+OF_NETWORKS = ("block_out_channels", "layers_per_block", "patch_size", "dropout")
+
+
 @pytest.mark.parametrize(
     "preset", sorted(path.stem for path in (ROOT / "training_scripts" / "presets" / "ddpm").glob("*.json"))
 )
@@ -333,6 +360,11 @@ def test_every_preset_is_valid_and_builds_its_network(train_ddpm, preset):
     with torch.device("meta"):
         network = train_ddpm.build_unet(method, data.sample_size)
     assert network.config.sample_size == data.sample_size
+    for name in OF_NETWORKS if method.unet == "compact" else OF_NETWORKS[:2]:
+        if name in network.config and (value := getattr(method, name)) is not None:
+            built = network.config[name]
+            assert (list(built) if isinstance(value, list) else built) == value, name
+    assert network.config.get("time_scale", 1) == (1000 if method.formulation == "edm" else 1)
 
 
 def test_two_processes_train_together_and_resume_exactly(programs, tmp_path):

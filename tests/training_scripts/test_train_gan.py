@@ -133,6 +133,63 @@ def test_the_discriminator_is_updated_so_many_times_for_each_update_of_the_gener
     assert metrics(tmp_path / "run")[-1]["images"] == 2 * 3 * 4
 
 
+class Watched:
+    """Keeps what a network is called with."""
+
+    def __init__(self, module, name, monkeypatch):
+        self.inputs = []
+        build = getattr(module, name)
+
+        def build_watched(settings, sample_size):
+            network = build(settings, sample_size)
+            network.register_forward_pre_hook(lambda _, given: self.inputs.append(given[0].detach().clone()))
+            return network
+
+        monkeypatch.setattr(module, name, build_watched)
+
+
+def test_each_update_of_the_discriminator_sees_new_images(tmp_path, monkeypatch):
+    train_gan = load_script("train_gan", "train_gan_with_watched_networks")
+    generator = Watched(train_gan, "build_generator", monkeypatch)
+    train(train_gan, tmp_path / "run", "--n_critic", "3", "--max_train_steps", "2", "--num_sample_images", "5")
+    latents = torch.cat([given for given in generator.inputs if len(given) == 4])
+    assert len(latents) == 2 * 3 * 4 == len(latents.unique(dim=0))
+
+
+@pytest.mark.parametrize(("loss", "judged"), [("relativistic", [4, 4, 4, 4]), ("non_saturating", [4, 4, 4])])
+def test_a_relativistic_generator_is_compared_by_the_updated_discriminator(tmp_path, monkeypatch, loss, judged):
+    """It judges real and generated images for its own update, generated ones for that of the generator, and real ones
+    again only where the loss compares the two sides.
+    """
+    train_gan = load_script("train_gan", "train_gan_with_watched_networks")
+    discriminator = Watched(train_gan, "build_discriminator", monkeypatch)
+    train(train_gan, tmp_path / "run", "--loss", loss, "--augment", "none", "--max_train_steps", "1")
+    assert [len(given) for given in discriminator.inputs] == judged
+    if loss == "relativistic":
+        assert torch.equal(discriminator.inputs[0], discriminator.inputs[3])
+
+
+def test_real_and_generated_images_are_augmented_by_numbers_of_their_own(tmp_path, monkeypatch):
+    train_gan = load_script("train_gan", "train_gan_with_watched_augmentation")
+    seeds = []
+
+    def keep(augmentation, images, generator):
+        seeds.append(generator.initial_seed())
+        return images
+
+    monkeypatch.setattr(train_gan.Augmentation, "apply", keep)
+    train(train_gan, tmp_path / "run", "--n_critic", "2", "--max_train_steps", "2")
+    assert len(seeds) == 2 * (2 * 2 + 1) == len(set(seeds))
+
+
+def test_sheets_show_the_same_latents_throughout_the_run(train_gan, tmp_path):
+    """With rates of next to nothing, the images change only with their latents."""
+    still = ("--learning_rate", "1e-30", "--sample_every", "2", "--max_train_steps", "4")
+    train(train_gan, tmp_path / "run", *still)
+    first, second = (tmp_path / "run" / "samples" / f"step-0000000{step}.png" for step in (2, 4))
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_the_update_of_one_network_leaves_the_other_as_it_is(train_gan, tmp_path):
     """With a learning rate of next to nothing for one of them, the other learns and this one does not."""
     train(train_gan, tmp_path / "run", "--learning_rate_d", "1e-30")
@@ -330,6 +387,11 @@ def test_every_preset_is_valid_and_builds_its_networks(train_gan, preset):
         generator, discriminator = train_gan.build_networks(method, data.sample_size)
     assert generator.config.sample_size == discriminator.config.sample_size == data.sample_size
     assert generator.config.latent_dim == method.latent_dim
+    for network, names in ((generator, ("upsampling",)), (discriminator, ("normalization", "spectral_scale"))):
+        for name in names:
+            assert network.config.get(name, getattr(method, name)) == getattr(method, name), name
+    if method.network != "dcgan256":  # whose normalization is fixed
+        assert {"normalization", "spectral_scale"} <= discriminator.config.keys()
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,6 +63,22 @@ def weights(folder, pipeline="pipeline"):
 
 def report(folder):
     return json.loads((folder / "latents.json").read_text())
+
+
+def test_latents_are_drawn_from_the_posterior_and_not_its_mean(train_vae):
+    settings = train_vae.VAESettings(latent_dim=6, block_out_channels=[4, 8], reconstruction="mse")
+    vae = train_vae.build_vae(settings, 16).eval()
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    run = SimpleNamespace(generator=lambda purpose: torch.Generator().manual_seed(5))
+    _, (losses, *_) = train_vae.losses_of(vae, images, settings, 1.0, None, run, slice(0, 4))
+    with torch.no_grad():
+        posterior = vae.encode(images).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=run.generator("posterior"))
+        decoded = vae.decode(posterior.mean + posterior.std * noise).sample
+        of_the_mean = vae.decode(posterior.mean).sample
+    rmse = [(one - images).square().mean().sqrt().item() for one in (decoded, of_the_mean)]
+    assert losses["rmse"].item() == pytest.approx(rmse[0], abs=2e-6)
+    assert abs(rmse[0] - rmse[1]) > 1e-5
 
 
 @pytest.mark.slow
