@@ -155,7 +155,7 @@ def only_finite() -> Iterator[None]:
         with np.errstate(invalid="raise"):  # of the conversion to 8 bits
             yield
     except FloatingPointError:
-        raise refusal("The images of this pipeline are not finite: its training has diverged.") from None
+        raise refusal("The images of this pipeline are NaN: its training has diverged.") from None
 
 
 def refusal(sentence: str) -> gr.Error:
