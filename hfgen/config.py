@@ -152,7 +152,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 def _find_presets(folder: Path) -> Path:
     """Return a script's folder of presets, or hfgen's of that name: a copied script may have none beside it."""
-    return folder if folder.is_dir() else Path(str(files("hfgen.training_scripts"))) / "presets" / folder.name
+    return folder if folder.is_dir() else shipped_presets() / folder.name
+
+
+def shipped_presets() -> Path:
+    """Return the folder of hfgen's own presets, by method."""
+    return Path(str(files("hfgen.training_scripts"))) / "presets"
 
 
 def _unknown_flag_message(unknown: Sequence[str], known: Sequence[str]) -> str:
@@ -201,6 +206,15 @@ def _help_texts(settings_classes: Iterable[Any]) -> dict[str, HelpText]:
     return {field.name: field.metadata["help"] for part in settings_classes for field in dataclasses.fields(part)}
 
 
+def default_values(settings_classes: Iterable[Any]) -> dict[str, Any]:
+    """Return the default of every setting by name, for settings classes or their instances."""
+    return {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for part in settings_classes
+        for field in dataclasses.fields(part)
+    }
+
+
 def settings_as_flags(values: dict[str, Any], settings_classes: Sequence[type], where: str) -> list[str]:
     """Convert settings to command-line flags, so that their values are checked like typed ones.
 
@@ -212,7 +226,7 @@ def settings_as_flags(values: dict[str, Any], settings_classes: Sequence[type], 
     Raises:
         UserError: if a setting is unknown.
     """
-    known = [field.name for cls in settings_classes for field in dataclasses.fields(cls)]
+    known = default_values(settings_classes)
     flags = []
     for key, value in values.items():
         if key not in known:
@@ -220,9 +234,14 @@ def settings_as_flags(values: dict[str, Any], settings_classes: Sequence[type], 
             raise UserError(f"{where}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         if value is None:
             continue
-        # With "=", because argparse takes a bare -1e-05 for a flag.
-        flags += [f"--{key}", *map(str, value)] if isinstance(value, list) else [f"--{key}={value}"]
+        flags += as_flags(key, value)
     return flags
+
+
+def as_flags(name: str, value: Any) -> list[str]:
+    """Return the words that set a setting on the command line."""
+    # With "=", because argparse takes a bare -1e-05 for a flag.
+    return [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
 
 
 def settings_to_dict(*settings: Any) -> dict[str, Any]:
@@ -243,8 +262,7 @@ def changed_settings(saved: dict[str, Any], *settings: Any) -> list[str]:
     now = settings_to_dict(*settings)
     may_change = {name for name, text in _help_texts(settings).items() if text.may_change}
     # A setting added after the run was made counts as its default, which keeps the earlier behaviour (see `setting`).
-    defaults = {field.name: field.default for part in settings for field in dataclasses.fields(part)}
-    saved = {**{key: value for key, value in defaults.items() if value is not dataclasses.MISSING}, **saved}
+    saved = {**default_values(settings), **saved}
     # Round trip through JSON, which turns tuples into lists.
     now = json.loads(json.dumps(now))
     return [

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hfgen.errors import UserError
+from hfgen.texts import one_line
 
 
 # Larger files of JSON, and texts that a user has written, are not read.
@@ -71,7 +72,7 @@ def write_atomically(
         except RuntimeError as error:
             if not TORCH_WRITE_ERROR.search(str(error)):
                 raise
-            raise OSError(f"is the disk full? ({' '.join(str(error).split())})") from error
+            raise OSError(f"is the disk full? ({one_line(error)})") from error
         finally:
             _remove(temporary)
 
@@ -221,6 +222,11 @@ def read_json_lines(file: Path, needed: Iterable[str] = ()) -> list[dict[str, An
         if isinstance(entry, dict) and all(key in entry for key in needed):
             entries.append(entry)
     return entries
+
+
+def json_lines(entries: Iterable[dict[str, Any]]) -> str:
+    """Format entries as one line of JSON each."""
+    return "".join(f"{json.dumps(entry)}\n" for entry in entries)
 
 
 def append_json_line(file: Path, entry: dict[str, Any]) -> None:

@@ -62,6 +62,7 @@ COUNT = Range(1, MAX_COUNT)
 COUNT_OR_NONE = Range(0, MAX_COUNT)
 CHANNELS = Range(1, MAX_CHANNELS)
 PIXELS = Range(8, 1024, unit="pixels")  # the sides of images that are trained on or scored
+SCORED_IMAGES = Range(10, MAX_COUNT)
 SEED = Range(0, 2**63 - 1)  # what torch takes
 POSITIVE = Range(0, above=True)
 NOT_NEGATIVE = Range(0)

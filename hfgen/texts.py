@@ -24,6 +24,11 @@ def one_message(text: object) -> str:
     return "\n  ".join([first, *map(str.strip, further)])
 
 
+def one_line(error: object) -> str:
+    """Return an error's message on one line; the name of its class if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def say(text: object, err: bool = False) -> None:
     """Print a message at once; names in it may come from files, settings and strangers."""
     # In one piece: several processes may print.

@@ -1,6 +1,5 @@
 """`hfgen compare`: several pipelines scored alike, in one table and on one sheet."""
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from hfgen.commands.options import (
     Steps,
     dataset_of,
     loading,
+    parse_numbers,
     require_new_folder,
 )
 from hfgen.errors import UserError
@@ -131,15 +131,14 @@ def named_result(where: str, scored: "Scored") -> Result:
 def write_comparison(output: Path, reference: str, results: list[Result]) -> None:
     """Write the table and the sheet into a new folder, the lowest FID first, and print the table."""
     from hfgen.inference.figures import labelled_rows
-    from hfgen.metrics.report import finite
+    from hfgen.metrics.report import to_json
 
     rows = [result.row for result in results]
     best_first = sorted(results, key=lambda result: at_the_end_if_nan(result.row["scores"]["fid"]))
     sorted_rows = [result.row for result in best_first]
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        report = json.dumps(finite({"reference": reference, "rows": rows}), indent=2, allow_nan=False)
-        (output / "comparison.json").write_text(report + "\n")
+        (output / "comparison.json").write_text(to_json({"reference": reference, "rows": rows}))
         (output / "comparison.md").write_text(table(sorted_rows), encoding="utf-8")
         labelled_rows([(result.label, result.shown) for result in best_first]).save(output / "sheet.png")
     say_lines(f"{table(sorted_rows, warns=False)}\ncomparison.json, .md and sheet.png in {printable(str(output))}")
@@ -206,10 +205,7 @@ def parse_steps(text: str) -> list[int]:
     Raises:
         UserError: if one is not a whole number from 1.
     """
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--steps {text}: must be numbers separated by commas") from error
+    numbers = parse_numbers("--steps", text)
     if min(numbers) < 1:
         raise UserError(f"--steps {text}: each must be at least 1")
     COUNT.check("--steps", max(numbers))

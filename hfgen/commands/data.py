@@ -8,7 +8,6 @@ import typer
 
 from hfgen.arguments import calling_the_dataset
 from hfgen.commands.options import (
-    SCORED,
     DatasetColumn,
     DatasetConfig,
     DatasetSplit,
@@ -24,7 +23,7 @@ from hfgen.commands.options import (
     require_new_folder,
 )
 from hfgen.files import write_text_atomically, writing
-from hfgen.ranges import PIXELS
+from hfgen.ranges import PIXELS, SCORED_IMAGES
 from hfgen.texts import say, say_lines
 
 
@@ -76,7 +75,7 @@ def floor(
         int | None,
         typer.Option(
             "--num_images",
-            callback=in_range(SCORED),
+            callback=in_range(SCORED_IMAGES),
             help="images that you will generate: as many real ones, at most half, are scored; unset: half",
         ),
     ] = None,
@@ -96,7 +95,7 @@ def floor(
     with loading():
         from hfgen.evaluation.reference import open_reference
         from hfgen.inference.opening import choose_device
-        from hfgen.metrics.report import finite, score_names
+        from hfgen.metrics.report import score_names, to_json
 
     data = dataset_of("PATH", path, sample_size, dataset_config, dataset_split, dataset_column)
     real = open_reference(data, choose_device(device), features, mode, feature_weights, "PATH")
@@ -114,4 +113,4 @@ def floor(
         f"{count:,} sampled with replacement, against all: {names['fid']} {scores['fid_at_n']:.4g}"
     )
     if json_file is not None:
-        write_text_atomically(json_file, json.dumps(finite(scores), indent=2, allow_nan=False) + "\n")
+        write_text_atomically(json_file, to_json(scores))

@@ -1,6 +1,5 @@
 """`hfgen evaluate`: generate images with a pipeline, score them against real images, write a report."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,6 @@ import typer
 from hfgen.arguments import calling_the_dataset, require_beside
 from hfgen.commands.options import (
     FLAG,
-    SCORED,
     BatchSize,
     DatasetColumn,
     DatasetConfig,
@@ -32,7 +30,7 @@ from hfgen.commands.options import (
     require_new_folder,
 )
 from hfgen.files import writing
-from hfgen.ranges import PIXELS, Range
+from hfgen.ranges import PIXELS, SCORED_IMAGES, Range
 from hfgen.texts import say, say_lines
 
 
@@ -193,7 +191,7 @@ def evaluate_images(
     data = dataset_of("--reference", reference, sample_size, dataset_config, dataset_split, dataset_column)
     other_data = held_out_of(held_out, held_out_split, data)
     open_images(data, "--reference")  # to refuse it before the features of the others
-    fewest = int(SCORED.minimum)
+    fewest = int(SCORED_IMAGES.minimum)
     fake = open_reference(generated, choose_device(device), features, mode, feature_weights, "IMAGES", fewest)
     real = load_reference(data, fake.extractor, "--reference")
     other = load_held_out(other_data, fake.extractor)
@@ -259,13 +257,13 @@ def load_held_out(data: "DataSettings | None", extractor: "Extractor") -> "RealI
 def write_evaluation(output: Path, report: dict[str, Any], scored: "Scored", name: str) -> None:
     """Write an evaluation's files into its folder; `name` is the model's."""
     from hfgen.hub.model_index import model_index
-    from hfgen.metrics.report import finite, markdown
+    from hfgen.metrics.report import markdown, to_json
 
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         scored.closest.save(output / "closest.png")
         scored.closest_pixels.save(output / "closest_pixels.png")
-        (output / "evaluation.json").write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
+        (output / "evaluation.json").write_text(to_json(report))
         (output / "evaluation.md").write_text(markdown(report), encoding="utf-8")
         (output / "model-index.yml").write_text(model_index(report, name), encoding="utf-8")
 

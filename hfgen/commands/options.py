@@ -12,7 +12,7 @@ import typer
 from hfgen.arguments import calling_the_dataset
 from hfgen.errors import UserError
 from hfgen.files import read_json, require_place_for
-from hfgen.ranges import COUNT, MAX_COUNT, SEED, Range
+from hfgen.ranges import COUNT, SCORED_IMAGES, SEED, Range
 
 
 if TYPE_CHECKING:
@@ -74,12 +74,11 @@ FeatureWeights = Annotated[
         help="TorchScript file of Inception (unset: found if installed); for dinov2 and clip, a folder or Hub repo",
     ),
 ]
-SCORED = Range(10, MAX_COUNT)  # images in a score
 ScoredImages = Annotated[
     int | None,
     typer.Option(
         "--num_images",
-        callback=in_range(SCORED),
+        callback=in_range(SCORED_IMAGES),
         help="images to generate for each score; unset: as many as in the reference, up to 5000",
     ),
 ]
@@ -176,3 +175,15 @@ def refuse_to_replace(file: Path, option: str = "--output", endings: Collection[
     if os.path.exists(file):  # unlike Path.exists, accepts names that are too long
         raise UserError(f"{option} {file} exists; choose another name")
     require_place_for(file, option)
+
+
+def parse_numbers(option: str, text: str) -> list[int]:
+    """Parse whole numbers such as "10,25,50".
+
+    Raises:
+        UserError: if one is not a whole number; the message names the option.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{option} {text}: must be numbers separated by commas") from error

@@ -1,13 +1,13 @@
 """`hfgen presets`: the tested combinations of settings, and their scores."""
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hfgen.commands.options import refuse_to_replace
+from hfgen.config import shipped_presets
 from hfgen.files import writing
 from hfgen.texts import say, say_lines
 
@@ -48,7 +48,7 @@ def _list() -> None:
     for curve in read_reference_curves():
         images, _, fid = min(curve.points, key=lambda point: point[2])
         reached[curve.preset] = f"FID {fid:.1f} after {images:,} images, for {curve.data}"
-    folder = Path(str(files("hfgen.training_scripts"))) / "presets"
+    folder = shipped_presets()
     rows = [("method", "preset", "size", "best FID of a reference run, and after how many training images")]
     rows += [
         (file.parent.name, file.stem, f"{_size(file)} px", reached.get(file.stem, "no reference run"))

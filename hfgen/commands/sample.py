@@ -16,6 +16,7 @@ from hfgen.commands.options import (
     Steps,
     in_range,
     loading,
+    parse_numbers,
     refuse_to_replace,
     require_new_folder,
 )
@@ -261,10 +262,7 @@ def parse_seeds(text: str) -> list[int]:
     Raises:
         UserError: if there are fewer than two, or one is not a whole number from 0.
     """
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--seeds {text}: must be numbers separated by commas") from error
+    seeds = parse_numbers("--seeds", text)
     if len(seeds) < 2 or min(seeds) < 0:
         raise UserError(f"--seeds {text}: must be at least two numbers, none below 0")
     SEED.check("--seeds", max(seeds))
@@ -279,10 +277,7 @@ def parse_timesteps(text: str | None, trained_steps: int) -> list[int]:
     """
     if text is None:
         return [round((trained_steps - 1) * part / 7) for part in range(7, -1, -1)]
-    try:
-        chosen = sorted({int(part) for part in text.split(",")}, reverse=True)
-    except ValueError as error:
-        raise UserError(f"--timesteps {text}: must be numbers separated by commas") from error
+    chosen = sorted(set(parse_numbers("--timesteps", text)), reverse=True)
     if not 0 <= chosen[-1] <= chosen[0] < trained_steps:
         raise UserError(f"--timesteps {text}: each must be from 0 to {trained_steps - 1}")
     return chosen

@@ -129,11 +129,11 @@ def check_takes_steps(loaded: "DiffusionPipeline", pipeline: str, all_steps: lis
 
 def write_report(output: Path, report: dict[str, Any], sheet: "Image.Image") -> None:
     """Write the scores to a new folder, as JSON and as a table, and the images; print the table."""
-    from hfgen.metrics.report import finite
+    from hfgen.metrics.report import to_json
 
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        (output / "steps.json").write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
+        (output / "steps.json").write_text(to_json(report))
         (output / "steps.md").write_text(table(report["rows"]), encoding="utf-8")
         sheet.save(output / "sheet.png")
     say_lines(f"{table(report['rows'])}\nsteps.json, .md and sheet.png in {printable(str(output))}")

@@ -80,7 +80,7 @@ def train(context: typer.Context) -> None:
         raise UserError(
             f"hfgen train {first}: the first argument must be the data, or gan, vae or ddpm; see hfgen train --help"
         )
-    choice = Choice.for_method(first, flags) if first in METHODS else Choice.for_data(first, flags)
+    choice = Choice(first, flags) if first in METHODS else Choice.for_data(first, flags)
     if any(flag in ("--help", "-h") for flag in flags):  # the settings follow
         say_lines(USAGE)
     settings = settings_to_dict(*choice.parse(choice.flags))
@@ -128,11 +128,6 @@ class Choice:
     flags: list[str]
     data: str | None = None
     resumed: Path | None = None
-
-    @staticmethod
-    def for_method(method: str, flags: list[str]) -> "Choice":
-        """Return the choice for `hfgen train METHOD`."""
-        return Choice(method, flags)
 
     @staticmethod
     def for_data(data: str, flags: list[str]) -> "Choice":
@@ -230,7 +225,7 @@ def _plan(
     flags = [*choice.flags, *chosen, *budget]
     parsed = choice.parse(flags)
     if not chosen:
-        given = {name for name in (*LENGTHS, "max_train_time") if value_of(f"--{name}", flags) is not None}
+        given = {name for name in LENGTHS if value_of(f"--{name}", flags) is not None}
         others = "of the run" if choice.resumed else "of the preset"
         length = _length(own.images, settings_to_dict(*parsed), processes.count, given, others)
         reasons.append(f"budget: {length}, on {processes.machine}")

@@ -1,15 +1,14 @@
 """The settings that `hfgen train` is called with: which method they mean, and what they alone rule out."""
 
 import argparse
-import dataclasses
 import importlib
 import shlex
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from hfgen.commands.options import loading
+from hfgen.config import default_values, parse_settings, read_preset, shipped_presets
 from hfgen.errors import UserError
 from hfgen.settings.vae import check_length
 
@@ -26,9 +25,7 @@ def parse_flags(method: str, flags: list[str], program: str, other_options: Sequ
     Raises:
         UserError: as `parse_settings` does.
     """
-    from hfgen.config import parse_settings
-
-    return parse_settings(settings_classes(method), _presets() / method, flags, program, other_options)
+    return parse_settings(settings_classes(method), shipped_presets() / method, flags, program, other_options)
 
 
 def settings_classes(method: str) -> tuple[type, type, type]:
@@ -38,10 +35,6 @@ def settings_classes(method: str) -> tuple[type, type, type]:
 
     name = {"gan": "GANSettings", "vae": "VAESettings", "ddpm": "DDPMSettings"}[method]
     return RunSettings, DataSettings, getattr(importlib.import_module(f"hfgen.settings.{method}"), name)
-
-
-def _presets() -> Path:
-    return Path(str(files("hfgen.training_scripts"))) / "presets"
 
 
 def value_of(option: str, flags: list[str]) -> str | None:
@@ -61,13 +54,11 @@ def method_of_preset(preset: str) -> str:
         UserError: if there is no such preset, or the settings of the file fit no method or several.
     """
     for method in METHODS:
-        if (_presets() / method / f"{preset}.json").is_file():
+        if (shipped_presets() / method / f"{preset}.json").is_file():
             return method
     if not Path(preset).is_file():
-        known = ", ".join(sorted(path.stem for path in _presets().glob("*/*.json")))
+        known = ", ".join(sorted(path.stem for path in shipped_presets().glob("*/*.json")))
         raise UserError(f"--preset {preset}: one of {known}, or a JSON file of settings")
-    from hfgen.config import read_preset
-
     unknown = _unknown_settings(read_preset(Path(preset)))
     fitting = [method for method in METHODS if not unknown[method]]
     if len(fitting) == 1:
@@ -91,9 +82,7 @@ def names_data(method: str, flags: list[str]) -> bool:
         return True
     if preset is None:
         return False
-    from hfgen.config import read_preset
-
-    file = _presets() / method / f"{preset}.json"
+    file = shipped_presets() / method / f"{preset}.json"
     file = file if file.is_file() else Path(preset)
     return file.is_file() and "dataset" in read_preset(file)
 
@@ -105,16 +94,13 @@ def refuse_a_method(data: str) -> None:
         return
     if word in METHODS:
         raise UserError(f"hfgen train {data}: write {word} for the method, or give your images: hfgen train photos/")
-    if any((_presets() / method / f"{word}.json").is_file() for method in METHODS):
+    if any((shipped_presets() / method / f"{word}.json").is_file() for method in METHODS):
         raise UserError(f"hfgen train {data}: a preset; give your images first: hfgen train photos/ --preset {word}")
 
 
 def _unknown_settings(values: dict[str, Any]) -> dict[str, list[str]]:
     """Return by method those of the settings that it does not have."""
-    known = {
-        method: {field.name for one in settings_classes(method) for field in dataclasses.fields(one)}
-        for method in METHODS
-    }
+    known = {method: default_values(settings_classes(method)).keys() for method in METHODS}
     return {method: sorted(values.keys() - names) for method, names in known.items()}
 
 

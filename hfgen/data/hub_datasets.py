@@ -21,6 +21,7 @@ from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source, choose_column, file_identity, lasting_error
 from hfgen.errors import UserError
 from hfgen.files import read_regular
+from hfgen.texts import one_line
 
 
 def hub_source(settings: DataSettings) -> Source:
@@ -96,7 +97,7 @@ def _arrow_source(description: str, parts: Sequence[Dataset], root: Path, settin
     try:
         dataset = datasets.concatenate_datasets([part for part, _ in kept])
     except ValueError as error:
-        problem = f"its splits or files hold images in different ways ({' '.join(str(error).split())})"
+        problem = f"its splits or files hold images in different ways ({one_line(error)})"
         raise UserError(f"--dataset {root}: {problem}; choose one --dataset_split") from error
 
     def read() -> Iterator[tuple[str, bytes | Exception]]:
@@ -252,5 +253,5 @@ def _cannot_open(settings: DataSettings, error: Exception) -> UserError:
     again = "run the same command again to continue an interrupted download"
     return UserError(
         f"{where}, {split}: no local file or folder, and as a Hub dataset it cannot be opened "
-        f"({type(error).__name__}: {' '.join(str(error).split())}); {again}"
+        f"({type(error).__name__}: {one_line(error)}); {again}"
     )

@@ -150,6 +150,7 @@ class IntakeReport:
         near_duplicates: groups of names of nearly identical images; None if there were too many images to compare.
         dropped: number of images left out as exact duplicates.
         notes: what to know about the choice of images, with names of files; a model card does not repeat it.
+        warnings: what may spoil the training, such as many small images, one sentence each.
     """
 
     source: str

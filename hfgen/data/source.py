@@ -37,11 +37,6 @@ class Source(NamedTuple):
     notes: Sequence[str] = ()
     has_columns: bool = False
 
-    @property
-    def not_read(self) -> int:
-        """Number of other files, which are ignored."""
-        return sum(self.skipped.values())
-
 
 # Errors of the system that say something about the file; any other may be gone next time.
 LASTING = {

@@ -1,6 +1,7 @@
-"""Where encoded images come from: folder, zip, parquet, TFRecord, Hub dataset, toy_paintings.
+"""Where encoded images come from: folder, zip, tar, npz, parquet, TFRecord, Hub dataset, toy_paintings.
 
-A new source is one function that returns a `Source`, and one line in `open_source`.
+A new source is one function that returns a `Source`, and one line where the others are chosen: in `_open` by name, in
+`_folder` by the files of a folder, or in `_file` by the kind of a file.
 """
 
 import io

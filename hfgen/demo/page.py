@@ -45,7 +45,7 @@ from hfgen.demo.fields import (
 )
 from hfgen.families import family
 from hfgen.methods.schedules import steps_of
-from hfgen.texts import markdown_text
+from hfgen.texts import counted, markdown_text
 
 
 # Pipelines are not thread-safe: one call at a time, over all users.
@@ -172,7 +172,8 @@ def _sample_tab(page: gr.Blocks, name: str, pipeline: DiffusionPipeline) -> None
         seconds = time.monotonic() - start
         file = _write_download(Path(folder.name), f"{Path(name).name}-seed-{seed}", images)
         label = "Download as PNG" if count == 1 else f"Download {count} PNGs in a zip"
-        return images, f"{_plural(count)} in {seconds:.1f} s", gr.DownloadButton(label, value=file, interactive=True)
+        note = f"{counted(count, 'image')} in {seconds:.1f} s"
+        return images, note, gr.DownloadButton(label, value=file, interactive=True)
 
     triggers = [button.click, seed.submit, *([page.load] if one_pass else [])]
     gr.on(triggers, handle, [seed, count, *options], [gallery, note, download], api_name="draw", **ONE_AT_A_TIME)
@@ -304,7 +305,7 @@ def _compare_tab(pipelines: dict[str, DiffusionPipeline]) -> None:
                 images = generate(pipeline, generators, settings, _follow(progress))
             seconds = time.monotonic() - start
             with_steps = f" ({settings.steps} steps)" if family(pipeline) == "ddpm" else ""
-            note = f"**{name}**: {_plural(count)} in {seconds:.2f} s{with_steps}  \n{describe(pipeline)}"
+            note = f"**{name}**: {counted(count, 'image')} in {seconds:.2f} s{with_steps}  \n{describe(pipeline)}"
             results += [images, note]
         return results
 
@@ -343,7 +344,3 @@ def _write_download(folder: Path, stem: str, images: list[Image.Image]) -> str:
             with archive.open(f"{index:06d}.png", "w") as file:
                 image.save(file, "PNG")
     return str(folder / f"{stem}.zip")
-
-
-def _plural(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"

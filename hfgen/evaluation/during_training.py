@@ -16,7 +16,7 @@ from hfgen.errors import StopRequestedError, UserError
 from hfgen.evaluation.reference import open_reference
 from hfgen.evaluation.scores import MAX_AMONG_REAL, memorisation_report, pixel_report
 from hfgen.evaluation.scoring import generated_images
-from hfgen.files import read_json_lines, write_atomically, write_text_atomically
+from hfgen.files import json_lines, read_json_lines, write_atomically, write_text_atomically
 from hfgen.inference.sampling import SamplingOptions, network_digest
 from hfgen.integrity import recorded_names, save_with_digests
 from hfgen.metrics.frechet import frechet_distance
@@ -125,7 +125,7 @@ class RunEvaluation:
         count, copying = self._sampling.num_images, is_copying(scores, self._sampling.num_images, self._num_among_real)
         line: dict[str, Any] = {"step": run.step, "num_images": count, **scores, "copying": copying}
         line["network_sha256"] = network_digest(pipeline)
-        write_text_atomically(folder / EVALUATIONS_FILE, "".join(f"{json.dumps(one)}\n" for one in (*earlier, line)))
+        write_text_atomically(folder / EVALUATIONS_FILE, json_lines([*earlier, line]))
         best = best_scores(folder)
         measured = {
             "num_inference_steps": self._sampling.num_inference_steps,

@@ -1,4 +1,4 @@
-"""Generating images with a pipeline and scoring them in bounded memory, for `evaluate` and `compare`."""
+"""Generating images with a pipeline and scoring them in bounded memory."""
 
 import tempfile
 import time

@@ -27,6 +27,7 @@ from hfgen.export.graphs import Graph, graphs_of, how_to_generate
 from hfgen.families import image_network
 from hfgen.files import write_atomically
 from hfgen.methods.schedules import steps_of
+from hfgen.texts import one_line
 
 
 if TYPE_CHECKING:  # may not be installed
@@ -38,6 +39,7 @@ OPSET = 17  # the first with LayerNormalization; GroupNormalization, of 18, is n
 # gives 1e-2 or more. In an image, 1e-4 is an eightieth of one of the 256 levels.
 RELATIVE_TOLERANCE = 1e-4
 SMALLEST_TOLERANCE = 1e-6  # for outputs close to zero
+REPEATS = 4  # of a call whose time is measured
 # Warnings that the exporter gives for every network.
 CHATTER = (
     "You are using the legacy TorchScript-based",
@@ -146,7 +148,7 @@ def trace(graph: Graph) -> bytes:
             dimension.dim_value = size
         onnx.checker.check_model(model, full_check=True)
     except (RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise UserError(f"{graph.file}: {graph.network} cannot be exported: {_one_line(error)}") from error
+        raise UserError(f"{graph.file}: {graph.network} cannot be exported: {one_line(error)}") from error
     return model.SerializeToString()
 
 
@@ -247,10 +249,10 @@ def _check(graph: Graph, file: Path) -> Exported:
     return Exported(file.name, file.stat().st_size, largest, tolerance, seconds, torch_seconds)
 
 
-def _fastest(call: Callable[[], object], repeats: int = 4) -> float:
+def _fastest(call: Callable[[], object]) -> float:
     """Return the time of the fastest of several calls, in seconds."""
     seconds = []
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
@@ -267,7 +269,7 @@ def _session(file: Path) -> "onnxruntime.InferenceSession":
         return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise UserError(
-            f"{file.name}: cannot be opened by onnxruntime: {_one_line(error)}; nothing was written"
+            f"{file.name}: cannot be opened by onnxruntime: {one_line(error)}; nothing was written"
         ) from error
 
 
@@ -278,9 +280,5 @@ def _run(session: "onnxruntime.InferenceSession", file: Path, inputs: Sequence[t
         return session.run(None, {name: part.numpy() for name, part in zip(names, inputs, strict=True)})[0]
     except Exception as error:  # as in `_session`
         raise UserError(
-            f"{file.name} at batch size {len(inputs[0])}: onnxruntime fails: {_one_line(error)}; nothing was written"
+            f"{file.name} at batch size {len(inputs[0])}: onnxruntime fails: {one_line(error)}; nothing was written"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

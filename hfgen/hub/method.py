@@ -2,10 +2,11 @@
 
 import json
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
 
 from hfgen.families import COMPONENTS, family_of_index
 from hfgen.methods.schedules import DEFAULT_STEPS
@@ -185,15 +186,14 @@ def _parts_of(network: str, config: dict[str, Any]) -> str:
 
 
 def count_parameters(folder: Path) -> int:
-    """Count a network's parameters from its safetensors headers, without BatchNorm's statistics and integers."""
+    """Count a network's parameters in its safetensors files, without BatchNorm's statistics and integers."""
     count = 0
     for file in folder.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        for tensor, described in header.items():
-            if tensor != "__metadata__" and "F" in described["dtype"] and tensor.split(".")[-1] not in STATISTICS:
-                count += math.prod(described["shape"])
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():
+                tensor = weights.get_slice(name)  # its header alone is read
+                if "F" in tensor.get_dtype() and name.split(".")[-1] not in STATISTICS:
+                    count += math.prod(tensor.get_shape())
     return count
 
 

@@ -8,6 +8,7 @@ from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, R
 from huggingface_hub.utils import validate_repo_id
 
 from hfgen.errors import UserError
+from hfgen.texts import one_line
 
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
@@ -47,7 +48,7 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"{repo_id}: not a valid name of a Hub repo: {_line(error)}") from error
+        raise UserError(f"{repo_id}: not a valid name of a Hub repo: {one_line(error)}") from error
 
 
 def check_access(repo_id: str, private: bool, token: str | None = None, repo_type: str = "model") -> Target:
@@ -176,9 +177,4 @@ def _explained(where: str, error: Exception, outcome: str) -> UserError:
         remedy = "the Hub does not accept the content"
     else:
         remedy = "run it again when the Hub is reachable; files already uploaded are not sent again"
-    return UserError(f"{where}: {outcome}: {remedy} ({_line(error)})")
-
-
-def _line(error: Exception) -> str:
-    """Return an error's message on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"{where}: {outcome}: {remedy} ({one_line(error)})")

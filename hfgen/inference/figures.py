@@ -1,4 +1,4 @@
-"""Sheets of samples, strips of the diffusion process, and GIFs of interpolations and runs."""
+"""Sheets of samples, strips of the diffusion process, and labelled rows."""
 
 import math
 import textwrap

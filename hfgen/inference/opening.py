@@ -24,6 +24,7 @@ from hfgen.methods.schedules import SAMPLERS, sampling_scheduler, steps_of
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
 from hfgen.pipelines.pipeline_ddpm import mismatch
 from hfgen.pipelines.self_contained import TRAINING_CONFIG
+from hfgen.texts import one_line
 from hfgen.training.checkpoints import PIPELINE_FOLDER, list_checkpoints
 
 
@@ -92,7 +93,7 @@ def open_pipeline(
     except UserError:
         raise
     except Exception as error:  # from JSON, safetensors, disk or network: in any case there is no pipeline
-        raise UserError(f"{problem}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{problem}: {one_line(error)}") from error
     if sampler is not None:
         if family(pipeline) != "ddpm":
             raise UserError(f"--sampler applies only to diffusion; {where} is a {type(pipeline).__name__}")
@@ -160,7 +161,7 @@ def _why_it_cannot_step(pipeline: DiffusionPipeline) -> str | None:
         with torch.random.fork_rng(devices=[]):  # the step may draw noise
             scheduler.step(scheduler.scale_model_input(pixel, first), first, pixel)
     except Exception as error:  # whatever its settings lead to
-        return f"its {type(scheduler).__name__} fails with its settings: {' '.join(str(error).split())}"
+        return f"its {type(scheduler).__name__} fails with its settings: {one_line(error)}"
     return None
 
 

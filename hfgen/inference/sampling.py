@@ -1,4 +1,4 @@
-"""Generating images with a trained pipeline, for the command line."""
+"""Generating images with a trained pipeline, in batches and by seed."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence

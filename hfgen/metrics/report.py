@@ -1,4 +1,4 @@
-"""Formatting the report of `hfgen evaluate` as a table and sentences, and reading and writing it."""
+"""Formatting the report of `hfgen evaluate` as a table, sentences or JSON, and reading it."""
 
 import json
 import math
@@ -33,6 +33,11 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_json(report: dict[str, Any]) -> str:
+    """Format a report as JSON; what is not finite becomes null (see `read_report`)."""
+    return json.dumps(finite(report), indent=2, allow_nan=False) + "\n"
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from hfgen.errors import UserError
 from hfgen.metrics.extraction import extract_features
+from hfgen.texts import one_line
 
 
 class _Family(NamedTuple):
@@ -100,7 +101,7 @@ def _load(family: _Family, source: str) -> Any:
     except Exception as error:  # from JSON, safetensors, disk or internet: in any case there are no weights
         raise UserError(
             f"--feature_weights {source}: no {family.class_name} with model.safetensors could be loaded: "
-            f"{' '.join(str(error).split())}"
+            f"{one_line(error)}"
         ) from error
     if missing := loading["missing_keys"]:
         raise UserError(

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from hfgen.data.location import TOY_PAINTINGS, is_hub_id
 from hfgen.errors import UserError
 from hfgen.families import family
-from hfgen.files import read_json, read_json_lines
+from hfgen.files import json_lines, read_json, read_json_lines
 from hfgen.hub.card import (
     EARLIER,
     REPORT_FILE,
@@ -39,7 +39,7 @@ from hfgen.inference.sampling import (
     way_of_sampling,
     weights_digest,
 )
-from hfgen.metrics.report import finite, read_report
+from hfgen.metrics.report import read_report, to_json
 from hfgen.publishing.half import round_to_half, store_in_half
 from hfgen.training.checkpoints import PROGRESS_FILE, final_progress
 from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE, STATUS_KEYS, read_launches, run_of
@@ -112,7 +112,7 @@ def make_publication(
     run = run_of(folder)
     if report is not None:
         report["reference"] = reference_name(report["reference"])
-        (target / REPORT_FILE).write_text(json.dumps(finite(report), indent=2, allow_nan=False) + "\n")
+        (target / REPORT_FILE).write_text(to_json(report))
     save_pictures(pipeline, target / "samples", (report or {}).get("num_inference_steps"))
     if run is not None:
         add_figures_of_run(run, folder, target, network)
@@ -345,7 +345,7 @@ def refuse_private_paths(folder: Path, paths: Sequence[str]) -> None:
 
 
 def _write_json_lines(file: Path, entries: Sequence[dict[str, Any]]) -> None:
-    file.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    file.write_text(json_lines(entries))
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

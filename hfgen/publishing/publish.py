@@ -113,8 +113,8 @@ def prepare(
     scores: Path | None = None,
     license_id: str | None = None,
     half: bool = False,
-) -> Path:
-    """Write the folder that `publish` uploads, check that it loads without hfgen, and return it.
+) -> None:
+    """Write the folder that `publish` uploads, and check that it loads without hfgen.
 
     Args:
         source: as in `publish`.
@@ -132,7 +132,6 @@ def prepare(
         raise UserError(f"{repo_id}: give the whole name, such as your-name/{repo_id}")
     make_publication(_existing(source), folder, repo_id, scores, license_id, half)
     check_loads_anywhere(folder)
-    return folder
 
 
 def _existing(source: str | Path) -> Path:

@@ -5,13 +5,13 @@ import io
 import json
 import math
 import re
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import hfgen
-from hfgen.config import parse_settings, settings_as_flags, settings_to_dict
+from hfgen.config import default_values, parse_settings, settings_as_flags, settings_to_dict
 from hfgen.errors import UserError
 from hfgen.settings.vae import check_length
 from hfgen.studies.scripts import find_scripts, import_script
@@ -80,7 +80,7 @@ class Study:
         budget: training budget per cell.
         full_budget: the study file's budget, if `--budget` has reduced it.
         evaluation: how cells are scored.
-        full_evaluation: the study file's evaluation, likewise.
+        full_evaluation, full_seeds: the study file's evaluation and seeds, likewise.
         cells: all cells by name.
         places: table entries, in order.
         title, question, source, metric, seeds: see `StudyFile`.
@@ -232,7 +232,7 @@ def _cell(file: StudyFile, scripts: Path, family_name: str, point: dict[str, Any
 def _about_its_grid(file: StudyFile, scripts: Path, family_name: str) -> str:
     """Return what helps if the study's grid has settings that only other families have; "" if it has none."""
     known = {
-        name: {field.name for part in import_script(scripts, family.method).SETTINGS for field in fields(part)}
+        name: default_values(import_script(scripts, family.method).SETTINGS).keys()
         for name, family in file.families.items()
     }
     lacking = [key for key in file.grid if key not in known[family_name] and any(key in one for one in known.values())]
@@ -341,8 +341,7 @@ def differences(stored: Study, now: Study) -> list[str]:
 
 def default_settings(method: str) -> dict[str, Any]:
     """Return the defaults of a training script's settings."""
-    parts = import_script(find_scripts(), method).SETTINGS
-    return {field.name: field.default for part in parts for field in fields(part) if field.default is not MISSING}
+    return default_values(import_script(find_scripts(), method).SETTINGS)
 
 
 def _changes(where: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ import shlex
 from pathlib import PureWindowsPath
 from typing import Any
 
+from hfgen.config import as_flags
 from hfgen.data.location import is_path
 from hfgen.studies.cells import ALL_CHECKPOINTS, Cell, Study, default_settings
 
@@ -50,6 +51,5 @@ def _flags(cell: Cell) -> list[str]:
     defaults, flags = default_settings(cell.method), []
     for key, value in settings_outside(cell).items():
         if value is not None and value != defaults.get(key):
-            # With "=", because argparse takes a bare -1e-05 for a flag.
-            flags += [f"--{key}", *map(str, value)] if isinstance(value, list) else [f"--{key}={value}"]
+            flags += as_flags(key, value)
     return flags

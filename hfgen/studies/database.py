@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, ProgrammingError, SQLAlchemyError
 
 from hfgen.errors import UserError
+from hfgen.texts import one_line
 
 
 LOCK_SECONDS = 60
@@ -99,7 +100,7 @@ def reason_of(error: BaseException) -> str:
     """Return a database's error message on one line, without the SQL."""
     while isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(getattr(error, "orig", None) or error).split()) or type(error).__name__
+    return one_line(getattr(error, "orig", None) or error)
 
 
 def shown(url: str) -> str:

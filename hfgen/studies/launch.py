@@ -20,7 +20,7 @@ from hfgen.studies.cells import Cell
 from hfgen.studies.outcomes import BROKEN, DIVERGED, IN_USE, LOST, TRAINED, Ending
 from hfgen.studies.scripts import launch_arguments
 from hfgen.studies.study_file import Budget
-from hfgen.studies.supervised import GRACE
+from hfgen.studies.supervised import GRACE_SECONDS
 from hfgen.training.checkpoints import find_checkpoint, load_progress
 from hfgen.training.folder import STATUS_KEYS
 from hfgen.training.launcher import HEED_LAUNCHER
@@ -39,7 +39,7 @@ MIN_SECONDS = 1
 LONGER, MARGIN_SECONDS = 1.1, 60.0
 POLL_SECONDS = 5.0
 # The training of a worker that was killed has stopped after this time, or goes on.
-PATIENCE = GRACE + 10.0
+WAIT_SECONDS = GRACE_SECONDS + 10.0
 LOST_CELL = Ending(LOST, "another worker has taken it, because this one did not respond for too long")
 
 
@@ -114,7 +114,7 @@ def train_cell(
 
 def _wait_for_folder(folder: Path, has_lost: Callable[[], bool]) -> Ending | None:
     """Wait until the training of an earlier worker has stopped; return an ending if it goes on."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + WAIT_SECONDS
     while (holder := holder_of(folder)) is not None:
         if has_lost():
             return LOST_CELL

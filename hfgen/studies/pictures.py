@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hfgen.inference.figures import image_sheet, labelled_rows, labelled_sheet
+from hfgen.inference.figures import GAP, image_sheet, labelled_rows, labelled_sheet
 from hfgen.studies.cells import Study
 from hfgen.studies.results import SHEET_COLUMNS, STRIP_COLUMNS, decode_picture, strip_timesteps
 from hfgen.studies.table import Row
@@ -150,10 +150,10 @@ def first_picture(row: Row, kind: str) -> str:
     return next(iter(filter(None, found)), "")
 
 
-def cut(sheet: Image.Image, columns: int, gap: int = 2) -> list[Image.Image]:
+def cut(sheet: Image.Image, columns: int) -> list[Image.Image]:
     """Cut a sheet, which may have been downscaled, into its images, row by row."""
-    pitch = (sheet.width + gap) / columns
-    size, rows = int(pitch) - gap, round((sheet.height + gap) / pitch)
+    pitch = (sheet.width + GAP) / columns
+    size, rows = int(pitch) - GAP, round((sheet.height + GAP) / pitch)
     corners = [(round(column * pitch), round(row * pitch)) for row in range(rows) for column in range(columns)]
     return [sheet.crop((left, top, left + size, top + size)) for left, top in corners]
 

@@ -205,7 +205,7 @@ def statements(study: Study, rows: list[Row], dataset: str) -> list[str]:
 
 def conditions(study: Study, rows: list[Row]) -> str:
     """Describe data, budget, seeds and number of images, and what was reduced."""
-    finished = sum(outcome is not None for outcome in _unique(study, rows).values())
+    finished = sum(outcome is not None for outcome in _unique(rows).values())
     seeds = ", ".join(map(str, study.seeds))
     evaluation = study.evaluation
     of_seeds = f"seeds {seeds}; ± is the standard deviation over them" if len(study.seeds) > 1 else f"seed {seeds}"
@@ -268,7 +268,7 @@ def floors(study: Study, rows: list[Row]) -> str:
 def endings(study: Study, rows: list[Row]) -> list[str]:
     """List cells without a figure, with the reason, and cells that rolled back or had warnings."""
     lines, waiting = [], []
-    for name, outcome in _unique(study, rows).items():
+    for name, outcome in _unique(rows).items():
         if outcome is None:
             waiting.append(name)
         elif outcome.kind in (DIVERGED, BROKEN):
@@ -286,7 +286,7 @@ def endings(study: Study, rows: list[Row]) -> list[str]:
     return lines
 
 
-def _unique(study: Study, rows: list[Row]) -> dict[str, Outcome | None]:
+def _unique(rows: list[Row]) -> dict[str, Outcome | None]:
     return {name: outcome for row in rows for name, outcome in zip(row.place.cells, row.outcomes, strict=True)}
 
 

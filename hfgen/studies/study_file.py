@@ -12,13 +12,14 @@ import yaml
 
 from hfgen.errors import UserError
 from hfgen.files import read_written_text
-from hfgen.ranges import COUNT, MAX_COUNT, SEED, Range
+from hfgen.ranges import COUNT, SCORED_IMAGES, SEED, Range
 from hfgen.studies.scripts import METHODS, find_scripts
+from hfgen.texts import one_line
 
 
-# Metrics that a study can compare, and their column headings.
 # The most that a study file may hold, with the parts that it repeats by name written out, and the levels of nesting.
 MAX_PARTS, MAX_DEPTH = 100_000, 20
+# Metrics that a study can compare, and their column headings.
 METRICS = {
     "fid": "FID",
     "kid": "KID",
@@ -96,7 +97,7 @@ class Evaluation:
     every_images: int | None = None
 
     def __post_init__(self):
-        ranges = {"num_images": Range(10, MAX_COUNT), "num_inference_steps": COUNT, "seed": SEED}
+        ranges = {"num_images": SCORED_IMAGES, "num_inference_steps": COUNT, "seed": SEED}
         if self.every_images is not None:
             ranges["every_images"] = COUNT
         for name, allowed in ranges.items():
@@ -243,7 +244,7 @@ def read_study_file(path: Path) -> StudyFile:
         _check_bounded(text)
         content = yaml.safe_load(text)
     except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: not valid YAML ({one_line(error)})") from error
     try:
         _check_written_once(yaml.compose(text, yaml.SafeLoader))
         return _parse(path.stem, _mapping(content, "the file"))

@@ -14,8 +14,8 @@ import time
 import psutil
 
 
-POLL_SECONDS = 0.5  # seconds
-GRACE = 60.0  # seconds for writing a checkpoint before the group is killed
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 60.0  # for writing a checkpoint before the group is killed
 
 
 def main(parent: int, command: list[str]) -> int:
@@ -35,7 +35,7 @@ def main(parent: int, command: list[str]) -> int:
         if asked and not sent:
             send(process, signal.SIGTERM)
             sent = True
-        if asked and time.monotonic() - asked[0] > GRACE:
+        if asked and time.monotonic() - asked[0] > GRACE_SECONDS:
             send(process, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
     send(process, signal.SIGKILL)  # anything still running in the group

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
-from hfgen.config import changed_settings, settings_to_dict
+from hfgen.config import LENGTHS, changed_settings, settings_to_dict
 from hfgen.errors import UserError
 from hfgen.files import (
     LEFTOVER,
@@ -47,7 +47,6 @@ OF_A_LAUNCH = ("intake.json", "metrics.jsonl", "launches.jsonl", "events.jsonl",
 LEFT_BY_A_FAILED_START = frozenset((SETTINGS_FILE, *OF_A_LAUNCH, "logs", "checkpoints"))
 SHEETS = ("samples", "reconstructions", "training_images", "ex_post")
 FIRST_SHEETS, FIRST_SHEET = ("samples", "reconstructions"), "step-00000000.png"
-LENGTHS = ("max_train_steps", "num_epochs")  # settings of a run's length
 NEW_FOLDER = "continue in another folder with --resume CHECKPOINT --output_dir NEW"
 BEST_FOLDER, SCORES_FILE = "best", "scores.json"
 EVALUATIONS_FILE = "evaluations.jsonl"

@@ -13,7 +13,7 @@ from hfgen.texts import say
 
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder"
 # A launch that was just stopped is still writing its checkpoint.
-PATIENCE = 10.0  # seconds
+WAIT_SECONDS = 10.0
 
 
 def lock_folder(folder: Path) -> FileLock:
@@ -62,8 +62,8 @@ def _acquire(lock: FileLock, folder: Path, holder: Path) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(f"{folder} is in use by {_named(holder)}; waiting {PATIENCE:.0f} s for it to end")
-        lock.acquire(timeout=PATIENCE)
+        say(f"{folder} is in use by {_named(holder)}; waiting {WAIT_SECONDS:.0f} s for it to end")
+        lock.acquire(timeout=WAIT_SECONDS)
 
 
 def _named(holder: Path) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import json
 import math
 import os
 import time
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 
 from hfgen.bars import update_interval
 from hfgen.errors import UserError
-from hfgen.files import append_json_line, read_json_lines, write_text_atomically, writing
+from hfgen.files import append_json_line, json_lines, read_json_lines, write_text_atomically, writing
 from hfgen.texts import one_message
 
 
@@ -199,7 +198,7 @@ class RunLog:
     def _drop_beyond(self, step: int) -> None:
         if self._accelerator.is_main_process:
             kept = [entry for entry in read_json_lines(self._metrics_file, ("step",)) if entry["step"] <= step]
-            write_text_atomically(self._metrics_file, "".join(f"{json.dumps(entry)}\n" for entry in kept))
+            write_text_atomically(self._metrics_file, json_lines(kept))
 
     def start_window(self) -> None:
         """Forget the updates since the last entry, and measure the speed from now on."""

@@ -1,7 +1,6 @@
 """The page of a run, `index.html` in its folder: pictures, curves, status and settings, complete in itself."""
 
 import base64
-import dataclasses
 import io
 import re
 import shlex
@@ -14,6 +13,7 @@ from typing import Any
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hfgen.config import default_values
 from hfgen.errors import UserError
 from hfgen.files import read_json, read_json_lines, write_text_atomically
 from hfgen.metrics.report import finite
@@ -286,7 +286,7 @@ def shown(value: Any) -> str:
 
 def _settings(settings: dict[str, Any], classes: Sequence[type]) -> dict[str, list[dict[str, str]]]:
     """Return the settings that differ from their defaults, and the others."""
-    defaults = _defaults(classes)
+    defaults = default_values(classes)
     found: dict[str, list[dict[str, str]]] = {"changed": [], "default": []}
     for name, value in settings.items():
         known = name in defaults
@@ -294,15 +294,6 @@ def _settings(settings: dict[str, Any], classes: Sequence[type]) -> dict[str, li
         texts = {key: shown(part) for key, part in line.items()}
         found["default" if known and value == defaults[name] else "changed"].append(texts)
     return found
-
-
-def _defaults(classes: Sequence[type]) -> dict[str, Any]:
-    """Return the default of each setting, by name."""
-    return {
-        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        for one in classes
-        for field in dataclasses.fields(one)
-    }
 
 
 def method_of(classes: Sequence[type]) -> str | None:
@@ -355,6 +346,4 @@ def settings_classes(folder: Path, candidates: Sequence[Sequence[type]]) -> Sequ
     if not (folder / "training_config.json").is_file():
         raise UserError(f"{folder}: not the folder of a run: training_config.json is missing")
     saved = read_json(folder / "training_config.json").keys()
-    return max(
-        candidates, key=lambda classes: len(saved & {f.name for one in classes for f in dataclasses.fields(one)})
-    )
+    return max(candidates, key=lambda classes: len(saved & default_values(classes).keys()))

@@ -7,13 +7,12 @@ from typing import Any, Literal
 
 from hfgen.config import check_ranges, setting
 from hfgen.errors import UserError
-from hfgen.ranges import COUNT, COUNT_OR_NONE, MAX_COUNT, POSITIVE, SEED, Range
+from hfgen.ranges import COUNT, COUNT_OR_NONE, POSITIVE, SCORED_IMAGES, SEED, Range
 from hfgen.training.duration import parse_duration
 
 
 DEFAULT_TRAIN_STEPS = 100_000
 PLANNED_SCHEDULES = ("cosine", "linear")  # of the learning rate, planned for a run's length
-MIN_EVALUATED = 10
 # Intervals of long runs, and the number of log entries and sheets that a short run has at least. A sheet costs
 # seconds, so those of a very short run are MIN_SAMPLE_EVERY steps apart.
 LOG_EVERY, SAMPLE_EVERY = 50, 1000
@@ -87,7 +86,7 @@ class RunSettings:
         may_change=True,
     )
     evaluate_num_images: int = setting(
-        1000, "images per evaluation; more make scores more reliable", Range(MIN_EVALUATED, MAX_COUNT), may_change=True
+        1000, "images per evaluation; more make scores more reliable", SCORED_IMAGES, may_change=True
     )
     best_by: Literal["fid", "kid"] = setting("fid", "score that selects the pipeline kept in best/", may_change=True)
     feature_weights: str | None = setting(

@@ -93,7 +93,7 @@ def test_when_the_worker_is_killed_its_training_is_told_to_end(tmp_path):
 
 
 def test_what_does_not_end_in_time_is_killed(tmp_path):
-    process, worker = start(sys.executable, "-c", DEAF, tmp_path / "told", before="supervised.GRACE = 0.3; ")
+    process, worker = start(sys.executable, "-c", DEAF, tmp_path / "told", before="supervised.GRACE_SECONDS = 0.3; ")
     process.send_signal(signal.SIGTERM)
     assert process.wait(300) == 128 + signal.SIGKILL
     assert has_ended(worker)

@@ -133,7 +133,7 @@ def test_the_folder_of_a_start_that_failed_takes_the_corrected_command(tmp_path,
 
 @pytest.mark.parametrize("resume", [None, "latest"])
 def test_a_second_run_in_a_folder_is_refused_and_told_who_has_it(tmp_path, monkeypatch, resume):
-    monkeypatch.setattr(hfgen.training.lock, "PATIENCE", 0.1)
+    monkeypatch.setattr(hfgen.training.lock, "WAIT_SECONDS", 0.1)
     holder = f"in use by process {os.getpid()} on {socket.gethostname()} since 20"
 
     def start_another(run):
