@@ -139,7 +139,7 @@ def message_for_user(error: Exception) -> str | None:
     # torch reports the memory of a GPU by a class of its own, and that of a CPU by a RuntimeError of its allocator.
     is_of_torch = isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))
     if isinstance(error, MemoryError) or is_of_torch:
-        return f"out of memory ({one_line(error)[:200]}); lower --batch_size, or the sizes asked for"
+        return f"out of memory ({one_line(error)[:200]}); lower --batch_size or the requested sizes"
     if isinstance(error, RuntimeError) and OUT_OF_THREADS.search(str(error)):
         return (
             "the system allows no further thread; end other programs, or raise the limit (`ulimit -u`, or that of the "

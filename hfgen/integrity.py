@@ -90,7 +90,7 @@ def keep(folder: Path, write: Callable[[Path], object]) -> None:
         damage = find_damage(folder, trust_times=True)
         if damage is None:
             return
-        say(f"{folder} is damaged, and made again: {damage}")
+        say(f"{folder} is damaged and will be rebuilt: {damage}")
     for leftover in leftovers_of(folder):  # from a killed process
         shutil.rmtree(leftover, ignore_errors=True)
 

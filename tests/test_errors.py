@@ -108,9 +108,9 @@ CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't 
         (UserError("--output: no"), "--output: no"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
         (PermissionError(errno.EACCES, "Permission denied", "/data/x.png"), "/data/x.png: Permission denied"),
-        (RuntimeError(CUDA), f"out of memory ({CUDA}); lower --batch_size, or the sizes asked for"),
-        (RuntimeError(CPU), f"out of memory ({CPU}); lower --batch_size, or the sizes asked for"),
-        (MemoryError("no 9 TB"), "out of memory (no 9 TB); lower --batch_size, or the sizes asked for"),
+        (RuntimeError(CUDA), f"out of memory ({CUDA}); lower --batch_size or the requested sizes"),
+        (RuntimeError(CPU), f"out of memory ({CPU}); lower --batch_size or the requested sizes"),
+        (MemoryError("no 9 TB"), "out of memory (no 9 TB); lower --batch_size or the requested sizes"),
         (
             RuntimeError("can't start new thread"),
             "the system allows no further thread; end other programs, or raise the limit (`ulimit -u`, or that of the "

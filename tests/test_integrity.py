@@ -30,7 +30,7 @@ def test_each_damage_is_found_and_made_good(damage, file, kept, capsys):
         assert file in find_damage(kept, trust_times) or file == "digests.json"
     keep(kept, write)
     assert find_damage(kept) is None and (kept / "a.bin").read_bytes() == bytes(range(256))
-    assert f"{kept} is damaged, and made again: " in capsys.readouterr().out
+    assert f"{kept} is damaged and will be rebuilt: " in capsys.readouterr().out
 
 
 def test_files_of_known_times_are_not_read_and_copies_only_once(kept, monkeypatch):

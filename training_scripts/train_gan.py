@@ -235,7 +235,7 @@ def build_watch(data: TrainingData, settings: GANSettings, num_processes: int) -
 
 
 def check_collapse(watch: CollapseWatch, pipeline: FreshStatistics, run: Run) -> dict[str, float]:
-    """Let the watch check images of the averaged generator, from the same latents throughout the run."""
+    """Let the watch check images of the EMA generator, from the same latents throughout the run."""
     images = sample_fixed(pipeline, run, watch.num_images, "pt", "watch").images
     result = watch.check(images * 2 - 1)
     run.report(result.good, result.trouble, result.warning)
@@ -261,7 +261,7 @@ def sample_fixed(
 
 
 def statistics_latents(settings: GANSettings, run: Run) -> list[torch.Tensor]:
-    """Sample latents for the averaged generator's statistics, in batches of 64, the same throughout the run."""
+    """Sample latents for the EMA generator's statistics, in batches of 64, the same throughout the run."""
     if not settings.statistics_images:
         return []
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, "statistics"))

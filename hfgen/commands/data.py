@@ -76,7 +76,8 @@ def floor(
         typer.Option(
             "--num_images",
             callback=in_range(SCORED_IMAGES),
-            help="images that you will generate: as many real ones, at most half, are scored; unset: half",
+            help="number of images that you plan to generate; that many real images, at most half, are scored against "
+            "the rest; unset: half",
         ),
     ] = None,
     seed: Seed = 0,

@@ -147,8 +147,10 @@ def require_apart(output: Path, data: str = "", sources: Iterable[str | Path] = 
     for dataset in (data, *map(_data_of, sources)):
         folder = Path(os.path.realpath(os.path.expanduser(dataset)))
         if dataset and folder.is_dir() and folder in above:
-            told = f"--output {output}: lies inside the data in {folder}, and would be read with them"
-            raise UserError(f"{told}; choose a place outside that folder")
+            raise UserError(
+                f"--output {output} is inside the dataset folder {folder} and would later be read as data; choose a "
+                "place outside it"
+            )
 
 
 def _data_of(source: str | Path) -> str:

@@ -17,7 +17,7 @@ def presets(
         list[str] | None, typer.Argument(metavar="PRESET", help="presets that --curves plots in colour")
     ] = None,
     curves: Annotated[
-        Path | None, typer.Option("--curves", help="plot of FID against training images: .png, .pdf or .svg")
+        Path | None, typer.Option("--curves", help="plot of FID against images seen: .png, .pdf or .svg")
     ] = None,
 ) -> None:
     """List the presets of `hfgen train`, with the best FID of their reference runs."""
@@ -49,7 +49,7 @@ def _list() -> None:
         images, _, fid = min(curve.points, key=lambda point: point[2])
         reached[curve.preset] = f"FID {fid:.1f} after {images:,} images, for {curve.data}"
     folder = shipped_presets()
-    rows = [("method", "preset", "size", "best FID of a reference run, and after how many training images")]
+    rows = [("method", "preset", "size", "best FID of a reference run, and after how many images seen")]
     rows += [
         (file.parent.name, file.stem, f"{_size(file)} px", reached.get(file.stem, "no reference run"))
         for file in sorted(folder.glob("*/*.json"))

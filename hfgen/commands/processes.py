@@ -120,8 +120,8 @@ def _check_machines(own: argparse.Namespace, config: Any, count: int, machines: 
     if count < machines or count % machines:
         given = "--num_processes" if own.num_processes is not None else "accelerate's configuration, num_processes"
         raise UserError(
-            f"{given} {count}: the processes of all {machines} machines together, as many on each; give a "
-            f"multiple of {machines}"
+            f"{given} {count}: this is the total over {machines} machines, each with the same number of processes; "
+            f"give a multiple of {machines}"
         )
     for name in ("machine_rank", "main_process_ip"):  # the port has a default
         if getattr(own, name) is None and getattr(config, name, None) is None:

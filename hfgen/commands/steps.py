@@ -98,7 +98,7 @@ def steps(
         if rows:
             report = {"reference": where_it_is(reference), "enough": enough or None, "rows": rows}
             write_report(output, report, labelled_rows(shown))
-    say(f"enough: {enough}, the fewest steps within one standard error of the lowest {fid}")
+    say(f"steps needed: {enough}, the smallest number whose {fid} is within one standard error of the lowest")
     if save:
         save_number_of_steps(find_pipeline(Path(pipeline).expanduser()), enough)
 
@@ -170,4 +170,6 @@ def save_number_of_steps(folder: Path, number: int) -> None:
     if (folder / DIGESTS_FILE).is_file():  # of hfgen's own files: a user's beside them must not become one
         own = {*recorded_names(folder), "pipeline_ddpm.py", file.name} - {DIGESTS_FILE, "*"}
         record_digests(folder, sorted(name for name in own if (folder / name).is_file()))
-    say(f"saved in {file}; training on would replace it, so then give --num_inference_steps {number}")
+    say(
+        f"saved in {file}; if you continue the training, add --num_inference_steps {number}, or the old number returns"
+    )

@@ -134,7 +134,7 @@ class Choice:
         """Return the choice for `hfgen train DATA`, with the preset given, that of a run to resume, or the default."""
         refuse_a_method(data)
         if value_of("--dataset", flags) is not None:
-            raise UserError(f"hfgen train {data}: it names the data, as --dataset does: use only one of them")
+            raise UserError(f"hfgen train {data}: this and --dataset both name the data; give only one of them")
         flags, resumed = ["--dataset", data, *flags], None
         if value_of("--output_dir", flags) is None:
             flags = ["--output_dir", str(Path("runs") / _run_name(data)), *flags]
@@ -180,7 +180,7 @@ def _budget(own: argparse.Namespace, flags: list[str], settings: dict[str, Any],
 
 
 def _require_more(images: int, steps: int, origin: Path | None) -> None:
-    """Raise a `UserError` if a run that is resumed has already had more images than --images gives it."""
+    """Raise a `UserError` if a run that is resumed has already seen more images than --images gives it."""
     if origin is None:
         return
     from hfgen.training.checkpoints import load_progress  # imports torch, which takes seconds
@@ -188,7 +188,9 @@ def _require_more(images: int, steps: int, origin: Path | None) -> None:
     progress = load_progress(origin)
     if steps < progress["step"]:
         had = f"{progress['images']:,}" if "images" in progress else "more"
-        raise UserError(f"--images {images}: counts all images of a run, which has already had {had}; give more")
+        raise UserError(
+            f"--images {images}: this is the total of the run, which has already seen {had}; give a larger number"
+        )
 
 
 def _resumed_from(flags: list[str], settings: dict[str, Any]) -> Path | None:

@@ -186,11 +186,12 @@ class IntakeReport:
         near = "not searched" if self.near_duplicates is None else count_copies(self.near_duplicates)
         copies = count_copies(self.exact_duplicates)
         low, median, high = self.short_side
+        used, side = counted(self.training_images, "image"), self.sample_size
         lines = [
             f"{self.source}: {counted(self.images, 'image')}",
             f"  formats {counts(self.formats)}; modes {counts(self.modes)}",
             f"  sizes {counts(self.sizes)}; short side {low} to {high}, median {median} pixels",
-            f"  trained on: {self.training_images} of {self.sample_size} x {self.sample_size} pixels",
+            f"  used for training: {used} of {side} x {side} pixels",
             f"  unreadable: {len(self.unreadable)}; exact duplicates: {copies} ({self.dropped} dropped); "
             f"near duplicates: {near}; other files: {self.not_read}"
             + (f" ({counts(self.skipped)})" if self.skipped else ""),
@@ -308,7 +309,7 @@ def _warnings(report: IntakeReport) -> list[str]:
         images = counted(report.upsampled, "image")
         notes.append(f"{images} {are} smaller than {report.sample_size} pixels and {were} enlarged")
     if report.exact_duplicates and not report.dropped:
-        notes.append("identical images count double in training; --drop_duplicates removes the copies")
+        notes.append("identical images get more weight in training; --drop_duplicates removes the copies")
     if report.near_duplicates is None:
         notes.append(f"near duplicates were not searched for: there are more than {MAX_COMPARED_IMAGES} images")
     return notes + _notes_on_brightness(report) + _notes_on_skipped(report.skipped)

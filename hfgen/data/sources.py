@@ -106,7 +106,7 @@ def _folder(path: Path, settings: DataSettings) -> Source:
                 except OSError as error:
                     if isinstance(error, GONE) and any(name == present for present, *_ in identity):
                         raise UserError(
-                            f"{file}: has gone while the dataset was read; run the same command again"
+                            f"{file}: disappeared while the dataset was being read; run the same command again"
                         ) from error
                     yield name, lasting_error(file, error)
 

@@ -132,8 +132,8 @@ def load_images(settings: DataSettings) -> ImageStore:
             # Files that have gone meanwhile, with their disk say, would be missing for good, as this is kept.
             if changes is not None and last_changes(source.files) != changes and _has_other_contents(folder, source):
                 raise UserError(
-                    f"--dataset {settings.dataset}: some of its files have changed, or gone, while they were read; "
-                    "run the same command again"
+                    f"--dataset {settings.dataset}: some of its files changed or disappeared while they were being "
+                    "read; run the same command again"
                 )
 
         keep(folder, decode)

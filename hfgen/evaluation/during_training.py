@@ -144,8 +144,8 @@ class RunEvaluation:
         if line["copying"] and not any(one["copying"] for one in recorded):
             run.warn(
                 f"the samples have started to copy training images: {scores['copies']:.1%} of them are nearer to a "
-                f"training image than {1 - scores['copies_expected']:.0%} of the training images are to each other, "
-                f"{scores['copies_by_pixels']:.1%} are copies by their pixels. Use more images or stronger "
+                f"training image than {1 - scores['copies_expected']:.0%} of the training images are to their nearest "
+                f"neighbour, {scores['copies_by_pixels']:.1%} are copies by their pixels. Use more images or stronger "
                 "augmentation, or stop earlier"
             )
 

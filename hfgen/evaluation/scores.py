@@ -152,7 +152,7 @@ def memorisation_report(
         "median_distance_among_real": among_real["median"],
         "statement": (
             f"{copies} of {len(fake):,} samples are nearer to a {called} image than "
-            f"{1 - among_real['share_below']:.0%} of the {called} images are to each other"
+            f"{1 - among_real['share_below']:.0%} of the {called} images are to their nearest neighbour"
         ),
     }
 

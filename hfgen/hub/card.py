@@ -220,7 +220,7 @@ def _data(training: dict[str, Any] | None) -> str:
         f"{where}: {data['images']:,} images, used as {data['training_images']:,} training images of "
         f"{data['sample_size']} x {data['sample_size']} pixels.",
         "",
-        "| intake report | |",
+        "| dataset report | |",
         "| --- | --- |",
         *(f"| {key} | {markdown_text(str(value))} |" for key, value in data["intake"].items()),
     ]
@@ -313,9 +313,10 @@ def _memorisation(report: dict[str, Any] | None, run_scores: dict[str, Any] | No
         verdict = "more than" if run_scores["copying"] else "no more than"
         return (
             f"{run_scores['copies']:.1%} of {run_scores['num_images']:,} samples are nearer to a training image than "
-            f"{1 - run_scores['copies_expected']:.0%} of the training images are to each other "
-            f"({run_scores['copies_expected']:.1%} expected), and {run_scores['copies_by_pixels']:.1%} are copies by "
-            f"their pixels ({run_scores['copies_by_pixels_expected']:.1%} expected): {verdict} chance explains."
+            f"{1 - run_scores['copies_expected']:.0%} of the training images are to their nearest "
+            f"neighbour ({run_scores['copies_expected']:.1%} expected), and {run_scores['copies_by_pixels']:.1%} are "
+            f"copies by their pixels ({run_scores['copies_by_pixels_expected']:.1%} expected): {verdict} chance "
+            "explains."
         )
     return "Not measured: it is unknown whether its samples copy training images."
 

@@ -261,7 +261,7 @@ def _gan_departures(settings: dict[str, Any]) -> list[str]:
     if (updates := settings.get("n_critic", 1)) > 1:
         clauses.append(f"{updates} discriminator updates per generator update")
     elif settings.get("loss") == "wasserstein":
-        clauses.append("one discriminator update per generator update, where the papers of the Wasserstein GAN have 5")
+        clauses.append("one discriminator update per generator update instead of the 5 of the Wasserstein GAN papers")
     if settings.get("label_smoothing"):
         clauses.append(
             f"real images labelled {1 - settings['label_smoothing']:g} instead of 1 (Salimans et al. 2016, "
@@ -280,7 +280,7 @@ def _gan_departures(settings: dict[str, Any]) -> list[str]:
     if settings.get("upsampling") == "nearest":
         clauses.append("nearest-neighbour upsampling and a convolution instead of transposed convolutions")
     if settings.get("statistics_images") and settings.get("network") != "dcgan256":  # dcgan256 has no BatchNorm
-        clauses.append("BatchNorm statistics recomputed for the averaged generator")
+        clauses.append("BatchNorm statistics recomputed for the EMA generator")
     augment = {
         "auto": "augmentation of the discriminator's input, chosen by the number of training images",
         "diffaugment": "DiffAugment (Zhao et al. 2020, [arXiv:2006.10738](https://arxiv.org/abs/2006.10738))",

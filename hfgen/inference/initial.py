@@ -58,7 +58,7 @@ def start_from(
     if run.is_main:
         lacking = "the run had" if checkpoint else "a pipeline has"
         untrained = [f"; the {name} is new: {lacking} none" for name in networks if name not in found]
-        say(f"started from {checkpoint or source}: {', '.join(loaded)} and average{''.join(untrained)}")
+        say(f"initialised from {checkpoint or source}: {', '.join(loaded)} and EMA weights{''.join(untrained)}")
 
 
 def _weights_of_pipeline(source: str, name: str) -> dict[str, Weights]:

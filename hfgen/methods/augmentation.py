@@ -59,7 +59,7 @@ def choose_augmentation(wanted: str, num_images: int | None, measures_overfittin
             return AugmentationChoice("diffaugment", f"{few}, {unknown}: every image is augmented")
         enough = f"{num_images:,} images, at least {FEW_UNMEASURED:,}"
         return AugmentationChoice(
-            "none", f"{enough}, {unknown}; --augment diffaugment augments every image, which is slow"
+            "none", f"{enough}, {unknown}; --augment diffaugment would augment every image, which slows learning"
         )
     return AugmentationChoice(
         "ada",

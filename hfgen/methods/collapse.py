@@ -115,19 +115,19 @@ class CollapseWatch:
 
         trouble, warning = None, None
         found = f"its images have {part:.0%} of the data's diversity and cover {covered:.0%} of the data"
-        separates = f"tells real from generated in {signals.get('d_right', 0.0):.1%} of pairs"
+        ranks = f"ranks {signals.get('d_right', 0.0):.1%} of real/generated pairs correctly"
         if math.isnan(own):
             trouble = "the generator's images contain non-finite values"
         elif self._was_good and self._low_checks >= CHECKS_TO_COLLAPSE:
             trouble = f"the generator has collapsed: {found}"
         elif self._sure_checks >= CHECKS_TO_WIN:
-            trouble = f"the discriminator has won: it {separates}, in {CHECKS_TO_WIN} checks in a row"
+            trouble = f"the discriminator has won: it {ranks} in {CHECKS_TO_WIN} checks in a row"
         elif not self._was_good and self._checks >= CHECKS_TO_TAKE_OFF:
             trouble = f"the generator has not started to learn: {found}"
         if self._sure_checks == 1:
             warning = (
-                f"the discriminator {separates}, so the generator learns little from it; try --augment diffaugment or "
-                "a lower --learning_rate_d"
+                f"the discriminator {ranks}, so its gradients teach the generator little; try --augment diffaugment "
+                "or a lower --learning_rate_d"
             )
         self._forget()
         return WatchResult(signals, good, trouble, warning)

@@ -91,8 +91,8 @@ def score_table(report: dict[str, Any]) -> str:
         paragraphs.append(subset)
     if scores["mifid"] < real["mifid"] and real["mifid"] > real["fid"]:
         paragraphs.append(
-            f"The floor of {names['mifid']} is higher than the score because it, too, has the penalty for images that "
-            "are close to a real one: it is no limit here."
+            f"The floor of {names['mifid']} exceeds the score because the real images themselves incur the penalty "
+            "for being close to one another; it is not a lower limit here."
         )
     if "reconstructions" in report:
         part = report["reconstructions"]

@@ -82,7 +82,7 @@ def publish(
         try:
             of_demo = upload(app, of_space, "Publish the demo")
         except UserError as error:
-            raise UserError(f"the model is published: {commit.address}; but not its demo: {error}") from error
+            raise UserError(f"the model was published at {commit.address}, but its demo was not: {error}") from error
         return Published(target.repo_id, commit, replaces, of_demo)
 
 

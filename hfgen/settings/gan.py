@@ -16,8 +16,8 @@ class GANSettings:
 
     network: Literal["dcgan", "dcgan256", "sngan", "resnet"] = setting(
         "dcgan",
-        "architecture; dcgan: convolutions, 8 to 256 pixels; dcgan256: large kernels, for paintings; sngan: SNGAN's "
-        "convolutional network; resnet: SNGAN's residual network",
+        "architecture; dcgan: convolutions, sizes that are powers of two from 8; dcgan256: large kernels, for "
+        "paintings; sngan: SNGAN's convolutional network; resnet: SNGAN's residual network",
     )
     discriminator_network: Literal["dcgan", "dcgan256", "sngan", "resnet"] | None = setting(
         None, "architecture of the discriminator; unset: same as --network"
@@ -34,13 +34,13 @@ class GANSettings:
     latent_dim: int = setting(100, "dimension of the latents", COUNT)
     generator_channels: int | None = setting(
         None,
-        "channels of the generator's narrowest layer; unset: as in the paper; more is slower",
+        "channels of the generator's narrowest layer; unset: 64, or 32 with dcgan256; more is slower",
         CHANNELS,
         alias="--ngf",
     )
     discriminator_channels: int | None = setting(
         None,
-        "channels of the discriminator's narrowest layer; unset: as in the paper; more is slower",
+        "channels of the discriminator's narrowest layer; unset: 64, or 32 with dcgan256; more is slower",
         CHANNELS,
         alias="--ndf",
     )
@@ -79,7 +79,7 @@ class GANSettings:
     )
     statistics_images: int = setting(
         1024,
-        "generated images for recomputing BatchNorm's statistics before the averaged generator is sampled, scored or "
+        "generated images for recomputing BatchNorm's statistics before the EMA generator is sampled, scored or "
         "saved; 0: average the training statistics",
         COUNT_OR_NONE,
         may_change=True,

@@ -54,7 +54,7 @@ class VAESettings:
         CHANNELS,
     )
     learning_rate_d: float = setting(
-        2e-4, "Adam learning rate of that discriminator, and of the decoder after --learned_term_start", POSITIVE
+        2e-4, "Adam learning rate of the discriminator, and of the decoder after --learned_term_start", POSITIVE
     )
     learned_term_start: int = setting(
         0,

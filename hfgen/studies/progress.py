@@ -51,7 +51,7 @@ def _cell_status(study: Study, state: str, trials: list[FrozenTrial], now: datet
         running = next(trial for trial in trials if trial.state == TrialState.RUNNING)
         where = running.user_attrs.get(WORKER)
         if state == SILENT:
-            return f"to do: its worker {where or 'elsewhere'} gives no sign of life"
+            return f"to do: its worker {where or 'elsewhere'} has stopped sending heartbeats"
         since = f" for {format_duration(_seconds(running.datetime_start, now))}" if running.datetime_start else ""
         return f"running{since}" + (f", worker {where}" if where else "")
     outcome: Outcome | None = outcome_of(trials)

@@ -36,11 +36,11 @@ from hfgen.texts import counted, markdown_text
 
 FILES = {
     "report.md": "the tables and the pictures",
-    "cells.csv": "one line per cell, with all figures",
+    "cells.csv": "one line per cell, with all scores",
     "table.tex": "the table for a paper",
     "index.html": "a self-contained page to view",
     "study.json": "the study with all settings of every cell",
-    "commands.sh": "a command per cell, to train it again",
+    "commands.sh": "a command to retrain each cell",
 }
 # All that a report may contain, and by which of it an earlier one is recognised.
 WINNER_FILE = "winner.json"
@@ -88,7 +88,7 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
             pictures["scores.png"] = f"FID against training images seen, one point per seed{density}"
         if (sheet := sample_rows(rows)) is not None:
             sheet.save(target / "samples.jpg", quality=88)
-            pictures["samples.jpg"] = "Samples of each cell: the first images of the first seed that has any"
+            pictures["samples.jpg"] = "Samples of each cell, from its first finished seed"
         if (strip := strip_rows(study, rows)) is not None:
             strip.save(target / "denoising.jpg", quality=88)
             pictures["denoising.jpg"] = "Denoising, from noise (left) to images, after the step nearest to timestep t"
@@ -273,7 +273,7 @@ def endings(study: Study, rows: list[Row]) -> list[str]:
             waiting.append(name)
         elif outcome.kind in (DIVERGED, BROKEN):
             at = f" at step {outcome.step:,}" if outcome.step is not None else ""
-            lines.append(f"{name}: {'NaN' if outcome.kind == DIVERGED else 'no figure'}{at}: {outcome.reason}")
+            lines.append(f"{name}: {'NaN' if outcome.kind == DIVERGED else 'no score'}{at}: {outcome.reason}")
         elif outcome.kind == TRAINED and outcome.result is not None:
             training = outcome.result.summary["training"]
             if back := training["rollbacks"]:

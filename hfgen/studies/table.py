@@ -211,7 +211,7 @@ def agreements(study: Study, rows: list[Row]) -> list[str]:
         name = f"{family}: " if family else ""
         sentences.append(
             f"{name}best at {_point(best)} here, at {_point(their_best)} there; "
-            f"rank correlation of the {len(line)} figures {correlation:+.2f}."
+            f"rank correlation over {len(line)} values {correlation:+.2f}."
         )
     return sentences
 

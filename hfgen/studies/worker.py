@@ -151,8 +151,9 @@ def _check_same_data(store: StudyStore, study: Study, workspace: Workspace, dige
     for name, digest in store.images_of(study).items():
         if digest != _digest_of(study.cells[name], workspace, digests):
             raise UserError(
-                f"--dataset {workspace.dataset}: these are not the images that {name} was trained on; give those, or "
-                "begin anew with another --output or --storage; if it is still running on wrong ones, stop its worker"
+                f"--dataset {workspace.dataset}: these are not the images that {name} was trained on; use the same "
+                "images, or start a new study with another --output or --storage; if that cell is still being trained "
+                "on the wrong images, stop its worker"
             )
 
 

@@ -345,7 +345,7 @@ def set_aside_newer(folder: Path, step: int) -> None:
 
 def print_break(step: int) -> None:
     """Print in which update a launch failed, and how to continue."""
-    say(f"ended in step {step}; to continue, run the same command with --resume latest")
+    say(f"failed during step {step}; to continue, run the same command with --resume latest")
 
 
 def list_results(folder: Path) -> list[str]:

@@ -55,7 +55,7 @@ def open_accelerator(settings: RunSettings, allows_fp16: bool = False) -> Accele
     if is_launched:
         end_with_launcher()
     elif LAUNCHED in os.environ and os.getppid() == ADOPTED_BY:
-        raise UserError("accelerate launch has ended before the training began; start it again")
+        raise UserError("accelerate launch exited before training started; run the command again")
     on_cpu = settings.cpu or str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")) == 1
     precision, reason = choose_precision(settings.mixed_precision, on_cpu, os.environ, options, allows_fp16)
     folder = Path(settings.output_dir)

@@ -313,7 +313,7 @@ def _commands(
     """Return what one may do next: the purpose and the command."""
     found, method = [], method_of(classes)
     is_complete = status.get("status") == "complete"
-    purpose = {"complete": "train longer", "running": "go on, if it stops"}.get(status.get("status", ""), "go on")
+    purpose = {"complete": "train longer", "running": "resume, if it stops"}.get(status.get("status", ""), "resume")
     can_go_on = not (is_complete and rates_follow_length(settings) or _is_final(folder, status))
     if method is not None and can_go_on:
         longer = ["--max_train_steps", str(2 * total)] if is_complete and total else []  # also replaces --num_epochs

@@ -99,7 +99,7 @@ def compare_with_reference(settings: dict[str, Any], num_images: int, images: in
     expected = curve.fid_at(images) if curve is not None else None
     if curve is None or expected is None:
         return False, ""
-    message = f"FID {fid:.0f} after {images:,} training images; the reference run of preset {curve.preset} had "
+    message = f"FID {fid:.0f} after {images:,} images seen; the reference run of preset {curve.preset} had "
     return fid > FAR_BEHIND * expected, f"{message}{expected:.0f} ({curve.about})"
 
 

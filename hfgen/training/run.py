@@ -322,8 +322,8 @@ class Run:
         self.images_before = progress["images"] - self.step * self.images_per_step
         if self.step > self.max_train_steps:
             raise UserError(
-                f"--max_train_steps, --num_epochs: they ask for {self.max_train_steps} steps, and {checkpoint} has "
-                f"already had {self.step}; give more"
+                f"--max_train_steps, --num_epochs: the run would end at step {self.max_train_steps}, but "
+                f"{checkpoint} is already at step {self.step}; give a larger value"
             )
         if self.is_main:
             folder.print_resumption(checkpoint, self.step, self.is_complete, self._changes, self.rollbacks)

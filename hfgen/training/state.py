@@ -113,7 +113,8 @@ class RunState:
         if progress["data_digest"] != self._agreement["data_digest"]:
             raise UserError(
                 f"--dataset: these are not the images that {checkpoint} was trained on{_number_before(checkpoint)}; "
-                "take away what was added, give the same dataset again, or start a new run from this one (--init_from)"
+                "give the same images, without any that were added since, or start a new run from its weights "
+                "(--init_from)"
             )
         for key, value in self._agreement.items():
             if progress[key] != value:
@@ -152,7 +153,7 @@ class RunState:
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             reason = textwrap.shorten(str(error), 250)
             raise UserError(
-                f"--resume {checkpoint}: its {name} is not the one of these settings ({reason})"
+                f"--resume {checkpoint}: its {name} does not match the current settings ({reason})"
             ) from error
 
     def _use_base_rates(self) -> None:

@@ -32,10 +32,10 @@ def trained(pipeline, image_folder, tmp_path):
 def test_pictures_are_not_written_among_the_images_of_a_dataset(
     refusal, pipeline, image_folder, trained, tmp_path, monkeypatch
 ):
-    """They would be read with them by the next training, and by the same run when it is resumed."""
+    """They would be read as data by the next training, and by the same run when it is resumed."""
     monkeypatch.chdir(tmp_path)
     inside = ("--output", image_folder / "new" / "pictures")
-    told = f"--output {image_folder / 'new' / 'pictures'}: lies inside the data in {image_folder}"
+    told = f"--output {image_folder / 'new' / 'pictures'} is inside the dataset folder {image_folder} and"
     for command in ("sample", "denoise", "interpolate"):
         for source in (trained, trained / "pipeline"):
             assert told in refusal(command, source, *inside)
@@ -47,7 +47,7 @@ def test_pictures_are_not_written_among_the_images_of_a_dataset(
     assert told in refusal("evaluate-images", image_folder, "--reference", "x", "--sample_size", 16, *inside)
     for command, name in (("progress", "a.gif"), ("curves", "a.png")):
         line = refusal(command, trained, "--output", image_folder / name)
-        assert f"--output {image_folder / name}: lies inside the data" in line
+        assert f"--output {image_folder / name} is inside the dataset folder" in line
     assert not (image_folder / "new").exists()
 
 

@@ -150,7 +150,7 @@ def test_steps_scores_each_number_and_saves_the_best_one_if_asked(hfgen, folder,
     assert status == 0 and index_file.read_bytes() == before
     report = json.loads((tmp_path / "tried" / "steps.json").read_text())
     assert [row["num_inference_steps"] for row in report["rows"]] == [2, 6]
-    assert report["enough"] == fewest_that_suffice(report["rows"]) and f"enough: {report['enough']}, " in out
+    assert report["enough"] == fewest_that_suffice(report["rows"]) and f"steps needed: {report['enough']}, " in out
     assert (tmp_path / "tried" / "steps.md").read_text() in out and (tmp_path / "tried" / "sheet.png").is_file()
 
     assert hfgen(*arguments, "--steps", "6", "--save", "--output", tmp_path / "saved")[0] == 0

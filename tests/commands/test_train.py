@@ -210,7 +210,7 @@ def test_a_method_takes_every_setting_of_its_script_and_the_budget_s_short_names
         (["photos", "--time", "1h", "--max_train_time", "2h"], "error: --time is the same as --max_train_time"),
         (["photos", "--time", "1h", "--max-train-time", "2h"], "error: --time is the same as --max_train_time"),
         (["photos", "--images", 9, "--max_train_steps", 2], "error: --images sets --max_train_steps: use only one of"),
-        (["photos", "--dataset", "others"], "error: hfgen train photos: it names the data, as --dataset does"),
+        (["photos", "--dataset", "others"], "error: hfgen train photos: this and --dataset both name the data"),
         (["photos", "--preset"], "error: argument --preset: expected one argument"),
         (["gan", "--images", 10], "error: hfgen train gan: which images? give --dataset DATA"),
         (["ddpm", "--preset", "ddpm"], "error: hfgen train ddpm: which images? give --dataset DATA"),
@@ -236,7 +236,7 @@ def test_fewer_images_than_a_run_has_had_are_refused_in_the_user_s_words(monkeyp
     given = ("toy_paintings:24", "--output_dir", tmp_path / "run", "--resume", "latest", "--images")
     assert call(monkeypatch, *given, 8) == 2
     assert capsys.readouterr().err == (
-        "error: --images 8: counts all images of a run, which has already had 16; give more\n"
+        "error: --images 8: this is the total of the run, which has already seen 16; give a larger number\n"
     )
 
 
@@ -245,7 +245,7 @@ def test_presets_are_listed_with_what_they_reached(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     said = capsys.readouterr().out
-    assert "best FID of a reference run, and after how many training images" in said.splitlines()[0]
+    assert "best FID of a reference run, and after how many images seen" in said.splitlines()[0]
     lines = {line.split()[1]: line for line in said.splitlines() if line and line[0] != "t"}
     assert lines["dcgan_nearest"].endswith("64 px   FID 18.2 after 300,000 images, for 8,000 cat faces of 64 pixels")
     assert lines["dcgan256"].split()[0] == "gan" and lines["dcgan256"].endswith("256 px  no reference run")
@@ -319,7 +319,10 @@ def test_what_is_no_configuration_of_accelerate_is_refused_by_name(tmp_path, cle
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--num_processes=1"], "--num_processes 1: the processes of all 2 machines together, as many on each"),
+        (
+            ["--num_processes=1"],
+            "--num_processes 1: this is the total over 2 machines, each with the same number of processes",
+        ),
         (["--num_processes=3"], "give a multiple of 2"),
         (["--num_processes=2"], "--num_machines 2: give --machine_rank, too"),
         (["--num_processes=2", "--machine_rank=0"], "give --main_process_ip, too"),

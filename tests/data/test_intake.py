@@ -334,7 +334,7 @@ def test_the_report_survives_json():
         "folder /data: 4 images",
         "formats PNG 4; modes RGB 4",
         "sizes 64 x 64 3, 10 x 20 1; short side 10 to 64, median 64 pixels",
-        "trained on: 4 of 64 x 64 pixels",
+        "used for training: 4 images of 64 x 64 pixels",
         "unreadable: 2; exact duplicates: 1 (1 dropped); near duplicates: 1; other files: 3",
         "other files: 3 (.heic 2, .csv 1)",
         "note: images or videos in unsupported formats: .heic 2; convert them to PNG or JPEG",

@@ -394,7 +394,9 @@ def test_files_that_go_while_they_are_read_are_not_missing_for_good(image_folder
         return read_regular(file, limit)
 
     monkeypatch.setattr("hfgen.data.sources.read_regular", read)
-    with pytest.raises(UserError, match=r"3.png: has gone while the dataset was read; run the same command again"):
+    with pytest.raises(
+        UserError, match=r"3.png: disappeared while the dataset was being read; run the same command again"
+    ):
         load(image_folder)
     assert entries(cache_of_this_test) == []
     monkeypatch.undo()
@@ -427,7 +429,7 @@ def test_files_named_in_a_table_that_change_while_they_are_read_are_read_again(
 
     monkeypatch.setattr("hfgen.data.columns.read_regular", read)
     with pytest.raises(
-        UserError, match="set.parquet: some of its files have changed, or gone, while they were read; run"
+        UserError, match="set.parquet: some of its files changed or disappeared while they were being read; run"
     ):
         load(path)
     assert entries(cache_of_this_test) == []
@@ -494,7 +496,7 @@ def test_a_damaged_cache_is_decoded_again(file, image_folder, cache_of_this_test
         again = load(image_folder)
         assert same(pictures_in(again), [noise(16, 16, seed) for seed in range(7)])
         assert again.digest == first.digest and again.report == report and len(entries(cache_of_this_test)) == 1
-        assert ("is damaged, and made again" in capsys.readouterr().out) == (file != "changes.txt")
+        assert ("is damaged and will be rebuilt" in capsys.readouterr().out) == (file != "changes.txt")
 
 
 def test_comparing_the_contents_of_many_files_takes_little_memory(tmp_path):

@@ -229,7 +229,7 @@ def test_near_duplicates_in_the_data_do_not_hide_copies(frames):
     new = np.vstack([rng.normal(size=(260, 32)), others])  # other frames of the same scenes
     report = memorisation_report(filmed, new, among)
     assert report["num_copies"] / len(new) == pytest.approx(report["share_among_real"], abs=0.03)
-    others = f"than {1 - among['share_below']:.0%} of the training images are to each other"
+    others = f"than {1 - among['share_below']:.0%} of the training images are to their nearest neighbour"
     assert f"samples are nearer to a training image {others}" in report["statement"]
 
     pictures = rng.random((60, 3, 16, 16)).astype(np.float32)

@@ -35,7 +35,7 @@ def test_a_run_starts_where_another_ended_with_a_new_optimizer(tmp_path, capsys,
     assert int(after["ema"]["n_averaged"]) == 1  # or the average would keep showing cats
     optimizer = next(name for name in after if name.startswith("optimizer"))
     assert {int(moments["step"]) for moments in after[optimizer]["state"].values()} == {1}
-    said = f"started from {checkpoint(tmp_path / 'cats', 2)}: {', '.join(NETWORKS[method])} and average\n"
+    said = f"initialised from {checkpoint(tmp_path / 'cats', 2)}: {', '.join(NETWORKS[method])} and EMA weights\n"
     assert said in capsys.readouterr().out
 
 
@@ -44,8 +44,8 @@ def test_a_checkpoint_and_a_pipeline_start_a_run_too_and_what_is_new_is_said(tmp
     train("gan", tmp_path / "a", "--max_train_steps", "1", "--init_from", checkpoint(tmp_path / "cats", 2))
     train("gan", tmp_path / "b", "--max_train_steps", "1", "--init_from", tmp_path / "cats" / "pipeline")
     out = capsys.readouterr().out
-    assert f"started from {checkpoint(tmp_path / 'cats', 2)}: generator, discriminator and average\n" in out
-    assert "cats/pipeline: generator and average; the discriminator is new: a pipeline has none\n" in out
+    assert f"initialised from {checkpoint(tmp_path / 'cats', 2)}: generator, discriminator and EMA weights\n" in out
+    assert "cats/pipeline: generator and EMA weights; the discriminator is new: a pipeline has none\n" in out
 
 
 def test_the_discriminator_of_a_learned_term_goes_on_too(tmp_path, capsys):
@@ -59,8 +59,8 @@ def test_the_discriminator_of_a_learned_term_goes_on_too(tmp_path, capsys):
     train("vae", tmp_path / "plain", "--max_train_steps", "2")
     train("vae", tmp_path / "later", *learned, "--init_from", tmp_path / "plain")
     out = capsys.readouterr().out
-    assert f"started from {checkpoint(tmp_path / 'cats', 2)}: vae, discriminator and average\n" in out
-    assert "vae and average; the discriminator is new: the run had none\n" in out
+    assert f"initialised from {checkpoint(tmp_path / 'cats', 2)}: vae, discriminator and EMA weights\n" in out
+    assert "vae and EMA weights; the discriminator is new: the run had none\n" in out
 
 
 def test_a_resumed_run_goes_on_from_its_own_checkpoint(tmp_path):

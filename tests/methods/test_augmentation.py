@@ -175,7 +175,7 @@ def test_augmentation_restored_from_a_state_adapts_as_if_uninterrupted(saved_at)
             False,
             "none",
             "5,000 images, at least 5,000, and this loss cannot measure how much the discriminator overfits; "
-            "--augment diffaugment augments every image, which is slow",
+            "--augment diffaugment would augment every image, which slows learning",
         ),
         (
             "auto",

@@ -243,7 +243,7 @@ def test_a_discriminator_that_has_won_is_warned_of_once_until_it_has_not():
         observe(watch_of_it, [2.0, 2.0], [1.0, 1.0 if right else 3.0])
         warnings.append(check(watch_of_it, 0.7).warning)
     assert [warning is not None for warning in warnings] == [True, False, False, False, True, False]
-    assert warnings[0].startswith("the discriminator tells real from generated in 100.0% of pairs")
+    assert warnings[0].startswith("the discriminator ranks 100.0% of real/generated pairs correctly, so")
     assert warnings[4] == warnings[0]
 
 
@@ -258,7 +258,7 @@ def test_a_discriminator_that_has_won_at_six_checks_in_a_row_is_trouble():
     assert (
         troubles[12]
         == troubles[13]
-        == ("the discriminator has won: it tells real from generated in 100.0% of pairs, in 6 checks in a row")
+        == ("the discriminator has won: it ranks 100.0% of real/generated pairs correctly in 6 checks in a row")
     )
     without_boundary = watch(boundary=None)
     for _ in range(9):

@@ -195,7 +195,7 @@ def test_a_space_that_fails_is_completed_by_the_same_command(client, hub, run, r
     pytest.importorskip("gradio")
     hub.fail("POST", "/api/spaces/.*/commit/", status=500)
     line = refusal(client.command("publish", run, repo, "--space"))
-    assert f"the model is published: {hub.url}/{repo}" in line and "; but not its demo: " in line
+    assert f"the model was published at {hub.url}/{repo}" in line and ", but its demo was not: " in line
     assert "without its single commit the repo is unchanged" in line and len(hub.commits(repo)) == 2
     assert client.command("publish", run, repo, "--space").status == 0
     assert len(hub.commits(repo)) == 2 and "app.py" in hub.files(repo, "space")

@@ -71,7 +71,7 @@ def test_a_cell_whose_worker_gives_no_sign_of_life_is_to_do(tmp_path):
 
     store.run_next(one)
     assert told[0][0] == "toy: 2 cells, 0 done, 0 running, 2 to do"
-    assert re.fullmatch("  a: to do: its worker .* gives no sign of life", told[0][1])
+    assert re.fullmatch("  a: to do: its worker .* has stopped sending heartbeats", told[0][1])
     assert told[0][2:] == ["  b: to do", "no worker is running: continue with hfgen study run or hfgen study work"]
     assert store.silent() == set()
 

@@ -140,7 +140,7 @@ SECRET = "/home/somebody/private"
 def test_of_a_path_a_report_shows_the_last_part(tmp_path, reason, shown):
     made = study({"GAN": [{}]})
     files = written(tmp_path / "report", made, broken(reason))
-    assert f"no figure: {shown}\n" in files["report.md"]
+    assert f"no score: {shown}\n" in files["report.md"]
     assert places_of(files["index.html"])[0]["seeds"][0]["summary"] == f"broken: {shown}"
     assert all("somebody" not in text for text in files.values())
 

@@ -230,7 +230,7 @@ def test_the_rank_correlation_is_that_of_the_ranks():
     points = [{"latent_dim": str(value)} for value in (1, 2, 3, 4)]
     made = study({"GAN": points}, published={"GAN": [1.0, 1.1, 9.0, 8.0]})
     (told,) = agreements(made, table(made, 10, 20, 30, 4000))
-    assert told == "GAN: best at latent_dim 1 here, at latent_dim 1 there; rank correlation of the 4 figures +0.80."
+    assert told == "GAN: best at latent_dim 1 here, at latent_dim 1 there; rank correlation over 4 values +0.80."
 
 
 def test_each_family_is_compared_by_itself_in_the_order_of_the_file():
@@ -260,7 +260,7 @@ def test_of_images_per_second_the_highest_are_best():
 def test_without_a_grid_the_families_are_compared_with_each_other():
     made = study({"A": [{}], "B": [{}], "C": [{}]}, published={"A": [3], "B": [2], "C": [1]})
     (told,) = agreements(made, table(made, 1, 2, 3))
-    assert told == "best at A here, at C there; rank correlation of the 3 figures -1.00."
+    assert told == "best at A here, at C there; rank correlation over 3 values -1.00."
 
 
 def test_a_first_family_without_a_grid_does_not_mix_the_others():

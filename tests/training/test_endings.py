@@ -53,7 +53,7 @@ def test_whatever_ends_a_run_stands_in_its_status(tmp_path, capsys, error, kind,
     with pytest.raises(type(error)):
         fit(tmp_path / "run", each_step=fail_at(3, error))
     assert status(tmp_path / "run") == {**status(tmp_path / "run"), "status": kind, "reason": reason, "step": 3}
-    assert "ended in step 3; to continue, run the same command with --resume latest" in capsys.readouterr().out
+    assert "failed during step 3; to continue, run the same command with --resume latest" in capsys.readouterr().out
     run, _ = fit(tmp_path / "run", resume="latest")
     run.finish()
     assert status(tmp_path / "run")["status"] == "complete"

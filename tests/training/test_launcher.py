@@ -198,5 +198,5 @@ def test_a_training_does_not_begin_without_the_launcher_that_started_it(tmp_path
     monkeypatch.setattr(launcher, "launcher_options", lambda: None)
     monkeypatch.setattr(launcher, "ADOPTED_BY", os.getppid())
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
-    with pytest.raises(UserError, match="accelerate launch has ended before the training began"):
+    with pytest.raises(UserError, match="accelerate launch exited before training started"):
         open_accelerator(RunSettings(output_dir=str(tmp_path / "run"), report_to="none", cpu=True))

@@ -174,7 +174,7 @@ def test_scores_are_compared_with_the_reference_of_the_preset_and_the_best_is_ma
     (run / "best").mkdir()
     (run / "best" / "scores.json").write_text('{"step": 3000}')
     text = show(run)
-    assert "FID 50 after 64,000 training images; the reference run of preset dcgan had" in text
+    assert "FID 50 after 64,000 images seen; the reference run of preset dcgan had" in text
     best = json.dumps("step 3,000 · 48,000 images · FID 66.67 (best)")  # of a sheet that the script shows
     assert best in text and "best/ is that of step 3,000" in text
     (run / "evaluations.jsonl").unlink()
@@ -191,14 +191,18 @@ def test_settings_that_differ_come_first_with_their_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("state", "options", "expected"),
     [
-        ("running", {}, "go on, if it stops</div>\n<pre>hfgen train gan --preset {run}/training_config.json --output"),
+        (
+            "running",
+            {},
+            "resume, if it stops</div>\n<pre>hfgen train gan --preset {run}/training_config.json --output",
+        ),
         (
             "stopped",
             {},
-            "go on</div>\n<pre>hfgen train gan --preset {run}/training_config.json --output_dir {run}",
+            "resume</div>\n<pre>hfgen train gan --preset {run}/training_config.json --output_dir {run}",
         ),
         ("complete", {}, "--output_dir {run} --resume latest --max_train_steps 16000</pre>"),
-        ("complete", {"lr_scheduler": "cosine"}, "To go on, run the same command with --resume latest."),
+        ("complete", {"lr_scheduler": "cosine"}, "To resume, run the same command with --resume latest."),
     ],
 )
 def test_the_command_to_go_on(tmp_path, state, options, expected):
@@ -211,7 +215,8 @@ def test_a_complete_run_without_checkpoints_can_only_start_another(tmp_path):
     (run / "checkpoints" / "step-00004000").rmdir()  # as a study does with its trained cells
     text = show(run)
     assert (
-        "--resume latest" not in text and "To train on, start another run from its weights with --init_from." in text
+        "--resume latest" not in text
+        and "To train further, start another run from its weights with --init_from." in text
     )
 
 

@@ -111,5 +111,7 @@ def test_without_scripts_the_newest_sheet_and_the_settings_are_there(opened):
     page = patient(context.new_page())
     page.goto(address)
     assert samples(page).locator("img").is_visible() and page.locator("#settings tr").count() > 3
-    assert page.get_by_text("need scripts").is_visible() and not page.get_by_role("button", name="play").is_visible()
+    assert (
+        page.get_by_text("need JavaScript").is_visible() and not page.get_by_role("button", name="play").is_visible()
+    )
     context.close()

@@ -43,7 +43,7 @@ def test_between_two_points_fid_is_on_the_line_of_both_logarithms():
 def test_a_run_is_compared_with_the_preset_whose_settings_it_has(references):
     behind, told = compare_with_reference(SETTINGS, 12, 10, 200 * FAR_BEHIND + 1)
     assert behind and told == (
-        "FID 301 after 10 training images; the reference run of preset toy had 200 (toys, one core)"
+        "FID 301 after 10 images seen; the reference run of preset toy had 200 (toys, one core)"
     )
     assert compare_with_reference(SETTINGS, 12, 10, 200 * FAR_BEHIND - 1)[0] is False
     for settings, num_images, images in (
@@ -120,7 +120,7 @@ def test_the_command_says_where_each_run_is(tmp_path, references):
     result = CliRunner().invoke(app, ["curves", *runs, "--reference", "--output", str(tmp_path / "curves.png")])
     told = result.output
     assert result.exit_code == 0 and (tmp_path / "curves.png").stat().st_size > 1000
-    assert f"{runs[0]}: FID 90 after 100 training images; the reference run of preset toy had 63" in told
+    assert f"{runs[0]}: FID 90 after 100 images seen; the reference run of preset toy had 63" in told
     assert f"{runs[1]}: not scored yet: train with --evaluate_every" in told
 
 

@@ -99,7 +99,7 @@ def test_a_finished_run_given_more_steps_ends_like_one_that_had_them_from_the_st
 def test_fewer_steps_than_a_run_has_had_are_refused_and_change_nothing(tmp_path):
     fit(tmp_path / "run")
     before = files_of(tmp_path / "run")
-    with pytest.raises(UserError, match="--max_train_steps.* ask for 4 steps, and .*step-00000006 has already had 6"):
+    with pytest.raises(UserError, match="--max_train_steps.* end at step 4, but .*step-00000006 is already at step 6"):
         fit(tmp_path / "run", resume="latest", max_train_steps=4)
     assert files_of(tmp_path / "run") == before
 
@@ -224,11 +224,11 @@ def test_optimizer_and_schedule_have_the_settings_given_now(tmp_path, now):
 @pytest.mark.parametrize(
     ("parts", "told"),
     [
-        ({"network": torch.nn.Linear(2, 1)}, "its network is not the one of these settings .*size mismatch"),
+        ({"network": torch.nn.Linear(2, 1)}, "its network does not match the current settings .*size mismatch"),
         ({"unet": torch.nn.Linear(1, 1)}, "it has no unet; it was trained by another method"),
         ({"network": torch.nn.Linear(1, 1, bias=False), "optimizer": torch.optim.SGD(
             [{"params": [torch.nn.Parameter(torch.ones(1))]}, {"params": [torch.nn.Parameter(torch.ones(1))]}]
-        )}, "its optimizer is not the one of these settings"),
+        )}, "its optimizer does not match the current settings"),
     ],
 )  # fmt: skip
 def test_a_checkpoint_of_other_networks_is_refused_in_one_line(tmp_path, parts, told):

@@ -117,7 +117,9 @@ def test_other_data_is_refused(tmp_path):
         fit(tmp_path / "run", resume="latest", digest="other", log_every=5)
     assert (tmp_path / "run" / "training_config.json").read_text() == config
     (tmp_path / "run" / "intake.json").write_text('{"images": 40}')
-    with pytest.raises(UserError, match=r"step-00000006 was trained on \(40 images then\); take away what was added"):
+    with pytest.raises(
+        UserError, match=r"step-00000006 was trained on \(40 images then\); give the same images, without"
+    ):
         fit(tmp_path / "run", resume="latest", digest="other", log_every=5)
 
 
