@@ -86,7 +86,7 @@ def compare_quality(pipeline: str, reference: str, num_images: int, divisor: int
     from hfgen.families import family
     from hfgen.inference.opening import open_pipeline
     from hfgen.inference.sampling import SamplingOptions, generate_images, image_size
-    from hfgen.methods.schedules import is_edm, steps_of
+    from hfgen.methods.schedules import default_num_inference_steps, is_edm
     from hfgen.metrics.frechet import frechet_distance
 
     saved = open_pipeline(pipeline, device)
@@ -97,7 +97,7 @@ def compare_quality(pipeline: str, reference: str, num_images: int, divisor: int
     about = f"FID of {num_images} images against all {len(real.features):,} of the reference, seed 0, on {device}."
     table = Table("Diffusion: quality beside time", about, ["sampler", "steps", "s per image", "FID"])
     samplers = EDM_SAMPLERS if is_edm(saved.scheduler) else DDPM_SAMPLERS
-    for sampler, steps in ((None, steps_of(saved) * divisor), *samplers):
+    for sampler, steps in ((None, default_num_inference_steps(saved) * divisor), *samplers):
         opened = open_pipeline(pipeline, device, sampler)
         started = time.perf_counter()
         images = list(generate_images(opened, SamplingOptions(num_images, 0, steps // divisor, BATCH_SIZE)))

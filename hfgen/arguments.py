@@ -43,7 +43,7 @@ def require_beside(option: str, value: object, needed: str, given: object) -> No
 
 
 @contextlib.contextmanager
-def calling_the_dataset(argument: str) -> Iterator[None]:
+def errors_name_dataset_as(argument: str) -> Iterator[None]:
     """Let a `UserError` about `--dataset`, the setting of a training, name the argument of this command instead.
 
     Args:

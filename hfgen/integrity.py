@@ -74,8 +74,8 @@ def recorded_names(folder: Path) -> list[str]:
         return ["*"]
 
 
-def keep(folder: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` create a folder that is kept for later, unless it is there and undamaged; see `find_damage`.
+def write_if_needed(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` create a folder, unless it is there and undamaged; see `find_damage`.
 
     Processes that may do so at once need a lock.
 

@@ -5,13 +5,13 @@ import os
 import pytest
 from damages import DAMAGES
 
-from hfgen.integrity import find_damage, keep, record_digests
+from hfgen.integrity import find_damage, record_digests, write_if_needed
 
 
 @pytest.fixture
 def kept(tmp_path):
     folder = tmp_path / "kept"
-    keep(folder, write)
+    write_if_needed(folder, write)
     return folder
 
 
@@ -24,11 +24,11 @@ def write(folder):
 @pytest.mark.parametrize("file", ["a.bin", "b.json", "digests.json"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_each_damage_is_found_and_made_good(damage, file, kept, capsys):
-    keep(kept, None)  # writing again would fail
+    write_if_needed(kept, None)  # writing again would fail
     DAMAGES[damage](kept / file)
     for trust_times in (True, False):
         assert file in find_damage(kept, trust_times) or file == "digests.json"
-    keep(kept, write)
+    write_if_needed(kept, write)
     assert find_damage(kept) is None and (kept / "a.bin").read_bytes() == bytes(range(256))
     assert f"{kept} is damaged and will be rebuilt: " in capsys.readouterr().out
 
@@ -50,5 +50,5 @@ def test_files_that_are_not_recorded_may_change(kept):
 def test_what_a_killed_process_left_beside_it_is_removed_and_nothing_else(tmp_path):
     for name in (".kept.partial-1", ".kept.old-1", ".kept.mine", ".kept.png.partial-1"):
         (tmp_path / name).mkdir()
-    keep(tmp_path / "kept", write)
+    write_if_needed(tmp_path / "kept", write)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".kept.mine", ".kept.png.partial-1", "kept"]

@@ -38,6 +38,7 @@ from hfgen.pipelines import DDPMPipeline
 from hfgen.publishing.publish import publish_if_asked
 from hfgen.randomness import keyed_seed
 from hfgen.settings.ddpm import DDPMSettings
+from hfgen.training.duration import WITHOUT_END
 from hfgen.training.gradients import GradientAccumulation, clip_gradients
 from hfgen.training.run import Run
 from hfgen.training.settings import RunSettings
@@ -97,8 +98,8 @@ def main(arguments: list[str] | None = None) -> Path:
         accumulation = GradientAccumulation(run, settings.batch_size, settings.gradient_accumulation_steps)
         stateful = {"unet": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         stateful["accumulation"] = accumulation
-        starts = {"accumulation": accumulation.STARTS}
-        run.restore(stateful, data.batches, pipeline, data.digest, starts=starts)
+        may_lack = {"accumulation": WITHOUT_END}  # those of earlier versions do
+        run.restore(stateful, data.batches, pipeline, data.digest, may_lack=may_lack)
         if settings.lr_scheduler != "constant":
             warn_if_unfinished(run, "lr_warmup_steps", settings.lr_warmup_steps, max_train_steps, "the learning rate")
         if run.first_sheet_due:

@@ -184,11 +184,11 @@ def build_generator(settings: GANSettings, sample_size: int) -> ModelMixin:
 def build_discriminator(settings: GANSettings, sample_size: int) -> ModelMixin:
     """Build the discriminator; raises as `build_networks` does."""
     width, norm = settings.discriminator_channels, settings.normalization
-    if settings.judging_network == "dcgan256":
+    if settings.discriminator_architecture == "dcgan256":
         return DCGAN256Discriminator(sample_size, base_channels=width or 32)
-    if settings.judging_network == "resnet":
+    if settings.discriminator_architecture == "resnet":
         return SNGANDiscriminator(sample_size, base_channels=width or 64)
-    kind = SNGANConvDiscriminator if settings.judging_network == "sngan" else DCGANDiscriminator
+    kind = SNGANConvDiscriminator if settings.discriminator_architecture == "sngan" else DCGANDiscriminator
     return kind(sample_size, 3, width or 64, norm, settings.spectral_scale)
 
 

@@ -108,12 +108,12 @@ def main(arguments: list[str] | None = None) -> Path:
         stateful = {"vae": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "watch": watch}
         learned = term.stateful(settings.learned_term_start > 0) if term else {}
         # A VAE that was trained without the learned term can be continued with it.
-        starts = dict.fromkeys(learned, settings.learned_term_start)
-        starts |= {"accumulation": accumulation.STARTS, "recent": WITHOUT_END}  # which earlier versions lack
+        may_lack = dict.fromkeys(learned, settings.learned_term_start)
+        may_lack |= {"accumulation": WITHOUT_END, "recent": WITHOUT_END}  # those of earlier versions do
         stateful |= {"accumulation": accumulation, "recent": recent}
         saved = SavedWithRecentDensity(pipeline, recent if settings.density_components else None)
         restored = (stateful | learned, data.batches, saved, data.digest)
-        run.restore(*restored, settings.on_collapse, settings.max_rollbacks, starts)
+        run.restore(*restored, settings.on_collapse, settings.max_rollbacks, may_lack)
         if settings.lr_scheduler != "constant":
             warn_if_unfinished(run, "lr_warmup_steps", settings.lr_warmup_steps, steps_of_encoder, "the learning rate")
         warn_if_unfinished(run, "kl_warmup_steps", settings.kl_warmup_steps, steps_of_encoder, "the KL weight")
@@ -270,7 +270,7 @@ def save_sheets(
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, "samples"))
     latents = torch.randn(run.settings.num_sample_images, settings.latent_dim, generator=numbers)
     if settings.density_components:
-        latents = recent.place(latents)
+        latents = recent.to_latents(latents)
     originals = ((shown_images + 1) / 2).clamp(0, 1)  # rotation rounds
     with run.generating():
         with run.accelerator.autocast():

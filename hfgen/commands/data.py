@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hfgen.arguments import calling_the_dataset
+from hfgen.arguments import errors_name_dataset_as
 from hfgen.commands.options import (
     DatasetColumn,
     DatasetConfig,
@@ -48,7 +48,7 @@ def inspect(
     from hfgen.data.settings import DataSettings
     from hfgen.data.store import load_images
 
-    with calling_the_dataset("PATH"):
+    with errors_name_dataset_as("PATH"):
         settings = DataSettings(path, dataset_config, dataset_split, dataset_column, sample_size=sample_size)
         images = load_images(settings)
     say_lines(str(images.report))
@@ -57,7 +57,7 @@ def inspect(
     if output is not None:
         from hfgen.inference.data_figures import augmentation_sheet, data_sheet
 
-        with calling_the_dataset("PATH"):
+        with errors_name_dataset_as("PATH"):
             augmented = augmentation_sheet(settings, images.report.grey_bits)
         with writing(output):
             output.mkdir(parents=True, exist_ok=True)

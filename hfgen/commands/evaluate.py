@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfgen.arguments import calling_the_dataset, require_beside
+from hfgen.arguments import errors_name_dataset_as, require_beside
 from hfgen.commands.options import (
     FLAG,
     BatchSize,
@@ -232,7 +232,7 @@ def held_out_of(held_out: str | None, split: str | None, data: "DataSettings") -
     if held_out is None:
         return None
     config = data.dataset_config if held_out == data.dataset else None
-    with calling_the_dataset("--held_out"):
+    with errors_name_dataset_as("--held_out"):
         other = replace(data, dataset=held_out, dataset_config=config, dataset_split=split or "test")
     attempts = [other, replace(other, dataset_column=None)]  # it may lack the columns of the reference
     attempts += [replace(one, dataset_split=ALL) for one in attempts if split is None]  # and splits

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hfgen.arguments import calling_the_dataset
+from hfgen.arguments import errors_name_dataset_as
 from hfgen.errors import UserError
 from hfgen.files import read_json, require_place_for
 from hfgen.ranges import COUNT, SCORED_IMAGES, SEED, Range
@@ -120,7 +120,7 @@ def dataset_of(
     """Return the settings of a dataset that is not given by `--dataset`; a `UserError` names its argument."""
     from hfgen.data.settings import DataSettings
 
-    with calling_the_dataset(argument):
+    with errors_name_dataset_as(argument):
         return DataSettings(dataset, config, split, column, sample_size=sample_size)
 
 

@@ -36,7 +36,7 @@ from hfgen.data.source import Source
 from hfgen.data.sources import open_source
 from hfgen.errors import UserError
 from hfgen.files import read_json, write_text_atomically
-from hfgen.integrity import keep
+from hfgen.integrity import write_if_needed
 
 
 # Increase it when the same settings give other pixels or another report than before.
@@ -136,7 +136,7 @@ def load_images(settings: DataSettings) -> ImageStore:
                     "read; run the same command again"
                 )
 
-        keep(folder, decode)
+        write_if_needed(folder, decode)
         if changes is not None and _changes_of(folder) != changes:
             write_text_atomically(folder / CHANGES_FILE, changes)
         store = ImageStore(folder)

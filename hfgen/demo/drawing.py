@@ -21,7 +21,7 @@ from hfgen.data.metadata import read_despite_metadata
 from hfgen.data.rgb import to_rgb, upright
 from hfgen.families import family, image_network
 from hfgen.inference.interpolation import interpolate_latents
-from hfgen.methods.schedules import is_edm, on_the_scale_of_images, sampling_scheduler
+from hfgen.methods.schedules import is_edm, sampling_scheduler, scaled_for_display
 from hfgen.randomness import keyed_seed
 
 
@@ -129,7 +129,7 @@ def denoise(
         model_output = pipeline.unet(scheduler.scale_model_input(sample, timestep), timestep).sample.to(sample.dtype)
         sample = scheduler.step(model_output, timestep, sample, **random_numbers).prev_sample
         counted = round(last * (1 - index / max(len(timesteps) - 1, 1))) if is_edm(scheduler) else int(timestep)
-        yield index + 1, len(timesteps), counted, on_the_scale_of_images(scheduler, index, sample)
+        yield index + 1, len(timesteps), counted, scaled_for_display(scheduler, index, sample)
 
 
 def _denoised(

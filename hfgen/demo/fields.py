@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 from hfgen.demo.drawing import SAVED, Settings, image_size
 from hfgen.families import family
-from hfgen.methods.schedules import samplers_of, steps_of
+from hfgen.methods.schedules import default_num_inference_steps, samplers_of
 
 
 MAX_SEED = 2**53 - 1  # largest exact integer in a browser
@@ -49,7 +49,7 @@ def option_fields(pipeline: DiffusionPipeline, between: bool = False) -> list[gr
         return []
     if kind == "ddpm":
         most = most_steps(pipeline)
-        own = min(steps_of(pipeline), most)
+        own = min(default_num_inference_steps(pipeline), most)
         saved, keys = type(pipeline.scheduler).__name__, _samplers(pipeline, between)
         saved_name = SAMPLER_NAMES[SCHEDULERS[saved]] if saved in SCHEDULERS else saved
         names = {SAVED: f"as saved ({saved_name})", **SAMPLER_NAMES}

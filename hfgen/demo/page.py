@@ -44,7 +44,7 @@ from hfgen.demo.fields import (
     whole_number,
 )
 from hfgen.families import family
-from hfgen.methods.schedules import steps_of
+from hfgen.methods.schedules import default_num_inference_steps
 from hfgen.texts import counted, markdown_text
 
 
@@ -277,7 +277,7 @@ def _compare_tab(pipelines: dict[str, DiffusionPipeline]) -> None:
         chosen = [gr.Dropdown(names, value=names[index], label=label) for index, label in enumerate(("Left", "Right"))]
         seed = seed_field("Seed", 0)
         count = gr.Slider(1, MAX_IMAGES, 8, step=1, label="Images")
-        own = [steps_of(pipeline) for pipeline in pipelines.values() if family(pipeline) == "ddpm"]
+        own = [default_num_inference_steps(pipeline) for pipeline in pipelines.values() if family(pipeline) == "ddpm"]
         most = min(MAX_STEPS, max(own, default=1))  # so that no pipeline looks worse for lack of steps
         steps = gr.Slider(
             1, MAX_STEPS, most, step=1, label="Denoising steps", info="for diffusion models", visible=bool(own)

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from hfgen.arguments import calling_the_dataset
+from hfgen.arguments import errors_name_dataset_as
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import ImageStore, cache_folder, load_images
 from hfgen.errors import UserError
 from hfgen.evaluation.scores import distances_among, score_floor
 from hfgen.files import read_json
-from hfgen.integrity import keep
+from hfgen.integrity import write_if_needed
 from hfgen.metrics import feature_spaces
 from hfgen.metrics.extraction import BATCH_SIZE, Extractor
 from hfgen.metrics.memorisation import thumbnails, without_repeats
@@ -56,7 +56,7 @@ class Reference(NamedTuple):
             (temporary / FLOOR_FILE).write_text(json.dumps(floor))
 
         folder = self.folder.with_name(f"{self.folder.name}-floor{FLOOR_VERSION}-{num_fake}-{seed}")
-        _keep(folder, write)
+        _write_under_lock(folder, write)
         return read_json(folder / FLOOR_FILE)
 
     def distances_among(self, seed: int) -> dict[str, float]:
@@ -108,7 +108,7 @@ def open_images(settings: DataSettings, argument: str, fewest: int | None = None
     Raises:
         UserError: if the dataset cannot be opened, is refused, or has fewer images.
     """
-    with calling_the_dataset(argument):
+    with errors_name_dataset_as(argument):
         images = load_images(settings)
     if fewest is not None:
         if len(images) < fewest:
@@ -155,7 +155,7 @@ def load_reference(
                     np.lib.format.write_array_header_1_0(file, header)
                 file.write(np.ascontiguousarray(features).data)
 
-    _keep(folder, write)
+    _write_under_lock(folder, write)
     return Reference(images, np.load(folder / FEATURES_FILE, mmap_mode="r", allow_pickle=False), folder, extractor)
 
 
@@ -165,8 +165,8 @@ def features_folder(images: ImageStore, settings: DataSettings, extractor: Extra
     return cache_folder(settings) / "features" / key
 
 
-def _keep(folder: Path, write: Callable[[Path], object]) -> None:
-    """Like `keep`, by one process at a time; what others compute meanwhile is waited for."""
+def _write_under_lock(folder: Path, write: Callable[[Path], object]) -> None:
+    """Like `write_if_needed`, by one process at a time; what others compute meanwhile is waited for."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):
-        keep(folder, write)
+        write_if_needed(folder, write)

@@ -27,7 +27,7 @@ from hfgen.families import family
 from hfgen.files import LARGER_DISK, writing
 from hfgen.inference.figures import labelled_pairs
 from hfgen.inference.sampling import SamplingOptions, generate_images, image_size, way_of_sampling, weights_digest
-from hfgen.methods.schedules import steps_of
+from hfgen.methods.schedules import default_num_inference_steps
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.frechet import MIN_TO_EXTRAPOLATE, extrapolated_distance, frechet_distance
 from hfgen.metrics.kernel import thinned_out
@@ -138,7 +138,7 @@ def score_pipeline(
         scored = score_images(images, features, real, options.seed, extrapolate, held_out, trained_on)
     kind = family(pipeline)
     networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    steps = (options.num_inference_steps or steps_of(pipeline)) if kind == "ddpm" else None
+    steps = (options.num_inference_steps or default_num_inference_steps(pipeline)) if kind == "ddpm" else None
     facts = {
         "pipeline": type(pipeline).__name__,
         "num_inference_steps": steps,

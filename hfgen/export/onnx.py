@@ -26,7 +26,7 @@ from hfgen.errors import UserError
 from hfgen.export.graphs import Graph, graphs_of, how_to_generate
 from hfgen.families import image_network
 from hfgen.files import write_atomically
-from hfgen.methods.schedules import steps_of
+from hfgen.methods.schedules import default_num_inference_steps
 from hfgen.texts import one_line
 
 
@@ -219,7 +219,7 @@ def describe(pipeline: DiffusionPipeline, graphs: Sequence[Graph], exported: Seq
     if "latent_dim" in config:
         description["latent_dim"] = config.latent_dim
     if "scheduler" in pipeline.components:
-        description["num_inference_steps"] = steps_of(pipeline)
+        description["num_inference_steps"] = default_num_inference_steps(pipeline)
         description["scheduler"] = _scheduler_config(pipeline.scheduler)
     modules = (torch, diffusers, onnx, onnxruntime)
     versions = {"hfgen": __version__, **{module.__name__: str(module.__version__) for module in modules}}

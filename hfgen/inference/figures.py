@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from hfgen.inference.sampling import finite_images, image_generators
-from hfgen.methods.schedules import is_edm, noise_schedule, on_the_scale_of_images
+from hfgen.methods.schedules import is_edm, noise_schedule, scaled_for_display
 from hfgen.texts import printable
 
 
@@ -221,7 +221,7 @@ def denoising_steps(
         timesteps = pipeline.scheduler.timesteps
         count = len(timesteps) if is_edm(pipeline.scheduler) else int((timesteps >= 0).sum())  # as in the pipeline
         if index in np.linspace(0, count - 1, min(count, MAX_STEPS_SHOWN)).round():
-            state = on_the_scale_of_images(pipeline.scheduler, index, tensors["latents"]).float().cpu()
+            state = scaled_for_display(pipeline.scheduler, index, tensors["latents"]).float().cpu()
             kept.append((f"step {index + 1} of {count}", state))
 
     finished = _generate(pipeline, num_images, seed, num_inference_steps, keep)
@@ -254,7 +254,7 @@ def denoising_states(
             if shown in nearest and abs(shown - nearest[shown][0]) <= abs(shown - timestep):
                 continue
             if state is None:
-                state = on_the_scale_of_images(pipeline.scheduler, index, tensors["latents"]).float().cpu()
+                state = scaled_for_display(pipeline.scheduler, index, tensors["latents"]).float().cpu()
             nearest[shown] = (timestep, state)
 
     finished = _generate(pipeline, num_images, seed, num_inference_steps, keep)

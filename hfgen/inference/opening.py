@@ -20,7 +20,7 @@ from hfgen.families import family, image_network
 from hfgen.files import read_json, require_utf8
 from hfgen.integrity import DIGESTS_FILE, find_damage
 from hfgen.methods.matrix_convolution import use_matrix_products
-from hfgen.methods.schedules import SAMPLERS, sampling_scheduler, steps_of
+from hfgen.methods.schedules import SAMPLERS, default_num_inference_steps, sampling_scheduler
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
 from hfgen.pipelines.pipeline_ddpm import mismatch
 from hfgen.pipelines.self_contained import TRAINING_CONFIG
@@ -156,7 +156,7 @@ def _why_it_cannot_step(pipeline: DiffusionPipeline) -> str | None:
     """Return why the scheduler fails, with its settings, at the first step on an image of one pixel."""
     scheduler, pixel = copy.deepcopy(pipeline.scheduler), torch.zeros(1, 1, 1, 1)
     try:
-        scheduler.set_timesteps(steps_of(pipeline))
+        scheduler.set_timesteps(default_num_inference_steps(pipeline))
         first = scheduler.timesteps[0]
         with torch.random.fork_rng(devices=[]):  # the step may draw noise
             scheduler.step(scheduler.scale_model_input(pixel, first), first, pixel)

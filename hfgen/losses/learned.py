@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 
-def judge(discriminator: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def logits_and_features(discriminator: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Run a discriminator and return its logits and intermediate features.
 
     Args:
@@ -42,7 +42,8 @@ def feature_distance(fake: Sequence[torch.Tensor], real: Sequence[torch.Tensor])
     The Gaussian likelihood of equation 7 of the paper, without its constants, averaged over several levels.
 
     Args:
-        fake: features of the reconstructions, from `judge`, each `(batch_size, channels, height, width)`.
+        fake: features of the reconstructions, from `logits_and_features`, each
+            `(batch_size, channels, height, width)`.
         real: features of the original images; they get no gradient.
 
     Returns:
@@ -55,15 +56,15 @@ def feature_distance(fake: Sequence[torch.Tensor], real: Sequence[torch.Tensor])
     return torch.stack(distances).mean()
 
 
-def balanced(gradient: torch.Tensor, beside: torch.Tensor, weight: float) -> torch.Tensor:
-    """Scale a gradient to `weight` times the norm of another, so that a weight has the same effect for all losses.
+def scaled_to_norm_of(gradient: torch.Tensor, other: torch.Tensor, weight: float) -> torch.Tensor:
+    """Scale a gradient to `weight` times the norm of another one, so that a weight has the same effect for all losses.
 
     Like the adaptive weight of Esser et al. 2021 (arXiv:2012.09841), equation 7, but computed at the images instead of
     the decoder's last layer.
 
     Args:
         gradient: gradient of one loss with respect to the images, `(batch_size, channels, height, width)`.
-        beside: gradient of the other loss, same shape.
+        other: gradient of the other loss, same shape.
         weight: weight of the first loss.
     """
-    return gradient * (weight * beside.norm() / gradient.norm().clamp(min=1e-12))
+    return gradient * (weight * other.norm() / gradient.norm().clamp(min=1e-12))

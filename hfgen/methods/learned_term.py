@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from hfgen.losses.gan import GAN_LOSSES
-from hfgen.losses.learned import balanced, feature_distance, judge
+from hfgen.losses.learned import feature_distance, logits_and_features, scaled_to_norm_of
 from hfgen.methods.matrix_convolution import use_matrix_products
 from hfgen.models import ConvVAE, DCGANDiscriminator
 
@@ -91,21 +91,20 @@ class LearnedTerm:
         self.network.requires_grad_(False)
         seen.requires_grad_(True)
         with torch.no_grad():
-            _, real_features = judge(self.network, images)
-        logits, features = judge(self.network, seen)
+            _, real_features = logits_and_features(self.network, images)
+        logits, features = logits_and_features(self.network, seen)
         distance = feature_distance([feature[: len(images)] for feature in features], real_features)
         loss_g = loss.generator(logits, logits)
-        (beside,) = torch.autograd.grad(likelihood_loss, reconstruction, retain_graph=True)
+        (likelihood_gradient,) = torch.autograd.grad(likelihood_loss, reconstruction, retain_graph=True)
         addition = torch.zeros((), device=seen.device)
         for one, weight, acts_on in zip((distance, loss_g), self._weights, (decoded[:1], decoded), strict=True):
             if weight:
-                # Half precision would round the gradients of single pixels to 0. `balanced` undoes the scale.
+                # Half precision would round the gradients of single pixels to 0. `scaled_to_norm_of` undoes the scale.
                 scaled = one if self._accelerator.scaler is None else self._accelerator.scaler.scale(one)
                 (gradient,) = torch.autograd.grad(scaled, seen, retain_graph=True)
-                for part, pull in zip(acts_on, gradient.split(len(images)), strict=False):
-                    addition = (
-                        addition + (part * balanced(pull, beside.float(), weight)).sum()
-                    )  # its gradient: the pull
+                for part, own in zip(acts_on, gradient.split(len(images)), strict=False):
+                    pull = scaled_to_norm_of(own, likelihood_gradient.float(), weight)
+                    addition = addition + (part * pull).sum()  # its gradient: the pull
         return addition, {"loss_d": loss_d, "loss_g": loss_g, "feature_distance": distance}
 
 

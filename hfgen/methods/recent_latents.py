@@ -22,7 +22,7 @@ class RecentLatents:
 
     Args:
         latent_dim: size of a latent.
-        device: device of the posteriors; there is a device sync only in `place`.
+        device: device of the posteriors; there is a device sync only in `to_latents`.
     """
 
     def __init__(self, latent_dim: int, device: torch.device):
@@ -46,7 +46,7 @@ class RecentLatents:
             average.copy_(torch.where(is_finite, average.lerp(moment, 1 - DECAY), average))
 
     @torch.no_grad()
-    def place(self, noise: torch.Tensor) -> torch.Tensor:
+    def to_latents(self, noise: torch.Tensor) -> torch.Tensor:
         """Map standard normal numbers to latents of this Gaussian; the same numbers before anything was observed.
 
         Args:

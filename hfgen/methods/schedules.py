@@ -85,7 +85,7 @@ def is_edm(scheduler: SchedulerMixin) -> bool:
     return set(EDM_TRAINED_KEYS) <= scheduler.config.keys()
 
 
-def on_the_scale_of_images(scheduler: SchedulerMixin, index: int, sample: torch.Tensor) -> torch.Tensor:
+def scaled_for_display(scheduler: SchedulerMixin, index: int, sample: torch.Tensor) -> torch.Tensor:
     """Scale an intermediate sample for display: EDM's noise is up to 80 times the range of the images.
 
     Args:
@@ -97,7 +97,7 @@ def on_the_scale_of_images(scheduler: SchedulerMixin, index: int, sample: torch.
     return sample / (1 + scheduler.sigmas[index + 1] ** 2) ** 0.5 if is_edm(scheduler) else sample
 
 
-def steps_of(pipeline: DiffusionPipeline) -> int:
+def default_num_inference_steps(pipeline: DiffusionPipeline) -> int:
     """Return the default number of denoising steps of a diffusion pipeline."""
     trained = pipeline.scheduler.config.num_train_timesteps
     return min(pipeline.config.get("num_inference_steps", DEFAULT_STEPS), trained)

@@ -109,11 +109,11 @@ class GANSettings:
                 "gradient penalties need a discriminator without BatchNorm: --normalization "
                 "instance, spectral or none with --network dcgan or sngan, or --network resnet"
             )
-        has_choice = self.judging_network in ("dcgan", "sngan")
+        has_choice = self.discriminator_architecture in ("dcgan", "sngan")
         if self.normalization != "batch" and not has_choice:
             raise UserError(
                 f"--normalization {self.normalization}: only a dcgan or sngan discriminator has a choice; with "
-                f"{self.judging_network}, whose normalization is fixed, give --normalization batch"
+                f"{self.discriminator_architecture}, whose normalization is fixed, give --normalization batch"
             )
         if self.spectral_scale != 1 and not (has_choice and self.normalization == "spectral"):
             raise UserError(
@@ -148,13 +148,13 @@ class GANSettings:
         return max(self.gradient_penalty_weight, self.r1_weight, self.r2_weight) > 0
 
     @property
-    def judging_network(self) -> str:
+    def discriminator_architecture(self) -> str:
         """The discriminator's architecture."""
         return self.discriminator_network or self.network
 
     @property
     def normalizes_batches(self) -> bool:
         """Whether the discriminator has BatchNorm, so that its logits depend on the batch."""
-        if self.judging_network in ("dcgan", "sngan"):
+        if self.discriminator_architecture in ("dcgan", "sngan"):
             return self.normalization == "batch"
-        return self.judging_network == "dcgan256"
+        return self.discriminator_architecture == "dcgan256"

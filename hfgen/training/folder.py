@@ -115,7 +115,7 @@ def claim_folder(folder: Path, resume: str | None, settings: Sequence[Any]) -> t
         if not has_started(folder):
             for name in OF_A_LAUNCH if checkpoint is None else ():  # of a start that failed
                 (folder / name).unlink(missing_ok=True)
-            keep_settings(folder, settings, checkpoint)
+            write_settings(folder, settings, checkpoint)
     except BaseException:
         lock.release()
         raise
@@ -229,7 +229,7 @@ def _refuse_other_length(folder: Path, resume: str | None, saved: dict[str, Any]
         )
 
 
-def keep_settings(folder: Path, settings: Sequence[Any], checkpoint: Path | None) -> None:
+def write_settings(folder: Path, settings: Sequence[Any], checkpoint: Path | None) -> None:
     """Write `training_config.json`: all settings of this launch.
 
     Args:

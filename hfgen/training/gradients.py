@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 
 from hfgen.hardware import give_freed_memory_back, seed_global_generator
-from hfgen.training.duration import WITHOUT_END
 from hfgen.training.run import Run
 
 
@@ -36,10 +35,7 @@ class GradientAccumulation:
 
     Attributes:
         parts: number of parts of each batch.
-        STARTS: for `Run.restore`: checkpoints of earlier versions lack the number of parts.
     """
-
-    STARTS = WITHOUT_END
 
     def __init__(self, run: Run, batch_size: int, parts: int = 1, may_split: bool = True):
         self._run, self._batch_size, self._asked, self.parts = run, batch_size, parts, parts

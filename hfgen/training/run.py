@@ -128,7 +128,7 @@ class Run:
         data_digest: str,
         on_collapse: str = "stop",
         max_rollbacks: int = 0,
-        starts: dict[str, int] | None = None,
+        may_lack: dict[str, int] | None = None,
     ) -> None:
         """Register what checkpoints store, and load the checkpoint to resume from, if any.
 
@@ -140,19 +140,19 @@ class Run:
             on_collapse: what to do when a watch reports trouble: "warn", "stop", or "rollback" to the newest good
                 checkpoint with half the learning rates. A non-finite loss always stops the run or rolls it back.
             max_rollbacks: number of rollbacks after which the run stops.
-            starts: by name of a part that does not learn from the beginning, the step after which it does.
+            may_lack: by name of a part, the last step whose checkpoints may lack it.
 
         Raises:
             UserError: if the checkpoint was made with other data, another number of processes or other networks.
         """
         self._on_collapse, self._max_rollbacks = on_collapse, max_rollbacks
-        self._state = RunState(stateful, batches, pipeline, data_digest, self.accelerator, starts)
+        self._state = RunState(stateful, batches, pipeline, data_digest, self.accelerator, may_lack)
         if self._checkpoint is not None:
             self._load(self._checkpoint)
         self._log = RunLog(self.output_dir, self.accelerator, self.images_per_step, self.images_before)
         self._log.open(self.step, self.max_train_steps, self._time_limit, self.all_settings, self.settings.report_to)
         if self.is_main:
-            folder.keep_settings(self.output_dir, self._all_settings, self._checkpoint)
+            folder.write_settings(self.output_dir, self._all_settings, self._checkpoint)
             if self._checkpoint is not None:
                 folder.set_aside_newer(self.output_dir, self.step)
             launch = {"from_step": self.step, "max_train_steps": self.max_train_steps, "data_digest": data_digest}

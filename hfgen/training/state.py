@@ -45,8 +45,7 @@ class RunState:
         pipeline: samples with the EMA network; saved with every checkpoint.
         data_digest: changes when the training images change.
         accelerator: gives the number of processes and the gradient scaler.
-        starts: for parts that do not learn from the beginning, the step after which they do: checkpoints up to it
-            may lack them.
+        may_lack: by name of a part, the last step whose checkpoints may lack it; it then stays as initialised.
     """
 
     def __init__(
@@ -56,9 +55,9 @@ class RunState:
         pipeline: SavablePipeline,
         data_digest: str,
         accelerator: Accelerator,
-        starts: dict[str, int] | None = None,
+        may_lack: dict[str, int] | None = None,
     ):
-        self._starts = starts or {}
+        self._may_lack = may_lack or {}
         self._parts, self._batches, self.pipeline = dict(parts), batches, pipeline
         if accelerator.scaler is not None:
             self._parts["grad_scaler"] = accelerator.scaler
@@ -130,7 +129,7 @@ class RunState:
         for name, part in self._parts.items():
             if name == "grad_scaler" and name not in state:
                 continue  # fp16 only now: it finds its scale again within a few steps
-            if name not in state and progress["step"] <= self._starts.get(name, -1):
+            if name not in state and progress["step"] <= self._may_lack.get(name, -1):
                 continue  # as initialised
             self._load_part(checkpoint, name, part, state)
             _lay_out_like_parameters(part)

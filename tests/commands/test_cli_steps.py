@@ -17,7 +17,7 @@ from hfgen.hub.method import describe_method
 from hfgen.inference.opening import open_pipeline
 from hfgen.inference.sampling import SamplingOptions, generate_images
 from hfgen.integrity import find_damage, record_digests, recorded_names
-from hfgen.methods.schedules import noise_schedule, sampling_scheduler, steps_of
+from hfgen.methods.schedules import default_num_inference_steps, noise_schedule, sampling_scheduler
 from hfgen.metrics import feature_spaces
 from hfgen.models import DCGANGenerator, UNetBase
 from hfgen.pipelines import DDPMPipeline, GANPipeline
@@ -72,18 +72,18 @@ def library(tmp_path):
     "place", ["run/pipeline", "run/best/pipeline", "run/checkpoints/step-2/pipeline", "published"]
 )
 def test_a_library_pipeline_takes_the_number_of_steps_of_its_run(library, tmp_path, place):
-    assert steps_of(open_pipeline(str(library), "cpu")) == 20  # all that its schedule has: the default is 50
+    assert default_num_inference_steps(open_pipeline(str(library), "cpu")) == 20  # all of its schedule: default 50
     shutil.copytree(library, tmp_path / place)
     config = tmp_path / ("published" if place == "published" else "run") / "training_config.json"
     config.write_text(json.dumps({"num_inference_steps": 4}))
-    assert steps_of(open_pipeline(str(tmp_path / place), "cpu")) == 4
+    assert default_num_inference_steps(open_pipeline(str(tmp_path / place), "cpu")) == 4
     assert "num_inference_steps=4)" in f"{describe_method(tmp_path / place, read_json(config)).call})"
     config.write_text(json.dumps({"num_inference_steps": "many"}))
-    assert steps_of(open_pipeline(str(tmp_path / place), "cpu")) == 20
+    assert default_num_inference_steps(open_pipeline(str(tmp_path / place), "cpu")) == 20
     # The settings of another run, further up, are not those of this pipeline.
     config.write_text(json.dumps({"num_inference_steps": 4}))
     shutil.copytree(library, tmp_path / "run" / "mine")
-    assert steps_of(open_pipeline(str(tmp_path / "run" / "mine"), "cpu")) == 20
+    assert default_num_inference_steps(open_pipeline(str(tmp_path / "run" / "mine"), "cpu")) == 20
 
 
 def test_a_library_pipeline_keeps_no_number_of_steps_and_loads_without_a_warning(library, caplog):
@@ -95,7 +95,7 @@ def test_a_library_pipeline_keeps_no_number_of_steps_and_loads_without_a_warning
         diffusers.utils.logging.disable_propagation()
     assert type(loaded) is diffusers.DDPMPipeline
     assert [record for record in caplog.records if "expected" in record.getMessage()] == []
-    assert steps_of(open_pipeline(str(library))) == 20  # of 50, as many as there are
+    assert default_num_inference_steps(open_pipeline(str(library))) == 20  # of 50, as many as there are
 
 
 def test_code_of_before_beside_the_weights_learns_of_the_saved_number(folder):

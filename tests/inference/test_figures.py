@@ -191,16 +191,16 @@ def test_a_strip_goes_from_nearly_noise_to_the_clean_image(oracle_pipeline):
 
 def test_a_strip_keeps_no_more_states_than_it_shows(oracle_pipeline, monkeypatch):
     alive: set = set()  # what the strip holds of the 50 states
-    on_the_scale = figures.on_the_scale_of_images
+    scaled = figures.scaled_for_display
 
     def watched(*arguments):
-        state = on_the_scale(*arguments).clone()
+        state = scaled(*arguments).clone()
         alive.add(weakref.ref(state, alive.discard))
         most.append(len(alive))
         return state
 
     most: list[int] = []
-    monkeypatch.setattr(figures, "on_the_scale_of_images", watched)
+    monkeypatch.setattr(figures, "scaled_for_display", watched)
     denoising_states(oracle_pipeline, [999, 500, 0], num_images=1, seed=1, num_inference_steps=50)
     assert len(most) > 4 and max(most) <= 4  # three that are shown, and the one of this step
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfgen.losses.learned import balanced, feature_distance, judge
+from hfgen.losses.learned import feature_distance, logits_and_features, scaled_to_norm_of
 from hfgen.models import DCGANDiscriminator
 
 
@@ -17,9 +17,9 @@ def discriminator():
     return DCGANDiscriminator(32, 3, 4)
 
 
-def test_the_judge_says_what_the_discriminator_says_and_what_it_saw(discriminator):
+def test_logits_and_features_are_those_of_the_discriminator(discriminator):
     images = draw(5, 3, 32, 32).tanh()
-    logits, features = judge(discriminator.eval(), images)
+    logits, features = logits_and_features(discriminator.eval(), images)
     assert torch.equal(logits, discriminator(images))
     assert [tuple(level.shape) for level in features] == [(5, 4, 16, 16), (5, 8, 8, 8), (5, 16, 4, 4)]
     by_hand = torch.nn.functional.leaky_relu(discriminator.conv_in(images), 0.2)
@@ -31,13 +31,13 @@ def test_the_judge_says_what_the_discriminator_says_and_what_it_saw(discriminato
 
 
 def test_the_smallest_discriminator_has_features_too():
-    _, features = judge(DCGANDiscriminator(8, 3, 4).eval(), draw(2, 3, 8, 8))
+    _, features = logits_and_features(DCGANDiscriminator(8, 3, 4).eval(), draw(2, 3, 8, 8))
     assert [tuple(level.shape) for level in features] == [(2, 4, 4, 4)]
 
 
-def test_a_judge_that_fails_leaves_no_hook_behind(discriminator):
+def test_a_discriminator_that_fails_leaves_no_hook_behind(discriminator):
     with pytest.raises(RuntimeError):
-        judge(discriminator, draw(5, 4, 32, 32))
+        logits_and_features(discriminator, draw(5, 4, 32, 32))
     assert not any(module._forward_hooks for module in discriminator.modules())
 
 
@@ -58,9 +58,9 @@ def test_the_real_features_are_an_aim_and_get_no_gradient():
     torch.testing.assert_close(fake.grad, expected.detach())
 
 
-def test_a_balanced_gradient_has_the_others_norm_and_its_own_direction():
-    gradient, beside = 1e-5 * draw(4, 3, 8, 8), draw(4, 3, 8, 8, seed=1)
-    scaled = balanced(gradient, beside, 0.5)
-    assert scaled.norm().item() == pytest.approx(0.5 * beside.norm().item())
+def test_a_scaled_gradient_has_the_others_norm_and_its_own_direction():
+    gradient, other = 1e-5 * draw(4, 3, 8, 8), draw(4, 3, 8, 8, seed=1)
+    scaled = scaled_to_norm_of(gradient, other, 0.5)
+    assert scaled.norm().item() == pytest.approx(0.5 * other.norm().item())
     torch.testing.assert_close(scaled / scaled.norm(), gradient / gradient.norm())
-    assert not balanced(torch.zeros(2, 2), beside, 1.0).any()  # no direction, no pull
+    assert not scaled_to_norm_of(torch.zeros(2, 2), other, 1.0).any()  # no direction, no pull

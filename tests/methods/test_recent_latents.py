@@ -22,12 +22,12 @@ def observe(recent, updates, location=LOCATION, spread=SPREAD, seed=0):
 
 def drawn(recent):
     noise = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(1))
-    return recent.place(noise)
+    return recent.to_latents(noise)
 
 
 def test_before_the_first_update_latents_are_of_the_prior():
     noise = torch.randn(5, 3)
-    assert torch.equal(RecentLatents(3, CPU).place(noise), noise)
+    assert torch.equal(RecentLatents(3, CPU).to_latents(noise), noise)
     assert RecentLatents(3, CPU).density() is None
 
 
@@ -42,8 +42,8 @@ def test_the_density_has_the_mean_and_covariance_of_the_sheets(updates, within):
         recent.observe(points, torch.full_like(points, -torch.inf))
     density = recent.density()
     scale, mean = density.scale_trils[0], density.means[0]
-    root = recent.place(torch.eye(3)) - recent.place(torch.zeros(1, 3))
-    torch.testing.assert_close(mean, recent.place(torch.zeros(1, 3))[0])
+    root = recent.to_latents(torch.eye(3)) - recent.to_latents(torch.zeros(1, 3))
+    torch.testing.assert_close(mean, recent.to_latents(torch.zeros(1, 3))[0])
     torch.testing.assert_close(scale @ scale.T, root @ root.T, atol=1e-5, rtol=1e-5)
     assert torch.equal(scale, scale.tril()) and scale.norm() > 0.5
 

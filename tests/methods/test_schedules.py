@@ -14,9 +14,9 @@ from hfgen.methods.schedules import (
     SAMPLERS,
     edm_schedule,
     noise_schedule,
-    on_the_scale_of_images,
     samplers_of,
     sampling_scheduler,
+    scaled_for_display,
 )
 from hfgen.pipelines import DDPMPipeline
 
@@ -274,20 +274,20 @@ def test_a_sampler_of_edm_is_the_same_whichever_the_pipeline_was_saved_with(samp
     assert changed.config.sigma_data == 0.3
 
 
-def test_what_edm_has_left_on_the_way_is_shown_on_the_scale_of_images():
+def test_what_edm_has_left_on_the_way_is_scaled_for_display():
     scheduler, shown = sampling_scheduler(edm_schedule(), "dpm"), []
     draw(
         scheduler,
         edm_oracle(),
         8,
         callback_on_step_end=after_each(
-            lambda index, _, sample: shown.append(on_the_scale_of_images(scheduler, index, sample))
+            lambda index, _, sample: shown.append(scaled_for_display(scheduler, index, sample))
         ),
     )
     assert all(0.3 < images.std() < 1.3 for images in shown)
     torch.testing.assert_close(shown[-1], clean_image().expand(2, -1, -1, -1), rtol=0, atol=1e-3)
     counted = sampling_scheduler(noise_schedule("linear", 10), "ddim")
-    assert on_the_scale_of_images(counted, 0, shown[0]) is shown[0]
+    assert scaled_for_display(counted, 0, shown[0]) is shown[0]
 
 
 def test_under_autocast_the_state_stays_in_full_precision():

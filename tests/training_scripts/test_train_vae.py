@@ -201,7 +201,7 @@ def test_samples_are_of_recent_latents_or_of_the_prior_where_no_density_is_wante
     recent.load_state_dict(state_of(tmp_path / "run", 60)["recent"])
     noise = torch.randn(4, 6, generator=torch.Generator().manual_seed(keyed_seed(0, "samples")))
     pipeline = VAEPipeline.from_pretrained(tmp_path / "run" / "checkpoints" / "step-00000060" / "pipeline")
-    drawn = [image_sheet(pipeline(latents=latents).images) for latents in (noise, recent.place(noise))]
+    drawn = [image_sheet(pipeline(latents=latents).images) for latents in (noise, recent.to_latents(noise))]
     from_prior, from_recent = (np.asarray(sheet).astype(int) for sheet in drawn)
     shown = np.asarray(Image.open(tmp_path / "run" / "samples" / "step-00000060.png")).astype(int)
     expected, other = (from_recent, from_prior) if components else (from_prior, from_recent)
