@@ -244,15 +244,15 @@ def reduced(
     from dataclasses import replace
 
     from hfgen.studies.cells import differences, expand
-    from hfgen.studies.plan import describe_plan, make_plan, marked, scale_down, with_budget
+    from hfgen.studies.plan import describe_plan, make_plan, scale_down, with_original_values, with_smaller_budget
     from hfgen.training.duration import parse_duration
 
     seconds = parse_duration("--budget", budget)
     if stored is not None and stored.asked == budget:
         before = replace(study_file, evaluation=stored.evaluation, seeds=stored.seeds)
         if stored.budget != study_file.budget:
-            before = with_budget(before, study, stored.budget)
-        return marked(expand(before, workspace.scripts, study.dataset), study_file, budget)
+            before = with_smaller_budget(before, study, stored.budget)
+        return with_original_values(expand(before, workspace.scripts, study.dataset), study_file, budget)
     if stored is not None and not differences(stored, study):
         return study  # it fitted before
     plan = make_plan(study, workspace, typer.echo)

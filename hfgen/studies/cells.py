@@ -15,7 +15,7 @@ from hfgen.config import default_values, parse_settings, settings_as_flags, sett
 from hfgen.errors import UserError
 from hfgen.settings.vae import check_length
 from hfgen.studies.scripts import find_scripts, import_script
-from hfgen.studies.study_file import DECIDED, Budget, Evaluation, StudyFile
+from hfgen.studies.study_file import SET_BY_THE_STUDY, Budget, Evaluation, StudyFile
 from hfgen.training.settings import rates_follow_length
 
 
@@ -215,8 +215,8 @@ def _cell(file: StudyFile, scripts: Path, family_name: str, point: dict[str, Any
         own["cpu"] = True
     try:
         script = import_script(scripts, family.method)
-        settings = with_budget(_resolve(script, family.preset, {**QUIET, **own}), file.budget)
-        settings = with_scores_on_the_way(settings, own, file.evaluation)
+        settings = with_max_train_steps(_resolve(script, family.preset, {**QUIET, **own}), file.budget)
+        settings = with_scored_checkpoints(settings, own, file.evaluation)
     except UserError as error:
         raise UserError(f"{where}: {error}{_about_its_grid(file, scripts, family_name)}") from error
     if settings.get("formulation") == "edm" and (sampler := file.evaluation.sampler) is not None:
@@ -258,10 +258,10 @@ def _resolve(script: ModuleType, preset: str | None, own: dict[str, Any]) -> dic
     for key, value in own.items():
         if value is None and settings[key] is not None:
             raise UserError(f"settings: {key} null: does not change {settings[key]!r}; give a value")
-    return {key: value for key, value in settings.items() if key == "seed" or key not in DECIDED}
+    return {key: value for key, value in settings.items() if key == "seed" or key not in SET_BY_THE_STUDY}
 
 
-def with_budget(settings: dict[str, Any], budget: Budget) -> dict[str, Any]:
+def with_max_train_steps(settings: dict[str, Any], budget: Budget) -> dict[str, Any]:
     """Return a cell's settings with the number of updates given by the budget.
 
     Raises:
@@ -279,7 +279,7 @@ def with_budget(settings: dict[str, Any], budget: Budget) -> dict[str, Any]:
     return {**settings, "max_train_steps": steps}
 
 
-def with_scores_on_the_way(settings: dict[str, Any], own: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
+def with_scored_checkpoints(settings: dict[str, Any], own: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
     """Return a cell's settings with a checkpoint wherever the evaluation needs a score.
 
     Raises:
@@ -294,7 +294,7 @@ def with_scores_on_the_way(settings: dict[str, Any], own: dict[str, Any], evalua
     return {**settings, "checkpoint_every": every, "checkpoints_total_limit": ALL_CHECKPOINTS}
 
 
-def scores_on_the_way(cell: Cell) -> int:
+def num_scored_checkpoints(cell: Cell) -> int:
     """Return the number of checkpoints scored before the last step."""
     every = cell.settings["checkpoint_every"]
     if cell.settings["checkpoints_total_limit"] != ALL_CHECKPOINTS or not every:

@@ -33,7 +33,7 @@ LAUNCHER = [
 ]
 # Errors of hfgen and Python; the launcher's own error after them contains no information.
 ERROR = re.compile(r"error: |(?!subprocess\.CalledProcessError)[\w.]*(Error|Exception|Interrupt)\b")
-TOLD_LINES = 12
+ERROR_LINES = 12
 MIN_SECONDS = 1
 # A training for a time ends a step before it or after it, and a resumed one has the time of its start-up on top.
 LONGER, MARGIN_SECONDS = 1.1, 60.0
@@ -212,10 +212,10 @@ def last_error(log: str) -> str:
     if not found:
         return " / ".join(line.strip() for line in lines[-2:])
     more = itertools.takewhile(lambda line: line.startswith("  "), lines[found[-1] + 1 :])
-    return " ".join([lines[found[-1]], *(line.strip() for line in list(more)[:TOLD_LINES])])
+    return " ".join([lines[found[-1]], *(line.strip() for line in list(more)[:ERROR_LINES])])
 
 
-def check_device(cell: Cell) -> str | None:
+def missing_device(cell: Cell) -> str | None:
     """Return why this machine cannot train the cell, or None if it can."""
     import torch
 

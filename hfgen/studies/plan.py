@@ -21,8 +21,8 @@ from hfgen.inference.opening import choose_device, open_pipeline
 from hfgen.inference.sampling import SamplingOptions, generate_images
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.feature_spaces import build_extractor
-from hfgen.studies.cells import ALL_CHECKPOINTS, Cell, Study, expand, images_per_step, scores_on_the_way
-from hfgen.studies.launch import Workspace, check_device, train_cell
+from hfgen.studies.cells import ALL_CHECKPOINTS, Cell, Study, expand, images_per_step, num_scored_checkpoints
+from hfgen.studies.launch import Workspace, missing_device, train_cell
 from hfgen.studies.outcomes import TRAINED
 from hfgen.studies.results import data_settings
 from hfgen.studies.study_file import Budget, Family, StudyFile
@@ -97,7 +97,7 @@ class Plan:
     def score_seconds(self, cell: Cell, num_images: int) -> float:
         """Return the time to generate and score `num_images` images of a cell, at each point that is scored."""
         probe = self.probe(cell)
-        points = scores_on_the_way(cell) + 1
+        points = num_scored_checkpoints(cell) + 1
         features = 2 if cell.method == "vae" else 1  # a VAE's reconstructions are scored, too
         each = 0.0 if probe is None else probe.generate_seconds + features * self.feature_seconds
         return points * num_images * each
@@ -132,7 +132,7 @@ def make_plan(study: Study, workspace: Workspace, say: Callable[[str], None]) ->
     probes: dict[str, Probe | None] = {}
     for name, cell in study.cells.items():
         if kinds[name] not in probes:
-            missing = check_device(cell)
+            missing = missing_device(cell)
             say(f"{name}: left out: {missing}" if missing else f"measuring {name}")
             probes[kinds[name]] = None if missing else _measure(cell, study, workspace)
     size = max(cell.settings["sample_size"] for cell in study.cells.values())
@@ -190,7 +190,7 @@ def _train_and_generate(cell: Cell, study: Study, workspace: Workspace) -> Probe
         generating = _generate_seconds(run, study.evaluation.num_inference_steps)
         # While a checkpoint is written, there is one more than the limit.
         limit = cell.settings["checkpoints_total_limit"]
-        kept = scores_on_the_way(cell) + 1 if limit == ALL_CHECKPOINTS else limit
+        kept = num_scored_checkpoints(cell) + 1 if limit == ALL_CHECKPOINTS else limit
         return Probe(start, speed, generating, _size(run) - passing, passing * (kept + 1))
 
 
@@ -293,11 +293,11 @@ def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: f
     every = None if every is None else max(1, math.ceil(every * share))  # same number of scores in a shorter training
     evaluation = dataclasses.replace(file.evaluation, num_images=num_images, every_images=every)
     budget = cut_budget(file.budget, share)
-    reduced = with_budget(dataclasses.replace(reduced, evaluation=evaluation), study, budget)
-    return marked(expand(reduced, workspace.scripts, study.dataset), file, asked)
+    reduced = with_smaller_budget(dataclasses.replace(reduced, evaluation=evaluation), study, budget)
+    return with_original_values(expand(reduced, workspace.scripts, study.dataset), file, asked)
 
 
-def with_budget(file: StudyFile, study: Study, budget: Budget) -> StudyFile:
+def with_smaller_budget(file: StudyFile, study: Study, budget: Budget) -> StudyFile:
     """Give a study file a smaller budget; learned terms of VAEs then begin earlier, after the same share.
 
     Args:
@@ -320,7 +320,7 @@ def _with_earlier_term(family: Family, study: Study, name: str, share: float) ->
     return dataclasses.replace(family, settings={**family.settings, **earlier})
 
 
-def marked(study: Study, file: StudyFile, asked: str) -> Study:
+def with_original_values(study: Study, file: StudyFile, asked: str) -> Study:
     """Store the study file's original values in a reduced study."""
     return dataclasses.replace(
         study, asked=asked, full_budget=file.budget, full_evaluation=file.evaluation, full_seeds=file.seeds

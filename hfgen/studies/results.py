@@ -89,7 +89,7 @@ class Scorer:
             if source == "ex_post":  # checkpoints of earlier versions have no density
                 sampling = replace(sampling, sample_from=None)
             summary["course"] = finite([*self._course(cell, sampling, reference, last["images"]), last])
-        return Result(summary, thinned(curve), encode_sheet(shown), strip)
+        return Result(summary, curve_entries(curve), encode_sheet(shown), strip)
 
     def _open(self, cell: Cell, folder: Path) -> DiffusionPipeline:
         pipeline = open_pipeline(str(folder), sampler=self._evaluation.sampler if cell.method == "ddpm" else None)
@@ -133,8 +133,8 @@ def data_settings(cell: Cell, workspace: Workspace) -> DataSettings:
     )
 
 
-def data_digest(cell: Cell, workspace: Workspace) -> str:
-    """Return the digest of the real images, which lets workers check that they train on the same ones."""
+def reference_digest(cell: Cell, workspace: Workspace) -> str:
+    """Return the digest of the images that a cell is scored against: by it workers know that they have the same."""
     return load_images(data_settings(cell, workspace)).digest
 
 
@@ -157,7 +157,7 @@ def training_summary(folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def thinned(log: list[dict[str, Any]]) -> list[dict[str, float]]:
+def curve_entries(log: list[dict[str, Any]]) -> list[dict[str, float]]:
     """Return evenly spaced entries of a log, including the last, with what a curve needs."""
     stride = math.ceil(len(log) / MAX_CURVE_POINTS)
     kept = log[::-1][::stride][::-1]

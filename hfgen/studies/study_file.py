@@ -27,7 +27,7 @@ METRICS = {
     "images_per_second": "images/s in training",
 }
 # Settings controlled by the study, the same for all cells.
-DECIDED = {
+SET_BY_THE_STUDY = {
     "dataset": "give data: dataset, or --dataset",
     "output_dir": "give --output",
     "seed": "give seeds",
@@ -138,7 +138,7 @@ class Family:
         _check_choice("method", self.method, METHODS)
         if self.preset is not None and (not isinstance(self.preset, str) or not self.preset):
             raise UserError(f"preset: {self.preset!r}: must be the name of a preset, or the path of its file")
-        _check_free_to_choose("settings", _mapping(self.settings, "settings"))
+        _refuse_what_the_study_sets("settings", _mapping(self.settings, "settings"))
         if self.grid is not None:
             _check_grid("grid", self.grid, self.settings)
         _check_choice("device", self.device, (None, "cpu", "cuda"))
@@ -192,8 +192,8 @@ class StudyFile:
             raise UserError("seeds: give at least one, without repeats")
         if not isinstance(self.data.get("dataset", ""), str):
             raise UserError(f"data: dataset: {self.data['dataset']!r}: must be text; write it in quotes")
-        _check_free_to_choose("data", {key: value for key, value in self.data.items() if key != "dataset"})
-        _check_free_to_choose("settings", self.settings)
+        _refuse_what_the_study_sets("data", {key: value for key, value in self.data.items() if key != "dataset"})
+        _refuse_what_the_study_sets("settings", self.settings)
         _check_grid("grid", self.grid, self.settings)
         if not self.families:
             raise UserError("families: give at least one")
@@ -246,7 +246,7 @@ def read_study_file(path: Path) -> StudyFile:
     except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
         raise UserError(f"{path}: not valid YAML ({one_line(error)})") from error
     try:
-        _check_written_once(yaml.compose(text, yaml.SafeLoader))
+        _refuse_duplicate_keys(yaml.compose(text, yaml.SafeLoader))
         return _parse(path.stem, _mapping(content, "the file"))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -330,7 +330,7 @@ def _check_bounded(text: str) -> None:
             raise ValueError(f"{place}: more than {MAX_PARTS} parts, written out, or {MAX_DEPTH} levels")
 
 
-def _check_written_once(node: yaml.Node | None, above: frozenset[yaml.Node] = frozenset()) -> None:
+def _refuse_duplicate_keys(node: yaml.Node | None, above: frozenset[yaml.Node] = frozenset()) -> None:
     """Refuse duplicate keys, of which YAML would silently keep only the last."""
     if not isinstance(node, yaml.CollectionNode) or node in above:  # aliases can be circular
         return
@@ -339,7 +339,7 @@ def _check_written_once(node: yaml.Node | None, above: frozenset[yaml.Node] = fr
     for index, (key, value) in enumerate(pairs):
         if key is not None and key.value in names[:index]:
             raise UserError(f"line {key.start_mark.line + 1}: {key.value!r} appears twice; leave one out")
-        _check_written_once(value, above | {node})
+        _refuse_duplicate_keys(value, above | {node})
 
 
 def _check_choice(where: str, value: Any, choices: Iterable[str | None]) -> None:
@@ -358,7 +358,7 @@ def _check_whole(where: str, value: Any, allowed: Range) -> None:
 
 
 def _check_grid(where: str, grid: dict[str, list[Any]], settings: dict[str, Any]) -> None:
-    _check_free_to_choose(where, _mapping(grid, where))
+    _refuse_what_the_study_sets(where, _mapping(grid, where))
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{where}: {key}: write a list of values, such as [64, 128]")
@@ -368,7 +368,7 @@ def _check_grid(where: str, grid: dict[str, list[Any]], settings: dict[str, Any]
             raise UserError(f"{where}: {key}: is also among the settings, where it has no effect; leave one out")
 
 
-def _check_free_to_choose(where: str, settings: dict[str, Any]) -> None:
+def _refuse_what_the_study_sets(where: str, settings: dict[str, Any]) -> None:
     for key in settings:
-        if key in DECIDED:
-            raise UserError(f"{where}: {key} cannot be set there: {DECIDED[key]}")
+        if key in SET_BY_THE_STUDY:
+            raise UserError(f"{where}: {key} cannot be set there: {SET_BY_THE_STUDY[key]}")

@@ -10,9 +10,9 @@ from pathlib import Path
 from hfgen.errors import UserError
 from hfgen.studies.cells import Cell, Study
 from hfgen.studies.database import DATABASE_ERRORS, reason_of, shown
-from hfgen.studies.launch import Workspace, check_data, check_device, train_cell
+from hfgen.studies.launch import Workspace, check_data, missing_device, train_cell
 from hfgen.studies.outcomes import BROKEN, DIVERGED, IN_USE, TRAINED, Result
-from hfgen.studies.results import Scorer, data_digest, data_settings
+from hfgen.studies.results import Scorer, data_settings, reference_digest
 from hfgen.studies.storage import MISSING, RUNNING, WAITING, Outcome, StudyStore
 from hfgen.texts import say
 from hfgen.training.checkpoints import PIPELINE_FOLDER
@@ -59,9 +59,9 @@ def _work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: f
     scorer = Scorer(study.evaluation, workspace)
     digests: dict[str, str] = {}
     broken: list[str] = []
-    unfit = {name: reason for name, cell in study.cells.items() if (reason := check_device(cell))}
+    unfit = {name: reason for name, cell in study.cells.items() if (reason := missing_device(cell))}
 
-    def one(name: str) -> Outcome | None:
+    def run_cell(name: str) -> Outcome | None:
         if name in unfit:
             return Outcome(BROKEN, reason=unfit[name]) if only_unfit else None
         cell = study.cells[name]
@@ -90,7 +90,7 @@ def _work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: f
             store.enqueue(missing)
         elif WAITING in for_us or (only_unfit and WAITING in states.values()):
             _check_same_data(store, study, workspace, digests)
-            if (ended := store.run_next(one)) is not None and ended not in unfit:
+            if (ended := store.run_next(run_cell)) is not None and ended not in unfit:
                 _remove_checkpoints(workspace.run_folder(study.cells[ended]))
             waited = False
             if len(broken) >= MAX_BROKEN:
@@ -161,5 +161,5 @@ def _digest_of(cell: Cell, workspace: Workspace, digests: dict[str, str]) -> str
     """Return the digest of a cell's images; `digests` caches them by data settings."""
     read = repr(data_settings(cell, workspace))
     if read not in digests:
-        digests[read] = data_digest(cell, workspace)
+        digests[read] = reference_digest(cell, workspace)
     return digests[read]

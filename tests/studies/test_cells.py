@@ -13,8 +13,8 @@ from hfgen.studies.cells import (
     Study,
     expand,
     images_per_step,
-    scores_on_the_way,
-    with_budget,
+    num_scored_checkpoints,
+    with_max_train_steps,
 )
 from hfgen.studies.scripts import find_scripts
 from hfgen.studies.study_file import Budget, Evaluation, Family, StudyFile
@@ -226,7 +226,7 @@ def test_a_budget_in_steps_is_that_of_every_cell():
 
 @pytest.mark.parametrize(("images", "steps"), [(1, 1), (64, 1), (65, 2), (6400, 100), (1_600_000, 25_000)])
 def test_a_budget_in_images_is_rounded_up_to_whole_steps(images, steps):
-    assert with_budget({"batch_size": 64}, Budget(images=images))["max_train_steps"] == steps
+    assert with_max_train_steps({"batch_size": 64}, Budget(images=images))["max_train_steps"] == steps
 
 
 def test_a_sampler_that_edm_lacks_is_refused_before_anything_is_trained():
@@ -288,7 +288,7 @@ def test_where_scores_are_asked_for_on_the_way_a_checkpoint_is_kept(every, steps
     )
     (cell,) = study.cells.values()
     assert cell.settings["checkpoint_every"] == steps and cell.settings["checkpoints_total_limit"] == ALL_CHECKPOINTS
-    assert scores_on_the_way(cell) == scores
+    assert num_scored_checkpoints(cell) == scores
 
 
 @pytest.mark.parametrize("name", ["checkpoint_every", "checkpoints_total_limit"])
@@ -305,7 +305,7 @@ def test_scores_on_the_way_need_a_budget_that_is_known_in_images():
 def test_without_scores_on_the_way_checkpoints_are_as_the_settings_say():
     (cell,) = study_of(settings={"checkpoint_every": 3}).cells.values()
     assert (cell.settings["checkpoint_every"], cell.settings["checkpoints_total_limit"]) == (3, 2)
-    assert scores_on_the_way(cell) == 0
+    assert num_scored_checkpoints(cell) == 0
 
 
 # ------------------------------------------------------------------------------------------------- names of folders

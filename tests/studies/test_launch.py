@@ -9,7 +9,7 @@ from toy_studies import make_quick, toy_cell, workspace_in
 
 from hfgen.errors import UserError
 from hfgen.studies import launch
-from hfgen.studies.launch import check_data, check_device, last_error, launch_command, train_cell
+from hfgen.studies.launch import check_data, last_error, launch_command, missing_device, train_cell
 from hfgen.studies.study_file import Budget
 from hfgen.training.lock import lock_folder
 
@@ -201,8 +201,8 @@ def test_data_that_are_a_path_must_be_there(tmp_path, monkeypatch):
 def test_a_cell_for_cuda_needs_a_machine_that_has_it(monkeypatch, there):
     monkeypatch.setattr("torch.cuda.is_available", lambda: there)
     refused = None if there else "needs a CUDA device, which this machine does not have"
-    assert check_device(toy_cell("a", device="cuda")) == refused
-    assert check_device(toy_cell("a", device="cpu")) is check_device(toy_cell("a")) is None
+    assert missing_device(toy_cell("a", device="cuda")) == refused
+    assert missing_device(toy_cell("a", device="cpu")) is missing_device(toy_cell("a")) is None
 
 
 def test_the_launcher_asks_for_one_process_on_one_machine():

@@ -23,11 +23,11 @@ from hfgen.studies.results import (
     MAX_SHOWN_PIXELS,
     Result,
     Scorer,
+    curve_entries,
     data_settings,
     decode_picture,
     encode_picture,
     encode_sheet,
-    thinned,
     training_summary,
 )
 from hfgen.studies.study_file import Evaluation
@@ -134,11 +134,11 @@ def test_the_training_is_summed_up_from_what_the_run_wrote(tmp_path):
 
 def test_a_curve_is_thinned_evenly_and_keeps_its_end():
     log = [{"step": step, "images": 64 * step, "loss": 1 / step, "seconds": float(step)} for step in range(1, 1002)]
-    curve = thinned(log)
+    curve = curve_entries(log)
     assert len(curve) <= MAX_CURVE_POINTS and curve[-1]["step"] == 1001
     assert len({after["step"] - before["step"] for before, after in zip(curve[:-1], curve[1:], strict=True)}) == 1
     assert curve[-1]["loss"] == pytest.approx(1 / 1001, rel=1e-4) and "images" not in curve[0]
-    assert [entry["step"] for entry in thinned(log[:150])] == list(range(1, 151))
+    assert [entry["step"] for entry in curve_entries(log[:150])] == list(range(1, 151))
 
 
 def test_a_picture_is_made_small_enough_for_a_database_and_not_worse_than_that():

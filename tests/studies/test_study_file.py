@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from hfgen.errors import UserError
-from hfgen.studies.study_file import DECIDED, Budget, Evaluation, Family, StudyFile, read_study_file
+from hfgen.studies.study_file import SET_BY_THE_STUDY, Budget, Evaluation, Family, StudyFile, read_study_file
 
 
 TOY = """
@@ -323,9 +323,9 @@ def test_an_evaluation_may_use_every_sampler_every_latent_and_every_network(stud
     assert study(replaced("num_images: 20", "sample_from: ex_post")).evaluation.sample_from == "ex_post"
 
 
-@pytest.mark.parametrize("setting", DECIDED)
+@pytest.mark.parametrize("setting", SET_BY_THE_STUDY)
 def test_what_the_study_decides_is_not_to_be_set(mistake, setting):
-    told = f"{setting} cannot be set there: {DECIDED[setting]}"
+    told = f"{setting} cannot be set there: {SET_BY_THE_STUDY[setting]}"
     assert mistake(replaced("adam_beta1: 0.5", f"{setting}: 5")) == f"settings: {told}"
     assert mistake(replaced("loss: hinge", f"{setting}: 5")) == f"families: one: settings: {told}"
     assert mistake(replaced("batch_size: [64, 128]", f"{setting}: [5]")) == f"grid: {told}"
@@ -335,7 +335,7 @@ def test_what_the_study_decides_is_not_to_be_set(mistake, setting):
 
 
 def test_a_study_decides_where_a_cell_is_kept_how_long_it_trains_and_publishing():
-    assert set(DECIDED) == {
+    assert set(SET_BY_THE_STUDY) == {
         *("dataset", "output_dir", "seed", "max_train_steps", "num_epochs", "max_train_time", "resume"),
         *("push_to_hub", "hub_model_id", "hub_private_repo"),
     }

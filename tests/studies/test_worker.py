@@ -12,7 +12,7 @@ from hfgen.errors import UserError
 from hfgen.studies import launch, worker
 from hfgen.studies.launch import train_cell
 from hfgen.studies.outcomes import Ending
-from hfgen.studies.results import data_digest
+from hfgen.studies.results import reference_digest
 from hfgen.studies.storage import Outcome, StudyStore
 from hfgen.studies.worker import work
 from hfgen.training.lock import lock_folder
@@ -182,13 +182,13 @@ def test_a_machine_without_cuda_leaves_such_cells_to_other_workers_if_there_are_
 
 
 def test_other_images_on_another_machine_are_refused_before_a_cell_is_taken(tmp_path, launched, scorer, monkeypatch):
-    monkeypatch.setattr(worker, "data_digest", data_digest)
+    monkeypatch.setattr(worker, "reference_digest", reference_digest)
     study = toy_study(toy_cell("a"), toy_cell("b", sample_size=16), "c")
     store, workspace = open_toys(tmp_path, study), workspace_in(tmp_path)
     store.enqueue([*"abc"])
 
     def train_elsewhere(name):
-        return Outcome("trained", 5.0, result=toys.toy_result(digest=data_digest(study.cells[name], workspace)))
+        return Outcome("trained", 5.0, result=toys.toy_result(digest=reference_digest(study.cells[name], workspace)))
 
     for _ in "ab":
         store.run_next(train_elsewhere)
@@ -200,13 +200,13 @@ def test_other_images_on_another_machine_are_refused_before_a_cell_is_taken(tmp_
 
 
 def test_workers_that_start_together_with_other_images_do_not_mix_them(tmp_path, launched, scorer, monkeypatch):
-    monkeypatch.setattr(worker, "data_digest", data_digest)
+    monkeypatch.setattr(worker, "reference_digest", reference_digest)
     study = toy_study("a", "b")
     store, other = open_toys(tmp_path, study), open_toys(tmp_path, study)
     store.enqueue(["a", "b"])
 
     def one(name):
-        other.note_images(data_digest(study.cells[name], workspace_in(tmp_path)))
+        other.note_images(reference_digest(study.cells[name], workspace_in(tmp_path)))
         with pytest.raises(
             UserError, match="--dataset toy_paintings:13: these are not the images that [ab] was trained"
         ):

@@ -97,7 +97,7 @@ def make_quick(monkeypatch) -> QuickScorer:
     scorer = QuickScorer()
     monkeypatch.setattr(launch, "LAUNCHER", [])
     monkeypatch.setattr(worker, "Scorer", lambda evaluation, workspace: scorer)
-    monkeypatch.setattr(worker, "data_digest", lambda cell, workspace: "these images")
+    monkeypatch.setattr(worker, "reference_digest", lambda cell, workspace: "these images")
     return scorer
 
 
