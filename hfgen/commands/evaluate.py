@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # slow to import, like the imports inside the functions
     from diffusers import DiffusionPipeline
 
     from hfgen.data.settings import DataSettings
-    from hfgen.evaluation.reference import Reference as RealImages
+    from hfgen.evaluation.reference import ReferenceImages
     from hfgen.evaluation.scoring import Scored
     from hfgen.inference.sampling import SamplingOptions
     from hfgen.metrics.extraction import Extractor
@@ -201,7 +201,7 @@ def evaluate_images(
     print_evaluation(output, report)
 
 
-def check_data(pipelines: list[str], data: "DataSettings", real: "RealImages") -> dict[str, bool | None]:
+def check_data(pipelines: list[str], data: "DataSettings", real: "ReferenceImages") -> dict[str, bool | None]:
     """Return which pipelines were trained on the reference, None if unknown; warn of the others, before the work."""
     from hfgen.evaluation.trained_on import was_trained_on
     from hfgen.metrics.report import OTHER_DATA
@@ -247,7 +247,7 @@ def held_out_of(held_out: str | None, split: str | None, data: "DataSettings") -
     raise AssertionError("the last attempt returns or raises")
 
 
-def load_held_out(data: "DataSettings | None", extractor: "Extractor") -> "RealImages | None":
+def load_held_out(data: "DataSettings | None", extractor: "Extractor") -> "ReferenceImages | None":
     """Load the held-out images that `held_out_of` found, if there are any, and their features."""
     from hfgen.evaluation.reference import load_reference
 

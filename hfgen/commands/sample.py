@@ -167,21 +167,21 @@ def interpolate(
         raise UserError(f"--image {image[0]}: interpolation needs at least two images; use --image twice or more")
     chosen = parse_seeds("0,1" if seeds is None else seeds)
     with loading():
-        import hfgen.inference.sampling as inference
         from hfgen.inference.figures import enlarged
         from hfgen.inference.film import write_gif
         from hfgen.inference.opening import open_pipeline
+        from hfgen.inference.sampling import interpolated_images, latents_of_images, latents_of_seeds
 
     loaded = open_pipeline(pipeline, device)
     originals: list[Image.Image] = []
     if image:
-        ends, originals = inference.latents_of_images(loaded, image, "--image")
+        ends, originals = latents_of_images(loaded, image, "--image")
     else:
-        ends = inference.latents_of_seeds(loaded, chosen, sample_from)
+        ends = latents_of_seeds(loaded, chosen, sample_from)
     names = [path.name for path in image] if image else [f"seed {seed}" for seed in chosen]
     sheet = walk_sheet(loaded, ends, num_steps, names, originals)
     circle = ends[[*range(len(ends)), 0]]  # back to the start, so that the GIF loops smoothly
-    frames = inference.interpolate(loaded, circle, [part / num_frames for part in range(num_frames)], spherical=True)
+    frames = interpolated_images(loaded, circle, [part / num_frames for part in range(num_frames)], spherical=True)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         sheet.save(output / "sheet.png")
@@ -207,14 +207,14 @@ def walk_sheet(
         originals: the images that were encoded, which are shown outside the ends; none if the latents were sampled.
     """
     from hfgen.inference.figures import labelled_sheet
-    from hfgen.inference.sampling import interpolate
+    from hfgen.inference.sampling import interpolated_images
 
     parts = [step / (num_steps + 1) for step in range(num_steps + 2)]  # both ends, and 1/9 to 8/9 for 8 steps
     heads = ["a = 0", *(f"{step}/{num_steps + 1}" for step in range(1, num_steps + 1)), "1"]
     cells, rows = [], []
     for first in range(len(ends) - 1):
         for way, spherical in (("linear", False), ("spherical", True)):
-            between = interpolate(pipeline, ends[first : first + 2], parts, spherical)
+            between = interpolated_images(pipeline, ends[first : first + 2], parts, spherical)
             cells += [*originals[first : first + 1], *between, *originals[first + 1 : first + 2]]
             rows.append(f"{way}\n{names[first]} to {names[first + 1]}")
     heads = ["original", *heads, "original"] if originals else heads
@@ -234,13 +234,13 @@ def reconstruct(
     require_new_folder(output, sources=[pipeline])
     refuse_to_replace(sheet := sheet_beside(output))
     with loading():
-        import hfgen.inference.sampling as inference
         from hfgen.inference.figures import labelled_pairs
         from hfgen.inference.opening import open_pipeline
+        from hfgen.inference.sampling import decode_latents, latents_of_images
 
     loaded = open_pipeline(pipeline, device)
-    latents, originals = inference.latents_of_images(loaded, images, "IMAGES")
-    reconstructions = inference.decode_latents(loaded, latents)
+    latents, originals = latents_of_images(loaded, images, "IMAGES")
+    reconstructions = decode_latents(loaded, latents)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         for index, (path, reconstruction) in enumerate(zip(images, reconstructions, strict=True)):

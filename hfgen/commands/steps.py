@@ -97,7 +97,7 @@ def steps(
     finally:  # what has been scored outlives a failure and an interruption
         if rows:
             report = {"reference": where_it_is(reference), "enough": enough or None, "rows": rows}
-            write_report(output, report, labelled_rows(shown))
+            write_steps(output, report, labelled_rows(shown))
     say(f"steps needed: {enough}, the smallest number whose {fid} is within one standard error of the lowest")
     if save:
         save_number_of_steps(find_pipeline(Path(pipeline).expanduser()), enough)
@@ -127,7 +127,7 @@ def check_takes_steps(loaded: "DiffusionPipeline", pipeline: str, all_steps: lis
         )
 
 
-def write_report(output: Path, report: dict[str, Any], sheet: "Image.Image") -> None:
+def write_steps(output: Path, report: dict[str, Any], sheet: "Image.Image") -> None:
     """Write the scores to a new folder, as JSON and as a table, and the images; print the table."""
     from hfgen.metrics.report import to_json
 

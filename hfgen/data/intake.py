@@ -203,7 +203,7 @@ class IntakeReport:
         return "\n".join(map(printable, lines))
 
 
-def write_report(
+def make_report(
     source: str,
     facts: FactsTable | Sequence[ImageFacts],
     unreadable: list[tuple[str, str]],

@@ -28,7 +28,7 @@ from filelock import FileLock
 from hfgen.bars import progress_bar
 from hfgen.data.contents import contents_digest, last_changes
 from hfgen.data.decode import DecodedImage, UnreadableImageError, decode_image, memory_needed, out_of_memory
-from hfgen.data.intake import FactsTable, ImageFacts, IntakeReport, image_facts, widest_grey, write_report
+from hfgen.data.intake import FactsTable, ImageFacts, IntakeReport, image_facts, make_report, widest_grey
 from hfgen.data.memory import map_in_bounded_memory
 from hfgen.data.rgb import GREY_BITS
 from hfgen.data.settings import DataSettings
@@ -208,7 +208,7 @@ def _write_images(folder: Path, source: Source, settings: DataSettings, bits: in
         listed = "".join(f"\n  {name}: {reason}" for name, reason in unreadable[:5])
         none = "its only image cannot" if len(unreadable) == 1 else f"none of its {len(unreadable)} images can"
         raise UserError(f"--dataset {settings.dataset}: {none} be read{listed}")
-    report = write_report(
+    report = make_report(
         source.description, facts, unreadable, source.skipped, settings.sample_size, len(shapes) // 2, dropped
     )
     np.save(folder / "shapes.npy", np.array(shapes, dtype=np.int64).reshape(-1, 2))

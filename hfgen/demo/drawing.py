@@ -49,7 +49,7 @@ class Settings:
     sample_from: str | None = None
 
 
-def image_size(pipeline: DiffusionPipeline) -> tuple[int, int]:
+def height_and_width(pipeline: DiffusionPipeline) -> tuple[int, int]:
     """Return height and width of the images, in pixels."""
     size = image_network(pipeline).config.sample_size
     return (size, size) if isinstance(size, int) else tuple(size)
@@ -57,7 +57,7 @@ def image_size(pipeline: DiffusionPipeline) -> tuple[int, int]:
 
 def describe(pipeline: DiffusionPipeline) -> str:
     """Describe a pipeline in one line: family, size, parameters, network."""
-    network, (height, width) = image_network(pipeline), image_size(pipeline)
+    network, (height, width) = image_network(pipeline), height_and_width(pipeline)
     name = {"gan": "GAN", "vae": "VAE", "ddpm": "Diffusion (DDPM)"}[family(pipeline)]
     parameters = sum(weight.numel() for weight in network.parameters())
     count = f"{parameters / 1e6:.1f} million" if parameters >= 1e6 else f"{parameters:,}"
@@ -97,7 +97,7 @@ def generate(
 
 def starting_noise(pipeline: DiffusionPipeline, generators: list[torch.Generator]) -> torch.Tensor:
     """Sample the initial noise, `(batch_size, channels, height, width)`, standard normal, on the CPU."""
-    shape = (1, pipeline.unet.config.in_channels, *image_size(pipeline))
+    shape = (1, pipeline.unet.config.in_channels, *height_and_width(pipeline))
     return torch.cat([torch.randn(shape, generator=own, dtype=pipeline.unet.dtype) for own in generators])
 
 

@@ -11,7 +11,7 @@ import gradio as gr
 import numpy as np
 from diffusers import DiffusionPipeline
 
-from hfgen.demo.drawing import SAVED, Settings, image_size
+from hfgen.demo.drawing import SAVED, Settings, height_and_width
 from hfgen.families import family
 from hfgen.methods.schedules import default_num_inference_steps, samplers_of
 
@@ -126,7 +126,7 @@ def single_picture(label: str, css_classes: list[str]) -> gr.Image:
 
 def css_classes_of(pipeline: DiffusionPipeline) -> list[str]:
     """Return the CSS classes for a pipeline's images: small ones are shown with sharp pixels."""
-    return ["pixels"] if max(image_size(pipeline)) < SMALL else []
+    return ["pixels"] if max(height_and_width(pipeline)) < SMALL else []
 
 
 def most_steps(pipeline: DiffusionPipeline) -> int:

@@ -20,8 +20,8 @@ from hfgen.demo.drawing import (
     denoise,
     describe,
     generate,
+    height_and_width,
     image_generator,
-    image_size,
     interpolate,
     open_upload,
     starting_noise,
@@ -261,7 +261,7 @@ def _reconstruct_tab(pipeline: DiffusionPipeline) -> None:
         if path is None:
             return None, None
         try:
-            image = open_upload(path, image_size(pipeline))
+            image = open_upload(path, height_and_width(pipeline))
         except ValueError as error:
             raise refusal(str(error)) from error
         with only_finite():

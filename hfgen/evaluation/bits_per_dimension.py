@@ -7,10 +7,10 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from hfgen.errors import UserError
-from hfgen.evaluation.reference import Reference
+from hfgen.evaluation.reference import ReferenceImages
 from hfgen.families import family, image_network
 from hfgen.methods.schedules import is_edm, sampling_scheduler
-from hfgen.metrics.kernel import thinned_out
+from hfgen.metrics.kernel import random_subset
 from hfgen.metrics.likelihood import diffusion_bits, edm_bits, vae_bits
 from hfgen.texts import counted
 
@@ -34,7 +34,7 @@ def check_has_likelihood(pipeline: DiffusionPipeline) -> None:
 
 
 def likelihood_report(
-    pipeline: DiffusionPipeline, real: Reference, seed: int, images: str = "reference"
+    pipeline: DiffusionPipeline, real: ReferenceImages, seed: int, images: str = "reference"
 ) -> dict[str, Any]:
     """Measure the bits per dimension of at most `MAX_IMAGES` real images.
 
@@ -48,7 +48,7 @@ def likelihood_report(
     Returns:
         Plain values: `bits_per_dimension` (an upper bound), `num_images`, `held_out`, and `statement` (a clause).
     """
-    chosen = thinned_out(np.arange(len(real.images)), MAX_IMAGES, seed)
+    chosen = random_subset(np.arange(len(real.images)), MAX_IMAGES, seed)
     pixels = torch.from_numpy(np.stack([real.images[int(index)] for index in chosen])).permute(0, 3, 1, 2)
     scaled = (pixels.float() / 127.5 - 1).clamp(-1, 1)
     numbers = torch.Generator().manual_seed(seed)

@@ -32,7 +32,7 @@ FEATURES_AT_ONCE = 1024 * BATCH_SIZE
 FEATURES_FILE, FLOOR_FILE = "features.npy", "floor.json"
 
 
-class Reference(NamedTuple):
+class ReferenceImages(NamedTuple):
     """Real images, decoded as in training, and their features.
 
     Attributes:
@@ -77,7 +77,7 @@ def open_reference(
     feature_weights: str | None = None,
     argument: str = "--reference",
     fewest: int | None = None,
-) -> Reference:
+) -> ReferenceImages:
     """Load a feature network, and open the real images that a generator is scored against.
 
     Args:
@@ -126,7 +126,7 @@ def open_images(settings: DataSettings, argument: str, fewest: int | None = None
 
 def load_reference(
     settings: DataSettings, extractor: Extractor, argument: str, fewest: int | None = None
-) -> Reference:
+) -> ReferenceImages:
     """Open a dataset and compute the features of all its images, or read them from the cache.
 
     The cache is next to the decoded images, keyed by their digest and the extractor's identity.
@@ -156,7 +156,9 @@ def load_reference(
                 file.write(np.ascontiguousarray(features).data)
 
     _write_under_lock(folder, write)
-    return Reference(images, np.load(folder / FEATURES_FILE, mmap_mode="r", allow_pickle=False), folder, extractor)
+    return ReferenceImages(
+        images, np.load(folder / FEATURES_FILE, mmap_mode="r", allow_pickle=False), folder, extractor
+    )
 
 
 def features_folder(images: ImageStore, settings: DataSettings, extractor: Extractor) -> Path:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from hfgen.metrics.frechet import frechet_distance
-from hfgen.metrics.kernel import kernel_distance, thinned_out
+from hfgen.metrics.kernel import kernel_distance, random_subset
 from hfgen.metrics.manifold import manifold_scores
 from hfgen.metrics.memorisation import (
     COPY_RATIO,
@@ -113,7 +113,7 @@ def distances_among(real: np.ndarray, seed: int = 0) -> dict[str, float]:
         images whose nearest other one, near duplicates included, is closer than the threshold, at least
         `COPY_QUANTILE`: a generator as good as the data has as many.
     """
-    chosen = thinned_out(np.arange(len(real)), MAX_AMONG_REAL, seed)
+    chosen = random_subset(np.arange(len(real)), MAX_AMONG_REAL, seed)
     nearest = nearest_images(real[chosen], real, own=chosen)
     apart, distances = _of_different_images(nearest.apart), _of_different_images(nearest.distances)
     threshold = float(np.quantile(apart, COPY_QUANTILE))
@@ -172,7 +172,7 @@ def pixel_report(
         Plain values: `num_copies`, `share_among_real` (fraction of real images that count as a copy of another), the
         median distance in grey levels from 0 to 1, and `statement`, a sentence.
     """
-    chosen = thinned_out(np.arange(len(real_small)), MAX_AMONG_REAL, seed)
+    chosen = random_subset(np.arange(len(real_small)), MAX_AMONG_REAL, seed)
     among_real = nearest_pixels(real_small[chosen], real_small, own=chosen)
     of_fake = nearest_pixels(fake_small, real_small)
     copies = int((of_fake.ratios < COPY_RATIO).sum())

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hfgen.data.store import ImageStore
 from hfgen.errors import UserError
-from hfgen.evaluation.reference import Reference
+from hfgen.evaluation.reference import ReferenceImages
 from hfgen.evaluation.scores import (
     held_out_report,
     memorisation_report,
@@ -30,7 +30,7 @@ from hfgen.inference.sampling import SamplingOptions, generate_images, image_siz
 from hfgen.methods.schedules import default_num_inference_steps
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.frechet import MIN_TO_EXTRAPOLATE, extrapolated_distance, frechet_distance
-from hfgen.metrics.kernel import thinned_out
+from hfgen.metrics.kernel import random_subset
 from hfgen.metrics.memorisation import nearest_images, nearest_pixels, thumbnails
 
 
@@ -112,10 +112,10 @@ def generated_images(
 
 def score_pipeline(
     pipeline: DiffusionPipeline,
-    real: Reference,
+    real: ReferenceImages,
     options: SamplingOptions,
     extrapolate: bool = False,
-    held_out: Reference | None = None,
+    held_out: ReferenceImages | None = None,
     trained_on: bool | None = None,
 ) -> Scored:
     """Generate images and score them.
@@ -153,7 +153,9 @@ def score_pipeline(
     return scored._replace(report=report)
 
 
-def reconstruction_scores(pipeline: DiffusionPipeline, real: Reference, options: SamplingOptions) -> dict[str, Any]:
+def reconstruction_scores(
+    pipeline: DiffusionPipeline, real: ReferenceImages, options: SamplingOptions
+) -> dict[str, Any]:
     """Score reconstructions of real images: what a VAE would reach if its latents were sampled perfectly.
 
     Args:
@@ -164,7 +166,7 @@ def reconstruction_scores(pipeline: DiffusionPipeline, real: Reference, options:
     Returns:
         Plain values: `num_images`, and `fid` against all real images.
     """
-    chosen = thinned_out(np.arange(len(real.features)), options.num_images, options.seed)
+    chosen = random_subset(np.arange(len(real.features)), options.num_images, options.seed)
 
     def reconstructions() -> Iterator[np.ndarray]:
         for start in range(0, len(chosen), options.batch_size):
@@ -179,10 +181,10 @@ def reconstruction_scores(pipeline: DiffusionPipeline, real: Reference, options:
 def score_images(
     images: np.ndarray | ImageStore,
     features: np.ndarray,
-    real: Reference,
+    real: ReferenceImages,
     seed: int,
     extrapolate: bool = False,
-    held_out: Reference | None = None,
+    held_out: ReferenceImages | None = None,
     trained_on: bool | None = None,
 ) -> Scored:
     """Score generated images from any source.
@@ -235,7 +237,7 @@ def check_enough_to_extrapolate(count: int) -> None:
 
 def repeat_scores(
     pipeline: DiffusionPipeline,
-    real: Reference,
+    real: ReferenceImages,
     options: SamplingOptions,
     repeats: int,
     first: dict[str, Any],
@@ -257,7 +259,7 @@ def repeat_scores(
 
 
 def closest_sheet(
-    real: Reference, generated: np.ndarray | ImageStore, indices: np.ndarray, distances: np.ndarray
+    real: ReferenceImages, generated: np.ndarray | ImageStore, indices: np.ndarray, distances: np.ndarray
 ) -> Image.Image:
     """Show the generated images closest to a real one, above those real ones.
 

@@ -16,9 +16,9 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write acc
 # belong to the repo's owner.
 PARTS = ("density", "generator", "scheduler", "unet", "vae")
 PICTURES = ("curves.png", "denoising.png", "interpolation.png", "progress.gif", "sheet.png")
-FIGURES = ("evaluation.json", "evaluations.jsonl", "metrics.jsonl", "scores.json", "training.json")
+RECORDS = ("evaluation.json", "evaluations.jsonl", "metrics.jsonl", "scores.json", "training.json")
 OWN_FILES = ["pipeline_*.py", *(f"{part}/*" for part in PARTS), *(f"samples/{picture}" for picture in PICTURES)]
-OWN_FILES += [*FIGURES, "training_config.json"]
+OWN_FILES += [*RECORDS, "training_config.json"]
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def fast_precision(pipeline: DiffusionPipeline) -> AbstractContextManager:
     return torch.autocast(device, torch.bfloat16) if fast else nullcontext()
 
 
-def interpolate(
+def interpolated_images(
     pipeline: DiffusionPipeline, ends: torch.Tensor, parts: Sequence[float], spherical: bool
 ) -> list[Image.Image]:
     """Generate images between consecutive latents: for each pair one image per fraction of the way.

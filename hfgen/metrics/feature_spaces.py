@@ -7,7 +7,7 @@ import torch
 from hfgen.errors import UserError
 from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.inception import InceptionFeatures, find_weights
-from hfgen.metrics.vision_transformers import FAMILIES, TransformerFeatures
+from hfgen.metrics.vision_transformers import TRANSFORMERS, TransformerFeatures
 
 
 def build_extractor(features: str, mode: str, weights: str | None, device: torch.device) -> Extractor:
@@ -22,8 +22,8 @@ def build_extractor(features: str, mode: str, weights: str | None, device: torch
     Raises:
         UserError: if there is no such network or mode, or its weights are not available.
     """
-    if features not in ("inception", *FAMILIES):
-        raise UserError(f"--features {features}: must be one of inception, {', '.join(FAMILIES)}")
+    if features not in ("inception", *TRANSFORMERS):
+        raise UserError(f"--features {features}: must be one of inception, {', '.join(TRANSFORMERS)}")
     if mode not in ("clean", "legacy"):
         raise UserError(f"--mode {mode}: must be clean or legacy")
     if importlib.util.find_spec("cleanfid") is None:

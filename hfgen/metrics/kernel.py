@@ -46,7 +46,7 @@ def kernel_distance(features_a: np.ndarray, features_b: np.ndarray, seed: int = 
             f"features of shapes {shapes}: at least 3 images each and equal numbers of features are needed"
         )
     a, b = (
-        torch.from_numpy(np.array(thinned_out(part, MAX_IMAGES, seed), np.float64))
+        torch.from_numpy(np.array(random_subset(part, MAX_IMAGES, seed), np.float64))
         for part in (features_a, features_b)
     )
     count_a, count_b = len(a), len(b)
@@ -66,11 +66,9 @@ def kernel_distance(features_a: np.ndarray, features_b: np.ndarray, seed: int = 
     return KernelDistance(float(value), float(variance) ** 0.5)
 
 
-def thinned_out(features: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Return all features, or a random choice of `most` of them."""
-    return (
-        features if len(features) <= most else features[np.random.default_rng(seed).permutation(len(features))[:most]]
-    )
+def random_subset(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Return `most` of the rows, chosen at random, or all if there are no more."""
+    return rows if len(rows) <= most else rows[np.random.default_rng(seed).permutation(len(rows))[:most]]
 
 
 def _kernel(products: torch.Tensor, num_features: int) -> torch.Tensor:

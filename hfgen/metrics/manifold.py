@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hfgen.metrics.kernel import thinned_out
+from hfgen.metrics.kernel import random_subset
 
 
 # Larger sets are subsampled at random: the cost is quadratic.
@@ -56,7 +56,7 @@ def manifold_scores(real_features: np.ndarray, fake_features: np.ndarray, k: int
             f"features of shapes {shapes} with k={k}: more than k images each and equal numbers of features are needed"
         )
     real, fake = (
-        torch.from_numpy(np.array(thinned_out(part, MAX_IMAGES, seed), np.float64))
+        torch.from_numpy(np.array(random_subset(part, MAX_IMAGES, seed), np.float64))
         for part in (real_features, fake_features)
     )
     # Centred, because distances come from matrix products, whose rounding error grows with the vectors' length.

@@ -17,7 +17,7 @@ from hfgen.metrics.extraction import extract_features
 from hfgen.texts import one_line
 
 
-class _Family(NamedTuple):
+class _TransformerKind(NamedTuple):
     """How to load and use one kind of network.
 
     Attributes:
@@ -35,13 +35,13 @@ class _Family(NamedTuple):
     std: tuple[float, float, float]
 
 
-FAMILIES = {
+TRANSFORMERS = {
     # The class token after the last norm, as in Stein et al. 2023.
-    "dinov2": _Family(
+    "dinov2": _TransformerKind(
         "Dinov2Model", "facebook/dinov2-large", "pooler_output", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     ),
     # The embedding compared with text embeddings, before normalisation.
-    "clip": _Family(
+    "clip": _TransformerKind(
         "CLIPVisionModelWithProjection",
         "openai/clip-vit-large-patch14",
         "image_embeds",
@@ -73,7 +73,7 @@ class TransformerFeatures:
     def __init__(self, kind: str, source: str | None, device: torch.device):
         from cleanfid.resize import make_resizer
 
-        family = FAMILIES[kind]
+        family = TRANSFORMERS[kind]
         network = _load(family, source or family.default)
         side = DINOV2_SIDE if kind == "dinov2" else network.config.image_size
         self._resize = make_resizer("PIL", False, "bicubic", (side, side))
@@ -91,7 +91,7 @@ class TransformerFeatures:
         return getattr(self._network(pixel_values=(pixels / 255 - self._mean) / self._std), self._output)
 
 
-def _load(family: _Family, source: str) -> Any:
+def _load(family: _TransformerKind, source: str) -> Any:
     """Load a network from safetensors only; pickled weights are refused."""
     import transformers
 

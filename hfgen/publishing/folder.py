@@ -1,4 +1,4 @@
-"""The folder to publish: a pipeline with its code, card, pictures, settings and figures; nothing private.
+"""The folder to publish: a pipeline with its code, card, pictures, settings and records; nothing private.
 
 Never uploaded: checkpoints and optimizer states, logs, file names of the data, sheets with training images, and local
 paths.
@@ -33,7 +33,7 @@ from hfgen.inference.opening import find_pipeline, open_pipeline
 from hfgen.inference.sampling import (
     SamplingOptions,
     generate_images,
-    interpolate,
+    interpolated_images,
     latents_of_seeds,
     network_digest,
     way_of_sampling,
@@ -115,7 +115,7 @@ def make_publication(
         (target / REPORT_FILE).write_text(to_json(report))
     save_pictures(pipeline, target / "samples", (report or {}).get("num_inference_steps"))
     if run is not None:
-        add_figures_of_run(run, folder, target, network)
+        add_records_of_run(run, folder, target, network)
         add_pictures_of_run(run, target / "samples")
     write_card(target, repo_id, license_id)
     private = [Path.home(), Path.cwd(), source.expanduser().resolve(), *([run.resolve()] if run else [])]
@@ -168,7 +168,7 @@ def save_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps
         return
     ends = latents_of_seeds(pipeline, range(WALKS + 1), None)
     parts = [step / (WALK_STEPS - 1) for step in range(WALK_STEPS)]
-    walks = interpolate(pipeline, ends, parts, spherical=True)
+    walks = interpolated_images(pipeline, ends, parts, spherical=True)
     heads = ["a = 0", *(f"{step}/{WALK_STEPS - 1}" for step in range(1, WALK_STEPS - 1)), "1"]
     names = [f"seed {seed} to {seed + 1}" for seed in range(WALKS)]
     labelled_sheet(walks, WALK_STEPS, heads=heads, names=names).save(folder / "interpolation.png")
@@ -188,7 +188,7 @@ def add_pictures_of_run(run: Path, folder: Path) -> None:
         plot_curves([run]).savefig(folder / "curves.png", dpi=80)
 
 
-def add_figures_of_run(run: Path, pipeline_folder: Path, target: Path, digest: str) -> None:
+def add_records_of_run(run: Path, pipeline_folder: Path, target: Path, digest: str) -> None:
     """Write the settings, log and scores of the training, without private information.
 
     Args:

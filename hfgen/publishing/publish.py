@@ -1,6 +1,6 @@
 """Publishing: from a run or a pipeline to a Hub repo that loads anywhere, and to a Space with its demo.
 
-Stages: folder.py (pipeline, code, pictures, figures, card), load_check.py, hub/upload.py.
+Stages: folder.py (pipeline, code, pictures, records, card), load_check.py, hub/upload.py.
 """
 
 import shlex

@@ -15,7 +15,9 @@ from hfgen.studies.study_file import METRICS
 from hfgen.studies.table import COLUMNS, Row, as_matrix, cells_of, heads, ranked
 
 
-def page(study: Study, rows: list[Row], statements: list[str], remarks: list[str], commands: dict[str, str]) -> str:
+def render_page(
+    study: Study, rows: list[Row], statements: list[str], remarks: list[str], commands: dict[str, str]
+) -> str:
     """Build the page.
 
     Args:

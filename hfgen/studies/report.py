@@ -13,7 +13,7 @@ from hfgen.files import write_atomically
 from hfgen.studies.cells import Cell, Study
 from hfgen.studies.commands import command_of, dataset_to_give, script_of, settings_outside
 from hfgen.studies.outcomes import BROKEN, DIVERGED, TRAINED
-from hfgen.studies.page import page
+from hfgen.studies.page import render_page
 from hfgen.studies.pictures import plot_loss_curves, plot_score_curves, sample_rows, strip_rows
 from hfgen.studies.storage import Outcome
 from hfgen.studies.study_file import METRICS
@@ -102,7 +102,7 @@ def write_report(study: Study, outcomes: Outcomes, folder: Path) -> None:
             if (best := winning_cell(study, rows))
             else "",
             "commands.sh": script_of(commands),
-            "index.html": page(study, rows, statements(study, rows, dataset), endings(study, rows), commands),
+            "index.html": render_page(study, rows, statements(study, rows, dataset), endings(study, rows), commands),
         }
         for name, text in texts.items():
             if text:  # course.csv only if the study scores during training, winner.json only if there is one

@@ -14,7 +14,7 @@ from PIL import Image
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 from hfgen.errors import UserError
-from hfgen.evaluation.reference import Reference, load_reference
+from hfgen.evaluation.reference import ReferenceImages, load_reference
 from hfgen.evaluation.scoring import generated_images, score_pipeline
 from hfgen.files import read_json, read_json_lines
 from hfgen.inference.figures import denoising_states, image_sheet
@@ -59,7 +59,7 @@ class Scorer:
         self._extractor: Extractor = build_extractor(
             evaluation.features, evaluation.mode, workspace.feature_weights, choose_device("auto")
         )
-        self._references: dict[str, Reference] = {}
+        self._references: dict[str, ReferenceImages] = {}
 
     def score(self, cell: Cell) -> Result:
         """Generate images with a trained cell and score them against its training images.
@@ -96,7 +96,9 @@ class Scorer:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def _course(self, cell: Cell, sampling: SamplingOptions, reference: Reference, last: int) -> list[dict[str, Any]]:
+    def _course(
+        self, cell: Cell, sampling: SamplingOptions, reference: ReferenceImages, last: int
+    ) -> list[dict[str, Any]]:
         """Score the pipeline of each checkpoint before the last training image: FID by images seen."""
         course = []
         for checkpoint in list_checkpoints(self._workspace.run_folder(cell) / "checkpoints"):
@@ -108,11 +110,11 @@ class Scorer:
             course.append({"images": progress["images"], "fid": fid})
         return course
 
-    def _fid(self, pipeline: DiffusionPipeline, sampling: SamplingOptions, reference: Reference) -> float:
+    def _fid(self, pipeline: DiffusionPipeline, sampling: SamplingOptions, reference: ReferenceImages) -> float:
         with generated_images(pipeline, sampling, reference.extractor) as generated:
             return float(frechet_distance(reference.features, generated.features))
 
-    def _reference(self, cell: Cell, size: int) -> Reference:
+    def _reference(self, cell: Cell, size: int) -> ReferenceImages:
         settings = data_settings(cell, self._workspace)
         key = repr(settings)
         if key not in self._references:

@@ -110,9 +110,9 @@ class Evaluation:
         _check_choice("evaluation: sample_from", self.sample_from, (None, "prior", "ex_post"))
         _check_choice("evaluation: mode", self.mode, ("clean", "legacy"))
         if self.features != "inception":
-            from hfgen.metrics.vision_transformers import FAMILIES
+            from hfgen.metrics.vision_transformers import TRANSFORMERS
 
-            _check_choice("evaluation: features", self.features, ("inception", *FAMILIES))
+            _check_choice("evaluation: features", self.features, ("inception", *TRANSFORMERS))
             _check_choice(f"evaluation: mode with features {self.features}", self.mode, ("clean",))
 
 

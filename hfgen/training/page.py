@@ -129,7 +129,7 @@ def _sliders(
     for kind, title in KINDS.items():
         steps = {int(re.sub(r"\D", "", path.stem) or 0): path for path in (folder / kind).glob("step-*.png")}
         sheets = []
-        for at in thinned_out(sorted(at for at in steps if step is None or at <= step)):
+        for at in steps_to_show(sorted(at for at in steps if step is None or at <= step)):
             if picture := _picture(steps[at]):
                 parts = [f"step {at:,}", f"{images_at(log, at):,} images" if log and at else "", fids.get(at, "")]
                 caption = " · ".join(filter(None, parts)) + (" (best)" if at == best else "")
@@ -139,7 +139,7 @@ def _sliders(
     return sliders
 
 
-def thinned_out(steps: list[int]) -> list[int]:
+def steps_to_show(steps: list[int]) -> list[int]:
     """Return at most `SHOWN_SHEETS` of the steps, among them the first and the last.
 
     Every 2nd, 4th, 8th, ...: what a longer run shows, a shorter one has shown, so that little is encoded anew.

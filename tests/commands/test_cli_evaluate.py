@@ -10,7 +10,7 @@ from labelled_sheets import tiles
 from PIL import Image
 from stand_in_features import Colours
 
-from hfgen.evaluation.reference import Reference
+from hfgen.evaluation.reference import ReferenceImages
 from hfgen.evaluation.scoring import closest_sheet
 from hfgen.metrics import feature_spaces
 from hfgen.metrics.memorisation import nearest_images
@@ -67,7 +67,7 @@ def test_the_closest_pairs_are_shown_nearest_first_the_generated_image_above():
     angles = np.array([0.4, 0.1, 0.3, 0.2])
     features = np.stack([np.cos(angles), np.sin(angles), np.zeros(4)], axis=1)
     features[2] = features[2][[2, 1, 0]]  # near the third real image instead of the first
-    real = Reference(real_images, np.eye(3), Path(), Colours())
+    real = ReferenceImages(real_images, np.eye(3), Path(), Colours())
     sheet = tiles(closest_sheet(real, drawn, *nearest_images(features, real.features)[:2]), 2, 4, 4)
     assert sheet[0, :, 0, 0, 0].tolist() == [101, 103, 102, 100]
     assert sheet[1, :, 0, 0, 0].tolist() == [10, 10, 30, 10]

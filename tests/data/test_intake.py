@@ -18,8 +18,8 @@ from hfgen.data.intake import (
     IntakeReport,
     brightness_range,
     image_facts,
+    make_report,
     perceptual_hash,
-    write_report,
 )
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
@@ -51,7 +51,7 @@ def fact(number: int, **values) -> ImageFacts:
 
 def report_on(facts: list[ImageFacts], **values) -> IntakeReport:
     given = {"source": "folder /data", "unreadable": [], "skipped": {}, "sample_size": 64, "dropped": 0}
-    return write_report(facts=facts, training_images=len(facts), **(given | values))
+    return make_report(facts=facts, training_images=len(facts), **(given | values))
 
 
 # Many images

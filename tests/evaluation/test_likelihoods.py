@@ -12,7 +12,7 @@ from stand_in_features import Colours, paintings
 from hfgen.errors import UserError
 from hfgen.evaluation import bits_per_dimension as likelihoods
 from hfgen.evaluation.bits_per_dimension import check_has_likelihood, likelihood_report
-from hfgen.evaluation.reference import Reference
+from hfgen.evaluation.reference import ReferenceImages
 from hfgen.methods.schedules import noise_schedule, sampling_scheduler
 from hfgen.metrics.likelihood import diffusion_bits, edm_bits, vae_bits
 from hfgen.models import ConvVAE, DCGANGenerator, UNetBase
@@ -21,7 +21,9 @@ from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
 
 def reference(count):
     """So many training images, of 16 pixels."""
-    return Reference([np.asarray(image) for image in paintings(range(count))], np.zeros((count, 1)), Path(), Colours())
+    return ReferenceImages(
+        [np.asarray(image) for image in paintings(range(count))], np.zeros((count, 1)), Path(), Colours()
+    )
 
 
 def pixels(indices):
@@ -102,7 +104,7 @@ def test_a_trained_vae_needs_fewer_bits_for_its_images_and_more_for_noise():
         optimizer.step()
     after = likelihood_report(pipeline, reference(8), 0)["bits_per_dimension"]
     noise = [np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8) for seed in range(8)]
-    of_noise = likelihood_report(pipeline, Reference(noise, np.zeros((8, 1)), Path(), Colours()), 0)
+    of_noise = likelihood_report(pipeline, ReferenceImages(noise, np.zeros((8, 1)), Path(), Colours()), 0)
     assert after < before and of_noise["bits_per_dimension"] > after + 0.5
 
 

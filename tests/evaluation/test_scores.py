@@ -24,7 +24,7 @@ from hfgen.evaluation.scores import (
 )
 from hfgen.metrics import kernel, manifold
 from hfgen.metrics.frechet import frechet_distance
-from hfgen.metrics.kernel import kernel_distance, thinned_out
+from hfgen.metrics.kernel import kernel_distance, random_subset
 from hfgen.metrics.manifold import manifold_scores
 from hfgen.metrics.memorisation import copying_test, memorisation_informed_fid, nearest_images
 
@@ -147,7 +147,7 @@ def test_of_many_real_images_some_look_for_neighbours_among_all_of_them(monkeypa
     assert np.abs(found[:, None] - distances).min(axis=1).max() < 1e-12  # each that of one image to all others
     assert len(set(found)) > 15
     monkeypatch.setattr(evaluation, "MAX_AMONG_REAL", 30)
-    chosen = distances[thinned_out(np.arange(80), 30, 2)]
+    chosen = distances[random_subset(np.arange(80), 30, 2)]
     assert distances_among(real, 2)["median"] == pytest.approx(np.median(chosen)) != every["median"]
     assert score_floor(real, 30, 2)["nearest"] == distances_among(real, 2) != distances_among(real, 0)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from stand_in_features import Colours, paintings
 
-from hfgen.evaluation.reference import Reference
+from hfgen.evaluation.reference import ReferenceImages
 from hfgen.evaluation.scoring import reconstruction_scores, score_pipeline
 from hfgen.inference.sampling import SamplingOptions
 from hfgen.metrics.frechet import frechet_distance
@@ -17,7 +17,7 @@ from hfgen.pipelines import GANPipeline, VAEPipeline
 @pytest.fixture
 def real(tmp_path):
     images = np.stack([np.asarray(image) for image in paintings(range(14))])
-    return Reference(images, Colours()(iter(images)), tmp_path, Colours())
+    return ReferenceImages(images, Colours()(iter(images)), tmp_path, Colours())
 
 
 def vae() -> VAEPipeline:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hfgen.metrics import kernel
-from hfgen.metrics.kernel import kernel_distance, thinned_out
+from hfgen.metrics.kernel import kernel_distance, random_subset
 
 
 def written_out(a, b):
@@ -64,7 +64,7 @@ def test_the_jackknife_is_the_spread_of_leaving_one_out():
     assert kernel_distance(a, b).standard_error == pytest.approx(np.sqrt(variance), rel=1e-9)
 
 
-def test_many_images_are_thinned_out_by_the_seed(monkeypatch):
+def test_of_many_images_the_seed_chooses_a_subset(monkeypatch):
     rng = np.random.default_rng(5)
     a, b = rng.normal(size=(90, 3)), rng.normal(size=(20, 3)) + 1
     all_pairs = kernel_distance(a, b).value
@@ -74,18 +74,18 @@ def test_many_images_are_thinned_out_by_the_seed(monkeypatch):
     assert kernel_distance(a[:50], b, 1).value == kernel_distance(a[:50], b, 2).value
 
 
-def test_thinning_out_chooses_different_rows_by_the_seed_or_takes_all_as_they_are():
+def test_a_random_subset_is_of_different_rows_by_the_seed_or_of_all_as_they_are():
     features = np.arange(60).reshape(20, 3)
-    chosen = thinned_out(features, 7, 3)
+    chosen = random_subset(features, 7, 3)
     assert chosen.shape == (7, 3) and len(set(chosen[:, 0])) == 7
     assert set(map(tuple, chosen)) <= set(map(tuple, features))
-    assert np.array_equal(chosen, thinned_out(features, 7, 3))
-    assert not np.array_equal(chosen, thinned_out(features, 7, 4))
-    assert len(thinned_out(features, 19, 3)) == 19
-    assert np.array_equal(thinned_out(features, 20, 3), features)
-    assert np.array_equal(thinned_out(features, 21, 3), features)
+    assert np.array_equal(chosen, random_subset(features, 7, 3))
+    assert not np.array_equal(chosen, random_subset(features, 7, 4))
+    assert len(random_subset(features, 19, 3)) == 19
+    assert np.array_equal(random_subset(features, 20, 3), features)
+    assert np.array_equal(random_subset(features, 21, 3), features)
     # Each row as often as any other: 5 of 10 in 400 draws, with three standard errors.
-    counts = np.bincount(np.concatenate([thinned_out(np.arange(10), 5, seed) for seed in range(400)]), minlength=10)
+    counts = np.bincount(np.concatenate([random_subset(np.arange(10), 5, seed) for seed in range(400)]), minlength=10)
     assert np.abs(counts - 200).max() < 3.5 * 10
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hfgen.metrics import manifold
-from hfgen.metrics.kernel import thinned_out
+from hfgen.metrics.kernel import random_subset
 from hfgen.metrics.manifold import manifold_scores
 
 
@@ -91,10 +91,10 @@ def test_the_blocks_do_not_show(monkeypatch):
     assert 0 < whole.precision < 1 and 0 < whole.recall < 1 and 0 < whole.coverage < 1
 
 
-def test_many_images_are_thinned_out_by_the_seed_in_both_sets(monkeypatch):
+def test_of_many_images_the_seed_chooses_a_subset_of_both_sets(monkeypatch):
     rng = np.random.default_rng(7)
     real, fake = rng.normal(size=(90, 3)), 0.8 * rng.normal(size=(70, 3)) + 0.4
-    rest = [manifold_scores(thinned_out(real, 40, seed), thinned_out(fake, 40, seed)) for seed in (0, 1)]
+    rest = [manifold_scores(random_subset(real, 40, seed), random_subset(fake, 40, seed)) for seed in (0, 1)]
     everything = manifold_scores(real, fake)
     monkeypatch.setattr(manifold, "MAX_IMAGES", 40)
     assert [manifold_scores(real, fake, seed=seed) for seed in (0, 1, 1)] == [*rest, rest[1]]

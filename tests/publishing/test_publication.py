@@ -110,7 +110,7 @@ def test_the_pictures_are_those_that_their_captions_tell_of(runs, published):
     assert np.array_equal(walks[0, 0], np.asarray(drawn[0]))
     assert np.array_equal(walks[0, 7], walks[1, 0])  # a walk begins where the one above it ends
     ends = publication.latents_of_seeds(gan, [0, 1], None)
-    on_the_sphere = publication.interpolate(gan, ends, [step / 7 for step in range(8)], spherical=True)
+    on_the_sphere = publication.interpolated_images(gan, ends, [step / 7 for step in range(8)], spherical=True)
     assert np.array_equal(walks[0], np.stack([np.asarray(image) for image in on_the_sphere]))
     denoising = tiles(published / "ddpm" / "samples" / "denoising.png", 4, 2, 16)  # of its two steps
     ddpm = open_pipeline(str(runs["ddpm"]), "cpu", plain=True)

@@ -312,9 +312,9 @@ def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_trained(mist
 
 def test_an_evaluation_may_use_every_sampler_every_latent_and_every_network(study):
     from hfgen.methods.schedules import SAMPLERS
-    from hfgen.metrics.vision_transformers import FAMILIES
+    from hfgen.metrics.vision_transformers import TRANSFORMERS
 
-    networks = [("inception", "clean"), ("inception", "legacy"), *((name, "clean") for name in FAMILIES)]
+    networks = [("inception", "clean"), ("inception", "legacy"), *((name, "clean") for name in TRANSFORMERS)]
     for features, mode in networks:
         for sampler in SAMPLERS:
             written = f"num_images: 10, sampler: {sampler}, sample_from: prior, features: {features}, mode: {mode}"

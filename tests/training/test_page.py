@@ -19,7 +19,7 @@ from hfgen.settings.gan import GANSettings
 from hfgen.settings.vae import VAESettings
 from hfgen.training import page
 from hfgen.training.charts import POINTS, charts_of, images_at, score_charts
-from hfgen.training.page import SHOWN_SHEETS, in_words, settings_classes, thinned_out, write_page
+from hfgen.training.page import SHOWN_SHEETS, in_words, settings_classes, steps_to_show, write_page
 from hfgen.training.reference_curves import read_reference_curves
 from hfgen.training.settings import RunSettings
 
@@ -286,9 +286,9 @@ def test_images_between_and_beyond_log_entries():
 
 @pytest.mark.parametrize("count", [0, 1, 2, 23, 24, 25, 60, 1000])
 def test_a_slider_shows_the_first_and_the_last_sheet_and_not_too_many(count):
-    shown = thinned_out(list(range(count)))
+    shown = steps_to_show(list(range(count)))
     assert len(shown) <= SHOWN_SHEETS and shown[:1] == list(range(count))[:1] and shown[-1:] == list(range(count))[-1:]
-    assert {*shown[:-1]} <= {*thinned_out(list(range(max(count - 1, 0))))}  # so that only one is encoded anew
+    assert {*shown[:-1]} <= {*steps_to_show(list(range(max(count - 1, 0))))}  # so that only one is encoded anew
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(40.4, "40 s"), (720, "12 min"), (7500, "2 h 5 min")])
