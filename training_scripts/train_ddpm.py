@@ -27,7 +27,7 @@ from hfgen.data.settings import DataSettings
 from hfgen.errors import StopRequestedError, UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.inference.figures import batch_sheet, image_sheet
-from hfgen.inference.initial import start_from
+from hfgen.inference.init_from import start_from
 from hfgen.inference.sampling import fast_precision
 from hfgen.losses.diffusion import diffusion_loss, match_noise, min_snr_weights, prediction_target
 from hfgen.losses.edm import edm_batch, sample_noise_levels

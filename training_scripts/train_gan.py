@@ -24,7 +24,7 @@ from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.inference.figures import batch_sheet, image_sheet
-from hfgen.inference.initial import start_from
+from hfgen.inference.init_from import start_from
 from hfgen.losses.gan import GAN_LOSSES, decision_boundary, gradient_penalty, zero_centred_penalty
 from hfgen.methods.augmentation import Augmentation, choose_augmentation
 from hfgen.methods.collapse import SHEET_SIZE, CollapseWatch

@@ -29,7 +29,7 @@ from hfgen.errors import UserError, run_reporting_user_errors
 from hfgen.evaluation.during_training import RunEvaluation
 from hfgen.files import write_text_atomically
 from hfgen.inference.figures import batch_sheet, image_sheet, reconstruction_sheet
-from hfgen.inference.initial import start_from
+from hfgen.inference.init_from import start_from
 from hfgen.losses.vae import kl_loss, kl_per_dimension, reconstruction_loss, warmed_up
 from hfgen.methods.density import FittedDensity, fit_density
 from hfgen.methods.ema import averaged_copy

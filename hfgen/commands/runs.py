@@ -25,7 +25,7 @@ def progress(
     """Make a GIF of a run's sample sheets: from the same random numbers over the course of training."""
     refuse_to_replace(output, endings=(".gif",))
     require_apart(output, sources=[run])
-    from hfgen.inference.film import progress_frames, write_gif
+    from hfgen.inference.gifs import progress_frames, write_gif
 
     frames = progress_frames(run)
     with writing(output):

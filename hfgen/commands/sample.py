@@ -168,7 +168,7 @@ def interpolate(
     chosen = parse_seeds("0,1" if seeds is None else seeds)
     with loading():
         from hfgen.inference.figures import enlarged
-        from hfgen.inference.film import write_gif
+        from hfgen.inference.gifs import write_gif
         from hfgen.inference.opening import open_pipeline
         from hfgen.inference.sampling import interpolated_images, latents_of_images, latents_of_seeds
 

@@ -30,10 +30,10 @@ from hfgen.data.contents import contents_digest, last_changes
 from hfgen.data.decode import DecodedImage, UnreadableImageError, decode_image, memory_needed, out_of_memory
 from hfgen.data.intake import FactsTable, ImageFacts, IntakeReport, image_facts, make_report, widest_grey
 from hfgen.data.memory import map_in_bounded_memory
+from hfgen.data.opening import open_source
 from hfgen.data.rgb import GREY_BITS
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source
-from hfgen.data.sources import open_source
 from hfgen.errors import UserError
 from hfgen.files import read_json, write_text_atomically
 from hfgen.integrity import write_if_needed

@@ -10,8 +10,8 @@ from PIL import Image
 from hfgen.data.augment import horizontal_flip, random_erasing, random_rotation
 from hfgen.data.batches import random_crop
 from hfgen.data.decode import DecodedImage, UnreadableImageError, decode_image
+from hfgen.data.opening import open_source
 from hfgen.data.settings import DataSettings
-from hfgen.data.sources import open_source
 from hfgen.data.store import ImageStore
 from hfgen.errors import UserError
 from hfgen.inference.figures import labelled_sheet, to_image

@@ -28,7 +28,7 @@ from hfgen.hub.card import (
 from hfgen.hub.model_index import reference_name
 from hfgen.inference.curves import plot_curves
 from hfgen.inference.figures import denoising_steps, labelled_sheet
-from hfgen.inference.film import progress_frames, write_gif
+from hfgen.inference.gifs import progress_frames, write_gif
 from hfgen.inference.opening import find_pipeline, open_pipeline
 from hfgen.inference.sampling import (
     SamplingOptions,

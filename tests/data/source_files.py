@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
+from hfgen.data.opening import open_source
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import Source
-from hfgen.data.sources import open_source
 
 
 def source_of(path: Path | str, **settings) -> Source:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from picture_files import noise
 
+from hfgen.data.opening import open_source
 from hfgen.data.settings import DataSettings
-from hfgen.data.sources import open_source
 from hfgen.data.store import load_images
 from hfgen.errors import UserError
 

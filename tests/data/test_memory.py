@@ -25,13 +25,13 @@ CODE = f"""
 import os, resource, sys
 import pyarrow.parquet
 os.cpu_count = lambda: 8
-from hfgen.data import archives, columns, memory, parquet_pages, sources, tables
+from hfgen.data import archives, columns, memory, opening, parquet_pages, tables
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 from hfgen.errors import UserError
 
 memory.MAX_BYTES = parquet_pages.MAX_BYTES = 60 << 20
-for module in (archives, columns, parquet_pages, sources, tables):
+for module in (archives, columns, opening, parquet_pages, tables):
     module.MAX_ENCODED_BYTES = 16 << 20
 status = open("/proc/self/status").read()
 taken = int(status.partition("VmData:")[2].split()[0]) << 10

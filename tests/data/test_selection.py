@@ -12,9 +12,9 @@ from picture_files import encoded, noise
 from tfrecord_writer import bytes_feature, example, record
 
 from hfgen.commands.evaluate import held_out_of
+from hfgen.data.opening import open_source
 from hfgen.data.selection import NoSplitsError, select
 from hfgen.data.settings import DataSettings
-from hfgen.data.sources import open_source
 from hfgen.data.store import load_images
 from hfgen.errors import UserError
 

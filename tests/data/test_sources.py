@@ -16,7 +16,7 @@ from source_files import names_in, source_of, write, write_zip
 from stores import load
 from tfrecord_writer import bytes_feature, example, record
 
-from hfgen.data import sources
+from hfgen.data import opening
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 from hfgen.errors import UserError
@@ -134,7 +134,7 @@ def test_an_image_that_cannot_be_read_is_told_and_the_others_are_read(tmp_path):
 def test_an_image_that_may_be_readable_next_time_is_not_left_out_for_ever(tmp_path, monkeypatch):
     for name in "abc":
         write(tmp_path / "images" / f"{name}.png", encoded(noise(16, 16)))
-    read, failing = sources.read_regular, ["b.png"]
+    read, failing = opening.read_regular, ["b.png"]
 
     def read_once(file, max_bytes):
         if file.name in failing:
@@ -142,7 +142,7 @@ def test_an_image_that_may_be_readable_next_time_is_not_left_out_for_ever(tmp_pa
             raise OSError(errno.EIO, "Input/output error")
         return read(file, max_bytes)
 
-    monkeypatch.setattr(sources, "read_regular", read_once)
+    monkeypatch.setattr(opening, "read_regular", read_once)
     with pytest.raises(UserError, match=r"images/b.png: cannot be read now \(Input/output error\); run the same"):
         load(tmp_path / "images")
     assert len(load(tmp_path / "images")) == 3

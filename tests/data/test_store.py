@@ -393,7 +393,7 @@ def test_files_that_go_while_they_are_read_are_not_missing_for_good(image_folder
             os.rename(image_folder, image_folder.with_name("elsewhere"))
         return read_regular(file, limit)
 
-    monkeypatch.setattr("hfgen.data.sources.read_regular", read)
+    monkeypatch.setattr("hfgen.data.opening.read_regular", read)
     with pytest.raises(
         UserError, match=r"3.png: disappeared while the dataset was being read; run the same command again"
     ):
@@ -411,7 +411,7 @@ def test_files_that_are_only_touched_while_they_are_read_are_the_same(image_fold
         os.utime(image_folder / "5.png", (0, 0))
         return read_regular(file, limit)
 
-    monkeypatch.setattr("hfgen.data.sources.read_regular", read)
+    monkeypatch.setattr("hfgen.data.opening.read_regular", read)
     assert same(pictures_in(load(image_folder)), [noise(16, 16, seed) for seed in range(7)])
 
 

@@ -11,8 +11,8 @@ import pytest
 from picture_files import encoded, noise
 from source_files import source_of
 
+from hfgen.data.opening import open_source
 from hfgen.data.settings import DataSettings
-from hfgen.data.sources import open_source
 from hfgen.data.store import load_images
 from hfgen.errors import UserError
 

@@ -17,7 +17,7 @@ from toy_runs import checkpoint, files_of, train
 import hfgen.training.lock
 from hfgen.config import setting
 from hfgen.errors import UserError
-from hfgen.inference.film import progress_frames
+from hfgen.inference.gifs import progress_frames
 from hfgen.training.checkpoints import list_checkpoints, load_progress
 from hfgen.training.folder import claim_folder, has_started
 from hfgen.training.run import Run
