@@ -119,7 +119,7 @@ def plan(file: File, dataset: Dataset = None, budget: BudgetOption = None, featu
     with loading():
         from hfgen.studies.plan import describe_plan, make_plan, scale_down
 
-    made = make_plan(study, workspace, typer.echo)
+    made = make_plan(study, workspace)
     say_lines(describe_plan(study, made))
     if budget is not None and seconds is not None:
         scaled = scale_down(study_file, study, made, budget, seconds, workspace)
@@ -255,7 +255,7 @@ def reduced(
         return with_original_values(expand(before, workspace.scripts, study.dataset), study_file, budget)
     if stored is not None and not differences(stored, study):
         return study  # it fitted before
-    plan = make_plan(study, workspace, typer.echo)
+    plan = make_plan(study, workspace)
     scaled = scale_down(study_file, study, plan, budget, seconds or 0.0, workspace)
     say_lines(describe_plan(scaled, plan))
     return scaled

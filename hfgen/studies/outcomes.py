@@ -45,3 +45,22 @@ class Result:
         """Whether the generated images could be scored."""
         fid = self.summary["scores"]["fid"]
         return fid is not None and math.isfinite(fid)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of a cell.
+
+    Attributes:
+        kind: "trained", "diverged" or "broken".
+        value: the metric that the study compares; NaN unless trained.
+        reason: why there is no value.
+        step: last step of the training, if known.
+        result: scores, curve and pictures.
+    """
+
+    kind: str
+    value: float = math.nan
+    reason: str = ""
+    step: int | None = None
+    result: Result | None = None

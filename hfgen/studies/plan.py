@@ -6,7 +6,6 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from hfgen.studies.launch import Workspace, missing_device, train_cell
 from hfgen.studies.outcomes import TRAINED
 from hfgen.studies.results import data_settings
 from hfgen.studies.study_file import Budget, Family, StudyFile
-from hfgen.texts import printable
+from hfgen.texts import printable, say
 from hfgen.training.duration import estimated, format_duration
 from hfgen.training.history import read_metrics
 
@@ -114,13 +113,12 @@ class Plan:
         return self.fixed_seconds(study) + sum(times)
 
 
-def make_plan(study: Study, workspace: Workspace, say: Callable[[str], None]) -> Plan:
+def make_plan(study: Study, workspace: Workspace) -> Plan:
     """Train every kind of cell for some seconds, generate images with it, and measure the speed.
 
     Args:
         study: the study to plan.
         workspace: this worker's folders; the output folder is not touched.
-        say: called with a message on what is being measured.
 
     Raises:
         UserError: if the dataset or the feature weights are missing, or a kind of cell cannot be trained.

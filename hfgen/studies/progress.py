@@ -7,8 +7,8 @@ from collections.abc import Collection
 from optuna.trial import FrozenTrial, TrialState
 
 from hfgen.studies.cells import Study
-from hfgen.studies.outcomes import BROKEN, TRAINED
-from hfgen.studies.storage import DONE, RUNNING, WORKER, Outcome, outcome_of, state_of
+from hfgen.studies.outcomes import BROKEN, TRAINED, Outcome
+from hfgen.studies.storage import DONE, RUNNING, WORKER, outcome_of, state_of
 from hfgen.texts import printable
 from hfgen.training.duration import format_duration
 

@@ -12,10 +12,9 @@ from hfgen.data.location import is_path
 from hfgen.files import write_atomically
 from hfgen.studies.cells import Cell, Study
 from hfgen.studies.commands import command_of, dataset_to_give, script_of, settings_outside
-from hfgen.studies.outcomes import BROKEN, DIVERGED, TRAINED
+from hfgen.studies.outcomes import BROKEN, DIVERGED, TRAINED, Outcome
 from hfgen.studies.page import render_page
 from hfgen.studies.pictures import plot_loss_curves, plot_score_curves, sample_rows, strip_rows
-from hfgen.studies.storage import Outcome
 from hfgen.studies.study_file import METRICS
 from hfgen.studies.table import (
     NAN,
@@ -122,7 +121,7 @@ def for_others(study: Study, outcomes: Outcomes) -> tuple[Study, Outcomes]:
             result = outcome.result
             if result is not None:
                 result = replace(result, summary=_without_paths(result.summary, study))
-            outcome = Outcome(outcome.kind, outcome.value, reason, outcome.step, result)
+            outcome = replace(outcome, reason=reason, result=result)
         shortened[name] = outcome
     return replace(study, dataset=dataset_name(study), cells=cells), shortened
 

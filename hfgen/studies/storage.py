@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from hfgen.errors import UserError
 from hfgen.studies.cells import Study, differences
 from hfgen.studies.database import DATABASE_ERRORS, open_database, reading_from, reason_of, shown, with_driver
-from hfgen.studies.outcomes import BROKEN, DIVERGED, TRAINED, Result
+from hfgen.studies.outcomes import BROKEN, DIVERGED, TRAINED, Outcome, Result
 
 
 DEFINITION, CELL, WORKER = "hfgen_study", "cell", "worker"
@@ -166,7 +166,7 @@ class StudyStore:
         for name in names:
             self._study.enqueue_trial({CELL: name}, user_attrs={CELL: name})
 
-    def run_next(self, work: Callable[[str], "Outcome | None"]) -> str | None:
+    def run_next(self, work: Callable[[str], Outcome | None]) -> str | None:
         """Take the next cell from the queue, if there is one, and store its outcome.
 
         Args:
@@ -192,7 +192,7 @@ class StudyStore:
                 if outcome is None:
                     self.enqueue([name])
                     raise TrialPruned
-                for key, value in outcome.attributes():
+                for key, value in _attributes_of(outcome):
                     trial.set_user_attr(key, value)
                 ended.extend([name] if outcome.kind in (TRAINED, DIVERGED) else [])
                 return outcome.value
@@ -262,39 +262,22 @@ class StudyStore:
         running = [trial for trial in others if trial.state == TrialState.RUNNING and trial.number < number]
         return bool(running) or state_of(others) == DONE
 
-    def outcomes(self, study: Study) -> dict[str, "Outcome | None"]:
+    def outcomes(self, study: Study) -> dict[str, Outcome | None]:
         """Return the outcome of each cell; None if there is none yet."""
         trials = self.trials()
         return {name: outcome_of(trials.get(name, [])) for name in study.cells}
 
 
-class Outcome:
-    """The outcome of a cell.
-
-    Attributes:
-        kind: "trained", "diverged" or "broken".
-        value: the metric that the study compares; NaN unless trained.
-        reason: why there is no value.
-        step: last step of the training, if known.
-        result: scores, curve and pictures.
-    """
-
-    def __init__(
-        self, kind: str, value: float = float("nan"), reason: str = "", step: int | None = None,
-        result: Result | None = None,
-    ):  # fmt: skip
-        self.kind, self.value, self.reason, self.step, self.result = kind, value, reason, step, result
-
-    def attributes(self) -> Iterator[tuple[str, Any]]:
-        """Yield the attributes stored with the trial; the outcome comes last, to mark the rest as complete."""
-        if self.result is not None:
-            yield SUMMARY, self.result.summary
-            yield CURVE, json.dumps(self.result.curve)
-            yield SHEET, self.result.sheet
-            yield STRIP, self.result.strip
-        yield REASON, self.reason
-        yield STEP, self.step
-        yield OUTCOME, self.kind
+def _attributes_of(outcome: Outcome) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes stored with the trial; the outcome comes last, to mark the rest as complete."""
+    if outcome.result is not None:
+        yield SUMMARY, outcome.result.summary
+        yield CURVE, json.dumps(outcome.result.curve)
+        yield SHEET, outcome.result.sheet
+        yield STRIP, outcome.result.strip
+    yield REASON, outcome.reason
+    yield STEP, outcome.step
+    yield OUTCOME, outcome.kind
 
 
 def outcome_of(trials: list[FrozenTrial]) -> Outcome | None:

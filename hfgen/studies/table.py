@@ -12,8 +12,7 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from hfgen.studies.cells import Place, Study
-from hfgen.studies.outcomes import DIVERGED, TRAINED
-from hfgen.studies.storage import Outcome
+from hfgen.studies.outcomes import DIVERGED, TRAINED, Outcome
 from hfgen.studies.study_file import METRICS
 from hfgen.texts import markdown_text
 

@@ -11,9 +11,9 @@ from hfgen.errors import UserError
 from hfgen.studies.cells import Cell, Study
 from hfgen.studies.database import DATABASE_ERRORS, reason_of, shown
 from hfgen.studies.launch import Workspace, check_data, missing_device, train_cell
-from hfgen.studies.outcomes import BROKEN, DIVERGED, IN_USE, TRAINED, Result
+from hfgen.studies.outcomes import BROKEN, DIVERGED, IN_USE, TRAINED, Outcome, Result
 from hfgen.studies.results import Scorer, data_settings, reference_digest
-from hfgen.studies.storage import MISSING, RUNNING, WAITING, Outcome, StudyStore
+from hfgen.studies.storage import MISSING, RUNNING, WAITING, StudyStore
 from hfgen.texts import say
 from hfgen.training.checkpoints import PIPELINE_FOLDER
 

@@ -9,9 +9,8 @@ pytest.importorskip("optuna", reason='needs optuna: pip install "hfgen[study]"')
 
 from hfgen.inference.figures import image_sheet
 from hfgen.studies.cells import Cell, Place, Study
-from hfgen.studies.outcomes import BROKEN, DIVERGED, TRAINED, Result
+from hfgen.studies.outcomes import BROKEN, DIVERGED, TRAINED, Outcome, Result
 from hfgen.studies.results import SHEET_COLUMNS, STRIP_COLUMNS, encode_picture
-from hfgen.studies.storage import Outcome
 from hfgen.studies.study_file import Budget, Evaluation
 
 

@@ -158,16 +158,16 @@ def test_a_kind_of_cell_that_this_machine_cannot_train_costs_nothing_and_is_name
     assert "without" not in describe_plan(study, plan)
 
 
-def test_a_device_that_is_missing_is_named_instead_of_measured(tmp_path, monkeypatch):
+def test_a_device_that_is_missing_is_named_instead_of_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(hfgen.studies.plan, "build_extractor", lambda *_: None)
     monkeypatch.setattr(hfgen.studies.plan, "features_to_compute", lambda *_: 0)
     monkeypatch.setattr(hfgen.studies.plan, "_feature_seconds", lambda *_: 0.0)
     file = dataclasses.replace(study_file(), families={"CUDA": Family("gan", "dcgan", SMALL, device="cuda")})
-    said = []
-    plan = make_plan(expand(file, find_scripts(), "toy_paintings:24"), workspace_in(tmp_path), said.append)
+    plan = make_plan(expand(file, find_scripts(), "toy_paintings:24"), workspace_in(tmp_path))
     assert set(plan.probes.values()) == {None}
-    assert said == ["CUDA adam_beta1=0.0 seed=0: left out: needs a CUDA device, which this machine does not have"]
+    told = "CUDA adam_beta1=0.0 seed=0: left out: needs a CUDA device, which this machine does not have\n"
+    assert capsys.readouterr().out == told
 
 
 @pytest.mark.parametrize(
@@ -207,17 +207,16 @@ def test_features_of_real_images_that_are_kept_already_are_not_counted(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_plan_is_made_by_training_for_real_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_plan_is_made_by_training_for_real_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(hfgen.studies.plan, "PROBE_SECONDS", 2.0)
     monkeypatch.setattr(hfgen.studies.plan, "build_extractor", lambda *_: Colours())
     monkeypatch.chdir(tmp_path)
     file = dataclasses.replace(
         study_file(grid={"adam_beta1": [0.0, 0.5]}), data={"sample_size": 16}, seeds=(0,), settings={"cpu": True}
     )
-    said = []
     study = expand(file, find_scripts(), "toy_paintings:24")
-    plan = make_plan(study, workspace_in(tmp_path), said.append)
-    assert said == ["measuring GAN adam_beta1=0.0 seed=0"]
+    plan = make_plan(study, workspace_in(tmp_path))
+    assert capsys.readouterr().out == "measuring GAN adam_beta1=0.0 seed=0\n"
     (probe,) = plan.probes.values()
     assert probe.start_seconds > 1 and probe.images_per_second > 10  # a process starts, a tiny network trains
     assert 0 < probe.generate_seconds < 1 and 0 < plan.feature_seconds < 1

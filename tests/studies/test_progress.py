@@ -8,8 +8,9 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from toy_studies import fall_silent, open_toys, toy_study, trained
 
+from hfgen.studies.outcomes import Outcome
 from hfgen.studies.progress import describe_progress
-from hfgen.studies.storage import Outcome, sqlite_url
+from hfgen.studies.storage import sqlite_url
 
 
 NOW = datetime.datetime(2026, 11, 22, 12, 0)

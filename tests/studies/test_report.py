@@ -10,9 +10,9 @@ from made_up_studies import RATES, broken, diverged, losses, outcomes, study, tr
 
 from hfgen.errors import UserError
 from hfgen.studies.launch import Workspace
+from hfgen.studies.outcomes import Outcome
 from hfgen.studies.pictures import plot_score_curves
 from hfgen.studies.report import FILES, MAX_REASON, endings, statements, write_report
-from hfgen.studies.storage import Outcome
 from hfgen.studies.study_file import Budget, Evaluation
 from hfgen.studies.table import rows_of
 

@@ -13,7 +13,8 @@ from toy_studies import fall_silent, open_toys, side_by_side, toy_result, toy_st
 
 from hfgen.errors import UserError
 from hfgen.studies import storage
-from hfgen.studies.storage import Outcome, num_lost, outcome_of, sqlite_url, state_of
+from hfgen.studies.outcomes import Outcome
+from hfgen.studies.storage import num_lost, outcome_of, sqlite_url, state_of
 
 
 def history(*states):

@@ -8,9 +8,9 @@ import pytest
 import hfgen.studies.plan
 import hfgen.studies.worker
 from hfgen.errors import UserError
-from hfgen.studies.outcomes import TRAINED
+from hfgen.studies.outcomes import TRAINED, Outcome
 from hfgen.studies.plan import Plan, Probe, _kind
-from hfgen.studies.storage import Outcome, sqlite_url
+from hfgen.studies.storage import sqlite_url
 
 
 FILE = """
@@ -36,7 +36,7 @@ def planned(monkeypatch):
     """Every cell takes 10 s to launch, trains at 100 images/s and is scored at 5 images/s; counts the plans."""
     made = []
 
-    def make_plan(study, workspace, say):
+    def make_plan(study, workspace):
         made.append(study)
         kinds = {name: _kind(cell) for name, cell in study.cells.items()}
         return Plan(dict.fromkeys(kinds.values(), Probe(10.0, 100.0, 0.05, 1000, 1000)), kinds, 0.15, 0)

@@ -11,8 +11,8 @@ import pytest
 from made_up_studies import RATES, broken, diverged, outcomes, study, trained
 
 from hfgen.studies.cells import Place
+from hfgen.studies.outcomes import Outcome
 from hfgen.studies.page import best_rows
-from hfgen.studies.storage import Outcome
 from hfgen.studies.study_file import METRICS
 from hfgen.studies.table import (
     COLUMNS,

@@ -11,9 +11,9 @@ from toy_studies import fall_silent, make_quick, open_toys, toy_cell, toy_study,
 from hfgen.errors import UserError
 from hfgen.studies import launch, worker
 from hfgen.studies.launch import train_cell
-from hfgen.studies.outcomes import Ending
+from hfgen.studies.outcomes import Ending, Outcome
 from hfgen.studies.results import reference_digest
-from hfgen.studies.storage import Outcome, StudyStore
+from hfgen.studies.storage import StudyStore
 from hfgen.studies.worker import work
 from hfgen.training.lock import lock_folder
 
@@ -232,7 +232,7 @@ def test_checkpoints_are_kept_until_the_scores_are_stored(tmp_path, scorer, monk
         assert checkpoints.is_dir()
         raise UserError("the database is gone")
 
-    monkeypatch.setattr(Outcome, "attributes", lost)
+    monkeypatch.setattr("hfgen.studies.storage._attributes_of", lost)
     with pytest.raises(UserError, match="the database is gone"):
         work(store, study, workspace)
     assert scorer.scored == ["a"] and list(checkpoints.iterdir())

@@ -20,8 +20,8 @@ import hfgen
 from hfgen.studies import launch, worker
 from hfgen.studies.cells import Cell, Place, Study
 from hfgen.studies.launch import Workspace
-from hfgen.studies.outcomes import Result
-from hfgen.studies.storage import Outcome, StudyStore, sqlite_url
+from hfgen.studies.outcomes import Outcome, Result
+from hfgen.studies.storage import StudyStore, sqlite_url
 from hfgen.studies.study_file import Budget, Evaluation
 
 
