@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES, check_data, where_it_is
 from hfgen.commands.options import (
+    MAX_DEFAULT_IMAGES,
     BatchSize,
     DatasetColumn,
     DatasetConfig,
@@ -23,10 +23,12 @@ from hfgen.commands.options import (
     ScoredImages,
     Seed,
     Steps,
+    absolute_if_path,
     dataset_of,
     loading,
     parse_numbers,
     require_new_folder,
+    trained_on_reference,
 )
 from hfgen.errors import UserError
 from hfgen.files import writing
@@ -79,7 +81,7 @@ def compare(
     data = dataset_of("--reference", reference, size, dataset_config, dataset_split, dataset_column)
     real = open_reference(data, loaded[pipelines[0]].device, features, mode, feature_weights)
     count = num_images or min(len(real.features), MAX_DEFAULT_IMAGES)
-    trained_on = check_data(list(loaded), data, real)
+    trained_on = trained_on_reference(list(loaded), data, real)
     results: list[Result] = []
     failures: list[str] = []
     try:
@@ -97,7 +99,7 @@ def compare(
                     say(": ".join(results[-1].label.splitlines()))
     finally:  # what has been scored outlives an interruption, too
         if results:
-            write_comparison(output, where_it_is(reference), results)
+            write_comparison(output, absolute_if_path(reference), results)
     if failures:
         kept = f"; the others are in {output}" if results else ""
         raise UserError(f"could not be scored, for the reasons above: {', '.join(failures)}{kept}")

@@ -9,6 +9,7 @@ import typer
 from hfgen.arguments import errors_name_dataset_as, require_beside
 from hfgen.commands.options import (
     FLAG,
+    MAX_DEFAULT_IMAGES,
     BatchSize,
     DatasetColumn,
     DatasetConfig,
@@ -24,10 +25,12 @@ from hfgen.commands.options import (
     ScoredImages,
     Seed,
     Steps,
+    absolute_if_path,
     dataset_of,
     in_range,
     loading,
     require_new_folder,
+    trained_on_reference,
 )
 from hfgen.files import writing
 from hfgen.ranges import PIXELS, SCORED_IMAGES, Range
@@ -44,8 +47,6 @@ if TYPE_CHECKING:  # slow to import, like the imports inside the functions
     from hfgen.metrics.extraction import Extractor
 
 
-# Default number of generated images: that of the real ones, up to this.
-MAX_DEFAULT_IMAGES = 5000
 MIN_HELD_OUT = 2  # FID has a covariance
 
 
@@ -123,9 +124,9 @@ def evaluate(
     real = open_reference(data, loaded.device, features, mode, feature_weights)
     other = load_held_out(other_data, real.extractor)
     options = replace(options, num_images=num_images or min(len(real.features), MAX_DEFAULT_IMAGES))
-    trained_on = check_data([pipeline], data, real)[pipeline]
+    trained_on = trained_on_reference([pipeline], data, real)[pipeline]
     scored = score_pipeline(loaded, real, options, extrapolate, other, trained_on)
-    report = {"reference": where_it_is(reference), **scored.report}
+    report = {"reference": absolute_if_path(reference), **scored.report}
     if bits_per_dimension:
         images = "held_out" if other else "training" if trained_on else "reference"
         report["likelihood"] = likelihood_report(loaded, other or real, seed, images)
@@ -196,28 +197,9 @@ def evaluate_images(
     real = load_reference(data, fake.extractor, "--reference")
     other = load_held_out(other_data, fake.extractor)
     scored = score_images(fake.images, fake.features, real, seed, extrapolate, other)
-    report = {"reference": where_it_is(reference), "images": images, "num_inference_steps": None, **scored.report}
+    report = {"reference": absolute_if_path(reference), "images": images, "num_inference_steps": None, **scored.report}
     write_evaluation(output, report, scored, Path(images).resolve().name)
     print_evaluation(output, report)
-
-
-def check_data(pipelines: list[str], data: "DataSettings", real: "ReferenceImages") -> dict[str, bool | None]:
-    """Return which pipelines were trained on the reference, None if unknown; warn of the others, before the work."""
-    from hfgen.evaluation.trained_on import was_trained_on
-    from hfgen.metrics.report import OTHER_DATA
-
-    trained_on = {pipeline: was_trained_on(pipeline, data, real.images) for pipeline in pipelines}
-    if others := [pipeline for pipeline, known in trained_on.items() if known is False]:
-        say(f"warning: --reference {data.dataset}: {', '.join(others)}: {OTHER_DATA}", err=True)
-    return trained_on
-
-
-def where_it_is(reference: str) -> str:
-    """Return an existing path as an absolute one, so that it cannot be mistaken for a Hub dataset later."""
-    from hfgen.data.location import is_missing, is_path
-
-    exists = is_path(reference) and not is_missing(reference)
-    return str(Path(reference).expanduser().resolve()) if exists else reference
 
 
 def held_out_of(held_out: str | None, split: str | None, data: "DataSettings") -> "DataSettings | None":

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hfgen.arguments import require_beside
-from hfgen.commands.evaluate import check_data
 from hfgen.commands.options import (
     BatchSize,
     Device,
@@ -23,6 +22,7 @@ from hfgen.commands.options import (
     in_range,
     loading,
     refuse_to_replace,
+    trained_on_reference,
 )
 from hfgen.errors import UserError
 from hfgen.ranges import COUNT
@@ -111,7 +111,7 @@ def local_score(
 
     data = dataset_of("--reference", reference, SIDE)
     real = open_reference(data, device, feature_weights=feature_weights)
-    check_data([pipeline], data, real)
+    trained_on_reference([pipeline], data, real)  # warns if it was not
 
     def score(images: Iterable["np.ndarray"], count: int) -> str:
         fake = real.extractor(images, count)

@@ -13,10 +13,12 @@ from hfgen.arguments import errors_name_dataset_as
 from hfgen.errors import UserError
 from hfgen.files import read_json, require_place_for
 from hfgen.ranges import COUNT, SCORED_IMAGES, SEED, Range
+from hfgen.texts import say
 
 
 if TYPE_CHECKING:
     from hfgen.data.settings import DataSettings
+    from hfgen.evaluation.reference import ReferenceImages
 
 
 # The `metavar` of an option that takes no value: without it, `--help` names a type as if it did.
@@ -90,6 +92,8 @@ BatchSize = Annotated[
 ]
 
 
+# Default number of generated images: that of the real ones, up to this.
+MAX_DEFAULT_IMAGES = 5000
 LOADING = "loading PyTorch and diffusers ..."
 RUN_FILE = "training_config.json"  # in the folder of a run, and of a pipeline
 
@@ -122,6 +126,27 @@ def dataset_of(
 
     with errors_name_dataset_as(argument):
         return DataSettings(dataset, config, split, column, sample_size=sample_size)
+
+
+def trained_on_reference(
+    pipelines: list[str], data: "DataSettings", real: "ReferenceImages"
+) -> dict[str, bool | None]:
+    """Return which pipelines were trained on the reference, None if unknown; warn of the others, before the work."""
+    from hfgen.evaluation.trained_on import was_trained_on
+    from hfgen.metrics.report import OTHER_DATA
+
+    trained_on = {pipeline: was_trained_on(pipeline, data, real.images) for pipeline in pipelines}
+    if others := [pipeline for pipeline, known in trained_on.items() if known is False]:
+        say(f"warning: --reference {data.dataset}: {', '.join(others)}: {OTHER_DATA}", err=True)
+    return trained_on
+
+
+def absolute_if_path(reference: str) -> str:
+    """Return an existing path as an absolute one, so that it cannot be mistaken for a Hub dataset later."""
+    from hfgen.data.location import is_missing, is_path
+
+    exists = is_path(reference) and not is_missing(reference)
+    return str(Path(reference).expanduser().resolve()) if exists else reference
 
 
 def require_new_folder(output: Path, data: str = "", sources: Iterable[str | Path] = ()) -> None:

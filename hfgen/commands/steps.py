@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hfgen.commands.compare import parse_steps, table
-from hfgen.commands.evaluate import MAX_DEFAULT_IMAGES, check_data, where_it_is
 from hfgen.commands.options import (
     FLAG,
+    MAX_DEFAULT_IMAGES,
     BatchSize,
     DatasetColumn,
     DatasetConfig,
@@ -25,9 +25,11 @@ from hfgen.commands.options import (
     Sampler,
     ScoredImages,
     Seed,
+    absolute_if_path,
     dataset_of,
     loading,
     require_new_folder,
+    trained_on_reference,
 )
 from hfgen.errors import UserError
 from hfgen.files import writing
@@ -83,7 +85,7 @@ def steps(
     data = dataset_of("--reference", reference, image_size(loaded), dataset_config, dataset_split, dataset_column)
     real = open_reference(data, loaded.device, features, mode, feature_weights)
     options = SamplingOptions(num_images or min(len(real.features), MAX_DEFAULT_IMAGES), seed, None, batch_size)
-    trained_on = check_data([pipeline], data, real)[pipeline]
+    trained_on = trained_on_reference([pipeline], data, real)[pipeline]
     rows: list[dict[str, Any]] = []
     shown: list[tuple[str, Image.Image]] = []
     fid, enough = score_names(real.extractor.identity)["fid"], 0
@@ -96,7 +98,7 @@ def steps(
         enough = fewest_that_suffice(rows)
     finally:  # what has been scored outlives a failure and an interruption
         if rows:
-            report = {"reference": where_it_is(reference), "enough": enough or None, "rows": rows}
+            report = {"reference": absolute_if_path(reference), "enough": enough or None, "rows": rows}
             write_steps(output, report, labelled_rows(shown))
     say(f"steps needed: {enough}, the smallest number whose {fid} is within one standard error of the lowest")
     if save:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import hfgen
-from hfgen.commands.options import in_range, loading, require_new_folder
+from hfgen.commands.options import absolute_if_path, in_range, loading, require_new_folder
 from hfgen.errors import UserError
 from hfgen.files import require_place_for, require_replaceable, writing
 from hfgen.ranges import MAX_COUNT, Range
@@ -137,7 +137,6 @@ def join(
     grace_seconds: Grace = 120,
 ) -> None:
     """Join a study running elsewhere: train and score its cells until none are left."""
-    from hfgen.commands.evaluate import where_it_is
     from hfgen.studies.database import require_database
     from hfgen.studies.launch import Workspace
     from hfgen.studies.scripts import find_scripts
@@ -154,7 +153,7 @@ def join(
             f"the study was made with hfgen {stored.version}, not {hfgen.__version__}: install the same version"
         )
     output = output or Path("runs/studies") / stored.name
-    images = where_it_is(dataset) if dataset else stored.dataset
+    images = absolute_if_path(dataset) if dataset else stored.dataset
     work(store, stored, Workspace(output, find_scripts(), images, feature_weights))
 
 
@@ -222,13 +221,12 @@ def read(
     if not named:
         raise UserError(f"{file} names no dataset: give --dataset")
     with loading():  # after what can be told without
-        from hfgen.commands.evaluate import where_it_is
         from hfgen.studies.cells import expand
         from hfgen.studies.launch import Workspace
         from hfgen.studies.scripts import find_scripts
 
         folder = output or Path("runs/studies") / study_file.name
-        workspace = Workspace(folder, find_scripts(), where_it_is(str(named)), feature_weights)
+        workspace = Workspace(folder, find_scripts(), absolute_if_path(str(named)), feature_weights)
         study = expand(study_file, workspace.scripts, workspace.dataset)  # imports the training scripts
     return study_file, study, workspace
 
