@@ -37,16 +37,11 @@ def progress(
 
 def page(run: RunFolder) -> None:
     """Rewrite a run's page: RUN/index.html, with its samples over time, curves, settings and warnings."""
-    from hfgen.data.settings import DataSettings
-    from hfgen.settings.ddpm import DDPMSettings
-    from hfgen.settings.gan import GANSettings
-    from hfgen.settings.vae import VAESettings
+    from hfgen.commands.train_settings import METHODS, settings_classes
     from hfgen.training.lock import holder_of
-    from hfgen.training.page import settings_classes, write_page
-    from hfgen.training.settings import RunSettings
+    from hfgen.training.page import best_fitting_classes, write_page
 
-    shared, methods = (RunSettings, DataSettings), (GANSettings, VAESettings, DDPMSettings)
-    classes = settings_classes(run, [(*shared, one) for one in methods])
+    classes = best_fitting_classes(run, [settings_classes(method) for method in METHODS])
     say(write_page(run, classes, is_alive=holder_of(run) is not None))
 
 

@@ -43,7 +43,7 @@ from hfgen.metrics.report import read_report, to_json
 from hfgen.publishing.half import round_to_half, store_in_half
 from hfgen.training.checkpoints import PROGRESS_FILE, final_progress
 from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE, STATUS_KEYS, read_launches, run_of
-from hfgen.training.history import METRICS_FILE, NEEDED
+from hfgen.training.history import METRICS_FILE, NEEDED, images_at
 from hfgen.training.lock import holder_of
 
 
@@ -267,25 +267,6 @@ def data_of(run: Path, settings: dict[str, Any]) -> tuple[str, bool, dict[str, A
         return dataset, on_hub, intake
     # As it was called when the training began: "." may be another folder now. Earlier versions did not note it.
     return (intake or {}).get("name") or Path(dataset).expanduser().resolve().name, on_hub, intake
-
-
-def images_at(log: Sequence[dict[str, Any]], step: int) -> int | None:
-    """Return how many training images a pipeline had seen at a step; None without a log.
-
-    Not in proportion to the step: a run that continues another one may have other batches than that one had.
-
-    Args:
-        log: entries of `metrics.jsonl`, with "step" and "images".
-        step: of the pipeline.
-    """
-    if not log:
-        return None
-    first, last = log[0], log[-1]
-    if first["step"] < last["step"]:
-        per_step = (last["images"] - first["images"]) / (last["step"] - first["step"])
-    else:
-        per_step = last["images"] / last["step"]
-    return round(last["images"] - (last["step"] - step) * per_step)
 
 
 def moment_of(run: Path, pipeline_folder: Path, log: Sequence[dict[str, Any]]) -> Moment:

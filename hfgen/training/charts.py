@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from hfgen.training.history import SCORES, loss_range
+from hfgen.training.history import SCORES, images_at, loss_range
 from hfgen.training.reference_curves import reference_of
 
 
@@ -17,17 +17,6 @@ TOGETHER = (
 TITLES = {"fid": "FID", "kid": "KID", "copies": "fraction of copies"}
 NO_CURVES = {"step", "images", "seconds", *SCORES}
 OF_EVALUATIONS = ("copies", "nearest")  # first words of what an evaluation logs besides
-
-
-def images_at(log: list[dict[str, Any]], step: int) -> int:
-    """Return the training images seen after a step, which need not have a log entry."""
-    before = next((entry for entry in reversed(log) if entry["step"] <= step), None)
-    after = next((entry for entry in log if entry["step"] >= step), None)
-    if before is None or after is None:
-        near = before or after or {"step": 0, "images": 0}
-        return round(near["images"] * step / near["step"]) if near["step"] else 0
-    part = (step - before["step"]) / max(after["step"] - before["step"], 1)
-    return round(before["images"] + part * (after["images"] - before["images"]))
 
 
 def charts_of(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -57,7 +46,7 @@ def score_charts(
     """Return the panels of the scores against training images, FID beside the preset's reference curve."""
     charts = []
     for name in SCORES:
-        points = [[images_at(log, line["step"]), line[name]] for line in evaluations if name in line]
+        points = [[images_at(log, line["step"]) or 0, line[name]] for line in evaluations if name in line]
         if not points:
             continue
         lines = {"this run": points}

@@ -1,6 +1,7 @@
 """The log of a run as its readers see it; imports nothing slow."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,25 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     if not entries:
         raise UserError(f"{run}: not the folder of a run: {METRICS_FILE} is missing, empty or damaged")
     return entries
+
+
+def images_at(log: Sequence[dict[str, Any]], step: int) -> int | None:
+    """Return how many training images a run had seen after a step; None without a log.
+
+    Not in proportion to the step: a run that continues another one may have other batches than that one had.
+
+    Args:
+        log: entries of `metrics.jsonl`, with "step" and "images".
+        step: need not have an entry.
+    """
+    if not log:
+        return None
+    first, last = log[0], log[-1]
+    if first["step"] < last["step"]:
+        per_step = (last["images"] - first["images"]) / (last["step"] - first["step"])
+    else:
+        per_step = last["images"] / max(last["step"], 1)
+    return round(last["images"] - (last["step"] - step) * per_step)
 
 
 def loss_range(curves: list[list[float]]) -> tuple[str, float, float]:

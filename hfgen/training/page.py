@@ -19,9 +19,9 @@ from hfgen.files import read_json, read_json_lines, write_text_atomically
 from hfgen.metrics.report import finite
 from hfgen.pages import page_template
 from hfgen.texts import one_message, printable
-from hfgen.training.charts import charts_of, images_at, score_charts
+from hfgen.training.charts import charts_of, score_charts
 from hfgen.training.duration import WITHOUT_END, parse_duration
-from hfgen.training.history import METRICS_FILE, NEEDED
+from hfgen.training.history import METRICS_FILE, NEEDED, images_at
 from hfgen.training.reference_curves import compare_with_reference, reference_of
 from hfgen.training.settings import rates_follow_length
 
@@ -262,9 +262,9 @@ def _comparison(
     if not evaluations:
         return [f"Not scored; with --evaluate_every N it could be compared with {of_reference}"] if curve else []
     newest = evaluations[-1]
-    if not log:
+    if (images := images_at(log, newest["step"])) is None:
         return []
-    _, message = compare_with_reference(settings, count, images_at(log, newest["step"]), newest["fid"])
+    _, message = compare_with_reference(settings, count, images, newest["fid"])
     if not message:
         message = (
             f"{of_reference[0].upper()}{of_reference[1:]} has no score after so few images"
@@ -337,7 +337,7 @@ def resume_command(folder: Path, method: str, launches: list[dict[str, Any]]) ->
     return [*words, "--resume", "latest", *(["--num_processes", str(processes)] if processes > 1 else [])]
 
 
-def settings_classes(folder: Path, candidates: Sequence[Sequence[type]]) -> Sequence[type]:
+def best_fitting_classes(folder: Path, candidates: Sequence[Sequence[type]]) -> Sequence[type]:
     """Return those of the candidates that have most of a run's settings.
 
     Raises:

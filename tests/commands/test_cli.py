@@ -76,7 +76,7 @@ def test_ctrl_c_ends_a_command_in_one_line(hfgen, monkeypatch, image_folder, com
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hfgen.data.store.load_images", interrupt)
-    monkeypatch.setattr("hfgen.training.page.settings_classes", interrupt)
+    monkeypatch.setattr("hfgen.training.page.best_fitting_classes", interrupt)
     assert hfgen(*command, image_folder) == (130, "", "interrupted by Ctrl-C\n")
 
 

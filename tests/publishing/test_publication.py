@@ -20,8 +20,9 @@ from hfgen.inference.opening import open_pipeline
 from hfgen.inference.sampling import SamplingOptions, network_digest
 from hfgen.integrity import record_digests
 from hfgen.publishing import folder as publication
-from hfgen.publishing.folder import images_at, make_publication, refuse_private_paths, run_of
+from hfgen.publishing.folder import make_publication, refuse_private_paths, run_of
 from hfgen.publishing.publish import prepare
+from hfgen.training.history import images_at
 from hfgen.training.lock import lock_folder
 
 

@@ -18,8 +18,9 @@ from hfgen.settings.ddpm import DDPMSettings
 from hfgen.settings.gan import GANSettings
 from hfgen.settings.vae import VAESettings
 from hfgen.training import page
-from hfgen.training.charts import POINTS, charts_of, images_at, score_charts
-from hfgen.training.page import SHOWN_SHEETS, in_words, settings_classes, steps_to_show, write_page
+from hfgen.training.charts import POINTS, charts_of, score_charts
+from hfgen.training.history import images_at
+from hfgen.training.page import SHOWN_SHEETS, best_fitting_classes, in_words, steps_to_show, write_page
 from hfgen.training.reference_curves import read_reference_curves
 from hfgen.training.settings import RunSettings
 
@@ -230,7 +231,7 @@ def test_the_run_of_another_script_has_a_page_too(tmp_path):
 def test_the_method_of_a_run_is_known_by_its_settings(tmp_path, of_method):
     train(of_method.__name__[:-8].lower(), tmp_path / "run", "--max_train_steps", "1")
     candidates = [(RunSettings, DataSettings, one) for one in (GANSettings, VAESettings, DDPMSettings)]
-    assert settings_classes(tmp_path / "run", candidates)[-1] is of_method
+    assert best_fitting_classes(tmp_path / "run", candidates)[-1] is of_method
 
 
 # ---------------------------------------- curves and sheets
@@ -281,7 +282,7 @@ def test_scores_stand_beside_the_reference_curve_of_the_preset():
 def test_images_between_and_beyond_log_entries():
     log = [entry(1000), entry(2000)]
     assert [images_at(log, step) for step in (0, 500, 1000, 1500, 2500)] == [0, 8000, 16_000, 24_000, 40_000]
-    assert images_at([], 5) == 0
+    assert images_at([], 5) is None
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 23, 24, 25, 60, 1000])
