@@ -17,6 +17,7 @@ from hfgen.arguments import refuse_empty_values, with_home
 from hfgen.errors import UserError
 from hfgen.files import read_written_text
 from hfgen.ranges import Range
+from hfgen.run_files import SETTINGS_FILE
 
 
 # Two ways to give the length of a run: one of them on the command line replaces the other of a preset.
@@ -181,7 +182,7 @@ def _preset_as_flags(preset: str, presets_folder: Path, settings_classes: Sequen
     # The record of a run, perhaps renamed: a new run must not resume or overwrite the old one, or its repo. A preset
     # written by hand may have some of these settings, but not all.
     of_one_run = {name for name, text in _help_texts(settings_classes).items() if text.of_one_run}
-    if path.name == "training_config.json" or of_one_run <= values.keys():
+    if path.name == SETTINGS_FILE or of_one_run <= values.keys():
         values = {key: value for key, value in values.items() if key not in of_one_run}
     return settings_as_flags(values, settings_classes, f"--preset {path}")
 

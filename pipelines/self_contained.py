@@ -19,13 +19,12 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 from huggingface_hub import snapshot_download
 
-from hfgen.hub.card import is_somebodys_own, variant_of, write_card
+from hfgen.hub.card import SETTINGS_FILE, is_somebodys_own, variant_of, write_card
 from hfgen.hub.upload import check_access, read_card, upload
 
 
 SHIPPED_IMPORTS = {"torch", "diffusers", *sys.stdlib_module_names}
-# A run's folder of its pipeline, and its settings, in its folder and, published, beside the pipeline.
-PIPELINE_FOLDER, TRAINING_CONFIG = "pipeline", "training_config.json"
+PIPELINE_FOLDER = "pipeline"  # in the folder of a run
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 
 
@@ -165,7 +164,7 @@ def steps_of_the_run(folder: Path) -> int | None:
     if "num_inference_steps" in json.loads((folder / "model_index.json").read_text()):
         return None
     of_a_run = folder.resolve().parents[:3] if folder.name == PIPELINE_FOLDER else []  # RUN/checkpoints/STEP/pipeline
-    for file in (place / TRAINING_CONFIG for place in (folder, *of_a_run)):
+    for file in (place / SETTINGS_FILE for place in (folder, *of_a_run)):
         if file.is_file():
             steps = json.loads(file.read_text()).get("num_inference_steps")
             return steps if isinstance(steps, int) and steps > 0 else None

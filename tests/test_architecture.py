@@ -137,7 +137,7 @@ ROOMS = (
 )
 FILES = (
     *("errors", "arguments", "config", "ranges", "families", "randomness", "hardware", "files", "integrity", "texts"),
-    *("bars", "pages", "__init__"),
+    *("bars", "pages", "run_files", "__init__"),
 )
 
 

@@ -13,6 +13,7 @@ from hfgen.arguments import errors_name_dataset_as
 from hfgen.errors import UserError
 from hfgen.files import read_json, require_place_for
 from hfgen.ranges import COUNT, SCORED_IMAGES, SEED, Range
+from hfgen.run_files import SETTINGS_FILE, TRAINING_FILE
 from hfgen.texts import say
 
 
@@ -95,7 +96,6 @@ BatchSize = Annotated[
 # Default number of generated images: that of the real ones, up to this.
 MAX_DEFAULT_IMAGES = 5000
 LOADING = "loading PyTorch and diffusers ..."
-RUN_FILE = "training_config.json"  # in the folder of a run, and of a pipeline
 
 
 @contextmanager
@@ -167,7 +167,7 @@ def require_apart(output: Path, data: str = "", sources: Iterable[str | Path] = 
     """
     place = Path(os.path.realpath(os.path.expanduser(output)))
     above = [place, *place.parents]
-    if any((folder / RUN_FILE).is_file() for folder in above):  # runs and pipelines are not read as data
+    if any((folder / SETTINGS_FILE).is_file() for folder in above):  # runs and pipelines are not read as data
         return
     for dataset in (data, *map(_data_of, sources)):
         folder = Path(os.path.realpath(os.path.expanduser(dataset)))
@@ -183,14 +183,14 @@ def _data_of(source: str | Path) -> str:
     folder = Path(os.path.abspath(os.path.expanduser(source)))
     for place in (folder, *folder.parents[:3]) if folder.exists() else ():  # RUN/checkpoints/step-.../pipeline
         try:
-            settings = read_json(place / RUN_FILE, ("dataset", "output_dir"))
+            settings = read_json(place / SETTINGS_FILE, ("dataset", "output_dir"))
         except (UserError, OSError):
             continue
         dataset, parts = Path(str(settings["dataset"])), Path(str(settings["output_dir"])).parts
         if dataset.is_absolute():
             return str(dataset)
         # Both are as they were typed: what remains of the run's folder is where that was.
-        is_there = place.parts[-len(parts) :] == parts and not (place / "training.json").is_file()
+        is_there = place.parts[-len(parts) :] == parts and not (place / TRAINING_FILE).is_file()
         return str(Path(*place.parts[: -len(parts)]) / dataset) if is_there else ""
     return ""
 

@@ -10,13 +10,13 @@ from typing import Any
 from hfgen.commands.options import loading
 from hfgen.config import default_values, parse_settings, read_preset, shipped_presets
 from hfgen.errors import UserError
+from hfgen.run_files import LAUNCHES_FILE, METRICS_FILE, SETTINGS_FILE
 from hfgen.settings.vae import check_length
 
 
 METHODS = ("gan", "vae", "ddpm")
 # The preset with the best pictures for the time, see `hfgen presets`.
 RECOMMENDED = "dcgan_nearest"
-SETTINGS_FILE = "training_config.json"  # in the folder of a run
 
 
 def parse_flags(method: str, flags: list[str], program: str, other_options: Sequence[str] = ()) -> tuple[Any, ...]:
@@ -136,13 +136,13 @@ def refuse_a_run(data: str) -> None:
     from hfgen.training.folder import is_of_a_run
     from hfgen.training.page import resume_command
 
-    if not is_of_a_run(folder / SETTINGS_FILE) and not (folder / "metrics.jsonl").is_file():
+    if not is_of_a_run(folder / SETTINGS_FILE) and not (folder / METRICS_FILE).is_file():
         return  # another program's settings, beside images
     unknown = _unknown_settings(read_json(folder / SETTINGS_FILE))
     method = next((method for method in METHODS if not unknown[method]), None)
     how = "run its command again with --resume latest"
     if method is not None:
-        how = shlex.join(resume_command(folder, method, read_json_lines(folder / "launches.jsonl", ("from_step",))))
+        how = shlex.join(resume_command(folder, method, read_json_lines(folder / LAUNCHES_FILE, ("from_step",))))
     raise UserError(f"{data} is a run, not images to train on; to resume it: {how}")
 
 

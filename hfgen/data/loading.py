@@ -15,6 +15,7 @@ from hfgen.data.batches import ImageBatches
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 from hfgen.files import write_text_atomically
+from hfgen.run_files import INTAKE_FILE, LAUNCHES_FILE
 from hfgen.texts import say_lines
 
 
@@ -85,9 +86,9 @@ def load_training_data(
     store = load_images(settings)
     if accelerator.is_main_process:
         say_lines(store.report)
-        if not (output_dir / "launches.jsonl").exists():  # a resumed run has the same images, or is refused later
+        if not (output_dir / LAUNCHES_FILE).exists():  # a resumed run has the same images, or is refused later
             name = Path(os.path.abspath(os.path.expanduser(settings.dataset))).name
             intake = store.report.to_dict() | {"name": name}
-            write_text_atomically(output_dir / "intake.json", json.dumps(intake, indent=1) + "\n")
+            write_text_atomically(output_dir / INTAKE_FILE, json.dumps(intake, indent=1) + "\n")
     batches = ImageBatches(store, settings, batch_size, seed, *process)
     return TrainingData(batches, len(store), store.digest)

@@ -38,11 +38,12 @@ from hfgen.data.tables import parquet_source
 from hfgen.data.tfrecord import is_tfrecord, read_tfrecord_images
 from hfgen.errors import UserError
 from hfgen.files import read_regular
+from hfgen.run_files import SETTINGS_FILE, STATUS_FILE
 
 
 GONE = (FileNotFoundError, NotADirectoryError)
 # What is in such a folder; the pictures below it are sheets of generated images.
-OF_A_RUN, OF_A_PIPELINE = {"training_config.json", "status.json"}, {"training_config.json", "model_index.json"}
+OF_A_RUN, OF_A_PIPELINE = {SETTINGS_FILE, STATUS_FILE}, {SETTINGS_FILE, "model_index.json"}
 
 
 def open_source(settings: DataSettings) -> Source:

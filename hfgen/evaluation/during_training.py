@@ -22,8 +22,9 @@ from hfgen.integrity import recorded_names, save_with_digests
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.kernel import kernel_distance
 from hfgen.metrics.memorisation import thumbnails
+from hfgen.run_files import EVALUATIONS_FILE, SCORES_FILE
 from hfgen.training.checkpoints import PIPELINE_FOLDER
-from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE, best_scores
+from hfgen.training.folder import BEST_FOLDER, best_scores
 from hfgen.training.reference_curves import compare_with_reference
 from hfgen.training.run import Run
 

@@ -10,8 +10,8 @@ from hfgen.data.location import hub_id_of_address
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import CACHED_SETTINGS, ImageStore, load_images
 from hfgen.files import read_json, read_json_lines
-from hfgen.inference.opening import PUBLISHED_FILE, find_pipeline
-from hfgen.pipelines.self_contained import TRAINING_CONFIG
+from hfgen.inference.opening import find_pipeline
+from hfgen.run_files import LAUNCHES_FILE, SETTINGS_FILE, TRAINING_FILE
 from hfgen.training.checkpoints import list_checkpoints, load_progress
 from hfgen.training.folder import run_of
 
@@ -52,15 +52,15 @@ def _what_was_trained_on(pipeline: Path) -> tuple[str, dict[str, Any]] | None:
     """Return the digest of the training images of a pipeline, and the settings of its run; None if unknown."""
     run = run_of(pipeline)
     if run is not None:
-        folder, launches = run, read_json_lines(run / "launches.jsonl")
-    elif (pipeline / PUBLISHED_FILE).is_file():
-        folder, launches = pipeline, read_json(pipeline / PUBLISHED_FILE, ("launches",))["launches"]
+        folder, launches = run, read_json_lines(run / LAUNCHES_FILE)
+    elif (pipeline / TRAINING_FILE).is_file():
+        folder, launches = pipeline, read_json(pipeline / TRAINING_FILE, ("launches",))["launches"]
     else:
         return None
     digest = launches[-1].get("data_digest") if launches else None
     if digest is None and run is not None:  # of an earlier version
         digest = next((load_progress(path).get("data_digest") for path in list_checkpoints(run / "checkpoints")), None)
-    if digest is None or not (folder / TRAINING_CONFIG).is_file():
+    if digest is None or not (folder / SETTINGS_FILE).is_file():
         return None
-    settings = read_json(folder / TRAINING_CONFIG)
+    settings = read_json(folder / SETTINGS_FILE)
     return None if settings.get("streaming") else (digest, settings)

@@ -20,14 +20,14 @@ from hfgen.hub.method import Method, describe_method, sides
 from hfgen.hub.model_index import TASK, eval_results, eval_results_of_run, reference_name
 from hfgen.methods.schedules import NOT_OF_EDM
 from hfgen.metrics.report import read_report, score_table
+from hfgen.run_files import SCORES_FILE, SETTINGS_FILE, TRAINING_FILE
 from hfgen.texts import markdown_text
 
 
-# Files that a folder to publish may contain besides the pipeline; see hfgen/publishing/folder.py.
-SETTINGS_FILE, TRAINING_FILE = "training_config.json", "training.json"
+# From `hfgen evaluate`; for what else a folder to publish may contain, see hfgen/publishing/folder.py.
+REPORT_FILE = "evaluation.json"
 # Description of the end of training if the run continued after this step.
 EARLIER, WHILE_TRAINING = "an earlier step", "published while training continued"
-REPORT_FILE, RUN_SCORES_FILE = "evaluation.json", "scores.json"
 # Settings that do not affect a run's weights.
 SETTINGS_OF_THE_LAUNCH = frozenset(
     "output_dir resume max_train_time mixed_precision cpu log_every sample_every num_sample_images checkpoint_every "
@@ -81,7 +81,7 @@ def write_card(folder: Path, repo_id: str, license_id: str | None = None) -> Mod
     """
     settings, training = _read(folder / SETTINGS_FILE), _read(folder / TRAINING_FILE)
     report = read_report(folder / REPORT_FILE) if (folder / REPORT_FILE).is_file() else None
-    run_scores = _read(folder / RUN_SCORES_FILE)
+    run_scores = _read(folder / SCORES_FILE)
     chosen = settings and settings | _choices(training, settings)
     method = describe_method(folder, chosen, report["num_inference_steps"] if report else None)
     text = CardText(

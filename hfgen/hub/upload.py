@@ -8,6 +8,7 @@ from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, R
 from huggingface_hub.utils import validate_repo_id
 
 from hfgen.errors import UserError
+from hfgen.run_files import EVALUATIONS_FILE, METRICS_FILE, SCORES_FILE, SETTINGS_FILE, TRAINING_FILE
 from hfgen.texts import one_line
 
 
@@ -16,9 +17,9 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write acc
 # belong to the repo's owner.
 PARTS = ("density", "generator", "scheduler", "unet", "vae")
 PICTURES = ("curves.png", "denoising.png", "interpolation.png", "progress.gif", "sheet.png")
-RECORDS = ("evaluation.json", "evaluations.jsonl", "metrics.jsonl", "scores.json", "training.json")
+RECORDS = ("evaluation.json", EVALUATIONS_FILE, METRICS_FILE, SCORES_FILE, TRAINING_FILE)
 OWN_FILES = ["pipeline_*.py", *(f"{part}/*" for part in PARTS), *(f"samples/{picture}" for picture in PICTURES)]
-OWN_FILES += [*RECORDS, "training_config.json"]
+OWN_FILES += [*RECORDS, SETTINGS_FILE]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from hfgen.errors import UserError
 from hfgen.files import read_json
+from hfgen.run_files import SETTINGS_FILE
 from hfgen.training.charts import is_loss
 from hfgen.training.history import SCORES, read_metrics
 from hfgen.training.reference_curves import ReferenceCurve, compare_with_reference, minutes_of_updates
@@ -103,7 +104,7 @@ def compared_with_references(run: Path) -> str:
     scored = [entry for entry in read_metrics(run) if "fid" in entry]
     if not scored:
         return "not scored yet: train with --evaluate_every"
-    file, newest = run / "training_config.json", scored[-1]
+    file, newest = run / SETTINGS_FILE, scored[-1]
     settings = read_json(file) if file.is_file() else {}
     count = settings.get("evaluate_num_images", 0)
     _, message = compare_with_reference(settings, count, newest["images"], newest["fid"])

@@ -23,7 +23,7 @@ from hfgen.methods.matrix_convolution import use_matrix_products
 from hfgen.methods.schedules import SAMPLERS, default_num_inference_steps, sampling_scheduler
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
 from hfgen.pipelines.pipeline_ddpm import mismatch
-from hfgen.pipelines.self_contained import TRAINING_CONFIG
+from hfgen.run_files import SETTINGS_FILE, TRAINING_FILE
 from hfgen.texts import one_line
 from hfgen.training.checkpoints import PIPELINE_FOLDER, list_checkpoints
 
@@ -35,10 +35,9 @@ PIPELINES: dict[str, type[DiffusionPipeline]] = {
 }
 
 
-PUBLISHED_FILE = "training.json"  # the record of the run beside a published pipeline
 # What is downloaded of a repo: no code, as hfgen has it, and no pickled weights.
 FILES_OF_A_PIPELINE = [
-    *("model_index.json", TRAINING_CONFIG, PUBLISHED_FILE),
+    *("model_index.json", SETTINGS_FILE, TRAINING_FILE),
     *("*/config.json", "*/scheduler_config.json"),
     *("*/diffusion_pytorch_model.safetensors", "*/diffusion_pytorch_model-*-of-*.safetensors"),
     "*/diffusion_pytorch_model.safetensors.index.json",

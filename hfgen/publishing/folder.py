@@ -16,15 +16,7 @@ from hfgen.data.location import TOY_PAINTINGS, is_hub_id
 from hfgen.errors import UserError
 from hfgen.families import family
 from hfgen.files import json_lines, read_json, read_json_lines
-from hfgen.hub.card import (
-    EARLIER,
-    REPORT_FILE,
-    RUN_SCORES_FILE,
-    SETTINGS_FILE,
-    TRAINING_FILE,
-    WHILE_TRAINING,
-    write_card,
-)
+from hfgen.hub.card import EARLIER, REPORT_FILE, WHILE_TRAINING, write_card
 from hfgen.hub.model_index import reference_name
 from hfgen.inference.curves import plot_curves
 from hfgen.inference.figures import denoising_steps, labelled_sheet
@@ -41,9 +33,19 @@ from hfgen.inference.sampling import (
 )
 from hfgen.metrics.report import read_report, to_json
 from hfgen.publishing.half import round_to_half, store_in_half
+from hfgen.run_files import (
+    EVALUATIONS_FILE,
+    EVENTS_FILE,
+    INTAKE_FILE,
+    METRICS_FILE,
+    SCORES_FILE,
+    SETTINGS_FILE,
+    STATUS_FILE,
+    TRAINING_FILE,
+)
 from hfgen.training.checkpoints import PROGRESS_FILE, final_progress
-from hfgen.training.folder import BEST_FOLDER, EVALUATIONS_FILE, SCORES_FILE, STATUS_KEYS, read_launches, run_of
-from hfgen.training.history import METRICS_FILE, NEEDED, images_at
+from hfgen.training.folder import BEST_FOLDER, STATUS_KEYS, read_launches, run_of
+from hfgen.training.history import NEEDED, images_at
 from hfgen.training.lock import holder_of
 
 
@@ -207,7 +209,7 @@ def add_records_of_run(run: Path, pipeline_folder: Path, target: Path, digest: s
 
     log = read_json_lines(run / METRICS_FILE, (*NEEDED, "images"))
     moment = moment_of(run, pipeline_folder, log)
-    launches, status = read_launches(run), read_json(run / "status.json", STATUS_KEYS)
+    launches, status = read_launches(run), read_json(run / STATUS_FILE, STATUS_KEYS)
     training = {
         "end": end_of(status, moment.step, holder_of(run) is not None),
         "step": moment.step,
@@ -230,7 +232,7 @@ def add_records_of_run(run: Path, pipeline_folder: Path, target: Path, digest: s
     # Earlier versions did not note the network.
     own = [one for one in scored if one["step"] == moment.step and one.get("network_sha256", digest) == digest]
     if own:
-        _write_json(target / RUN_SCORES_FILE, own[-1])
+        _write_json(target / SCORES_FILE, own[-1])
 
 
 def public_launch(launch: dict[str, Any]) -> dict[str, Any]:
@@ -256,7 +258,7 @@ def end_of(status: dict[str, Any], step: int, is_running: bool) -> str:
 
 def data_of(run: Path, settings: dict[str, Any]) -> tuple[str, bool, dict[str, Any] | None]:
     """Return the public name of the training data, whether it is a Hub dataset, and its intake report."""
-    file = run / "intake.json"
+    file = run / INTAKE_FILE
     remedy = f"delete it: {SETTINGS_FILE} says what the data are, and the card calls the rest unknown"
     intake = read_json(file, ("source",), remedy) if file.is_file() else None
     dataset = settings["dataset"]
@@ -271,9 +273,9 @@ def data_of(run: Path, settings: dict[str, Any]) -> tuple[str, bool, dict[str, A
 
 def moment_of(run: Path, pipeline_folder: Path, log: Sequence[dict[str, Any]]) -> Moment:
     """Determine when a pipeline was saved: at the end, at the best score, or with a checkpoint."""
-    above, status = pipeline_folder.resolve().parent, read_json(run / "status.json", STATUS_KEYS)
+    above, status = pipeline_folder.resolve().parent, read_json(run / STATUS_FILE, STATUS_KEYS)
     # Of runs that began with an earlier version, some files lack the rollbacks.
-    events = read_json_lines(run / "events.jsonl")
+    events = read_json_lines(run / EVENTS_FILE)
     saved = {"step": status["step"], "rollbacks": sum(event.get("event") == "rollback" for event in events)}
     if (above / PROGRESS_FILE).is_file():
         saved |= read_json(above / PROGRESS_FILE, ("step", "seconds"))

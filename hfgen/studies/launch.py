@@ -16,6 +16,7 @@ from typing import Any
 from hfgen.data.location import is_missing
 from hfgen.errors import UserError
 from hfgen.files import read_json, read_json_lines, write_text_atomically
+from hfgen.run_files import LAUNCHES_FILE, SETTINGS_FILE, STATUS_FILE
 from hfgen.studies.cells import Cell
 from hfgen.studies.outcomes import BROKEN, DIVERGED, IN_USE, LOST, TRAINED, Ending
 from hfgen.studies.scripts import launch_arguments
@@ -148,14 +149,14 @@ def launch_command(cell: Cell, budget: Budget, workspace: Workspace) -> list[str
 def read_status(folder: Path) -> dict[str, Any]:
     """Return a run's `status.json`; an empty dictionary if it has not started, or the file is damaged."""
     try:
-        return read_json(folder / "status.json", STATUS_KEYS)
+        return read_json(folder / STATUS_FILE, STATUS_KEYS)
     except UserError:
         return {}
 
 
 def _earlier_ending(folder: Path, cell: Cell, budget: Budget, workspace: Workspace) -> Ending | None:
     """Return how an earlier training of the cell ended; None if it is to be trained, or trained for longer."""
-    file = folder / "training_config.json"
+    file = folder / SETTINGS_FILE
     if not file.is_file() or (ending := _ending(folder, budget, 0, None)).kind != TRAINED:
         return None
     saved = read_json(file)
@@ -163,7 +164,7 @@ def _earlier_ending(folder: Path, cell: Cell, budget: Budget, workspace: Workspa
         return None  # the script names the differences
     remedy = f"move {folder} elsewhere, or use another --output"
     digest = training_digest(cell, workspace)
-    if read_json_lines(folder / "launches.jsonl")[-1].get("data_digest", digest) != digest:
+    if read_json_lines(folder / LAUNCHES_FILE)[-1].get("data_digest", digest) != digest:
         return Ending(BROKEN, f"its folder has a training on other images than {workspace.dataset}: {remedy}")
     # Of a cell that has been scored, the checkpoints are gone; then the time is not known.
     if budget.minutes is not None and (trained := _trained_seconds(folder)):

@@ -24,6 +24,7 @@ from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.report import finite
+from hfgen.run_files import EVENTS_FILE, STATUS_FILE
 from hfgen.studies.cells import Cell
 from hfgen.studies.launch import Workspace
 from hfgen.studies.outcomes import Result
@@ -142,8 +143,8 @@ def reference_digest(cell: Cell, workspace: Workspace) -> str:
 
 def training_summary(folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a summary of the training from a run's folder."""
-    status, launches = read_json(folder / "status.json", STATUS_KEYS), read_launches(folder)
-    events = read_json_lines(folder / "events.jsonl", ("event", "step", "what"))
+    status, launches = read_json(folder / STATUS_FILE, STATUS_KEYS), read_launches(folder)
+    events = read_json_lines(folder / EVENTS_FILE, ("event", "step", "what"))
     rollbacks = sum(event["event"] == "rollback" for event in events)  # killed and resumed, a run may repeat one
     return {
         "training": {

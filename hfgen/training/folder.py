@@ -25,6 +25,15 @@ from hfgen.files import (
 )
 from hfgen.hardware import describe_environment
 from hfgen.hub.upload import check_access
+from hfgen.run_files import (
+    EVENTS_FILE,
+    INTAKE_FILE,
+    LAUNCHES_FILE,
+    METRICS_FILE,
+    SCORES_FILE,
+    SETTINGS_FILE,
+    STATUS_FILE,
+)
 from hfgen.texts import say
 from hfgen.training.checkpoints import (
     PIPELINE_FOLDER,
@@ -40,16 +49,14 @@ from hfgen.training.page import PAGE_FILE
 from hfgen.training.settings import RunSettings, rates_follow_length
 
 
-SETTINGS_FILE = "training_config.json"
 # What a launch may leave before there is anything to lose, its first log entry or checkpoint; and of it what tells of
 # that launch. The folder then counts as empty.
-OF_A_LAUNCH = ("intake.json", "metrics.jsonl", "launches.jsonl", "events.jsonl", "status.json", PAGE_FILE)
+OF_A_LAUNCH = (INTAKE_FILE, METRICS_FILE, LAUNCHES_FILE, EVENTS_FILE, STATUS_FILE, PAGE_FILE)
 LEFT_BY_A_FAILED_START = frozenset((SETTINGS_FILE, *OF_A_LAUNCH, "logs", "checkpoints"))
 SHEETS = ("samples", "reconstructions", "training_images", "ex_post")
 FIRST_SHEETS, FIRST_SHEET = ("samples", "reconstructions"), "step-00000000.png"
 NEW_FOLDER = "continue in another folder with --resume CHECKPOINT --output_dir NEW"
-BEST_FOLDER, SCORES_FILE = "best", "scores.json"
-EVALUATIONS_FILE = "evaluations.jsonl"
+BEST_FOLDER = "best"
 STATUS_KEYS = ("status", "reason", "step", "seconds")  # of status.json
 
 
@@ -195,7 +202,7 @@ def has_started(folder: Path) -> bool:
     left = {name for name in names if not _is_partial(name) and not _has_only_the_first_sheet(folder / name)}
     if not left:
         return False
-    log = folder / "metrics.jsonl"
+    log = folder / METRICS_FILE
     has_content = (log.is_file() and log.stat().st_size > 0) or any((folder / "checkpoints").glob("[!.]*"))
     return has_content or not left <= LEFT_BY_A_FAILED_START or not is_of_a_run(folder / SETTINGS_FILE)
 
@@ -282,7 +289,7 @@ def print_resumption(checkpoint: Path, step: int, is_complete: bool, changes: Se
 def write_status(folder: Path, status: str, reason: str, step: int, seconds: float) -> None:
     """Write `status.json`: whether the run is running, and if not, why it ended."""
     content = {"status": status, "reason": reason, "step": step, "seconds": round(seconds, 2)}
-    write_text_atomically(folder / "status.json", json.dumps(content, indent=2) + "\n")
+    write_text_atomically(folder / STATUS_FILE, json.dumps(content, indent=2) + "\n")
 
 
 def note_launch(
@@ -291,18 +298,18 @@ def note_launch(
     """Append a launch to `launches.jsonl`: where it begins, settings changed since, choices, and its environment."""
     launch |= {"changed_settings": changes} if changes else {}
     launch |= {"choices": choices} if choices and not launch["from_step"] else {}  # else a checkpoint has them
-    append_json_line(folder / "launches.jsonl", launch | describe_environment(accelerator))
+    append_json_line(folder / LAUNCHES_FILE, launch | describe_environment(accelerator))
 
 
 def note_event(folder: Path, step: int, event: str, what: str) -> None:
     """Append an event to `events.jsonl`, which rollbacks do not rewind."""
-    append_json_line(folder / "events.jsonl", {"step": step, "event": event, "what": what})
+    append_json_line(folder / EVENTS_FILE, {"step": step, "event": event, "what": what})
 
 
 def run_of(pipeline_folder: Path) -> Path | None:
     """Return RUN for RUN/pipeline, RUN/best/pipeline or RUN/checkpoints/*/pipeline; None if there is no run."""
     parents = pipeline_folder.resolve().parents
-    return next((folder for folder in parents[:3] if (folder / "launches.jsonl").is_file()), None)
+    return next((folder for folder in parents[:3] if (folder / LAUNCHES_FILE).is_file()), None)
 
 
 def read_launches(folder: Path) -> list[dict[str, Any]]:
@@ -311,9 +318,9 @@ def read_launches(folder: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: if none is readable.
     """
-    launches = read_json_lines(folder / "launches.jsonl", ("from_step",))
+    launches = read_json_lines(folder / LAUNCHES_FILE, ("from_step",))
     if not launches:
-        raise UserError(f"{folder / 'launches.jsonl'} is missing or damaged; restore it from a copy")
+        raise UserError(f"{folder / LAUNCHES_FILE} is missing or damaged; restore it from a copy")
     return launches
 
 

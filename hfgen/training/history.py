@@ -9,10 +9,10 @@ import numpy as np
 
 from hfgen.errors import UserError
 from hfgen.files import read_json_lines
+from hfgen.run_files import METRICS_FILE
 
 
-METRICS_FILE = "metrics.jsonl"
-# What every line of it has.
+# What every line of `metrics.jsonl` has.
 NEEDED = ("step", "seconds")
 # Logged by `--evaluate_every`, in addition to the losses.
 SCORES = ("fid", "kid", "copies")

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from hfgen.bars import update_interval
 from hfgen.errors import UserError
 from hfgen.files import append_json_line, json_lines, read_json_lines, write_text_atomically, writing
+from hfgen.run_files import METRICS_FILE
 from hfgen.texts import one_message
 
 
@@ -74,7 +75,7 @@ class RunLog:
     bar: TrainingBar  # set by `open`
 
     def __init__(self, folder: Path, accelerator: Accelerator, images_per_step: int, images_before: int = 0):
-        self._metrics_file = folder / "metrics.jsonl"
+        self._metrics_file = folder / METRICS_FILE
         self._folder, self._accelerator, self._images_per_step = folder, accelerator, images_per_step
         self._images_before = images_before
         self.start_window()

@@ -18,10 +18,20 @@ from hfgen.errors import UserError
 from hfgen.files import read_json, read_json_lines, write_text_atomically
 from hfgen.metrics.report import finite
 from hfgen.pages import page_template
+from hfgen.run_files import (
+    EVALUATIONS_FILE,
+    EVENTS_FILE,
+    INTAKE_FILE,
+    LAUNCHES_FILE,
+    METRICS_FILE,
+    SCORES_FILE,
+    SETTINGS_FILE,
+    STATUS_FILE,
+)
 from hfgen.texts import one_message, printable
 from hfgen.training.charts import charts_of, score_charts
 from hfgen.training.duration import WITHOUT_END, parse_duration
-from hfgen.training.history import METRICS_FILE, NEEDED, images_at
+from hfgen.training.history import NEEDED, images_at
 from hfgen.training.reference_curves import compare_with_reference, reference_of
 from hfgen.training.settings import rates_follow_length
 
@@ -82,13 +92,13 @@ def write_page(folder: Path, classes: Sequence[type], step: int | None = None, i
     Raises:
         UserError: if a file of the run is damaged, or the page cannot be written.
     """
-    settings = read_json(folder / "training_config.json")
+    settings = read_json(folder / SETTINGS_FILE)
     log = read_json_lines(folder / METRICS_FILE, (*NEEDED, "images"))
-    launches = read_json_lines(folder / "launches.jsonl", ("from_step",))
+    launches = read_json_lines(folder / LAUNCHES_FILE, ("from_step",))
     evaluations = [line for line in _evaluations(folder, log) if step is None or line["step"] <= step]
-    best = folder / "best" / "scores.json"
+    best = folder / "best" / SCORES_FILE
     best_step = read_json(best).get("step") if best.is_file() else None
-    status = read_json(folder / "status.json") if (folder / "status.json").is_file() else {}
+    status = read_json(folder / STATUS_FILE) if (folder / STATUS_FILE).is_file() else {}
     if status.get("status") == "running" and not is_alive:
         status |= {"status": "interrupted", "reason": "its process is gone"}
     total = launches[-1].get("max_train_steps", settings.get("max_train_steps")) if launches else None
@@ -113,7 +123,7 @@ def write_page(folder: Path, classes: Sequence[type], step: int | None = None, i
 
 def _evaluations(folder: Path, log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the scores by step: of `evaluations.jsonl`, which has each at its own step, else of the log."""
-    found = read_json_lines(folder / "evaluations.jsonl", ("step", "fid"))
+    found = read_json_lines(folder / EVALUATIONS_FILE, ("step", "fid"))
     return found or [entry for entry in log if "fid" in entry]
 
 
@@ -223,7 +233,7 @@ def in_words(seconds: float) -> str:
 
 def _events(folder: Path) -> list[str]:
     """Return the warnings of the watch, rollbacks and other events, newest first."""
-    events = read_json_lines(folder / "events.jsonl", ("step", "event", "what"))
+    events = read_json_lines(folder / EVENTS_FILE, ("step", "event", "what"))
     return [
         printable(f"step {one['step']:,}: {one['event']}: {one['what']}") for one in events[: -SHOWN_EVENTS - 1 : -1]
     ]
@@ -233,7 +243,7 @@ def _data(folder: Path, settings: dict[str, Any], launches: list[dict[str, Any]]
     """Describe the training images, one paragraph each."""
     size = settings.get("sample_size")
     text = f"{settings.get('dataset')}, trained at {size} x {size}"
-    intake, warnings = folder / "intake.json", []
+    intake, warnings = folder / INTAKE_FILE, []
     if intake.is_file():
         report = read_json(intake)
         low, *_, high = report.get("short_side") or [0, 0]
@@ -333,7 +343,7 @@ def _is_final(folder: Path, status: dict[str, Any]) -> bool:
 def resume_command(folder: Path, method: str, launches: list[dict[str, Any]]) -> list[str]:
     """Return the words of the command that resumes a run: with its settings, on as many processes as last time."""
     processes = launches[-1].get("num_processes", 1) if launches else 1
-    words = ["hfgen", "train", method, "--preset", str(folder / "training_config.json"), "--output_dir", str(folder)]
+    words = ["hfgen", "train", method, "--preset", str(folder / SETTINGS_FILE), "--output_dir", str(folder)]
     return [*words, "--resume", "latest", *(["--num_processes", str(processes)] if processes > 1 else [])]
 
 
@@ -343,7 +353,7 @@ def best_fitting_classes(folder: Path, candidates: Sequence[Sequence[type]]) -> 
     Raises:
         UserError: if the folder is not that of a run.
     """
-    if not (folder / "training_config.json").is_file():
-        raise UserError(f"{folder}: not the folder of a run: training_config.json is missing")
-    saved = read_json(folder / "training_config.json").keys()
+    if not (folder / SETTINGS_FILE).is_file():
+        raise UserError(f"{folder}: not the folder of a run: {SETTINGS_FILE} is missing")
+    saved = read_json(folder / SETTINGS_FILE).keys()
     return max(candidates, key=lambda classes: len(saved & default_values(classes).keys()))

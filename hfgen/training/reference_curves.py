@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hfgen.files import read_json
+from hfgen.run_files import SETTINGS_FILE
 
 
 # A run is far behind above this multiple of the reference's FID: two seeds of a preset differ by less than a third.
@@ -125,7 +126,7 @@ def curve_of(run: Path, log: list[dict[str, Any]], preset: str, about: str) -> d
     Returns:
         Plain values, ready for JSON. Minutes are those of the updates only, without scoring and saving.
     """
-    settings = read_json(run / "training_config.json")
+    settings = read_json(run / SETTINGS_FILE)
     points = [
         [entry["images"], round(minutes, 1), round(entry["fid"], 1)]
         for entry, minutes in zip(log, minutes_of_updates(log), strict=True)

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 
 from hfgen.errors import UserError
 from hfgen.files import read_json
+from hfgen.run_files import INTAKE_FILE
 from hfgen.texts import counted, say
 from hfgen.training import checkpoints
 
@@ -186,7 +187,7 @@ def _lay_out_like_parameters(part: Stateful) -> None:
 
 def _number_before(checkpoint: Path) -> str:
     """Return how many images the run of a checkpoint had, in brackets, if it kept their report."""
-    report = checkpoint.parents[1] / "intake.json"
+    report = checkpoint.parents[1] / INTAKE_FILE
     if not report.is_file():
         return ""
     return f" ({counted(read_json(report, ('images',))['images'], 'image')} then)"
