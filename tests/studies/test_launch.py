@@ -165,7 +165,7 @@ def test_an_earlier_training_in_the_folder_is_waited_for_unless_the_cell_is_take
 
 
 def test_a_training_in_the_folder_that_does_not_stop_is_named(workspace, monkeypatch):
-    monkeypatch.setattr(launch, "PATIENCE", 0.0)
+    monkeypatch.setattr(launch, "WAIT_SECONDS", 0.0)
     cell = toy_cell("a")
     folder = workspace.run_folder(cell)
     lock = lock_folder(folder)

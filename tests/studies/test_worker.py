@@ -340,7 +340,7 @@ def test_a_worker_that_slept_ends_its_training_and_goes_on_with_what_there_is(tm
 
 
 def test_a_cell_that_somebody_still_trains_goes_to_the_end_of_the_queue(tmp_path, scorer, monkeypatch, capsys):
-    monkeypatch.setattr(launch, "PATIENCE", 0.0)
+    monkeypatch.setattr(launch, "WAIT_SECONDS", 0.0)
     study, workspace = toy_study("a", "b"), workspace_in(tmp_path)
     lock = lock_folder(workspace.run_folder(study.cells["a"]))
     score = scorer.score
