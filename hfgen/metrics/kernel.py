@@ -38,17 +38,14 @@ def kernel_distance(features_a: np.ndarray, features_b: np.ndarray, seed: int = 
         seed: chooses the images if a set has more than `MAX_IMAGES`.
 
     Raises:
-        ValueError: if a set has fewer than 3 images, or the numbers of features differ.
+        ValueError: if a set has fewer than 3 images or non-finite values, or the numbers of features differ.
     """
     if min(len(features_a), len(features_b)) < 3 or features_a.shape[1:] != features_b.shape[1:]:
         shapes = f"{features_a.shape} and {features_b.shape}"
         raise ValueError(
             f"features of shapes {shapes}: at least 3 images each and equal numbers of features are needed"
         )
-    a, b = (
-        torch.from_numpy(np.array(random_subset(part, MAX_IMAGES, seed), np.float64))
-        for part in (features_a, features_b)
-    )
+    a, b = (finite_rows(random_subset(part, MAX_IMAGES, seed)) for part in (features_a, features_b))
     count_a, count_b = len(a), len(b)
     within_a = _row_sums(a, a) - _kernel((a * a).sum(dim=1), a.shape[1])  # (count_a,), without the image itself
     within_b = _row_sums(b, b) - _kernel((b * b).sum(dim=1), b.shape[1])
@@ -64,6 +61,14 @@ def kernel_distance(features_a: np.ndarray, features_b: np.ndarray, seed: int = 
     without_b = (within_b.sum() - 2 * within_b) / pairs_b - 2 * (across_b.sum() - across_b) / ((count_b - 1) * count_a)
     variance = sum((len(part) - 1) * part.var(correction=0) for part in (without_a, without_b))
     return KernelDistance(float(value), float(variance) ** 0.5)
+
+
+def finite_rows(features: np.ndarray) -> torch.Tensor:
+    """Return features in float64; raise a `ValueError` if one is NaN or infinite."""
+    rows = torch.from_numpy(np.array(features, np.float64))
+    if not bool(rows.isfinite().all()):
+        raise ValueError("the features contain a non-finite number")
+    return rows
 
 
 def random_subset(rows: np.ndarray, most: int, seed: int) -> np.ndarray:

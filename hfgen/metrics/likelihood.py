@@ -194,7 +194,7 @@ def _strata(snr: torch.Tensor, parts: int) -> list[int]:
     """Return the edges of the strata of timesteps 1 to T - 1; each has at least one timestep."""
     last = len(snr)
     parts = min(parts, last - 1)
-    log_snr = snr.log()
+    log_snr = snr.clamp(min=float(snr[snr > 0].min())).log()  # zero at the end of some schedules
     targets = torch.linspace(float(log_snr[0]), float(log_snr[-1]), parts + 1, dtype=torch.float64)
     # The term of timestep t covers the decrease from t - 1 to t; it belongs to the stratum in which that ends.
     edges = [1 + int((log_snr[1:] > target).sum()) for target in targets]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hfgen.metrics.kernel import random_subset
+from hfgen.metrics.kernel import finite_rows, random_subset
 
 
 # Larger sets are subsampled at random: the cost is quadratic.
@@ -48,17 +48,14 @@ def manifold_scores(real_features: np.ndarray, fake_features: np.ndarray, k: int
         seed: chooses the images if a set has more than `MAX_IMAGES`.
 
     Raises:
-        ValueError: if a set has at most k images, or the numbers of features differ.
+        ValueError: if a set has at most k images or non-finite values, or the numbers of features differ.
     """
     if k < 1 or min(len(real_features), len(fake_features)) <= k or real_features.shape[1] != fake_features.shape[1]:
         shapes = f"{real_features.shape} and {fake_features.shape}"
         raise ValueError(
             f"features of shapes {shapes} with k={k}: more than k images each and equal numbers of features are needed"
         )
-    real, fake = (
-        torch.from_numpy(np.array(random_subset(part, MAX_IMAGES, seed), np.float64))
-        for part in (real_features, fake_features)
-    )
+    real, fake = (finite_rows(random_subset(part, MAX_IMAGES, seed)) for part in (real_features, fake_features))
     # Centred, because distances come from matrix products, whose rounding error grows with the vectors' length.
     centre = real.mean(dim=0)
     real, fake = real - centre, fake - centre

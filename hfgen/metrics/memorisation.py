@@ -9,6 +9,7 @@ import xxhash
 from scipy.stats import mannwhitneyu
 
 from hfgen.metrics.frechet import frechet_distance
+from hfgen.metrics.kernel import finite_rows
 
 
 # Block of a distance matrix in memory at a time.
@@ -79,7 +80,7 @@ def nearest_images(features: np.ndarray, real_features: np.ndarray, own: np.ndar
         own: if the images are real ones themselves, their indices, `(num_images,)`, to exclude each image itself.
 
     Raises:
-        ValueError: if there is no real image to find, or the numbers of features differ.
+        ValueError: if there is no real image to find, the numbers of features differ, or one is not finite.
     """
     if features.shape[1:] != real_features.shape[1:] or len(real_features) < 1 + (own is not None):
         raise ValueError(f"features of shapes {features.shape} and {real_features.shape} cannot be compared")
@@ -90,7 +91,8 @@ def nearest_images(features: np.ndarray, real_features: np.ndarray, own: np.ndar
         best = _NearestOfBlocks(len(rows), count)
         for column in range(0, len(real_features), BLOCK_COLUMNS):
             cosines = (rows @ _directions(real_features[column : column + BLOCK_COLUMNS]).T).abs()
-            distances = (1 - cosines).clamp(min=0)
+            distances = 1 - cosines
+            distances[distances < ROUNDING] = 0  # else the rounding errors of exact copies would be compared
             if own is not None:
                 _leave_out(distances, own[start : start + BLOCK_ROWS], column)
             best.add(distances, column)
@@ -256,4 +258,4 @@ def _leave_out(distances: torch.Tensor, own: np.ndarray, column: int) -> None:
 
 def _directions(features: np.ndarray) -> torch.Tensor:
     """Normalise features to length 1; zero vectors stay 0 and are far from everything."""
-    return torch.nn.functional.normalize(torch.from_numpy(np.array(features, np.float64)), dim=1)
+    return torch.nn.functional.normalize(finite_rows(features), dim=1)

@@ -5,6 +5,7 @@ import pytest
 
 from hfgen.metrics import kernel
 from hfgen.metrics.kernel import kernel_distance, random_subset
+from hfgen.metrics.manifold import manifold_scores
 
 
 def written_out(a, b):
@@ -93,3 +94,13 @@ def test_a_random_subset_is_of_different_rows_by_the_seed_or_of_all_as_they_are(
 def test_bad_input_is_named(shape_a, shape_b):
     with pytest.raises(ValueError, match="at least 3 images each"):
         kernel_distance(np.zeros(shape_a), np.zeros(shape_b))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_not_scored(value):
+    features, bad = np.ones((9, 4)), np.ones((9, 4))
+    bad[3, 2] = value
+    for score in (kernel_distance, manifold_scores):
+        for pair in ((features, bad), (bad, features)):
+            with pytest.raises(ValueError, match="non-finite"):
+                score(*pair)

@@ -246,6 +246,15 @@ def test_the_signal_to_noise_ratio_falls_by_about_as_much_in_each_stratum(kind):
     assert bool(((falls - equal).abs() <= slack + 1e-9)[several][1:-1].all())
 
 
+def test_a_schedule_that_ends_in_pure_noise_has_strata_like_others():
+    strata = []
+    for zero in (False, True):
+        betas = DDPMScheduler(1000, rescale_betas_zero_snr=zero).betas.double()
+        alphas = (1 - betas).cumprod(dim=0)
+        strata.append(torch.tensor(_strata(alphas / (1 - alphas), 20)).diff())
+    assert strata[1].max() < 2 * strata[0].max()
+
+
 def test_the_expectation_is_over_every_timestep_with_a_network_that_sees_the_noise():
     schedule, images = few_steps("epsilon", betas=np.linspace(0.01, 0.4, 11)), gaussian_images(2000)
     network = Network(lambda noisy, timesteps: gain(schedule, timesteps) * noisy, schedule)

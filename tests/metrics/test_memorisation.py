@@ -73,6 +73,15 @@ def test_bad_input_is_named():
         nearest_images(np.ones((3, 4)), np.ones((3, 5)))
     with pytest.raises(ValueError, match=r"\(1, 4\) and \(1, 4\)"):
         nearest_images(np.ones((1, 4)), np.ones((1, 4)), own=np.arange(1))
+    with pytest.raises(ValueError, match="non-finite"):
+        nearest_images(np.array([[1.0, np.nan]]), np.ones((2, 2)))
+
+
+def test_the_rounding_errors_of_exact_copies_are_not_compared():
+    train = np.random.default_rng(5).normal(size=(40, 16))
+    held_out, fake = train[:15], 3 * train[15:30]
+    assert (nearest_images(fake, train).distances == 0).all()
+    assert copying_test(train, held_out, fake).share == 0.5
 
 
 BLOCKS = pytest.mark.parametrize(("rows", "columns"), [(100, 100), (4, 100), (100, 5), (7, 6), (1, 1)])
