@@ -95,7 +95,8 @@ def main(arguments: list[str] | None = None) -> Path:
         )
         unet = torch.compile(network) if settings.compile else network
         unet, optimizer = accelerator.prepare(unet, optimizer)
-        accumulation = GradientAccumulation(run, settings.batch_size, settings.gradient_accumulation_steps)
+        parts, smallest = settings.gradient_accumulation_steps, settings.smallest_batch
+        accumulation = GradientAccumulation(run, settings.batch_size, parts, smallest=smallest)
         stateful = {"unet": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         stateful["accumulation"] = accumulation
         may_lack = {"accumulation": WITHOUT_END}  # those of earlier versions do

@@ -104,7 +104,8 @@ def main(arguments: list[str] | None = None) -> Path:
         watch = PosteriorWatch(settings.latent_dim, run.device)
         recent = RecentLatents(settings.latent_dim, run.device)
         # A discriminator that has learned from a part of the batch cannot start it again.
-        accumulation = GradientAccumulation(run, settings.batch_size, may_split=term is None)
+        smallest = 2 if settings.normalization == "batch" else 1
+        accumulation = GradientAccumulation(run, settings.batch_size, may_split=term is None, smallest=smallest)
         stateful = {"vae": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "watch": watch}
         learned = term.stateful(settings.learned_term_start > 0) if term else {}
         # A VAE that was trained without the learned term can be continued with it.

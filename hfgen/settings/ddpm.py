@@ -82,6 +82,11 @@ class DDPMSettings:
                 f"--batch_size {self.batch_size} must be a multiple of "
                 f"--gradient_accumulation_steps {self.gradient_accumulation_steps}"
             )
+        if self.batch_size // self.gradient_accumulation_steps < self.smallest_batch:
+            raise UserError(
+                f"--batch_size {self.batch_size}, --gradient_accumulation_steps {self.gradient_accumulation_steps}: "
+                f"BatchNorm needs at least 2 images at a time; use a larger batch, fewer steps, or --unet compact"
+            )
         defaults = {field.name: field.default for field in fields(self)}
         for name, networks in TAKEN_BY.items():
             if self.unet not in networks and getattr(self, name) != defaults[name]:
@@ -98,6 +103,11 @@ class DDPMSettings:
                 f"--num_inference_steps {self.num_inference_steps}: must be from 1 to "
                 f"--num_train_timesteps {self.num_train_timesteps}"
             )
+
+    @property
+    def smallest_batch(self) -> int:
+        """The fewest images that can be computed at a time: two with BatchNorm."""
+        return 2 if self.unet in ("base", "attention") else 1
 
     def _check_edm(self, defaults: dict[str, Any]) -> None:
         from hfgen.methods.schedules import EDM_SAMPLERS, NOT_OF_EDM  # imports diffusers, which takes seconds

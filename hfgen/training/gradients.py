@@ -32,13 +32,15 @@ class GradientAccumulation:
         batch_size: images per update and process.
         parts: number of parts to begin with, which divides the batch size.
         may_split: whether more parts are allowed.
+        smallest: the fewest images of a part into which a batch is split when memory runs out.
 
     Attributes:
         parts: number of parts of each batch.
     """
 
-    def __init__(self, run: Run, batch_size: int, parts: int = 1, may_split: bool = True):
+    def __init__(self, run: Run, batch_size: int, parts: int = 1, may_split: bool = True, smallest: int = 1):
         self._run, self._batch_size, self._asked, self.parts = run, batch_size, parts, parts
+        self._smallest = smallest
         self._may_split = may_split and run.accelerator.num_processes == 1
 
     def backward(
@@ -54,16 +56,16 @@ class GradientAccumulation:
             What `loss_of` has returned beside the loss, for each part.
 
         Raises:
-            RuntimeError: PyTorch's, if memory is short for a single image, or the batch may not be split.
+            RuntimeError: PyTorch's, if memory is short for the smallest part, or the batch may not be split.
         """
         while True:
             try:
                 return [self._backward(network, loss_of, part) for part in range(self.parts)]
             except RuntimeError as error:
-                can_split = self._may_split and 2 * self.parts <= self._batch_size
-                if not (can_split and (should_reduce_batch_size(error) or NO_MEMORY.search(str(error)))):
+                more = self._more_parts() if self._may_split else None
+                if more is None or not (should_reduce_batch_size(error) or NO_MEMORY.search(str(error))):
                     raise
-            self._split(network)  # not within the `except`, whose error holds on to the memory
+            self._split(network, more)  # not within the `except`, whose error holds on to the memory
 
     def _backward(
         self, network: torch.nn.Module, loss_of: Callable[[slice], tuple[torch.Tensor, Result]], part: int
@@ -75,9 +77,13 @@ class GradientAccumulation:
             accelerator.backward(loss / self.parts)
         return result
 
-    def _split(self, network: torch.nn.Module) -> None:
-        batch = self._batch_size
-        self.parts = next(parts for parts in range(2 * self.parts, batch + 1) if batch % parts == 0)
+    def _more_parts(self) -> int | None:
+        """Return the next number of parts, at least twice as many; None if they would be too small."""
+        fitting = range(2 * self.parts, self._batch_size // self._smallest + 1)
+        return next((parts for parts in fitting if self._batch_size % parts == 0), None)
+
+    def _split(self, network: torch.nn.Module, parts: int) -> None:
+        batch, self.parts = self._batch_size, parts
         network.zero_grad()
         give_freed_memory_back()
         again = self._run.generator("out of memory").initial_seed()  # for dropout

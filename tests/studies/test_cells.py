@@ -171,6 +171,7 @@ def test_published_figures_stand_at_their_points():
         (Family("gan"), {"augment": False}, "argument --augment: invalid choice: 'False'"),
         (Family("vae"), {"block_out_channels": []}, "block-out-channels: expected at least one argument"),
         (Family("gan"), {"batch_size": 1}, "--batch_size 1: BatchNorm needs at least 2 images"),
+        (Family("ddpm", "ddpm_base"), {"batch_size": 1}, "BatchNorm needs at least 2 images at a time; use a larger"),
         (Family("gan", "wgan_gp"), {"augment": "ada"}, "--augment ada needs a loss that measures how much "),
         (Family("gan", "dcgan_nearest"), {"generator_channels": None}, "generator_channels null: does not change 32"),
         (Family("ddpm", device="cuda"), {"cpu": True}, "device cuda and the setting cpu contradict each other; leave"),

@@ -93,8 +93,9 @@ def test_the_gradients_of_parts_before_memory_ran_out_are_not_counted_twice():
         (2, RuntimeError("shapes do not match"), {}),
         (2, OUT_OF_MEMORY["CUDA"], {"may_split": False}),
         (2, OUT_OF_MEMORY["CUDA"], {"num_processes": 2}),
+        (1, OUT_OF_MEMORY["CPU"], {"smallest": 2}),  # BatchNorm
     ],
-    ids=["one image", "another error", "not allowed", "two processes"],
+    ids=["one image", "another error", "not allowed", "two processes", "smallest part"],
 )
 def test_what_smaller_parts_do_not_mend_is_raised(most, error, options):
     with pytest.raises(RuntimeError) as raised:
