@@ -31,7 +31,10 @@ logger = logging.get_logger(__name__)
 LIBRARIES = ("diffusers", "transformers")  # their classes need no code next to the weights
 HUB_ARGUMENTS = ("repo_id", "private", "token", "commit_message", "create_pr")
 OF_TIMESTEPS = ("UNetBase", "UNetAttention")  # hfgen's networks that do not scale them
-OF_OTHER_NETWORKS = ("CMStochasticIterativeScheduler", "DDPMWuerstchenScheduler")
+OF_OTHER_NETWORKS = (
+    *("CMStochasticIterativeScheduler", "CogVideoXDDIMScheduler", "CosineDPMSolverMultistepScheduler"),
+    *("DDPMWuerstchenScheduler", "IPNDMScheduler"),
+)
 EDM_SCHEDULERS = (EDMDPMSolverMultistepScheduler, EDMEulerScheduler)
 
 
@@ -72,8 +75,7 @@ class DDPMPipeline(DiffusionPipeline):
         Args:
             batch_size: number of images.
             generator: the random number generator, or one per image, which makes each image independent of its batch.
-            num_inference_steps: denoising steps, one network evaluation each; at most the number of training
-                timesteps. If None, the saved default.
+            num_inference_steps: denoising steps, up to the number of training timesteps; None: the saved default.
             output_type: "pil", "np" (float `(batch_size, height, width, channels)` in [0, 1]), or "pt" (float
                 `(batch_size, channels, height, width)` in [0, 1]).
             return_dict: return an `ImagePipelineOutput` instead of a plain tuple.
@@ -94,24 +96,25 @@ class DDPMPipeline(DiffusionPipeline):
         shape = (batch_size, config.in_channels, *((size, size) if isinstance(size, int) else size))
         _check_generators(generator, batch_size)
         timesteps, counted = self._set_timesteps(num_inference_steps)
+        dtype = torch.promote_types(self.unet.dtype, torch.float32)  # rounding errors of many steps would add up
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
+            latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=dtype)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents must have shape {shape}, not {tuple(latents.shape)}")
 
         # 1. noise, at the level of the scheduler's first timestep
-        sample = latents.to(self._execution_device, self.unet.dtype) * self.scheduler.init_noise_sigma
+        sample = latents.to(self._execution_device, dtype) * self.scheduler.init_noise_sigma
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         random_numbers = {"generator": generator} if takes_generator else {}
 
         # 2. denoise
         for index, timestep in enumerate(self.progress_bar(timesteps)):
-            model_input = self.scheduler.scale_model_input(sample, timestep)
-            model_output = self.unet(model_input, timestep).sample.to(sample.dtype)  # lower under autocast
+            model_input = self.scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
+            model_output = self.unet(model_input, timestep).sample.to(dtype)  # lower under autocast, too
             sample = self.scheduler.step(model_output, timestep, sample, **random_numbers).prev_sample
             if callback_on_step_end is not None:
                 changed = callback_on_step_end(self, index, counted[index], {"latents": sample})
-                sample = (changed or {}).get("latents", sample)
+                sample = (changed or {}).get("latents", sample).to(dtype)
 
         # 3. [-1, 1] -> images
         images = self.image_processor.postprocess(sample.clamp(-1, 1), output_type=output_type)
@@ -145,13 +148,12 @@ class DDPMPipeline(DiffusionPipeline):
             raise ValueError(
                 f"num_inference_steps={num_inference_steps} does not work with its {name} ({error}); try more steps"
             ) from error
-        timesteps = self.scheduler.timesteps
         if "sigma_data" in self.scheduler.config:  # EDM's timesteps are a quarter of the log noise level
+            timesteps = self.scheduler.timesteps
             last, steps = self.scheduler.config.num_train_timesteps - 1, max(len(timesteps) - 1, 1)
             return timesteps, [round(last * (1 - index / steps)) for index in range(len(timesteps))]
-        # For some numbers of steps, such as 61 of 1000, diffusers' "trailing" spacing adds an extra timestep, -1.
-        timesteps = timesteps[timesteps >= 0]
-        return timesteps, timesteps.int().tolist()
+        _drop_extra_timesteps(self.scheduler)
+        return self.scheduler.timesteps, self.scheduler.timesteps.int().tolist()
 
     def _check_steps(self, num_inference_steps: int | None) -> int:
         trained_steps = self.scheduler.config.num_train_timesteps
@@ -165,6 +167,20 @@ class DDPMPipeline(DiffusionPipeline):
                 f"steps of {trained_steps // num_inference_steps} timesteps, leaves noise behind; choose a divisor"
             )
         return num_inference_steps
+
+
+def _drop_extra_timesteps(scheduler: SchedulerMixin) -> None:
+    """Undo a rounding error: for some numbers of steps, such as 61 of 1000, "trailing" spacing adds a timestep -1.
+
+    A solver would stop at its noise level before the clean image. methods/schedules.py has the same function for the
+    demo: a pipeline's file is published on its own.
+    """
+    extra = int((scheduler.timesteps < 0).sum())
+    if extra:
+        scheduler.timesteps = scheduler.timesteps[:-extra]
+        scheduler.num_inference_steps = len(scheduler.timesteps)
+        if hasattr(scheduler, "sigmas"):  # one more than timesteps: the last is that of the clean image
+            scheduler.sigmas = torch.cat([scheduler.sigmas[: -1 - extra], scheduler.sigmas[-1:]])
 
 
 def mismatch(unet: Any, scheduler: SchedulerMixin) -> str | None:
@@ -205,8 +221,9 @@ def _check_generators(generator: torch.Generator | list[torch.Generator] | None,
 def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> None:
     """Copy the source files of classes that diffusers does not have, and name them in `model_index.json`.
 
-    A pipeline made only of diffusers' own parts, whose class exists in diffusers under the same name, needs no code.
-    This function is repeated in each pipeline file, because each is published on its own.
+    A pipeline made only of diffusers' own parts, whose class exists in diffusers under the same name, needs no code,
+    unless that class cannot use its scheduler. This function is repeated in each pipeline file, because each is
+    published on its own.
     """
     index_file = folder / "model_index.json"
     index = json.loads(index_file.read_text())
@@ -220,12 +237,16 @@ def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> No
         file = Path(inspect.getfile(kind))
         shutil.copyfile(file, folder / name / file.name)
         index[name] = [file.stem, kind.__name__]
-    if own or not hasattr(diffusers, own_class.__name__):
+    # diffusers' own DDPMPipeline begins with noise of variance 1, and passes a generator to each step.
+    scheduler = pipeline.components.get("scheduler")
+    takes_generator = "generator" in inspect.signature(getattr(scheduler, "step", lambda: None)).parameters
+    is_usual = takes_generator and scheduler.init_noise_sigma == 1
+    if own or not is_usual or not hasattr(diffusers, own_class.__name__):
         file = Path(inspect.getfile(own_class))
         shutil.copyfile(file, folder / file.name)
         index["_class_name"] = [file.stem, own_class.__name__]
-    else:
-        index.pop("num_inference_steps", None)  # diffusers' class would warn about it
+    elif index.get("num_inference_steps") == inspect.signature(own_class).parameters["num_inference_steps"].default:
+        index.pop("num_inference_steps")  # diffusers' class ignores it, with a warning
     index_file.write_text(json.dumps(index, indent=2) + "\n")
     for config_file in folder.glob("*/config.json"):
         config = json.loads(config_file.read_text())

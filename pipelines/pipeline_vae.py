@@ -62,7 +62,7 @@ class VAEPipeline(DiffusionPipeline):
             return_dict: return an `ImagePipelineOutput` instead of a plain tuple.
             latents: `(batch_size, latent_dim)`, decoded as they are; sampled if None.
             sample_from: distribution of the latents: "prior" or "ex_post"; if None, the ex-post density if the
-                pipeline has one, else the prior.
+                pipeline has one, else the prior. Not with `latents`.
             chunk_size: images generated at once; bounds the memory for any `batch_size`.
 
         Returns:
@@ -70,7 +70,8 @@ class VAEPipeline(DiffusionPipeline):
 
         Raises:
             ValueError: if `latents` have the wrong shape, the numbers of generators and images differ, `sample_from`
-                is unknown or missing from the pipeline, or `batch_size` or `chunk_size` is not positive.
+                is unknown, missing from the pipeline or given with `latents`, or `batch_size` or `chunk_size` is not
+                positive.
         """
         if batch_size is None:
             batch_size = 1 if latents is None else len(latents)
@@ -80,6 +81,8 @@ class VAEPipeline(DiffusionPipeline):
             latents = self.draw_latents(batch_size, generator, sample_from)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents must have shape {shape}, not {tuple(latents.shape)}")
+        elif sample_from is not None:
+            raise ValueError(f"sample_from={sample_from!r} is about sampled latents; use it without latents")
         return self._decode(latents, output_type, return_dict, chunk_size)
 
     @torch.no_grad()
@@ -202,6 +205,8 @@ class VAEPipeline(DiffusionPipeline):
             raise ValueError("images must be a PIL image, a list of them, or a tensor")
         if not images or any(image.mode.startswith(("I", "F")) for image in images):
             raise ValueError("images must contain at least one image, with 8 bits per channel; convert others first")
+        if channels not in (1, 3):
+            raise ValueError(f"PIL images have 1 or 3 channels here, but this VAE has {channels}; give a tensor")
         images = [_square(image, size).convert("L" if channels == 1 else "RGB") for image in images]
         return self.image_processor.preprocess(images)[:, :channels]  # the three channels of a grey image are equal
 
@@ -240,8 +245,9 @@ def _check_generators(generator: torch.Generator | list[torch.Generator] | None,
 def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> None:
     """Copy the source files of classes that diffusers does not have, and name them in `model_index.json`.
 
-    A pipeline made only of diffusers' own parts, whose class exists in diffusers under the same name, needs no code.
-    This function is repeated in each pipeline file, because each is published on its own.
+    A pipeline made only of diffusers' own parts, whose class exists in diffusers under the same name, needs no code,
+    unless that class cannot use its scheduler. This function is repeated in each pipeline file, because each is
+    published on its own.
     """
     index_file = folder / "model_index.json"
     index = json.loads(index_file.read_text())
@@ -255,12 +261,16 @@ def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> No
         file = Path(inspect.getfile(kind))
         shutil.copyfile(file, folder / name / file.name)
         index[name] = [file.stem, kind.__name__]
-    if own or not hasattr(diffusers, own_class.__name__):
+    # diffusers' own DDPMPipeline begins with noise of variance 1, and passes a generator to each step.
+    scheduler = pipeline.components.get("scheduler")
+    takes_generator = "generator" in inspect.signature(getattr(scheduler, "step", lambda: None)).parameters
+    is_usual = takes_generator and scheduler.init_noise_sigma == 1
+    if own or not is_usual or not hasattr(diffusers, own_class.__name__):
         file = Path(inspect.getfile(own_class))
         shutil.copyfile(file, folder / file.name)
         index["_class_name"] = [file.stem, own_class.__name__]
-    else:
-        index.pop("num_inference_steps", None)  # diffusers' class would warn about it
+    elif index.get("num_inference_steps") == inspect.signature(own_class).parameters["num_inference_steps"].default:
+        index.pop("num_inference_steps")  # diffusers' class ignores it, with a warning
     index_file.write_text(json.dumps(index, indent=2) + "\n")
     for config_file in folder.glob("*/config.json"):
         config = json.loads(config_file.read_text())

@@ -21,7 +21,7 @@ from hfgen.data.metadata import read_despite_metadata
 from hfgen.data.rgb import to_rgb, upright
 from hfgen.families import family, image_network
 from hfgen.inference.interpolation import interpolate_latents
-from hfgen.methods.schedules import is_edm, sampling_scheduler, scaled_for_display
+from hfgen.methods.schedules import drop_extra_timesteps, is_edm, sampling_scheduler, scaled_for_display
 from hfgen.randomness import keyed_seed
 
 
@@ -98,7 +98,7 @@ def generate(
 def starting_noise(pipeline: DiffusionPipeline, generators: list[torch.Generator]) -> torch.Tensor:
     """Sample the initial noise, `(batch_size, channels, height, width)`, standard normal, on the CPU."""
     shape = (1, pipeline.unet.config.in_channels, *height_and_width(pipeline))
-    return torch.cat([torch.randn(shape, generator=own, dtype=pipeline.unet.dtype) for own in generators])
+    return torch.cat([torch.randn(shape, generator=own) for own in generators])
 
 
 @torch.no_grad()
@@ -118,15 +118,16 @@ def denoise(
     """
     scheduler = own_scheduler(pipeline.scheduler, settings.sampler)
     scheduler.set_timesteps(settings.steps, device=pipeline.device)
-    timesteps = scheduler.timesteps
     if not is_edm(scheduler):
-        timesteps = timesteps[timesteps >= 0]  # diffusers' "trailing" spacing may add -1
+        drop_extra_timesteps(scheduler)
+    timesteps = scheduler.timesteps
     last = scheduler.config.num_train_timesteps - 1
-    sample = noise.to(pipeline.device, pipeline.unet.dtype) * scheduler.init_noise_sigma
+    sample = noise.to(pipeline.device) * scheduler.init_noise_sigma
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     random_numbers = {"generator": generators} if takes_generator else {}
     for index, timestep in enumerate(timesteps):
-        model_output = pipeline.unet(scheduler.scale_model_input(sample, timestep), timestep).sample.to(sample.dtype)
+        model_input = scheduler.scale_model_input(sample, timestep).to(pipeline.unet.dtype)
+        model_output = pipeline.unet(model_input, timestep).sample.to(sample.dtype)
         sample = scheduler.step(model_output, timestep, sample, **random_numbers).prev_sample
         counted = round(last * (1 - index / max(len(timesteps) - 1, 1))) if is_edm(scheduler) else int(timestep)
         yield index + 1, len(timesteps), counted, scaled_for_display(scheduler, index, sample)

@@ -97,6 +97,20 @@ def scaled_for_display(scheduler: SchedulerMixin, index: int, sample: torch.Tens
     return sample / (1 + scheduler.sigmas[index + 1] ** 2) ** 0.5 if is_edm(scheduler) else sample
 
 
+def drop_extra_timesteps(scheduler: SchedulerMixin) -> None:
+    """Undo a rounding error: for some numbers of steps, such as 61 of 1000, "trailing" spacing adds a timestep -1.
+
+    A solver would stop at its noise level before the clean image. pipelines/pipeline_ddpm.py has the same
+    function: it is published on its own.
+    """
+    extra = int((scheduler.timesteps < 0).sum())
+    if extra:
+        scheduler.timesteps = scheduler.timesteps[:-extra]
+        scheduler.num_inference_steps = len(scheduler.timesteps)
+        if hasattr(scheduler, "sigmas"):  # one more than timesteps: the last is that of the clean image
+            scheduler.sigmas = torch.cat([scheduler.sigmas[: -1 - extra], scheduler.sigmas[-1:]])
+
+
 def default_num_inference_steps(pipeline: DiffusionPipeline) -> int:
     """Return the default number of denoising steps of a diffusion pipeline."""
     trained = pipeline.scheduler.config.num_train_timesteps

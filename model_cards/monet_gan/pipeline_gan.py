@@ -122,8 +122,9 @@ def _check_generators(generator: torch.Generator | list[torch.Generator] | None,
 def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> None:
     """Copy the source files of classes that diffusers does not have, and name them in `model_index.json`.
 
-    A pipeline made only of diffusers' own parts, whose class exists in diffusers under the same name, needs no code.
-    This function is repeated in each pipeline file, because each is published on its own.
+    A pipeline made only of diffusers' own parts, whose class exists in diffusers under the same name, needs no code,
+    unless that class cannot use its scheduler. This function is repeated in each pipeline file, because each is
+    published on its own.
     """
     index_file = folder / "model_index.json"
     index = json.loads(index_file.read_text())
@@ -137,12 +138,16 @@ def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> No
         file = Path(inspect.getfile(kind))
         shutil.copyfile(file, folder / name / file.name)
         index[name] = [file.stem, kind.__name__]
-    if own or not hasattr(diffusers, own_class.__name__):
+    # diffusers' own DDPMPipeline begins with noise of variance 1, and passes a generator to each step.
+    scheduler = pipeline.components.get("scheduler")
+    takes_generator = "generator" in inspect.signature(getattr(scheduler, "step", lambda: None)).parameters
+    is_usual = takes_generator and scheduler.init_noise_sigma == 1
+    if own or not is_usual or not hasattr(diffusers, own_class.__name__):
         file = Path(inspect.getfile(own_class))
         shutil.copyfile(file, folder / file.name)
         index["_class_name"] = [file.stem, own_class.__name__]
-    else:
-        index.pop("num_inference_steps", None)  # diffusers' class would warn about it
+    elif index.get("num_inference_steps") == inspect.signature(own_class).parameters["num_inference_steps"].default:
+        index.pop("num_inference_steps")  # diffusers' class ignores it, with a warning
     index_file.write_text(json.dumps(index, indent=2) + "\n")
     for config_file in folder.glob("*/config.json"):
         config = json.loads(config_file.read_text())

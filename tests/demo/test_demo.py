@@ -14,7 +14,9 @@ from PIL import Image
 from hfgen.errors import UserError
 from hfgen.families import image_network
 from hfgen.inference.sampling import image_generators, open_image
-from hfgen.methods.schedules import EDM_SAMPLERS, SAMPLERS, sampling_scheduler
+from hfgen.methods.schedules import EDM_SAMPLERS, SAMPLERS, noise_schedule, sampling_scheduler
+from hfgen.models import UNetBase
+from hfgen.pipelines import DDPMPipeline
 
 
 gr = pytest.importorskip("gradio", reason='needs gradio: pip install "hfgen[demo]"')
@@ -102,6 +104,16 @@ def test_the_page_offers_a_pipeline_of_edm_the_samplers_that_it_has(pipelines):
 def test_the_samplers_draw_different_images(pipelines):
     drawn = [pixels(generate(pipelines["ddpm"], generators(3, 1), Settings(STEPS, name))[0]) for name in SAMPLERS]
     assert len({image.tobytes() for image in drawn}) == len(SAMPLERS)
+
+
+def test_a_number_of_steps_for_which_diffusers_adds_one_draws_what_the_call_draws():
+    torch.manual_seed(0)
+    schedule = sampling_scheduler(noise_schedule("linear", 100), "dpm")
+    pipeline = DDPMPipeline(UNetBase(8, block_out_channels=(4, 8), time_embedding_dim=6).eval(), schedule)
+    pipeline.set_progress_bar_config(disable=True)
+    (ours,) = generate(pipeline, generators(2, 1), Settings(steps=29))
+    theirs = pipeline(1, generator=image_generators(2, 0, 1), num_inference_steps=29).images[0]
+    assert np.array_equal(pixels(ours), pixels(theirs))
 
 
 def test_a_pipeline_of_diffusers_own_draws_what_its_call_draws():

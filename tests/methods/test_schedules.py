@@ -133,7 +133,7 @@ def test_twenty_steps_of_every_sampler_end_on_the_clean_image_that_the_network_k
 
 
 # For these numbers of 100 and 1000 steps the spacing of diffusers adds a timestep of -1 by a rounding error. There
-# DDIM takes the image for pure noise and amplifies it, and no network was ever trained.
+# DDIM takes the image for pure noise and amplifies it, solvers stop before the clean image; none was trained there.
 @every_sampler
 @both_schedules
 @pytest.mark.parametrize(
@@ -150,9 +150,7 @@ def test_no_number_of_steps_leads_below_timestep_zero(sampler, kind, num_train_t
         callback_on_step_end=after_each(lambda index, timestep, sample: steps.append(timestep)),
     )
     assert num_inference_steps - 1 <= len(steps) == len(set(steps)) <= num_inference_steps
-    # What may be left is the noise of the very first step of the training.
-    left = (images - clean_image()).std()
-    assert left < 1.5 * (1 - schedule.alphas_cumprod[0]).sqrt()
+    torch.testing.assert_close(images, clean_image().expand(2, -1, -1, -1), rtol=0, atol=1e-3)
 
 
 @every_sampler

@@ -9,17 +9,20 @@ import pytest
 import torch
 from diffusers import (
     CMStochasticIterativeScheduler,
+    CogVideoXDDIMScheduler,
     ConfigMixin,
     DDIMInverseScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DDPMWuerstchenScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepInverseScheduler,
     DPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    IPNDMScheduler,
     ModelMixin,
     RePaintScheduler,
     ScoreSdeVeScheduler,
@@ -145,6 +148,27 @@ def test_a_pipeline_of_parts_of_diffusers_alone_needs_no_code(tmp_path):
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert (index["_class_name"], index["unet"]) == ("DDPMPipeline", ["diffusers", "UNet2DModel"])
     assert [name for name in contents(tmp_path) if name.endswith(".py")] == []
+
+
+@pytest.mark.parametrize("scheduler_class", [UniPCMultistepScheduler, EulerDiscreteScheduler])
+def test_code_comes_along_if_diffusers_own_pipeline_could_not_use_the_scheduler(scheduler_class, tmp_path):
+    pipeline = build("library")
+    pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
+    pipeline.register_to_config(num_inference_steps=7)
+    pipeline.save_pretrained(tmp_path)
+    loaded = quiet(DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True))
+    assert loaded.config.num_inference_steps == 7
+    assert np.array_equal(draw(loaded), draw(pipeline))
+
+
+@pytest.mark.parametrize(("steps", "stored"), [(50, {}), (7, {"num_inference_steps": 7})])
+def test_a_number_of_steps_that_is_not_the_default_is_stored(steps, stored, tmp_path):
+    pipeline = build("library")
+    pipeline.register_to_config(num_inference_steps=steps)
+    pipeline.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert {key: index[key] for key in index if key == "num_inference_steps"} == stored
+    assert DDPMPipeline.from_pretrained(tmp_path).config.num_inference_steps == steps
 
 
 @pytest.mark.parametrize("arguments", [{}, {"trust_remote_code": True}])
@@ -458,6 +482,7 @@ def test_an_edm_scheduler_is_refused_for_a_network_trained_on_timesteps(network,
     [
         *(FlowMatchEulerDiscreteScheduler, RePaintScheduler, CMStochasticIterativeScheduler, DDIMInverseScheduler),
         *(DPMSolverMultistepInverseScheduler, DDPMWuerstchenScheduler, ScoreSdeVeScheduler),
+        *(IPNDMScheduler, CogVideoXDDIMScheduler),
     ],
 )
 def test_a_scheduler_for_something_else_is_refused(scheduler_class):
@@ -497,6 +522,25 @@ def test_the_noise_is_scaled_as_a_scheduler_in_another_parametrisation_wants_it(
     torch.testing.assert_close(unet.shown[0], latents, rtol=1e-3, atol=0)
     torch.testing.assert_close(samples[-1], latents * float(scheduler.init_noise_sigma))
     assert float(scheduler.init_noise_sigma) > 100
+
+
+class RoundingUNet(ZeroUNet):
+    """Predicts all noise, from what it was shown, in the precision of its weights."""
+
+    def forward(self, sample, timestep):
+        self.shown.append(sample)
+        return UNet2DOutput(sample)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_do_not_round_the_images_on_the_way(dtype):
+    scheduler = sampling_scheduler(noise_schedule("cosine", 1000), "unipc")
+    pipeline, on_the_way = quiet(DDPMPipeline(RoundingUNet().to(dtype), scheduler)), []
+    images = draw(pipeline, callback_on_step_end=lambda *given: on_the_way.append(given[3]["latents"].dtype))
+    assert np.isfinite(images).all() and set(on_the_way) == {torch.float32}
+    assert {shown.dtype for shown in pipeline.unet.shown} == {dtype}
+    first = torch.randn(2, 3, 8, 8, generator=seeded(3))  # the same noise for the same seed in any precision
+    assert torch.equal(pipeline.unet.shown[0], first.to(dtype))
 
 
 @pytest.mark.parametrize("training", [False, True])

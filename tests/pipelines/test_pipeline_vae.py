@@ -213,6 +213,11 @@ def test_without_a_generator_the_images_differ_from_call_to_call():
         (True, {"latents": torch.zeros(2, 5), "batch_size": 3}, r"must have shape \(3, 5\), not"),
         (True, {"sample_from": "posterior"}, "sample_from='posterior' must be 'prior' or 'ex_post'"),
         (False, {"sample_from": "ex_post"}, "sample_from='ex_post': this pipeline has no ex-post density"),
+        (
+            True,
+            {"latents": torch.zeros(2, 5), "sample_from": "prior"},
+            "'prior' is about sampled latents; use",
+        ),
         (True, {"chunk_size": 0}, "chunk_size=0 must be at least 1"),
         (
             True,
@@ -382,6 +387,13 @@ def test_a_network_of_grey_images_encodes_pictures_too(mode):
 def test_what_are_no_images_is_refused(images, told):
     with pytest.raises(ValueError, match=told):
         build().reconstruct(images, chunk_size=0 if "chunk" in told else 64)
+
+
+def test_a_picture_for_a_vae_of_four_channels_is_refused_and_a_tensor_is_encoded():
+    pipeline = build(in_channels=4)
+    with pytest.raises(ValueError, match="this VAE has 4; give a tensor"):
+        pipeline.encode(Image.new("RGBA", (8, 8)))
+    assert pipeline.encode(torch.zeros(2, 4, 8, 8)).shape == (2, 5)
 
 
 def test_a_tensor_becomes_pictures_of_its_levels():
