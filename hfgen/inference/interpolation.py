@@ -25,6 +25,8 @@ def interpolate_latents(start: torch.Tensor, end: torch.Tensor, parts: torch.Ten
     if not spherical:
         return straight
     lengths = start.double().norm(), end.double().norm()
+    if not (lengths[0] > 0 and lengths[1] > 0):  # a latent of zeros has no direction
+        return straight
     directions = start.double() / lengths[0], end.double() / lengths[1]
     angle = torch.acos((directions[0] * directions[1]).sum().clamp(-1, 1))
     if torch.sin(angle) < 1e-6:  # collinear: no unique great circle

@@ -46,7 +46,8 @@ class UNetAttention(AlignedModelMixin, ConfigMixin):
             fourth power of the side.
 
     Raises:
-        ValueError: if the architecture does not allow `sample_size` or the heads do not divide the channels.
+        ValueError: if the architecture does not allow `sample_size` or `time_embedding_dim`, or the heads do not
+            divide the channels.
     """
 
     @register_to_config
@@ -61,6 +62,8 @@ class UNetAttention(AlignedModelMixin, ConfigMixin):
         max_attention_size: int = 32,
     ):
         super().__init__()
+        if time_embedding_dim < 4 or time_embedding_dim % 2:
+            raise ValueError(f"time_embedding_dim={time_embedding_dim} must be an even number, at least 4")
         factor = 2 ** (len(block_out_channels) - 1)
         if sample_size < factor or sample_size % factor:
             raise ValueError(

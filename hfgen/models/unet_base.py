@@ -45,7 +45,7 @@ class UNetBase(AlignedModelMixin, ConfigMixin):
         time_embedding_dim: size of the sinusoidal embedding of the timestep, an even number, at least 4.
 
     Raises:
-        ValueError: if the architecture does not allow `sample_size`.
+        ValueError: if the architecture does not allow `sample_size` or `time_embedding_dim`.
     """
 
     @register_to_config
@@ -58,6 +58,8 @@ class UNetBase(AlignedModelMixin, ConfigMixin):
         time_embedding_dim: int = 32,
     ):
         super().__init__()
+        if time_embedding_dim < 4 or time_embedding_dim % 2:
+            raise ValueError(f"time_embedding_dim={time_embedding_dim} must be an even number, at least 4")
         factor = 2 ** (len(block_out_channels) - 1)
         if sample_size < factor or sample_size % factor:
             raise ValueError(

@@ -103,6 +103,13 @@ def test_the_spherical_way_between_latents_in_one_line_is_straight_and_finite(en
     torch.testing.assert_close(way, interpolate_latents(start, end, parts, spherical=False))
 
 
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (1, 0), (0, 0)])
+def test_a_latent_without_a_direction_is_left_and_reached_in_a_straight_line(start, end):
+    ends, parts = (torch.full((4,), float(start)), torch.full((4,), float(end))), torch.tensor([0, 0.5, 1])
+    way = interpolate_latents(*ends, parts, spherical=True)
+    assert torch.equal(way, interpolate_latents(*ends, parts, spherical=False)) and bool(way.isfinite().all())
+
+
 def test_interpolate_draws_two_rows_for_each_two_seeds_and_a_gif_that_closes(hfgen, pipeline, tmp_path):
     arguments = ("--seeds", "3,1,2", "--num_frames", 4, "--device", "cpu")
     status, out, err = hfgen("interpolate", pipeline, "--output", tmp_path / "walk", *arguments)

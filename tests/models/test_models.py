@@ -392,3 +392,10 @@ def test_a_class_in_two_model_files_has_the_same_source_in_both():
                 found[node.name].append(file.name)
     assert len(found["ConvBlock"]) > 1
     assert {name: found[name] for name, texts in sources.items() if len(texts) > 1} == {}
+
+
+@pytest.mark.parametrize("network", [UNetBase, UNetAttention])
+@pytest.mark.parametrize("dim", [0, 2, 3, 7])
+def test_an_embedding_of_the_timestep_that_cannot_be_computed_is_refused(network, dim):
+    with pytest.raises(ValueError, match=f"time_embedding_dim={dim} must be an even number, at least 4"):
+        network(8, block_out_channels=(4, 8), time_embedding_dim=dim)
