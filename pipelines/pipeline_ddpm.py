@@ -47,8 +47,8 @@ class DDPMPipeline(DiffusionPipeline):
         scheduler: any diffusers scheduler: the DDPMScheduler used in training samples ancestrally; DDIM, DPM-Solver++
             or UniPC (`SchedulerClass.from_config(pipeline.scheduler.config)`) need only a few dozen steps. A network
             trained with EDM takes only diffusers' EDM schedulers.
-        num_inference_steps: default number of denoising steps, saved with the weights. `hfgen steps` measures when
-            more steps stop improving the images.
+        num_inference_steps: default number of denoising steps, saved with the weights, unless diffusers' own pipeline
+            can load them: it has no such setting. `hfgen steps` measures when more steps stop improving the images.
     """
 
     model_cpu_offload_seq = "unet"
@@ -245,8 +245,8 @@ def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> No
         file = Path(inspect.getfile(own_class))
         shutil.copyfile(file, folder / file.name)
         index["_class_name"] = [file.stem, own_class.__name__]
-    elif index.get("num_inference_steps") == inspect.signature(own_class).parameters["num_inference_steps"].default:
-        index.pop("num_inference_steps")  # diffusers' class ignores it, with a warning
+    else:
+        index.pop("num_inference_steps", None)  # diffusers' class would warn about it
     index_file.write_text(json.dumps(index, indent=2) + "\n")
     for config_file in folder.glob("*/config.json"):
         config = json.loads(config_file.read_text())

@@ -146,8 +146,8 @@ def _save_code(pipeline: DiffusionPipeline, own_class: type, folder: Path) -> No
         file = Path(inspect.getfile(own_class))
         shutil.copyfile(file, folder / file.name)
         index["_class_name"] = [file.stem, own_class.__name__]
-    elif index.get("num_inference_steps") == inspect.signature(own_class).parameters["num_inference_steps"].default:
-        index.pop("num_inference_steps")  # diffusers' class ignores it, with a warning
+    else:
+        index.pop("num_inference_steps", None)  # diffusers' class would warn about it
     index_file.write_text(json.dumps(index, indent=2) + "\n")
     for config_file in folder.glob("*/config.json"):
         config = json.loads(config_file.read_text())

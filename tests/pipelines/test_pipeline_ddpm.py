@@ -161,16 +161,6 @@ def test_code_comes_along_if_diffusers_own_pipeline_could_not_use_the_scheduler(
     assert np.array_equal(draw(loaded), draw(pipeline))
 
 
-@pytest.mark.parametrize(("steps", "stored"), [(50, {}), (7, {"num_inference_steps": 7})])
-def test_a_number_of_steps_that_is_not_the_default_is_stored(steps, stored, tmp_path):
-    pipeline = build("library")
-    pipeline.register_to_config(num_inference_steps=steps)
-    pipeline.save_pretrained(tmp_path)
-    index = json.loads((tmp_path / "model_index.json").read_text())
-    assert {key: index[key] for key in index if key == "num_inference_steps"} == stored
-    assert DDPMPipeline.from_pretrained(tmp_path).config.num_inference_steps == steps
-
-
 @pytest.mark.parametrize("arguments", [{}, {"trust_remote_code": True}])
 def test_no_code_of_the_folder_is_run_even_if_code_is_trusted(arguments, tmp_path):
     pipeline, folder, trace = build(), tmp_path / "pipeline", tmp_path / "the code was run"
