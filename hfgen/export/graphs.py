@@ -90,7 +90,8 @@ def how_to_generate(graphs: Sequence[Graph]) -> str:
             "Rebuild the scheduler from the config below, set its timesteps for num_inference_steps, and start from "
             "standard normal noise times its init_noise_sigma. At each timestep (of the type named below, one for "
             "each image of the batch) run the network on scheduler.scale_model_input(sample, timestep) and get the "
-            "next sample from scheduler.step. Clip the last sample to [-1, 1]."
+            "next sample from scheduler.step. Clip the last sample to [-1, 1]. If a timestep is below 0 (61 steps of "
+            "1000, for example, have one by a rounding error), choose another number of steps."
         )
     if "density.onnx" in files:
         return "Run density.onnx on standard normal noise, then decoder.onnx on the resulting latents."

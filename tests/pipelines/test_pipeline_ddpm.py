@@ -8,83 +8,22 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    CMStochasticIterativeScheduler,
-    CogVideoXDDIMScheduler,
-    ConfigMixin,
-    DDIMInverseScheduler,
-    DDIMScheduler,
-    DDPMScheduler,
-    DDPMWuerstchenScheduler,
     DiffusionPipeline,
-    DPMSolverMultistepInverseScheduler,
-    DPMSolverMultistepScheduler,
-    EDMDPMSolverMultistepScheduler,
-    EDMEulerScheduler,
     EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    IPNDMScheduler,
-    ModelMixin,
-    RePaintScheduler,
-    ScoreSdeVeScheduler,
-    UNet2DModel,
     UniPCMultistepScheduler,
 )
 from diffusers.callbacks import PipelineCallback
-from diffusers.configuration_utils import register_to_config
-from diffusers.models.unets.unet_2d import UNet2DOutput
-from edm_pipelines import edm_pipeline
+from tiny_ddpm import NETWORKS, ZeroUNet, build, draw, quiet, seeded
 
 from hfgen.methods.schedules import SAMPLERS, noise_schedule, sampling_scheduler
-from hfgen.models import UNetAttention, UNetBase, UNetCompact
+from hfgen.models import UNetBase
 from hfgen.pipelines import DDPMPipeline
 
 
-NETWORKS = {
-    "compact": lambda **options: UNetCompact(
-        8, block_out_channels=(4, 8), layers_per_block=1, patch_size=2, **options
-    ),
-    "base": lambda **options: UNetBase(8, block_out_channels=(4, 8), time_embedding_dim=6, **options),
-    "attention": lambda **options: UNetAttention(
-        8, block_out_channels=(4, 8), time_embedding_dim=6, num_attention_heads=2, max_attention_size=4, **options
-    ),
-    "library": lambda **options: UNet2DModel(
-        sample_size=8,
-        block_out_channels=(4, 8),
-        layers_per_block=1,
-        norm_num_groups=2,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        **options,
-    ),
-}
 every_network = pytest.mark.parametrize("network", NETWORKS)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 # Of diffusers, with numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-def build(network: str = "base", sampler: str = "ddim", **options) -> DDPMPipeline:
-    """An untrained pipeline of 8 x 8 pixels and 40 training steps; BatchNorm's statistics are not the initial ones."""
-    torch.manual_seed(0)
-    unet = NETWORKS[network](**options).train()
-    for timestep in 3, 30:
-        unet(torch.randn(4, unet.config.in_channels, 8, 8), timestep)
-    return quiet(DDPMPipeline(unet.eval(), sampling_scheduler(noise_schedule("linear", 40), sampler)))
-
-
-def quiet(pipeline: DDPMPipeline) -> DDPMPipeline:
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(pipeline, batch_size: int = 2, seed: int = 3, **arguments) -> np.ndarray:
-    """Images as float arrays `(batch_size, 8, 8, channels)` in [0, 1]."""
-    arguments = {"generator": seeded(seed), "num_inference_steps": 4, "output_type": "np", **arguments}
-    return pipeline(batch_size, **arguments).images
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -428,109 +367,10 @@ def test_a_network_in_bfloat16_draws_nearly_the_same_images(network):
     assert 0 < np.abs(half - full).mean() < 0.05
 
 
-@pytest.mark.parametrize(
-    "scheduler_class", [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler]
-)
-@pytest.mark.parametrize("saved", SAMPLERS)
-def test_another_scheduler_can_be_set_in_the_way_of_diffusers(saved, scheduler_class):
-    pipeline = build(sampler=saved)
-    pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
-    images = draw(pipeline, num_inference_steps=6)
-    assert images.shape == (2, 8, 8, 3)
-    assert np.isfinite(images).all()
-    assert images.std() > 0.05
-
-
-@pytest.mark.parametrize("scheduler_class", [DDIMScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler])
-def test_a_scheduler_of_timesteps_is_refused_for_a_network_trained_with_edm(scheduler_class):
-    """It would take noise levels for timesteps, and the images would be noise."""
-    pipeline = edm_pipeline()
-    pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
-    with pytest.raises(
-        ValueError, match=f"was trained with EDM, for which {scheduler_class.__name__} is unsuitable; use"
-    ):
-        draw(pipeline)
-    for suitable in (EDMEulerScheduler, EDMDPMSolverMultistepScheduler):
-        pipeline.scheduler = suitable.from_config(pipeline.scheduler.config)
-        assert draw(quiet(pipeline), num_inference_steps=4).std() > 0
-
-
-@pytest.mark.parametrize("network", ["base", "attention", "compact"])
-@pytest.mark.parametrize("scheduler_class", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
-def test_an_edm_scheduler_is_refused_for_a_network_trained_on_timesteps(network, scheduler_class):
-    pipeline = build(network)
-    for scheduler in (scheduler_class.from_config(pipeline.scheduler.config), scheduler_class()):
-        pipeline.scheduler = scheduler
-        with pytest.raises(
-            ValueError, match=f"was trained on timesteps, for which {scheduler_class.__name__} is unsuitable"
-        ):
-            draw(pipeline)
-
-
-@pytest.mark.parametrize(
-    "scheduler_class",
-    [
-        *(FlowMatchEulerDiscreteScheduler, RePaintScheduler, CMStochasticIterativeScheduler, DDIMInverseScheduler),
-        *(DPMSolverMultistepInverseScheduler, DDPMWuerstchenScheduler, ScoreSdeVeScheduler),
-        *(IPNDMScheduler, CogVideoXDDIMScheduler),
-    ],
-)
-def test_a_scheduler_for_something_else_is_refused(scheduler_class):
-    pipeline = build()
-    pipeline.scheduler = scheduler_class()
-    with pytest.raises(ValueError, match=f"^{scheduler_class.__name__} is not for diffusion models like this; use"):
-        draw(pipeline)
-
-
 @pytest.mark.parametrize("count", [1, 3])
 def test_another_number_of_generators_than_of_images_is_refused(count):
     with pytest.raises(ValueError, match=f"generator: there are {count} for 2 images"):
         build()(2, generator=[seeded(seed) for seed in range(count)])
-
-
-class ZeroUNet(ModelMixin, ConfigMixin):
-    """Predicts no noise at all, and remembers what it was shown."""
-
-    @register_to_config
-    def __init__(self, sample_size: int = 8, in_channels: int = 3):
-        super().__init__()
-        self.shown = []
-        self.nothing = torch.nn.Parameter(torch.zeros(()))
-
-    def forward(self, sample, timestep):
-        self.shown.append(sample)
-        return UNet2DOutput(torch.zeros_like(sample))
-
-
-def test_the_noise_is_scaled_as_a_scheduler_in_another_parametrisation_wants_it():
-    # Euler's samples have the standard deviation of their noise, 157 at first; the network is shown them at about 1.
-    scheduler = EulerDiscreteScheduler.from_config(noise_schedule("linear", 1000).config, timestep_spacing="trailing")
-    unet, samples = ZeroUNet(), []
-    pipeline = quiet(DDPMPipeline(unet, scheduler))
-    latents = torch.randn(2, 3, 8, 8, generator=seeded(3))
-    draw(pipeline, latents=latents, callback_on_step_end=lambda *given: samples.append(given[3]["latents"]))
-    torch.testing.assert_close(unet.shown[0], latents, rtol=1e-3, atol=0)
-    torch.testing.assert_close(samples[-1], latents * float(scheduler.init_noise_sigma))
-    assert float(scheduler.init_noise_sigma) > 100
-
-
-class RoundingUNet(ZeroUNet):
-    """Predicts all noise, from what it was shown, in the precision of its weights."""
-
-    def forward(self, sample, timestep):
-        self.shown.append(sample)
-        return UNet2DOutput(sample)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_weights_do_not_round_the_images_on_the_way(dtype):
-    scheduler = sampling_scheduler(noise_schedule("cosine", 1000), "unipc")
-    pipeline, on_the_way = quiet(DDPMPipeline(RoundingUNet().to(dtype), scheduler)), []
-    images = draw(pipeline, callback_on_step_end=lambda *given: on_the_way.append(given[3]["latents"].dtype))
-    assert np.isfinite(images).all() and set(on_the_way) == {torch.float32}
-    assert {shown.dtype for shown in pipeline.unet.shown} == {dtype}
-    first = torch.randn(2, 3, 8, 8, generator=seeded(3))  # the same noise for the same seed in any precision
-    assert torch.equal(pipeline.unet.shown[0], first.to(dtype))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -544,17 +384,3 @@ def test_drawing_changes_neither_weights_nor_mode_and_tracks_no_gradient(trainin
     assert pipeline.unet.training == training
     for key, value in pipeline.unet.state_dict().items():
         assert torch.equal(value, before[key]) or (training and key in statistics)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("steps", "warned"), [(30, True), (50, False), (1000, False)])
-def test_steps_that_ddim_of_diffusers_cannot_divide_are_pointed_out(steps, warned, caplog, monkeypatch):
-    from diffusers.utils import logging
-
-    monkeypatch.setattr(logging.get_logger("hfgen.pipelines.pipeline_ddpm"), "propagate", True)
-    network = UNetBase(8, block_out_channels=(4, 8))
-    pipeline = DDPMPipeline(network, sampling_scheduler(noise_schedule("linear", 1000), "ddim"))
-    pipeline.set_progress_bar_config(disable=True)
-    with caplog.at_level("WARNING"):
-        pipeline(1, num_inference_steps=steps)
-    assert (f"num_inference_steps={steps} does not divide 1000" in caplog.text) is warned
