@@ -85,7 +85,7 @@ class DDPMSettings:
         if self.batch_size // self.gradient_accumulation_steps < self.smallest_batch:
             raise UserError(
                 f"--batch_size {self.batch_size}, --gradient_accumulation_steps {self.gradient_accumulation_steps}: "
-                "BatchNorm needs at least 2 images at a time; use a larger batch, accumulate less or use --unet compact"
+                "BatchNorm needs at least 2 images at a time; use a larger batch, accumulate less, or --unet compact"
             )
         defaults = {field.name: field.default for field in fields(self)}
         for name, networks in TAKEN_BY.items():
