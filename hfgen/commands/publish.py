@@ -31,6 +31,14 @@ def publish(
     half: Annotated[
         bool, typer.Option("--half", metavar=FLAG, help="store the weights as 16-bit floats, half the size")
     ] = False,
+    discriminator: Annotated[
+        bool,
+        typer.Option(
+            "--discriminator",
+            metavar=FLAG,
+            help="also publish the discriminator, so that others can continue the training with --init_from",
+        ),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", help="only write the files to this new folder; upload nothing")
     ] = None,
@@ -48,10 +56,14 @@ def publish(
         from hfgen.publishing import publish as hub
 
     if output is not None:
-        write_atomically(output, lambda folder: hub.prepare(source, folder, repo_id, scores, license_id, half))
+        write_atomically(
+            output, lambda folder: hub.prepare(source, folder, repo_id, scores, license_id, half, discriminator)
+        )
         say(f"{output}: the files to publish, checked to load without hfgen; README.md is the card")
         return
-    published = hub.publish(source, repo_id, private, scores, license_id, space, half=half)
+    published = hub.publish(
+        source, repo_id, private, scores, license_id, space, half=half, discriminator=discriminator
+    )
     say(f"published {published.repo_id}: {published.commit.address}")
     if published.replaced_card:
         say("the repo had a hand-written README.md; the card has replaced it, and the old one is in the history")

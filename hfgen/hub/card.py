@@ -20,7 +20,7 @@ from hfgen.hub.method import Method, describe_method, sides
 from hfgen.hub.model_index import TASK, eval_results, eval_results_of_run, reference_name
 from hfgen.methods.schedules import NOT_OF_EDM
 from hfgen.metrics.report import read_report, score_table
-from hfgen.run_files import SCORES_FILE, SETTINGS_FILE, TRAINING_FILE
+from hfgen.run_files import DISCRIMINATOR_FILE, SCORES_FILE, SETTINGS_FILE, TRAINING_FILE
 from hfgen.texts import markdown_text
 
 
@@ -187,7 +187,21 @@ images = pipeline({method.call}).images
 
 This needs only torch and diffusers (0.38 or newer). {code} With
 [hfgen](https://github.com/hfgen/hfgen) installed, no code from the repo is run at all:
-`hfgen.pipelines.{name}.from_pretrained("{repo_id}"{kept})`.{rounded}"""
+`hfgen.pipelines.{name}.from_pretrained("{repo_id}"{kept})`.{rounded}{_further_training(repo_id, folder)}"""
+
+
+def _further_training(repo_id: str, folder: Path) -> str:
+    """Say how to train a pipeline further that was published with its discriminator."""
+    if not (folder / DISCRIMINATOR_FILE).is_file():
+        return ""
+    return f"""
+
+The discriminator is here too (`{DISCRIMINATOR_FILE}`), so that training can continue, also on other images. With
+[`{SETTINGS_FILE}`]({SETTINGS_FILE}), which has the settings of both networks:
+
+```
+hfgen train path/to/images --preset {SETTINGS_FILE} --init_from {repo_id} --images 10000
+```"""
 
 
 def _departures(method: Method) -> str:

@@ -15,7 +15,7 @@ from hfgen.texts import one_line
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
 # Files of an earlier upload that are deleted from the repo if the new upload does not contain them. All other files
 # belong to the repo's owner.
-PARTS = ("density", "generator", "scheduler", "unet", "vae")
+PARTS = ("density", "discriminator", "generator", "scheduler", "unet", "vae")
 PICTURES = ("curves.png", "denoising.png", "interpolation.png", "progress.gif", "sheet.png")
 RECORDS = ("evaluation.json", EVALUATIONS_FILE, METRICS_FILE, SCORES_FILE, TRAINING_FILE)
 OWN_FILES = ["pipeline_*.py", *(f"{part}/*" for part in PARTS), *(f"samples/{picture}" for picture in PICTURES)]

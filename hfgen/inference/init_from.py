@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import SchedulerMixin
+from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from hfgen.errors import UserError
 from hfgen.families import image_network
-from hfgen.inference.opening import open_pipeline
+from hfgen.inference.opening import file_beside_weights, open_pipeline
 from hfgen.methods.schedules import is_edm
-from hfgen.texts import say
+from hfgen.run_files import DISCRIMINATOR_FILE
+from hfgen.texts import one_line, say
 from hfgen.training.checkpoints import STATE_FILE, find_checkpoint, list_checkpoints, load_state
 from hfgen.training.run import Run
 
@@ -25,9 +27,9 @@ def start_from(
 ) -> None:
     """Load the weights that `--init_from` names into the new networks of a run and their average, if it is given.
 
-    A run and a checkpoint have the average and all networks that were trained; a pipeline, also the `best/` of a
-    run, has the average of the first network alone, which both then start from. Optimizers and averaging start anew.
-    Nothing is done in a resumed run.
+    A run and a checkpoint have the average and all networks that were trained. A pipeline, also the `best/` of a run,
+    has the average of the first network, which both then start from, and may have been published with its
+    discriminator. Optimizers and averaging start anew. Nothing is done in a resumed run.
 
     Args:
         run: the run.
@@ -56,18 +58,24 @@ def start_from(
     ema.module.load_state_dict(average)
     ema.n_averaged.zero_()  # or the average would show the old images for thousands of updates
     if run.is_main:
-        lacking = "the run had" if checkpoint else "a pipeline has"
-        untrained = [f"; the {name} is new: {lacking} none" for name in networks if name not in found]
+        lacking = "the run had none" if checkpoint else "this pipeline comes without one"
+        untrained = [f"; the {name} is new, because {lacking}" for name in networks if name not in found]
         say(f"initialised from {checkpoint or source}: {', '.join(loaded)} and EMA weights{''.join(untrained)}")
 
 
 def _weights_of_pipeline(source: str, name: str) -> dict[str, Weights]:
-    """Return the weights of a pipeline's network as a checkpoint has them; empty if its network has another name."""
+    """Return the weights of a pipeline as a checkpoint has them; empty if its network has another name."""
     pipeline = open_pipeline(source, "cpu", plain=True)
     if name not in pipeline.components:
         return {}
     weights = image_network(pipeline).state_dict()
-    return {name: weights, "ema": weights}
+    found: dict[str, Weights] = {name: weights, "ema": weights}
+    if (file := file_beside_weights(source, DISCRIMINATOR_FILE)) is not None:
+        try:
+            found["discriminator"] = load_file(file)
+        except Exception as error:  # of safetensors or the disk
+            raise UserError(f"--init_from {source}: {file} cannot be read: {one_line(error)}") from error
+    return found
 
 
 def _require_same_prediction(source: str, checkpoint: Path | None, here: SchedulerMixin) -> None:

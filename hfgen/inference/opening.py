@@ -226,6 +226,27 @@ def _download(repo_id: str) -> Path:
     return folder
 
 
+def file_beside_weights(where: str, name: str) -> Path | None:
+    """Return a file of a pipeline that `open_pipeline` does not need; from the Hub it is downloaded.
+
+    Args:
+        where: as in `open_pipeline`.
+        name: path of the file in the pipeline's folder.
+
+    Raises:
+        UserError: if there is no pipeline, or the download fails; None is returned if it lacks the file.
+    """
+    where = hub_id_of_address(where, "models", "DIR")
+    path = Path(where).expanduser()
+    try:
+        folder = find_pipeline(path) if path.exists() else Path(snapshot_download(where, allow_patterns=[name]))
+    except UserError:
+        raise
+    except Exception as error:  # from the network or the disk
+        raise UserError(f"{where}: {name} could not be loaded from the Hub: {one_line(error)}") from error
+    return folder / name if (folder / name).is_file() else None
+
+
 def _check_files(folder: Path) -> None:
     """Raise a `UserError` if a file is damaged, or a configuration asks for more than any network of images has."""
     if (folder / DIGESTS_FILE).is_file() and (damage := find_damage(folder, trust_times=True)):

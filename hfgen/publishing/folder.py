@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
 
 from hfgen.data.location import TOY_PAINTINGS, is_hub_id
 from hfgen.errors import UserError
@@ -32,8 +34,10 @@ from hfgen.inference.sampling import (
     weights_digest,
 )
 from hfgen.metrics.report import read_report, to_json
-from hfgen.publishing.half import round_to_half, store_in_half
+from hfgen.publishing.discriminator import discriminator_of
+from hfgen.publishing.half import round_to_half, round_weights, store_in_half
 from hfgen.run_files import (
+    DISCRIMINATOR_FILE,
     EVALUATIONS_FILE,
     EVENTS_FILE,
     INTAKE_FILE,
@@ -84,6 +88,7 @@ def make_publication(
     scores: Path | None = None,
     license_id: str | None = None,
     half: bool = False,
+    discriminator: bool = False,
 ) -> None:
     """Write everything to publish into a new folder.
 
@@ -94,24 +99,29 @@ def make_publication(
         scores: a folder from `hfgen evaluate`, or the `evaluation.json` in it.
         license_id: licence of the weights, for the card.
         half: store the weights as 16-bit floats; the pictures are then made with these.
+        discriminator: also write the weights of the discriminator.
 
     Raises:
-        UserError: if there is no pipeline, the scores belong to other weights or another way of sampling, a local path
-            would be published, or a weight is too large for 16 bits.
+        UserError: if there is no pipeline or discriminator, the scores belong to other weights or another way of
+            sampling, a local path would be published, or a weight is too large for 16 bits.
     """
     folder = find_pipeline(source)
-    pipeline = open_pipeline(str(folder), plain=True)
+    pipeline, run = open_pipeline(str(folder), plain=True), run_of(folder)
     digests, network = [weights_digest(pipeline)], network_digest(pipeline)
+    opponent = _opponent(pipeline, folder, run) if discriminator else {}
     if half:
         round_to_half(pipeline)
+        round_weights("discriminator", opponent)
         digests.append(weights_digest(pipeline))
     report = None if scores is None else scores_of(scores, digests)
     if report is not None:
         refuse_other_sampling(f"--scores {scores}", report, pipeline)
     pipeline.save_pretrained(target)
+    if opponent:
+        (target / DISCRIMINATOR_FILE).parent.mkdir()
+        save_file(opponent, target / DISCRIMINATOR_FILE, metadata={"format": "pt"})
     if half:
         store_in_half(target)
-    run = run_of(folder)
     if report is not None:
         report["reference"] = reference_name(report["reference"])
         (target / REPORT_FILE).write_text(to_json(report))
@@ -122,6 +132,12 @@ def make_publication(
     write_card(target, repo_id, license_id)
     private = [Path.home(), Path.cwd(), source.expanduser().resolve(), *([run.resolve()] if run else [])]
     refuse_private_paths(target, [str(path) for path in private])
+
+
+def _opponent(pipeline: DiffusionPipeline, folder: Path, run: Path | None) -> dict[str, torch.Tensor]:
+    """Return the weights of the discriminator that the pipeline in a folder was trained against."""
+    step = None if run is None else moment_of(run, folder, ()).step
+    return discriminator_of(pipeline, folder, run, step)
 
 
 def scores_of(scores: Path, digests: Sequence[str]) -> dict[str, Any]:

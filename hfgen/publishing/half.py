@@ -1,5 +1,6 @@
 """Storing weights as 16-bit floats, which halves the size of a pipeline; they are loaded as 32-bit floats."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,15 +17,20 @@ def round_to_half(pipeline: DiffusionPipeline) -> None:
         UserError: if a weight is too large for 16 bits.
     """
     for part, network in pipeline.components.items():
-        state = network.state_dict() if isinstance(network, torch.nn.Module) else {}
-        for name, weights in state.items():
-            if weights.dtype != torch.float32:
-                continue
-            rounded = weights.half()
-            if weights.isfinite().all() and not rounded.isfinite().all():
-                problem = f"{part}.{name} has values up to {weights.abs().max():.3g}, more than 16-bit floats hold"
-                raise UserError(f"--half: {problem}; leave out --half")
-            weights.copy_(rounded)
+        if isinstance(network, torch.nn.Module):
+            round_weights(part, network.state_dict())
+
+
+def round_weights(part: str, state: Mapping[str, torch.Tensor]) -> None:
+    """Round the weights of one network in place; raises as `round_to_half` does."""
+    for name, weights in state.items():
+        if weights.dtype != torch.float32:
+            continue
+        rounded = weights.half()
+        if weights.isfinite().all() and not rounded.isfinite().all():
+            problem = f"{part}.{name} has values up to {weights.abs().max():.3g}, more than 16-bit floats hold"
+            raise UserError(f"--half: {problem}; leave out --half")
+        weights.copy_(rounded)
 
 
 def store_in_half(folder: Path) -> None:

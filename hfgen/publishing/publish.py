@@ -45,6 +45,7 @@ def publish(
     space: bool = False,
     token: str | None = None,
     half: bool = False,
+    discriminator: bool = False,
 ) -> Published:
     """Publish a pipeline on the Hub, after checking that it loads without hfgen.
 
@@ -58,6 +59,7 @@ def publish(
         space: also publish the demo as a Space of the same name.
         token: Hub token; if None, that of the current login.
         half: store the weights as 16-bit floats, half the size; they are loaded as 32-bit floats.
+        discriminator: also publish the discriminator, so that `--init_from` can continue the training.
 
     Raises:
         UserError: if there is nothing to publish, it does not load by itself, or the Hub refuses; then the repo is
@@ -71,7 +73,7 @@ def publish(
     with tempfile.TemporaryDirectory(prefix="hfgen-publication-") as temporary:
         folder = Path(temporary) / target.repo_id.split("/")[1]
         with writing(Path(temporary), LARGER_DISK):
-            prepare(source, folder, target.repo_id, scores, license_id, half)
+            prepare(source, folder, target.repo_id, scores, license_id, half, discriminator)
         replaces = is_somebodys_own(read_card(target))
         commit = upload(folder, target, "Publish the pipeline with its card")
         if of_space is None:
@@ -113,6 +115,7 @@ def prepare(
     scores: Path | None = None,
     license_id: str | None = None,
     half: bool = False,
+    discriminator: bool = False,
 ) -> None:
     """Write the folder that `publish` uploads, and check that it loads without hfgen.
 
@@ -123,6 +126,7 @@ def prepare(
         scores: as in `publish`.
         license_id: as in `publish`.
         half: as in `publish`.
+        discriminator: as in `publish`.
 
     Raises:
         UserError: as `publish` does, except for Hub errors.
@@ -130,7 +134,7 @@ def prepare(
     check_repo_id(repo_id)
     if "/" not in repo_id:  # whose it is, only the Hub knows
         raise UserError(f"{repo_id}: give the whole name, such as your-name/{repo_id}")
-    make_publication(_existing(source), folder, repo_id, scores, license_id, half)
+    make_publication(_existing(source), folder, repo_id, scores, license_id, half, discriminator)
     check_loads_anywhere(folder)
 
 

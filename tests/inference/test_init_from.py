@@ -45,7 +45,10 @@ def test_a_checkpoint_and_a_pipeline_start_a_run_too_and_what_is_new_is_said(tmp
     train("gan", tmp_path / "b", "--max_train_steps", "1", "--init_from", tmp_path / "cats" / "pipeline")
     out = capsys.readouterr().out
     assert f"initialised from {checkpoint(tmp_path / 'cats', 2)}: generator, discriminator and EMA weights\n" in out
-    assert "cats/pipeline: generator and EMA weights; the discriminator is new: a pipeline has none\n" in out
+    assert (
+        "cats/pipeline: generator and EMA weights; the discriminator is new, because this pipeline comes without one\n"
+        in out
+    )
 
 
 def test_the_discriminator_of_a_learned_term_goes_on_too(tmp_path, capsys):
@@ -60,7 +63,7 @@ def test_the_discriminator_of_a_learned_term_goes_on_too(tmp_path, capsys):
     train("vae", tmp_path / "later", *learned, "--init_from", tmp_path / "plain")
     out = capsys.readouterr().out
     assert f"initialised from {checkpoint(tmp_path / 'cats', 2)}: vae, discriminator and EMA weights\n" in out
-    assert "vae and EMA weights; the discriminator is new: the run had none\n" in out
+    assert "vae and EMA weights; the discriminator is new, because the run had none\n" in out
 
 
 def test_a_resumed_run_goes_on_from_its_own_checkpoint(tmp_path):
