@@ -74,7 +74,9 @@ def main(arguments: list[str] | None = None) -> Path:
         images_per_update = settings.batch_size * accelerator.num_processes
         run.plan(images_per_update * settings.n_critic, data.images_per_epoch)
         boundary = decision_boundary(settings.loss, settings.label_smoothing)
-        choice = choose_augmentation(settings.augment, data.images_per_epoch, boundary is not None)
+        choice = choose_augmentation(
+            settings.augment, data.images_per_epoch, boundary is not None, run_settings.init_from is not None
+        )
         requested = settings.augment != "auto"
         augmentation = Augmentation(choice.kind, boundary, images_per_update, accelerator, requested)
         run.choices["augment"] = f"{choice.kind} ({choice.reason})"

@@ -35,13 +35,17 @@ class AugmentationChoice(NamedTuple):
     reason: str
 
 
-def choose_augmentation(wanted: str, num_images: int | None, measures_overfitting: bool) -> AugmentationChoice:
+def choose_augmentation(
+    wanted: str, num_images: int | None, measures_overfitting: bool, is_trained: bool = False
+) -> AugmentationChoice:
     """Choose the augmentation by the number of training images, unless one was requested.
 
     Args:
         wanted: "auto", "none", "diffaugment" or "ada".
         num_images: None for a stream, whose length is unknown.
         measures_overfitting: whether the loss's logits have a decision boundary, which ADA's heuristic needs.
+        is_trained: whether training starts from trained weights (`--init_from`): then it takes few updates, in which
+            the discriminator hardly overfits, and augmenting every image costs more than it helps.
     """
     if wanted != "auto":
         return AugmentationChoice(wanted, "as requested")
@@ -49,7 +53,7 @@ def choose_augmentation(wanted: str, num_images: int | None, measures_overfittin
         return AugmentationChoice("none", "the number of images in a stream is unknown")
     if num_images >= MANY_IMAGES:
         return AugmentationChoice("none", f"{num_images:,} images, at least {MANY_IMAGES:,}: enough without it")
-    if num_images < FEW_IMAGES:
+    if num_images < FEW_IMAGES and not (is_trained and measures_overfitting):
         few = f"{counted(num_images, 'image')}, fewer than {FEW_IMAGES:,}"
         return AugmentationChoice("diffaugment", f"{few}: every image is augmented")
     if not measures_overfitting:

@@ -195,6 +195,15 @@ def test_the_number_of_images_decides_unless_something_was_asked_for(
     assert (FEW_IMAGES, FEW_UNMEASURED, MANY_IMAGES) == (2_000, 5_000, 50_000)
 
 
+@pytest.mark.parametrize(
+    ("num_images", "measures_overfitting", "kind"),
+    [(300, True, "ada"), (300, False, "diffaugment"), (1_999, True, "ada"), (50_000, True, "none")],
+)
+def test_from_trained_weights_few_images_are_augmented_only_as_needed(num_images, measures_overfitting, kind):
+    assert choose_augmentation("auto", num_images, measures_overfitting, is_trained=True).kind == kind
+    assert choose_augmentation("diffaugment", num_images, measures_overfitting, is_trained=True).kind == "diffaugment"
+
+
 def test_a_run_goes_on_with_the_augmentation_that_it_began_with():
     accelerator = Accelerator(cpu=True)
     began = Augmentation("diffaugment", None, 8, accelerator)
