@@ -244,12 +244,27 @@ def _plan(
     refuse_before_reading(choice.method, parsed, processes.rank == 0)
     about, count = _about_data(parsed)
     reasons.insert(0, about)
+    reasons += _about_start(choice, settings, count)
     if scores and count < _fewest_to_score():
         scores = []
         reasons.append(f"scores: none during training after all; {count} images are too few to compare with")
+    elif scores and value_of("--evaluate_num_images", flags) is None and count < settings["evaluate_num_images"]:
+        scores += ["--evaluate_num_images", str(count)]  # as many as `hfgen evaluate` generates
     flags += scores
     reasons.append(f"command: hfgen train {choice.method} {shlex.join(flags)}")
     return Plan(choice.method, flags, reasons)
+
+
+def _about_start(choice: Choice, settings: dict[str, Any], count: int) -> list[str]:
+    """Advise to start from trained weights if a GAN is to learn from few images; their number is 0 if unknown."""
+    from hfgen.methods.augmentation import FEW_IMAGES  # imports torch
+
+    is_new = choice.resumed is None and settings["init_from"] is None
+    if choice.method != "gan" or not is_new or not 0 < count < FEW_IMAGES:
+        return []
+    return [
+        "start: untrained; with so few images, start from a trained model (--init_from) for better ones in less time"
+    ]
 
 
 def _fewest_to_score() -> int:

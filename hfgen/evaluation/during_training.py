@@ -162,8 +162,13 @@ class RunEvaluation:
         return not comparable or scores[self._settings.best_by] < best[self._settings.best_by]
 
     def _warn_if_behind(self, fid: float) -> None:
-        """Warn, once per launch, if a run of a preset is far behind the preset's reference curve."""
+        """Warn, once per launch, if a run of a preset is far behind the preset's reference curve.
+
+        Not with fewer real than generated images: the distance to a few hundred images is large for any model.
+        """
         run, count = self._run, self._sampling.num_images
+        if len(self._real.features) < count:
+            return
         images = run.step * run.images_per_step + run.images_before
         behind, message = compare_with_reference(run.all_settings, count, images, fid)
         if behind and not self._was_behind:

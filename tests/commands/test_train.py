@@ -46,13 +46,27 @@ def test_data_alone_get_a_preset_a_budget_and_a_folder_and_it_says_why(monkeypat
     assert settings["max_train_steps"] == 100_000 / 16 and settings["output_dir"] == os.path.join(
         "runs", "toy_paintings"
     )
-    data, budget, preset, same = capsys.readouterr().out.splitlines()
+    data, budget, preset, start, same = capsys.readouterr().out.splitlines()
+    assert start.startswith("start: untrained; with so few images, start from a trained model (--init_from)")
     assert data == "data: 30 images, short side 64 pixels, RGB; training at 64 x 64 (--sample_size)"
     assert budget == "budget: 100,000 images, the default on a CPU (--images, or --time 2h)"
     assert preset.startswith(
         "preset: dcgan_nearest; the best images for the training time; it reached FID 18.2 after 300,000"
     )
     assert same == f"command: hfgen train gan {' '.join(started.flags)}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["toy_paintings:2000"], ["toy_paintings:30", "--init_from", "runs/cats"], ["toy_paintings:30", "vae"]],
+)
+def test_only_a_new_gan_of_few_images_is_advised_to_start_from_trained_weights(
+    monkeypatch, capsys, started, arguments
+):
+    data, *others = arguments
+    flags = ["--preset", "vae"] if others == ["vae"] else others
+    assert call(monkeypatch, data, *flags) == 0
+    assert "start: untrained" not in capsys.readouterr().out
 
 
 def test_a_stream_is_not_read_before_the_training(monkeypatch, capsys, started):
@@ -69,6 +83,15 @@ def test_on_a_gpu_the_budget_is_larger_and_the_run_is_scored(monkeypatch, capsys
     assert settings["max_train_steps"] == 9375 and settings["evaluate_every"] == 9375 // 6
     said = capsys.readouterr().out
     assert "budget: 300,000 images, the default on 2 GPUs" in said and "scores: FID every 1,562 steps" in said
+
+
+@pytest.mark.parametrize(("images", "given", "scored"), [(30, [], 30), (1001, [], 1000), (30, [64], 64)])
+def test_on_a_gpu_no_more_images_are_scored_than_there_are_real_ones(monkeypatch, started, images, given, scored):
+    started.machine = Processes(1, 1, True, {}, None)
+    monkeypatch.setattr(inception, "find_weights", lambda path: path)
+    flags = [one for number in given for one in ("--evaluate_num_images", number)]
+    assert call(monkeypatch, f"toy_paintings:{images}", *flags) == 0
+    assert settings_of(started)["evaluate_num_images"] == scored
 
 
 @pytest.mark.parametrize(
