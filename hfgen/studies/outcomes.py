@@ -30,7 +30,7 @@ class Result:
 
     Attributes:
         summary: summary of training and scores; "course" is FID during training, if requested.
-        curve: about two hundred entries of the run's log, with losses and speed.
+        curve: step and losses of at most two hundred entries of the run's log.
         sheet: the first images of the evaluation, JPEG in base64.
         strip: for diffusion: a denoising strip, likewise; else "".
     """

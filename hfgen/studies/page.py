@@ -8,8 +8,7 @@ from hfgen.metrics.report import finite
 from hfgen.pages import page_template
 from hfgen.studies.cells import Cell, Study
 from hfgen.studies.outcomes import TRAINED, Outcome
-from hfgen.studies.pictures import losses_of
-from hfgen.studies.results import strip_timesteps
+from hfgen.studies.results import losses_of, strip_timesteps
 from hfgen.studies.study_file import METRICS
 from hfgen.studies.table import COLUMNS, Row, as_matrix, cells_of, heads, ranked
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from hfgen.inference.figures import GAP, image_sheet, labelled_rows, labelled_sheet
 from hfgen.studies.cells import Study
-from hfgen.studies.results import SHEET_COLUMNS, STRIP_COLUMNS, decode_picture, strip_timesteps
+from hfgen.studies.results import SHEET_COLUMNS, STRIP_COLUMNS, decode_picture, losses_of, strip_timesteps
 from hfgen.studies.table import Row
 from hfgen.training.history import loss_range
 
@@ -110,12 +110,6 @@ def _plain(text: str, length: int) -> str:
     """Shorten a text, and escape it so that it is not read as a formula."""
     text = " ".join(text.split())
     return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
-
-
-def losses_of(curve: list[dict[str, float]]) -> list[str]:
-    """Return the names of the losses in a log: those of a GAN's two networks, or the total loss."""
-    names = list(curve[-1]) if curve else []
-    return [name for name in names if name == "loss" or name.startswith("loss_")]
 
 
 def sample_rows(rows: list[Row]) -> Image.Image | None:

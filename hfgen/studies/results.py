@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import math
 import statistics
 from dataclasses import replace
@@ -36,8 +37,8 @@ from hfgen.training.history import read_metrics
 
 SHEET_IMAGES, SHEET_COLUMNS = 32, 8
 STRIP_IMAGES, STRIP_COLUMNS = 2, 8
-# A sheet is stored in a text column; MySQL's hold 65,535 bytes.
-MAX_PICTURE_BYTES = 45_000
+# A sheet or a curve is stored in a text column; MySQL's hold 65,535 bytes.
+MAX_PICTURE_BYTES, MAX_CURVE_BYTES = 45_000, 60_000
 # Maximum widths of an image on a sheet and of a strip; larger ones are downscaled.
 MAX_SHOWN_PIXELS, MAX_STRIP_PIXELS = 96, 800
 MAX_CURVE_POINTS = 200
@@ -161,10 +162,27 @@ def training_summary(folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def curve_entries(log: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Return evenly spaced entries of a log, including the last, with what a curve needs."""
-    stride = math.ceil(len(log) / MAX_CURVE_POINTS)
+    """Return the step and the losses of evenly spaced entries of a log, including the last; fewer of many losses."""
+    names, points = ["step", *losses_of(log)], MAX_CURVE_POINTS
+    while _stored_bytes(curve := _thinned(log, names, points)) > MAX_CURVE_BYTES and points > 1:
+        points //= 2
+    return curve
+
+
+def losses_of(curve: list[dict[str, Any]]) -> list[str]:
+    """Return the names of the losses in a log: those of a GAN's two networks, or the total loss."""
+    names = list(curve[-1]) if curve else []
+    return [name for name in names if name == "loss" or name.startswith("loss_")]
+
+
+def _thinned(log: list[dict[str, Any]], names: list[str], points: int) -> list[dict[str, float]]:
+    stride = math.ceil(len(log) / points)
     kept = log[::-1][::stride][::-1]
-    return [{key: float(f"{value:.5g}") for key, value in entry.items() if key != "images"} for entry in kept]
+    return [{name: float(f"{entry[name]:.5g}") for name in names if name in entry} for entry in kept]
+
+
+def _stored_bytes(curve: list[dict[str, float]]) -> int:
+    return len(json.dumps(json.dumps(curve)))  # encoded by the study's store and again by Optuna
 
 
 def strip_timesteps(trained_steps: int) -> list[int]:

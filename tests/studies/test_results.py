@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +140,26 @@ def test_a_curve_is_thinned_evenly_and_keeps_its_end():
     assert len({after["step"] - before["step"] for before, after in zip(curve[:-1], curve[1:], strict=True)}) == 1
     assert curve[-1]["loss"] == pytest.approx(1 / 1001, rel=1e-4) and "images" not in curve[0]
     assert [entry["step"] for entry in curve_entries(log[:150])] == list(range(1, 151))
+
+
+LONG_VAE = Path(__file__).resolve().parents[2] / "model_cards" / "cat_faces_vae" / "metrics.jsonl"
+
+
+def test_the_curve_of_a_long_training_fits_into_a_field_of_mysql():
+    lines = [json.loads(line) for line in LONG_VAE.read_text().splitlines()]
+    log = [{**line, "step": 50 * index, "loss_d": 1.06623, "loss_g": 1.71364} for index, line in enumerate(lines * 5)]
+    curve = curve_entries(log)
+    assert {"loss", "loss_d", "loss_g", "kl_loss"} <= log[-1].keys()
+    assert all(entry.keys() == {"step", "loss", "loss_d", "loss_g"} for entry in curve)
+    assert len(curve) > MAX_CURVE_POINTS / 2 and bytes_in_a_database(curve) < 65_535 / 2
+    many = [{"step": line["step"], **{f"loss_of_term_{index}": line["loss"] for index in range(30)}} for line in log]
+    thinned = curve_entries(many)
+    assert bytes_in_a_database(thinned) < 65_535 and len(thinned) > 20 and thinned[-1]["step"] == log[-1]["step"]
+
+
+def bytes_in_a_database(curve):
+    """`storage` makes a text of a curve, and Optuna a JSON text of that."""
+    return len(json.dumps(json.dumps(curve)))
 
 
 def test_a_picture_is_made_small_enough_for_a_database_and_not_worse_than_that():
