@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,9 @@ MAX_PICTURE_BYTES, MAX_CURVE_BYTES = 45_000, 60_000
 # Maximum widths of an image on a sheet and of a strip; larger ones are downscaled.
 MAX_SHOWN_PIXELS, MAX_STRIP_PIXELS = 96, 800
 MAX_CURVE_POINTS = 200
+# Warnings of a training, which are stored with its scores in one text column, and characters of each.
+MAX_WARNINGS, MAX_WARNING = 12, 400
+NUMBER = re.compile(r"-?\d[\d.,]*(?:e[+-]?\d+)?")
 ABOUT_DATA = ("from_step", "data_digest")  # not about the environment of a launch
 
 
@@ -155,10 +159,32 @@ def training_summary(folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
             "images_per_second": statistics.median(entry["images_per_second"] for entry in log),
             "launches": len(launches),
             "rollbacks": final_progress(folder / PIPELINE_FOLDER).get("rollbacks", rollbacks),
-            "warnings": [f"step {event['step']}: {event['what']}" for event in events if event["event"] == "warning"],
+            "warnings": merged_warnings([event for event in events if event["event"] == "warning"]),
         },
         "environment": {key: value for key, value in launches[-1].items() if key not in ABOUT_DATA},
     }
+
+
+def merged_warnings(events: list[dict[str, Any]]) -> list[str]:
+    """Return the warnings of a run, one for all that differ only in their numbers: a check repeats its own each time.
+
+    Args:
+        events: entries of the run's `events.jsonl`, each with "step" and "what".
+    """
+    kinds: dict[str, dict[int, str]] = {}
+    for event in events:  # a run that was killed and resumed may repeat a step
+        kinds.setdefault(NUMBER.sub("#", event["what"]), {})[event["step"]] = event["what"]
+    warnings = []
+    for by_step in kinds.values():
+        first, last = min(by_step), max(by_step)
+        when = f"step {first}: "
+        if len(by_step) > 1:
+            when = f"steps {first:,} to {last:,}, {len(by_step)} times, at last: "
+        what = by_step[last]
+        warnings.append(when + (what if len(what) <= MAX_WARNING else what[: MAX_WARNING - 2].rstrip() + " …"))
+    if len(warnings) > MAX_WARNINGS:
+        warnings[MAX_WARNINGS - 1 :] = [f"{len(warnings) - MAX_WARNINGS + 1} more kinds of warnings, in {EVENTS_FILE}"]
+    return warnings
 
 
 def curve_entries(log: list[dict[str, Any]]) -> list[dict[str, float]]:

@@ -22,6 +22,7 @@ from hfgen.studies.results import (
     MAX_CURVE_POINTS,
     MAX_PICTURE_BYTES,
     MAX_SHOWN_PIXELS,
+    MAX_WARNINGS,
     Result,
     Scorer,
     curve_entries,
@@ -29,6 +30,7 @@ from hfgen.studies.results import (
     decode_picture,
     encode_picture,
     encode_sheet,
+    merged_warnings,
     training_summary,
 )
 from hfgen.studies.study_file import Evaluation
@@ -131,6 +133,26 @@ def test_the_training_is_summed_up_from_what_the_run_wrote(tmp_path):
     assert (training["steps"], training["images"], training["minutes"]) == (30, 80, 1.5)
     assert (training["images_per_second"], training["launches"], training["rollbacks"]) == (5, 2, 2)
     assert training["warnings"] == ["step 8: copies"]
+
+
+def test_warnings_that_differ_only_in_their_numbers_are_told_once():
+    collapsed = "the generator has collapsed: its images have {}% of the data's diversity and cover {:.1f}% of it"
+    events = [{"step": step, "what": collapsed.format(step // 250, 5e5 / step)} for step in range(1500, 25_001, 250)]
+    events.insert(1, {"step": 1600, "what": "the discriminator ranks 99.8% of real/generated pairs correctly"})
+    events.insert(2, {"step": 1600, "what": "copies"})
+    assert merged_warnings([*events, *events[-2:]]) == [  # killed and resumed, it has repeated two checks
+        "steps 1,500 to 25,000, 95 times, at last: " + collapsed.format(100, 20.0),
+        "step 1600: the discriminator ranks 99.8% of real/generated pairs correctly",
+        "step 1600: copies",
+    ]
+
+
+def test_so_many_warnings_that_a_database_would_refuse_them_are_cut():
+    kinds = [f"{letter * 30_000} was {letter}" for letter in "abcdefghijklmnopqrstuvwxyzäöü"]
+    warnings = merged_warnings([{"step": step, "what": what} for step, what in enumerate(kinds)])
+    assert len(warnings) == MAX_WARNINGS and warnings[0].startswith("step 0: aaa") and warnings[0].endswith("a …")
+    assert warnings[-1] == f"{len(kinds) - MAX_WARNINGS + 1} more kinds of warnings, in events.jsonl"
+    assert len(json.dumps(warnings)) < 65_535 / 4
 
 
 def test_a_curve_is_thinned_evenly_and_keeps_its_end():
