@@ -24,7 +24,7 @@ from hfgen.studies.cells import ALL_CHECKPOINTS, Cell, Study, expand, images_per
 from hfgen.studies.launch import Workspace, missing_device, train_cell
 from hfgen.studies.outcomes import TRAINED
 from hfgen.studies.results import data_settings
-from hfgen.studies.study_file import Budget, Family, StudyFile
+from hfgen.studies.study_file import Budget, Evaluation, Family, StudyFile
 from hfgen.texts import printable, say
 from hfgen.training.duration import estimated, format_duration
 from hfgen.training.history import read_metrics
@@ -52,7 +52,7 @@ class Probe:
     Attributes:
         start_seconds: time from launch to the first update.
         images_per_second: training speed.
-        generate_seconds: time to generate one image, with the evaluation's number of denoising steps.
+        generate_seconds: time to generate one image; for diffusion, of each of its denoising steps.
         kept_bytes: disk space that a finished cell keeps.
         passing_bytes: disk space of its checkpoints, deleted after scoring.
     """
@@ -93,13 +93,24 @@ class Plan:
             return 60 * budget.minutes
         return cell.settings["max_train_steps"] * images_per_step(cell.settings) / probe.images_per_second
 
-    def score_seconds(self, cell: Cell, num_images: int) -> float:
-        """Return the time to generate and score `num_images` images of a cell, at each point that is scored."""
+    def score_seconds(self, cell: Cell, evaluation: Evaluation, num_images: int | None = None) -> float:
+        """Return the time to generate and score images of a cell, at each point that is scored.
+
+        Args:
+            cell: a cell.
+            evaluation: how it is scored.
+            num_images: images to score; the evaluation's number if None.
+        """
         probe = self.probe(cell)
+        if probe is None:
+            return 0.0
         points = num_scored_checkpoints(cell) + 1
         features = 2 if cell.method == "vae" else 1  # a VAE's reconstructions are scored, too
-        each = 0.0 if probe is None else probe.generate_seconds + features * self.feature_seconds
-        return points * num_images * each
+        steps = 1
+        if cell.method == "ddpm":  # as a cell is scored: it has no more steps than it was trained with
+            steps = min(evaluation.num_inference_steps, cell.settings["num_train_timesteps"])
+        each = steps * probe.generate_seconds + features * self.feature_seconds
+        return points * (evaluation.num_images if num_images is None else num_images) * each
 
     def fixed_seconds(self, study: Study) -> float:
         """Return the time that does not depend on the budget: launches, and the features of the real images."""
@@ -108,7 +119,7 @@ class Plan:
 
     def seconds(self, study: Study) -> float:
         """Return the time of the whole study with one worker on this machine."""
-        cells, scored = study.cells.values(), study.evaluation.num_images
+        cells, scored = study.cells.values(), study.evaluation
         times = [self.train_seconds(cell, study.budget) + self.score_seconds(cell, scored) for cell in cells]
         return self.fixed_seconds(study) + sum(times)
 
@@ -185,7 +196,7 @@ def _train_and_generate(cell: Cell, study: Study, workspace: Workspace) -> Probe
         speed = statistics.median(entry["images_per_second"] for entry in settled)
         start = max(0.0, seconds - log[-1]["images"] / speed)
         passing = _size(run / "checkpoints")
-        generating = _generate_seconds(run, study.evaluation.num_inference_steps)
+        generating = _generate_seconds(run)
         # While a checkpoint is written, there is one more than the limit.
         limit = cell.settings["checkpoints_total_limit"]
         kept = num_scored_checkpoints(cell) + 1 if limit == ALL_CHECKPOINTS else limit
@@ -196,15 +207,15 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _generate_seconds(run: Path, num_inference_steps: int) -> float:
+def _generate_seconds(run: Path) -> float:
     pipeline: Any = open_pipeline(str(run))
     pipeline.set_progress_bar_config(disable=True)
-    diffusion = family(pipeline) == "ddpm"
-    count = GENERATED_BY_DIFFUSION if diffusion else GENERATED
+    count, steps = GENERATED, None
+    if family(pipeline) == "ddpm":
+        count, steps = GENERATED_BY_DIFFUSION, min(DENOISING_STEPS, pipeline.scheduler.config.num_train_timesteps)
     started = time.monotonic()
-    list(generate_images(pipeline, SamplingOptions(count, 0, DENOISING_STEPS if diffusion else None, count)))
-    seconds = (time.monotonic() - started) / count
-    return seconds * num_inference_steps / DENOISING_STEPS if diffusion else seconds
+    list(generate_images(pipeline, SamplingOptions(count, 0, steps, count)))
+    return (time.monotonic() - started) / count / (steps or 1)
 
 
 def _feature_seconds(extractor: Extractor, size: int) -> float:
@@ -228,10 +239,12 @@ def describe_plan(study: Study, plan: Plan) -> str:
             continue
         cell = study.cells[names[0]]
         training = plan.train_seconds(cell, study.budget)
-        scoring = plan.score_seconds(cell, study.evaluation.num_images)
+        # Cells with fewer timesteps than the evaluation has steps take less time.
+        scoring = sorted(plan.score_seconds(study.cells[name], study.evaluation) for name in names)
+        times = " to ".join(dict.fromkeys(map(format_duration, (scoring[0], scoring[-1]))))
         lines.append(
             f"  {names[0]}{_and_others(names)}: {probe.images_per_second:.3g} images/s, {format_duration(training)} "
-            f"of training, {format_duration(scoring)} for {study.evaluation.num_images:,} scored images"
+            f"of training, {times} for {study.evaluation.num_images:,} scored images"
         )
     probes = [probe for cell in study.cells.values() if (probe := plan.probe(cell))]
     disk = sum(probe.kept_bytes for probe in probes) + max((probe.passing_bytes for probe in probes), default=0)
@@ -272,7 +285,7 @@ def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: f
     while True:
         cells = expand(reduced, workspace.scripts, study.dataset)
         left = seconds - plan.fixed_seconds(cells)
-        one_each = sum(plan.score_seconds(cell, 1) for cell in cells.cells.values())
+        one_each = sum(plan.score_seconds(cell, file.evaluation, 1) for cell in cells.cells.values())
         fitting = int(SCORING_SHARE * max(left, 0.0) / one_each) if one_each else file.evaluation.num_images
         num_images = min(file.evaluation.num_images, max(MIN_SCORED, fitting))
         left -= num_images * one_each

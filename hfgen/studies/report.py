@@ -211,7 +211,10 @@ def conditions(study: Study, rows: list[Row]) -> str:
     diffusion = ""
     if any(cell.method == "ddpm" for cell in study.cells.values()):
         sampler = f" of {evaluation.sampler}" if evaluation.sampler else ""
-        diffusion = f", diffusion in {evaluation.num_inference_steps} steps{sampler}"
+        # A cell with fewer timesteps was scored in so many steps.
+        taken = sorted({int(steps) for row in rows for steps in row.numbers(("num_inference_steps",))})
+        taken = [taken[0], taken[-1]] if taken else [evaluation.num_inference_steps]
+        diffusion = f", diffusion in {' to '.join(dict.fromkeys(map(str, taken)))} steps{sampler}"
     ended = "" if finished == len(study.cells) else f" ({finished} ended)"
     cells = f"{counted(len(study.cells), 'cell')}{ended}"
     text = (

@@ -57,6 +57,7 @@ def result(fid=100.0, size=16, curve=(), strip=False, seed=0, **figures):
         "sample_size": size,
         "memorisation_by_pixels": {"num_copies": figures.get("copies", 0)},
         "floor": {"split": {"num_fake": 12, "num_real": 13, "fid": 20.0}, "fid_at_n": 9.5},
+        **({"num_inference_steps": figures["inference_steps"]} if "inference_steps" in figures else {}),
         **({"course": figures["course"]} if "course" in figures else {}),
         **({"reconstructions": {"fid": figures["reconstructed"]}} if "reconstructed" in figures else {}),
     }

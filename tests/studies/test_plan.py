@@ -125,7 +125,23 @@ def test_the_reconstructions_of_a_vae_are_scored_too():
     file = dataclasses.replace(study_file(grid={}, seeds=(0,)), families={"VAE": Family("vae", "vae")})
     study, plan = planned(file)
     (cell,) = study.cells.values()
-    assert plan.score_seconds(cell, 100) == pytest.approx(100 * (0.05 + 2 * FEATURE_SECONDS))
+    assert plan.score_seconds(cell, Evaluation(100)) == pytest.approx(100 * (0.05 + 2 * FEATURE_SECONDS))
+
+
+def test_diffusion_costs_its_denoising_steps_at_most_its_timesteps():
+    family = Family("ddpm", settings={"formulation": "ddpm", "num_inference_steps": 10})
+    file = dataclasses.replace(
+        study_file(grid={"num_train_timesteps": [10, 1000]}, seeds=(0,)), families={"DDPM": family}
+    )
+    study, plan = planned(file)
+    assert len(plan.probes) == 1 and study.evaluation.num_inference_steps == 50
+    fewer, many = (plan.score_seconds(cell, study.evaluation) for cell in study.cells.values())
+    assert fewer == pytest.approx(5000 * (10 * 0.05 + FEATURE_SECONDS))
+    assert many == pytest.approx(5000 * (50 * 0.05 + FEATURE_SECONDS))
+    assert plan.score_seconds(study.cells["DDPM num_train_timesteps=10 seed=0"], study.evaluation, 1) == fewer / 5000
+    assert "and 1 more like it: 100 images/s, 16.7 min of training, 54.2 min to 3.68 h for 5" in describe_plan(
+        study, plan
+    )
 
 
 def test_the_time_of_the_real_images_is_left_for_them():

@@ -64,6 +64,14 @@ def test_a_finished_study_counts_its_cells_once_and_training_times_are_readable(
     assert "FID of 1 cell, each" in told(study({"GAN": RATES[:1]}), 1)
 
 
+def test_the_denoising_steps_are_those_that_the_cells_were_scored_in():
+    made = study({"GAN": [{}], "DDPM": RATES[:2]}, methods={"DDPM": "ddpm"})
+    scored = [trained(inference_steps=steps) for steps in (10, 50)]
+    assert "generated with seed 0, diffusion in 50 steps)" in told(made, None, None, None)
+    assert "generated with seed 0, diffusion in 10 steps)" in told(made, 1, scored[0], scored[0])
+    assert "generated with seed 0, diffusion in 10 to 50 steps)" in told(made, 1, scored[1], scored[0])
+
+
 def test_a_study_in_which_nothing_has_ended_has_a_report(tmp_path):
     made = study({"GAN": RATES})
     files = written(tmp_path / "report", made, None, None, None)
