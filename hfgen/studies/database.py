@@ -18,6 +18,8 @@ from hfgen.texts import one_line
 
 
 LOCK_SECONDS = 60
+# At most so long between heartbeats: other workers and `status` judge by their own grace period, which may be shorter.
+MAX_HEARTBEAT_SECONDS = 30
 OPENING_TRIES, OPENING_PAUSE = 20, 0.2
 DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
 
@@ -49,7 +51,7 @@ def open_database(url: str, grace_seconds: int) -> RDBStorage:
             storage = Storage(
                 url.replace("{", "{{").replace("}", "}}"),  # Optuna treats it as a template
                 engine_kwargs=options,
-                heartbeat_interval=max(1, grace_seconds // 4),
+                heartbeat_interval=min(max(1, grace_seconds // 4), MAX_HEARTBEAT_SECONDS),
                 grace_period=grace_seconds,
             )
             break

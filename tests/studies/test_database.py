@@ -116,6 +116,11 @@ def test_tables_of_something_else_are_refused_in_one_line(refusal, tmp_path):
     assert line.startswith(f"error: --storage sqlite:///{tmp_path}/study.db: the database cannot be ")
 
 
+@pytest.mark.parametrize(("grace_seconds", "seconds"), [(2, 1), (60, 15), (120, 30), (600, 30)])
+def test_a_worker_with_more_patience_beats_often_enough_for_the_others(tmp_path, grace_seconds, seconds):
+    assert StudyStore(sqlite_url(tmp_path), grace_seconds)._storage.get_heartbeat_interval() == seconds
+
+
 @pytest.mark.slow
 def test_heartbeats_go_on_when_the_database_is_back(tmp_path):
     study = toy_study("a")
