@@ -224,6 +224,11 @@ def _cell(file: StudyFile, scripts: Path, family_name: str, point: dict[str, Any
 
         if sampler not in EDM_SAMPLERS:
             raise UserError(f"{where}: evaluation: sampler: {sampler}: EDM has only {' and '.join(EDM_SAMPLERS)}")
+    if file.evaluation.sample_from == "ex_post" and settings.get("density_components") == 0:
+        raise UserError(
+            f"{where}: evaluation: sample_from ex_post: density_components 0 fits no density; give 1 or more, or "
+            "leave sample_from out"
+        )
     if family.device == "cuda" and settings["cpu"]:
         raise UserError(f"{where}: device cuda and the setting cpu contradict each other; leave one out")
     return Cell(name, family.method, settings, family.device)

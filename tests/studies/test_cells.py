@@ -237,6 +237,15 @@ def test_a_sampler_that_edm_lacks_is_refused_before_anything_is_trained():
     assert study_of({"EDM": family}, evaluation=Evaluation(num_images=20, sampler="ddim")).cells
 
 
+def test_samples_from_a_density_that_is_not_fitted_are_refused_before_anything_is_trained():
+    vae = {**GAN, "VAE": Family("vae", grid={"density_components": [5, 0]})}
+    told = refusal_of(vae, evaluation=Evaluation(num_images=20, sample_from="ex_post"))
+    reason = "density_components 0 fits no density; give 1 or more, or leave sample_from out"
+    assert told == f"study toy: VAE density_components=0: evaluation: sample_from ex_post: {reason}"
+    for source in ("prior", None):
+        assert len(study_of(vae, evaluation=Evaluation(num_images=20, sample_from=source)).cells) == 3
+
+
 def test_of_a_gan_images_are_those_that_the_discriminator_has_seen():
     assert images_per_step({"batch_size": 16, "n_critic": 5}) == 80
     assert images_per_step({"batch_size": 16}) == 16
