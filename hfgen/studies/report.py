@@ -222,9 +222,10 @@ def conditions(study: Study, rows: list[Row]) -> str:
         f"{evaluation.num_images:,} images of each are scored (generated with seed {evaluation.seed}"
         f"{diffusion})"
     )
-    sizes = _common(rows, ("sample_size",), "{} pixels") + _common(rows, ("scores", "num_real"), "{:,} real images")
-    text += f" against {' of '.join(sizes[::-1])}" if sizes else " against the real images"
-    text += f" of {study.dataset}."
+    size = _common(rows, ("sample_size",), "{} pixels")
+    count = _common(rows, ("scores", "num_real"), "{:,} real images")
+    real = count or (["real images"] if size else ["the real images"])
+    text += f" against {' of '.join([*real, *size, study.dataset])}."
     if evaluation.features != "inception":
         text += (
             f" In features of {evaluation.features}, not of Inception: what is called FID and KID here is the Frechet "

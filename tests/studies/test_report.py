@@ -72,6 +72,21 @@ def test_the_denoising_steps_are_those_that_the_cells_were_scored_in():
     assert "generated with seed 0, diffusion in 10 to 50 steps)" in told(made, 1, scored[1], scored[0])
 
 
+@pytest.mark.parametrize(
+    ("size", "num_real", "told_of"),
+    [
+        (16, 24, "24 real images of 16 pixels of"),
+        (16, 25, "real images of 16 pixels of"),  # one cell drops duplicates
+        (32, 24, "24 real images of"),
+        (32, 25, "the real images of"),
+    ],
+)
+def test_the_real_images_are_told_with_what_all_cells_have_in_common(size, num_real, told_of):
+    made = study({"GAN": RATES[:2]})
+    found = told(made, trained(), trained(size=size, num_real=num_real))
+    assert f"(generated with seed 0) against {told_of} someone/cats." in found
+
+
 def test_a_study_in_which_nothing_has_ended_has_a_report(tmp_path):
     made = study({"GAN": RATES})
     files = written(tmp_path / "report", made, None, None, None)
