@@ -25,7 +25,7 @@ from hfgen.studies.launch import Workspace, missing_device, train_cell
 from hfgen.studies.outcomes import TRAINED
 from hfgen.studies.results import data_settings
 from hfgen.studies.study_file import Budget, Evaluation, Family, StudyFile
-from hfgen.texts import printable, say
+from hfgen.texts import counted, printable, say
 from hfgen.training.duration import estimated, format_duration
 from hfgen.training.history import read_metrics
 
@@ -304,6 +304,7 @@ def scale_down(file: StudyFile, study: Study, plan: Plan, asked: str, seconds: f
     every = None if every is None else max(1, math.ceil(every * share))  # same number of scores in a shorter training
     evaluation = dataclasses.replace(file.evaluation, num_images=num_images, every_images=every)
     budget = cut_budget(file.budget, share)
+    _check_terms_of_the_grid(study, budget, asked)
     reduced = with_smaller_budget(dataclasses.replace(reduced, evaluation=evaluation), study, budget)
     return with_original_values(expand(reduced, workspace.scripts, study.dataset), file, asked)
 
@@ -323,12 +324,25 @@ def with_smaller_budget(file: StudyFile, study: Study, budget: Budget) -> StudyF
 
 def _with_earlier_term(family: Family, study: Study, name: str, share: float) -> Family:
     """Let the learned term of a VAE begin after the same share of a shorter training, unless the grid says when."""
-    cells = [study.cells[cell] for place in study.places if place.family == name for cell in place.cells]
-    starts = {cell.settings.get("learned_term_start", 0) for cell in cells}
-    if len(starts) > 1 or starts == {0}:
+    places = [place for place in study.places if place.family == name]
+    starts = {study.cells[cell].settings.get("learned_term_start", 0) for place in places for cell in place.cells}
+    if any("learned_term_start" in place.point for place in places) or starts == {0}:
         return family
     earlier = {"learned_term_start": int(share * starts.pop())}
     return dataclasses.replace(family, settings={**family.settings, **earlier})
+
+
+def _check_terms_of_the_grid(study: Study, budget: Budget, asked: str) -> None:
+    """Raise a `UserError` if a smaller budget ends before a learned term whose start the grid sets: it stays there."""
+    cells = [study.cells[cell] for one in study.places if "learned_term_start" in one.point for cell in one.cells]
+    for cell in sorted(cells, key=lambda cell: cell.settings["learned_term_start"], reverse=True):
+        start = cell.settings["learned_term_start"]
+        steps = budget.steps or math.ceil((budget.images or 0) / images_per_step(cell.settings))
+        if start >= steps:
+            raise UserError(
+                f"--budget {asked}: too short for learned_term_start {start} of the grid: {cell.name} would train for "
+                f"{counted(steps, 'update')}; give more time, or an earlier start"
+            )
 
 
 def with_original_values(study: Study, file: StudyFile, asked: str) -> Study:

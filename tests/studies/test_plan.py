@@ -116,9 +116,21 @@ def test_a_learned_term_begins_as_early_in_a_training_that_is_cut():
     share = reduced.budget.images / 450_000
     starts = [cell.settings["learned_term_start"] for cell in reduced.cells.values()]
     assert 0.1 < share < 0.5 and starts == [int(share * 12_500), int(share * 20_000)]
-    alone = dataclasses.replace(file, families={"VAE": vae["VAE"]}, grid={"learned_term_start": [9000, 12_500]})
-    with pytest.raises(UserError, match="--learned_term_start 9000: the run ends after"):
-        scale_down(alone, *planned(alone), "45m", 45 * 60, workspace_in())
+
+
+@pytest.mark.parametrize("starts", [[9000], [1000, 9000]])
+def test_a_learned_term_that_the_grid_starts_stays_where_it_is(starts):
+    vae = {"VAE": Family("vae", "vae_learned"), "own": Family("vae", "vae_learned", grid={})}
+    grid = {"learned_term_start": starts}
+    file = StudyFile("toy", "Toy", vae, Budget(images=450_000), grid=grid, evaluation=Evaluation(num_images=250))
+    study, plan = planned(file)
+    reduced = scale_down(file, study, plan, "2.5h", 2.5 * 3600, workspace_in())
+    assert reduced.budget.images < file.budget.images
+    found = [cell.settings["learned_term_start"] for cell in reduced.cells.values()]
+    assert found[:-1] == starts and 0 < found[-1] < 12_500
+    told = r"--budget 45m: too short for learned_term_start 9000 of the grid: VAE learned_term_start=9000 seed=0 would"
+    with pytest.raises(UserError, match=told):
+        scale_down(file, study, plan, "45m", 45 * 60, workspace_in())
 
 
 def test_the_reconstructions_of_a_vae_are_scored_too():
