@@ -21,6 +21,7 @@ from typing import Any
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, TrialPruned, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.engine import URL
 
 from hfgen.errors import UserError
 from hfgen.studies.cells import Study, differences
@@ -344,5 +345,5 @@ def unpacked(kept: Any) -> Study:
 
 
 def sqlite_url(folder: Path) -> str:
-    """Return the URL of the database file in a study's folder."""
-    return f"sqlite:///{(folder / 'study.db').resolve()}"
+    """Return the URL of the database file in a study's folder, whose name may have characters of a URL's own."""
+    return URL.create("sqlite", database=str((folder / "study.db").resolve())).render_as_string()

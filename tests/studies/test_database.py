@@ -6,7 +6,7 @@ from toy_studies import fall_silent, open_toys, toy_study, trained, wait_until
 
 from hfgen.errors import UserError
 from hfgen.studies import database
-from hfgen.studies.database import shown, with_driver
+from hfgen.studies.database import require_database, shown, with_driver
 from hfgen.studies.storage import StudyStore, sqlite_url
 
 
@@ -77,11 +77,15 @@ def test_tables_of_another_optuna_are_refused(tmp_path):
         StudyStore(sqlite_url(tmp_path))
 
 
-def test_a_folder_may_have_any_name(tmp_path):
-    folder = tmp_path / "runs {1} of {NAME}"
+@pytest.mark.parametrize("name", ["runs {1} of {NAME}", "better?", "a?b=c#d", "50%41", "100%", "ä & b+c@d:e"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    folder = tmp_path / name
     folder.mkdir()
     open_toys(folder, toy_study("a"))
     assert [path.name for path in folder.iterdir()] == ["study.db"]
+    require_database(sqlite_url(folder))
+    assert StudyStore(sqlite_url(folder)).open(None) == toy_study("a")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_study_in_a_file_that_must_not_be_written_can_still_be_read(tmp_path):
