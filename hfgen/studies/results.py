@@ -27,7 +27,7 @@ from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.report import finite
 from hfgen.run_files import EVENTS_FILE, STATUS_FILE
-from hfgen.studies.cells import Cell
+from hfgen.studies.cells import Cell, num_scored_checkpoints
 from hfgen.studies.launch import Workspace
 from hfgen.studies.outcomes import Result
 from hfgen.studies.study_file import Evaluation
@@ -94,7 +94,9 @@ class Scorer:
             last = {"images": summary["training"]["images"], "fid": report["scores"]["fid"]}
             if source == "ex_post":  # checkpoints of earlier versions have no density
                 sampling = replace(sampling, sample_from=None)
-            summary["course"] = finite([*self._course(cell, sampling, reference, last["images"]), last])
+            course = self._course(cell, sampling, reference, last["images"])
+            summary["course"] = finite([*course, last])
+            summary["training"]["warnings"] += gone_checkpoints(cell, len(course))
         return Result(summary, curve_entries(curve), encode_sheet(shown), strip)
 
     def _open(self, cell: Cell, folder: Path) -> DiffusionPipeline:
@@ -163,6 +165,17 @@ def training_summary(folder: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "environment": {key: value for key, value in launches[-1].items() if key not in ABOUT_DATA},
     }
+
+
+def gone_checkpoints(cell: Cell, num_scored: int) -> list[str]:
+    """Return a warning if fewer checkpoints of a cell could be scored than it has had: a scored cell keeps none."""
+    every = num_scored_checkpoints(cell)
+    if num_scored >= every:
+        return []
+    return [
+        f"checkpoints to score: {every - num_scored} of {every} are gone, so the course of FID lacks their points; a "
+        "folder keeps none of a cell that has been scored: use another --output to have them"
+    ]
 
 
 def merged_warnings(events: list[dict[str, Any]]) -> list[str]:

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import URL
 
 from hfgen.errors import UserError
-from hfgen.studies.cells import Study, differences
+from hfgen.studies.cells import Study, differences, new_place
 from hfgen.studies.database import DATABASE_ERRORS, open_database, reading_from, reason_of, shown, with_driver
 from hfgen.studies.outcomes import BROKEN, DIVERGED, TRAINED, Outcome, Result
 
@@ -105,7 +105,7 @@ class StudyStore:
             raise UserError(
                 f"the study {study.name} in this database is a different one (stored -> now):\n  "
                 + "\n  ".join(changes)
-                + "\nRename the study file, or use another --output or --storage"
+                + f"\nRename the study file, or use {new_place(study)}"
             )
         # Changes that do not affect results, such as a new title or published figure, are stored.
         if any(self.outcomes(stored).values()):

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from hfgen.errors import UserError
-from hfgen.studies.cells import Cell, Study
+from hfgen.studies.cells import Cell, Study, new_place
 from hfgen.studies.database import DATABASE_ERRORS, reason_of, shown
 from hfgen.studies.launch import Workspace, check_data, missing_device, train_cell
 from hfgen.studies.outcomes import BROKEN, DIVERGED, IN_USE, TRAINED, Outcome, Result
@@ -152,7 +152,7 @@ def _check_same_data(store: StudyStore, study: Study, workspace: Workspace, dige
         if digest != _digest_of(study.cells[name], workspace, digests):
             raise UserError(
                 f"--dataset {workspace.dataset}: these are not the images that {name} was trained on; use the same "
-                "images, or start a new study with another --output or --storage; if that cell is still being trained "
+                f"images, or start a new study with {new_place(study)}; if that cell is still being trained "
                 "on the wrong images, stop its worker"
             )
 

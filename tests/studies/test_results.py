@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from hfgen.evaluation.scoring import score_pipeline
 from hfgen.inference.figures import image_sheet
 from hfgen.inference.opening import open_pipeline
 from hfgen.inference.sampling import SamplingOptions, generate_images
-from hfgen.studies.cells import Cell
+from hfgen.studies.cells import ALL_CHECKPOINTS, Cell
 from hfgen.studies.launch import Workspace
 from hfgen.studies.results import (
     MAX_CURVE_POINTS,
@@ -104,6 +105,23 @@ def test_each_checkpoint_on_the_way_is_scored_as_the_end_is(method, workspace, m
     assert len(expected) > 1
     assert [point["images"] for point in summary["course"]] == [point["images"] for point in expected]
     assert [point["fid"] for point in summary["course"]] == pytest.approx([point["fid"] for point in expected])
+
+
+@pytest.mark.parametrize(("gone", "told"), [([], []), ([2], ["1 of 2"]), ([2, 4, 6], ["2 of 2"])])
+def test_checkpoints_that_are_gone_before_they_are_scored_are_told(runs, tmp_path, monkeypatch, gone, told):
+    """As after a first score, in the same folder but with another database."""
+    monkeypatch.setattr(hfgen.studies.results, "build_extractor", lambda *_: Colours())
+    (tmp_path / "cells").mkdir()
+    folder = shutil.copytree(runs["gan"], tmp_path / "cells" / "gan")
+    for step in gone:
+        shutil.rmtree(folder / "checkpoints" / f"step-{step:08d}")
+    here = Workspace(tmp_path, tmp_path, json.loads((folder / "training_config.json").read_text())["dataset"])
+    of_cell = cell(here, "gan")
+    of_cell.settings.update(checkpoint_every=2, max_train_steps=6, checkpoints_total_limit=ALL_CHECKPOINTS)
+    summary = Scorer(Evaluation(num_images=12, every_images=1), here).score(of_cell).summary
+    warnings = [one.partition(" are gone, so")[0] for one in summary["training"]["warnings"] if "checkpoints" in one]
+    assert warnings == [f"checkpoints to score: {part}" for part in told]
+    assert len(summary["course"]) == 3 - len({2, 4} & {*gone})
 
 
 def test_a_vae_is_sampled_from_where_the_study_says(workspace, monkeypatch):
