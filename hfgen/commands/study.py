@@ -139,7 +139,7 @@ def join(
     """Join a study running elsewhere: train and score its cells until none are left."""
     from hfgen.studies.database import require_database
     from hfgen.studies.launch import Workspace
-    from hfgen.studies.scripts import find_scripts
+    from hfgen.studies.scripts import find_scripts, require_same_scripts, script_digests
     from hfgen.studies.storage import StudyStore
 
     with loading():
@@ -152,9 +152,20 @@ def join(
         raise UserError(
             f"the study was made with hfgen {stored.version}, not {hfgen.__version__}: install the same version"
         )
+    scripts = find_scripts()
+    require_same_scripts(stored.scripts, script_digests(scripts, stored.methods))
+    say_own_scripts(stored, scripts)
     output = output or Path("runs/studies") / stored.name
     images = absolute_if_path(dataset) if dataset else stored.dataset
-    work(store, stored, Workspace(output, find_scripts(), images, feature_weights))
+    work(store, stored, Workspace(output, scripts, images, feature_weights))
+
+
+def say_own_scripts(study: "Study", scripts: Path) -> None:
+    """Say which training scripts of a study are the user's own, if any are."""
+    from hfgen.studies.scripts import own_scripts
+
+    if own := own_scripts(scripts, study.methods):
+        say(f"training with your own {', '.join(map(str, own.values()))}")
 
 
 @study_app.command()
@@ -228,6 +239,7 @@ def read(
         folder = output or Path("runs/studies") / study_file.name
         workspace = Workspace(folder, find_scripts(), absolute_if_path(str(named)), feature_weights)
         study = expand(study_file, workspace.scripts, workspace.dataset)  # imports the training scripts
+    say_own_scripts(study, workspace.scripts)
     return study_file, study, workspace
 
 

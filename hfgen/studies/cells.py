@@ -5,7 +5,7 @@ import io
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +14,7 @@ import hfgen
 from hfgen.config import default_values, parse_settings, settings_as_flags, settings_to_dict
 from hfgen.errors import UserError
 from hfgen.settings.vae import check_length
-from hfgen.studies.scripts import find_scripts, import_script
+from hfgen.studies.scripts import find_scripts, import_script, presets_of, script_differences, script_digests
 from hfgen.studies.study_file import SET_BY_THE_STUDY, Budget, Evaluation, StudyFile
 from hfgen.training.settings import rates_follow_length
 
@@ -85,6 +85,7 @@ class Study:
         places: table entries, in order.
         title, question, source, metric, seeds: see `StudyFile`.
         asked: the `--budget` that the study was scaled down to, or None.
+        scripts: from `script_digests`; empty in a study that was stored without.
     """
 
     name: str
@@ -103,6 +104,12 @@ class Study:
     full_budget: Budget | None = None
     full_evaluation: Evaluation | None = None
     full_seeds: tuple[int, ...] | None = None
+    scripts: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def methods(self) -> set[str]:
+        """The methods of its cells."""
+        return {cell.method for cell in self.cells.values()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -147,7 +154,7 @@ def expand(file: StudyFile, scripts: Path, dataset: str) -> Study:
 
     Args:
         file: the study file.
-        scripts: folder of the training scripts.
+        scripts: from `find_scripts`.
         dataset: the `--dataset` value.
 
     Raises:
@@ -179,9 +186,10 @@ def expand(file: StudyFile, scripts: Path, dataset: str) -> Study:
     _check_folder_names(file, cells)
     # All cells with the first seed come before any with the second: a study that ends early still compares all.
     cells = dict(sorted(cells.items(), key=lambda item: file.seeds.index(item[1].settings["seed"])))
+    digests = script_digests(scripts, {cell.method for cell in cells.values()})
     return Study(
         file.name, hfgen.__version__, file.title, file.question, file.source, file.metric, dataset, file.budget,
-        file.evaluation, file.seeds, cells, tuple(places),
+        file.evaluation, file.seeds, cells, tuple(places), scripts=digests,
     )  # fmt: skip
 
 
@@ -215,7 +223,8 @@ def _cell(file: StudyFile, scripts: Path, family_name: str, point: dict[str, Any
         own["cpu"] = True
     try:
         script = import_script(scripts, family.method)
-        settings = with_max_train_steps(_resolve(script, family.preset, {**QUIET, **own}), file.budget)
+        presets = presets_of(scripts, family.method)
+        settings = with_max_train_steps(_resolve(script, presets, family.preset, {**QUIET, **own}), file.budget)
         settings = with_scored_checkpoints(settings, own, file.evaluation)
     except UserError as error:
         raise UserError(f"{where}: {error}{_about_its_grid(file, scripts, family_name)}") from error
@@ -247,15 +256,13 @@ def _about_its_grid(file: StudyFile, scripts: Path, family_name: str) -> str:
     return f"; give {family_name} a grid of its own, without {' and '.join(lacking)}: grid: {shared}"
 
 
-def _resolve(script: ModuleType, preset: str | None, own: dict[str, Any]) -> dict[str, Any]:
+def _resolve(script: ModuleType, presets: Path, preset: str | None, own: dict[str, Any]) -> dict[str, Any]:
     """Return all settings of a cell, without those that the study controls."""
     flags = settings_as_flags(own, script.SETTINGS, "settings")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            parsed = parse_settings(
-                script.SETTINGS, script.PRESETS, [*([f"--preset={preset}"] if preset else []), *flags]
-            )
+            parsed = parse_settings(script.SETTINGS, presets, [*([f"--preset={preset}"] if preset else []), *flags])
     except SystemExit:  # from argparse, which has printed the reason
         message = complaint.getvalue().strip().splitlines()[-1]
         raise UserError(message.split("error: ", 1)[-1]) from None
@@ -321,7 +328,7 @@ def images_per_step(settings: dict[str, Any]) -> int:
 
 def differences(stored: Study, now: Study) -> list[str]:
     """List differences between two studies that affect results, one line each, at most about twenty lines."""
-    lines = []
+    lines = script_differences(stored.scripts, now.scripts)
     for name in ("version", "metric", "budget", "full_budget", "seeds", "full_seeds"):
         old, new = getattr(stored, name), getattr(now, name)
         if old != new and None not in (old, new):  # only scaled-down studies have full_ values

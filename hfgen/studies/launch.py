@@ -50,7 +50,7 @@ class Workspace:
 
     Attributes:
         output: folder of the study on this machine.
-        scripts: folder of the training scripts.
+        scripts: from `find_scripts`.
         dataset: the `--dataset` value.
         feature_weights: file with Inception's weights; found automatically if None.
     """

@@ -27,6 +27,7 @@ from hfgen.errors import UserError
 from hfgen.studies.cells import Study, differences, new_place
 from hfgen.studies.database import DATABASE_ERRORS, open_database, reading_from, reason_of, shown, with_driver
 from hfgen.studies.outcomes import BROKEN, DIVERGED, TRAINED, Outcome, Result
+from hfgen.studies.scripts import require_same_scripts
 
 
 DEFINITION, CELL, WORKER = "hfgen_study", "cell", "worker"
@@ -90,8 +91,8 @@ class StudyStore:
         """Open or create the study; return it with the dataset location from its creation.
 
         Raises:
-            UserError: if a different study of this name exists (the message lists the differences), or the database
-                cannot store it.
+            UserError: if a different study of this name exists (the message lists the differences), if it trains with
+                other scripts, or the database cannot store it.
         """
         try:
             self._study = optuna.create_study(study_name=study.name, storage=self._storage, sampler=self._sampler)
@@ -101,11 +102,13 @@ class StudyStore:
             self._define(study)
             return study
         stored = self._definition()
+        anew = f"rename the study file, or use {new_place(study)}"
+        require_same_scripts(stored.scripts, study.scripts, f"; or, for a study with those here, {anew}")
         if changes := differences(stored, study):
             raise UserError(
                 f"the study {study.name} in this database is a different one (stored -> now):\n  "
                 + "\n  ".join(changes)
-                + f"\nRename the study file, or use {new_place(study)}"
+                + f"\n{anew[0].upper()}{anew[1:]}"
             )
         # Changes that do not affect results, such as a new title or published figure, are stored.
         if any(self.outcomes(stored).values()):

@@ -13,7 +13,7 @@ import yaml
 from hfgen.errors import UserError
 from hfgen.files import read_written_text
 from hfgen.ranges import COUNT, SCORED_IMAGES, SEED, Range
-from hfgen.studies.scripts import METHODS, find_scripts
+from hfgen.studies.scripts import METHODS, study_folders
 from hfgen.texts import one_line
 
 
@@ -224,12 +224,12 @@ def find_study_file(name: str) -> Path:
     Raises:
         UserError: if there is none.
     """
-    shipped = find_scripts() / "studies"
+    folders = study_folders()
     short = name.removeprefix("studies/").removesuffix(".yaml")
-    for path in (Path(name).expanduser(), shipped / f"{short}.yaml"):
+    for path in (Path(name).expanduser(), *(folder / f"{short}.yaml" for folder in folders)):
         if path.is_file():
             return path
-    known = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
+    known = ", ".join(sorted({path.stem for folder in folders for path in folder.glob("*.yaml")}))
     raise UserError(f"{name}: neither a study file nor one of the shipped studies ({known})")
 
 

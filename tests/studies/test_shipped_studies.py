@@ -1,5 +1,6 @@
 """The shipped studies: where they are found, and that they are the tables which they are named after."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -9,7 +10,15 @@ import pytest
 
 from hfgen.errors import UserError
 from hfgen.studies.cells import expand
-from hfgen.studies.scripts import METHODS, SHIPPED_SCRIPTS, find_scripts, import_script, launch_arguments
+from hfgen.studies.scripts import (
+    METHODS,
+    SHIPPED_SCRIPTS,
+    find_scripts,
+    import_script,
+    launch_arguments,
+    own_scripts,
+    script_digests,
+)
 from hfgen.studies.study_file import Budget, Evaluation, Family, StudyFile, find_study_file, read_study_file
 
 
@@ -186,6 +195,47 @@ def test_training_scripts_of_the_working_folder_go_before_those_beside_the_libra
     assert find_scripts() == shipped
     (tmp_path / "training_scripts" / "train_gan.py").touch()
     assert find_scripts() == tmp_path / "training_scripts"
+
+
+@pytest.mark.parametrize("own", METHODS)
+def test_a_script_that_the_working_folder_lacks_is_that_of_hfgen(tmp_path, monkeypatch, own):
+    (tmp_path / "training_scripts").mkdir()
+    file = tmp_path / "training_scripts" / f"{METHODS[own]}.py"
+    file.write_text((SHIPPED_SCRIPTS / file.name).read_text())
+    monkeypatch.chdir(tmp_path)
+    assert own_scripts(find_scripts(), METHODS) == {own: file}
+    for method, name in METHODS.items():
+        launched = [str(file)] if method == own else ["-m", f"hfgen.training_scripts.{name}"]
+        assert launch_arguments(find_scripts(), method) == launched
+        module = f"own_{name}" if method == own else f"hfgen.training_scripts.{name}"
+        assert import_script(find_scripts(), method).__name__ == module
+
+
+def test_shipped_studies_and_presets_are_found_beside_scripts_of_one_s_own(tmp_path, monkeypatch):
+    own = tmp_path / "training_scripts"
+    (own / "studies").mkdir(parents=True)
+    (own / "studies" / "beta1.yaml").write_text("title: Mine")
+    (own / "studies" / "mine.yaml").write_text("title: Mine")
+    monkeypatch.chdir(tmp_path)
+    assert find_study_file("beta1") == own / "studies" / "beta1.yaml"
+    assert find_study_file("gan_loss") == SHIPPED_SCRIPTS / "studies" / "gan_loss.yaml"
+    with pytest.raises(UserError, match="batch_size, beta1, cpu_vs_cuda, .* learning_rate, mine, monet_families"):
+        find_study_file("absent")
+    families = {"mine": Family("gan", "tiny"), "VAE": Family("vae", "vae_200")}
+    (own / "presets" / "gan").mkdir(parents=True)
+    (own / "presets" / "gan" / "tiny.json").write_text('{"generator_channels": 4}')
+    study = expand(StudyFile("toy", "A toy", families, Budget(steps=1)), find_scripts(), "photos")
+    mine, vae = study.cells.values()
+    assert (mine.settings["generator_channels"], vae.settings["latent_dim"]) == (4, 200)
+    assert study.scripts == {"gan": None, "vae": None}
+
+
+def test_only_a_script_that_is_not_hfgen_s_has_a_digest(tmp_path):
+    (tmp_path / "train_gan.py").write_bytes((SHIPPED_SCRIPTS / "train_gan.py").read_bytes())
+    (tmp_path / "train_vae.py").write_bytes(b"mine")
+    digest = hashlib.sha256(b"mine").hexdigest()
+    assert script_digests(tmp_path, METHODS) == {"ddpm": None, "gan": None, "vae": digest}
+    assert script_digests(tmp_path, ["ddpm"]) == script_digests(SHIPPED_SCRIPTS, ["ddpm"]) == {"ddpm": None}
 
 
 def test_shipped_scripts_are_imported_and_launched_as_modules():

@@ -38,6 +38,19 @@ def test_a_setting_that_came_later_than_a_stored_study_counts_as_its_default():
     ]
 
 
+def test_another_training_script_is_a_difference_unless_the_study_does_not_know_its_own():
+    study = full_study()
+    assert study.scripts == {"gan": None, "vae": None}
+    mine = replace(study, scripts={"gan": "0123456789abcdef", "vae": None})
+    own = "your own with SHA-256 0123456789ab"
+    assert differences(mine, study) == [f"training_scripts/train_gan.py: {own} -> hfgen's"]
+    assert differences(study, mine) == [f"training_scripts/train_gan.py: hfgen's -> {own}"]
+    assert Study.from_dict(json.loads(json.dumps(mine.to_dict()))) == mine
+    older = mine.to_dict()
+    del older["scripts"]
+    assert differences(Study.from_dict(older), mine) == differences(Study.from_dict(older), study) == []
+
+
 def test_a_study_comes_back_from_json_as_it_was():
     study = full_study()
     full = {

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import pytest
 
@@ -10,6 +11,7 @@ import hfgen.studies.worker
 from hfgen.errors import UserError
 from hfgen.studies.outcomes import TRAINED, Outcome
 from hfgen.studies.plan import Plan, Probe, _kind
+from hfgen.studies.scripts import SHIPPED_SCRIPTS
 from hfgen.studies.storage import sqlite_url
 
 
@@ -190,6 +192,33 @@ def test_a_worker_takes_the_data_set_from_its_option_or_from_the_study(file, mon
     found = [workspace.dataset for workspace in workspaces]
     assert found == ["toy_paintings:24", "toy_paintings:24", "some/photos", str(file.parent / "photos")]
     assert [str(workspace.output) for workspace in workspaces] == ["here", "runs/studies/toy", "there", "there"]
+
+
+def test_a_study_with_a_script_of_one_s_own_goes_on_only_with_that(file, planned, monkeypatch, hfgen):
+    worked = []
+    monkeypatch.setattr(hfgen_worker(), "work", lambda store, study, workspace: worked.append(workspace.scripts))
+    own = file.parent / "training_scripts" / "train_gan.py"
+    own.parent.mkdir()
+    own.write_text((SHIPPED_SCRIPTS / own.name).read_text() + "# mine\n")
+    url, said = sqlite_url(file.parent / "here"), f"training with your own {own}\n"
+    commands = [("plan", file), ("run", file, "--output", "here"), ("work", url)]
+    for command in commands:
+        status, out, _ = hfgen("study", *command)
+        assert status == 0 and out.count(said) == 1
+    assert worked == [own.parent] * 2
+    named = (
+        r"error: the study was begun with .*\n  training_scripts/train_gan.py: your own with SHA-256 [0-9a-f]{12} -> "
+    )
+    for here in ("your own with", "hfgen's"):
+        if here == "hfgen's":
+            own.unlink()
+        else:
+            own.write_text(own.read_text() + "# changed\n")
+        for command in commands[1:]:
+            status, _, err = hfgen("study", *command)
+            assert status == 2 and re.match(named + here, err)
+            assert "Start it in a folder whose training_scripts/ has those of the study" in err
+    assert len(worked) == 2
 
 
 @pytest.mark.parametrize(
