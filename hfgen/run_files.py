@@ -13,5 +13,5 @@ EVALUATIONS_FILE = "evaluations.jsonl"  # all scores: for its page; also publish
 SCORES_FILE = "scores.json"  # the scores of one pipeline: that in best/, or a published one
 # Written by publishing/folder.py, beside a published pipeline.
 TRAINING_FILE = "training.json"  # how its run went, and its launches: for its model card, and for `hfgen evaluate`
-# Written by publishing/discriminator.py, if asked for.
-DISCRIMINATOR_FILE = "discriminator/model.safetensors"  # weights of the discriminator: for `--init_from`
+# Written by publishing/folder.py, if asked for. Not called model.safetensors, which diffusers would always download.
+DISCRIMINATOR_FILE = "discriminator/discriminator.safetensors"  # its weights: for `--init_from`

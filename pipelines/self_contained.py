@@ -110,7 +110,8 @@ class SelfContainedPipelineMixin:
         folder = str(pretrained_model_name_or_path)
         if not os.path.isdir(folder):
             hub_arguments = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
-            folder = snapshot_download(folder, ignore_patterns=["*.py", "*.md", "samples/*"], **hub_arguments)
+            unused = ["*.py", "*.md", "samples/*", "discriminator/*"]
+            folder = snapshot_download(folder, ignore_patterns=unused, **hub_arguments)
         if not os.path.isfile(os.path.join(folder, "model_index.json")):
             of_run = os.path.join(folder, "pipeline")
             folder = of_run if os.path.isdir(of_run) else folder

@@ -113,6 +113,20 @@ def hfgen(workplace, monkeypatch):
     return hfgen
 
 
+def toy_size_of(command):
+    """Return what makes a command of `hfgen train` small, and gives it a folder of its own."""
+    kind = re.search(r"--preset (vae|ddpm)|hfgen train (vae|ddpm)", command)
+    network = TOY_NETWORK[f"train_{(kind[1] or kind[2]) if kind else 'gan'}.py"]
+    size = TOY_SIZE
+    if "--images" in command:  # another name of --max_train_steps; --num_epochs ends the training
+        at = size.index("--max_train_steps")
+        size = size[:at] + size[at + 2 :]
+    if "--init_from" in command:  # of the size of the trained model
+        size, network = size[size.index("--batch_size") :], []
+    place = ["--output_dir", f"runs/{abs(hash(command))}"] if "--output_dir" in command else []
+    return [*size, *network, *place]
+
+
 def look_at_the_demo(programs, words):
     """Start it at a port that is free, fetch its page, and end it as Ctrl-C does."""
     with serving(programs, (programs.hfgen, *words, "--port", free_port()), r"http://\S+\s") as process:
@@ -132,14 +146,7 @@ def test_the_commands_in_order_train_sample_and_load(workplace, environment, pro
         result = run([*shlex.split(command), *TOY_SIZE, *network, *scored], really=command == trained[0])
         assert result.returncode == 0, result.stderr
     for command in [command for command in COMMANDS if command.startswith("hfgen train ")]:
-        kind = re.search(r"--preset (vae|ddpm)|hfgen train (vae|ddpm)", command)
-        script = f"train_{(kind[1] or kind[2]) if kind else 'gan'}.py"
-        place = ["--output_dir", f"runs/{abs(hash(command))}"] if "--output_dir" in command else []
-        size = TOY_SIZE
-        if "--images" in command:  # another name of --max_train_steps; --num_epochs ends the training
-            at = size.index("--max_train_steps")
-            size = size[:at] + size[at + 2 :]
-        result = run([*shlex.split(command), *size, *TOY_NETWORK[script], *place])
+        result = run([*shlex.split(command), *toy_size_of(command)])
         assert result.returncode == 0, result.stderr
     described = re.search(r"^runs/ddpm/\n(.*?)```", TEXT, re.DOTALL | re.MULTILINE).group(1)
     for name in re.findall(r"^    ([\w.]+?)/?[ ,]", described, re.MULTILINE):
@@ -187,8 +194,9 @@ def test_the_commands_in_order_train_sample_and_load(workplace, environment, pro
 def test_faces_are_seen_before_any_training(workplace, programs, run, monkeypatch):
     """At full size, and the first command in a new process, as whoever has just installed it runs them."""
     monkeypatch.chdir(workplace)
-    sampling, demo = (command for command in COMMANDS if "model_cards/" in command)
-    assert sampling.startswith("hfgen sample model_cards/cat_faces_gan --num_images 64 ")
+    (sampling,) = (command for command in COMMANDS if command.startswith("hfgen sample model_cards/"))
+    (demo,) = (command for command in COMMANDS if command.startswith("hfgen demo model_cards/"))
+    assert "model_cards/cat_faces_gan --num_images 64 " in sampling
     result = run(shlex.split(sampling), really=True)
     assert result.returncode == 0, result.stderr
     assert len(list((workplace / "faces").glob("*.png"))) == 64 and (workplace / "faces_sheet.png").is_file()
@@ -224,7 +232,7 @@ def test_the_study_runs_and_is_reported_as_the_page_says(programs, workplace, hf
         else:  # hours, or machines that are not here: it is read as the command line does
             typer.main.get_command(cli.app).commands["study"].commands[words[2]].make_context(words[2], words[3:])
             assert words[2] == "work" or words[3] == "my_study.yaml" or find_study_file(words[3])
-    assert len(studies) == 7
+    assert len(studies) == 8
     for folder in ("runs/studies/my_study/report", "report"):
         assert "| SNGAN | latent_dim 4 |" in (workplace / folder / "report.md").read_text()
         assert (workplace / folder / "index.html").is_file()
@@ -266,6 +274,7 @@ def test_every_option_and_preset_that_the_pages_name_exists():
         "image",
         "private",
         "half",
+        "discriminator",
         "curves",
         "scores",
         "license",

@@ -67,27 +67,18 @@ def main(arguments: list[str] | None = None) -> Path:
         except ValueError as error:
             raise UserError(str(error)) from error
 
-        # 2. Data and its augmentation
+        # 2. Data
         order = (settings.batch_size, run_settings.seed)
         data = load_training_data(data_settings, *order, accelerator, run.output_dir, run.commit)
         evaluation = RunEvaluation(run, data_settings)
         images_per_update = settings.batch_size * accelerator.num_processes
         run.plan(images_per_update * settings.n_critic, data.images_per_epoch)
-        boundary = decision_boundary(settings.loss, settings.label_smoothing)
-        choice = choose_augmentation(
-            settings.augment, data.images_per_epoch, boundary is not None, run_settings.init_from is not None
-        )
-        requested = settings.augment != "auto"
-        augmentation = Augmentation(choice.kind, boundary, images_per_update, accelerator, requested)
-        run.choices["augment"] = f"{choice.kind} ({choice.reason})"
-        if run.is_main:
-            say(f"augmentation: {run.choices['augment']}")
 
-        # 3. The generator's average, optimizers
+        # 3. The generator's average, weights to start from, optimizers
         generator_network.to(run.device, memory_format=torch.channels_last)
         discriminator_network.to(run.device, memory_format=torch.channels_last)
         ema = averaged_copy(generator_network, settings.ema_decay)
-        start_from(run, {"generator": generator_network, "discriminator": discriminator_network}, ema)
+        loaded = start_from(run, {"generator": generator_network, "discriminator": discriminator_network}, ema)
         pipeline = FreshStatistics(GANPipeline(ema.module), ema.module, statistics_latents(settings, run))
         for network in (generator_network, discriminator_network):
             use_matrix_products(network)  # faster on a CPU, same results
@@ -99,15 +90,24 @@ def main(arguments: list[str] | None = None) -> Path:
             generator_network, discriminator_network, optimizer_g, optimizer_d
         )
 
-        # 4. The collapse watch, and what a checkpoint contains
+        # 4. The discriminator's augmentation, the collapse watch, and what a checkpoint contains
+        boundary = decision_boundary(settings.loss, settings.label_smoothing)
+        is_measured, is_trained = boundary is not None, "discriminator" in loaded
+        choice = choose_augmentation(settings.augment, data.images_per_epoch, is_measured, is_trained)
+        requested = settings.augment != "auto"
+        augmentation = Augmentation(choice.kind, boundary, images_per_update, accelerator, requested)
+        run.choices["augment"] = f"{choice.kind} ({choice.reason})"
         watch = build_watch(data, settings, accelerator.num_processes)
         stateful = {"generator": generator_network, "discriminator": discriminator_network, "ema": ema}
         stateful |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
         stateful |= {"augmentation": augmentation, "watch": watch}
         run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
-
-        if run.is_main and augmentation.kind != choice.kind:
-            say(f"augmentation: {augmentation.kind}, as at the start of this run")
+        if run.is_main:
+            same = (
+                augmentation.kind == choice.kind
+            )  # unless resumed, with other images or without the weights to start from
+            why = choice.reason if same else "as at the start of this run"
+            say(f"augmentation: {augmentation.kind} ({why})")
 
         # 5. One generator update per step
         if run.first_sheet_due:

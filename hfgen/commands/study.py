@@ -161,11 +161,12 @@ def join(
 
 
 def say_own_scripts(study: "Study", scripts: Path) -> None:
-    """Say which training scripts of a study are the user's own, if any are."""
-    from hfgen.studies.scripts import own_scripts
+    """Say which training scripts of a study are the user's own, if any are; a checkout has unchanged copies."""
+    from hfgen.studies.scripts import own_scripts, script_digests
 
-    if own := own_scripts(scripts, study.methods):
-        say(f"training with your own {', '.join(map(str, own.values()))}")
+    digests = script_digests(scripts, study.methods)
+    if own := [str(file) for method, file in own_scripts(scripts, study.methods).items() if digests[method]]:
+        say(f"training with your own {', '.join(own)}")
 
 
 @study_app.command()

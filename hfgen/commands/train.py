@@ -30,13 +30,14 @@ from hfgen.ranges import COUNT
 from hfgen.settings.vae import default_learned_term_start
 from hfgen.texts import counted, say, say_lines
 from hfgen.training.duration import WITHOUT_END, parse_duration
-from hfgen.training.settings import rates_follow_length, steps_for_images
+from hfgen.training.settings import RunSettings, rates_follow_length, steps_for_images
 
 
 # Training images by default: after these the recommended preset has come most of its way.
 IMAGES_ON_CPU, IMAGES_ON_GPU = 100_000, 300_000
 # Evaluations of a run on a GPU, where they take seconds.
 EVALUATIONS = 6
+EVALUATED = RunSettings.evaluate_num_images  # if nobody has chosen another number
 # Settings that end a training.
 LENGTHS = ("max_train_time", "max_train_steps", "num_epochs")
 USAGE = """\
@@ -248,8 +249,9 @@ def _plan(
     if scores and count < _fewest_to_score():
         scores = []
         reasons.append(f"scores: none during training after all; {count} images are too few to compare with")
-    elif scores and value_of("--evaluate_num_images", flags) is None and count < settings["evaluate_num_images"]:
+    elif scores and settings_to_dict(*parsed)["evaluate_num_images"] == EVALUATED > count:
         scores += ["--evaluate_num_images", str(count)]  # as many as `hfgen evaluate` generates
+        reasons.append(f"scored: {count} images each time, as there are no more real ones (--evaluate_num_images)")
     flags += scores
     reasons.append(f"command: hfgen train {choice.method} {shlex.join(flags)}")
     return Plan(choice.method, flags, reasons)
@@ -262,9 +264,7 @@ def _about_start(choice: Choice, settings: dict[str, Any], count: int) -> list[s
     is_new = choice.resumed is None and settings["init_from"] is None
     if choice.method != "gan" or not is_new or not 0 < count < FEW_IMAGES:
         return []
-    return [
-        "start: untrained; with so few images, start from a trained model (--init_from) for better ones in less time"
-    ]
+    return ["start: untrained; with so few images, 10,000 seen from a trained model on are better (--init_from)"]
 
 
 def _fewest_to_score() -> int:

@@ -150,6 +150,8 @@ def variant_of(folder: Path) -> str | None:
     """
     found: list[set[str]] = []  # the variants of each component
     for part in folder.iterdir():
+        if part.name == Path(DISCRIMINATOR_FILE).parent.name:  # not loaded with the pipeline
+            continue
         # model.safetensors, model.fp16.safetensors; in parts: model.fp16-00001-of-00002.safetensors
         stems = {re.sub(r"-\d{5}-of-\d{5}", "", file.stem) for file in part.glob("*.safetensors")}
         if stems:
@@ -192,14 +194,15 @@ This needs only torch and diffusers (0.38 or newer). {code} With
 
 def _further_training(repo_id: str, folder: Path) -> str:
     """Say how to train a pipeline further that was published with its discriminator."""
-    if not (folder / DISCRIMINATOR_FILE).is_file():
+    if not ((folder / DISCRIMINATOR_FILE).is_file() and (folder / SETTINGS_FILE).is_file()):
         return ""
     return f"""
 
-The discriminator is here too (`{DISCRIMINATOR_FILE}`), so that training can continue, also on other images. With
-[`{SETTINGS_FILE}`]({SETTINGS_FILE}), which has the settings of both networks:
+The discriminator is here too (`{DISCRIMINATOR_FILE}`), so that training can continue, also on other images;
+[`{SETTINGS_FILE}`]({SETTINGS_FILE}) has the settings of both networks:
 
 ```
+hf download {repo_id} {SETTINGS_FILE} --local-dir .
 hfgen train path/to/images --preset {SETTINGS_FILE} --init_from {repo_id} --images 10000
 ```"""
 

@@ -8,18 +8,25 @@ from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, R
 from huggingface_hub.utils import validate_repo_id
 
 from hfgen.errors import UserError
-from hfgen.run_files import EVALUATIONS_FILE, METRICS_FILE, SCORES_FILE, SETTINGS_FILE, TRAINING_FILE
+from hfgen.run_files import (
+    DISCRIMINATOR_FILE,
+    EVALUATIONS_FILE,
+    METRICS_FILE,
+    SCORES_FILE,
+    SETTINGS_FILE,
+    TRAINING_FILE,
+)
 from hfgen.texts import one_line
 
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
 # Files of an earlier upload that are deleted from the repo if the new upload does not contain them. All other files
 # belong to the repo's owner.
-PARTS = ("density", "discriminator", "generator", "scheduler", "unet", "vae")
+PARTS = ("density", "generator", "scheduler", "unet", "vae")
 PICTURES = ("curves.png", "denoising.png", "interpolation.png", "progress.gif", "sheet.png")
 RECORDS = ("evaluation.json", EVALUATIONS_FILE, METRICS_FILE, SCORES_FILE, TRAINING_FILE)
 OWN_FILES = ["pipeline_*.py", *(f"{part}/*" for part in PARTS), *(f"samples/{picture}" for picture in PICTURES)]
-OWN_FILES += [*RECORDS, SETTINGS_FILE]
+OWN_FILES += [*RECORDS, SETTINGS_FILE, DISCRIMINATOR_FILE]
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import SchedulerMixin
-from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from hfgen.errors import UserError
 from hfgen.families import image_network
-from hfgen.inference.opening import file_beside_weights, open_pipeline
+from hfgen.inference.opening import load_discriminator, open_pipeline
 from hfgen.methods.schedules import is_edm
-from hfgen.run_files import DISCRIMINATOR_FILE
-from hfgen.texts import one_line, say
+from hfgen.texts import say
 from hfgen.training.checkpoints import STATE_FILE, find_checkpoint, list_checkpoints, load_state
 from hfgen.training.run import Run
 
@@ -24,7 +22,7 @@ Weights = Mapping[str, Any]
 
 def start_from(
     run: Run, networks: dict[str, nn.Module], ema: AveragedModel, scheduler: SchedulerMixin | None = None
-) -> None:
+) -> list[str]:
     """Load the weights that `--init_from` names into the new networks of a run and their average, if it is given.
 
     A run and a checkpoint have the average and all networks that were trained. A pipeline, also the `best/` of a run,
@@ -37,14 +35,20 @@ def start_from(
         ema: average of the first network.
         scheduler: of a DDPM: tells what its network predicts.
 
+    Returns:
+        The names of the networks that have got weights.
+
     Raises:
         UserError: if there are no such weights, or those of another architecture or of another prediction.
     """
     source = run.settings.init_from
     if source is None or not run.is_new:
-        return
+        return []
     checkpoint, first = _checkpoint_in(Path(source).expanduser()), next(iter(networks))
-    found = _weights_of_pipeline(source, first) if checkpoint is None else load_state(checkpoint)
+    if checkpoint is None:
+        found = _weights_of_pipeline(source, first, "discriminator" in networks)
+    else:
+        found = load_state(checkpoint)
     if first not in found:
         raise UserError(f"--init_from {source}: {checkpoint or 'it'} is of another method: it has no {first}")
     average = {key.removeprefix("module."): value for key, value in found["ema"].items() if key != "n_averaged"}
@@ -61,20 +65,18 @@ def start_from(
         lacking = "the run had none" if checkpoint else "this pipeline comes without one"
         untrained = [f"; the {name} is new, because {lacking}" for name in networks if name not in found]
         say(f"initialised from {checkpoint or source}: {', '.join(loaded)} and EMA weights{''.join(untrained)}")
+    return loaded
 
 
-def _weights_of_pipeline(source: str, name: str) -> dict[str, Weights]:
+def _weights_of_pipeline(source: str, name: str, with_discriminator: bool) -> dict[str, Weights]:
     """Return the weights of a pipeline as a checkpoint has them; empty if its network has another name."""
     pipeline = open_pipeline(source, "cpu", plain=True)
     if name not in pipeline.components:
         return {}
     weights = image_network(pipeline).state_dict()
     found: dict[str, Weights] = {name: weights, "ema": weights}
-    if (file := file_beside_weights(source, DISCRIMINATOR_FILE)) is not None:
-        try:
-            found["discriminator"] = load_file(file)
-        except Exception as error:  # of safetensors or the disk
-            raise UserError(f"--init_from {source}: {file} cannot be read: {one_line(error)}") from error
+    if with_discriminator and (weights := load_discriminator(source)) is not None:
+        found["discriminator"] = weights
     return found
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from hfgen.data.location import hub_id_of_address, is_hub_id
 from hfgen.errors import UserError
@@ -23,7 +25,7 @@ from hfgen.methods.matrix_convolution import use_matrix_products
 from hfgen.methods.schedules import SAMPLERS, default_num_inference_steps, sampling_scheduler
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
 from hfgen.pipelines.pipeline_ddpm import mismatch
-from hfgen.run_files import SETTINGS_FILE, TRAINING_FILE
+from hfgen.run_files import DISCRIMINATOR_FILE, SETTINGS_FILE, TRAINING_FILE
 from hfgen.texts import one_line
 from hfgen.training.checkpoints import PIPELINE_FOLDER, list_checkpoints
 
@@ -226,25 +228,40 @@ def _download(repo_id: str) -> Path:
     return folder
 
 
-def file_beside_weights(where: str, name: str) -> Path | None:
-    """Return a file of a pipeline that `open_pipeline` does not need; from the Hub it is downloaded.
+def load_discriminator(where: str) -> dict[str, torch.Tensor] | None:
+    """Return the weights of the discriminator that was published with a pipeline, 32-bit floats by name.
 
     Args:
-        where: as in `open_pipeline`.
-        name: path of the file in the pipeline's folder.
+        where: as in `open_pipeline`; from the Hub, its file is downloaded.
+
+    Returns:
+        None if the pipeline was published without one.
 
     Raises:
-        UserError: if there is no pipeline, or the download fails; None is returned if it lacks the file.
+        UserError: if there is no pipeline, the download fails, or the file is damaged.
     """
     where = hub_id_of_address(where, "models", "DIR")
     path = Path(where).expanduser()
+    file = find_pipeline(path) / DISCRIMINATOR_FILE if path.exists() else _downloaded(where, DISCRIMINATOR_FILE)
+    if file is None or not file.is_file():
+        return None
     try:
-        folder = find_pipeline(path) if path.exists() else Path(snapshot_download(where, allow_patterns=[name]))
-    except UserError:
-        raise
+        weights = load_file(file)
+    except Exception as error:  # of safetensors or the disk
+        raise UserError(f"{file} cannot be read: {one_line(error)}; download or publish it again") from error
+    return {name: one.float() if one.is_floating_point() else one for name, one in weights.items()}
+
+
+def _downloaded(repo_id: str, name: str) -> Path | None:
+    """Download a file of a repo; return None if the repo has none of this name."""
+    try:
+        return Path(hf_hub_download(repo_id, name))
+    except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, but it says nothing of the repo
+        raise UserError(f"{repo_id}: {name} could not be downloaded: {one_line(error)}") from error
+    except EntryNotFoundError:
+        return None
     except Exception as error:  # from the network or the disk
-        raise UserError(f"{where}: {name} could not be loaded from the Hub: {one_line(error)}") from error
-    return folder / name if (folder / name).is_file() else None
+        raise UserError(f"{repo_id}: {name} could not be downloaded: {one_line(error)}") from error
 
 
 def _check_files(folder: Path) -> None:

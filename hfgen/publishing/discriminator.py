@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import load_file
 
 from hfgen.errors import UserError
 from hfgen.families import image_network
-from hfgen.run_files import DISCRIMINATOR_FILE
+from hfgen.inference.opening import load_discriminator
+from hfgen.texts import one_line
 from hfgen.training.checkpoints import checkpoint_of, list_checkpoints, load_state
 
 
@@ -26,8 +26,8 @@ def discriminator_of(
     Raises:
         UserError: if there was no discriminator, or the run has kept no checkpoint of this step.
     """
-    if (folder / DISCRIMINATOR_FILE).is_file():
-        return load_file(folder / DISCRIMINATOR_FILE)
+    if (published := load_discriminator(str(folder))) is not None:
+        return published
     if run is None or step is None:
         raise UserError(f"--discriminator: {folder} has none, and is not part of a run; leave out --discriminator")
     checkpoints = list_checkpoints(run / "checkpoints")
@@ -38,7 +38,10 @@ def discriminator_of(
             f"--discriminator: there is no checkpoint of step {step:,} of {run} any more; publish one that is kept "
             f"({names}), or leave out --discriminator"
         )
-    state = load_state(kept)
+    try:
+        state = load_state(kept)
+    except UserError as error:
+        raise UserError(f"--discriminator: {one_line(error)}, or leave out --discriminator") from error
     if "discriminator" not in state:
         raise UserError(f"--discriminator: {run} was trained without one; leave out --discriminator")
     # After a rollback the run may have come by this step a second time.

@@ -47,7 +47,7 @@ def test_data_alone_get_a_preset_a_budget_and_a_folder_and_it_says_why(monkeypat
         "runs", "toy_paintings"
     )
     data, budget, preset, start, same = capsys.readouterr().out.splitlines()
-    assert start.startswith("start: untrained; with so few images, start from a trained model (--init_from)")
+    assert start.startswith("start: untrained; with so few images, 10,000 seen from a trained model on are better")
     assert data == "data: 30 images, short side 64 pixels, RGB; training at 64 x 64 (--sample_size)"
     assert budget == "budget: 100,000 images, the default on a CPU (--images, or --time 2h)"
     assert preset.startswith(
@@ -85,7 +85,9 @@ def test_on_a_gpu_the_budget_is_larger_and_the_run_is_scored(monkeypatch, capsys
     assert "budget: 300,000 images, the default on 2 GPUs" in said and "scores: FID every 1,562 steps" in said
 
 
-@pytest.mark.parametrize(("images", "given", "scored"), [(30, [], 30), (1001, [], 1000), (30, [64], 64)])
+@pytest.mark.parametrize(
+    ("images", "given", "scored"), [(30, [], 30), (1001, [], 1000), (30, [64], 64), (30, [1001], 1001)]
+)
 def test_on_a_gpu_no_more_images_are_scored_than_there_are_real_ones(monkeypatch, started, images, given, scored):
     started.machine = Processes(1, 1, True, {}, None)
     monkeypatch.setattr(inception, "find_weights", lambda path: path)

@@ -12,15 +12,18 @@ from toy_runs import checkpoint, train
 from hfgen.errors import UserError
 from hfgen.inference.opening import open_pipeline
 from hfgen.publishing.folder import make_publication
-from hfgen.publishing.publish import prepare
 from hfgen.run_files import DISCRIMINATOR_FILE
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+UNCHECKED = """
+import hfgen.publishing.publish
+hfgen.publishing.publish.check_loads_anywhere = lambda folder: None
+"""
 
 
 def test_the_discriminator_goes_along_if_asked_for_and_a_run_starts_from_both(runs, tmp_path, capsys):
-    prepare(runs["gan"], tmp_path / "both", "tester/toy", discriminator=True)
+    make_publication(runs["gan"], tmp_path / "both", "tester/toy", discriminator=True)
     before = torch.load(checkpoint(runs["gan"], 6) / "state.pt", weights_only=True)
     published = load_file(tmp_path / "both" / DISCRIMINATOR_FILE)
     assert published.keys() == before["discriminator"].keys()
@@ -47,10 +50,14 @@ def test_it_is_rounded_with_the_rest_and_goes_along_when_published_again(runs, t
     make_publication(tmp_path / "half", tmp_path / "again", "tester/toy", discriminator=True)
     make_publication(tmp_path / "half", tmp_path / "without", "tester/toy")
     half, again = (load_file(tmp_path / name / DISCRIMINATOR_FILE) for name in ("half", "again"))
+    assert "stored as 16-bit floats" in (tmp_path / "half" / "README.md").read_text()
+    # Without its settings, which only a run has, nobody could train it further.
+    card = (tmp_path / "again" / "README.md").read_text()
+    assert "stored as 16-bit floats" not in card and "--init_from" not in card
     whole = torch.load(checkpoint(runs["gan"], 6) / "state.pt", weights_only=True)["discriminator"]
     for name, weights in whole.items():
         assert torch.equal(half[name], weights.half() if weights.is_floating_point() else weights)
-        assert torch.equal(again[name], half[name])
+        assert again[name].dtype == weights.dtype and torch.equal(again[name], half[name].to(weights.dtype))
     assert not (tmp_path / "without" / "discriminator").exists()
 
 
@@ -81,11 +88,34 @@ def test_a_discriminator_of_other_weights_or_of_none_is_refused(runs, tmp_path):
     assert not (tmp_path / "published").exists()
 
 
+def test_the_discriminator_of_a_learned_term_goes_along(tmp_path):
+    learned = ("--feature_weight", "1", "--discriminator_channels", "4", "--max_train_steps", "2")
+    train("vae", tmp_path / "vae", *learned)
+    make_publication(tmp_path / "vae", tmp_path / "published", "tester/toy", discriminator=True)
+    state = torch.load(checkpoint(tmp_path / "vae", 2) / "state.pt", weights_only=True)["discriminator"]
+    published = load_file(tmp_path / "published" / DISCRIMINATOR_FILE)
+    assert published.keys() == state.keys() and all(torch.equal(published[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"), [("run", "ada"), ("run/pipeline", "diffaugment"), ("both", "ada"), (None, "diffaugment")]
+)
+def test_few_images_are_augmented_by_ada_if_the_discriminator_is_trained(runs, tmp_path, capsys, start, kind):
+    (tmp_path / "run").symlink_to(runs["gan"])
+    if start == "both":
+        make_publication(runs["gan"], tmp_path / "both", "tester/toy", discriminator=True)
+    arguments = ("--init_from", tmp_path / start) if start else ()
+    train("gan", tmp_path / "further", "--max_train_steps", "1", *arguments)
+    assert f"augmentation: {kind} (24 images, " in capsys.readouterr().out
+    train("gan", tmp_path / "further", "--max_train_steps", "2", *arguments, "--resume", "latest")
+    assert f"augmentation: {kind} (" in capsys.readouterr().out
+
+
 def test_a_damaged_or_foreign_discriminator_is_refused_by_name(runs, tmp_path):
     make_publication(runs["gan"], tmp_path / "both", "tester/toy", discriminator=True)
     file = tmp_path / "both" / DISCRIMINATOR_FILE
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"--init_from \S+both: \S+model.safetensors cannot be read: "):
+    with pytest.raises(UserError, match=r"discriminator.safetensors cannot be read: .*; download or publish it again"):
         train("gan", tmp_path / "further", "--init_from", tmp_path / "both")
     save_file({"weight": torch.zeros(3)}, file)
     with pytest.raises(UserError, match="both: its discriminator has another architecture: "):
@@ -96,9 +126,24 @@ def test_from_the_hub_it_is_downloaded_only_for_a_training(runs, programs, hub, 
     with Client(programs, hub, tmp_path / "home") as client:
         said = client.command("publish", runs["gan"], "tester/both", "--discriminator")
         assert (said.status, said.error) == (0, None), said
+        client.ask(UNCHECKED)  # the check, seconds long, was made here
+        assert client.command("publish", runs["gan"], "tester/without").status == 0
         assert DISCRIMINATOR_FILE in hub.files("tester/both")
         assert client.command("sample", "tester/both", "--num_images", 1, "--output", tmp_path / "drawn").status == 0
+        assert client.draw("tester/both", trust_remote_code=True)  # diffusers alone
+        client.ask("from hfgen.pipelines import GANPipeline\nGANPipeline.from_pretrained('tester/both')")
         assert not any(DISCRIMINATOR_FILE in request.path for request in hub.requests if request.method == "GET")
+        # Without a connection, what was not downloaded is not taken for missing.
+        offline = "from huggingface_hub import constants\nconstants.HF_HUB_OFFLINE = {}"
+        load = "from hfgen.inference.opening import load_discriminator\nload_discriminator('tester/both')"
+        client.ask(offline.format(True))
+        error = f"UserError: tester/both: {DISCRIMINATOR_FILE} could not be downloaded: "
+        assert client.run(load).error.startswith(error)
+        client.ask(offline.format(False))
+        client.ask(
+            "from hfgen.inference.opening import load_discriminator\n"
+            "assert load_discriminator('tester/without') is None"
+        )
         train_here = "import sys\nsys.path.insert(0, tests)\nfrom toy_runs import train\ntrain('gan', *arguments)"
         arguments = [tmp_path / "further", "--max_train_steps", "1", "--init_from", "tester/both"]
         said = client.run(train_here, tests=Path(__file__).parents[1], arguments=list(map(str, arguments)))
