@@ -237,7 +237,7 @@ def test_a_sampler_that_edm_lacks_is_refused_before_anything_is_trained():
     assert study_of({"EDM": family}, evaluation=Evaluation(num_images=20, sampler="ddim")).cells
 
 
-def test_samples_from_a_density_that_is_not_fitted_are_refused_before_anything_is_trained():
+def test_samples_from_a_density_that_is_not_fitted_are_refused_before_training():
     vae = {**GAN, "VAE": Family("vae", grid={"density_components": [5, 0]})}
     told = refusal_of(vae, evaluation=Evaluation(num_images=20, sample_from="ex_post"))
     reason = "density_components 0 fits no density; give 1 or more, or leave sample_from out"

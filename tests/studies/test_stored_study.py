@@ -38,7 +38,7 @@ def test_a_setting_that_came_later_than_a_stored_study_counts_as_its_default():
     ]
 
 
-def test_another_training_script_is_a_difference_unless_the_study_does_not_know_its_own():
+def test_another_training_script_is_a_difference_unless_none_was_stored():
     study = full_study()
     assert study.scripts == {"gan": None, "vae": None}
     mine = replace(study, scripts={"gan": "0123456789abcdef", "vae": None})
