@@ -42,7 +42,7 @@ def own_scripts(scripts: Path, methods: Iterable[str]) -> dict[str, Path]:
 def script_digests(scripts: Path, methods: Iterable[str]) -> dict[str, str | None]:
     """Return the SHA-256 of each own training script, by method; None if it is hfgen's, or an unchanged copy of it."""
     digests: dict[str, str | None] = dict.fromkeys(sorted(set(methods)))
-    for method, file in own_scripts(scripts, methods).items():
+    for method, file in own_scripts(scripts, digests).items():
         content = file.read_bytes()
         if content != (SHIPPED_SCRIPTS / file.name).read_bytes():
             digests[method] = hashlib.sha256(content).hexdigest()
