@@ -92,22 +92,21 @@ def main(arguments: list[str] | None = None) -> Path:
 
         # 4. The discriminator's augmentation, the collapse watch, and what a checkpoint contains
         boundary = decision_boundary(settings.loss, settings.label_smoothing)
-        is_measured, is_trained = boundary is not None, "discriminator" in loaded
-        choice = choose_augmentation(settings.augment, data.images_per_epoch, is_measured, is_trained)
+        # A resumed run does not load them again, and keeps its augmentation in any case.
+        is_trained = "discriminator" in loaded or (run_settings.init_from is not None and not run.is_new)
+        choice = choose_augmentation(settings.augment, data.images_per_epoch, boundary is not None, is_trained)
         requested = settings.augment != "auto"
         augmentation = Augmentation(choice.kind, boundary, images_per_update, accelerator, requested)
         run.choices["augment"] = f"{choice.kind} ({choice.reason})"
+        if run.is_main:
+            say(f"augmentation: {run.choices['augment']}")
         watch = build_watch(data, settings, accelerator.num_processes)
         stateful = {"generator": generator_network, "discriminator": discriminator_network, "ema": ema}
         stateful |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
         stateful |= {"augmentation": augmentation, "watch": watch}
         run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
-        if run.is_main:
-            same = (
-                augmentation.kind == choice.kind
-            )  # unless resumed, with other images or without the weights to start from
-            why = choice.reason if same else "as at the start of this run"
-            say(f"augmentation: {augmentation.kind} ({why})")
+        if run.is_main and augmentation.kind != choice.kind:
+            say(f"augmentation: {augmentation.kind}, as at the start of this run")
 
         # 5. One generator update per step
         if run.first_sheet_due:
