@@ -264,7 +264,8 @@ def _about_start(choice: Choice, settings: dict[str, Any], count: int) -> list[s
     is_new = choice.resumed is None and settings["init_from"] is None
     if choice.method != "gan" or not is_new or not 0 < count < FEW_IMAGES:
         return []
-    return ["start: untrained; with so few images, 10,000 seen from a trained model on are better (--init_from)"]
+    better = "with so few images a trained model is the better start (--init_from; 10,000 images seen are enough)"
+    return [f"start: untrained weights; {better}"]
 
 
 def _fewest_to_score() -> int:
