@@ -95,8 +95,8 @@ def main(arguments: list[str] | None = None) -> Path:
         # A resumed run does not load them again, and keeps its augmentation in any case.
         is_trained = "discriminator" in loaded or (run_settings.init_from is not None and not run.is_new)
         choice = choose_augmentation(settings.augment, data.images_per_epoch, boundary is not None, is_trained)
-        chosen = (choice.kind, boundary, images_per_update, accelerator, settings.augment != "auto")
-        augmentation = Augmentation(*chosen, data.images_per_epoch)
+        requested = settings.augment != "auto"
+        augmentation = Augmentation(choice.kind, boundary, images_per_update, accelerator, requested)
         run.choices["augment"] = f"{choice.kind} ({choice.reason})"
         if run.is_main:
             say(f"augmentation: {run.choices['augment']}")

@@ -24,8 +24,8 @@ FEW_IMAGES, MANY_IMAGES = 2_000, 50_000
 FEW_UNMEASURED = 5_000
 
 # ADA: target of the overfitting heuristic r_t, updates between adjustments, and real images within which the
-# probability can go from 0 to 1; of fewer than FEW_IMAGES, a discriminator has memorised all long before 500,000.
-ADA_TARGET, ADA_INTERVAL, ADA_IMAGES, ADA_FEW_IMAGES = 0.6, 4, 500_000, 30_000
+# probability can go from 0 to 1.
+ADA_TARGET, ADA_INTERVAL, ADA_IMAGES = 0.6, 4, 500_000
 
 
 class AugmentationChoice(NamedTuple):
@@ -140,8 +140,7 @@ class Augmentation:
 
     Section 3.1 of Karras et al. 2020: `r_t`, the mean sign of the discriminator's logits on real images, is 0 without
     overfitting and 1 with complete overfitting. Every 4 updates the probability rises by a fixed amount if `r_t` is
-    above its target, and falls if it is below: from 0 to 1 within 500,000 images, or within 30,000 if the training set
-    is small. There is no device sync.
+    above its target, and falls if it is below. There is no device sync.
 
     Args:
         kind: "none", "diffaugment" or "ada".
@@ -149,7 +148,6 @@ class Augmentation:
         images_per_update: real images per discriminator update, over all processes.
         accelerator: averages over the processes.
         requested: whether the user asked for this kind; a checkpoint with another kind then does not replace it.
-        num_images: training images; None if unknown.
 
     Attributes:
         kind: as given, or as loaded from a checkpoint.
@@ -162,12 +160,10 @@ class Augmentation:
         images_per_update: int,
         accelerator: Accelerator,
         requested: bool = False,
-        num_images: int | None = None,
     ):
         self.kind, self._boundary, self._accelerator = kind, boundary or 0.0, accelerator
         self._requested = requested
-        within = ADA_IMAGES if num_images is None or num_images >= FEW_IMAGES else ADA_FEW_IMAGES
-        self._step_size = ADA_INTERVAL * images_per_update / within
+        self._step_size = ADA_INTERVAL * images_per_update / ADA_IMAGES
         self.probability = torch.tensor(1.0 if kind == "diffaugment" else 0.0, device=accelerator.device)
         self._signs = torch.zeros((), device=accelerator.device)
         self._updates = 0

@@ -76,12 +76,6 @@ def test_with_overfitting_the_probability_rises_by_one_step_every_fourth_update(
     )
 
 
-@pytest.mark.parametrize(("num_images", "within"), [(None, 500_000), (2_000, 500_000), (1_999, 30_000), (1, 30_000)])
-def test_with_few_images_the_probability_rises_faster(num_images, within):
-    ada = Augmentation("ada", 0.0, 50, Accelerator(cpu=True), num_images=num_images)
-    assert [adapt(ada, 2.0) for _ in range(4)][-1] == pytest.approx(4 * 50 / within)
-
-
 def test_the_probability_goes_from_0_to_1_in_so_many_images_and_no_further_and_back():
     ada = augmentation("ada", images_per_update=12_500)
     rounds = ADA_IMAGES // (12_500 * ADA_INTERVAL)
