@@ -251,7 +251,7 @@ def _plan(
         reasons.append(f"scores: none during training after all; {count} images are too few to compare with")
     elif scores and settings_to_dict(*parsed)["evaluate_num_images"] == EVALUATED > count:
         scores += ["--evaluate_num_images", str(count)]  # as many as `hfgen evaluate` generates
-        reasons.append(f"scored: {count} images each time, as there are no more real ones (--evaluate_num_images)")
+        reasons.append(f"scored: {count} images each time, as many as there are real ones (--evaluate_num_images)")
     flags += scores
     reasons.append(f"command: hfgen train {choice.method} {shlex.join(flags)}")
     return Plan(choice.method, flags, reasons)

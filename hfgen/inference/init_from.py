@@ -36,7 +36,7 @@ def start_from(
         scheduler: of a DDPM: tells what its network predicts.
 
     Returns:
-        The names of the networks that have got weights.
+        The names of the networks whose weights were loaded.
 
     Raises:
         UserError: if there are no such weights, or those of another architecture or of another prediction.

@@ -35,7 +35,7 @@ def discriminator_of(
     if kept not in checkpoints:
         names = ", ".join(str(one) for one in checkpoints) or "none"
         raise UserError(
-            f"--discriminator: there is no checkpoint of step {step:,} of {run} any more; publish one that is kept "
+            f"--discriminator: {run} has deleted its checkpoint of step {step:,}; publish one of those that it has "
             f"({names}), or leave out --discriminator"
         )
     try:
@@ -44,7 +44,7 @@ def discriminator_of(
         raise UserError(f"--discriminator: {one_line(error)}, or leave out --discriminator") from error
     if "discriminator" not in state:
         raise UserError(f"--discriminator: {run} was trained without one; leave out --discriminator")
-    # After a rollback the run may have come by this step a second time.
+    # After a rollback a run passes the same steps again, with other weights.
     parameters = image_network(pipeline).named_parameters()
     if not all(torch.equal(state["ema"][f"module.{name}"], one.detach().cpu()) for name, one in parameters):
         raise UserError(
