@@ -30,7 +30,7 @@ from hfgen.commands.options import (
     require_new_folder,
     trained_on_reference,
 )
-from hfgen.errors import UserError
+from hfgen.errors import UserError, message_for_user
 from hfgen.files import writing
 from hfgen.ranges import COUNT
 from hfgen.texts import markdown_text, printable, say, say_lines
@@ -91,9 +91,11 @@ def compare(
                 options = SamplingOptions(count, seed, asked, batch_size, sample_from=source)
                 try:
                     scored = score_pipeline(pipeline, real, options, trained_on=trained_on[where])
-                except UserError as error:  # it does not cost the others their scores
+                except Exception as error:  # it does not cost the others their scores
+                    if (message := message_for_user(error)) is None:
+                        raise
                     failures.append(where if asked is None else f"{where} in {asked} steps")
-                    say(f"warning: {failures[-1]}: {error}", err=True)
+                    say(f"warning: {failures[-1]}: {message}", err=True)
                 else:
                     results.append(named_result(where, scored))
                     say(": ".join(results[-1].label.splitlines()))

@@ -127,12 +127,13 @@ def evaluate(
     trained_on = trained_on_reference([pipeline], data, real)[pipeline]
     scored = score_pipeline(loaded, real, options, extrapolate, other, trained_on)
     report = {"reference": absolute_if_path(reference), **scored.report}
+    name = Path(pipeline).resolve().name
+    if bits_per_dimension or repeats > 1:
+        write_evaluation(output, report, scored, name)  # outlives an interruption of what follows
     if bits_per_dimension:
         images = "held_out" if other else "training" if trained_on else "reference"
-        report["likelihood"] = likelihood_report(loaded, other or real, seed, images)
-    name = Path(pipeline).resolve().name
+        report["likelihood"] = likelihood_report(loaded, other or real, seed, images, batch_size)
     if repeats > 1:
-        write_evaluation(output, report, scored, name)  # outlives an interruption of the repeats
         report["repeats"] = repeat_scores(loaded, real, options, repeats, report["scores"])
     write_evaluation(output, report, scored, name)
     print_evaluation(output, report)

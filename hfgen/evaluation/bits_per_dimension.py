@@ -34,7 +34,11 @@ def check_has_likelihood(pipeline: DiffusionPipeline) -> None:
 
 
 def likelihood_report(
-    pipeline: DiffusionPipeline, real: ReferenceImages, seed: int, images: str = "reference"
+    pipeline: DiffusionPipeline,
+    real: ReferenceImages,
+    seed: int,
+    images: str = "reference",
+    batch_size: int = BATCH_SIZE,
 ) -> dict[str, Any]:
     """Measure the bits per dimension of at most `MAX_IMAGES` real images.
 
@@ -44,6 +48,7 @@ def likelihood_report(
         seed: seed for choosing the images and for latents, timesteps and noise.
         images: "held_out" if they were not used in training, "training" if they were, "reference" if that is unknown
             or true of some only. The statement says which.
+        batch_size: images per evaluation of the network. A DDPM's random numbers depend on it, a VAE's do not.
 
     Returns:
         Plain values: `bits_per_dimension` (an upper bound), `num_images`, `held_out`, and `statement` (a clause).
@@ -53,11 +58,11 @@ def likelihood_report(
     scaled = (pixels.float() / 127.5 - 1).clamp(-1, 1)
     numbers = torch.Generator().manual_seed(seed)
     if family(pipeline) == "vae":
-        bits = vae_bits(pipeline.vae, scaled, numbers)
+        bits = vae_bits(pipeline.vae, scaled, numbers, batch_size)
     else:
         schedule = _training_schedule(pipeline)
         bound = edm_bits if is_edm(schedule) else diffusion_bits
-        parts = (part.to(pipeline.device) for part in scaled.split(BATCH_SIZE))
+        parts = (part.to(pipeline.device) for part in scaled.split(batch_size))
         each = [bound(pipeline.unet, schedule, part, TIMESTEPS_PER_IMAGE, numbers) for part in parts]
         bits = float(torch.cat(each).mean())
     kind = {

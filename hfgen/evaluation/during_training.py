@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 
 from hfgen.data.settings import DataSettings
-from hfgen.errors import StopRequestedError, UserError
+from hfgen.errors import NotFiniteError, StopRequestedError, UserError, message_for_user
 from hfgen.evaluation.reference import open_reference
 from hfgen.evaluation.scores import MAX_AMONG_REAL, memorisation_report, pixel_report
 from hfgen.evaluation.scoring import generated_images
@@ -45,7 +45,7 @@ class RunEvaluation:
 
     Args:
         run: its settings say how often, with how many images and by which score.
-        data: the training images. Their features are computed once, at the first evaluation, and kept.
+        data: the training images. Their features are computed once, when training starts, and kept.
         num_inference_steps: for diffusion.
 
     Raises:
@@ -83,14 +83,22 @@ class RunEvaluation:
     def evaluate(self, pipeline: DiffusionPipeline) -> None:
         """Score the pipeline as it is now; all processes must call this, only the main one works.
 
-        Stops without a score if the run is asked to stop, or if images are not finite, which counts as a NaN loss.
+        Stops without a score if the run is asked to stop or its time is up, or if images are not finite, which counts
+        as a NaN loss. A score that cannot be measured, such as for want of memory, costs a warning, not the training.
         """
         if self._run.is_main:
             # What is computed from the images may be NaN in between.
             with self._run.generating(), np.errstate(invalid="warn"), suppress(StopRequestedError):
-                scores = self._score(pipeline)
-                self._record(scores, pipeline)
-                self._run.note(scores, 0.0)
+                try:
+                    scores = self._score(pipeline)
+                except Exception as error:
+                    message = message_for_user(error)
+                    if message is None or isinstance(error, NotFiniteError):
+                        raise
+                    self._run.warn(f"not scored: {message}")
+                else:
+                    self._record(scores, pipeline)
+                    self._run.note(scores, 0.0)
         with self._run.generating():  # nor does the others' waiting count as training time
             self._run.accelerator.wait_for_everyone()
 
@@ -98,7 +106,7 @@ class RunEvaluation:
         """Generate images and score them; fractions of copies are of all generated images."""
 
         def give_up_if_asked() -> None:
-            if self._run.stop_requested:
+            if self._run.stop_requested or self._run.is_time_up:
                 raise StopRequestedError
 
         pipeline.set_progress_bar_config(disable=True)
@@ -125,19 +133,19 @@ class RunEvaluation:
         earlier = [line for line in recorded if line["step"] < run.step]
         count, copying = self._sampling.num_images, is_copying(scores, self._sampling.num_images, self._num_among_real)
         line: dict[str, Any] = {"step": run.step, "num_images": count, **scores, "copying": copying}
-        line["network_sha256"] = network_digest(pipeline)
-        write_text_atomically(folder / EVALUATIONS_FILE, json_lines([*earlier, line]))
-        best = best_scores(folder)
-        measured = {
+        line |= {
+            "network_sha256": network_digest(pipeline),
             "num_inference_steps": self._sampling.num_inference_steps,
             "features": self._real.extractor.identity,
         }
-        if best is None or self._is_better(line | measured, best):
+        write_text_atomically(folder / EVALUATIONS_FILE, json_lines([*earlier, line]))
+        best = best_scores(folder)
+        if best is None or self._is_better(line, best):
             target = folder / BEST_FOLDER
             own = [f"{PIPELINE_FOLDER}/{name}" for name in recorded_names(target / PIPELINE_FOLDER)]
             write_atomically(
                 target,
-                lambda temporary: _save_best(temporary, pipeline, line | measured | {"rollbacks": run.rollbacks}),
+                lambda temporary: _save_best(temporary, pipeline, line | {"rollbacks": run.rollbacks}),
                 SCORES_FILE,
                 [SCORES_FILE, *own],
             )

@@ -20,7 +20,7 @@ from hfgen.integrity import write_if_needed
 from hfgen.metrics import feature_spaces
 from hfgen.metrics.extraction import BATCH_SIZE, Extractor
 from hfgen.metrics.memorisation import thumbnails, without_repeats
-from hfgen.texts import counted
+from hfgen.texts import counted, say
 
 
 # Each half needs more images than the number of neighbours used by precision and recall.
@@ -141,6 +141,10 @@ def load_reference(
         UserError: as `open_images` does.
     """
     images = open_images(settings, argument, fewest)
+    if unreadable := images.report.unreadable:
+        name, reason = unreadable[0]
+        others = f" (and {counted(len(unreadable) - 1, 'other')})" if len(unreadable) > 1 else ""
+        say(f"warning: {argument} {settings.dataset}: left out {name}: {reason}{others}", err=True)
     folder = features_folder(images, settings, extractor)
 
     def write(temporary: Path) -> None:

@@ -172,7 +172,7 @@ def reconstruction_scores(
         for start in range(0, len(chosen), options.batch_size):
             part = chosen[start : start + options.batch_size]
             images = [Image.fromarray(np.array(real.images[int(index)])) for index in part]
-            yield from map(np.asarray, pipeline.reconstruct(images, return_dict=False)[0])
+            yield from (np.asarray(one.convert("RGB")) for one in pipeline.reconstruct(images, return_dict=False)[0])
 
     features = real.extractor(reconstructions(), len(chosen))
     return {"num_images": len(chosen), "fid": float(frechet_distance(real.features, features))}

@@ -198,6 +198,23 @@ def test_a_pipeline_that_has_diverged_does_not_cost_the_others_their_scores(hfge
     assert (tmp_path / "out" / "comparison.md").is_file() and (tmp_path / "out" / "sheet.png").is_file()
 
 
+def test_a_pipeline_that_needs_too_much_memory_does_not_cost_the_others_theirs(hfgen, folders, tmp_path, monkeypatch):
+    score = scoring.score_pipeline
+
+    def score_but_the_first(pipeline, *given, **named):
+        if isinstance(pipeline, GANPipeline):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return score(pipeline, *given, **named)
+
+    monkeypatch.setattr(scoring, "score_pipeline", score_but_the_first)
+    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: Colours())
+    arguments = ("--reference", "toy_paintings:14", "--num_images", "10", "--device", "cpu")
+    status, _, err = hfgen("compare", folders / "gan", folders / "vae", *arguments, "--output", tmp_path / "out")
+    assert status == 2 and f"warning: {folders / 'gan'}: out of memory" in err and "lower --batch_size" in err
+    (row,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]
+    assert row["name"] == str(folders / "vae")
+
+
 def test_an_interruption_keeps_what_has_been_scored(hfgen, folders, tmp_path, monkeypatch):
     scores = [scoring.score_pipeline]
 

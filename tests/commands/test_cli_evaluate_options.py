@@ -105,6 +105,34 @@ def test_an_interruption_of_the_repeats_keeps_the_first_scores(hfgen, asked_for,
     assert json.loads((tmp_path / "scores" / "evaluation.json").read_text())["scores"]["num_fake"] == 10
 
 
+@pytest.mark.parametrize("size", [32, 3])
+def test_bits_are_measured_in_the_batches_asked_for_and_a_failure_keeps_the_scores(
+    hfgen, asked_for, pipelines, tmp_path, monkeypatch, size
+):
+    seen = []
+
+    def interrupt(vae, images, numbers, batch_size):
+        seen.append(batch_size)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hfgen.evaluation.bits_per_dimension.vae_bits", interrupt)
+    arguments = ("--reference", "toy_paintings:14", "--num_images", "10", "--device", "cpu", "--bits_per_dimension")
+    command = ("evaluate", pipelines / "vae", *arguments, "--output", tmp_path / "scores", "--batch_size", size)
+    assert hfgen(*command)[0] == 130 and seen == [size]
+    report = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
+    assert report["scores"]["num_fake"] == 10 and "likelihood" not in report
+
+
+def test_images_that_cannot_be_read_are_named_before_the_scores(hfgen, asked_for, pipelines, tmp_path):
+    folder = folder_of(paintings(range(16)), tmp_path / "real")
+    for name in ("003.png", "007.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:60])
+    command = ("evaluate", pipelines / "gan", "--reference", folder, "--num_images", "10", "--device", "cpu")
+    status, _, err = hfgen(*command, "--output", tmp_path / "scores")
+    assert status == 0 and f"warning: --reference {folder}: left out 003.png: " in err and "(and 1 other)" in err
+    assert json.loads((tmp_path / "scores" / "evaluation.json").read_text())["scores"]["num_real"] == 14
+
+
 def test_held_out_images_are_compared_with_as_such(evaluate, tmp_path):
     """Drawn are eight of the training images and two others: nearer to those than to what was held out."""
     kept = paintings(range(200, 213))

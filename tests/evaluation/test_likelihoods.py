@@ -68,7 +68,6 @@ def test_a_ddpm_is_scored_by_its_variational_bound_whatever_its_saved_sampler():
 
 
 def test_the_mean_is_over_images_however_they_are_batched(monkeypatch):
-    monkeypatch.setattr(likelihoods, "BATCH_SIZE", 3)
     sizes = []
 
     def brightness(unet, schedule, images, timesteps, generator):
@@ -76,7 +75,7 @@ def test_the_mean_is_over_images_however_they_are_batched(monkeypatch):
         return images.mean(dim=(1, 2, 3)).double()
 
     monkeypatch.setattr(likelihoods, "diffusion_bits", brightness)
-    report = likelihood_report(ddpm(), reference(7), 0)
+    report = likelihood_report(ddpm(), reference(7), 0, batch_size=3)
     assert sizes == [(3, 50), (3, 50), (1, 50)]
     assert report["bits_per_dimension"] == pytest.approx(pixels(range(7)).mean().item(), rel=1e-5)
 
@@ -84,7 +83,7 @@ def test_the_mean_is_over_images_however_they_are_batched(monkeypatch):
 def test_of_many_images_some_are_chosen_by_the_seed(monkeypatch):
     monkeypatch.setattr(likelihoods, "MAX_IMAGES", 5)
     shown = []
-    monkeypatch.setattr(likelihoods, "vae_bits", lambda vae, images, numbers: shown.append(images) or 1.0)
+    monkeypatch.setattr(likelihoods, "vae_bits", lambda vae, images, numbers, batch_size: shown.append(images) or 1.0)
     for seed in (0, 0, 1):
         assert likelihood_report(vae(), reference(12), seed)["num_images"] == 5
     assert torch.equal(shown[0], shown[1]) and not torch.equal(shown[0], shown[2])

@@ -1,5 +1,6 @@
 """Scores in the course of a run: when, of what, what is kept of them, and that training does not feel them."""
 
+import errno
 import json
 import os
 import signal
@@ -64,7 +65,9 @@ def test_the_pipeline_is_scored_on_the_cadence_and_at_the_last_step(tmp_path, mo
     assert drawn["numbers"] == 3 * [*range(12)]
     logged = {entry["step"]: entry for entry in metrics(tmp_path / "run")}
     for row in rows:
-        scores = {name: row[name] for name in row if name not in ("step", "num_images", "copying", "network_sha256")}
+        assert row["features"] == "inception-2015 stand-in" and row["num_inference_steps"] is None
+        others = ("step", "num_images", "copying", "network_sha256", "features", "num_inference_steps")
+        scores = {name: row[name] for name in row if name not in others}
         assert len(scores) == 7 and scores.items() <= logged[row["step"]].items()
     assert not any("fid" in logged[step] for step in (1, 3))
     scored = network_digest(open_pipeline(str(checkpoint(tmp_path / "run", 4)), "cpu"))
@@ -111,6 +114,12 @@ def test_the_scored_and_shown_images_have_the_precision_of_hfgen_sample(tmp_path
     arguments = ("--evaluate_every", "2", "--sample_every", "2", "--max_train_steps", "2", "--mixed_precision", "bf16")
     train("ddpm", tmp_path / "run", *arguments)
     assert set(autocast) == {False}  # rounding errors would add up over the steps
+
+
+def test_scores_are_logged_at_their_own_step_however_rarely_losses_are(tmp_path):
+    train("gan", tmp_path / "run", "--evaluate_every", "2", "--log_every", "5", "--max_train_steps", "8")
+    logged = {entry["step"]: entry.get("fid") for entry in metrics(tmp_path / "run")}
+    assert logged == {row["step"]: row["fid"] for row in read_evaluations(tmp_path / "run")} | {5: None}
 
 
 def test_without_the_option_nothing_is_loaded_or_scored(tmp_path, colours):
@@ -310,6 +319,49 @@ def test_settings_of_the_evaluations_may_change_on_resume(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------ stopping
+
+
+def test_an_evaluation_that_fails_costs_its_score_and_not_the_training(tmp_path, monkeypatch, capsys):
+    taken = []
+
+    def before(pipeline, index):
+        taken.append(index)
+        if len(taken) == 12 + 4:  # of the second evaluation
+            raise OSError(errno.ENOSPC, "No space left on device", "/tmp/images")
+
+    watch_drawing(monkeypatch, before)
+    train("gan", tmp_path / "run", "--evaluate_every", "2", "--max_train_steps", "6")
+    assert [row["step"] for row in read_evaluations(tmp_path / "run")] == [2, 6]
+    assert status(tmp_path / "run")["status"] == "complete"
+    (event,) = events(tmp_path / "run")
+    assert (event["step"], event["event"]) == (4, "warning") and event["what"].startswith(
+        "not scored: could not write"
+    )
+    assert f"warning: step 4: {event['what']}" in capsys.readouterr().out
+
+
+def test_a_bug_in_an_evaluation_is_not_hidden(tmp_path, monkeypatch):
+    watch_drawing(monkeypatch, lambda pipeline, index: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train("gan", tmp_path / "run", "--evaluate_every", "2", "--max_train_steps", "6")
+
+
+def test_the_time_limit_ends_an_evaluation_so_that_the_checkpoint_is_in_time(tmp_path, monkeypatch):
+    taken = []
+
+    class Clock:
+        """Two hours later from the fifth image of the second evaluation on."""
+
+        def monotonic(self):
+            return time.monotonic() + (7200 if len(taken) >= 12 + 5 else 0)
+
+    monkeypatch.setattr("hfgen.training.run.time", Clock())
+    watch_drawing(monkeypatch, lambda pipeline, index: taken.append(index))
+    arguments = ("--evaluate_every", "2", "--checkpoint_every", "0", "--max_train_steps", "9")
+    train("gan", tmp_path / "run", *arguments, "--max_train_time", "1h")
+    assert len(taken) < 12 + 8 and [row["step"] for row in read_evaluations(tmp_path / "run")] == [2]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
+    assert status(tmp_path / "run")["reason"] == "time is up"
 
 
 @pytest.mark.slow

@@ -57,6 +57,14 @@ def test_the_score_is_that_of_what_the_pipeline_reconstructs(real):
     assert scores["fid"] == pytest.approx(frechet_distance(real.features, features)) and scores["fid"] > 1e-3
 
 
+def test_reconstructions_in_grey_are_scored_as_colours_of_equal_channels(real):
+    torch.manual_seed(0)
+    grey = VAEPipeline(ConvVAE(16, in_channels=1, latent_dim=4, block_out_channels=(4, 8)).eval())
+    features = Colours()(np.asarray(one.convert("RGB")) for one in grey.reconstruct(paintings(range(14))).images)
+    scores = reconstruction_scores(grey, real, SamplingOptions(14))
+    assert scores["fid"] == pytest.approx(frechet_distance(real.features, features))
+
+
 def test_a_report_of_a_vae_has_it_and_says_so_and_that_of_a_gan_has_not(real):
     report = score_pipeline(vae(), real, SamplingOptions(12)).report
     told = f"FID of 12 real images after encoding and decoding: {report['reconstructions']['fid']:.4g}."
