@@ -244,7 +244,7 @@ def reconstruct(
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         for index, (path, reconstruction) in enumerate(zip(images, reconstructions, strict=True)):
-            stem = path.stem.encode()[:MAX_STEM].decode(errors="ignore")
+            stem = path.stem.encode(errors="ignore")[:MAX_STEM].decode(errors="ignore")  # a name need not be UTF-8
             reconstruction.save(output / f"{index:06d}-{stem}.png")
         labelled_pairs(originals, reconstructions, ("original", "reconstruction"), columns).save(sheet)
     say(f"{len(images)} reconstructions in {output}, below their originals on one sheet: {sheet}")

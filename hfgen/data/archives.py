@@ -56,12 +56,13 @@ def zip_source(path: Path, inner: str, settings: DataSettings) -> Source:
         raise UserError(f"--dataset {path}: cannot be read as a zip file: {error}") from error
     for member in members:
         _refuse_outside(path, member.filename, f"at byte {member.header_offset} ")
-        if member.file_size > MAX_ENCODED_BYTES:
-            raise _too_large(path, member.filename, f"at byte {member.header_offset} ", member.file_size)
     members = [member for member in members if not _name(member).endswith("/")]
     members.sort(key=lambda member: PurePosixPath(_name(member)))  # same order as for a folder
     chosen = _choose(path, inner, [_name(member) for member in members], settings)
     images = [members[index] for index in chosen.indices]
+    for member in images:  # others are not unpacked
+        if member.file_size > MAX_ENCODED_BYTES:
+            raise _too_large(path, member.filename, f"at byte {member.header_offset} ", member.file_size)
     checksums = [(member.filename, member.CRC, member.file_size) for member in images]
 
     def read() -> Iterator[tuple[str, bytes | Exception]]:
@@ -132,7 +133,7 @@ def _tar_members(file: Path, notes: list[str]) -> Iterator[tuple[tarfile.TarFile
             for member in archive:
                 if member.isfile():
                     _refuse_outside(file, member.name, "")
-                    if member.size > MAX_ENCODED_BYTES:
+                    if member.size > MAX_ENCODED_BYTES and _is_image(member.name):  # others are not read
                         raise _too_large(file, member.name, "", member.size)
                     yield archive, member
                 links += (member.islnk() or member.issym()) and _is_image(member.name)

@@ -1,5 +1,6 @@
 """Decodes images to RGB pixels at the training size."""
 
+import contextlib
 import io
 import threading
 import warnings
@@ -29,13 +30,17 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 _pillow_limit = threading.Lock()
 
 
+# In the report of a dataset, behind the format of such files.
+OF_SEVERAL = " (several frames)"
+
+
 class DecodedImage(NamedTuple):
     """One decoded image.
 
     Attributes:
         pixels: uint8 arrays `(height, width, 3)`: the image, then its five crops if enabled. Height and width are
             `sample_size`, or at least that if crops are taken during training.
-        format: file format, such as "JPEG".
+        format: file format, such as "JPEG", with `OF_SEVERAL` behind it if only the first of several frames is used.
         mode: Pillow mode of the file, such as "RGB", "L", "CMYK".
         size: (width, height) of the file, in pixels, before its EXIF orientation is applied.
         grey_bits: bits that the values of a 16- or 32-bit grey file use, see `rgb.grey_bits`; None for other files.
@@ -96,6 +101,7 @@ def _decode(name: str, content: bytes, settings: DataSettings, bits: int | None)
             _use_draft(image, settings.sample_size)
             turned = upright(image)
             used_bits, rgb = grey_bits(turned), to_rgb(turned, bits)
+            file_format += OF_SEVERAL if _has_more_frames(image) else ""
     except Image.DecompressionBombError as error:
         raise _bomb(name, str(error)) from error
     except MemoryError as error:
@@ -107,6 +113,13 @@ def _decode(name: str, content: bytes, settings: DataSettings, bits: int | None)
     except Exception as error:  # damaged files make Pillow's decoders raise almost anything
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
     return DecodedImage(_crops(name, rgb, settings), file_format, mode, size, used_bits)
+
+
+def _has_more_frames(image: Image.Image) -> bool:
+    """Whether a file has more frames or pages than the first; the second image of an MPO is only a preview."""
+    with contextlib.suppress(Exception):  # a damaged second frame does not matter
+        return image.format != "MPO" and getattr(image, "is_animated", False)
+    return False
 
 
 def _open(content: bytes, limit: int) -> Image.Image:

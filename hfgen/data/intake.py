@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from hfgen.data.decode import DecodedImage
-from hfgen.data.location import FILE_SUFFIXES, OTHER_PICTURE_SUFFIXES
+from hfgen.data.decode import OF_SEVERAL, DecodedImage
+from hfgen.data.location import FILE_SUFFIXES, OTHER_PICTURE_SUFFIXES, PACKED_SUFFIXES
 from hfgen.data.rgb import GREY_BITS
 from hfgen.data.source import counts
 from hfgen.texts import counted, printable
@@ -310,6 +310,11 @@ def _warnings(report: IntakeReport) -> list[str]:
         notes.append(f"{images} {are} smaller than {report.sample_size} pixels and {were} enlarged")
     if report.exact_duplicates and not report.dropped:
         notes.append("identical images get more weight in training; --drop_duplicates removes the copies")
+    if several := sum(count for name, count in report.formats.items() if name.endswith(OF_SEVERAL)):
+        notes.append(
+            f"{counted(several, 'file')} with several frames or pages: only the first of each is used; save the "
+            "others as files of their own to train on them"
+        )
     if report.near_duplicates is None:
         notes.append(f"near duplicates were not searched for: there are more than {MAX_COMPARED_IMAGES} images")
     return notes + _notes_on_brightness(report) + _notes_on_skipped(report.skipped)
@@ -336,13 +341,13 @@ def _notes_on_brightness(report: IntakeReport) -> list[str]:
 def _notes_on_skipped(skipped: dict[str, int]) -> list[str]:
     """Return a note for each kind of skipped files that probably hold images."""
     pictures = {suffix: count for suffix, count in skipped.items() if suffix in OTHER_PICTURE_SUFFIXES}
-    packed = {suffix: count for suffix, count in skipped.items() if suffix in FILE_SUFFIXES}
+    packed = {suffix: count for suffix, count in skipped.items() if suffix in FILE_SUFFIXES | PACKED_SUFFIXES}
     notes = []
     if pictures:
         notes.append(f"images or videos in unsupported formats: {counts(pictures)}; convert them to PNG or JPEG")
     if packed:
         notes.append(
             f"files next to the images that may contain more images: {counts(packed)}; not read: to use one, pass it "
-            "as --dataset"
+            "as --dataset, or unpack it"
         )
     return notes

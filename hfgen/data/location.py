@@ -32,6 +32,8 @@ TFRECORD_SUFFIXES = {".tfrec", ".tfrecord", ".tfrecords"}
 TAR_SUFFIXES = {".tar", ".tgz", ".tbz2", ".txz"}
 ARRAY_SUFFIXES = {".npy", ".npz"}
 FILE_SUFFIXES = {".zip", ".parquet", ".arrow", *TAR_SUFFIXES, *ARRAY_SUFFIXES, *TFRECORD_SUFFIXES, *IMAGE_SUFFIXES}
+# What else is probably packed, such as the .gz of a .tar.gz.
+PACKED_SUFFIXES = {".gz", ".bz2", ".xz", ".zst", ".rar", ".7z"}
 # Also cats.tfrecord.gz and the shards cats.tfrecord-00000-of-00002.
 TFRECORD_NAME = re.compile(r"\.tfrec(ords?)?(-\d+(-of-\d+)?)?(\.gz|\.gzip|\.zlib)?", re.IGNORECASE)
 SHARD = re.compile(r"-(\d+)-of-(\d+)(?=\.|$)")

@@ -6,7 +6,9 @@ A new source is one function that returns a `Source`, and one line where the oth
 
 import io
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path, PurePath
 
@@ -23,7 +25,7 @@ from hfgen.data.location import (
     is_tar,
 )
 from hfgen.data.memory import MAX_ENCODED_BYTES
-from hfgen.data.selection import Selection, select
+from hfgen.data.selection import ALL, Selection, select
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import (
     Source,
@@ -119,11 +121,12 @@ def _folder(path: Path, settings: DataSettings) -> Source:
         all_chosen = [file for file in files if belongs(file)]
         if all_chosen:
             chosen, selection = _selected(all_chosen, path, settings)
-            source = open_files(chosen, path, settings)
+            # A tar that was chosen for its split is not searched for one.
+            source = open_files(chosen, path, replace(settings, dataset_split=ALL) if selection.suffix else settings)
             return source._replace(
                 description=source.description + selection.suffix,
-                skipped=_skipped(files, all_chosen),
-                notes=[*of_runs, *notes_on_shards(chosen), *selection.notes],
+                skipped=dict(Counter(source.skipped) + Counter(_skipped(files, all_chosen))),
+                notes=[*of_runs, *dict.fromkeys([*source.notes, *notes_on_shards(chosen)]), *selection.notes],
             )
     raise UserError(
         f"--dataset {path}: no image, TFRecord or parquet file below this folder; other files: "

@@ -74,8 +74,11 @@ def select(where: str, names: Sequence[str], split: str) -> Selection:
         Counter(place for place, label in zip(places, labels, strict=True) if label is None), LISTED_FOLDERS
     )
     others = f", also what is in no split: {unused}" if None in labels else ""
-    note = f"split {split}: {len(indices)} of {len(names)} files; --dataset_split {ALL} takes all of them{others}"
-    return Selection(indices, [note], f", split {split}")
+    notes = [f"split {split}: {len(indices)} of {len(names)} files; --dataset_split {ALL} takes all of them{others}"]
+    if len(wanted) == 1:  # else several folders are what was asked for
+        shared, folders = top_folders([names[index] for index in indices])
+        notes += _notes_on_folders(f"{where}/{shared}", folders)
+    return Selection(indices, notes, f", split {split}")
 
 
 def top_folders(names: Sequence[str]) -> tuple[str, list[str]]:

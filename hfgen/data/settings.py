@@ -23,15 +23,25 @@ class DataSettings:
         "image folder, zip, tar, npz, parquet or TFRecord, Hub dataset id, or the built-in toy_paintings[:COUNT]",
         may_change=True,  # the data may have moved; the checkpoint checks that the images are the same
     )
-    dataset_config: str | None = setting(None, "configuration of the Hub dataset, if it has several")
+    dataset_config: str | None = setting(
+        None, "configuration of the Hub dataset, if it has several", belongs_to="dataset"
+    )
     dataset_split: str = setting(
         "train",
         "split to train on: of a Hub dataset, or local files in folders such as train/ and test/; all: use everything",
+        belongs_to="dataset",
     )
-    dataset_column: str | None = setting(None, "column or feature with the images; set it if it is not detected")
-    streaming: bool = setting(False, "read a Hub dataset over the network during training instead of downloading it")
+    dataset_column: str | None = setting(
+        None, "column or feature with the images; set it if it is not detected", belongs_to="dataset"
+    )
+    streaming: bool = setting(
+        False, "read a Hub dataset over the network during training instead of downloading it", belongs_to="dataset"
+    )
     shuffle_buffer_size: int = setting(
-        DEFAULT_SHUFFLE_BUFFER, "images per shuffle block of a stream; larger: better mixed, more memory", COUNT
+        DEFAULT_SHUFFLE_BUFFER,
+        "images per shuffle block of a stream; larger: better mixed, more memory",
+        COUNT,
+        belongs_to="dataset",
     )
     sample_size: int = setting(64, "height and width of the training images in pixels, 8 to 1024", PIXELS)
     crop: Literal["center", "random"] = setting(

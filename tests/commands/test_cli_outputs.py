@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -68,6 +69,10 @@ def test_names_of_any_length_can_be_reconstructed_and_a_folder_is_called_one(hfg
     Image.new("RGB", (8, 8)).save(long)
     assert hfgen("reconstruct", tmp_path / "vae", long, "--output", tmp_path / "out", "--device", "cpu")[0] == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == [f"000000-{'ü' * 100}.png"]
+    odd = tmp_path / os.fsdecode(b"caf\xe9.png")  # Latin-1
+    Image.new("RGB", (8, 8)).save(odd)
+    assert hfgen("reconstruct", tmp_path / "vae", odd, "--output", tmp_path / "odd", "--device", "cpu")[0] == 0
+    assert [path.name for path in (tmp_path / "odd").iterdir()] == ["000000-caf.png"]
     line = refusal("reconstruct", tmp_path / "vae", tmp_path, "--output", tmp_path / "other", "--device", "cpu")
     assert line == f"error: IMAGES {tmp_path}: is a folder; give image files"
 

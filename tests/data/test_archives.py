@@ -156,3 +156,19 @@ def test_a_folder_in_a_tar_of_the_current_folder_can_be_chosen(tmp_path):
 def test_the_splits_in_a_tar_of_the_current_folder_are_found(tmp_path):
     path = write_tar(tmp_path / "set.tar", {"./train/1.png": b"1", "./test/2.png": b"2"})
     assert list(source_of(path).images()) == [("./train/1.png", b"1")]
+
+
+def test_what_is_known_of_a_tar_is_told_of_a_folder_of_tars_too(tmp_path):
+    (tmp_path / "shards").mkdir()
+    path = write_tar(tmp_path / "shards" / "a.tar", {"a.png": b"a", "b.heic": b"b"})
+    path.write_bytes(path.read_bytes()[: 2 * 1024])  # without the end
+    (tmp_path / "shards" / "labels.csv").write_bytes(b"")
+    alone, folder = source_of(path), source_of(tmp_path / "shards")
+    assert "it may have been cut off" in alone.notes[0] and folder.notes == alone.notes
+    assert folder.skipped == {".heic": 1, ".csv": 1}
+
+
+def test_a_huge_file_in_a_tar_that_is_no_image_does_not_matter(tmp_path, monkeypatch):
+    monkeypatch.setattr("hfgen.data.archives.MAX_ENCODED_BYTES", 100)
+    source = source_of(write_tar(tmp_path / "set.tar", {"a.png": b"a", "film.mp4": bytes(101)}))
+    assert [name for name, _ in source.images()] == ["a.png"] and source.skipped == {".mp4": 1}

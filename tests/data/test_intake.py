@@ -366,3 +366,22 @@ def test_a_name_that_is_no_text_can_be_printed_and_kept(image_folder):
     report = load_images(DataSettings(dataset=str(image_folder), sample_size=16)).report
     assert report.unreadable[0][0] == odd.name
     assert r"skipped caf\udce9.png" in str(report).encode("utf-8").decode()
+
+
+def test_files_of_several_frames_are_told(tmp_path):
+    frames = [Image.new("RGB", (16, 16), (80 * index, 0, 0)) for index in range(3)]
+    for name in ("a.gif", "b.tiff", "c.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "d.gif")
+    frames[0].save(tmp_path / "e.png")
+    report = load_images(DataSettings(dataset=str(tmp_path), sample_size=16)).report
+    assert report.images == 5 and report.formats["GIF (several frames)"] == report.formats["GIF"] == 1
+    told = "3 files with several frames or pages: only the first of each is used"
+    assert any(note.startswith(told) for note in report.warnings) and told in str(report)
+
+
+def test_packed_files_beside_the_images_are_pointed_out(image_folder):
+    for name in ("rest.tar.gz", "more.7z"):
+        (image_folder / name).write_bytes(b"")
+    (note,) = [one for one in load_images(DataSettings(dataset=str(image_folder))).report.warnings if "next to" in one]
+    assert ".gz 1" in note and ".7z 1" in note and note.endswith("or unpack it")

@@ -182,3 +182,37 @@ def test_the_note_on_folders_is_printed_and_not_published(tmp_path):
     report = load_images(DataSettings(dataset=str(tmp_path), sample_size=16)).report
     assert "note: the images of 2 folders are used together: monet 1, photo 1" in str(report)
     assert not any(str(tmp_path) in warning for warning in report.warnings)  # a card repeats them
+
+
+def test_a_tar_that_a_folder_chose_for_its_split_is_not_searched_for_one(tmp_path, monkeypatch):
+    for split, name in (("train", "a.png"), ("test", "b.png")):
+        (tmp_path / "wds").mkdir(exist_ok=True)
+        write(tmp_path, "tar", name).rename(tmp_path / "wds" / f"{split}.tar")
+    assert images_of(tmp_path / "wds") == ["a.png"] and images_of(tmp_path / "wds", "test") == ["b.png"]
+    assert images_of(tmp_path / "wds", "all") == ["b.png", "a.png"]
+    # Nor is it taken for data without splits, all of which would be held out.
+    opened = []
+
+    def load(settings, argument, fewest):
+        opened.append(images_of(settings.dataset, settings.dataset_split))
+
+    monkeypatch.setattr("hfgen.evaluation.reference.open_images", load)
+    held_out_of(str(tmp_path / "wds"), None, DataSettings(dataset=str(tmp_path / "wds")))
+    assert opened == [["b.png"]]
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen", "note"),
+    [
+        (["train/images/a.png", "train/masks/b.png", "test/images/c.png"], "train/images", "images 1, masks 1"),
+        (["left/train/a.png", "left/val/c.png", "fine/train/b.png", "fine/val/d.png"], "fine", "fine 1, left 1"),
+    ],
+)
+def test_several_folders_of_a_split_are_noted_too(tmp_path, names, chosen, note):
+    path = write(tmp_path, "folder", *names)
+    of_split, of_folders = open_source(DataSettings(dataset=str(path))).notes
+    assert of_split.startswith("split train: 2 of ")
+    assert of_folders.startswith(f"the images of 2 folders are used together: {note}; for one alone: --dataset {path}")
+    assert of_folders.endswith(f"/{chosen}") and len(images_of(f"{path}/{chosen}")) == 1
+    both = open_source(DataSettings(dataset=str(path), dataset_split="all")).notes
+    assert both == []

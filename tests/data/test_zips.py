@@ -155,3 +155,11 @@ def test_a_zip_on_a_disk_that_does_not_answer_is_an_error_and_not_a_smaller_data
     monkeypatch.setattr(zipfile.ZipFile, "read", fail)
     with pytest.raises(UserError, match=r"set.zip: cannot be read now \(Input/output error\); run the same command"):
         list(source.images())
+
+
+def test_a_huge_file_in_a_zip_that_is_not_used_does_not_matter(tmp_path, monkeypatch):
+    monkeypatch.setattr("hfgen.data.archives.MAX_ENCODED_BYTES", 100)
+    path = write_zip(tmp_path / "set.zip", {"cats/a.png": b"a", "film.mp4": bytes(101), "dogs/b.png": bytes(101)})
+    assert names_in(source_of(f"{path}/cats")) == ["cats/a.png"]
+    with pytest.raises(UserError, match=r"'dogs/b.png' at byte \d+ unpacks to 101 bytes"):
+        source_of(path)
