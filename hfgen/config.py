@@ -7,11 +7,12 @@ import argparse
 import dataclasses
 import difflib
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hfgen.arguments import refuse_empty_values, with_home
 from hfgen.errors import UserError
@@ -30,20 +31,19 @@ class HelpText(str):
     Attributes:
         may_change: whether a resumed run may change the setting. It is an attribute of the text because
             HfArgumentParser passes a field's metadata to argparse, which accepts no keys of ours.
-        of_one_run: whether the setting belongs to one run, so that the settings of a run used as a preset lack it.
+        belongs_to: "run" or "dataset" if the setting is of one alone, so that the settings of a run used as a preset
+            for another lack it; "" for all others.
         allowed: the range of a number, or of each of several; None for what is no number.
     """
 
     may_change: bool
-    of_one_run: bool
+    belongs_to: str
     allowed: Range | None
 
-    def __new__(
-        cls, text: str, may_change: bool, of_one_run: bool = False, allowed: Range | None = None
-    ) -> "HelpText":
+    def __new__(cls, text: str, may_change: bool, belongs_to: str = "", allowed: Range | None = None) -> "HelpText":
         """Build the text; a setting that may change says so at the end."""
         help_text = super().__new__(cls, f"{text} [may change on resume]" if may_change else text)
-        help_text.may_change, help_text.of_one_run, help_text.allowed = may_change, of_one_run, allowed
+        help_text.may_change, help_text.belongs_to, help_text.allowed = may_change, belongs_to, allowed
         return help_text
 
 
@@ -53,7 +53,7 @@ def setting(
     allowed: Range | None = None,
     *,
     may_change: bool = False,
-    of_one_run: bool = False,
+    belongs_to: Literal["", "run", "dataset"] = "",
     alias: str | None = None,
 ) -> Any:
     """Declare a field of a settings dataclass.
@@ -67,11 +67,11 @@ def setting(
         allowed: the range of a number, or of each number of a list; checked by `check_ranges`. Every setting that is
             a number must have one.
         may_change: whether a resumed run may change it, because it does not affect the trained weights.
-        of_one_run: whether it belongs to one run, such as its folder: not taken over if the run's
-            `training_config.json` is the preset of another.
+        belongs_to: "run" if it is of one run alone, such as its folder: not taken over if the run's
+            `training_config.json` is the preset of another; "dataset" if of one dataset: not if another is given.
         alias: another name of the option, such as "--ngf".
     """
-    metadata: dict[str, Any] = {"help": HelpText(help_text, may_change, of_one_run, allowed)}
+    metadata: dict[str, Any] = {"help": HelpText(help_text, may_change, belongs_to, allowed)}
     if alias is not None:
         metadata["aliases"] = [alias]
     if isinstance(default, list):
@@ -100,8 +100,9 @@ def parse_settings(
     Args:
         settings_classes: dataclasses whose fields are made by `setting`; field names must be unique across them.
         presets_folder: where `--preset NAME` finds `NAME.json`; `--preset` also takes the path of a JSON file,
-            such as the `training_config.json` of an earlier run, without what belongs to that run alone (its
-            folder, `resume`, its repo on the Hub).
+            such as the `training_config.json` of an earlier run. Unless that run is resumed, it is then without
+            what belongs to it alone (its folder, `resume`, its repo on the Hub), and with another `--dataset` without
+            the choices of its own (configuration, split, column, streaming).
         arguments: the command line without the program's name; `sys.argv[1:]` if None.
         program: the program's name in messages; that of `sys.argv[0]` if None.
         other_options: options that the caller has taken from the command line; suggested for a misspelt one.
@@ -130,7 +131,7 @@ def parse_settings(
         parser.error("give at least --dataset or --preset")
     if preset := of_presets.parse_known_args(typed)[0].preset:
         # A preset is parsed as flags, so that its values are checked like typed ones, and shown by --help.
-        of_preset = vars(parser.parse_args(_preset_as_flags(preset, presets_folder, settings_classes)))
+        of_preset = vars(parser.parse_args(_preset_as_flags(preset, presets_folder, settings_classes, typed)))
         if vars(of_lengths.parse_known_args(typed)[0]):
             of_preset |= dict.fromkeys(LENGTHS)
         parser.set_defaults(**of_preset | {"preset": preset})
@@ -170,8 +171,10 @@ def _unknown_flag_message(unknown: Sequence[str], known: Sequence[str]) -> str:
     return f"unknown argument {flag}; put what has spaces in quotes"
 
 
-def _preset_as_flags(preset: str, presets_folder: Path, settings_classes: Sequence[type]) -> list[str]:
-    """Read a preset and convert it to command-line flags."""
+def _preset_as_flags(
+    preset: str, presets_folder: Path, settings_classes: Sequence[type], typed: Sequence[str]
+) -> list[str]:
+    """Read a preset and convert it to command-line flags; `typed` are those that are given besides it."""
     path = presets_folder / f"{preset}.json"
     if not path.is_file():
         path = Path(preset)
@@ -179,12 +182,29 @@ def _preset_as_flags(preset: str, presets_folder: Path, settings_classes: Sequen
         names = ", ".join(sorted(path.stem for path in presets_folder.glob("*.json")))
         raise UserError(f"--preset {preset}: must be one of {names}, or a JSON file")
     values = read_preset(path)
+    texts = _help_texts(settings_classes)
+    of_one_run = {name for name, text in texts.items() if text.belongs_to == "run"}
     # The record of a run, perhaps renamed: a new run must not resume or overwrite the old one, or its repo. A preset
     # written by hand may have some of these settings, but not all.
-    of_one_run = {name for name, text in _help_texts(settings_classes).items() if text.of_one_run}
     if path.name == SETTINGS_FILE or of_one_run <= values.keys():
-        values = {key: value for key, value in values.items() if key not in of_one_run}
+        foreign = _foreign(path, values, typed)
+        values = {
+            key: value for key, value in values.items() if key not in texts or texts[key].belongs_to not in foreign
+        }
     return settings_as_flags(values, settings_classes, f"--preset {path}")
+
+
+def _foreign(path: Path, values: dict[str, Any], typed: Sequence[str]) -> set[str]:
+    """Return of what the settings in the record of a run do not apply to the one that is started: run, dataset."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("output_dir", "resume", "dataset"):
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, nargs="?")
+    given = parser.parse_known_args(typed)[0]
+    if given.resume and given.output_dir and Path(given.output_dir).resolve() == path.resolve().parent:
+        return set()  # the run itself goes on
+    own = values.get("dataset")
+    is_own = given.dataset in (None, own) or os.path.realpath(given.dataset) == os.path.realpath(str(own))
+    return {"run"} if is_own else {"run", "dataset"}
 
 
 def read_preset(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ STATUS_FILE = "status.json"  # whether it is running, and why it ended: for its 
 LAUNCHES_FILE = "launches.jsonl"  # step, changes and environment of each launch: for the same
 EVENTS_FILE = "events.jsonl"  # warnings and rollbacks: for the same
 METRICS_FILE = "metrics.jsonl"  # losses and speed: for curves and its page; also published
+ABANDONED_FILE = "abandoned-metrics.jsonl"  # entries of steps that it went back from: for whoever wants them
 # Written by data/loading.py.
 INTAKE_FILE = "intake.json"  # what its images are like: for its page and its model card
 # Written by evaluation/during_training.py.

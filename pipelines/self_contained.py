@@ -98,7 +98,7 @@ class SelfContainedPipelineMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
-        """Load from a folder, a run (whose `pipeline/` it is) or a Hub repo, with hfgen's classes, as in diffusers.
+        """Load from a folder, a run (its newest pipeline) or a Hub repo, with hfgen's classes, as in diffusers.
 
         No code from the folder or repo is run, so `trust_remote_code` is not needed. Weights are read only from
         safetensors, unless `use_safetensors=False` is given. If there is only one variant of them, such as "fp16", it
@@ -113,8 +113,7 @@ class SelfContainedPipelineMixin:
             unused = ["*.py", "*.md", "samples/*", "discriminator/*"]
             folder = snapshot_download(folder, ignore_patterns=unused, **hub_arguments)
         if not os.path.isfile(os.path.join(folder, "model_index.json")):
-            of_run = os.path.join(folder, "pipeline")
-            folder = of_run if os.path.isdir(of_run) else folder
+            folder = str(pipeline_of_run(Path(folder)) or folder)
         if kwargs["use_safetensors"] and (variant := variant_of(Path(folder))):
             kwargs.setdefault("variant", variant)
         pipeline = super().from_pretrained(folder, **kwargs)  # type: ignore[misc]
@@ -154,6 +153,22 @@ class SelfContainedPipelineMixin:
             if isinstance(entry, list | tuple) and len(entry) == 2 and entry[1] in installed:
                 index[name] = [installed[entry[1]].__module__, entry[1]]
         return loaded
+
+
+def pipeline_of_run(run: Path) -> Path | None:
+    """Return the folder of a run's newest pipeline, or None if it has none.
+
+    That is `pipeline/`, written when a launch ends, or, if the run went on after it, that of the newest checkpoint.
+    """
+    final = run / PIPELINE_FOLDER
+    has_final = (final / "model_index.json").is_file()
+    of_checkpoints = sorted(run.glob(f"checkpoints/step-*/{PIPELINE_FOLDER}/model_index.json"))
+    newest = of_checkpoints[-1].parent if of_checkpoints else None
+    if newest is None or not has_final:
+        return final if has_final else newest
+    progress = final / "progress.json"  # missing if an earlier version wrote it
+    step = json.loads(progress.read_text()).get("step") if progress.is_file() else None
+    return final if step is None or int(newest.parent.name.removeprefix("step-")) <= step else newest
 
 
 def steps_of_the_run(folder: Path) -> int | None:

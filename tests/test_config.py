@@ -72,8 +72,8 @@ def test_the_settings_of_a_run_serve_as_a_preset(presets, tmp_path):
 
 @dataclass
 class Folder:
-    folder: str = setting("runs/run", "of the run", of_one_run=True)
-    repo: str | None = setting(None, "of the run", of_one_run=True)
+    folder: str = setting("runs/run", "of the run", belongs_to="run")
+    repo: str | None = setting(None, "of the run", belongs_to="run")
 
 
 def test_what_belongs_to_one_run_is_not_taken_over_with_its_settings(presets, tmp_path):
@@ -88,6 +88,39 @@ def test_what_belongs_to_one_run_is_not_taken_over_with_its_settings(presets, tm
     assert typed == Folder("new")
     (presets / "own.json").write_text('{"folder": "runs/mine"}')  # written by hand: it is what is wanted
     assert parse_settings((First, Folder), presets, ["--preset", "own"])[1] == Folder("runs/mine")
+
+
+@dataclass
+class Whole:
+    output_dir: str = setting("runs/run", "of the run", belongs_to="run")
+    resume: str | None = setting(None, "of the run", belongs_to="run")
+    repo: str | None = setting(None, "of the run", belongs_to="run")
+    dataset: str = setting("toys", "the images")
+    split: str = setting("train", "of the dataset", belongs_to="dataset")
+
+
+def test_a_run_that_is_resumed_keeps_what_belongs_to_it(presets, tmp_path, monkeypatch):
+    file = tmp_path / "training_config.json"
+    file.write_text(json.dumps({"output_dir": str(tmp_path), "resume": None, "repo": "me/old", "split": "test"}))
+    monkeypatch.chdir(tmp_path)
+    for preset, folder in ((str(file), str(tmp_path)), ("training_config.json", ".")):
+        arguments = ["--preset", preset, "--output-dir", folder, "--resume", "latest"]
+        assert parse_settings((Whole,), presets, arguments)[0] == Whole(folder, "latest", "me/old", split="test")
+    (new,) = parse_settings((Whole,), presets, ["--preset", str(file), "--output_dir", "new", "--resume", "latest"])
+    assert new == Whole("new", "latest", None, split="test")
+    (again,) = parse_settings((Whole,), presets, ["--preset", str(file), "--output_dir", str(tmp_path)])
+    assert again.repo is None
+
+
+@pytest.mark.parametrize(("given", "split"), [(None, "test"), ("cats", "test"), ("./cats", "test"), ("dogs", "train")])
+def test_choices_of_a_dataset_are_not_those_of_another(presets, tmp_path, monkeypatch, given, split):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cats").mkdir()
+    file = tmp_path / "training_config.json"
+    file.write_text(json.dumps({"dataset": "cats", "split": "test"}))
+    arguments = ["--preset", str(file), *(["--dataset", given] if given else [])]
+    (settings,) = parse_settings((Whole,), presets, arguments)
+    assert (settings.dataset, settings.split) == (given or "cats", split)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ def note_starts(monkeypatch):
     """Return what will be started, as (method, flags); on a CPU, or as a test sets `machine`."""
     found = argparse.Namespace(machine=ONE, method=None, flags=None)
 
-    def start(self, method, flags):
-        found.method, found.flags = method, flags
+    def start(self, method, flags, started):
+        found.method, found.flags, found.started = method, flags, started
 
     monkeypatch.setattr(Processes, "choose", staticmethod(lambda own, on_cpu: found.machine))
     monkeypatch.setattr(Processes, "start", start)

@@ -97,16 +97,16 @@ def main(arguments: list[str] | None = None) -> Path:
         choice = choose_augmentation(settings.augment, data.images_per_epoch, boundary is not None, is_trained)
         requested = settings.augment != "auto"
         augmentation = Augmentation(choice.kind, boundary, images_per_update, accelerator, requested)
-        run.choices["augment"] = f"{choice.kind} ({choice.reason})"
+        run.choices["augment"] = lambda: augmentation.described(choice)
         if run.is_main:
-            say(f"augmentation: {run.choices['augment']}")
+            say(f"augmentation: {augmentation.described(choice)}")
         watch = build_watch(data, settings, accelerator.num_processes)
         stateful = {"generator": generator_network, "discriminator": discriminator_network, "ema": ema}
         stateful |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
         stateful |= {"augmentation": augmentation, "watch": watch}
         run.restore(stateful, data.batches, pipeline, data.digest, settings.on_collapse, settings.max_rollbacks)
         if run.is_main and augmentation.kind != choice.kind:
-            say(f"augmentation: {augmentation.kind}, as at the start of this run")
+            say(f"augmentation: {augmentation.described(choice)}")
 
         # 5. One generator update per step
         if run.first_sheet_due:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hfgen.commands.options import loading
 from hfgen.errors import UserError
+from hfgen.training.duration import STARTED_AT
 
 
 # In accelerate's configuration: what the training scripts do not do.
@@ -90,13 +91,24 @@ class Processes:
             _check_machines(own, config, count, machines)
         return Processes(count, machines, has_gpu, options | visible | {"num_processes": count}, precision, rank)
 
-    def start(self, method: str, flags: list[str]) -> None:
+    def start(self, method: str, flags: list[str], started: float) -> None:
         """Train: in this process if it is the only one.
+
+        Args:
+            method: "gan", "vae" or "ddpm".
+            flags: those of its script.
+            started: when the command began, in seconds since the epoch; a time limit counts from there.
 
         Raises:
             SystemExit: with the status of a process that failed.
         """
-        module = f"hfgen.training_scripts.train_{method}"
+        os.environ[STARTED_AT] = str(started)
+        try:
+            self._start(f"hfgen.training_scripts.train_{method}", flags)
+        finally:
+            os.environ.pop(STARTED_AT, None)
+
+    def _start(self, module: str, flags: list[str]) -> None:
         if self.count == 1 and self.machines == 1:
             if self.precision is not None:
                 os.environ["ACCELERATE_MIXED_PRECISION"] = self.precision

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import re
 import shlex
+import time
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,7 +69,7 @@ class Plan:
 
 def train(context: typer.Context) -> None:
     """Train a generator on your images: `hfgen train photos/`, or `hfgen train gan|vae|ddpm` with all settings."""
-    arguments = list(context.args)
+    started, arguments = time.time(), list(context.args)
     is_help = arguments[:1] in (["--help"], ["-h"])
     if is_help or not arguments or (len(arguments) == 1 and arguments[0] in METHODS):
         say_lines(USAGE.rstrip(), err=not is_help)
@@ -98,7 +99,7 @@ def train(context: typer.Context) -> None:
         plan = _plan(choice, own, budget, settings, processes)
     for reason in plan.reasons:
         say(reason)
-    processes.start(plan.method, plan.flags)
+    processes.start(plan.method, plan.flags, started)
 
 
 def own_options() -> argparse.ArgumentParser:

@@ -25,9 +25,9 @@ from hfgen.methods.matrix_convolution import use_matrix_products
 from hfgen.methods.schedules import SAMPLERS, default_num_inference_steps, sampling_scheduler
 from hfgen.pipelines import DDPMPipeline, GANPipeline, VAEPipeline
 from hfgen.pipelines.pipeline_ddpm import mismatch
+from hfgen.pipelines.self_contained import pipeline_of_run
 from hfgen.run_files import DISCRIMINATOR_FILE, SETTINGS_FILE, TRAINING_FILE
 from hfgen.texts import one_line
-from hfgen.training.checkpoints import PIPELINE_FOLDER, list_checkpoints
 
 
 PIPELINES: dict[str, type[DiffusionPipeline]] = {
@@ -198,15 +198,13 @@ def _has_pipeline(path: Path) -> bool:
 
 
 def find_pipeline(path: Path) -> Path:
-    """Find the pipeline in a run, checkpoint or pipeline folder.
+    """Find the pipeline in a run (its newest one), checkpoint or pipeline folder.
 
     Raises:
         UserError: if there is none.
     """
-    candidates = [path, path / PIPELINE_FOLDER]
-    candidates += [checkpoint / PIPELINE_FOLDER for checkpoint in reversed(list_checkpoints(path / "checkpoints"))]
-    for folder in candidates:
-        if (folder / "model_index.json").is_file():
+    for folder in (path, pipeline_of_run(path)):
+        if folder is not None and (folder / "model_index.json").is_file():
             return folder
     raise UserError(f"{path}: contains no pipeline: there is no model_index.json in it or in its checkpoints")
 

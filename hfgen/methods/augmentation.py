@@ -190,6 +190,10 @@ class Augmentation:
             self.probability = (self.probability + self._step_size * (overfitting - ADA_TARGET).sign()).clamp(0, 1)
             self._signs, self._updates = torch.zeros_like(self._signs), 0
 
+    def described(self, choice: AugmentationChoice) -> str:
+        """Return the kind and its reason: that of the choice, unless a checkpoint has brought another kind."""
+        return f"{self.kind} ({choice.reason if self.kind == choice.kind else 'as at the start of this training'})"
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state to save in a checkpoint."""
         return {

@@ -71,15 +71,18 @@ def set_aside_newer_checkpoints(folder: Path, step: int) -> None:
 
     Under their old names, "latest" would be one of them, and they would outlive all new ones.
     """
-    moved = []
-    for checkpoint in sorted(folder.glob(f"{PREFIX}*")):
-        if checkpoint.name > f"{PREFIX}{step:08d}":
-            paths = (folder / f"abandoned{count or ''}-{checkpoint.name}" for count in itertools.count())
-            moved.append(next(path for path in paths if not path.exists()))
-            os.replace(checkpoint, moved[-1])
-    if moved:
+    newer = [path for path in sorted(folder.glob(f"{PREFIX}*")) if path.name > f"{PREFIX}{step:08d}"]
+    if moved := [set_aside(checkpoint) for checkpoint in newer]:
         names = ", ".join(path.name for path in moved)
         say(f"the newer checkpoints in {folder} were renamed to {names}; delete those that you do not need")
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what a run that goes back abandons; return its new path, which no earlier one has."""
+    paths = (path.with_name(f"abandoned{count or ''}-{path.name}") for count in itertools.count())
+    target = next(path for path in paths if not path.exists())
+    os.replace(path, target)
+    return target
 
 
 def checkpoint_of(folder: Path, step: int) -> Path:
@@ -107,6 +110,13 @@ def save_final_pipeline(folder: Path, save: Callable[[Path], object], step: int,
     write_atomically(target, partial(save_with_digests, write), PIPELINE_MARKER, recorded_names(target))
 
 
+def set_aside_newer_pipeline(folder: Path, step: int) -> None:
+    """Rename the final pipeline of a run that goes back to a step before it, and print what it is called now."""
+    final = folder / PIPELINE_FOLDER
+    if final_progress(final).get("step", 0) > step:
+        say(f"{final} is of a later step; it was renamed to {set_aside(final).name}")
+
+
 def final_progress(pipeline_folder: Path) -> dict[str, Any]:
     """Return the progress that `save_final_pipeline` saved: "step", "rollbacks"; empty if an earlier version did."""
     file = pipeline_folder / PROGRESS_FILE
@@ -119,6 +129,11 @@ def remove_checkpoints(doomed: Iterable[Path]) -> None:
         moved = checkpoint.with_name(f".{checkpoint.name}.removed")
         os.replace(checkpoint, moved)
         shutil.rmtree(moved, ignore_errors=True)
+
+
+def remove_newer(checkpoint: Path) -> None:
+    """Delete a run's checkpoints of later steps than this one."""
+    remove_checkpoints([path for path in list_checkpoints(checkpoint.parent) if path.name > checkpoint.name])
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -181,6 +196,15 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
             f"--resume {resume}: damaged: {damage}; choose another checkpoint (in the same folder: {others})"
         )
     return checkpoint
+
+
+def check_not_beyond(last_step: int, step: int, checkpoint: Path) -> None:
+    """Raise a `UserError` if a run of `last_step` updates would resume from a checkpoint of a later `step`."""
+    if step > last_step:
+        raise UserError(
+            f"--max_train_steps, --num_epochs: the run would end at step {last_step}, but {checkpoint} is already at "
+            f"step {step}; give a larger value"
+        )
 
 
 def commit_of(checkpoint: Path | None) -> str | None:

@@ -1,11 +1,15 @@
 """Durations as users write and read them."""
 
 import math
+import os
 import re
+import time
 
 from hfgen.errors import UserError
 
 
+# When `hfgen train` began, in seconds since the epoch, for the run that it starts.
+STARTED_AT = "HFGEN_STARTED_AT"
 # More steps than fit into any duration.
 WITHOUT_END = 10**8
 
@@ -32,6 +36,12 @@ def parse_duration(flag: str, text: str | None) -> float | None:
     if not 0 < total < math.inf:
         raise UserError(f"{flag} {text}: write a duration such as 90s, 45m or 8h50m")
     return total
+
+
+def time_left(limit: float | None) -> float | None:
+    """Return the seconds left of a launch's time limit: `hfgen train` has looked at the data before the run begins."""
+    started = os.environ.pop(STARTED_AT, None)  # for one run alone
+    return limit if limit is None or started is None else max(1.0, limit - (time.time() - float(started)))
 
 
 def format_duration(seconds: float) -> str:

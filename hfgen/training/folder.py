@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,11 @@ from hfgen.training.checkpoints import (
     PIPELINE_MARKER,
     find_checkpoint,
     list_checkpoints,
+    load_progress,
     remove_half_deleted,
+    remove_newer,
     set_aside_newer_checkpoints,
+    set_aside_newer_pipeline,
 )
 from hfgen.training.duration import WITHOUT_END
 from hfgen.training.lock import HOLDER_FILE, LOCK_FILE, lock_folder
@@ -293,11 +296,17 @@ def write_status(folder: Path, status: str, reason: str, step: int, seconds: flo
 
 
 def note_launch(
-    folder: Path, launch: dict[str, Any], changes: list[str], choices: dict[str, str], accelerator: Accelerator
+    folder: Path,
+    launch: dict[str, Any],
+    changes: list[str],
+    choices: dict[str, Callable[[], str]],
+    accelerator: Accelerator,
 ) -> None:
     """Append a launch to `launches.jsonl`: where it begins, settings changed since, choices, and its environment."""
     launch |= {"changed_settings": changes} if changes else {}
-    launch |= {"choices": choices} if choices and not launch["from_step"] else {}  # else a checkpoint has them
+    is_first = not launch["from_step"] or not (folder / LAUNCHES_FILE).is_file()  # of this folder
+    chosen = {name: describe() for name, describe in choices.items()}
+    launch |= {"choices": chosen} if chosen and is_first else {}  # later ones keep them
     append_json_line(folder / LAUNCHES_FILE, launch | describe_environment(accelerator))
 
 
@@ -342,8 +351,20 @@ def print_end(folder: Path, reason: str, step: int, max_train_steps: int, second
 
 
 def set_aside_newer(folder: Path, step: int) -> None:
-    """Rename the checkpoints and sheets after a step, of a run that goes back to it."""
+    """Rename the checkpoints, the pipeline and the sheets after a step, of a run that goes back to it."""
     set_aside_newer_checkpoints(folder / "checkpoints", step)
+    set_aside_newer_pipeline(folder, step)
+    set_aside_newer_sheets(folder, step)
+
+
+def roll_back(folder: Path, checkpoint: Path) -> None:
+    """Delete the checkpoints of later steps than this one, to which a run rolls back, and rename the sheets."""
+    remove_newer(checkpoint)
+    set_aside_newer_sheets(folder, load_progress(checkpoint)["step"])
+
+
+def set_aside_newer_sheets(folder: Path, step: int) -> None:
+    """Rename the sheets after a step, of a run that goes back to it; an earlier one of that name is replaced."""
     for kind in SHEETS:
         for sheet in (folder / kind).glob("step-*.png"):
             if sheet.name > f"step-{step:08d}.png":

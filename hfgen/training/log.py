@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from hfgen.bars import update_interval
 from hfgen.errors import UserError
 from hfgen.files import append_json_line, json_lines, read_json_lines, write_text_atomically, writing
-from hfgen.run_files import METRICS_FILE
+from hfgen.run_files import ABANDONED_FILE, METRICS_FILE
 from hfgen.texts import one_message
 
 
@@ -83,7 +83,7 @@ class RunLog:
     def open(
         self, step: int, max_train_steps: int, time_limit: float | None, settings: dict[str, Any], report_to: str
     ) -> None:
-        """Start the tracker and the progress bar at `step`, dropping log entries after it from an interrupted launch.
+        """Start the tracker and the progress bar at `step`, without log entries after it.
 
         Args:
             step: updates so far.
@@ -102,7 +102,7 @@ class RunLog:
         self.start_window()
 
     def rewind(self, step: int) -> None:
-        """Go back to `step`, dropping log entries after it."""
+        """Go back to `step`, without log entries after it."""
         self._drop_beyond(step)
         for tracker in self._accelerator.trackers:
             if tracker.name == "tensorboard":  # the next file hides the later steps of this one
@@ -197,9 +197,13 @@ class RunLog:
             ) from error
 
     def _drop_beyond(self, step: int) -> None:
+        """Move the entries after a step, of an interrupted launch or of a branch that the run leaves, to a file."""
         if self._accelerator.is_main_process:
-            kept = [entry for entry in read_json_lines(self._metrics_file, ("step",)) if entry["step"] <= step]
-            write_text_atomically(self._metrics_file, json_lines(kept))
+            entries = read_json_lines(self._metrics_file, ("step",))
+            for entry in entries:
+                if entry["step"] > step:
+                    append_json_line(self._folder / ABANDONED_FILE, entry)
+            write_text_atomically(self._metrics_file, json_lines([one for one in entries if one["step"] <= step]))
 
     def start_window(self) -> None:
         """Forget the updates since the last entry, and measure the speed from now on."""

@@ -6,7 +6,7 @@ step counter, log, sample sheets, checkpoints and shutdown. `Run` never calls th
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hfgen.files import write_atomically
 from hfgen.hardware import seed_global_generator
 from hfgen.randomness import keyed_seed
 from hfgen.training import checkpoints, folder
-from hfgen.training.duration import parse_duration
+from hfgen.training.duration import parse_duration, time_left
 from hfgen.training.launcher import open_accelerator
 from hfgen.training.log import RunLog
 from hfgen.training.page import RunPage
@@ -54,7 +54,7 @@ class Run:
         is_main, is_new: whether this is the process that writes, and whether the run starts without a checkpoint.
         commit: of the dataset that the checkpoint to resume from has streamed; None without one.
         step, rollbacks: updates, the current one included, and rollbacks so far.
-        choices: what was chosen for settings that leave it open, by their names, as text; noted when a run begins.
+        choices: describe what was chosen for settings that leave it open, by their names; noted when a run begins.
         images_per_step, max_train_steps: images per update, over all processes, and the last update; set by `plan`.
         images_before: images that earlier launches had more than `step * images_per_step`, from other batch sizes.
 
@@ -64,7 +64,7 @@ class Run:
 
     images_per_step: int
     max_train_steps: int
-    choices: dict[str, str]
+    choices: dict[str, Callable[[], str]]
     _trouble: str | None = None  # what a watch last reported
     _state: RunState  # set by `restore`, like `_log`
     _log: RunLog
@@ -74,7 +74,7 @@ class Run:
         self.output_dir, self._checkpoints = Path(settings.output_dir), Path(settings.output_dir) / "checkpoints"
         self.step, self.rollbacks, self.choices = 0, 0, {}
         self._seconds_before, self.images_before = 0.0, 0  # of earlier launches of a resumed run; see `RunLog`
-        self._time_limit = parse_duration("--max_train_time", settings.max_train_time)  # seconds of this launch
+        self._time_limit = time_left(parse_duration("--max_train_time", settings.max_train_time))  # of this launch
         self._started, self._aside = time.monotonic(), 0.0  # seconds of this step not spent on training
         self._stop_requests, self._on_collapse, self._max_rollbacks = StopRequests(), "stop", 0
         self._good, self._is_open = True, False  # what a watch last reported; whether `status.json` says "running"
@@ -247,6 +247,11 @@ class Run:
         return self._stop_requests.request >= INTERRUPTED
 
     @property
+    def is_time_up(self) -> bool:
+        """Whether this launch has reached its time limit; work that can be left out should then end."""
+        return self._time_limit is not None and time.monotonic() - self._started >= self._time_limit
+
+    @property
     def is_interrupted(self) -> bool:
         """Whether a signal ended the loop; the same on all processes, which `stop_requested` need not be."""
         return self._stop_requests.agreed >= INTERRUPTED
@@ -320,11 +325,7 @@ class Run:
         self.step, self.rollbacks = progress["step"], progress.get("rollbacks", 0)
         self._good, self._seconds_before = progress.get("good", True), progress["seconds"]
         self.images_before = progress["images"] - self.step * self.images_per_step
-        if self.step > self.max_train_steps:
-            raise UserError(
-                f"--max_train_steps, --num_epochs: the run would end at step {self.max_train_steps}, but "
-                f"{checkpoint} is already at step {self.step}; give a larger value"
-            )
+        checkpoints.check_not_beyond(self.max_train_steps, self.step, checkpoint)
         if self.is_main:
             folder.print_resumption(checkpoint, self.step, self.is_complete, self._changes, self.rollbacks)
 
@@ -334,11 +335,11 @@ class Run:
         return (*key, f"rollback {self.rollbacks}") if self.rollbacks else key
 
     def _between_updates(self, step_seconds: float) -> bool:
-        """Log, check and save whatever is due after an update; return whether the run ends here."""
+        """Log, check and save what is due, scores at their own step; return whether the run ends here."""
         if self._trouble:
             raise CollapseError(self._trouble)
         stop = self._should_stop(step_seconds)
-        if stop or self._due(self.settings.log_interval(self.max_train_steps)):
+        if stop or self.evaluation_due or self._due(self.settings.log_interval(self.max_train_steps)):
             check_losses(self._log.write(self.step, self.seconds), self.accelerator.scaler)
         self._log.note({}, self._page.refresh(self.step) if self.sample_due else 0.0)
         self._log.bar.update()
@@ -364,13 +365,12 @@ class Run:
         self.accelerator.wait_for_everyone()  # all processes pick the same checkpoint before any is deleted
         if self.is_main:
             folder.note_event(self.output_dir, self.step, "rollback", f"{trouble}; back to {good.name}")
-            newer = [path for path in checkpoints.list_checkpoints(self._checkpoints) if path.name > good.name]
-            checkpoints.remove_checkpoints(newer)
+            folder.roll_back(self.output_dir, good)
         progress = self._state.load(good)
         self.rollbacks += 1
         self._state.scale_learning_rates(ROLLBACK_FACTOR ** (self.rollbacks - progress.get("rollbacks", 0)))
         where = f"step {self.step}: {trouble}. Back to step {progress['step']} with half the learning rates"
-        self.step, self._good, self._trouble = progress["step"], True, None
+        self.step, self._good, self._trouble, self._stop_requests.not_finite = progress["step"], True, None, False
         self._log.rewind(self.step)
         if self.is_main:
             self._log.say(f"{where} (rollback {self.rollbacks} of {self._max_rollbacks})")

@@ -29,7 +29,7 @@ class RunSettings:
         "runs/run",
         "folder of the run: settings, checkpoints, samples, logs, pipeline",
         may_change=True,
-        of_one_run=True,
+        belongs_to="run",
     )
     seed: int = setting(0, "seed of the initial weights, data order, noise and every other random number", SEED)
     resume: str | None = setting(
@@ -37,7 +37,7 @@ class RunSettings:
         "'latest' or the path of a checkpoint; 'latest' starts a new run if there is none; a checkpoint with another "
         "--output_dir continues with the settings given now",
         may_change=True,
-        of_one_run=True,
+        belongs_to="run",
     )
     init_from: str | None = setting(
         None,
@@ -93,16 +93,16 @@ class RunSettings:
         None, "TorchScript file of the Inception network; found automatically if installed", may_change=True
     )
     push_to_hub: bool = setting(
-        False, "upload the pipeline to the Hub when the run ends", may_change=True, of_one_run=True
+        False, "upload the pipeline to the Hub when the run ends", may_change=True, belongs_to="run"
     )
     hub_model_id: str | None = setting(
         None,
         "repo to upload to, as owner/name; unset: your own, named after output_dir",
         may_change=True,
-        of_one_run=True,
+        belongs_to="run",
     )
     hub_private_repo: bool = setting(
-        False, "create the repo as private; fail if it exists and is public", may_change=True, of_one_run=True
+        False, "create the repo as private; fail if it exists and is public", may_change=True, belongs_to="run"
     )
     report_to: Literal["tensorboard", "wandb", "none"] = setting("tensorboard", "where to log curves", may_change=True)
 

@@ -1,7 +1,9 @@
 """`hfgen train`: what is refused before the images are read, and whose settings a run gets."""
 
+import argparse
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from hfgen.commands import train as command
 from hfgen.commands.train_settings import METHODS, parse_flags, refuse_before_reading
 from hfgen.config import settings_to_dict
 from hfgen.files import append_json_line
+from hfgen.training.duration import time_left
 from hfgen.training_scripts import train_ddpm, train_gan, train_vae
 
 
@@ -142,6 +145,27 @@ def test_the_time_of_a_run_is_that_of_each_launch_unless_another_is_given(monkey
     assert settings_of(started) == saved | {"resume": "latest"} and saved["max_train_time"] == "2h"
     assert call(monkeypatch, "toy_paintings:8", "--resume", "latest", "--time", "1h") == 0
     assert settings_of(started) == saved | {"resume": "latest", "max_train_time": "1h"}
+
+
+def test_the_time_counts_from_the_start_of_the_command(monkeypatch, started):
+    call(monkeypatch, "toy_paintings:8", "--time", "1h")
+    assert 0 <= time.time() - started.started < 60
+    left = []
+    monkeypatch.undo()
+    script = argparse.Namespace(main=lambda flags: left.append((flags, time_left(3600.0))))
+    monkeypatch.setattr("hfgen.commands.processes.importlib.import_module", lambda name: script)
+    ONE.start("gan", ["--seed", "1"], time.time() - 600)
+    assert left == [(["--seed", "1"], pytest.approx(3000, abs=5))] and time_left(3600.0) == 3600.0
+
+
+def test_a_run_that_was_to_be_published_still_is_when_it_is_resumed(monkeypatch, started):
+    flags = ("--push_to_hub", "--hub_model_id", "me/photos", "--hub_private_repo")
+    monkeypatch.setattr("hfgen.commands.train.refuse_before_reading", lambda *_: None)  # asks the Hub
+    saved = begin(monkeypatch, started, "--preset", "vae", *flags)
+    assert call(monkeypatch, "toy_paintings:8", "--resume", "latest") == 0
+    assert settings_of(started) == saved | {"resume": "latest"} and saved["hub_model_id"] == "me/photos"
+    assert call(monkeypatch, "toy_paintings:8", "--preset", "runs/toy_paintings/training_config.json") == 0
+    assert not settings_of(started)["push_to_hub"] and settings_of(started)["hub_model_id"] is None
 
 
 def test_a_checkpoint_continues_in_another_folder_with_the_settings_of_its_run(monkeypatch, started):

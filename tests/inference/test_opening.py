@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -10,13 +11,16 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.utils.logging import is_progress_bar_enabled
 from edm_pipelines import edm_pipeline
 from safetensors.torch import load_file, save_file
+from toy_runs import checkpoint, train
 
 from hfgen.errors import UserError
-from hfgen.inference.opening import open_pipeline
+from hfgen.inference.opening import find_pipeline, open_pipeline
+from hfgen.inference.sampling import network_digest
 from hfgen.integrity import find_damage, record_digests
 from hfgen.models.dcgan import DCGANGenerator
 from hfgen.models.unet_base import UNetBase
 from hfgen.pipelines import DDPMPipeline, GANPipeline
+from hfgen.training.checkpoints import final_progress
 
 
 @pytest.fixture
@@ -149,3 +153,34 @@ def test_from_pretrained_finds_the_pipeline_of_a_run(tmp_path, gan):
     (tmp_path / "run").mkdir()
     gan.rename(tmp_path / "run" / "pipeline")
     assert GANPipeline.from_pretrained(tmp_path / "run").generator.config.latent_dim == 4
+
+
+@pytest.mark.usefixtures("fresh_accelerate_state")
+def test_of_a_run_that_goes_on_the_newest_pipeline_is_taken(tmp_path):
+    run = tmp_path / "run"
+    train("gan", run, "--max_train_steps", "4")
+    assert find_pipeline(run) == run / "pipeline"  # that of the last checkpoint's step
+    shutil.copytree(run / "pipeline", tmp_path / "of step 4")
+    train("gan", run, "--max_train_steps", "6", "--resume", "latest")
+    shutil.rmtree(run / "pipeline")
+    shutil.copytree(tmp_path / "of step 4", run / "pipeline")  # as if it had been killed after its last checkpoint
+    newest = checkpoint(run, 6) / "pipeline"
+    assert find_pipeline(run) == newest
+    weights = [network_digest(open_pipeline(str(place), "cpu")) for place in (run, newest, run / "pipeline")]
+    assert weights[0] == weights[1] != weights[2]
+    assert network_digest(GANPipeline.from_pretrained(run)) == weights[0]
+    shutil.rmtree(run / "pipeline")
+    assert network_digest(GANPipeline.from_pretrained(str(run))) == weights[0]
+
+
+@pytest.mark.usefixtures("fresh_accelerate_state")
+def test_of_a_run_that_goes_back_the_pipeline_of_the_branch_it_leaves_is_set_aside(tmp_path, capsys):
+    run = tmp_path / "run"
+    train("gan", run, "--max_train_steps", "6")
+    left = (run / "metrics.jsonl").read_text().splitlines()
+    train("gan", run, "--max_train_steps", "3", "--resume", "step-00000002")
+    assert f"{run / 'pipeline'} is of a later step; it was renamed to abandoned-pipeline" in capsys.readouterr().out
+    assert json.loads((run / "abandoned-pipeline" / "progress.json").read_text())["step"] == 6
+    assert find_pipeline(run) == run / "pipeline" and final_progress(run / "pipeline")["step"] == 3
+    assert (run / "abandoned-metrics.jsonl").read_text().splitlines() == left[2:]
+    open_pipeline(str(run / "abandoned-pipeline"), "cpu")

@@ -185,3 +185,26 @@ def test_a_schedule_keeps_lowered_rates_and_loses_them_with_an_older_checkpoint(
         assert rates() == schedule.get_last_lr() == pytest.approx([0.8 * 0.4 * factor, 0.8 * 0.1 * factor])
         state.load(*list_checkpoints(tmp_path / "checkpoints"))
         assert rates() == pytest.approx([0.9 * 0.4, 0.9 * 0.1])
+
+
+def test_images_that_are_not_finite_at_a_collapse_cost_no_second_rollback(tmp_path):
+    def each_step(run):
+        if run.step == 5 and not run.rollbacks:
+            run._stop_requests.not_finite = True  # as a sheet of the same step finds
+            run.report(good=False, trouble="all images are green")
+        else:
+            run.report(good=True)
+
+    run, _ = fit(tmp_path / "run", each_step=each_step, on_collapse="rollback")
+    assert run.rollbacks == 1 and [event["event"] for event in events(tmp_path / "run")] == ["rollback"]
+
+
+def test_sheets_of_the_steps_that_a_rollback_takes_back_are_set_aside(tmp_path):
+    def each_step(run):
+        if not run.rollbacks:
+            run.save_sheet(Image.new("RGB", (4, 4)))
+        run.report(good=run.step < 5, trouble="all images are green" if run.step == 5 and not run.rollbacks else None)
+
+    fit(tmp_path / "run", each_step=each_step, on_collapse="rollback")
+    names = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
+    assert names == ["abandoned-step-00000005.png", *(f"step-0000000{step}.png" for step in (1, 2, 3, 4))]

@@ -2,13 +2,14 @@
 
 import os
 import signal
+import time
 from datetime import timedelta
 
 import pytest
 
 from hfgen.errors import UserError
 from hfgen.training import stopping
-from hfgen.training.duration import parse_duration
+from hfgen.training.duration import STARTED_AT, parse_duration, time_left
 from hfgen.training.stopping import GO_ON, HUNG_UP, INTERRUPTED, TERMINATED, TIME_IS_UP, StopRequests
 
 
@@ -134,3 +135,13 @@ def test_what_was_agreed_does_not_change_with_a_later_request():
     requests.agree()
     requests.raise_to(TERMINATED)
     assert requests.agreed == GO_ON and requests.agree() == requests.agreed == TERMINATED
+
+
+def test_a_time_limit_counts_from_the_start_of_the_command(monkeypatch):
+    assert time_left(100.0) == 100.0 and time_left(None) is None
+    monkeypatch.setenv(STARTED_AT, str(time.time() - 40))
+    assert 50 < time_left(100.0) <= 60 and time_left(100.0) == 100.0  # for one run alone
+    monkeypatch.setenv(STARTED_AT, str(time.time() - 400))
+    assert time_left(100.0) == 1.0
+    monkeypatch.setenv(STARTED_AT, str(time.time() - 400))
+    assert time_left(None) is None and STARTED_AT not in os.environ

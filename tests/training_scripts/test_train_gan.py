@@ -15,6 +15,7 @@ from hfgen.hub.method import STATISTICS
 from hfgen.losses.gan import GAN_LOSSES
 from hfgen.pipelines import GANPipeline
 from hfgen.training.checkpoints import load_progress
+from hfgen.training.folder import read_launches
 from hfgen.training.trouble import CollapseError
 
 
@@ -284,6 +285,17 @@ def test_the_augmentation_is_chosen_by_the_number_of_images_and_said(
     monkeypatch.setattr("hfgen.methods.augmentation.FEW_IMAGES", few_images)  # paintings take time
     train(train_gan, tmp_path / "run", "--max_train_steps", "1")
     assert f"augmentation: {chosen}" in capsys.readouterr().out
+
+
+def test_a_run_continued_in_another_folder_notes_the_augmentation_that_it_keeps(train_gan, tmp_path, monkeypatch):
+    train(train_gan, tmp_path / "old", "--max_train_steps", "1", "--checkpoint_every", "1")
+    monkeypatch.setattr("hfgen.methods.augmentation.FEW_IMAGES", 20)  # a new run of 24 images would have ADA
+    arguments = ("--resume", str(tmp_path / "old" / "checkpoints" / "step-00000001"), "--max_train_steps", "2")
+    train(train_gan, tmp_path / "new", *arguments, "--checkpoint_every", "1")
+    (launch,) = read_launches(tmp_path / "new")
+    assert launch["choices"] == {"augment": "diffaugment (as at the start of this training)"}
+    train(train_gan, tmp_path / "new", "--resume", "latest", "--max_train_steps", "3")
+    assert ["choices" in one for one in read_launches(tmp_path / "new")] == [True, False]
 
 
 # ---------------------------------------------------------------------------------------------------------- the watch
