@@ -64,10 +64,6 @@ def publish(
     published = hub.publish(
         source, repo_id, private, scores, license_id, space, half=half, discriminator=discriminator
     )
-    say(f"published {published.repo_id}: {published.commit.address}")
-    if published.replaced_card:
-        say("the repo had a hand-written README.md; the card has replaced it, and the old one is in the history")
-    if published.space_commit is not None:
-        say(f"its Space: {published.space_commit.address}")
-        if private:
-            say("the Space needs a secret HF_TOKEN with read access, because the model is private")
+    hub.say_published(published)
+    if private and published.space_commit is not None:
+        say("the Space needs a secret HF_TOKEN with read access, because the model is private")

@@ -23,6 +23,8 @@ COPIED = (
     "methods/schedules.py",
     "texts.py",
 )
+# In the README.md of a Space by hfgen.
+BY_HFGEN = "on the demo page of hfgen"
 APP = '''"""Shows {what} on a web page."""
 
 import os
@@ -105,5 +107,5 @@ def _card(repo_id: str, title: str, gradio: str, license_name: str | None) -> st
     if license_name is not None:
         settings["license"] = license_name
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
-    sentence = f"Generates images with [{repo_id}](https://huggingface.co/{repo_id}), on the demo page of hfgen."
+    sentence = f"Generates images with [{repo_id}](https://huggingface.co/{repo_id}), {BY_HFGEN}."
     return "\n".join(["---", *lines, "---", "", f"# {markdown_text(title)}", "", sentence, ""])

@@ -311,9 +311,11 @@ def _scores(report: dict[str, Any] | None, run_scores: dict[str, Any] | None, is
         return f"Reference: {reference}. {speed}{rounded} {score_table(report)}"
     if run_scores:
         rounded = " It was measured before the weights were rounded to 16 bits." if is_half else ""
+        steps = run_scores.get("num_inference_steps")
+        images = f"{run_scores['num_images']:,} images" + (f" (in {steps} denoising steps)" if steps else "")
         return (
             f"Measured during training, at step {run_scores['step']:,}: FID {run_scores['fid']:.4g} and KID "
-            f"{run_scores['kid']:.4g} of {run_scores['num_images']:,} images against the training images, in "
+            f"{run_scores['kid']:.4g} of {images} against the training images, in "
             "features of the 2015 Inception network. The floor, which is the score of real images against real ones, "
             f"was not measured, so compare this only with other scores from the same training.{rounded}"
         )
@@ -385,8 +387,7 @@ def _plain(value: Any) -> str:
 
 def _choices(training: dict[str, Any] | None, settings: dict[str, Any]) -> dict[str, Any]:
     """Return what a run chose for settings that are "auto", and weights of 0 for a learned term that had not begun."""
-    launches = (training or {}).get("launches") or [{}]
-    choices = launches[0].get("choices", {})
+    choices = ((training or {}).get("launches") or [{}])[0].get("choices", {})
     chosen: dict[str, Any] = {
         name: text.split(" ")[0] for name, text in choices.items() if settings.get(name) == "auto"
     }

@@ -57,13 +57,17 @@ def eval_results_of_run(scores: dict[str, Any], data: str, num_real: int | None)
         num_real: number of training images; None if unknown.
     """
     metric_args = {"num_images": scores["num_images"], "step": scores["step"], "features": "inception-2015 clean"}
+    steps = scores.get("num_inference_steps")  # missing in lines of earlier versions
+    if steps:
+        metric_args["num_inference_steps"] = steps
+    in_steps = f" in {steps} denoising steps" if steps else ""
     against = f"{num_real:,} training images" if num_real else "the training images"
     return [
         _result(
             data,
             key,
             scores[key],
-            f"{key.upper()}, {scores['num_images']:,} images against {against}; floor unmeasured",
+            f"{key.upper()}, {scores['num_images']:,} images{in_steps} against {against}; floor unmeasured",
             metric_args,
         )
         for key in ("fid", "kid")

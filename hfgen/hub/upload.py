@@ -154,7 +154,7 @@ def upload(folder: Path, target: Target, message: str, create_pr: bool = False) 
             folder_path=folder,
             commit_message=message,
             create_pr=create_pr or None,
-            delete_patterns=OWN_FILES,
+            delete_patterns=OWN_FILES if target.repo_type == "model" else None,  # a Space has other files
         )
     except UserError:
         raise

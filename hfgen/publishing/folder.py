@@ -62,6 +62,8 @@ PRIVATE_SETTINGS = (
     "push_to_hub",
     "hub_model_id",
     "hub_private_repo",
+    "max_train_time",
+    "report_to",
 )
 NUM_SAMPLES, DENOISING_ROWS, WALKS, WALK_STEPS, MAX_FRAMES = 16, 4, 4, 8, 24
 TEXT_FILES = (".json", ".jsonl", ".md", ".py", ".txt", ".yml")

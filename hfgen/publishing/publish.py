@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from hfgen.demo.space import gradio_version, write_space
+from hfgen.demo.space import BY_HFGEN, gradio_version, write_space
 from hfgen.errors import UserError
 from hfgen.files import LARGER_DISK, writing
 from hfgen.hub.card import is_somebodys_own
@@ -28,12 +28,14 @@ class Published(NamedTuple):
         commit: commit of the model repo.
         replaced_card: whether the card replaced a hand-written README.md, which stays in the repo's history.
         space_commit: commit of the Space, if there is one.
+        replaced_space: whether the Space's files replaced those of a Space that hfgen had not written.
     """
 
     repo_id: str
     commit: Commit
     replaced_card: bool
     space_commit: Commit | None = None
+    replaced_space: bool = False
 
 
 def publish(
@@ -82,10 +84,23 @@ def publish(
         # Pin the revision, so that the Space keeps running the code it was published with.
         write_space(app, target.repo_id, commit.revision, target.repo_id.split("/")[1], license_id)
         try:
+            of_others = read_card(of_space)
             of_demo = upload(app, of_space, "Publish the demo")
         except UserError as error:
             raise UserError(f"the model was published at {commit.address}, but its demo was not: {error}") from error
-        return Published(target.repo_id, commit, replaces, of_demo)
+        is_replaced = of_others is not None and BY_HFGEN not in of_others
+        return Published(target.repo_id, commit, replaces, of_demo, is_replaced)
+
+
+def say_published(published: Published) -> None:
+    """Print where a pipeline was published, and what was replaced there."""
+    say(f"published {published.repo_id}: {published.commit.address}")
+    if published.replaced_card:
+        say("the repo had a hand-written README.md; the card has replaced it, and the old one is in the history")
+    if published.space_commit is not None:
+        say(f"its Space: {published.space_commit.address}")
+    if published.replaced_space:
+        say("the Space was not of hfgen; its app.py, requirements.txt and README.md are now in its history alone")
 
 
 def publish_if_asked(run: Run) -> None:
@@ -105,7 +120,7 @@ def publish_if_asked(run: Run) -> None:
         raise UserError(
             f"{error}\nThe run and its pipeline are saved in {run.output_dir}. To publish it later: {again}"
         ) from error
-    say(f"published {published.repo_id}: {published.commit.address}")
+    say_published(published)
 
 
 def prepare(

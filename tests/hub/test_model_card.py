@@ -117,7 +117,8 @@ def test_the_card_of_a_run_tells_what_it_is_of_what_and_how_it_was_made(name, ru
     settings = json.loads((tmp_path / "published" / "training_config.json").read_text())
     told = sections["Training"].partition(")): ")[2].partition("\n\n")[0]
     assert "`batch_size` 4" in told and "`max_train_steps` 6" in told and "`seed` 0" in told
-    for rail in ("output_dir", "report_to", "checkpoint_every", "sample_every", "cpu", "mixed_precision"):
+    assert not {"report_to", "max_train_time", "hub_model_id"} & settings.keys()  # of nobody else's launches
+    for rail in ("output_dir", "checkpoint_every", "sample_every", "cpu", "mixed_precision"):
         assert rail in settings and f"`{rail}`" not in told
     assert not re.search(r"` False|` None|\[|\]", told)
     assert (f"`block_out_channels` {'4 8' if name == 'vae' else '8 16'}" in told) is (name != "gan")
@@ -412,6 +413,15 @@ def test_scores_of_the_training_are_told_with_their_step_and_as_without_a_floor(
         assert "rounded to 16 bits" not in sections["Scores"]
     rounded = card_of(run / "best", tmp_path / "rounded", half=True)[1]["Scores"]
     assert "It was measured before the weights were rounded to 16 bits." in rounded
+    # Of diffusion, the scores are those of a number of steps.
+    file = folder / "scores.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_inference_steps": 50}))
+    write_card(folder, "tester/toy")
+    card, sections = check_card(folder)
+    assert " of 12 images (in 50 denoising steps) against the training images" in sections["Scores"]
+    for result in card.data.eval_results:
+        assert ", 12 images in 50 denoising steps against" in result.metric_name
+        assert result.metric_args["num_inference_steps"] == 50
     # A pipeline that copies is said to.
     file = folder / "scores.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"copying": True, "copies": 0.5}))

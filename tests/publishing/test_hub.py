@@ -203,6 +203,23 @@ def test_the_space_is_there_and_names_the_revision_of_the_model(private, client,
     assert hub.repos["space", repo].sdk == "gradio"
     assert (b'license: "mit"' in hub.files(repo, "space")["README.md"]) is private
     # Again with another model: the Space goes along.
-    assert client.command("publish", runs["vae"], repo, *flags).status == 0
+    said = client.command("publish", runs["vae"], repo, *flags)
+    assert said.status == 0 and "was not of hfgen" not in said.out
     app = hub.files(repo, "space")["app.py"].decode()
     assert f"REVISION = {hub.commits(repo)[-1].oid!r}" in app and len(hub.commits(repo)) == 3
+
+
+def test_replacing_the_space_of_somebody_else_is_said_and_its_other_files_stay(client, hub, runs, repo):
+    pytest.importorskip("gradio")
+    make = (
+        "hub = HfApi()\nhub.create_repo(r, repo_type='space', space_sdk='gradio')\n"
+        "for name, text in (('README.md', b'# Mine'), ('generator/notes.txt', b'mine')):\n"
+        "    hub.upload_file(path_or_fileobj=text, path_in_repo=name, repo_id=r, repo_type='space')\n"
+    )
+    assert client.run(make, r=repo).error is None
+    said = client.command("publish", runs["gan"], repo, "--space")
+    assert (
+        said.status == 0 and "the Space was not of hfgen; its app.py, requirements.txt and README.md are" in said.out
+    )
+    files = hub.files(repo, "space")
+    assert b"# Mine" not in files["README.md"] and files["generator/notes.txt"] == b"mine"
