@@ -195,16 +195,28 @@ def _preset_as_flags(
 
 
 def _foreign(path: Path, values: dict[str, Any], typed: Sequence[str]) -> set[str]:
-    """Return of what the settings in the record of a run do not apply to the one that is started: run, dataset."""
+    """Say which settings in the record of a run do not apply to the run that is started with it: `belongs_to` them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("output_dir", "resume", "dataset"):
-        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, nargs="?")
-    given = parser.parse_known_args(typed)[0]
-    if given.resume and given.output_dir and Path(given.output_dir).resolve() == path.resolve().parent:
-        return set()  # the run itself goes on
-    own = values.get("dataset")
-    is_own = given.dataset in (None, own) or os.path.realpath(given.dataset) == os.path.realpath(str(own))
+    for name in ("output_dir", "resume", "dataset", "push_to_hub"):
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, nargs="?", const="true")
+    given, run = parser.parse_known_args(typed)[0], path.resolve().parent
+    if given.resume and given.output_dir and Path(given.output_dir).resolve() == run:
+        is_unpublished = (given.push_to_hub or "true").lower() in ("false", "f", "no", "n", "0")
+        return {"run"} if is_unpublished else set()  # the run itself goes on
+    if given.resume and Path(given.resume).resolve().parents[1:2] == (run,):
+        return {"run"}  # it goes on in another folder; its data may have moved
+    is_own = given.dataset is None or _is_same(given.dataset, str(values.get("dataset")))
     return {"run"} if is_own else {"run", "dataset"}
+
+
+def _is_same(dataset: str, other: str) -> bool:
+    """Whether two names are of the same dataset: the same path, or the same one on the Hub, also by its address."""
+    is_address = "://" in dataset or dataset.startswith(("huggingface.co/", "hf.co/", "www."))
+    return (
+        is_address
+        and dataset.rstrip("/").endswith(f"/{other}")
+        or os.path.realpath(dataset) == os.path.realpath(other)
+    )
 
 
 def read_preset(path: Path) -> dict[str, Any]:

@@ -8,7 +8,9 @@ each network that diffusers does not ship, for `DiffusionPipeline.from_pretraine
 import ast
 import inspect
 import json
+import math
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -158,17 +160,28 @@ class SelfContainedPipelineMixin:
 def pipeline_of_run(run: Path) -> Path | None:
     """Return the folder of a run's newest pipeline, or None if it has none.
 
-    That is `pipeline/`, written when a launch ends, or, if the run went on after it, that of the newest checkpoint.
+    That is `pipeline/`, written when a launch ends, or, if the run has gone on since, that of the newest checkpoint of
+    healthy training.
     """
-    final = run / PIPELINE_FOLDER
-    has_final = (final / "model_index.json").is_file()
-    of_checkpoints = sorted(run.glob(f"checkpoints/step-*/{PIPELINE_FOLDER}/model_index.json"))
-    newest = of_checkpoints[-1].parent if of_checkpoints else None
-    if newest is None or not has_final:
-        return final if has_final else newest
-    progress = final / "progress.json"  # missing if an earlier version wrote it
-    step = json.loads(progress.read_text()).get("step") if progress.is_file() else None
-    return final if step is None or int(newest.parent.name.removeprefix("step-")) <= step else newest
+    final, later = run / PIPELINE_FOLDER, []
+    step = _progress(final).get("step", math.inf)  # an earlier version did not write it
+    for checkpoint in sorted(run.glob("checkpoints/step-*"), reverse=True):
+        progress, has_pipeline = _progress(checkpoint), (checkpoint / PIPELINE_FOLDER / "model_index.json").is_file()
+        if re.fullmatch(r"step-\d+", checkpoint.name) and has_pipeline and "step" in progress:
+            later.append((progress.get("good", True), progress["step"], checkpoint / PIPELINE_FOLDER))
+    if not (final / "model_index.json").is_file():
+        return max(later, default=(None, None, None))[2]
+    good = [(at, folder) for is_good, at, folder in later if is_good and at > step]
+    return max(good, default=(step, final))[1]
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    """Return what is noted beside the pipeline of a run or in a checkpoint; empty if it is missing or damaged."""
+    try:
+        found = json.loads((folder / "progress.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def steps_of_the_run(folder: Path) -> int | None:
@@ -179,7 +192,8 @@ def steps_of_the_run(folder: Path) -> int | None:
     """
     if "num_inference_steps" in json.loads((folder / "model_index.json").read_text()):
         return None
-    of_a_run = folder.resolve().parents[:3] if folder.name == PIPELINE_FOLDER else []  # RUN/checkpoints/STEP/pipeline
+    is_of_a_run = folder.name.endswith(PIPELINE_FOLDER)  # RUN/checkpoints/STEP/pipeline, RUN/abandoned-pipeline
+    of_a_run = folder.resolve().parents[:3] if is_of_a_run else []
     for file in (place / SETTINGS_FILE for place in (folder, *of_a_run)):
         if file.is_file():
             steps = json.loads(file.read_text()).get("num_inference_steps")

@@ -112,15 +112,45 @@ def test_a_run_that_is_resumed_keeps_what_belongs_to_it(presets, tmp_path, monke
     assert again.repo is None
 
 
-@pytest.mark.parametrize(("given", "split"), [(None, "test"), ("cats", "test"), ("./cats", "test"), ("dogs", "train")])
+@dataclass
+class Published(Whole):
+    push_to_hub: bool = setting(False, "publish", belongs_to="run")
+
+
+def test_a_run_that_was_to_be_published_can_be_resumed_without_that(presets, tmp_path):
+    file = tmp_path / "training_config.json"
+    file.write_text(json.dumps({"output_dir": str(tmp_path), "repo": "me/old", "push_to_hub": True, "split": "test"}))
+    arguments = ["--preset", str(file), "--output_dir", str(tmp_path), "--resume", "latest"]
+    (published,) = parse_settings((Published,), presets, arguments)
+    assert published.push_to_hub and published.repo == "me/old"
+    (settings,) = parse_settings((Published,), presets, [*arguments, "--push-to-hub", "False"])
+    assert not settings.push_to_hub and settings.repo is None and settings.split == "test"
+
+
+def test_a_run_that_goes_on_in_another_folder_keeps_the_choices_of_its_data(presets, tmp_path):
+    (tmp_path / "old").mkdir()
+    file = tmp_path / "old" / "training_config.json"
+    file.write_text(json.dumps({"dataset": "cats", "split": "all", "repo": "me/old"}))
+    arguments = ["--preset", str(file), "--output_dir", "new", "--dataset", "moved/cats"]  # it may have moved
+    checkpoint = str(tmp_path / "old" / "checkpoints" / "step-00000002")
+    (settings,) = parse_settings((Whole,), presets, [*arguments, "--resume", checkpoint])
+    assert (settings.split, settings.repo) == ("all", None)
+    assert parse_settings((Whole,), presets, arguments)[0].split == "train"
+
+
+ADDRESS = "https://huggingface.co/datasets/cats"
+
+
+@pytest.mark.parametrize(
+    ("given", "split"), [(None, "test"), ("cats", "test"), ("./cats", "test"), (ADDRESS, "test"), ("dogs", "train")]
+)
 def test_choices_of_a_dataset_are_not_those_of_another(presets, tmp_path, monkeypatch, given, split):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cats").mkdir()
     file = tmp_path / "training_config.json"
     file.write_text(json.dumps({"dataset": "cats", "split": "test"}))
     arguments = ["--preset", str(file), *(["--dataset", given] if given else [])]
-    (settings,) = parse_settings((Whole,), presets, arguments)
-    assert (settings.dataset, settings.split) == (given or "cats", split)
+    assert parse_settings((Whole,), presets, arguments)[0] == Whole(dataset=given or "cats", split=split)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import re
 import tarfile
 import unicodedata
 import zipfile
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -103,9 +104,16 @@ def tar_source(files: Sequence[Path], root: Path, inner: str, settings: DataSett
     if len(files) > 1:
         settings = replace(settings, dataset_split=ALL)  # the files are those of the split already
     notes: list[str] = []
-    names = [member.name for file in files for _, member in _tar_members(file, notes)]
+    names, sizes = [], array("q")
+    for file in files:
+        for _, member in _tar_members(file, notes):
+            names.append(member.name)
+            sizes.append(member.size)
     where = files[0] if len(files) == 1 else root
     chosen = _choose(where, inner, names, settings)
+    for index in chosen.indices:  # others are not unpacked
+        if sizes[index] > MAX_ENCODED_BYTES:
+            raise _too_large(where, names[index], "", sizes[index])
     wanted = set(chosen.indices)
 
     def read() -> Iterator[tuple[str, bytes | Exception]]:
@@ -133,8 +141,6 @@ def _tar_members(file: Path, notes: list[str]) -> Iterator[tuple[tarfile.TarFile
             for member in archive:
                 if member.isfile():
                     _refuse_outside(file, member.name, "")
-                    if member.size > MAX_ENCODED_BYTES and _is_image(member.name):  # others are not read
-                        raise _too_large(file, member.name, "", member.size)
                     yield archive, member
                 links += (member.islnk() or member.issym()) and _is_image(member.name)
             if not archive.ended:

@@ -116,9 +116,9 @@ def _decode(name: str, content: bytes, settings: DataSettings, bits: int | None)
 
 
 def _has_more_frames(image: Image.Image) -> bool:
-    """Whether a file has more frames or pages than the first; the second image of an MPO is only a preview."""
+    """Whether a file has more frames or pages; those of an MPO are previews, and the layers of a PSD are merged."""
     with contextlib.suppress(Exception):  # a damaged second frame does not matter
-        return image.format != "MPO" and getattr(image, "is_animated", False)
+        return image.format not in ("MPO", "PSD") and getattr(image, "is_animated", False)
     return False
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,17 +87,19 @@ class RunEvaluation:
         """
         if self._run.is_main:
             # What is computed from the images may be NaN in between.
-            with self._run.generating(), np.errstate(invalid="warn"), suppress(StopRequestedError):
+            with self._run.generating(), np.errstate(invalid="warn"):
                 try:
                     scores = self._score(pipeline)
+                    self._record(scores, pipeline)
+                    self._run.note(scores, 0.0)
+                except StopRequestedError:
+                    if self._run.is_time_up:
+                        self._run.warn("not scored: the time is up")
                 except Exception as error:
                     message = message_for_user(error)
                     if message is None or isinstance(error, NotFiniteError):
                         raise
                     self._run.warn(f"not scored: {message}")
-                else:
-                    self._record(scores, pipeline)
-                    self._run.note(scores, 0.0)
         with self._run.generating():  # nor does the others' waiting count as training time
             self._run.accelerator.wait_for_everyone()
 

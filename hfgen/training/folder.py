@@ -26,6 +26,7 @@ from hfgen.files import (
 from hfgen.hardware import describe_environment
 from hfgen.hub.upload import check_access
 from hfgen.run_files import (
+    ABANDONED_FILE,
     EVENTS_FILE,
     INTAKE_FILE,
     LAUNCHES_FILE,
@@ -54,7 +55,7 @@ from hfgen.training.settings import RunSettings, rates_follow_length
 
 # What a launch may leave before there is anything to lose, its first log entry or checkpoint; and of it what tells of
 # that launch. The folder then counts as empty.
-OF_A_LAUNCH = (INTAKE_FILE, METRICS_FILE, LAUNCHES_FILE, EVENTS_FILE, STATUS_FILE, PAGE_FILE)
+OF_A_LAUNCH = (INTAKE_FILE, METRICS_FILE, ABANDONED_FILE, LAUNCHES_FILE, EVENTS_FILE, STATUS_FILE, PAGE_FILE)
 LEFT_BY_A_FAILED_START = frozenset((SETTINGS_FILE, *OF_A_LAUNCH, "logs", "checkpoints"))
 SHEETS = ("samples", "reconstructions", "training_images", "ex_post")
 FIRST_SHEETS, FIRST_SHEET = ("samples", "reconstructions"), "step-00000000.png"
@@ -358,9 +359,11 @@ def set_aside_newer(folder: Path, step: int) -> None:
 
 
 def roll_back(folder: Path, checkpoint: Path) -> None:
-    """Delete the checkpoints of later steps than this one, to which a run rolls back, and rename the sheets."""
+    """Delete the checkpoints of later steps than this one, to which a run rolls back; rename sheets and pipeline."""
     remove_newer(checkpoint)
-    set_aside_newer_sheets(folder, load_progress(checkpoint)["step"])
+    step = load_progress(checkpoint)["step"]
+    set_aside_newer_pipeline(folder, step)
+    set_aside_newer_sheets(folder, step)
 
 
 def set_aside_newer_sheets(folder: Path, step: int) -> None:

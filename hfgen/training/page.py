@@ -329,7 +329,7 @@ def _commands(
         longer = ["--max_train_steps", str(2 * total)] if is_complete and total else []  # also replaces --num_epochs
         found.append((purpose, [*resume_command(folder, method, launches), *longer]))
     if (folder / "pipeline").is_dir() or (folder / "best").is_dir():
-        pipeline = folder / ("best/pipeline" if (folder / "best").is_dir() else "pipeline")
+        pipeline = folder / "best/pipeline" if (folder / "best").is_dir() else folder
         output = f"{folder.resolve().name}_samples"
         found.append(("generate images", ["hfgen", "sample", str(pipeline), "--output", output]))
     return [{"purpose": purpose, "command": printable(shlex.join(map(str, words)))} for purpose, words in found]

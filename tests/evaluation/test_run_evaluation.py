@@ -340,6 +340,16 @@ def test_an_evaluation_that_fails_costs_its_score_and_not_the_training(tmp_path,
     assert f"warning: step 4: {event['what']}" in capsys.readouterr().out
 
 
+def test_scores_that_cannot_be_kept_cost_no_training_either(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "best")
+
+    monkeypatch.setattr(run_evaluation, "_save_best", full)
+    train("gan", tmp_path / "run", "--evaluate_every", "3", "--max_train_steps", "6")
+    assert status(tmp_path / "run")["status"] == "complete"
+    assert [event["what"].partition(":")[0] for event in events(tmp_path / "run")] == ["not scored"] * 2
+
+
 def test_a_bug_in_an_evaluation_is_not_hidden(tmp_path, monkeypatch):
     watch_drawing(monkeypatch, lambda pipeline, index: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -362,6 +372,7 @@ def test_the_time_limit_ends_an_evaluation_so_that_the_checkpoint_is_in_time(tmp
     assert len(taken) < 12 + 8 and [row["step"] for row in read_evaluations(tmp_path / "run")] == [2]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
     assert status(tmp_path / "run")["reason"] == "time is up"
+    assert [event["what"] for event in events(tmp_path / "run")] == ["not scored: the time is up"]
 
 
 @pytest.mark.slow

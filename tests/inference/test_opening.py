@@ -169,6 +169,17 @@ def test_of_a_run_that_goes_on_the_newest_pipeline_is_taken(tmp_path):
     weights = [network_digest(open_pipeline(str(place), "cpu")) for place in (run, newest, run / "pipeline")]
     assert weights[0] == weights[1] != weights[2]
     assert network_digest(GANPipeline.from_pretrained(run)) == weights[0]
+    # Neither a copy of a checkpoint, nor one that is incomplete or of a network in trouble, nor a damaged note.
+    shutil.copytree(checkpoint(run, 6), run / "checkpoints" / "step-00000009-copy")
+    shutil.copytree(newest, run / "checkpoints" / "step-00000008" / "pipeline")
+    assert find_pipeline(run) == newest
+    progress = checkpoint(run, 6) / "progress.json"
+    healthy = progress.read_text()
+    progress.write_text(json.dumps(json.loads(healthy) | {"good": False}))
+    assert find_pipeline(run) == run / "pipeline"
+    progress.write_text(healthy)
+    (run / "pipeline" / "progress.json").write_text("{")
+    assert find_pipeline(run) == run / "pipeline"
     shutil.rmtree(run / "pipeline")
     assert network_digest(GANPipeline.from_pretrained(str(run))) == weights[0]
 

@@ -52,7 +52,7 @@ def test_each_method_shows_the_images_that_its_network_is_trained_on(tmp_path, m
     assert 'alt="samples"' in text and 'alt="training images"' in text and "step 6 of 6" in text
     assert ('alt="reconstructions"' in text) == (method == "vae")
     assert f"hfgen train {method} --preset " in text
-    assert f"<pre>hfgen sample {tmp_path / 'run' / 'pipeline'} --output run_samples</pre>" in text
+    assert f"<pre>hfgen sample {tmp_path / 'run'} --output run_samples</pre>" in text
 
 
 def test_the_page_says_which_augmentation_was_chosen_and_by_what(tmp_path):

@@ -208,3 +208,15 @@ def test_sheets_of_the_steps_that_a_rollback_takes_back_are_set_aside(tmp_path):
     fit(tmp_path / "run", each_step=each_step, on_collapse="rollback")
     names = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
     assert names == ["abandoned-step-00000005.png", *(f"step-0000000{step}.png" for step in (1, 2, 3, 4))]
+
+
+def test_the_pipeline_of_steps_that_a_rollback_takes_back_is_set_aside(tmp_path):
+    fit(tmp_path / "run", each_step=lambda run: run.report(good=run.step <= 4), after=lambda run: run.finish())
+    assert (tmp_path / "run" / "pipeline").is_dir()
+
+    def each_step(run):
+        run.report(good=run.rollbacks > 0, trouble="all images are green" if run.step == 8 else None)
+
+    with pytest.raises(CollapseError):
+        fit(tmp_path / "run", each_step=each_step, on_collapse="rollback", max_train_steps=9, resume="latest")
+    assert (tmp_path / "run" / "abandoned-pipeline").is_dir() and not (tmp_path / "run" / "pipeline").exists()
