@@ -22,6 +22,7 @@ from hfgen.commands.train_settings import (
     refuse_a_method,
     refuse_a_run,
     refuse_before_reading,
+    settings_of_start,
     settings_to_resume,
     value_of,
 )
@@ -124,12 +125,14 @@ class Choice:
         flags: those of the script, without what is chosen later.
         data: from which the rest is chosen; None if the method was named, and nothing is.
         resumed: the folder of the run that is resumed with its own settings, if any.
+        origin: `--init_from` if the flags begin with the settings of those weights, in the place of a preset.
     """
 
     method: str
     flags: list[str]
     data: str | None = None
     resumed: Path | None = None
+    origin: str | None = None
 
     @staticmethod
     def for_data(data: str, flags: list[str]) -> "Choice":
@@ -143,6 +146,9 @@ class Choice:
         if (file := settings_to_resume(flags, str(value_of("--output_dir", flags)))) is not None:
             flags, resumed = ["--preset", str(file), *flags], file.parent
         elif value_of("--preset", flags) is None:
+            origin = value_of("--init_from", flags)
+            if origin is not None and (found := settings_of_start(origin)) is not None:
+                return Choice(found[0], [*found[1], *flags], data, None, origin)
             flags = ["--preset", RECOMMENDED, *flags]
         # Without its value, --preset is refused when the flags are read.
         return Choice(method_of_preset(value_of("--preset", flags) or RECOMMENDED), flags, data, resumed)
@@ -352,6 +358,8 @@ def _about_preset(choice: Choice, settings: dict[str, Any]) -> str:
     """Say which preset it is, and what it reached elsewhere with these settings."""
     if choice.resumed is not None:
         return f"settings: those of the run in {choice.resumed}, which is resumed"
+    if choice.origin is not None:
+        return f"settings: {choice.method}, as in {choice.origin}; training starts from its weights"
     from hfgen.training.reference_curves import reference_of  # imports numpy
 
     preset = value_of("--preset", choice.flags)

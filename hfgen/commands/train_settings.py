@@ -1,6 +1,7 @@
 """The settings that `hfgen train` is called with: which method they mean, and what they alone rule out."""
 
 import argparse
+import dataclasses
 import importlib
 import shlex
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hfgen.commands.options import loading
-from hfgen.config import default_values, parse_settings, read_preset, shipped_presets
+from hfgen.config import default_values, parse_settings, read_preset, settings_as_flags, shipped_presets
 from hfgen.errors import UserError
 from hfgen.run_files import LAUNCHES_FILE, METRICS_FILE, SETTINGS_FILE
 from hfgen.settings.vae import check_length
@@ -105,6 +106,39 @@ def _unknown_settings(values: dict[str, Any]) -> dict[str, list[str]]:
 
 
 # ---------------------------------------- runs
+
+
+def settings_of_start(origin: str) -> tuple[str, list[str]] | None:
+    """Return the method of the weights that `--init_from` names, and the flags for a network that they fit.
+
+    These are the settings of the method, the image size and mirroring, where they are not the defaults; but not the
+    length of that training, nor what belongs to it or its data.
+
+    Args:
+        origin: a run, one of its checkpoints, a pipeline or a Hub repo.
+
+    Returns:
+        None if the settings are not beside the weights, or of no method of hfgen.
+
+    Raises:
+        UserError: if they cannot be read.
+    """
+    from hfgen.inference.opening import settings_beside  # imports torch, which takes seconds
+
+    values = settings_beside(origin)
+    unknown = _unknown_settings(values or {})
+    fitting = [method for method in METHODS if values and not unknown[method]]
+    if len(fitting) != 1:
+        return None
+    classes = settings_classes(fitting[0])
+    of_network = {field.name for field in dataclasses.fields(classes[2])} - {"learned_term_start"}  # a length, too
+    defaults = default_values(classes)
+    chosen = {
+        name: value
+        for name, value in (values or {}).items()
+        if name in of_network | {"sample_size", "horizontal_flip"} and value != defaults[name]
+    }
+    return fitting[0], settings_as_flags(chosen, classes, f"--init_from {origin}")
 
 
 def settings_to_resume(flags: list[str], output_dir: str) -> Path | None:

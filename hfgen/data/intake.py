@@ -347,7 +347,7 @@ def _notes_on_skipped(skipped: dict[str, int]) -> list[str]:
         notes.append(f"images or videos in unsupported formats: {counts(pictures)}; convert them to PNG or JPEG")
     if packed:
         notes.append(
-            f"files next to the images that may contain more images: {counts(packed)}; not read: to use one, pass it "
-            "as --dataset, or unpack it"
+            f"files next to the images that may contain more images: {counts(packed)}; not read: unpack "
+            "them, or pass one as --dataset (zip, tar, ...)"
         )
     return notes

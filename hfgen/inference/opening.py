@@ -226,6 +226,29 @@ def _download(repo_id: str) -> Path:
     return folder
 
 
+def settings_beside(where: str) -> dict[str, Any] | None:
+    """Return the settings that a pipeline was trained with, from its run, its folder or its Hub repo.
+
+    Args:
+        where: as in `open_pipeline`; from the Hub, their file is downloaded.
+
+    Returns:
+        None if they are not there, or cannot be downloaded.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    where = hub_id_of_address(where, "models", "DIR")
+    path, file = Path(where).expanduser(), None
+    if path.exists():
+        folders = (path, *path.resolve().parents[:3])  # RUN/checkpoints/STEP/pipeline
+        file = next((folder / SETTINGS_FILE for folder in folders if (folder / SETTINGS_FILE).is_file()), None)
+    elif is_hub_id(where):
+        with contextlib.suppress(UserError):  # said when the weights are downloaded
+            file = _downloaded(where, SETTINGS_FILE)
+    return None if file is None else read_json(file)
+
+
 def load_discriminator(where: str) -> dict[str, torch.Tensor] | None:
     """Return the weights of the discriminator that was published with a pipeline, 32-bit floats by name.
 

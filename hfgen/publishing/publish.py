@@ -100,7 +100,7 @@ def say_published(published: Published) -> None:
     if published.space_commit is not None:
         say(f"its Space: {published.space_commit.address}")
     if published.replaced_space:
-        say("the Space was not written by hfgen: files of the same names were replaced, and are in its history")
+        say("the Space was not written by hfgen: files of these names were replaced; the old ones are in its history")
 
 
 def publish_if_asked(run: Run) -> None:

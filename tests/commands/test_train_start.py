@@ -11,8 +11,8 @@ from PIL import Image
 from train_command import ONE, call, note_starts, settings_of
 
 from hfgen.commands import train as command
-from hfgen.commands.train_settings import METHODS, parse_flags, refuse_before_reading
-from hfgen.config import settings_to_dict
+from hfgen.commands.train_settings import METHODS, parse_flags, refuse_before_reading, settings_classes
+from hfgen.config import default_values, settings_to_dict
 from hfgen.files import append_json_line
 from hfgen.training.duration import time_left
 from hfgen.training_scripts import train_ddpm, train_gan, train_vae
@@ -179,6 +179,46 @@ def test_a_checkpoint_continues_in_another_folder_with_the_settings_of_its_run(m
 def test_without_a_run_to_resume_a_new_one_is_started(monkeypatch, started):
     assert call(monkeypatch, "toy_paintings:8", "--resume", "latest") == 0
     assert settings_of(started)["upsampling"] == "nearest" and started.method == "gan"
+
+
+# ---------------------------------------- from other weights
+
+
+OF_THE_START = {
+    "gan": ("gan", "--preset", "sngan", "--latent_dim", "50", "--sample_size", "32", "--evaluate_every", "7"),
+    "vae": ("vae", "--preset", "vae_learned", "--images", "200000"),
+    "ddpm": ("ddpm", "--preset", "ddpm", "--lr_scheduler", "cosine", "--dropout", "0.2"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_from_other_weights_the_network_is_theirs_and_the_length_is_not(monkeypatch, started, method):
+    folder = Path("old")
+    assert call(monkeypatch, *OF_THE_START[method], "--dataset", "toy_paintings:9", "--output_dir", folder) == 0
+    old = settings_of(started)
+    folder.mkdir()
+    (folder / "training_config.json").write_text(json.dumps(old))
+    assert call(monkeypatch, "toy_paintings:8", "--init_from", folder, "--images", 9600) == 0
+    new, own = settings_of(started), default_values(settings_classes(method)[2:])
+    assert started.method == method and new["sample_size"] == old["sample_size"]
+    assert new["max_train_steps"] == -(-9600 // old["batch_size"]) and new["evaluate_every"] == 0
+    differing = {name for name in own if new[name] != old[name]}
+    assert differing <= {"learned_term_start"}
+    given = ("--ema_decay", "0.75", "--images", 9600)
+    assert call(monkeypatch, "toy_paintings:8", "--init_from", folder, *given) == 0
+    assert settings_of(started)["ema_decay"] == 0.75
+
+
+def test_a_preset_is_preferred_and_weights_without_settings_get_the_recommended_one(monkeypatch, started):
+    Path("old").mkdir()
+    assert call(monkeypatch, "toy_paintings:8", "--init_from", "old") == 0
+    assert started.method == "gan" and "--preset" in started.flags
+    Path("old/training_config.json").write_text('{"network": "resnet", "batch_size": 3}')
+    assert call(monkeypatch, "toy_paintings:8", "--init_from", "old", "--preset", "vae") == 0
+    assert started.method == "vae" and settings_of(started)["batch_size"] != 3
+    Path("old/pipeline").mkdir()
+    assert call(monkeypatch, "toy_paintings:8", "--init_from", "old/pipeline") == 0
+    assert settings_of(started)["network"] == "resnet" and "--preset" not in started.flags
 
 
 # ---------------------------------------- files of settings

@@ -384,4 +384,4 @@ def test_packed_files_beside_the_images_are_pointed_out(image_folder):
     for name in ("rest.tar.gz", "more.7z"):
         (image_folder / name).write_bytes(b"")
     (note,) = [one for one in load_images(DataSettings(dataset=str(image_folder))).report.warnings if "next to" in one]
-    assert ".gz 1" in note and ".7z 1" in note and note.endswith("or unpack it")
+    assert ".gz 1" in note and ".7z 1" in note and note.endswith("(zip, tar, ...)")
