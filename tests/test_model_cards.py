@@ -17,13 +17,14 @@ from hfgen.publishing.load_check import check_loads_anywhere
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = sorted(file.parent for file in (ROOT / "model_cards").glob("*/model_index.json"))
-MAX_MEGABYTES = 45  # of all together: a clone stays small
+MAX_MEGABYTES = 56  # of all together: a clone stays small, but the best Monets are a DDPM's, of 12 MB
 CARDS = "\n".join(file.read_text() for file in (ROOT / "model_cards").glob("*.md"))
 each_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 
 
 def test_there_are_some_and_together_they_are_small():
-    assert {folder.name for folder in FOLDERS} >= {"cat_faces_ddpm", "cat_faces_gan", "cat_faces_vae", "monet_gan"}
+    names = {"cat_faces_ddpm", "cat_faces_gan", "cat_faces_vae", "monet_ddpm", "monet_gan"}
+    assert {folder.name for folder in FOLDERS} >= names
     total = sum(file.stat().st_size for folder in FOLDERS for file in folder.rglob("*"))
     assert total <= MAX_MEGABYTES * 1e6
 
