@@ -161,16 +161,17 @@ def pipeline_of_run(run: Path) -> Path | None:
     """Return the folder of a run's newest pipeline, or None if it has none.
 
     That is `pipeline/`, written when a launch ends, or, if the run has gone on since, that of the newest checkpoint of
-    healthy training.
+    healthy training; before a launch has ended, that of the newest checkpoint.
     """
     final, later = run / PIPELINE_FOLDER, []
     step = _progress(final).get("step", math.inf)  # an earlier version did not write it
-    for checkpoint in sorted(run.glob("checkpoints/step-*"), reverse=True):
-        progress, has_pipeline = _progress(checkpoint), (checkpoint / PIPELINE_FOLDER / "model_index.json").is_file()
-        if re.fullmatch(r"step-\d+", checkpoint.name) and has_pipeline and "step" in progress:
-            later.append((progress.get("good", True), progress["step"], checkpoint / PIPELINE_FOLDER))
+    for checkpoint in run.glob("checkpoints/step-*"):
+        is_whole = (checkpoint / "progress.json").is_file() and re.fullmatch(r"step-\d+", checkpoint.name)
+        if is_whole and (checkpoint / PIPELINE_FOLDER / "model_index.json").is_file():
+            is_good, at = _progress(checkpoint).get("good", True), int(checkpoint.name.removeprefix("step-"))
+            later.append((is_good, at, checkpoint / PIPELINE_FOLDER))
     if not (final / "model_index.json").is_file():
-        return max(later, default=(None, None, None))[2]
+        return max(((at, folder) for _, at, folder in later), default=(0, None))[1]
     good = [(at, folder) for is_good, at, folder in later if is_good and at > step]
     return max(good, default=(step, final))[1]
 
