@@ -193,7 +193,7 @@ def steps_of_the_run(folder: Path) -> int | None:
     """
     if "num_inference_steps" in json.loads((folder / "model_index.json").read_text()):
         return None
-    is_of_a_run = folder.name.endswith(PIPELINE_FOLDER)  # RUN/checkpoints/STEP/pipeline, RUN/abandoned-pipeline
+    is_of_a_run = re.fullmatch(rf"(abandoned\d*-)?{PIPELINE_FOLDER}", folder.name)  # or RUN/checkpoints/STEP/pipeline
     of_a_run = folder.resolve().parents[:3] if is_of_a_run else []
     for file in (place / SETTINGS_FILE for place in (folder, *of_a_run)):
         if file.is_file():

@@ -82,8 +82,8 @@ class RunEvaluation:
     def evaluate(self, pipeline: DiffusionPipeline) -> None:
         """Score the pipeline as it is now; all processes must call this, only the main one works.
 
-        Stops without a score if the run is asked to stop or its time is up, or if images are not finite, which counts
-        as a NaN loss. A score that cannot be measured, such as for want of memory, costs a warning, not the training.
+        Ends without a score on a request to stop, at the time limit, and for images that are not finite, which count
+        as a NaN loss. If the score cannot be measured, because memory runs out, say, the run warns and goes on.
         """
         if self._run.is_main:
             # What is computed from the images may be NaN in between.
