@@ -108,6 +108,7 @@ class RunLog:
             if tracker.name == "tensorboard":  # the next file hides the later steps of this one
                 tracker.tracker.close()
                 tracker.tracker.purge_step = step + 1
+                self._wait_for_a_later_file_name()
         self.bar.n = step
         self.bar.refresh()
         self.start_window()
@@ -186,6 +187,8 @@ class RunLog:
             key: value if isinstance(value, int | float) else str(value).encode("utf-8", "backslashreplace").decode()
             for key, value in settings.items()
         }
+        if report_to == "tensorboard":
+            self._wait_for_a_later_file_name()
         tracker_errors = (importlib.import_module("wandb.errors").Error,) if report_to == "wandb" else ()
         try:
             with writing(logs):
@@ -195,6 +198,15 @@ class RunLog:
                 f"--report_to wandb: cannot start: {error}; log in with `wandb login`, set WANDB_MODE=offline to "
                 "upload the run later with `wandb sync`, or use --report_to tensorboard"
             ) from error
+
+    def _wait_for_a_later_file_name(self) -> None:
+        """Wait, for a second at most, until TensorBoard's next file comes after the others in order of name.
+
+        Within a second, the names are ordered by process and by a number without leading zeros, so TensorBoard could
+        read the file that hides later steps before the one with those steps.
+        """
+        while any((self._folder / "logs" / "hfgen").glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+            time.sleep(0.05)
 
     def _drop_beyond(self, step: int) -> None:
         """Move the entries after a step, of an interrupted launch or of a branch that the run leaves, to a file."""
