@@ -74,7 +74,7 @@ def recorded_names(folder: Path) -> list[str]:
         return ["*"]
 
 
-def write_if_needed(folder: Path, write: Callable[[Path], object]) -> None:
+def write_if_needed(folder: Path, write: Callable[[Path], object], remark: str = "free space there") -> None:
     """Let `write` create a folder, unless it is there and undamaged; see `find_damage`.
 
     Processes that may do so at once need a lock.
@@ -82,6 +82,7 @@ def write_if_needed(folder: Path, write: Callable[[Path], object]) -> None:
     Args:
         folder: the folder to be there in the end.
         write: gets a temporary path and creates the folder there.
+        remark: the end of the message if writing fails.
 
     Raises:
         UserError: if writing fails.
@@ -98,7 +99,8 @@ def write_if_needed(folder: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         record_digests(temporary)
 
-    write_atomically(folder, write_with_digests, "*")  # its name, a digest, says whose it is, whatever is left in it
+    # Its name, a digest, says whose it is, whatever is left in it.
+    write_atomically(folder, write_with_digests, "*", remark=remark)
 
 
 def _size_and_times(file: Path) -> list[int]:

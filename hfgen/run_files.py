@@ -12,7 +12,7 @@ INTAKE_FILE = "intake.json"  # what its images are like: for its page and its mo
 # Written by evaluation/during_training.py.
 EVALUATIONS_FILE = "evaluations.jsonl"  # all scores: for its page; also published
 SCORES_FILE = "scores.json"  # the scores of one pipeline: that in best/, or a published one
-# Written by publishing/folder.py, beside a published pipeline.
+# Written by publishing/records.py, beside a published pipeline.
 TRAINING_FILE = "training.json"  # how its run went, and its launches: for its model card, and for `hfgen evaluate`
 # Written by publishing/folder.py, if asked for. Not called model.safetensors, which diffusers would always download.
 DISCRIMINATOR_FILE = "discriminator/discriminator.safetensors"  # its weights: for `--init_from`

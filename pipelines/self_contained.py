@@ -6,6 +6,7 @@ each network that diffusers does not ship, for `DiffusionPipeline.from_pretraine
 """
 
 import ast
+import contextlib
 import inspect
 import json
 import math
@@ -51,6 +52,7 @@ class SelfContainedPipelineMixin:
             if part is not None and kind.__module__.split(".")[0] not in ("diffusers", "transformers"):
                 _check_stands_alone(kind)
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        make_weights_readable(Path(save_directory))
 
     def push_to_hub(
         self,
@@ -155,6 +157,14 @@ class SelfContainedPipelineMixin:
             if isinstance(entry, list | tuple) and len(entry) == 2 and entry[1] in installed:
                 index[name] = [installed[entry[1]].__module__, entry[1]]
         return loaded
+
+
+def make_weights_readable(folder: Path) -> None:
+    """Let those who may read a pipeline's index read its weights: safetensors writes them for their owner alone."""
+    mode = (folder / "model_index.json").stat().st_mode
+    for file in folder.glob("*/*.safetensors"):
+        with contextlib.suppress(OSError):  # a disk without such permissions
+            file.chmod(mode)
 
 
 def pipeline_of_run(run: Path) -> Path | None:

@@ -166,11 +166,11 @@ def describe_method(folder: Path, settings: dict[str, Any] | None, num_inference
         )
     else:
         summary += f"It has {schedule['num_train_timesteps']:,} timesteps."
-    departures = _ddpm_departures(settings or {}, schedule, _has_attention(index[name][1], config))
     trained_with = (settings or {}).get("num_inference_steps", DEFAULT_STEPS)  # which diffusers' classes do not store
     steps = num_inference_steps or index.get("num_inference_steps", trained_with)
     steps = min(steps, schedule["num_train_timesteps"])
     call = f"batch_size=16, num_inference_steps={steps}"
+    departures = _ddpm_departures(settings or {}, schedule, _has_attention(index[name][1], config), steps)
     return Method(family, size, summary, departures, compared, call, trusted)
 
 
@@ -207,10 +207,15 @@ def _has_attention(network: str, config: dict[str, Any]) -> bool:
     return coarsest <= largest  # UNetBase has no such limit, and no attention
 
 
-def _ddpm_departures(settings: dict[str, Any], schedule: dict[str, Any], has_attention: bool) -> list[str]:
+def _ddpm_departures(settings: dict[str, Any], schedule: dict[str, Any], has_attention: bool, steps: int) -> list[str]:
     clauses = []
     if "sigma_data" in schedule:
         clauses.append("EDM's noise levels, preconditioning and loss weights instead of those of Ho et al.")
+        if (scale := settings.get("noise_scale", 1)) != 1:
+            clauses.append(
+                f"noise levels in training {scale:g} times EDM's, for the image size (Hoogeboom et al. 2023, "
+                "[arXiv:2301.11093](https://arxiv.org/abs/2301.11093))"
+            )
     elif schedule["beta_schedule"] == "squaredcos_cap_v2":
         clauses.append(
             "a cosine noise schedule (Nichol and Dhariwal 2021, [arXiv:2102.09672](https://arxiv.org/abs/2102.09672)) "
@@ -239,9 +244,14 @@ def _ddpm_departures(settings: dict[str, Any], schedule: dict[str, Any], has_att
             f"Min-SNR loss weights with gamma {settings['snr_gamma']:g} (Hang et al. 2023, "
             "[arXiv:2303.09556](https://arxiv.org/abs/2303.09556))"
         )
-    sampler = SAMPLERS.get(schedule["_class_name"])
-    if sampler:
-        clauses.append(f"sampled with {sampler} in a few steps instead of with ancestral sampling in all of them")
+    own, in_all = schedule["_class_name"], schedule["num_train_timesteps"]
+    sampler = None if own == "DDPMScheduler" else SAMPLERS.get(own, own)
+    if sampler and steps < in_all:
+        clauses.append(f"sampled with {sampler} in {steps:,} steps instead of with ancestral sampling in {in_all:,}")
+    elif sampler:
+        clauses.append(f"sampled with {sampler} instead of with ancestral sampling")
+    elif steps < in_all:
+        clauses.append(f"ancestral sampling in {steps:,} steps instead of {in_all:,}")
     return clauses
 
 

@@ -35,7 +35,7 @@ PAPERS = {
     "2501.05441": "Huang", "1511.06434": "Radford", "1312.6114": "Kingma", "2006.11239": "Ho", "2010.02502": "Song",
     "2211.01095": "Lu", "2302.04867": "Zhao", "2102.09672": "Nichol", "2202.00512": "Salimans", "2303.09556": "Hang",
     "1704.00028": "Gulrajani", "1801.04406": "Mescheder", "2006.10738": "Zhao", "2006.06676": "Karras",
-    "1807.00734": "Jolicoeur-Martineau", "2006.13202": "Rybkin", "1903.12436": "Ghosh",
+    "1807.00734": "Jolicoeur-Martineau", "2006.13202": "Rybkin", "1903.12436": "Ghosh", "2301.11093": "Hoogeboom",
     "1512.09300": "Larsen", "2206.00364": "Karras", "2406.12303": "Li", "1606.03498": "Salimans",
 }  # fmt: skip
 
@@ -286,6 +286,27 @@ def test_what_diffusion_was_changed_in_is_told_clause_by_clause(name, settings, 
     assert len(told) == len(clauses), told
     for clause, (words, paper) in zip(told, clauses, strict=True):
         assert clause.startswith(words) and papers(clause) == ([paper] if paper else [])
+
+
+def test_the_steps_of_sampling_are_told_unless_they_are_those_of_the_paper(folders):
+    def last(name, steps):
+        return describe_method(folders / name, None, steps).departures[-1]
+
+    assert last("base", 25).endswith("in 25 steps instead of with ancestral sampling in 40")
+    assert last("base", 40).endswith("2010.02502)) instead of with ancestral sampling")
+    assert last("clean", 25) == "ancestral sampling in 25 steps instead of 40"
+    assert "sampling" not in last("clean", 40)
+    file = folders / "clean" / "scheduler" / "scheduler_config.json"
+    before = file.read_text()
+    file.write_text(json.dumps(json.loads(before) | {"_class_name": "HeunDiscreteScheduler"}))
+    assert last("clean", 40) == "sampled with HeunDiscreteScheduler instead of with ancestral sampling"
+    file.write_text(before)
+
+
+def test_a_scale_of_edm_s_noise_is_told_unless_it_is_one(folders):
+    plain, scaled = (describe_method(folders / "edm", {"noise_scale": scale}).departures for scale in (1.0, 2.5))
+    (told,) = set(scaled) - set(plain)
+    assert told.startswith("noise levels in training 2.5 times EDM's") and papers(told) == ["2301.11093"]
 
 
 def test_a_u_net_without_attention_at_any_level_is_told_to_have_none(folders):

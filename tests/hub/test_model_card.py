@@ -21,6 +21,7 @@ from hfgen.hub.card import COURSE, SAMPLES, SETTINGS_OF_THE_LAUNCH, CardText, is
 from hfgen.hub.method import describe_method
 from hfgen.inference.opening import find_pipeline, open_pipeline
 from hfgen.inference.sampling import weights_digest
+from hfgen.integrity import record_digests
 from hfgen.metrics import feature_spaces
 from hfgen.publishing.folder import make_publication, scores_of
 from hfgen.training.settings import RunSettings
@@ -153,6 +154,8 @@ def test_a_card_without_departures_names_what_was_compared_and_claims_no_more(ru
     file = folder / "scheduler" / "scheduler_config.json"
     paper = {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "prediction_type": "epsilon"}
     file.write_text(json.dumps(json.loads(file.read_text()) | paper))
+    settings = json.loads((folder / "training_config.json").read_text()) | {"num_inference_steps": 1000}
+    (folder / "training_config.json").write_text(json.dumps(settings))
     write_card(folder, "tester/toy")
     told = check_card(folder)[1]["Method"].strip()
     compared = describe_method(folder, json.loads((folder / "training_config.json").read_text())).compared
@@ -335,6 +338,58 @@ def test_scores_of_weights_before_and_after_rounding_are_told_apart(evaluate, ru
     shutil.rmtree(tmp_path / "scores")
     _, sections = card_of(runs["gan"], tmp_path / "again", scores=evaluate(tmp_path / "first"), half=True)
     assert note not in sections["Scores"] and "Reference: toy_paintings:14." in sections["Scores"]
+
+
+def test_scores_come_along_when_a_pipeline_is_published_again(evaluate, runs, tmp_path):
+    scores = evaluate(runs["gan"])
+    for half in (False, True):
+        first, again, other = (tmp_path / f"{name} {half}" for name in ("first", "again", "other"))
+        _, sections = card_of(runs["gan"], first, scores=scores, half=half)
+        _, of_again = card_of(first, again, half=half)
+        assert of_again["Scores"] == sections["Scores"]
+        assert (again / "evaluation.json").read_bytes() == (first / "evaluation.json").read_bytes()
+        pipeline = open_pipeline(str(first), "cpu", plain=True)
+        next(pipeline.generator.parameters()).data.add_(1)
+        pipeline.save_pretrained(first)
+        _, sections = card_of(first, other, half=half)
+        assert not {"evaluation.json", "training.json", "scores.json"} & {file.name for file in other.iterdir()}
+        assert sections["Scores"].strip().startswith("Not measured.")
+
+
+def test_scores_that_a_publication_came_with_serve_for_the_same_weights(evaluate, runs, tmp_path):
+    card_of(runs["gan"], tmp_path / "half", scores=evaluate(runs["gan"]), half=True)
+    note = "Measured before the weights were rounded to 16 bits."
+    for source, is_rounded in ((runs["gan"], False), (tmp_path / "half", True)):
+        target = tmp_path / f"of {source.name}"
+        _, sections = card_of(source, target, scores=tmp_path / "half", half=False)
+        assert (note in sections["Scores"]) is is_rounded and "Reference: toy_paintings:14." in sections["Scores"]
+        assert ("rounded_sha256" in json.loads((target / "evaluation.json").read_text())) is is_rounded
+
+
+def test_scores_from_another_sampler_do_not_come_along_and_that_is_said(evaluate, runs, tmp_path, capsys):
+    card_of(runs["ddpm"], tmp_path / "first", scores=evaluate(runs["ddpm"]))
+    file = tmp_path / "first" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "UniPCMultistepScheduler"}))
+    index = tmp_path / "first" / "model_index.json"
+    scheduler = {"scheduler": ["diffusers", "UniPCMultistepScheduler"]}
+    index.write_text(json.dumps(json.loads(index.read_text()) | scheduler))
+    record_digests(tmp_path / "first")
+    _, sections = card_of(tmp_path / "first", tmp_path / "again")
+    assert (
+        sections["Scores"].strip().startswith("Not measured.")
+        and not (tmp_path / "again" / "evaluation.json").exists()
+    )
+    assert "note: its scores are left out: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weights_sha256": 1}', '{"end": "complete", "fid": "best"}'])
+def test_files_of_other_programs_beside_a_pipeline_are_no_records(content, runs, tmp_path):
+    shutil.copytree(runs["gan"] / "pipeline", tmp_path / "pipeline")
+    for name in ("evaluation.json", "training.json", "scores.json"):
+        (tmp_path / "pipeline" / name).write_text(content)
+    _, sections = card_of(tmp_path / "pipeline", tmp_path / "published")
+    assert sections["Scores"].strip().startswith("Not measured.")
+    assert {file.name for file in (tmp_path / "published").glob("*.json")} == {"model_index.json"}
 
 
 @pytest.mark.parametrize(

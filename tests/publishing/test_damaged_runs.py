@@ -6,7 +6,7 @@ import pytest
 from damages import DAMAGES
 
 from hfgen.errors import UserError
-from hfgen.publishing.folder import add_records_of_run
+from hfgen.publishing.records import add_records_of_run
 
 
 RECORDS = {
@@ -36,7 +36,7 @@ def run(tmp_path):
 
 def publish(run):
     target = run.parent / "target"
-    add_records_of_run(run, run / "checkpoints" / "step-00000004" / "pipeline", target, "digest")
+    add_records_of_run(run, run / "checkpoints" / "step-00000004" / "pipeline", target, "digest", "published digest")
     return target
 
 

@@ -52,9 +52,8 @@ def test_it_is_rounded_with_the_rest_and_goes_along_when_published_again(runs, t
     make_publication(tmp_path / "half", tmp_path / "without", "tester/toy")
     half, again = (load_file(tmp_path / name / DISCRIMINATOR_FILE) for name in ("half", "again"))
     assert "stored as 16-bit floats" in (tmp_path / "half" / "README.md").read_text()
-    # Without its settings, which only a run has, nobody could train it further.
     card = (tmp_path / "again" / "README.md").read_text()
-    assert "stored as 16-bit floats" not in card and "--init_from" not in card
+    assert "stored as 16-bit floats" not in card and "--init_from tester/toy" in card
     whole = torch.load(checkpoint(runs["gan"], 6) / "state.pt", weights_only=True)["discriminator"]
     for name, weights in whole.items():
         assert torch.equal(half[name], weights.half() if weights.is_floating_point() else weights)

@@ -1,6 +1,7 @@
 """What goes into a published folder of a run: all that belongs there, and nothing private."""
 
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from hfgen.inference.opening import open_pipeline
 from hfgen.inference.sampling import SamplingOptions, network_digest
 from hfgen.integrity import record_digests
 from hfgen.publishing import folder as publication
+from hfgen.publishing import records
 from hfgen.publishing.folder import make_publication, refuse_private_paths, run_of
 from hfgen.publishing.publish import prepare
 from hfgen.training.history import images_at
@@ -155,7 +157,7 @@ def test_a_long_film_has_so_many_frames_from_the_first_to_the_last(tmp_path):
 def test_the_settings_serve_as_a_preset_and_say_nothing_of_this_machine(runs, published, tmp_path):
     settings = json.loads((published / "gan" / "training_config.json").read_text())
     own = json.loads((runs["gan"] / "training_config.json").read_text())
-    assert own.keys() - settings.keys() == set(publication.PRIVATE_SETTINGS) >= {"push_to_hub", "hub_model_id"}
+    assert own.keys() - settings.keys() == set(records.PRIVATE_SETTINGS) >= {"push_to_hub", "hub_model_id"}
     assert {key for key in settings if settings[key] != own[key]} == {"output_dir"} and settings["output_dir"] == "gan"
     preset = ("--preset", str(published / "gan" / "training_config.json"), "--output_dir", str(tmp_path / "again"))
     script("gan").main([*preset, "--cache_dir", own["cache_dir"]])
@@ -231,6 +233,34 @@ def test_data_have_the_name_that_they_had_when_the_training_began(tmp_path, monk
     assert told["training.json"]["data"]["name"] == told["training_config.json"]["dataset"] == "cats"
 
 
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        ("models/cats", "cats"),  # a folder, although the working folder is another one by now
+        ("models/cats/pipeline", "cats"),
+        ("models/cats/checkpoints/step-00000002", "cats"),
+        ("models/cats/best/pipeline", "cats"),
+        ("runs/best", "best"),
+        ("runs/best/checkpoints/step-00000002/pipeline", "best"),
+        ("runs/best/best", "best"),
+        ("gone/dogs/checkpoints/step-00000002/pipeline", "dogs"),
+        ("gone/pipeline/dogs", "dogs"),
+        ("~/gone/best", "best"),
+        ("owner/cats", "owner/cats"),  # on the Hub, although there is a folder of this name
+        ("~/gone/cats", "cats"),
+    ],
+)
+def test_what_a_run_started_from_is_called_by_its_name_or_its_id(start, name, tmp_path, monkeypatch):
+    for run in ("models/cats", "runs/best"):
+        for part in ("checkpoints/step-00000002/pipeline", "best/pipeline", "pipeline"):
+            (tmp_path / "work" / run / part).mkdir(parents=True)
+        (tmp_path / "work" / run / "launches.jsonl").touch()
+    for folder in ("elsewhere", "owner/cats"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert records.name_of_start(start, tmp_path / "work" / "runs" / "few") == name
+
+
 def test_images_are_counted_back_from_the_last_entry_of_the_log():
     """Here 100 steps of 4 images, of another run, were continued in batches of 10."""
     log = [{"step": step, "images": 400 + 10 * (step - 100)} for step in (110, 120, 200)]
@@ -244,6 +274,51 @@ def test_a_pipeline_s_folder_alone_is_of_no_run(runs, tmp_path):
     assert told.keys() == {"model_index.json"}
     assert run_of(tmp_path / "pipeline") is None and run_of(runs["ddpm"] / "pipeline") == runs["ddpm"].resolve()
     assert {file.name for file in (tmp_path / "published" / "samples").iterdir()} == {"sheet.png", "denoising.png"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_published_again_it_keeps_the_records_and_pictures_of_its_training(name, published, tmp_path):
+    before = contents(published / name)
+    make_publication(published / name, tmp_path / "again", f"tester/{name}")
+    assert contents(tmp_path / "again") == before
+    for source in (published / name, tmp_path / "half"):  # rounded, and again
+        make_publication(source, tmp_path / f"{source.name}, half", f"tester/{name}", half=True)
+        (tmp_path / f"{source.name}, half").rename(tmp_path / ("half" if source != tmp_path / "half" else "twice"))
+    assert contents(tmp_path / "twice") == contents(tmp_path / "half")
+    assert contents(tmp_path / "half").keys() == before.keys()
+
+
+def test_what_was_published_into_its_run_keeps_its_records_when_that_has_gone_on(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs["gan"], run)
+    before = publish(checkpoint(run, 4), run / "published")
+    assert publish(run / "published", tmp_path / "again") == before and before["training.json"]["step"] == 4
+
+
+def test_what_is_private_stays_so_although_it_lies_beside_a_published_pipeline(published, tmp_path):
+    shutil.copytree(published / "gan", tmp_path / "first")
+    file = tmp_path / "first" / "training_config.json"
+    own = json.loads(file.read_text()) | {"init_from": "cats"}
+    file.write_text(json.dumps(own | {"hub_model_id": "clinic/patients", "resume": "latest"}))
+    assert publish(tmp_path / "first", tmp_path / "again")["training_config.json"] == own
+
+
+def test_a_run_in_a_folder_called_best_is_no_best_pipeline(runs, tmp_path):
+    shutil.copytree(runs["gan"], tmp_path / "best")
+    told = publish(tmp_path / "best", tmp_path / "published")["training.json"]
+    assert told["step"] == json.loads((runs["gan"] / "status.json").read_text())["step"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_who_may_read_the_index_may_read_the_weights(umask, runs, tmp_path):
+    before = os.umask(umask)
+    try:
+        open_pipeline(str(runs["gan"]), "cpu", plain=True).save_pretrained(tmp_path / "saved")
+        make_publication(runs["gan"], tmp_path / "half", "tester/toy", half=True, discriminator=True)
+    finally:
+        os.umask(before)
+    files = list(tmp_path.rglob("*.safetensors"))
+    assert len(files) == 3 and {file.stat().st_mode & 0o777 for file in files} == {0o666 & ~umask}
 
 
 def test_of_launches_those_are_told_that_the_weights_went_through(runs, tmp_path):
@@ -367,7 +442,7 @@ def test_data_of_the_hub_is_named_in_full_and_data_of_this_machine_by_its_last_p
 ):
     if source:
         (tmp_path / "intake.json").write_text(json.dumps({"source": source}))
-    told = publication.data_of(tmp_path, {"dataset": dataset, "streaming": streaming})
+    told = records.data_of(tmp_path, {"dataset": dataset, "streaming": streaming})
     assert told[:2] == (name, on_hub) and (told[2] is None) is (source is None)
 
 
@@ -388,7 +463,7 @@ def test_a_path_of_this_machine_in_any_text_is_refused(tmp_path):
 
 
 def test_a_publication_that_names_a_path_is_refused(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(publication, "data_of", lambda run, settings: (str(tmp_path / "cats"), False, None))
+    monkeypatch.setattr(records, "data_of", lambda run, settings: (str(tmp_path / "cats"), False, None))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="would publish .*, a path on this machine; nothing was uploaded"):
         make_publication(runs["gan"], tmp_path / "published", "tester/toy")
@@ -400,8 +475,8 @@ def test_a_time_that_the_log_does_not_reach_is_unknown(tmp_path):
     (best / "scores.json").write_text('{"step": 20}')
     (tmp_path / "run" / "status.json").write_text('{"status": "running", "reason": "", "step": 30, "seconds": 20}')
     log = [{"step": 10, "seconds": 5.0}, {"step": 20, "seconds": 9.0}]
-    assert publication.moment_of(tmp_path / "run", best / "pipeline", log) == (20, 9.0, 0)
-    assert publication.moment_of(tmp_path / "run", best / "pipeline", log[:1]) == (20, None, 0)
+    assert records.moment_of(tmp_path / "run", best / "pipeline", log) == (20, 9.0, 0)
+    assert records.moment_of(tmp_path / "run", best / "pipeline", log[:1]) == (20, None, 0)
 
 
 def test_the_card_of_a_run_whose_prolongation_failed_is_about_its_pipeline(runs, tmp_path):
