@@ -158,7 +158,7 @@ def noised(
     """
     batch_size, numbers = len(clean_images), run.generator("timesteps")
     if settings.formulation == "edm":
-        noise_levels = sample_noise_levels(batch_size, numbers)
+        noise_levels = sample_noise_levels(batch_size, numbers, settings.noise_scale)
         return *edm_batch(clean_images, noise, noise_levels, schedule.config.sigma_data), None
     timesteps = torch.randint(settings.num_train_timesteps, (batch_size,), generator=numbers, device=run.device)
     target = prediction_target(schedule, clean_images, noise, timesteps)
@@ -202,6 +202,7 @@ def build_unet(settings: DDPMSettings, sample_size: int) -> ModelMixin:
             block_out_channels=settings.block_out_channels or (64, 128, 256, 256),
             layers_per_block=settings.layers_per_block,
             patch_size=settings.patch_size,
+            attention_size=settings.attention_size,
             dropout=settings.dropout,
             time_scale=1000.0 if settings.formulation == "edm" else 1.0,
         )

@@ -147,7 +147,8 @@ class Choice:
             flags, resumed = ["--preset", str(file), *flags], file.parent
         elif value_of("--preset", flags) is None:
             origin = value_of("--init_from", flags)
-            if origin is not None and (found := settings_of_start(origin)) is not None:
+            size = value_of("--sample_size", flags)
+            if origin is not None and (found := settings_of_start(origin, size)) is not None:
                 return Choice(found[0], [*found[1], *flags], data, None, origin)
             flags = ["--preset", RECOMMENDED, *flags]
         # Without its value, --preset is refused when the flags are read.
@@ -163,17 +164,21 @@ class Choice:
 
 
 def _budget(own: argparse.Namespace, flags: list[str], settings: dict[str, Any], processes: int) -> list[str]:
-    """Return the flags for --time and --images."""
+    """Return the flags for --time, which is also called --max_train_time, and --images."""
     budget = []
     parse_duration("--time", own.time)
     if own.time is not None:
         if value_of("--max_train_time", flags) is not None:
             raise UserError("--time is the same as --max_train_time: use only one of them")
         budget += ["--max_train_time", own.time]
+    # That of a run which is resumed has an end already.
+    from_preset = settings["max_train_time"] if value_of("--resume", flags) is None else None
+    if (limit := own.time or value_of("--max_train_time", flags) or from_preset) is not None:
         if own.images is None and settings["max_train_steps"] is None and settings["num_epochs"] is None:
             if rates_follow_length(settings):
+                option = "--max_train_time" if own.time is None else "--time"
                 raise UserError(
-                    f"--time {own.time}: --lr_scheduler {settings['lr_scheduler']} needs to know the last step; give "
+                    f"{option} {limit}: --lr_scheduler {settings['lr_scheduler']} needs to know the last step; give "
                     "--images or --max_train_steps, too"
                 )
             budget += ["--max_train_steps", str(WITHOUT_END)]
@@ -244,10 +249,11 @@ def _plan(
         flags += ["--learned_term_start", str(start)]
         reasons.append(f"learned term: from update {start + 1:,} on, to fit this budget (--learned_term_start)")
         parsed = choice.parse(flags)
-    elif (start := settings_to_dict(*parsed).get("learned_term_start", 0)) and own.time is not None:
+    elif choice.resumed is None and parsed[0].max_train_time is not None and (start := _learned_term_start(parsed)):
+        option = "--max_train_time" if own.time is None else "--time"
         reasons.append(
             f"learned term: from update {start + 1:,} on; if the time ends before, this is a plain VAE: give "
-            "--images instead of --time, or an earlier --learned_term_start"
+            f"--images instead of {option}, or an earlier --learned_term_start"
         )
     refuse_before_reading(choice.method, parsed, processes.rank == 0)
     about, count = _about_data(parsed)
@@ -279,6 +285,10 @@ def _fewest_to_score() -> int:
     from hfgen.evaluation.reference import MIN_IMAGES  # imports torch
 
     return MIN_IMAGES
+
+
+def _learned_term_start(settings: Sequence[Any]) -> int:
+    return settings_to_dict(*settings).get("learned_term_start", 0)
 
 
 def _earlier_learned_term(choice: Choice, settings: dict[str, Any]) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 from hfgen.commands.options import loading
 from hfgen.config import default_values, parse_settings, read_preset, settings_as_flags, shipped_presets
 from hfgen.errors import UserError
+from hfgen.ranges import PIXELS
 from hfgen.run_files import LAUNCHES_FILE, METRICS_FILE, SETTINGS_FILE
 from hfgen.settings.vae import check_length
 
@@ -108,7 +109,7 @@ def _unknown_settings(values: dict[str, Any]) -> dict[str, list[str]]:
 # ---------------------------------------- runs
 
 
-def settings_of_start(origin: str) -> tuple[str, list[str]] | None:
+def settings_of_start(origin: str, sample_size: str | None = None) -> tuple[str, list[str]] | None:
     """Return the method of the weights that `--init_from` names, and the flags for a network that they fit.
 
     These are the settings of the method, the image size and mirroring, where they are not the defaults; but not the
@@ -116,6 +117,8 @@ def settings_of_start(origin: str) -> tuple[str, list[str]] | None:
 
     Args:
         origin: a run, one of its checkpoints, a pipeline or a Hub repo.
+        sample_size: of the new images, if given. A compact U-Net then has its attention at the same levels as theirs,
+            and EDM's noise grows in proportion.
 
     Returns:
         None if the settings are not beside the weights, or of no method of hfgen.
@@ -138,7 +141,24 @@ def settings_of_start(origin: str) -> tuple[str, list[str]] | None:
         for name, value in (values or {}).items()
         if name in of_network | {"sample_size", "horizontal_flip"} and value != defaults[name]
     }
+    if chosen.get("unet") == "compact" and sample_size is not None:
+        chosen |= _scaled_to(sample_size, defaults | (values or {}))
     return fitting[0], settings_as_flags(chosen, classes, f"--init_from {origin}")
+
+
+def _scaled_to(sample_size: str, there: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that follow the image size of a compact U-Net, from those at another size.
+
+    What is no number, or out of range, is left to be refused with all other settings.
+    """
+    before, attention, noise = numbers = [there[name] for name in ("sample_size", "attention_size", "noise_scale")]
+    if not sample_size.isdecimal() or not all(isinstance(number, int | float) for number in numbers):
+        return {}
+    if before <= 0 or attention < 0 or noise <= 0:
+        return {}
+    now = min(int(sample_size[:9]), int(PIXELS.maximum))
+    scaled = {"attention_size": int(attention * now // before)}
+    return scaled | ({"noise_scale": noise * now / before} if there["formulation"] == "edm" else {})
 
 
 def settings_to_resume(flags: list[str], output_dir: str) -> Path | None:

@@ -12,6 +12,7 @@ from hfgen.errors import UserError
 from hfgen.families import image_network
 from hfgen.inference.opening import load_discriminator, open_pipeline
 from hfgen.methods.schedules import is_edm
+from hfgen.models.unet_compact import UNetCompact
 from hfgen.texts import say
 from hfgen.training.checkpoints import STATE_FILE, find_checkpoint, list_checkpoints, load_state
 from hfgen.training.run import Run
@@ -54,9 +55,9 @@ def start_from(
     average = {key.removeprefix("module."): value for key, value in found["ema"].items() if key != "n_averaged"}
     loaded = [name for name in networks if name in found]
     for name, weights in [*((name, found[name]) for name in loaded), (first, average)]:
-        _require_same_shapes(source, name, weights, networks[name].state_dict())
+        _require_same_shapes(source, name, weights, networks[name])
     if scheduler is not None:
-        _require_same_prediction(source, checkpoint, scheduler)
+        _require_same_prediction(run, source, checkpoint, scheduler)
     for name in loaded:
         networks[name].load_state_dict(found[name])
     ema.module.load_state_dict(average)
@@ -80,8 +81,11 @@ def _weights_of_pipeline(source: str, name: str, with_discriminator: bool) -> di
     return found
 
 
-def _require_same_prediction(source: str, checkpoint: Path | None, here: SchedulerMixin) -> None:
-    """Raise a `UserError` if a network predicts something else, although all shapes are the same: it would unlearn."""
+def _require_same_prediction(run: Run, source: str, checkpoint: Path | None, here: SchedulerMixin) -> None:
+    """Raise a `UserError` if a network predicts something else, although all shapes are the same: it would unlearn.
+
+    With another noise schedule it has only the noise levels to learn anew, which is said.
+    """
     there = open_pipeline(str(checkpoint or source), "cpu", plain=True).scheduler
     told = [
         "--formulation edm" if is_edm(one) else f"--prediction_type {one.config.prediction_type}"
@@ -92,6 +96,18 @@ def _require_same_prediction(source: str, checkpoint: Path | None, here: Schedul
             f"--init_from {source}: its network was trained with {told[0]}, and this run has {told[1]}; give the "
             "settings of that run (--preset RUN/training_config.json)"
         )
+    noise = [_noise_of(one) for one in (there, here)]
+    if run.is_main and noise[0] != noise[1]:
+        say(f"note: --init_from {source}: its network was trained with {noise[0]}, and this run has {noise[1]}")
+
+
+def _noise_of(scheduler: SchedulerMixin) -> str:
+    """Return the settings of the noise schedule that a network was trained with; EDM has none."""
+    if is_edm(scheduler):
+        return "--formulation edm"
+    config = scheduler.config
+    kind = "cosine" if config.beta_schedule == "squaredcos_cap_v2" else config.beta_schedule
+    return f"--beta_schedule {kind} --num_train_timesteps {config.num_train_timesteps}"
 
 
 def _checkpoint_in(path: Path) -> Path | None:
@@ -101,13 +117,15 @@ def _checkpoint_in(path: Path) -> Path | None:
     return find_checkpoint(path / "checkpoints", "latest") if list_checkpoints(path / "checkpoints") else None
 
 
-def _require_same_shapes(source: str, name: str, there: Weights, here: Weights) -> None:
-    """Raise a `UserError` that names a tensor in which two networks differ, if any."""
+def _require_same_shapes(source: str, name: str, there: Weights, network: nn.Module) -> None:
+    """Raise a `UserError` that names a tensor in which weights differ from those of a network, if any."""
+    here, is_compact = network.state_dict(), isinstance(network, UNetCompact)
+    hint = "; with another --sample_size, change --attention_size in proportion" if is_compact else ""
     for key in [*here, *there]:
         shapes = [tuple(weights[key].shape) if key in weights else None for weights in (there, here)]
         if shapes[0] != shapes[1]:
             said = ["missing" if shape is None else "x".join(map(str, shape)) or "a number" for shape in shapes]
             raise UserError(
                 f"--init_from {source}: its {name} has another architecture: {key} is {said[0]} there and {said[1]} "
-                "here; give the settings of that run (--preset RUN/training_config.json)"
+                f"here; give the settings of that run (--preset RUN/training_config.json){hint}"
             )

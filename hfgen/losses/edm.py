@@ -1,5 +1,7 @@
 """The objective of EDM (Karras et al. 2022, arXiv:2206.00364): how noise is added, and what is predicted."""
 
+import math
+
 import torch
 
 
@@ -7,13 +9,20 @@ import torch
 LOG_MEAN, LOG_STD = -1.2, 1.2
 
 
-def sample_noise_levels(batch_size: int, generator: torch.Generator) -> torch.Tensor:
+def sample_noise_levels(batch_size: int, generator: torch.Generator, scale: float = 1.0) -> torch.Tensor:
     """Sample noise levels from the lognormal distribution of table 1.
+
+    Args:
+        batch_size: number of noise levels.
+        generator: source of the random numbers.
+        scale: factor of the noise levels. An image at twice the size hides its composition only in twice the noise
+            (Hoogeboom et al. 2023, arXiv:2301.11093, section 2.1).
 
     Returns:
         `(batch_size,)`, positive, on the generator's device.
     """
-    return (LOG_MEAN + LOG_STD * torch.randn(batch_size, generator=generator, device=generator.device)).exp()
+    normal = torch.randn(batch_size, generator=generator, device=generator.device)
+    return (LOG_MEAN + math.log(scale) + LOG_STD * normal).exp()
 
 
 def edm_batch(

@@ -9,7 +9,12 @@ from hfgen.ranges import CHANNELS, COUNT, COUNT_OR_NONE, DECAY, NOT_NEGATIVE, PO
 
 
 # Settings that only some U-Nets have.
-TAKEN_BY = {"layers_per_block": ("library", "compact"), "patch_size": ("compact",), "dropout": ("compact",)}
+TAKEN_BY = {
+    "layers_per_block": ("library", "compact"),
+    "patch_size": ("compact",),
+    "attention_size": ("compact",),
+    "dropout": ("compact",),
+}
 
 
 @dataclass
@@ -37,7 +42,16 @@ class DDPMSettings:
     patch_size: int = setting(
         1, "side in pixels of the patches folded into channels, for --unet compact; 2 is faster", COUNT
     )
+    attention_size: int = setting(
+        16, "levels with at most this many patches a side have self-attention, for --unet compact", COUNT_OR_NONE
+    )
     dropout: float = setting(0.1, "dropout probability, for --unet compact; increase it to reduce overfitting", DECAY)
+    noise_scale: float = setting(
+        1.0,
+        "factor of the noise levels in training, for --formulation edm; above 64 pixels, sample_size / 64 teaches the "
+        "composition faster",
+        POSITIVE,
+    )
     beta_schedule: Literal["linear", "cosine"] = setting("linear", "noise schedule; cosine adds noise more slowly")
     num_train_timesteps: int = setting(1000, "number of diffusion timesteps in training", Range(1, 100_000))
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = setting(
@@ -96,6 +110,8 @@ class DDPMSettings:
                 )
         if self.formulation == "edm":
             self._check_edm(defaults)
+        elif self.noise_scale != 1:
+            raise UserError(f"--noise_scale {self.noise_scale:g}: only for --formulation edm; leave it at 1")
         if self.snr_gamma is not None and self.loss != "l2":
             raise UserError(f"--snr_gamma {self.snr_gamma:g}: its weights are those of --loss l2, not {self.loss}")
         if self.num_inference_steps > self.num_train_timesteps:

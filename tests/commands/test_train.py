@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,6 +136,8 @@ def test_on_a_gpu_a_run_that_cannot_be_scored_is_told_why(monkeypatch, capsys, s
     [
         (["--images", 1000], {"max_train_steps": 63, "max_train_time": None}),
         (["--time", "2h"], {"max_train_steps": 10**8, "max_train_time": "2h"}),
+        (["--max_train_time", "2h"], {"max_train_steps": 10**8, "max_train_time": "2h"}),
+        (["--preset", "two_hours.json"], {"max_train_steps": 10**8, "max_train_time": "2h"}),
         (["--time=45m", "--max_train_steps", 7], {"max_train_steps": 7, "max_train_time": "45m"}),
         (["--num_epochs", 2], {"max_train_steps": None, "num_epochs": 2.0}),
         (["--preset", "ddpm", "--images", 1000], {"max_train_steps": 63, "formulation": "edm"}),
@@ -152,7 +155,9 @@ def test_on_a_gpu_a_run_that_cannot_be_scored_is_told_why(monkeypatch, capsys, s
         (["--preset", "vae_learned", "--time", "2h"], {"max_train_steps": 28_125, "learned_term_start": 12_500}),
     ],
 )
-def test_what_the_user_gives_is_not_chosen(monkeypatch, started, arguments, expected):
+def test_what_the_user_gives_is_not_chosen(monkeypatch, tmp_path, started, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("two_hours.json").write_text('{"max_train_time": "2h", "network": "resnet"}')
     assert call(monkeypatch, "toy_paintings:8", *arguments) == 0
     settings = settings_of(started)
     assert {name: settings[name] for name in expected} == expected
@@ -178,6 +183,11 @@ def test_what_the_user_gives_is_not_chosen(monkeypatch, started, arguments, expe
             ["--preset", "vae_learned", "--time", "2h"],
             "learned term: from update 12,501 on; if the time ends before, this is a plain VAE: give --images instead "
             "of --time, or an earlier --learned_term_start",
+        ),
+        (
+            ["--preset", "vae_learned", "--max_train_time", "2h"],
+            "learned term: from update 12,501 on; if the time ends before, this is a plain VAE: give --images instead "
+            "of --max_train_time, or an earlier --learned_term_start",
         ),
         (["--time", "2h", "--num_epochs", 1], "budget: 1 epoch or 2h as given (whichever comes first), on a CPU"),
     ],

@@ -209,6 +209,57 @@ def test_from_other_weights_the_network_is_theirs_and_the_length_is_not(monkeypa
     assert settings_of(started)["ema_decay"] == 0.75
 
 
+@pytest.mark.parametrize(
+    ("sizes", "given", "attention_size", "noise_scale"),
+    [
+        ((64, 128), (), 32, 2),
+        ((64, 96), (), 24, 1.5),
+        ((64, 32), (), 8, 0.5),
+        ((64, 40), (), 10, 0.625),
+        ((64, None), (), 16, 1),
+        ((64, 128), ("--attention_size", "16", "--noise_scale", "1.5"), 16, 1.5),
+    ],
+)
+def test_a_diffusion_model_for_other_sizes_keeps_its_levels_of_attention_and_noise(
+    monkeypatch, started, sizes, given, attention_size, noise_scale
+):
+    Path("old").mkdir()
+    call(monkeypatch, "ddpm", "--preset", "ddpm", "--dataset", "toy_paintings:9", "--sample_size", sizes[0])
+    old = settings_of(started)
+    for saved in (old, {name: old[name] for name in old if name not in ("attention_size", "noise_scale")}):  # earlier
+        Path("old/training_config.json").write_text(json.dumps(saved))
+        size = () if sizes[1] is None else ("--sample_size", sizes[1])
+        assert call(monkeypatch, "toy_paintings:8", "--init_from", "old", "--images", 160, *size, *given) == 0
+        assert settings_of(started)["sample_size"] == (sizes[1] or 64)
+        found = settings_of(started)
+        assert (found["attention_size"], found["noise_scale"]) == (attention_size, noise_scale)
+
+
+def test_without_attention_the_noise_alone_follows_the_size(monkeypatch, started):
+    Path("old").mkdir()
+    own = {
+        "unet": "compact",
+        "formulation": "edm",
+        "attention_size": 0,
+        "sample_size": 64,
+    }
+    Path("old/training_config.json").write_text(json.dumps(own))
+    assert call(monkeypatch, "toy_paintings:8", "--init_from", "old", "--sample_size", 256, "--images", 160) == 0
+    assert (settings_of(started)["attention_size"], settings_of(started)["noise_scale"]) == (0, 4)
+
+
+@pytest.mark.parametrize("scheduler", ["constant", "cosine"])
+def test_a_run_limited_by_time_alone_is_resumed_as_it_was(monkeypatch, capsys, started, scheduler):
+    Path("two_hours.json").write_text('{"max_train_time": "2h", "network": "resnet", "learned_term_start": 3}')
+    flags = ("--max_train_time", "2h", "--lr_scheduler", scheduler, "--max_train_steps", 5)
+    saved = begin(monkeypatch, started, "--preset", "vae_learned", *flags) | {"max_train_steps": None}
+    Path("runs/toy_paintings/training_config.json").write_text(json.dumps(saved))
+    capsys.readouterr()
+    assert call(monkeypatch, "toy_paintings:8", "--resume", "latest") == 0
+    assert settings_of(started) == saved | {"resume": "latest"}
+    assert "learned term" not in capsys.readouterr().out
+
+
 def test_a_preset_is_preferred_and_weights_without_settings_get_the_recommended_one(monkeypatch, started):
     Path("old").mkdir()
     assert call(monkeypatch, "toy_paintings:8", "--init_from", "old") == 0

@@ -82,14 +82,18 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoint(tmp_path):
     assert not equal(ended[0], load_file(scratch / "pipeline/unet/diffusion_pytorch_model.safetensors"))
 
 
-def test_a_network_that_predicts_something_else_is_refused(tmp_path):
+def test_a_network_that_predicts_something_else_is_refused(tmp_path, capsys):
     train("ddpm", tmp_path / "cats", "--max_train_steps", "2")
     for source in (tmp_path / "cats", tmp_path / "cats" / "pipeline", checkpoint(tmp_path / "cats", 2)):
         for prediction in ("v_prediction", "sample"):
             told = f"with --prediction_type epsilon, and this run has --prediction_type {prediction};"
             with pytest.raises(UserError, match=f"cats.*: its network was trained {told}"):
                 train("ddpm", tmp_path / "new", "--prediction_type", prediction, "--init_from", source)
+        capsys.readouterr()
         train("ddpm", tmp_path / "new", "--max_train_steps", "1", "--beta_schedule", "cosine", "--init_from", source)
+        noise = [f"--beta_schedule {kind} --num_train_timesteps 1000" for kind in ("linear", "cosine")]
+        told = f"note: --init_from {source}: its network was trained with {noise[0]}, and this run has {noise[1]}\n"
+        assert told in capsys.readouterr().out
         shutil.rmtree(tmp_path / "new")
 
 
@@ -104,6 +108,17 @@ def test_a_network_of_the_other_formulation_is_refused(tmp_path):
         with pytest.raises(UserError, match=f"its network was trained with {told}, and this run has "):
             train("ddpm", tmp_path / "new", *settings, "--init_from", tmp_path / source)
     train("ddpm", tmp_path / "new", *compact, "--formulation", "edm", "--init_from", tmp_path / "edm")
+
+
+def test_a_network_of_the_same_levels_starts_at_another_size(tmp_path):
+    compact = ("--unet", "compact", "--formulation", "edm", "--max_train_steps", "2")
+    train("ddpm", tmp_path / "small", *compact, "--attention_size", "8")  # at the coarser of its levels, 16 and 8
+    larger = (*compact, "--sample_size", "32", "--init_from", tmp_path / "small")
+    train("ddpm", tmp_path / "large", *larger, "--attention_size", "16")
+    config = json.loads((tmp_path / "large" / "pipeline" / "unet" / "config.json").read_text())
+    assert (config["sample_size"], config["attention_size"]) == (32, 16)
+    with pytest.raises(UserError, match=r"attention.*; with another --sample_size, change --attention_size in prop"):
+        train("ddpm", tmp_path / "other", *larger, "--attention_size", "8")
 
 
 def test_what_does_not_fit_is_refused_by_name_and_leaves_the_folder_free(tmp_path):

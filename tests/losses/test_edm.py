@@ -57,6 +57,11 @@ def test_noise_levels_are_lognormal_and_come_from_the_generator():
     assert not torch.equal(levels, sample_noise_levels(20_000, torch.Generator().manual_seed(1)))
 
 
+def test_noise_levels_grow_with_their_scale():
+    small, large = (sample_noise_levels(100, torch.Generator().manual_seed(0), scale) for scale in (1, 2.5))
+    assert torch.allclose(large, 2.5 * small)
+
+
 def test_sigma_data_must_be_positive():
     with pytest.raises(ValueError, match="sigma_data=0 must be positive"):
         edm_schedule(0)

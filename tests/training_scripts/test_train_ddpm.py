@@ -345,7 +345,7 @@ def test_a_mistake_ends_in_one_line_and_status_2(programs, tmp_path):
 
 
 # Settings by their names in a network's configuration.
-OF_NETWORKS = ("block_out_channels", "layers_per_block", "patch_size", "dropout")
+OF_NETWORKS = ("block_out_channels", "layers_per_block", "patch_size", "attention_size", "dropout")
 
 
 @pytest.mark.parametrize(
