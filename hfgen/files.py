@@ -39,42 +39,69 @@ def writing(target: Path, remark: str = "free space there, or choose another pla
 
 
 def write_atomically(
-    target: Path, write: Callable[[Path], object], marker: str | None = None, own: Collection[str] = ("*",)
+    target: Path,
+    write: Callable[[Path], object],
+    marker: str | None = None,
+    own: Collection[str] = ("*",),
+    remark: str = "any previous version is unchanged",
 ) -> None:
     """Let `write` create a temporary path beside `target`, then rename it to `target`.
 
     Args:
-        target: the file or folder to create or replace. If the process dies, the old one stays intact (a folder
-            may be left as `.name.old-PID` if the process dies between the two renames). What killed processes have
-            left of earlier writes is removed when it is old; see also `remove_leftovers`.
+        target: the file or folder to create or replace. An empty folder that cannot be renamed, such as a mounted
+            disk, is filled. If the process dies, the old one stays intact (a folder may be left as `.name.old-PID` if
+            the process dies between the two renames). What killed processes have left of earlier writes is removed
+            when it is old; see also `remove_leftovers`.
         write: gets the temporary path and creates a file or a folder there.
         marker: a file (or a glob pattern) by which an earlier version of the folder is recognised; only such a
             folder is replaced.
         own: glob patterns of the names, or paths within the folder, that a version may have; anything else there is
             kept.
+        remark: the end of the message if writing fails.
 
     Raises:
         UserError: if writing fails, or the folder is not an earlier version; the old `target` is kept.
     """
-    target = target.resolve() if target.is_symlink() else target  # the link stays, and what it leads to is replaced
-    temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    with writing(target, "any previous version is unchanged"):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_symlink() or not target.name:  # the link stays, and what it leads to is replaced; "." has no name
+        target = target.resolve()
+    with writing(target, remark):
+        fills = _is_to_be_filled(target)
+        place = target if fills else target.parent
+        temporary = place / f".{target.name}.partial-{os.getpid()}"
+        place.mkdir(parents=True, exist_ok=True)
         try:
-            require_replaceable(target, marker)
+            if not fills:
+                require_replaceable(target, marker)
             write(temporary)
             _flush_to_disk(temporary)
-            if target.is_dir():
+            if fills:
+                for path in sorted(temporary.iterdir()):
+                    os.replace(path, target / path.name)
+            elif target.is_dir():
                 _replace_folder(target, temporary, own)
             else:
                 os.replace(temporary, target)
-            _remove_old_leftovers(target)
+            _remove_old_leftovers(target, place)
         except RuntimeError as error:
             if not TORCH_WRITE_ERROR.search(str(error)):
                 raise
             raise OSError(f"is the disk full? ({one_line(error)})") from error
         finally:
             _remove(temporary)
+
+
+def is_empty_folder(folder: Path) -> bool:
+    """Whether a path is a folder that has nothing but what killed processes left when they were to fill it."""
+    folder = folder.resolve()  # "." has no name
+    return folder.is_dir() and {*folder.iterdir()} <= {*leftovers_of(folder, ("partial",), folder)}
+
+
+def _is_to_be_filled(folder: Path) -> bool:
+    """Whether a folder is empty and cannot be renamed."""
+    if not is_empty_folder(folder):
+        return False
+    cannot_be_renamed = not os.access(folder.parent, os.W_OK) or os.path.ismount(folder)
+    return cannot_be_renamed or os.path.samefile(folder, os.curdir)  # where a shell may stand
 
 
 def require_replaceable(folder: Path, marker: str | None) -> None:
@@ -103,25 +130,27 @@ def _replace_folder(folder: Path, new: Path, own: Collection[str]) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _remove_old_leftovers(target: Path) -> None:
-    """Delete what killed processes left when they wrote to a target, unless it may be of one that is writing now.
+def _remove_old_leftovers(target: Path, place: Path) -> None:
+    """Delete what killed processes left in a folder when they wrote to a target, unless one may be writing now.
 
     Ages are by the clock of the disk: that of another machine may differ from the one here.
     """
-    for path in leftovers_of(target, ("partial",)):  # an old version may hold files that a user has added
+    for path in leftovers_of(target, ("partial",), place):  # an old version may hold files that a user has added
         with suppress(OSError):  # it is gone, or somebody else's
             if _last_change(target) - _last_change(path) > OLD_SECONDS:
                 _remove(path)
 
 
-def leftovers_of(target: Path, kinds: Collection[str] = ("partial", "old")) -> list[Path]:
+def leftovers_of(target: Path, kinds: Collection[str] = ("partial", "old"), place: Path | None = None) -> list[Path]:
     """Return what `write_atomically` in other processes, which may have been killed, has put beside a target.
 
     Args:
         target: a file or folder, which may be missing.
         kinds: "partial": versions that were being written; "old": folders that were being replaced.
+        place: where to look; beside the target if None.
     """
-    found = [(path, LEFTOVER.fullmatch(path.name)) for path in target.parent.glob(f".{glob.escape(target.name)}.*")]
+    place = target.parent if place is None else place
+    found = [(path, LEFTOVER.fullmatch(path.name)) for path in place.glob(f".{glob.escape(target.name)}.*")]
     return [path for path, match in found if match and match["name"] == target.name and match["kind"] in kinds]
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -83,13 +84,47 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path, kind):
     assert real.is_dir() if kind == "folder" else real.read_text() == "new"
 
 
-@pytest.fixture
+@pytest.mark.parametrize("why", ["it is the working folder", "it is mounted"])
+def test_an_empty_folder_that_cannot_be_renamed_is_filled(tmp_path, monkeypatch, why):
+    folder = tmp_path / "new"
+    folder.mkdir()
+    before = folder.stat().st_ino
+    (folder / f".new.partial-{os.getpid() + 1}").write_text("left by a process that was killed")
+    os.utime(folder / f".new.partial-{os.getpid() + 1}", (0, 0))
+    if why == "it is mounted":
+        monkeypatch.setattr(os.path, "ismount", lambda path: path == folder)
+        write_atomically(folder, write_version, "index.json")
+    else:
+        monkeypatch.chdir(folder)
+        write_atomically(Path("."), write_version, "index.json")
+    assert folder.stat().st_ino == before and [path.name for path in folder.iterdir()] == ["index.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_other_empty_folders_are_replaced_at_once(tmp_path, monkeypatch):
+    def write(folder):
+        assert not any((tmp_path / "new").iterdir())  # nothing is to be seen of a version that is being written
+        write_version(folder)
+
+    (tmp_path / "new").mkdir()
+    write_atomically(tmp_path / "new", write, None)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["index.json"]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "empty")
+    with pytest.raises(UserError, match="could not write .*empty"):
+        write_atomically(tmp_path / "empty", lambda file: file.write_text("a file for a folder"))
+    assert not any((tmp_path / "empty").iterdir())
+
+
+@contextmanager
 def small_files():
     """Let this process write no more than 2 kB into a file, as if the disk were full."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:  # before pytest writes, perhaps into a file
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 WAYS_TO_WRITE = {
@@ -101,9 +136,10 @@ WAYS_TO_WRITE = {
 
 
 @pytest.mark.parametrize("way", WAYS_TO_WRITE)
-def test_a_full_disk_is_an_error_that_names_the_file_and_the_old_one_is_kept(tmp_path, small_files, way):
+def test_a_full_disk_is_an_error_that_names_the_file_and_the_old_one_is_kept(tmp_path, way):
     (tmp_path / "file").write_text("old")
-    with pytest.raises(UserError, match="could not write .*/file: .*; any previous version is unchanged") as refusal:
+    told = "could not write .*/file: .*; any previous version is unchanged"
+    with pytest.raises(UserError, match=told) as refusal, small_files():
         write_atomically(tmp_path / "file", WAYS_TO_WRITE[way])
     assert "\n" not in str(refusal.value)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
@@ -123,8 +159,9 @@ def test_what_is_not_about_the_disk_is_not_told_as_a_full_disk(tmp_path, words):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
 
 
-def test_a_line_that_does_not_fit_is_an_error_that_names_the_file(tmp_path, small_files):
-    with pytest.raises(UserError, match="could not write .*metrics.jsonl: .*; free space there, or choose another"):
+def test_a_line_that_does_not_fit_is_an_error_that_names_the_file(tmp_path):
+    told = "could not write .*metrics.jsonl: .*; free space there, or choose another"
+    with pytest.raises(UserError, match=told), small_files():
         append_json_line(tmp_path / "metrics.jsonl", {"text": "x" * 9000})
 
 

@@ -28,12 +28,13 @@ from hfgen.commands.options import (
     loading,
     parse_numbers,
     require_new_folder,
+    start_new_folder,
     trained_on_reference,
 )
 from hfgen.errors import UserError, message_for_user
 from hfgen.files import writing
 from hfgen.ranges import COUNT
-from hfgen.texts import markdown_text, printable, say, say_lines
+from hfgen.texts import markdown_text, say, say_lines
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -140,12 +141,13 @@ def write_comparison(output: Path, reference: str, results: list[Result]) -> Non
     rows = [result.row for result in results]
     best_first = sorted(results, key=lambda result: at_the_end_if_nan(result.row["scores"]["fid"]))
     sorted_rows = [result.row for result in best_first]
+    say_lines(table(sorted_rows, warns=False))  # before anything that may fail
+    start_new_folder(output)
     with writing(output):
-        output.mkdir(parents=True, exist_ok=True)
         (output / "comparison.json").write_text(to_json({"reference": reference, "rows": rows}))
         (output / "comparison.md").write_text(table(sorted_rows), encoding="utf-8")
         labelled_rows([(result.label, result.shown) for result in best_first]).save(output / "sheet.png")
-    say_lines(f"{table(sorted_rows, warns=False)}\ncomparison.json, .md and sheet.png in {printable(str(output))}")
+    say(f"comparison.json, .md and sheet.png in {output}")
 
 
 def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPipeline], int]":

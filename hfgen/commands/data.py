@@ -21,6 +21,7 @@ from hfgen.commands.options import (
     loading,
     refuse_to_replace,
     require_new_folder,
+    start_new_folder,
 )
 from hfgen.files import write_text_atomically, writing
 from hfgen.ranges import PIXELS, SCORED_IMAGES
@@ -59,8 +60,8 @@ def inspect(
 
         with errors_name_dataset_as("PATH"):
             augmented = augmentation_sheet(settings, images.report.grey_bits)
+        start_new_folder(output)
         with writing(output):
-            output.mkdir(parents=True, exist_ok=True)
             data_sheet(images).save(output / "images.png")
             augmented.save(output / "augmentations.png")
         say(f"images.png and augmentations.png in {output}")

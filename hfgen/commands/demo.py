@@ -8,6 +8,7 @@ import typer
 from hfgen.commands.options import FLAG, Device, in_range, loading
 from hfgen.errors import UserError
 from hfgen.ranges import Range
+from hfgen.run_files import LAUNCHES_FILE
 from hfgen.texts import say
 
 
@@ -59,7 +60,8 @@ def pipeline_names(pipelines: list[str]) -> list[str]:
     names = []
     for where in pipelines:
         folder = Path(where).expanduser()
-        inside_a_run = folder.exists() and folder.resolve().name in ("pipeline", "best")
+        part, is_run = folder.resolve().name, (folder / LAUNCHES_FILE).is_file()
+        inside_a_run = folder.exists() and not is_run and part in ("pipeline", "best")
         local = folder.resolve().parent if inside_a_run else folder.resolve()
         names.append(local.name if folder.exists() else where)
     return [name if names.count(name) == 1 else where for name, where in zip(names, pipelines, strict=True)]

@@ -29,7 +29,9 @@ from hfgen.commands.options import (
     dataset_of,
     in_range,
     loading,
+    printed_if_not_written,
     require_new_folder,
+    start_new_folder,
     trained_on_reference,
 )
 from hfgen.files import writing
@@ -44,7 +46,6 @@ if TYPE_CHECKING:  # slow to import, like the imports inside the functions
     from hfgen.evaluation.reference import ReferenceImages
     from hfgen.evaluation.scoring import Scored
     from hfgen.inference.sampling import SamplingOptions
-    from hfgen.metrics.extraction import Extractor
 
 
 MIN_HELD_OUT = 2  # FID has a covariance
@@ -115,6 +116,7 @@ def evaluate(
         from hfgen.evaluation.scoring import repeat_scores, score_pipeline
         from hfgen.inference.opening import open_pipeline
         from hfgen.inference.sampling import SamplingOptions, image_size
+        from hfgen.metrics.report import markdown
 
     loaded = open_pipeline(pipeline, device, sampler)
     options = SamplingOptions(num_images or 0, seed, num_inference_steps, batch_size, sample_from=sample_from)
@@ -122,21 +124,21 @@ def evaluate(
     data = dataset_of("--reference", reference, image_size(loaded), dataset_config, dataset_split, dataset_column)
     other_data = held_out_of(held_out, held_out_split, data)
     real = open_reference(data, loaded.device, features, mode, feature_weights)
-    other = load_held_out(other_data, real.extractor)
+    other = load_held_out(other_data, real)
     options = replace(options, num_images=num_images or min(len(real.features), MAX_DEFAULT_IMAGES))
     trained_on = trained_on_reference([pipeline], data, real)[pipeline]
     scored = score_pipeline(loaded, real, options, extrapolate, other, trained_on)
     report = {"reference": absolute_if_path(reference), **scored.report}
     name = Path(pipeline).resolve().name
-    if bits_per_dimension or repeats > 1:
+    with printed_if_not_written(markdown(report)):
+        start_new_folder(output)
         write_evaluation(output, report, scored, name)  # outlives an interruption of what follows
     if bits_per_dimension:
         images = "held_out" if other else "training" if trained_on else "reference"
         report["likelihood"] = likelihood_report(loaded, other or real, seed, images, batch_size)
     if repeats > 1:
         report["repeats"] = repeat_scores(loaded, real, options, repeats, report["scores"])
-    write_evaluation(output, report, scored, name)
-    print_evaluation(output, report)
+    print_and_write(output, report, scored, name)
 
 
 def refuse_the_impossible(
@@ -188,6 +190,7 @@ def evaluate_images(
         from hfgen.evaluation.reference import load_reference, open_images, open_reference
         from hfgen.evaluation.scoring import score_images
         from hfgen.inference.opening import choose_device
+        from hfgen.metrics.report import markdown
 
     generated = dataset_of("IMAGES", images, sample_size)
     data = dataset_of("--reference", reference, sample_size, dataset_config, dataset_split, dataset_column)
@@ -196,11 +199,13 @@ def evaluate_images(
     fewest = int(SCORED_IMAGES.minimum)
     fake = open_reference(generated, choose_device(device), features, mode, feature_weights, "IMAGES", fewest)
     real = load_reference(data, fake.extractor, "--reference")
-    other = load_held_out(other_data, fake.extractor)
+    warn_of_other_white("IMAGES", fake, real)
+    other = load_held_out(other_data, real)
     scored = score_images(fake.images, fake.features, real, seed, extrapolate, other)
     report = {"reference": absolute_if_path(reference), "images": images, "num_inference_steps": None, **scored.report}
-    write_evaluation(output, report, scored, Path(images).resolve().name)
-    print_evaluation(output, report)
+    with printed_if_not_written(markdown(report)):
+        start_new_folder(output)
+    print_and_write(output, report, scored, Path(images).resolve().name)
 
 
 def held_out_of(held_out: str | None, split: str | None, data: "DataSettings") -> "DataSettings | None":
@@ -230,30 +235,52 @@ def held_out_of(held_out: str | None, split: str | None, data: "DataSettings") -
     raise AssertionError("the last attempt returns or raises")
 
 
-def load_held_out(data: "DataSettings | None", extractor: "Extractor") -> "ReferenceImages | None":
+def load_held_out(data: "DataSettings | None", real: "ReferenceImages") -> "ReferenceImages | None":
     """Load the held-out images that `held_out_of` found, if there are any, and their features."""
     from hfgen.evaluation.reference import load_reference
 
-    return None if data is None else load_reference(data, extractor, "--held_out", MIN_HELD_OUT)
+    if data is None:
+        return None
+    other = load_reference(data, real.extractor, "--held_out", MIN_HELD_OUT)
+    warn_of_other_white("--held_out", other, real)
+    return other
+
+
+def warn_of_other_white(argument: str, images: "ReferenceImages", real: "ReferenceImages") -> None:
+    """Warn if 16-bit grey images, whose largest value gives their white, are brighter or darker than the reference's.
+
+    Args:
+        argument: names the images.
+        images: to compare with the reference.
+        real: the reference.
+    """
+    bits = [one.images.report.grey_bits for one in (images, real)]
+    if None not in bits and bits[0] != bits[1]:
+        whites = [2**one - 1 for one in bits]
+        say(
+            f"warning: {argument}: white is {whites[0]} in these 16-bit grey images and {whites[1]} in the reference's"
+            " (by their largest values), so their brightness differs in the scores; convert both to 8 bits alike",
+            err=True,
+        )
 
 
 def write_evaluation(output: Path, report: dict[str, Any], scored: "Scored", name: str) -> None:
-    """Write an evaluation's files into its folder; `name` is the model's."""
+    """Write an evaluation's files into its folder, the scores before the pictures; `name` is the model's."""
     from hfgen.hub.model_index import model_index
     from hfgen.metrics.report import markdown, to_json
 
     with writing(output):
-        output.mkdir(parents=True, exist_ok=True)
-        scored.closest.save(output / "closest.png")
-        scored.closest_pixels.save(output / "closest_pixels.png")
         (output / "evaluation.json").write_text(to_json(report))
         (output / "evaluation.md").write_text(markdown(report), encoding="utf-8")
         (output / "model-index.yml").write_text(model_index(report, name), encoding="utf-8")
+        scored.closest.save(output / "closest.png")
+        scored.closest_pixels.save(output / "closest_pixels.png")
 
 
-def print_evaluation(output: Path, report: dict[str, Any]) -> None:
-    """Print the table of an evaluation, and where its files are."""
+def print_and_write(output: Path, report: dict[str, Any], scored: "Scored", name: str) -> None:
+    """Print the table of an evaluation, which then outlives a full disk, and write its files."""
     from hfgen.metrics.report import markdown
 
     say_lines(markdown(report))
+    write_evaluation(output, report, scored, name)
     say(f"evaluation.json, .md, model-index.yml and sheets of the closest pairs in {output}")

@@ -73,15 +73,16 @@ def kaggle_zip(
     with loading():
         from hfgen.files import write_atomically
         from hfgen.inference.opening import open_pipeline
-        from hfgen.inference.sampling import SamplingOptions, generate_images, image_size
+        from hfgen.inference.sampling import SamplingOptions, check_sampling, generate_images, image_size
 
     loaded = open_pipeline(pipeline, device, sampler)
     if (own_size := image_size(loaded)) != size:
         say(f"note: this pipeline generates {own_size}-pixel images; they are resized to {size}, which adds no detail")
+    options = SamplingOptions(num_images, seed, num_inference_steps, batch_size, sample_from=sample_from)
+    check_sampling(loaded, options)
     score = None
     if reference is not None:  # before generating images, as it may be misspelt
         score = local_score(pipeline, reference, feature_weights, loaded.device)
-    options = SamplingOptions(num_images, seed, num_inference_steps, batch_size, sample_from=sample_from)
     jpegs = (encode_jpeg(image, size) for image in generate_images(loaded, options))
     score_message = "give --reference to compute the MiFID against images of your own"
 

@@ -11,10 +11,10 @@ import typer
 
 from hfgen.arguments import errors_name_dataset_as
 from hfgen.errors import UserError
-from hfgen.files import read_json, require_place_for
+from hfgen.files import is_empty_folder, read_json, require_place_for, writing
 from hfgen.ranges import COUNT, SCORED_IMAGES, SEED, Range
 from hfgen.run_files import SETTINGS_FILE, TRAINING_FILE
-from hfgen.texts import say
+from hfgen.texts import say, say_lines
 
 
 if TYPE_CHECKING:
@@ -152,9 +152,31 @@ def absolute_if_path(reference: str) -> str:
 def require_new_folder(output: Path, data: str = "", sources: Iterable[str | Path] = ()) -> None:
     """Raise a `UserError` if a command's output folder is not empty, or lies among images; see `require_apart`."""
     require_apart(output, data, sources)
-    if os.path.exists(output) and (not output.is_dir() or any(output.iterdir())):
+    if os.path.exists(output) and not is_empty_folder(output):
         raise UserError(f"--output {output} exists and is not empty; choose another folder")
     require_place_for(output, "--output")
+
+
+def start_new_folder(output: Path) -> None:
+    """Create the output folder of a command, once there is something to write.
+
+    Raises:
+        UserError: if it cannot be created, or another command has written there since `require_new_folder` looked.
+    """
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        if not is_empty_folder(output):
+            raise UserError(f"--output {output}: another command has written there meanwhile; choose another folder")
+
+
+@contextmanager
+def printed_if_not_written(results: str) -> Iterator[None]:
+    """Print results if the body, which writes them, raises a `UserError`: they took long."""
+    try:
+        yield
+    except UserError:
+        say_lines(results)
+        raise
 
 
 def require_apart(output: Path, data: str = "", sources: Iterable[str | Path] = ()) -> None:

@@ -19,6 +19,7 @@ from hfgen.commands.options import (
     parse_numbers,
     refuse_to_replace,
     require_new_folder,
+    start_new_folder,
 )
 from hfgen.errors import UserError
 from hfgen.files import writing
@@ -68,8 +69,9 @@ def sample(
     options = SamplingOptions(num_images, seed, num_inference_steps, batch_size, truncation, sample_from)
     shown: list[Image.Image] = []
     for index, image in enumerate(generate_images(loaded, options)):
+        if index == 0:
+            start_new_folder(output)
         with writing(output):
-            output.mkdir(parents=True, exist_ok=True)  # only once there is something to save
             image.save(output / f"{index:06d}.png")
         if len(shown) < MAX_ON_SHEET:  # bounds the memory
             shown.append(image)
@@ -132,8 +134,8 @@ def denoise(
     noised = noised_states(clean_image or last, chosen[::-1], trained_steps, seed)
     heads = [f"t = {timestep}" for timestep in chosen[::-1]]
     forward = labelled_sheet(noised, len(chosen), heads=heads, names=("linear", "cosine"))
+    start_new_folder(output)
     with writing(output):
-        output.mkdir(parents=True, exist_ok=True)
         denoising.save(output / "denoising.png")
         forward.save(output / "forward.png")
     say(f"denoising.png ({what}) and forward.png (linear above cosine) in {output}")
@@ -182,8 +184,8 @@ def interpolate(
     sheet = walk_sheet(loaded, ends, num_steps, names, originals)
     circle = ends[[*range(len(ends)), 0]]  # back to the start, so that the GIF loops smoothly
     frames = interpolated_images(loaded, circle, [part / num_frames for part in range(num_frames)], spherical=True)
+    start_new_folder(output)
     with writing(output):
-        output.mkdir(parents=True, exist_ok=True)
         sheet.save(output / "sheet.png")
         write_gif([enlarged(frame) for frame in frames], output / "walk.gif", frame_seconds=0.08)
     of_which = ", ".join(names) if image else f"seeds {', '.join(map(str, chosen))}"
@@ -241,8 +243,8 @@ def reconstruct(
     loaded = open_pipeline(pipeline, device)
     latents, originals = latents_of_images(loaded, images, "IMAGES")
     reconstructions = decode_latents(loaded, latents)
+    start_new_folder(output)
     with writing(output):
-        output.mkdir(parents=True, exist_ok=True)
         for index, (path, reconstruction) in enumerate(zip(images, reconstructions, strict=True)):
             stem = path.stem.encode(errors="ignore")[:MAX_STEM].decode(errors="ignore")  # a name need not be UTF-8
             reconstruction.save(output / f"{index:06d}-{stem}.png")

@@ -29,11 +29,12 @@ from hfgen.commands.options import (
     dataset_of,
     loading,
     require_new_folder,
+    start_new_folder,
     trained_on_reference,
 )
 from hfgen.errors import UserError
 from hfgen.files import writing
-from hfgen.texts import counted, printable, say, say_lines
+from hfgen.texts import counted, say, say_lines
 
 
 if TYPE_CHECKING:  # slow to import, like the imports inside the functions
@@ -80,7 +81,8 @@ def steps(
         from hfgen.inference.sampling import SamplingOptions, image_size
         from hfgen.metrics.report import score_names
 
-    loaded = open_pipeline(pipeline, device, sampler)
+    folder = find_pipeline(Path(pipeline).expanduser()) if save else None  # a run may write a newer one meanwhile
+    loaded = open_pipeline(pipeline if folder is None else str(folder), device, sampler)
     check_takes_steps(loaded, pipeline, all_steps, save)
     data = dataset_of("--reference", reference, image_size(loaded), dataset_config, dataset_split, dataset_column)
     real = open_reference(data, loaded.device, features, mode, feature_weights)
@@ -101,8 +103,8 @@ def steps(
             report = {"reference": absolute_if_path(reference), "enough": enough or None, "rows": rows}
             write_steps(output, report, labelled_rows(shown))
     say(f"steps needed: {enough}, the smallest number whose {fid} is within one standard error of the lowest")
-    if save:
-        save_number_of_steps(find_pipeline(Path(pipeline).expanduser()), enough)
+    if folder is not None:
+        save_number_of_steps(folder, enough)
 
 
 def check_saves(pipeline: str, sampler: str | None) -> None:
@@ -133,12 +135,13 @@ def write_steps(output: Path, report: dict[str, Any], sheet: "Image.Image") -> N
     """Write the scores to a new folder, as JSON and as a table, and the images; print the table."""
     from hfgen.metrics.report import to_json
 
+    say_lines(table(report["rows"]))  # before anything that may fail
+    start_new_folder(output)
     with writing(output):
-        output.mkdir(parents=True, exist_ok=True)
         (output / "steps.json").write_text(to_json(report))
         (output / "steps.md").write_text(table(report["rows"]), encoding="utf-8")
         sheet.save(output / "sheet.png")
-    say_lines(f"{table(report['rows'])}\nsteps.json, .md and sheet.png in {printable(str(output))}")
+    say(f"steps.json, .md and sheet.png in {output}")
 
 
 def fewest_that_suffice(rows: list[dict[str, Any]]) -> int:
@@ -163,7 +166,13 @@ def save_number_of_steps(folder: Path, number: int) -> None:
     import hfgen.pipelines.pipeline_ddpm as code
     from hfgen.files import write_text_atomically
     from hfgen.integrity import DIGESTS_FILE, record_digests, recorded_names
+    from hfgen.training.folder import run_of
 
+    if not (folder / "model_index.json").is_file():
+        why = "its run has deleted this checkpoint meanwhile; continue the run with --num_inference_steps"
+        if run_of(folder) is None:
+            why = "it was moved or deleted meanwhile; the number to save is"
+        raise UserError(f"--save: {folder} is gone: {why} {number}")
     # The code beside the weights may be from a version without this default.
     write_text_atomically(folder / "pipeline_ddpm.py", Path(code.__file__).read_text(encoding="utf-8"))
     file = folder / "model_index.json"

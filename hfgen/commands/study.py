@@ -265,7 +265,8 @@ def reduced(
             before = with_smaller_budget(before, study, stored.budget)
         return with_original_values(expand(before, workspace.scripts, study.dataset), study_file, budget)
     if stored is not None and not differences(stored, study):
-        return study  # it fitted before
+        say(f"note: --budget {budget} changes nothing: this study was begun in full, and goes on so")
+        return study
     plan = make_plan(study, workspace)
     scaled = scale_down(study_file, study, plan, budget, seconds or 0.0, workspace)
     say_lines(describe_plan(scaled, plan))

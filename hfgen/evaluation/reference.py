@@ -12,10 +12,10 @@ from filelock import FileLock
 
 from hfgen.arguments import errors_name_dataset_as
 from hfgen.data.settings import DataSettings
-from hfgen.data.store import ImageStore, cache_folder, load_images
+from hfgen.data.store import CACHE_REMEDY, ImageStore, cache_folder, load_images
 from hfgen.errors import UserError
 from hfgen.evaluation.scores import distances_among, score_floor
-from hfgen.files import read_json
+from hfgen.files import read_json, writing
 from hfgen.integrity import write_if_needed
 from hfgen.metrics import feature_spaces
 from hfgen.metrics.extraction import BATCH_SIZE, Extractor
@@ -173,6 +173,8 @@ def features_folder(images: ImageStore, settings: DataSettings, extractor: Extra
 
 def _write_under_lock(folder: Path, write: Callable[[Path], object]) -> None:
     """Like `write_if_needed`, by one process at a time; what others compute meanwhile is waited for."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
-        write_if_needed(folder, write)
+    with writing(folder, CACHE_REMEDY):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f"{folder.name}.lock")).acquire()
+    with lock:
+        write_if_needed(folder, write, CACHE_REMEDY)

@@ -1,5 +1,6 @@
 """`hfgen evaluate` on a tiny generator, in part with the real Inception weights where they are installed."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -11,8 +12,7 @@ from PIL import Image
 from stand_in_features import Colours
 
 from hfgen.evaluation.reference import ReferenceImages
-from hfgen.evaluation.scoring import closest_sheet
-from hfgen.metrics import feature_spaces
+from hfgen.evaluation.scoring import closest_sheet, score_pipeline
 from hfgen.metrics.memorisation import nearest_images
 from hfgen.models import DCGANGenerator
 from hfgen.pipelines import GANPipeline
@@ -24,12 +24,6 @@ def pipeline(tmp_path_factory):
     torch.manual_seed(0)
     GANPipeline(DCGANGenerator(16, 4, base_channels=4).eval()).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def colours(monkeypatch):
-    """Features of 12 numbers, which cost nothing."""
-    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: Colours())
 
 
 def test_a_pipeline_is_scored_with_the_floor_of_the_data(inception_weights, hfgen, pipeline, tmp_path):
@@ -58,6 +52,54 @@ def test_a_pipeline_is_scored_with_the_floor_of_the_data(inception_weights, hfge
     assert again[0] == 0
     second = json.loads((tmp_path / "again" / "evaluation.json").read_text())
     assert second["scores"] == scores and second["floor"] == floor
+
+
+def test_scores_that_cannot_be_written_are_printed_and_kept_as_far_as_possible(
+    colours, hfgen, pipeline, tmp_path, monkeypatch
+):
+    def save(image, file, *arguments, **options):
+        if str(file).endswith("closest.png"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(image, file, *arguments, **options)
+
+    original = Image.Image.save
+    monkeypatch.setattr(Image.Image, "save", save)
+    output = tmp_path / "scores"
+    status, out, err = hfgen("evaluate", pipeline, "--reference", "toy_paintings:14", "--output", output)
+    assert status == 2 and f"error: could not write {output}: [Errno 28]" in err
+    assert "| FID | " in out and json.loads((output / "evaluation.json").read_text())["scores"]["fid"] > 0
+
+
+def test_scores_are_printed_though_another_command_has_taken_their_folder(
+    colours, hfgen, pipeline, tmp_path, monkeypatch
+):
+    def score(*arguments, **options):
+        output.mkdir()
+        (output / "note.txt").write_text("of another command")
+        return score_pipeline(*arguments, **options)
+
+    output = tmp_path / "scores"
+    monkeypatch.setattr("hfgen.evaluation.scoring.score_pipeline", score)
+    status, out, err = hfgen("evaluate", pipeline, "--reference", "toy_paintings:14", "--output", output)
+    assert status == 2 and f"--output {output}: another command has written there meanwhile; choose another" in err
+    assert "| FID | " in out and [file.name for file in output.iterdir()] == ["note.txt"]
+
+
+@pytest.mark.parametrize("what", ["folder", "report"])
+def test_scores_are_printed_though_they_cannot_be_written(colours, hfgen, pipeline, tmp_path, monkeypatch, what):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def score(*arguments, **options):
+        scored = score_pipeline(*arguments, **options)
+        monkeypatch.setattr(Path, {"folder": "mkdir", "report": "write_text"}[what], fail)
+        return scored
+
+    monkeypatch.setattr("hfgen.evaluation.scoring.score_pipeline", score)
+    output = tmp_path / "scores"
+    arguments = ("evaluate", pipeline, "--reference", "toy_paintings:14", "--repeats", "2", "--output", output)
+    status, out, err = hfgen(*arguments)
+    assert status == 2 and f"error: could not write {output}: [Errno 28]" in err and "| FID | " in out
 
 
 def test_the_closest_pairs_are_shown_nearest_first_the_generated_image_above():

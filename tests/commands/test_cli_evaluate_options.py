@@ -269,3 +269,17 @@ def test_the_model_index_names_model_data_and_scores(evaluate, tmp_path, monkeyp
     monkeypatch.chdir(folder)
     evaluate("--reference", ".", output="here")
     assert "name: my_photos" in (tmp_path / "here" / "model-index.yml").read_text()
+
+
+def test_grey_images_of_other_depths_are_warned_about(hfgen, colours, tmp_path):
+    for name, most in (("deep", 60_000), ("shallow", 16_000), ("as shallow", 16_000)):
+        (tmp_path / name).mkdir()
+        for index in range(14):
+            pixels = np.random.default_rng(index).integers(0, most, (16, 16), dtype=np.uint16)
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    arguments = ("evaluate-images", tmp_path / "shallow", "--sample_size", 16, "--output")
+    _, _, err = hfgen(*arguments, tmp_path / "a", "--reference", tmp_path / "deep", "--held_out", tmp_path / "shallow")
+    assert "warning: IMAGES: white is 16383 in these 16-bit grey images and 65535 in the reference's (by" in err
+    assert "warning: --held_out: white is 16383 in these 16-bit grey" in err
+    _, _, err = hfgen(*arguments, tmp_path / "b", "--reference", tmp_path / "as shallow")
+    assert "white is" not in err

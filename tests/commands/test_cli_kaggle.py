@@ -120,6 +120,15 @@ def test_a_misspelt_reference_is_refused_before_anything_is_drawn(refusal, pipel
     assert "no/such/folder" in line and list(tmp_path.iterdir()) == []
 
 
+def test_what_a_pipeline_cannot_do_is_refused_before_the_features_of_the_reference(
+    refusal, pipelines, tmp_path, monkeypatch, few
+):
+    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: pytest.fail("loaded"))
+    target, reference = tmp_path / "images.zip", ("--reference", "toy_paintings:14", "--num_inference_steps", 10)
+    line = refusal("kaggle-zip", pipelines[256], *few, *reference, "--output", target)
+    assert "--num_inference_steps applies only to diffusion" in line
+
+
 def test_without_a_reference_no_features_are_needed(hfgen, pipelines, tmp_path, monkeypatch, few):
     monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: pytest.fail("loaded"))
     status, out, _ = hfgen("kaggle-zip", pipelines[8], *few, "--output", tmp_path / "images.zip")

@@ -52,6 +52,21 @@ def test_pictures_are_not_written_among_the_images_of_a_dataset(
     assert not (image_folder / "new").exists()
 
 
+def test_what_another_command_has_written_meanwhile_is_not_overwritten(refusal, pipeline, tmp_path, monkeypatch):
+    def generate(*_):
+        (output / "000000.png").write_bytes(b"of another command")
+        yield Image.new("RGB", (8, 8))
+
+    output = tmp_path / "faces"
+    output.mkdir()
+    (output / ".faces.partial-7").touch()  # of a process that was killed when it filled the folder
+    monkeypatch.setattr("hfgen.inference.sampling.generate_images", generate)
+    line = refusal("sample", pipeline, "--output", output)
+    assert line.endswith(f"--output {output}: another command has written there meanwhile; choose another folder")
+    assert [file.read_bytes() for file in output.glob("[!.]*")] == [b"of another command"]
+    assert not (tmp_path / "faces_sheet.png").exists()
+
+
 def test_pictures_may_lie_in_runs_and_where_nothing_is_known_of_the_data(trained, image_folder, tmp_path, monkeypatch):
     require_apart(trained / "curves.png", str(image_folder), [trained])  # the loader skips runs
     monkeypatch.chdir(tmp_path)

@@ -125,6 +125,19 @@ def test_commands_take_the_saved_number(hfgen, folder, tmp_path, command):
     assert outputs[0] == outputs[1] != outputs[2]
 
 
+@pytest.mark.parametrize(
+    ("of_a_run", "told"),
+    [(True, "continue the run with --num_inference_steps 3"), (False, "it was moved or deleted .* to save is 3")],
+)
+def test_a_pipeline_that_is_gone_is_not_half_written_anew(folder, of_a_run, told):
+    shutil.rmtree(folder / "pipeline")
+    if of_a_run:
+        (folder / "launches.jsonl").touch()
+    with pytest.raises(UserError, match=f"pipeline is gone: .*{told}"):
+        save_number_of_steps(folder / "pipeline", 3)
+    assert not (folder / "pipeline").exists()
+
+
 def test_the_fewest_steps_within_one_standard_error_of_the_lowest_are_chosen():
     rows = [(5, 60.0), (10, 41.9), (18, 40.0), (25, 39.9), (50, 44.0)]
     rows = [{"steps": steps, "scores": {"fid": fid, "fid_standard_error": 2.0}} for steps, fid in rows]
