@@ -314,13 +314,6 @@ def num_scored_checkpoints(cell: Cell) -> int:
     return max(0, math.ceil(cell.settings["max_train_steps"] / every) - 1)
 
 
-def new_place(study: Study) -> str:
-    """Return where to start a study anew: scores on the way need checkpoints, which a folder that was used lacks."""
-    if study.evaluation.every_images is not None:
-        return "another --output (and another --storage, if you gave one)"
-    return "another --output or --storage"
-
-
 def images_per_step(settings: dict[str, Any]) -> int:
     """Return the number of training images per update; for a GAN, the `n_critic` batches of a generator update."""
     return settings["batch_size"] * settings.get("n_critic", 1)

@@ -7,6 +7,7 @@ from typing import Any
 from hfgen.config import as_flags
 from hfgen.data.location import is_path
 from hfgen.studies.cells import ALL_CHECKPOINTS, Cell, Study, default_settings
+from hfgen.studies.scripts import METHODS, OWN_SCRIPTS
 
 
 def script_of(commands: dict[str, str]) -> str:
@@ -26,7 +27,11 @@ def command_of(cell: Cell, study: Study, dataset: str, preset: str | None = None
         dataset: what to give as `--dataset`; see `dataset_to_give`.
         preset: JSON file with the cell's settings; if None, each setting that is not the default becomes a flag.
     """
-    words = ["hfgen", "train", cell.method, "--dataset", dataset]
+    if study.scripts.get(cell.method) is None:
+        words = ["hfgen", "train", cell.method]
+    else:  # the user's own
+        words = ["accelerate", "launch", f"{OWN_SCRIPTS}/{METHODS[cell.method]}.py"]
+    words += ["--dataset", dataset]
     words += _flags(cell) if preset is None else ["--preset", preset]
     words += ["--output_dir", f"runs/{cell.folder_name}"]
     if study.budget.minutes is not None:

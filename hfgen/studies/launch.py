@@ -19,7 +19,7 @@ from hfgen.files import read_json, read_json_lines, write_text_atomically
 from hfgen.run_files import LAUNCHES_FILE, SETTINGS_FILE, STATUS_FILE
 from hfgen.studies.cells import Cell
 from hfgen.studies.outcomes import BROKEN, DIVERGED, IN_USE, LOST, TRAINED, Ending
-from hfgen.studies.scripts import launch_arguments
+from hfgen.studies.scripts import launch_arguments, script_differences, script_digests
 from hfgen.studies.study_file import Budget
 from hfgen.studies.supervised import GRACE_SECONDS
 from hfgen.training.checkpoints import find_checkpoint, load_progress
@@ -64,6 +64,11 @@ class Workspace:
         """Return the training script's output folder."""
         return self.output / "cells" / cell.folder_name
 
+    def script_file(self, cell: Cell) -> Path:
+        """Return the file that notes which training script trains the cell."""
+        folder = self.run_folder(cell)
+        return folder.with_name(f"{folder.name}.script.json")
+
     def log_file(self, cell: Cell) -> Path:
         """Return the file with what the training script prints."""
         folder = self.run_folder(cell)
@@ -87,8 +92,12 @@ def train_cell(
     folder = workspace.run_folder(cell)
     if (ending := _wait_for_folder(folder, has_lost)) is not None:
         return ending
+    script = script_digests(workspace.scripts, [cell.method])
+    if (ending := _by_another_script(cell, script, workspace)) is not None:
+        return ending
     if (ending := _earlier_ending(folder, cell, budget, workspace)) is not None:
         return ending
+    write_text_atomically(workspace.script_file(cell), json.dumps(script) + "\n")
     command = launch_command(cell, budget, workspace)
     log = workspace.log_file(cell)
     with log.open("a", encoding="utf-8") as output:
@@ -152,6 +161,16 @@ def read_status(folder: Path) -> dict[str, Any]:
         return read_json(folder / STATUS_FILE, STATUS_KEYS)
     except UserError:
         return {}
+
+
+def _by_another_script(cell: Cell, script: dict[str, str | None], workspace: Workspace) -> Ending | None:
+    """Return an ending if the training in the cell's folder, of another study, is by another training script."""
+    folder, note = workspace.run_folder(cell), workspace.script_file(cell)
+    if not (folder / SETTINGS_FILE).is_file() or not note.is_file():
+        return None
+    changes = script_differences(read_json(note), script)
+    remedy = f"move {folder} elsewhere, or use another --output"
+    return Ending(BROKEN, f"its folder has a training by another script: {changes[0]}; {remedy}") if changes else None
 
 
 def _earlier_ending(folder: Path, cell: Cell, budget: Budget, workspace: Workspace) -> Ending | None:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hfgen.inference.figures import GAP, image_sheet, labelled_rows, labelled_sheet
+from hfgen.inference.fonts import with_fonts
 from hfgen.studies.cells import Study
 from hfgen.studies.results import SHEET_COLUMNS, STRIP_COLUMNS, decode_picture, losses_of, strip_timesteps
 from hfgen.studies.table import Row
@@ -49,7 +50,7 @@ def plot_loss_curves(rows: list[Row]) -> Figure | None:
         _plot_panel(ax, _plain(f"{family}: {name}", TITLE_LENGTH), curves)
     for ax in axes[len(panels) :]:
         ax.axis("off")
-    return figure
+    return with_fonts(figure)
 
 
 def plot_score_curves(rows: list[Row]) -> Figure | None:
@@ -83,7 +84,7 @@ def plot_score_curves(rows: list[Row]) -> Figure | None:
     ax.set_ylabel("FID")
     ax.grid(alpha=0.3, which="both")
     ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return figure
+    return with_fonts(figure)
 
 
 def _plot_panel(ax: Axes, title: str, curves: list[Curve]) -> None:

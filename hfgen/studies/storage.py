@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import URL
 
 from hfgen.errors import UserError
-from hfgen.studies.cells import Study, differences, new_place
+from hfgen.studies.cells import Study, differences
 from hfgen.studies.database import DATABASE_ERRORS, open_database, reading_from, reason_of, shown, with_driver
 from hfgen.studies.outcomes import BROKEN, DIVERGED, TRAINED, Outcome, Result
 from hfgen.studies.scripts import require_same_scripts
@@ -35,6 +35,8 @@ OUTCOME, REASON, STEP, IMAGES = "outcome", "reason", "step", "images"
 SUMMARY, CURVE, SHEET, STRIP = "summary", "curve", "sheet", "strip"
 # States of a cell.
 DONE, RUNNING, WAITING, MISSING = "done", "running", "waiting", "missing"
+# Where a study can start anew: the folder of the one before has trainings of cells with the same names.
+NEW_PLACE = "another --output (and another --storage, if you gave one)"
 # Outcome of a trial, not of a cell: its worker was asked to stop.
 GIVEN_BACK = "given back"
 # A cell that lost this many workers in a row is assumed to crash them.
@@ -102,9 +104,11 @@ class StudyStore:
             self._define(study)
             return study
         stored = self._definition()
-        anew = f"rename the study file, or use {new_place(study)}"
+        anew = f"use {NEW_PLACE}"
         require_same_scripts(stored.scripts, study.scripts, f"; or, for a study with those here, {anew}")
         if changes := differences(stored, study):
+            if stored.asked is not None and stored.asked != study.asked:
+                anew = f"to continue it, give --budget {stored.asked}, as when it was begun; for another, {anew}"
             raise UserError(
                 f"the study {study.name} in this database is a different one (stored -> now):\n  "
                 + "\n  ".join(changes)

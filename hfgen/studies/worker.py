@@ -8,12 +8,13 @@ from collections import Counter
 from pathlib import Path
 
 from hfgen.errors import UserError
-from hfgen.studies.cells import Cell, Study, new_place
+from hfgen.studies.cells import Cell, Study
 from hfgen.studies.database import DATABASE_ERRORS, reason_of, shown
 from hfgen.studies.launch import Workspace, check_data, missing_device, train_cell
 from hfgen.studies.outcomes import BROKEN, DIVERGED, IN_USE, TRAINED, Outcome, Result
 from hfgen.studies.results import Scorer, data_settings, reference_digest
-from hfgen.studies.storage import MISSING, RUNNING, WAITING, StudyStore
+from hfgen.studies.scripts import require_same_scripts, script_digests
+from hfgen.studies.storage import MISSING, NEW_PLACE, RUNNING, WAITING, StudyStore
 from hfgen.texts import say
 from hfgen.training.checkpoints import PIPELINE_FOLDER
 
@@ -65,6 +66,8 @@ def _work(store: StudyStore, study: Study, workspace: Workspace, wait_seconds: f
         if name in unfit:
             return Outcome(BROKEN, reason=unfit[name]) if only_unfit else None
         cell = study.cells[name]
+        # Checked again, as somebody may have edited them since the study began.
+        require_same_scripts(study.scripts, script_digests(workspace.scripts, [cell.method]))
         store.note_images(_digest_of(cell, workspace, digests))
         _check_same_data(store, study, workspace, digests)  # another worker may have begun meanwhile
         of_all = f"cell {list(study.cells).index(name) + 1} of {len(study.cells)}"
@@ -152,7 +155,7 @@ def _check_same_data(store: StudyStore, study: Study, workspace: Workspace, dige
         if digest != _digest_of(study.cells[name], workspace, digests):
             raise UserError(
                 f"--dataset {workspace.dataset}: these are not the images that {name} was trained on; use the same "
-                f"images, or start a new study with {new_place(study)}; if that cell is still being trained "
+                f"images, or start a new study with {NEW_PLACE}; if that cell is still being trained "
                 "on the wrong images, stop its worker"
             )
 

@@ -29,6 +29,14 @@ def test_the_command_of_a_cell_is_read_as_the_settings_of_the_cell(name):
         assert {key: read[key] for key in cell.settings} == cell.settings
 
 
+def test_a_cell_of_an_own_training_script_is_trained_again_by_it():
+    file = StudyFile("toy", "Toy", {"GAN": Family("gan", "dcgan")}, Budget(images=640), seeds=(0,))
+    study = replace(expand(file, find_scripts(), "cats"), scripts={"gan": 64 * "a"})
+    (cell,) = study.cells.values()
+    command = command_of(cell, study, "cats")
+    assert command.startswith("accelerate launch training_scripts/train_gan.py --dataset cats ")
+
+
 def test_checkpoints_that_the_study_needed_for_its_scores_are_not_kept_outside_of_it():
     file = StudyFile("toy", "Toy", {"GAN": Family("gan", "dcgan")}, Budget(images=640), seeds=(0,),
                      evaluation=Evaluation(every_images=160))  # fmt: skip

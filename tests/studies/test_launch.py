@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -85,6 +86,22 @@ def test_a_training_for_another_time_is_not_taken_for_that_of_a_cell(workspace):
     assert ending.kind == "broken" and "a training of 400 s instead of 180 s: move " in ending.reason
     shutil.rmtree(workspace.run_folder(cell) / "checkpoints")  # as after its scores
     assert train_cell(cell, Budget(minutes=3), workspace).kind == "trained" and len(launches(workspace, cell)) == 2
+
+
+def test_a_training_by_another_script_is_not_taken_for_that_of_a_cell(workspace):
+    cell, script = toy_cell("a"), workspace.scripts / "train_gan.py"
+    assert train_cell(cell, STEPS, workspace).kind == "trained"
+    script.write_text(script.read_text() + "# improved\n")
+    ending = train_cell(cell, STEPS, workspace)
+    assert ending.kind == "broken" and len(launches(workspace, cell)) == 1
+    folder = workspace.run_folder(cell)
+    assert re.fullmatch(
+        r"its folder has a training by another script: training_scripts/train_gan.py: your own with SHA-256 \w{12} -> "
+        rf"your own with SHA-256 \w{{12}}; move {folder} elsewhere, or use another --output",
+        ending.reason,
+    )
+    workspace.script_file(cell).unlink()  # as of an earlier version
+    assert train_cell(cell, STEPS, workspace).kind == "trained" and len(launches(workspace, cell)) == 1
 
 
 def test_a_training_on_other_images_is_not_taken_for_that_of_a_cell(workspace):

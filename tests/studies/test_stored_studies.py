@@ -14,7 +14,7 @@ from hfgen.studies import storage
 from hfgen.studies.cells import expand
 from hfgen.studies.scripts import find_scripts
 from hfgen.studies.storage import StudyStore, packed, sqlite_url, unpacked
-from hfgen.studies.study_file import Evaluation, read_study_file
+from hfgen.studies.study_file import read_study_file
 
 
 def test_a_changed_study_is_refused_with_the_difference_and_the_stored_one_stays(tmp_path):
@@ -29,15 +29,22 @@ def test_a_changed_study_is_refused_with_the_difference_and_the_stored_one_stays
     assert StudyStore(sqlite_url(tmp_path)).open("toy") == study
 
 
-@pytest.mark.parametrize(
-    ("every_images", "place"),
-    [(None, "another --output or --storage"), (5, r"another --output \(and another --storage, if you gave one\)")],
-)
-def test_a_changed_study_with_scores_on_the_way_is_sent_to_a_new_folder(tmp_path, every_images, place):
-    study = dataclasses.replace(toy_study("a"), evaluation=Evaluation(num_images=10, every_images=every_images))
+def test_a_changed_study_is_sent_to_a_new_folder(tmp_path):
+    study = toy_study("a")
     open_toys(tmp_path, study)
-    with pytest.raises(UserError, match=f"\nRename the study file, or use {place}$"):
+    place = r"another --output \(and another --storage, if you gave one\)$"
+    with pytest.raises(UserError, match=f"\nUse {place}"):
         open_toys(tmp_path, dataclasses.replace(study, metric="kid"))
+
+
+def test_a_study_that_was_scaled_down_is_continued_with_its_budget(tmp_path):
+    study = dataclasses.replace(toy_study("a"), asked="8h")
+    open_toys(tmp_path, study)
+    for asked in (None, "9h"):
+        with pytest.raises(
+            UserError, match="\nTo continue it, give --budget 8h, as when it was begun; for another, use"
+        ):
+            open_toys(tmp_path, dataclasses.replace(study, asked=asked, metric="kid"))
 
 
 def test_corrections_that_alter_no_figure_are_stored_but_a_used_path_stays(tmp_path):

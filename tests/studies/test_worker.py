@@ -3,6 +3,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import toy_studies as toys
@@ -13,6 +14,7 @@ from hfgen.studies import launch, worker
 from hfgen.studies.launch import train_cell
 from hfgen.studies.outcomes import Ending, Outcome
 from hfgen.studies.results import reference_digest
+from hfgen.studies.scripts import script_digests
 from hfgen.studies.storage import StudyStore
 from hfgen.studies.worker import work
 from hfgen.training.lock import lock_folder
@@ -179,6 +181,21 @@ def test_a_machine_without_cuda_leaves_such_cells_to_other_workers_if_there_are_
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     work(store, study, workspace_in(tmp_path))
     assert set(kinds(store, study).values()) == {"trained"}
+
+
+def test_a_script_that_is_edited_while_a_study_runs_ends_it_before_the_next_cell(tmp_path, scorer, monkeypatch):
+    def train_and_edit(*arguments):
+        ending = train_cell(*arguments)
+        script.write_text(script.read_text() + "# improved\n")
+        return ending
+
+    workspace = workspace_in(tmp_path)
+    script = workspace.scripts / "train_gan.py"
+    study = replace(toy_study("a", "b"), scripts=script_digests(workspace.scripts, ["gan"]))
+    monkeypatch.setattr(worker, "train_cell", train_and_edit)
+    with pytest.raises(UserError, match="the study was begun with other training scripts than there are here"):
+        work(open_toys(tmp_path, study), study, workspace)
+    assert scorer.scored == ["a"]
 
 
 def test_other_images_on_another_machine_are_refused_before_a_cell_is_taken(tmp_path, launched, scorer, monkeypatch):
