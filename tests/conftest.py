@@ -67,6 +67,17 @@ def inception_weights() -> Path:
 
 
 @pytest.fixture
+def colours(monkeypatch):
+    """Let evaluations score in features of 12 numbers, and fit the density of a VAE to few latents."""
+    from stand_in_features import Colours
+
+    extractor = Colours()
+    monkeypatch.setattr("hfgen.metrics.feature_spaces.build_extractor", lambda *_: extractor)
+    monkeypatch.setattr("hfgen.methods.density.NUM_LATENTS", 500)
+    return extractor
+
+
+@pytest.fixture
 def image_folder(tmp_path) -> Path:
     """Seven PNG pictures of 16 x 16 noise, no two alike: 0.png to 6.png."""
     folder = tmp_path / "pictures"

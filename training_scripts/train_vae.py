@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> Path:
             num_training_steps=steps_of_encoder,
         )
         vae, optimizer = accelerator.prepare(network, optimizer)
-        watch = PosteriorWatch(settings.latent_dim, run.device)
+        watch = PosteriorWatch(settings.latent_dim, run.device, data.images_per_epoch)
         recent = RecentLatents(settings.latent_dim, run.device)
         # A discriminator that has learned from a part of the batch cannot start it again.
         smallest = 2 if settings.normalization == "batch" else 1

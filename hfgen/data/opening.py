@@ -25,7 +25,7 @@ from hfgen.data.location import (
     is_tar,
 )
 from hfgen.data.memory import MAX_ENCODED_BYTES
-from hfgen.data.selection import ALL, Selection, select
+from hfgen.data.selection import ALL, Selection, select, split_of
 from hfgen.data.settings import DataSettings
 from hfgen.data.source import (
     Source,
@@ -186,28 +186,42 @@ def _is_parquet(path: Path) -> bool:
 def _files_below(path: Path) -> tuple[list[Path], list[Path]]:
     """Return the non-hidden files below a folder, except those of runs and pipelines, and the folders of these.
 
-    Links to folders are followed once.
+    Each folder is read once: at its own place if that is below `path`, unless a link alone names its split, as train
+    for versions/2; else at the first link to it.
     """
 
     def refuse(error: OSError) -> None:
         raise UserError(f"--dataset {path}: the folder {error.filename} cannot be read: {error.strerror}") from error
 
-    files, runs, seen = [], [], set()
-    for folder, subfolders, names in os.walk(path, onerror=refuse, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        if OF_A_RUN <= {*names} or OF_A_PIPELINE <= {*names}:
-            runs.append(Path(folder))
-            subfolders.clear()
-            continue
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    files, runs, links, seen, to_walk = [], [], [], set(), [path]
+    while to_walk:
+        for folder, subfolders, names in os.walk(to_walk.pop(0), onerror=refuse):  # does not follow links
+            real = os.path.realpath(folder)
+            if real in seen:
+                subfolders.clear()
+                continue
+            seen.add(real)
+            if OF_A_RUN <= {*names} or OF_A_PIPELINE <= {*names}:
+                runs.append(Path(folder))
+                subfolders.clear()
+                continue
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            found = [link for name in subfolders if (link := Path(folder, name)).is_symlink()]
+            links += found
+            to_walk += found
+            files += [Path(folder, name) for name in names if not name.startswith(".")]
     if runs == [path]:
         raise UserError(f"--dataset {path}: this is a run or a pipeline of hfgen, not images to train on")
+    for link in links:
+        inside = Path(os.path.relpath(os.path.realpath(link), os.path.realpath(path)))
+        if _names_a_split(link.relative_to(path)) and not _names_a_split(inside):
+            own = path / inside
+            files = [link / file.relative_to(own) if file.is_relative_to(own) else file for file in files]
     return files, runs
+
+
+def _names_a_split(folder: Path) -> bool:
+    return any(split_of(part) for part in folder.parts)
 
 
 def _skipped(files: Iterable[PurePath], chosen: Iterable[PurePath]) -> dict[str, int]:

@@ -41,6 +41,7 @@ from hfgen.integrity import write_if_needed
 
 # Increase it when the same settings give other pixels or another report than before.
 CACHE_VERSION = 5
+CACHE_REMEDY = "free space there, or set HFGEN_CACHE (or, for training, --cache_dir) to another folder"
 # Settings that determine the cached pixels; the others act on batches.
 CACHED_SETTINGS = ("sample_size", "crop", "five_crop", "drop_duplicates")
 
@@ -121,8 +122,7 @@ def load_images(settings: DataSettings) -> ImageStore:
         cache.mkdir(parents=True, exist_ok=True)
         lock = FileLock(cache / f"{fingerprint}.lock").acquire()
     except OSError as error:
-        remedy = "set HFGEN_CACHE (or, for training, --cache_dir) to another folder"
-        raise UserError(f"cannot cache decoded images in {cache}: {error}; {remedy}") from error
+        raise UserError(f"cannot cache decoded images in {cache}: {error}; {CACHE_REMEDY}") from error
     with lock:  # processes that start together decode only once
         changes = last_changes(source.files) if source.files else None
         folder = _find_folder(cache, fingerprint, source, changes)
@@ -136,7 +136,7 @@ def load_images(settings: DataSettings) -> ImageStore:
                     "read; run the same command again"
                 )
 
-        write_if_needed(folder, decode)
+        write_if_needed(folder, decode, CACHE_REMEDY)
         if changes is not None and _changes_of(folder) != changes:
             write_text_atomically(folder / CHANGES_FILE, changes)
         store = ImageStore(folder)

@@ -22,10 +22,12 @@ from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.kernel import kernel_distance
 from hfgen.metrics.memorisation import thumbnails
 from hfgen.run_files import EVALUATIONS_FILE, SCORES_FILE
+from hfgen.texts import say
 from hfgen.training.checkpoints import PIPELINE_FOLDER
 from hfgen.training.folder import BEST_FOLDER, best_scores
 from hfgen.training.reference_curves import compare_with_reference
 from hfgen.training.run import Run
+from hfgen.training.settings import RunSettings
 
 
 # What must be the same in two evaluations if their scores are to be compared.
@@ -57,6 +59,8 @@ class RunEvaluation:
         self._sampling = SamplingOptions(run.settings.evaluate_num_images, run.settings.seed, num_inference_steps)
         self._was_behind = False
         if not run.settings.evaluate_every:
+            if run.is_main and (unused := _unused_settings(run.settings)):
+                say(f"note: without --evaluate_every nothing is scored, so {unused} is not used")
             return
         if data.streaming:
             raise UserError("--evaluate_every: cannot compare with streamed images; leave out --streaming")
@@ -208,6 +212,14 @@ def is_copying(scores: dict[str, float], num_images: int, num_real: int) -> bool
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     """Return the evaluations of the run in `folder`, oldest first."""
     return read_json_lines(folder / EVALUATIONS_FILE, ("step", "copying"))
+
+
+def _unused_settings(settings: RunSettings) -> str:
+    """Return the options that a run without evaluations was given for them."""
+    defaults = RunSettings(settings.output_dir)
+    names = ("evaluate_num_images", "best_by", "feature_weights")
+    changed = [name for name in names if getattr(settings, name) != getattr(defaults, name)]
+    return ", ".join(f"--{name} {getattr(settings, name)}" for name in changed)
 
 
 def _save_best(folder: Path, pipeline: DiffusionPipeline, line: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from hfgen.errors import UserError
 from hfgen.files import read_json
+from hfgen.inference.fonts import with_fonts
 from hfgen.run_files import SETTINGS_FILE
 from hfgen.training.charts import is_loss
 from hfgen.training.history import SCORES, read_metrics
@@ -65,7 +66,7 @@ def plot_curves(runs: Sequence[Path], references: Sequence[ReferenceCurve] = ())
         (by_time if by_images else by_step).legend(fontsize="small")  # where there is more room
         by_step.grid(alpha=0.3)
         by_time.grid(alpha=0.3)
-    return figure
+    return with_fonts(figure)
 
 
 def _rows(logs: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str, list[str]]]:
@@ -145,7 +146,7 @@ def plot_reference_curves(curves: Sequence[ReferenceCurve], coloured: Sequence[s
     ax.set_title("\n".join(measured), fontsize="small")
     ax.legend(fontsize="small")
     ax.grid(alpha=0.3)
-    return figure
+    return with_fonts(figure)
 
 
 def _plot_references(by_images: Axes, by_time: Axes, references: Sequence[ReferenceCurve]) -> None:

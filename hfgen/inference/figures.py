@@ -3,14 +3,13 @@
 import math
 import textwrap
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
+from hfgen.inference.fonts import font_for
 from hfgen.inference.sampling import finite_images, image_generators
 from hfgen.methods.schedules import is_edm, noise_schedule, scaled_for_display
 from hfgen.texts import printable
@@ -141,13 +140,10 @@ def _captioned(image: Image.Image, caption: str) -> Image.Image:
 
 
 def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's own font, or DejaVu Sans for accents and other alphabets, which Pillow's would show as boxes.
-
-    Neither has Chinese, Japanese or Korean characters.
-    """
+    """Return Pillow's own font, or for accents and other scripts one that does not show them as boxes."""
     if text.replace("…", "").isascii():
         return ImageFont.load_default(LABEL_SIZE)
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), LABEL_SIZE)
+    return ImageFont.truetype(str(font_for(text)), LABEL_SIZE)
 
 
 def _length(text: str) -> float:

@@ -56,11 +56,15 @@ def coverage(real_features: torch.Tensor, fake_features: torch.Tensor) -> float:
     Naeem et al. 2020 (arXiv:2002.09797), equation 9: the neighbourhood extends to the fifth nearest other real image.
     Coverage is 0.97 for equally many images from the same distribution, and small if there are only a few kinds of
     images or none resembles the data. It is also 1 if all images equal the data's mean; diversity detects that case.
+    Identical real images count once: among them no neighbour is at a distance. A single one says nothing: 1.
 
     Args:
-        real_features: `(count, size)`, at least two.
+        real_features: `(count, size)`.
         fake_features: `(count, size)`.
     """
+    real_features = real_features.unique(dim=0)
+    if len(real_features) < 2:
+        return 1.0
     neighbours = min(NEIGHBOURS, len(real_features) - 1)
     distances = torch.cdist(real_features, real_features).fill_diagonal_(torch.inf)
     reach = distances.kthvalue(neighbours, dim=1).values

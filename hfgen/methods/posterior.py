@@ -31,10 +31,11 @@ class PosteriorWatch:
     Args:
         latent_dim: size of a latent.
         device: device of the posteriors; there is a device sync only in `check`.
+        num_images: in the dataset; None if unknown. Units cannot vary over a single image, and are not judged then.
     """
 
-    def __init__(self, latent_dim: int, device: torch.device):
-        self._latent_dim, self._device = latent_dim, device
+    def __init__(self, latent_dim: int, device: torch.device, num_images: int | None = None):
+        self._latent_dim, self._device, self._judges = latent_dim, device, num_images != 1
         self._dead_checks, self._most_active, self._warned = 0, 0, False
         self._forget()
 
@@ -60,6 +61,9 @@ class PosteriorWatch:
             "kl_dimension_median": float(kl.median()),
             "kl_dimension_max": float(kl.max()),
         }
+        if not self._judges:
+            self._forget()
+            return WatchResult(signals, True, None, None)
         self._dead_checks = 0 if active else self._dead_checks + 1
         enough = FEW_ACTIVE * self._latent_dim
         self._most_active = max(self._most_active, active)

@@ -141,13 +141,15 @@ def planned_steps(
         checkpoint: where a resumed run continues; its images so far may have come in batches of another size.
 
     Raises:
-        UserError: if only `--num_epochs` is given and the dataset is a stream, or the checkpoint is damaged.
+        UserError: if `--num_epochs` is given and the dataset is a stream, or the checkpoint is damaged.
     """
     limits = [] if settings.max_train_steps is None else [settings.max_train_steps]
     if settings.num_epochs is not None and images_per_epoch is not None:
         limits.append(steps_for_images(settings.num_epochs * images_per_epoch, images_per_step, checkpoint))
-    elif settings.num_epochs is not None and not limits:
-        raise UserError("--num_epochs: a streamed dataset has no length; give --max_train_steps instead")
+    elif settings.num_epochs is not None:
+        raise UserError(
+            f"--num_epochs {settings.num_epochs:g}: a stream has no length; give --max_train_steps instead"
+        )
     return min(limits, default=DEFAULT_TRAIN_STEPS)
 
 

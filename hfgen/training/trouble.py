@@ -17,6 +17,7 @@ RELEVANT_SETTINGS = ("mixed_precision", "max_grad_norm", "batch_size", "lr_warmu
 MAX_LOSS = 1e12
 # Below this, gradients overflow in fp16 although the scaler makes them smaller.
 MIN_SCALE = 1.0
+FOR_A_GAN = "; on few images try --augment diffaugment"  # without it so far
 # What PyTorch says, by gloo or NCCL, when another process is gone.
 LOST_PROCESS = re.compile(r"connection (closed|reset|refused)|broken pipe|socket|gloo|nccl|timed? ?out", re.IGNORECASE)
 
@@ -48,6 +49,7 @@ class TrainingTroubleError(UserError):
         tried = f" after {rollbacks} rollbacks" if rollbacks else ""
         left = f"Last good checkpoint: {checkpoint or 'none'}"
         remedy = self.remedy if "max_grad_norm" in settings else self.remedy.replace(" or --max_grad_norm", "")
+        remedy = remedy if settings.get("augment", "diffaugment") != "diffaugment" else remedy.replace(FOR_A_GAN, "")
         return type(self)(f"stopped at step {step}{tried}: {self} ({relevant}). {left}. {remedy}")
 
 
@@ -59,7 +61,7 @@ class CollapseError(TrainingTroubleError):
     """A watch over the training has reported trouble."""
 
     status = "collapsed"
-    remedy = "Lower --learning_rate, or try another preset; for a GAN on few images try --augment diffaugment"
+    remedy = f"Lower --learning_rate, or try another preset{FOR_A_GAN}"
 
 
 class RunawayError(TrainingTroubleError):

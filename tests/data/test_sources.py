@@ -122,6 +122,37 @@ def test_links_to_folders_and_files_elsewhere_are_followed(tmp_path):
     assert list(source_of(tmp_path / "data").images()) == [("folder/a.png", b"a"), ("link.png", b"b")]
 
 
+@pytest.mark.parametrize("link", ["a link", "z link"])
+def test_a_folder_and_a_link_to_it_are_read_once_and_under_the_name_of_the_folder(tmp_path, link):
+    for name in ("train/deep/a.png", "test/b.png"):
+        write(tmp_path / name)
+    (tmp_path / link).symlink_to(tmp_path / "train")
+    assert names_in(source_of(tmp_path)) == ["train/deep/a.png"]  # not what is to be tested on, either
+
+
+@pytest.mark.parametrize(
+    ("links", "found"),
+    [
+        ({"train": "versions/2", "test": "versions/held"}, ["train/b.png", "train/deep/c.png"]),
+        ({"newest": "versions/2"}, ["1/a.png", "2/b.png", "2/deep/c.png", "held/d.png"]),
+    ],
+)
+def test_a_link_that_alone_names_a_split_names_the_files(tmp_path, links, found):
+    for name in ("1/a.png", "2/b.png", "2/deep/c.png", "held/d.png"):
+        write(tmp_path / "versions" / name)
+    for link, target in links.items():
+        (tmp_path / link).parent.mkdir(exist_ok=True)
+        (tmp_path / link).symlink_to(target)
+    assert sorted(name.removeprefix("versions/") for name in names_in(source_of(tmp_path))) == found
+
+
+def test_a_link_between_splits_takes_nothing_from_a_folder(tmp_path):
+    for name in ("train/a.png", "test/b.png"):
+        write(tmp_path / name)
+    (tmp_path / "val").symlink_to("train")
+    assert names_in(source_of(tmp_path)) == ["train/a.png"]
+
+
 def test_an_image_that_cannot_be_read_is_told_and_the_others_are_read(tmp_path):
     write(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -33,6 +34,16 @@ pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarn
 def save(path: Path, picture: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path)
+
+
+def test_a_full_disk_of_the_cache_is_told_with_how_to_choose_another(image_folder, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hfgen.data.store._decode_into", fail)
+    told = r"No space left on device; free space there, or set HFGEN_CACHE \(or, for training, --cache_dir\) to "
+    with pytest.raises(UserError, match=told):
+        load(image_folder)
 
 
 def test_the_store_holds_the_pictures_in_the_order_of_the_source(image_folder):

@@ -282,6 +282,8 @@ def test_pipelines_are_named_by_their_folders_if_these_differ(tmp_path):
     cats, more, dogs = (str(tmp_path / folder) for folder in ("a/cats/pipeline", "b/cats", "dogs/best"))
     assert pipeline_names([cats, dogs, "someone/cats"]) == ["cats", "dogs", "someone/cats"]
     assert pipeline_names([cats, more]) == [cats, more]
+    (tmp_path / "dogs" / "best" / "launches.jsonl").touch()  # a run of that name
+    assert pipeline_names([cats, dogs]) == ["cats", "best"]
     with pytest.raises(UserError, match="give each pipeline only once"):
         pipeline_names([cats, cats])
 

@@ -1,9 +1,6 @@
 """Scores in the course of a run: when, of what, what is kept of them, and that training does not feel them."""
 
-import errno
 import json
-import os
-import signal
 import time
 
 import numpy as np
@@ -16,8 +13,7 @@ from stand_in_features import Colours, folder_of, paintings, quarters, watch_dra
 from toy_runs import METHODS, checkpoint, events, files_of, script, train
 
 from hfgen.evaluation import during_training as run_evaluation
-from hfgen.evaluation.during_training import RunEvaluation, is_copying, read_evaluations
-from hfgen.evaluation.scores import distances_among, memorisation_report
+from hfgen.evaluation.during_training import RunEvaluation, read_evaluations
 from hfgen.families import family, image_network
 from hfgen.inference.opening import open_pipeline
 from hfgen.inference.sampling import SamplingOptions, generate_images, network_digest
@@ -31,18 +27,9 @@ from hfgen.training.trouble import NonFiniteError
 
 
 pytestmark = [
-    pytest.mark.usefixtures("fresh_accelerate_state"),
+    pytest.mark.usefixtures("fresh_accelerate_state", "colours"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def colours(monkeypatch):
-    """Scores in features of 12 numbers; and a density that is fitted to few latents."""
-    extractor = Colours()
-    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: extractor)
-    monkeypatch.setattr("hfgen.methods.density.NUM_LATENTS", 500)
-    return extractor
 
 
 def script_scores(monkeypatch, fid, kid):
@@ -122,10 +109,12 @@ def test_scores_are_logged_at_their_own_step_however_rarely_losses_are(tmp_path)
     assert logged == {row["step"]: row["fid"] for row in read_evaluations(tmp_path / "run")} | {5: None}
 
 
-def test_without_the_option_nothing_is_loaded_or_scored(tmp_path, colours):
-    train("gan", tmp_path / "run", "--max_train_steps", "2")
+def test_without_the_option_nothing_is_loaded_or_scored(tmp_path, colours, capsys):
+    train("gan", tmp_path / "run", "--max_train_steps", "2", "--best_by", "kid", "--feature_weights", "mine.pt")
     assert colours.calls == 0 and read_evaluations(tmp_path / "run") == []
     assert not (tmp_path / "run" / "best").exists()
+    note = "note: without --evaluate_every nothing is scored, so --evaluate_num_images 12, --best_by kid, "
+    assert f"{note}--feature_weights mine.pt is not used" in capsys.readouterr().out
 
 
 def test_the_training_images_are_cut_as_squares_however_training_cuts_them(tmp_path, monkeypatch):
@@ -316,203 +305,6 @@ def test_settings_of_the_evaluations_may_change_on_resume(tmp_path):
     train("gan", folder, *changed, "--resume", str(checkpoint(folder, 4)))
     assert [(row["step"], row["num_images"]) for row in read_evaluations(folder)] == [(4, 12), (5, 10), (6, 10)]
     assert json.loads((folder / "training_config.json").read_text())["best_by"] == "kid"
-
-
-# ------------------------------------------------------------------------------------------------------------ stopping
-
-
-def test_an_evaluation_that_fails_costs_its_score_and_not_the_training(tmp_path, monkeypatch, capsys):
-    taken = []
-
-    def before(pipeline, index):
-        taken.append(index)
-        if len(taken) == 12 + 4:  # of the second evaluation
-            raise OSError(errno.ENOSPC, "No space left on device", "/tmp/images")
-
-    watch_drawing(monkeypatch, before)
-    train("gan", tmp_path / "run", "--evaluate_every", "2", "--max_train_steps", "6")
-    assert [row["step"] for row in read_evaluations(tmp_path / "run")] == [2, 6]
-    assert status(tmp_path / "run")["status"] == "complete"
-    (event,) = events(tmp_path / "run")
-    assert (event["step"], event["event"]) == (4, "warning") and event["what"].startswith(
-        "not scored: could not write"
-    )
-    assert f"warning: step 4: {event['what']}" in capsys.readouterr().out
-
-
-def test_scores_that_cannot_be_kept_cost_no_training_either(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device", "best")
-
-    monkeypatch.setattr(run_evaluation, "_save_best", full)
-    train("gan", tmp_path / "run", "--evaluate_every", "3", "--max_train_steps", "6")
-    assert status(tmp_path / "run")["status"] == "complete"
-    assert [event["what"].partition(":")[0] for event in events(tmp_path / "run")] == ["not scored"] * 2
-
-
-def test_a_bug_in_an_evaluation_is_not_hidden(tmp_path, monkeypatch):
-    watch_drawing(monkeypatch, lambda pipeline, index: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        train("gan", tmp_path / "run", "--evaluate_every", "2", "--max_train_steps", "6")
-
-
-def test_the_time_limit_ends_an_evaluation_so_that_the_checkpoint_is_in_time(tmp_path, monkeypatch):
-    taken = []
-
-    class Clock:
-        """Two hours later from the fifth image of the second evaluation on."""
-
-        def monotonic(self):
-            return time.monotonic() + (7200 if len(taken) >= 12 + 5 else 0)
-
-    monkeypatch.setattr("hfgen.training.run.time", Clock())
-    watch_drawing(monkeypatch, lambda pipeline, index: taken.append(index))
-    arguments = ("--evaluate_every", "2", "--checkpoint_every", "0", "--max_train_steps", "9")
-    train("gan", tmp_path / "run", *arguments, "--max_train_time", "1h")
-    assert len(taken) < 12 + 8 and [row["step"] for row in read_evaluations(tmp_path / "run")] == [2]
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
-    assert status(tmp_path / "run")["reason"] == "time is up"
-    assert [event["what"] for event in events(tmp_path / "run")] == ["not scored: the time is up"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("where", ["drawing", "features"])
-def test_a_request_to_stop_ends_an_evaluation_without_a_score(tmp_path, monkeypatch, where):
-    taken = []
-
-    def before(pipeline, index):
-        taken.append(index)
-        if where == "drawing" and len(taken) == 12 + 4:  # of the second evaluation
-            time.sleep(1)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def stop_at_third_call(calls):
-        if where == "features" and calls == 3:  # of the training images, then of each evaluation
-            time.sleep(1)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    watch_drawing(monkeypatch, before)
-    extractor = Colours(before_each=stop_at_third_call)
-    monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: extractor)
-    arguments = ("--evaluate_every", "2", "--checkpoint_every", "0", "--max_train_steps", "9")
-    with pytest.raises(SystemExit) as end:
-        train("gan", tmp_path / "run", *arguments)
-    assert end.value.code == 143
-    assert len(taken) == {"drawing": 16, "features": 24}[where]
-    assert [row["step"] for row in read_evaluations(tmp_path / "run")] == [2]
-    last = metrics(tmp_path / "run")[-1]
-    assert last["step"] == 4 and "fid" not in last and last["images_per_second"] > 4 / 0.8
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
-    assert json.loads((tmp_path / "run" / "status.json").read_text())["reason"] == "stopped by SIGTERM"
-
-
-def test_diffusion_heeds_it_after_each_step(tmp_path, monkeypatch):
-    """A batch of it may take minutes."""
-    steps, run_generator = [], DDPMPipeline.__call__
-
-    def watched(pipeline, *arguments, callback_on_step_end, **options):
-        def after_each(pipeline, index, *rest):
-            steps.append(index)
-            if len(steps) == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-            callback_on_step_end(pipeline, index, *rest)
-
-        return run_generator(pipeline, *arguments, callback_on_step_end=after_each, **options)
-
-    monkeypatch.setattr(DDPMPipeline, "__call__", watched)
-    with pytest.raises(SystemExit):
-        train("ddpm", tmp_path / "run", "--evaluate_every", "1", "--sample_every", "0", "--num_inference_steps", "9")
-    assert steps == [0, 1, 2] and read_evaluations(tmp_path / "run") == []
-
-
-# ------------------------------------------------------------------------------------------------------------- copying
-
-
-def test_that_copying_has_begun_is_said_once_and_not_again_after_a_resume(tmp_path, monkeypatch, capsys):
-    originals, seen = paintings([0, 1, 2]) * 4, []
-
-    def copy_from_the_second_on(pipeline, index):
-        seen.append(index)
-        return originals[index] if len(seen) > 12 else None
-
-    watch_drawing(monkeypatch, copy_from_the_second_on)
-    arguments = ("--evaluate_every", "2", "--max_train_steps", "6")
-    train("gan", tmp_path / "run", *arguments)
-    rows = read_evaluations(tmp_path / "run")
-    assert [row["copying"] for row in rows] == [False, True, True]
-    assert (rows[1]["copies"], rows[1]["copies_by_pixels"]) == (1, 1)
-    assert rows[0]["copies"] == rows[0]["copies_by_pixels"] == 0 < rows[0]["copies_expected"]
-    # The best is kept that does not copy, although copies score better.
-    assert max(rows[1]["fid"], rows[2]["fid"]) < rows[0]["fid"]
-    assert json.loads((tmp_path / "run" / "best" / "scores.json").read_text()).items() >= rows[0].items()
-    (event,) = events(tmp_path / "run")
-    assert (event["step"], event["event"]) == (4, "warning")
-    assert event["what"].startswith(
-        "the samples have started to copy training images: 100.0% of them are nearer to a training image"
-    )
-    assert "warning: step 4: the samples have started to copy training images" in capsys.readouterr().out
-    train("gan", tmp_path / "run", *arguments, "--resume", str(checkpoint(tmp_path / "run", 4)))
-    assert len(events(tmp_path / "run")) == 1 and read_evaluations(tmp_path / "run")[-1]["copying"]
-
-
-def test_a_generator_that_does_not_copy_is_not_warned_about(tmp_path):
-    train("gan", tmp_path / "run", "--evaluate_every", "2")
-    assert not any(row["copying"] for row in read_evaluations(tmp_path / "run"))
-    assert events(tmp_path / "run") == []
-
-
-@pytest.mark.parametrize("name", ["copies", "copies_by_pixels"])
-@pytest.mark.parametrize(
-    ("num_images", "expected", "share", "copying"),
-    [
-        # Four standard errors of 1% of 1000 are 1.26%.
-        (1000, 0.01, 0.010, False), (1000, 0.01, 0.022, False), (1000, 0.01, 0.023, True),
-        # Where none is expected, one more or less is chance.
-        (1000, 0.0, 0.002, False), (1000, 0.0, 0.005, True), (10, 0.0, 0.3, False), (10, 0.0, 0.5, True),
-        # For a few images the limits are 0.01 + 4 x 0.1 and 0.2 + 4 x 0.126.
-        (10, 0.01, 0.4, False), (10, 0.01, 0.5, True), (10, 0.2, 0.7, False), (10, 0.2, 0.8, True),
-    ],
-)  # fmt: skip
-def test_copies_are_told_from_chance(name, num_images, expected, share, copying):
-    scores = dict.fromkeys(("copies", "copies_by_pixels", "copies_expected", "copies_by_pixels_expected"), 0.0)
-    assert is_copying(scores | {name: share, f"{name}_expected": expected}, num_images, 10**9) is copying
-
-
-@pytest.mark.parametrize("num_images", [10, 100, 1000])
-def test_a_generator_as_good_as_the_data_is_hardly_ever_taken_for_a_copyist(num_images):
-    copies = np.random.default_rng(0).binomial(num_images, 0.01, 4000) / num_images
-    none = {"copies_expected": 0.01, "copies_by_pixels": 0.0, "copies_by_pixels_expected": 0.0}
-    assert np.mean([is_copying({"copies": share, **none}, num_images, 10**9) for share in copies]) < 0.01
-
-
-@pytest.mark.parametrize("num_real", [100, 300])
-def test_the_threshold_of_a_few_real_images_is_uncertain_too(num_real):
-    """With the error of the generated images alone, a perfect generator would be suspected in 20 to 40% of cases."""
-    rng, suspected = np.random.default_rng(0), []
-    for _ in range(40):
-        real, fake = rng.normal(size=(num_real, 24)), rng.normal(size=(1000, 24))
-        copies = memorisation_report(real, fake, distances_among(real))["num_copies"] / 1000
-        scores = {"copies": copies, "copies_expected": 0.01, "copies_by_pixels": 0, "copies_by_pixels_expected": 0}
-        suspected.append((is_copying(scores, 1000, num_real), is_copying(scores, 1000, 10**9)))
-    honest, naive = np.mean(suspected, axis=0)
-    assert honest <= 0.05 and naive >= 3 * max(honest, 0.03)
-
-
-def test_a_copying_pipeline_never_replaces_one_that_does_not(tmp_path, monkeypatch):
-    """Not even when a resumed run scores another number of images, so that the scores cannot be compared."""
-    originals, copying = paintings([0, 1, 2]) * 8, []
-    watch_drawing(monkeypatch, lambda pipeline, index: originals[index] if copying else None)
-    train("gan", tmp_path / "run", "--evaluate_every", "2", "--max_train_steps", "2")
-    first = json.loads((tmp_path / "run" / "best" / "scores.json").read_text())
-    copying.append(True)
-    more = ("--evaluate_every", "2", "--evaluate_num_images", "20", "--resume", "latest")
-    train("gan", tmp_path / "run", *more, "--max_train_steps", "4")
-    rows = read_evaluations(tmp_path / "run")
-    assert [row["copying"] for row in rows] == [False, True] and rows[1]["num_images"] == 20 != first["num_images"]
-    assert json.loads((tmp_path / "run" / "best" / "scores.json").read_text()) == first
-    copying.clear()
-    train("gan", tmp_path / "run", *more, "--max_train_steps", "6")
-    assert json.loads((tmp_path / "run" / "best" / "scores.json").read_text())["step"] == 6
 
 
 # ----------------------------------------------------------------------------------------------------------------- VAE

@@ -173,6 +173,24 @@ def test_a_few_kinds_of_images_are_a_collapse_though_they_are_far_from_each_othe
     assert results[0].trouble is None and "has collapsed: its images have" in results[1].trouble
 
 
+@pytest.mark.parametrize("copies", [6, 12])
+def test_repeated_images_are_covered_by_a_generator_of_each_of_them(copies):
+    images = structured_images(20)
+    watch_of_it = CollapseWatch(images.repeat(copies, 1, 1, 1), None)
+    result = watch_of_it.check(images.repeat(copies, 1, 1, 1) + 0.01 * torch.randn(20 * copies, *images.shape[1:]))
+    assert result.good and result.signals["coverage"] == 1
+    few = images[:2].repeat(10 * copies, 1, 1, 1)
+    covered = [one.check(few).signals["coverage"] for one in (watch_of_it, CollapseWatch(images, None))]
+    assert covered[0] == covered[1] < 0.7
+
+
+def test_over_a_single_image_a_generator_is_not_judged_by_its_coverage():
+    watch_of_it = CollapseWatch(structured_images(1).repeat(8, 1, 1, 1), None)
+    results = [watch_of_it.check(torch.randn(8, 3, 16, 16)) for _ in range(CHECKS_TO_TAKE_OFF + 1)]
+    assert all(result.good and result.trouble is None for result in results)
+    assert "non-finite" in watch_of_it.check(torch.full((8, 3, 16, 16), torch.nan)).trouble
+
+
 @pytest.mark.parametrize(("covered", "good", "low"), [(5, False, True), (9, False, False), (13, True, False)])
 def test_coverage_has_thresholds_of_its_own(covered, good, low):
     """So many of 20 images, far from each other, are generated, each often; the others have nothing near them."""

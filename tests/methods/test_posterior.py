@@ -45,6 +45,13 @@ def check(watch: PosteriorWatch, active: int, latent_dim: int = 4) -> WatchResul
 # -------------------------------------------------------------------------------------------------------- active units
 
 
+@pytest.mark.parametrize(("num_images", "collapsed"), [(1, False), (2, True), (None, True)])
+def test_over_a_single_image_units_cannot_vary_and_are_not_judged(num_images, collapsed):
+    watch_of_it = PosteriorWatch(4, torch.device("cpu"), num_images)
+    troubles = [check(watch_of_it, 0).trouble for _ in range(CHECKS_TO_TAKE_OFF)]
+    assert (troubles[-1] is not None) == collapsed
+
+
 def test_a_unit_is_active_if_the_variance_of_its_mean_is_above_a_hundredth():
     assert ACTIVE_VARIANCE == 0.01
     watch_of_it = watch()

@@ -153,9 +153,11 @@ def test_without_steps_or_epochs_a_run_has_a_hundred_thousand(tmp_path):
 
 
 def test_a_stream_has_no_epochs(tmp_path):
-    run = Run(RunSettings(output_dir=str(tmp_path / "run"), num_epochs=2.0, report_to="none", cpu=True))
-    with pytest.raises(UserError, match="--num_epochs.*--max_train_steps"):
-        run.plan(images_per_step=1, images_per_epoch=None)
+    for name, steps in (("epochs", None), ("both", 9)):
+        settings = {"max_train_steps": steps, "num_epochs": 2.0, "report_to": "none", "cpu": True}
+        run = Run(RunSettings(output_dir=str(tmp_path / name), **settings))
+        with pytest.raises(UserError, match="--num_epochs 2: a stream has no length; give --max_train_steps instead"):
+            run.plan(images_per_step=1, images_per_epoch=None)
 
 
 def test_sigterm_ends_the_run_with_a_checkpoint_and_its_own_exit_status(tmp_path):

@@ -314,6 +314,7 @@ def test_a_collapsing_run_is_rolled_back_and_given_up_with_a_clear_message(tmp_p
     told = str(stopped.value)
     assert "after 3 rollbacks: the generator has collapsed: its images have" in told
     assert "learning_rate=2.0" in told and "Last good checkpoint: " in told
+    assert told.endswith("or try another preset; on few images try --augment diffaugment")
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events if event["event"] != "warning"] == ["rollback"] * 3 + ["collapsed"]
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "collapsed"

@@ -297,6 +297,7 @@ def test_a_collapsed_posterior_ends_the_run_with_reason_and_remedy(train_vae, tm
         train(train_vae, tmp_path / "run", *arguments, "--on_collapse", "stop", "--learning_rate", "1e-2")
     told = str(caught.value)
     assert "the posterior has collapsed: none of the 6 latent units is active" in told and "--kl_weight" in told
+    assert "--augment" not in told  # which only GANs have
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["status"] == "collapsed" and status["step"] < 200
     # Whoever wants that goes on, with a warning.
