@@ -66,7 +66,7 @@ def test_after_so_many_rollbacks_the_run_gives_up_and_says_what_is_left(tmp_path
         fit(tmp_path / "run", each_step=watched, on_collapse="rollback")
     told = str(stopped.value)
     assert "stopped at step 5 after 2 rollbacks: all images are green (" in told and "learning_rate=0.1" in told
-    assert "step-00000004" in told and "--augment diffaugment" in told
+    assert "step-00000004" in told and told.endswith("or try another preset")  # only GANs have --augment
     assert {key[1]: rate for key, rate in watched.rates.items()} == {0: 0.1, 1: 0.05, 2: 0.025}
     assert status(tmp_path / "run")["status"] == "collapsed"
     assert [event["event"] for event in events(tmp_path / "run")] == ["rollback", "rollback", "collapsed"]

@@ -101,7 +101,7 @@ CHANGES = {
         "block_out_channels": Change("8 12"),
         "layers_per_block": Change("1", COMPACT),
         "patch_size": Change("2", COMPACT),
-        "attention_size": Change("8", COMPACT),
+        "attention_size": Change("0", COMPACT),
         "dropout": Change("0.5", COMPACT),
         "noise_scale": Change("2", (*COMPACT, "--formulation", "edm")),
         "beta_schedule": Change("cosine", changes=("unet", "pipeline")),
