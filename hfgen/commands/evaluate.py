@@ -254,8 +254,8 @@ def warn_of_other_white(argument: str, images: "ReferenceImages", real: "Referen
         images: to compare with the reference.
         real: the reference.
     """
-    bits = [one.images.report.grey_bits for one in (images, real)]
-    if None not in bits and bits[0] != bits[1]:
+    bits = [one.images.report.grey_bits for one in (images, real) if one.images.report.grey_bits is not None]
+    if len({*bits}) == 2:
         whites = [2**one - 1 for one in bits]
         say(
             f"warning: {argument}: white is {whites[0]} in these 16-bit grey images and {whites[1]} in the reference's"

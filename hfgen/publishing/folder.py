@@ -81,6 +81,7 @@ def make_publication(
         round_to_half(pipeline)
         round_weights("discriminator", opponent)
         digests.append(weights_digest(pipeline))
+    report: dict[str, Any] | None
     if scores is not None:
         report = scores_of(scores, digests)
         refuse_other_sampling(f"--scores {scores}", report, pipeline)
@@ -116,8 +117,7 @@ def _opponent(pipeline: DiffusionPipeline, folder: Path, run: Path | None) -> di
 def _report_beside(folder: Path, digests: Sequence[str], pipeline: DiffusionPipeline) -> dict[str, Any] | None:
     """Return the report that a pipeline was published with; None if there is none, or it does not describe it."""
     try:
-        report = read_report(folder / REPORT_FILE)
-        report = _of_these_weights(report, digests)
+        report = _of_these_weights(read_report(folder / REPORT_FILE), digests)
     except NOT_A_REPORT:  # nor is another program's file of that name
         return None
     if report is None:
