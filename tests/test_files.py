@@ -103,8 +103,8 @@ def test_an_empty_folder_that_cannot_be_renamed_is_filled(tmp_path, monkeypatch,
 
 def test_other_empty_folders_are_replaced_at_once(tmp_path, monkeypatch):
     def write(folder):
-        assert not any((tmp_path / "new").iterdir())  # nothing is to be seen of a version that is being written
         write_version(folder)
+        assert not any((tmp_path / "new").iterdir())  # nothing is to be seen of a version that is being written
 
     (tmp_path / "new").mkdir()
     write_atomically(tmp_path / "new", write, None)

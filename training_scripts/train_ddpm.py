@@ -38,6 +38,7 @@ from hfgen.pipelines import DDPMPipeline
 from hfgen.publishing.publish import publish_if_asked
 from hfgen.randomness import keyed_seed
 from hfgen.settings.ddpm import DDPMSettings
+from hfgen.texts import say
 from hfgen.training.duration import WITHOUT_END
 from hfgen.training.gradients import GradientAccumulation, clip_gradients
 from hfgen.training.run import Run
@@ -62,6 +63,11 @@ def main(arguments: list[str] | None = None) -> Path:
             schedule = build_schedule(settings)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+        wants_attention = settings.unet == "compact" and settings.attention_size > 0
+        if run.is_main and wants_attention and not network.unet.config.add_attention:
+            size = data_settings.sample_size
+            say(f"note: at --sample_size {size} no level of the U-Net has self-attention; raise --attention_size")
 
         # 2. Data
         order = (settings.batch_size, run_settings.seed)
@@ -243,7 +249,7 @@ def save_sheet(pipeline: DDPMPipeline, run: Run, num_inference_steps: int) -> No
     latents = torch.randn(shape, generator=numbers)
 
     def give_up_if_asked(*_: object) -> None:
-        if run.stop_requested:
+        if run.stop_requested or (run.step == 0 and run.is_time_up):
             raise StopRequestedError
 
     pipeline.set_progress_bar_config(disable=True)

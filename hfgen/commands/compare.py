@@ -169,7 +169,10 @@ def open_all(pipelines: list[str], device: str) -> "tuple[dict[str, DiffusionPip
     sizes = {where: image_size(pipeline) for where, pipeline in loaded.items()}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{where} {size}" for where, size in sizes.items())
-        raise UserError(f"the pipelines cannot be compared, because their image sizes differ: {listed} pixels")
+        raise UserError(
+            f"the pipelines cannot be compared, because their image sizes differ: {listed} pixels; score "
+            "images of each, from hfgen sample, with hfgen evaluate-images at one --sample_size"
+        )
     return loaded, sizes[pipelines[0]]
 
 

@@ -259,7 +259,8 @@ def warn_of_other_white(argument: str, images: "ReferenceImages", real: "Referen
         whites = [2**one - 1 for one in bits]
         say(
             f"warning: {argument}: white is {whites[0]} in these 16-bit grey images and {whites[1]} in the reference's"
-            " (by their largest values), so their brightness differs in the scores; convert both to 8 bits alike",
+            " (by their largest values), so the scores also measure a difference in brightness; convert both to 8 "
+            "bits in the same way",
             err=True,
         )
 

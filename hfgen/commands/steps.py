@@ -169,9 +169,9 @@ def save_number_of_steps(folder: Path, number: int) -> None:
     from hfgen.training.folder import run_of
 
     if not (folder / "model_index.json").is_file():
-        why = "its run has deleted this checkpoint meanwhile; continue the run with --num_inference_steps"
+        why = "its run deleted this checkpoint while you measured; continue the run with --num_inference_steps"
         if run_of(folder) is None:
-            why = "it was moved or deleted meanwhile; the number to save is"
+            why = "it was moved or deleted while you measured; the number to save was"
         raise UserError(f"--save: {folder} is gone: {why} {number}")
     # The code beside the weights may be from a version without this default.
     write_text_atomically(folder / "pipeline_ddpm.py", Path(code.__file__).read_text(encoding="utf-8"))

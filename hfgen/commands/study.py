@@ -265,7 +265,7 @@ def reduced(
             before = with_smaller_budget(before, study, stored.budget)
         return with_original_values(expand(before, workspace.scripts, study.dataset), study_file, budget)
     if stored is not None and not differences(stored, study):
-        say(f"note: --budget {budget} changes nothing: this study was begun in full, and goes on so")
+        say(f"note: --budget {budget} is ignored: this study was begun without it, and continues at full size")
         return study
     plan = make_plan(study, workspace)
     scaled = scale_down(study_file, study, plan, budget, seconds or 0.0, workspace)

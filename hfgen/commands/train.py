@@ -369,7 +369,11 @@ def _about_preset(choice: Choice, settings: dict[str, Any]) -> str:
     if choice.resumed is not None:
         return f"settings: those of the run in {choice.resumed}, which is resumed"
     if choice.origin is not None:
-        return f"settings: {choice.method}, as in {choice.origin}; training starts from its weights"
+        size = value_of("--sample_size", choice.flags)  # as given, or that of the weights
+        scaled = [f"--{name} {settings[name]:g}" for name in ("attention_size", "noise_scale") if name in settings]
+        is_scaled = settings.get("unet") == "compact" and size is not None
+        of_size = f", for {size} pixels ({', '.join(scaled)})" if is_scaled else ""
+        return f"settings: {choice.method}, as in {choice.origin}{of_size}; training starts from its weights"
     from hfgen.training.reference_curves import reference_of  # imports numpy
 
     preset = value_of("--preset", choice.flags)

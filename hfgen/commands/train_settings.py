@@ -124,7 +124,7 @@ def settings_of_start(origin: str, sample_size: str | None = None) -> tuple[str,
         None if the settings are not beside the weights, or of no method of hfgen.
 
     Raises:
-        UserError: if they cannot be read.
+        UserError: if they cannot be read, or the weights fit no other image size.
     """
     from hfgen.inference.opening import settings_beside  # imports torch, which takes seconds
 
@@ -141,14 +141,21 @@ def settings_of_start(origin: str, sample_size: str | None = None) -> tuple[str,
         for name, value in (values or {}).items()
         if name in of_network | {"sample_size", "horizontal_flip"} and value != defaults[name]
     }
+    there = defaults | (values or {})
+    if fitting[0] != "ddpm" and sample_size not in (None, str(there["sample_size"])):
+        raise UserError(
+            f"--sample_size {sample_size}: {origin} was trained at {there['sample_size']} pixels, and only diffusion "
+            "models can go on at another size; leave out --sample_size"
+        )
     if chosen.get("unet") == "compact" and sample_size is not None:
-        chosen |= _scaled_to(sample_size, defaults | (values or {}))
+        chosen |= _scaled_to(sample_size, there)
     return fitting[0], settings_as_flags(chosen, classes, f"--init_from {origin}")
 
 
 def _scaled_to(sample_size: str, there: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that follow the image size of a compact U-Net, from those at another size.
 
+    The noise does not go below EDM's own, which is for 64 pixels and fewer.
     What is no number, or out of range, is left to be refused with all other settings.
     """
     before, attention, noise = numbers = [there[name] for name in ("sample_size", "attention_size", "noise_scale")]
@@ -157,8 +164,10 @@ def _scaled_to(sample_size: str, there: dict[str, Any]) -> dict[str, Any]:
     if before <= 0 or attention < 0 or noise <= 0:
         return {}
     now = min(int(sample_size[:9]), int(PIXELS.maximum))
-    scaled = {"attention_size": int(attention * now // before)}
-    return scaled | ({"noise_scale": noise * now / before} if there["formulation"] == "edm" else {})
+    scaled: dict[str, Any] = {"attention_size": int(attention * now // before)}
+    if there["formulation"] == "edm":
+        scaled["noise_scale"] = max(noise * now / before, min(noise, 1.0))
+    return scaled
 
 
 def settings_to_resume(flags: list[str], output_dir: str) -> Path | None:

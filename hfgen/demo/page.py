@@ -284,11 +284,12 @@ def _compare_tab(pipelines: dict[str, DiffusionPipeline]) -> None:
         )
     button = gr.Button("Compare", variant="primary")
     sides: list[Any] = []
+    sharp = all(map(css_classes_of, pipelines.values()))  # a large image that is shrunk would show patterns
     with gr.Row():
         for label in ("Left", "Right"):
             with gr.Column():
                 note = gr.Markdown(elem_classes="note")
-                sides += [image_gallery(label, ["pixels"]), note]
+                sides += [image_gallery(label, ["pixels"] if sharp else []), note]
 
     def handle(left, right, seed, count, steps, progress=gr.Progress()):  # noqa: B008 (gradio requires it as a default)
         seed, count = whole_number(seed, "Seed", 0, MAX_SEED), whole_number(count, "Images", 1, MAX_IMAGES)

@@ -98,7 +98,10 @@ def _require_same_prediction(run: Run, source: str, checkpoint: Path | None, her
         )
     noise = [_noise_of(one) for one in (there, here)]
     if run.is_main and noise[0] != noise[1]:
-        say(f"note: --init_from {source}: its network was trained with {noise[0]}, and this run has {noise[1]}")
+        say(
+            f"note: --init_from {source}: its network was trained with {noise[0]}, and this run has {noise[1]}: it "
+            "has to learn these noise levels anew"
+        )
 
 
 def _noise_of(scheduler: SchedulerMixin) -> str:
@@ -120,7 +123,11 @@ def _checkpoint_in(path: Path) -> Path | None:
 def _require_same_shapes(source: str, name: str, there: Weights, network: nn.Module) -> None:
     """Raise a `UserError` that names a tensor in which weights differ from those of a network, if any."""
     here, is_compact = network.state_dict(), isinstance(network, UNetCompact)
-    hint = "; with another --sample_size, change --attention_size in proportion" if is_compact else ""
+    hint = (
+        "; if you change --sample_size, change --attention_size in proportion"
+        if is_compact
+        else ", and keep its --sample_size"
+    )
     for key in [*here, *there]:
         shapes = [tuple(weights[key].shape) if key in weights else None for weights in (there, here)]
         if shapes[0] != shapes[1]:

@@ -180,7 +180,10 @@ def save_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps
     numbers = [str(index) for index in range(NUM_SAMPLES)]
     labelled_sheet(images, title="seed 0; image numbers below", captions=numbers).save(folder / "sheet.png")
     if family(pipeline) == "ddpm":
-        states, heads, _ = denoising_steps(pipeline, DENOISING_ROWS, 0, num_inference_steps)
+        size = pipeline.unet.config.sample_size
+        side = size if isinstance(size, int) else max(size)
+        rows = min(DENOISING_ROWS, max(1, DENOISING_ROWS * 64 // side))  # large images of noise are large files
+        states, heads, _ = denoising_steps(pipeline, rows, 0, num_inference_steps)
         labelled_sheet(states, len(heads), heads=heads).save(folder / "denoising.png")
         return
     ends = latents_of_seeds(pipeline, range(WALKS + 1), None)
@@ -194,13 +197,11 @@ def save_pictures(pipeline: DiffusionPipeline, folder: Path, num_inference_steps
 def add_pictures_of_run(run: Path, folder: Path) -> None:
     """Add a GIF of the training and its curves, if the run has the files for them."""
     try:
-        frames = progress_frames(run)
+        frames = progress_frames(run, MAX_FRAMES)
     except UserError:  # no sheets, or different sizes
         frames = []
     if len(frames) > 1:
-        shown = [frames[round(index * (len(frames) - 1) / (MAX_FRAMES - 1))] for index in range(MAX_FRAMES)]
-        shown = frames if len(frames) <= MAX_FRAMES else shown
-        write_gif([*shown, *shown[-1:] * 3], folder / "progress.gif", frame_seconds=0.5)
+        write_gif([*frames, *frames[-1:] * 3], folder / "progress.gif", frame_seconds=0.5)
     if read_json_lines(run / METRICS_FILE, NEEDED):
         plot_curves([run]).savefig(folder / "curves.png", dpi=80)
 

@@ -170,7 +170,7 @@ def _by_another_script(cell: Cell, script: dict[str, str | None], workspace: Wor
         return None
     changes = script_differences(read_json(note), script)
     remedy = f"move {folder} elsewhere, or use another --output"
-    return Ending(BROKEN, f"its folder has a training by another script: {changes[0]}; {remedy}") if changes else None
+    return Ending(BROKEN, f"its folder holds a run of another script: {changes[0]}; {remedy}") if changes else None
 
 
 def _earlier_ending(folder: Path, cell: Cell, budget: Budget, workspace: Workspace) -> Ending | None:

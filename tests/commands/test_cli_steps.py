@@ -127,7 +127,7 @@ def test_commands_take_the_saved_number(hfgen, folder, tmp_path, command):
 
 @pytest.mark.parametrize(
     ("of_a_run", "told"),
-    [(True, "continue the run with --num_inference_steps 3"), (False, "it was moved or deleted .* to save is 3")],
+    [(True, "continue the run with --num_inference_steps 3"), (False, "it was moved or deleted .* to save was 3")],
 )
 def test_a_pipeline_that_is_gone_is_not_half_written_anew(folder, of_a_run, told):
     shutil.rmtree(folder / "pipeline")

@@ -214,8 +214,8 @@ def test_from_other_weights_the_network_is_theirs_and_the_length_is_not(monkeypa
     [
         ((64, 128), (), 32, 2),
         ((64, 96), (), 24, 1.5),
-        ((64, 32), (), 8, 0.5),
-        ((64, 40), (), 10, 0.625),
+        ((64, 32), (), 8, 1),
+        ((64, 40), (), 10, 1),
         ((64, None), (), 16, 1),
         ((64, 128), ("--attention_size", "16", "--noise_scale", "1.5"), 16, 1.5),
     ],
@@ -233,6 +233,29 @@ def test_a_diffusion_model_for_other_sizes_keeps_its_levels_of_attention_and_noi
         assert settings_of(started)["sample_size"] == (sizes[1] or 64)
         found = settings_of(started)
         assert (found["attention_size"], found["noise_scale"]) == (attention_size, noise_scale)
+
+
+def test_what_follows_the_size_is_told(monkeypatch, capsys, started):
+    Path("old").mkdir()
+    call(monkeypatch, "ddpm", "--preset", "ddpm", "--dataset", "toy_paintings:9")
+    Path("old/training_config.json").write_text(json.dumps(settings_of(started)))
+    capsys.readouterr()
+    assert call(monkeypatch, "toy_paintings:8", "--init_from", "old", "--sample_size", 128, "--images", 160) == 0
+    told = "settings: ddpm, as in old, for 128 pixels (--attention_size 32, --noise_scale 2); training starts from "
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["gan", "vae"])
+def test_networks_of_one_image_size_are_refused_another_before_the_images_are_read(
+    monkeypatch, capsys, started, unread, method
+):
+    Path("old").mkdir()
+    call(monkeypatch, method, "--dataset", "toy_paintings:9", "--sample_size", 32)
+    Path("old/training_config.json").write_text(json.dumps(settings_of(started)))
+    started.method = None
+    assert call(monkeypatch, "toy_paintings:8", "--init_from", "old", "--sample_size", 64) == 2
+    told = "error: --sample_size 64: old was trained at 32 pixels, and only diffusion models can go on at another size"
+    assert told in capsys.readouterr().err and started.method is None
 
 
 def test_without_attention_the_noise_alone_follows_the_size(monkeypatch, started):

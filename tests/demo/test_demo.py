@@ -260,6 +260,14 @@ def test_a_page_has_the_tabs_that_its_families_allow(pipelines, names, tabs):
     assert {block.label for block in page.blocks.values() if type(block).__name__ == "Tab"} == tabs
 
 
+@pytest.mark.parametrize(("sides", "sharp"), [((8, 16), True), ((8, 256), False)])
+def test_two_pipelines_are_shown_with_sharp_pixels_unless_one_has_large_images(sides, sharp):
+    demo = build_demo({str(side): edm_pipeline(side) for side in sides})
+    compared = [block for block in demo.blocks.values() if getattr(block, "label", None) in ("Left", "Right")]
+    classes = [block.elem_classes for block in compared if "images" in block.elem_classes]
+    assert len(classes) == 2 and all(("pixels" in one) is sharp for one in classes)
+
+
 def test_a_pipeline_that_draws_from_more_than_noise_is_refused(pipelines):
     class Upscaler(diffusers.DiffusionPipeline):
         def __init__(self, unet, scheduler, vae):

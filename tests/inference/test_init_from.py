@@ -92,7 +92,7 @@ def test_a_network_that_predicts_something_else_is_refused(tmp_path, capsys):
         capsys.readouterr()
         train("ddpm", tmp_path / "new", "--max_train_steps", "1", "--beta_schedule", "cosine", "--init_from", source)
         noise = [f"--beta_schedule {kind} --num_train_timesteps 1000" for kind in ("linear", "cosine")]
-        told = f"note: --init_from {source}: its network was trained with {noise[0]}, and this run has {noise[1]}\n"
+        told = f"note: --init_from {source}: its network was trained with {noise[0]}, and this run has {noise[1]}:"
         assert told in capsys.readouterr().out
         shutil.rmtree(tmp_path / "new")
 
@@ -117,7 +117,7 @@ def test_a_network_of_the_same_levels_starts_at_another_size(tmp_path):
     train("ddpm", tmp_path / "large", *larger, "--attention_size", "16")
     config = json.loads((tmp_path / "large" / "pipeline" / "unet" / "config.json").read_text())
     assert (config["sample_size"], config["attention_size"]) == (32, 16)
-    with pytest.raises(UserError, match=r"attention.*; with another --sample_size, change --attention_size in prop"):
+    with pytest.raises(UserError, match=r"attention.*; if you change --sample_size, change --attention_size in prop"):
         train("ddpm", tmp_path / "other", *larger, "--attention_size", "8")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from edm_pipelines import edm_pipeline
 from hub_client import contents, digest_of
 from labelled_sheets import tiles
 from PIL import Image
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from toy_runs import checkpoint, script, train
 
 from hfgen.errors import UserError
+from hfgen.inference.figures import denoising_steps
 from hfgen.inference.opening import open_pipeline
 from hfgen.inference.sampling import SamplingOptions, network_digest
 from hfgen.integrity import record_digests
@@ -286,6 +288,24 @@ def test_published_again_it_keeps_the_records_and_pictures_of_its_training(name,
         (tmp_path / f"{source.name}, half").rename(tmp_path / ("half" if source != tmp_path / "half" else "twice"))
     assert contents(tmp_path / "twice") == contents(tmp_path / "half")
     assert contents(tmp_path / "half").keys() == before.keys()
+
+
+def test_pictures_of_large_images_do_not_become_large_files(tmp_path, monkeypatch):
+    def count_rows(pipeline, rows, *others):
+        asked.append(rows)
+        return denoising_steps(pipeline, rows, *others)
+
+    asked = []
+    monkeypatch.setattr(publication, "denoising_steps", count_rows)
+    (tmp_path / "run" / "samples").mkdir(parents=True)
+    for step in (1, 2):
+        Image.effect_noise((1030, 1044), 50).save(tmp_path / "run" / "samples" / f"step-{step:08d}.png")
+    publication.add_pictures_of_run(tmp_path / "run", tmp_path)
+    with Image.open(tmp_path / "progress.gif") as film:
+        assert max(film.size) <= 768 + 14
+    for side in (8, 128):
+        publication.save_pictures(edm_pipeline(side), tmp_path / str(side), 2)
+    assert asked == [4, 2]
 
 
 def test_what_was_published_into_its_run_keeps_its_records_when_that_has_gone_on(runs, tmp_path):

@@ -96,7 +96,7 @@ def test_a_training_by_another_script_is_not_taken_for_that_of_a_cell(workspace)
     assert ending.kind == "broken" and len(launches(workspace, cell)) == 1
     folder = workspace.run_folder(cell)
     assert re.fullmatch(
-        r"its folder has a training by another script: training_scripts/train_gan.py: your own with SHA-256 \w{12} -> "
+        r"its folder holds a run of another script: training_scripts/train_gan.py: your own with SHA-256 \w{12} -> "
         rf"your own with SHA-256 \w{{12}}; move {folder} elsewhere, or use another --output",
         ending.reason,
     )

@@ -110,7 +110,10 @@ def test_a_changed_file_is_refused_with_the_difference_also_under_the_same_budge
 def test_a_study_that_fits_its_budget_is_not_measured_again(file, planned, worked, hfgen):
     assert hfgen("study", "run", file, "--budget", "9h")[0] == 0
     status, out, _ = hfgen("study", "run", file, "--budget", "8h")
-    assert status == 0 and "note: --budget 8h changes nothing: this study was begun in full, and goes on so" in out
+    assert (
+        status == 0
+        and "note: --budget 8h is ignored: this study was begun without it, and continues at full size" in out
+    )
     assert len(planned) == 1 and worked[0].budget.images == 100_000 and worked[0].asked is None
 
 

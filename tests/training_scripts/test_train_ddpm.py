@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from hfgen.errors import UserError
 from hfgen.integrity import record_digests
 from hfgen.pipelines import DDPMPipeline
+from hfgen.training.run import Run
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
@@ -212,6 +213,20 @@ def test_every_option_of_the_method_trains_and_draws(train_ddpm, tmp_path, metho
     assert [image.size for image in images] == [(16, 16), (16, 16)]
     with Image.open(sorted((tmp_path / "run" / "samples").iterdir())[-1]) as sheet:
         assert sheet.size == (34, 34)
+
+
+def test_the_first_sheet_ends_when_the_time_is_up_and_one_update_is_done(train_ddpm, tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "is_time_up", property(lambda run: run.step == 0))
+    train(train_ddpm, tmp_path / "run", "--max_train_steps", "1", "--sample_every", "1")
+    assert [file.name for file in (tmp_path / "run" / "samples").iterdir()] == ["step-00000001.png"]
+
+
+def test_without_attention_at_any_level_the_user_is_told(train_ddpm, tmp_path, capsys):
+    note = "note: at --sample_size 16 no level of the U-Net has self-attention; raise --attention_size"
+    for size, told in ((16, False), (4, True), (0, False)):
+        given = ("--unet", "compact", "--attention_size", str(size), "--max_train_steps", "1")
+        train(train_ddpm, tmp_path / f"run {size}", *given)
+        assert (note in capsys.readouterr().out) is told
 
 
 def test_a_sheet_of_many_images_is_generated_in_parts(train_ddpm, tmp_path, monkeypatch):
