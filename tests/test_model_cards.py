@@ -17,13 +17,13 @@ from hfgen.publishing.load_check import check_loads_anywhere
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = sorted(file.parent for file in (ROOT / "model_cards").glob("*/model_index.json"))
-MAX_MEGABYTES = 56  # of all together: a clone stays small, but the best Monets are a DDPM's, of 12 MB
+MAX_MEGABYTES = 53  # of all together: a clone stays small
 CARDS = "\n".join(file.read_text() for file in (ROOT / "model_cards").glob("*.md"))
 each_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 
 
 def test_there_are_some_and_together_they_are_small():
-    names = {"cat_faces_ddpm", "cat_faces_gan", "cat_faces_vae", "monet_ddpm", "monet_gan"}
+    names = {"cat_faces_ddpm", "cat_faces_gan", "cat_faces_vae", "monet_ddpm"}
     assert {folder.name for folder in FOLDERS} >= names
     total = sum(file.stat().st_size for folder in FOLDERS for file in folder.rglob("*"))
     assert total <= MAX_MEGABYTES * 1e6
@@ -63,5 +63,6 @@ def test_their_cards_give_the_scores_of_these_weights(folder):
 def test_they_are_compared(hfgen, monkeypatch, tmp_path):
     monkeypatch.setattr(feature_spaces, "build_extractor", lambda *_: Colours("inception-2015 stand-in"))
     arguments = ["--reference", "toy_paintings:14", "--num_images", "10", "--device", "cpu"]
-    status, output, _ = hfgen("compare", *FOLDERS, *arguments, "--output", str(tmp_path / "compared"))
-    assert status == 0 and all(re.search(rf"{folder.name}(, 10 steps)?: FID", output) for folder in FOLDERS)
+    cats = [folder for folder in FOLDERS if folder.name.startswith("cat_faces")]  # of one image size
+    status, output, _ = hfgen("compare", *cats, *arguments, "--output", str(tmp_path / "compared"))
+    assert status == 0 and all(re.search(rf"{folder.name}(, 10 steps)?: FID", output) for folder in cats)

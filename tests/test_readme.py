@@ -124,6 +124,8 @@ def toy_size_of(command):
     if "--init_from" in command:  # of the size of the trained model
         size, network = size[size.index("--batch_size") :], []
     place = ["--output_dir", f"runs/{abs(hash(command))}"] if "--output_dir" in command else []
+    if "--init_from" in command:  # one starts from another
+        place = []
     return [*size, *network, *place]
 
 
