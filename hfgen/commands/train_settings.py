@@ -142,7 +142,8 @@ def settings_of_start(origin: str, sample_size: str | None = None) -> tuple[str,
         if name in of_network | {"sample_size", "horizontal_flip"} and value != defaults[name]
     }
     there = defaults | (values or {})
-    if fitting[0] != "ddpm" and sample_size not in (None, str(there["sample_size"])):
+    is_other = sample_size is not None and sample_size.isdecimal() and int(sample_size) != there["sample_size"]
+    if fitting[0] != "ddpm" and is_other:
         raise UserError(
             f"--sample_size {sample_size}: {origin} was trained at {there['sample_size']} pixels, and only diffusion "
             "models can go on at another size; leave out --sample_size"
@@ -155,8 +156,8 @@ def settings_of_start(origin: str, sample_size: str | None = None) -> tuple[str,
 def _scaled_to(sample_size: str, there: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that follow the image size of a compact U-Net, from those at another size.
 
-    The noise does not go below EDM's own, which is for 64 pixels and fewer.
-    What is no number, or out of range, is left to be refused with all other settings.
+    The noise does not go below EDM's own, which is for 64 pixels and fewer. What is no number, or out of range, is
+    left to be refused with all other settings.
     """
     before, attention, noise = numbers = [there[name] for name in ("sample_size", "attention_size", "noise_scale")]
     if not sample_size.isdecimal() or not all(isinstance(number, int | float) for number in numbers):

@@ -48,8 +48,8 @@ class DDPMSettings:
     dropout: float = setting(0.1, "dropout probability, for --unet compact; increase it to reduce overfitting", DECAY)
     noise_scale: float = setting(
         1.0,
-        "factor of the noise levels in training, for --formulation edm; above 64 pixels, sample_size / 64 teaches the "
-        "composition faster",
+        "factor of the noise levels in training, for --formulation edm; above 64 pixels, sample_size / 64 follows "
+        "Hoogeboom et al. 2023",
         POSITIVE,
     )
     beta_schedule: Literal["linear", "cosine"] = setting("linear", "noise schedule; cosine adds noise more slowly")
