@@ -10,6 +10,7 @@ from PIL import Image
 
 import hfgen.evaluation.scoring
 from hfgen.data.toy_paintings import paint
+from hfgen.metrics.extraction import Extractor
 
 
 class MeanColours(torch.nn.Module):
@@ -25,16 +26,16 @@ def save_mean_colours(file: Path) -> None:
         torch.jit.script(MeanColours()).save(file)
 
 
-class Colours:
+class Colours(Extractor):
     """The mean colours of the four quarters of an image, from 0 to 1: 12 features."""
 
     def __init__(self, identity="inception-2015 stand-in", before_each=lambda count: None):
         self.identity, self.calls, self._before_each = identity, 0, before_each
 
-    def __call__(self, images, count=None):
+    def batches(self, images, count=None):
         self.calls += 1
         self._before_each(self.calls)
-        return np.stack([quarters(image) for image in images]).astype(np.float32)
+        yield np.stack([quarters(image) for image in images]).astype(np.float32)
 
 
 def quarters(image) -> np.ndarray:

@@ -27,8 +27,6 @@ from hfgen.texts import counted, say
 MIN_IMAGES = 12
 # Increase when the output of `score_floor` changes, so that cached floors are recomputed.
 FLOOR_VERSION = 6
-# Images whose features are in memory at a time while they are computed; whole batches of the extractor.
-FEATURES_AT_ONCE = 1024 * BATCH_SIZE
 FEATURES_FILE, FLOOR_FILE = "features.npy", "floor.json"
 
 
@@ -149,20 +147,49 @@ def load_reference(
 
     def write(temporary: Path) -> None:
         temporary.mkdir()
-        with (temporary / FEATURES_FILE).open("wb") as file:  # as `np.save` would write them
-            for start in range(0, len(images), FEATURES_AT_ONCE):
-                part = range(len(images))[start : start + FEATURES_AT_ONCE]
-                features = extractor((images[index] for index in part), len(part))
-                if start == 0:
-                    header = np.lib.format.header_data_from_array_1_0(features)
-                    header["shape"] = (len(images), *features.shape[1:])
-                    np.lib.format.write_array_header_1_0(file, header)
-                file.write(np.ascontiguousarray(features).data)
+        unfinished = folder.with_name(f"{folder.name}.unfinished.npy")
+        _compute_features(images, extractor, unfinished)
+        unfinished.replace(temporary / FEATURES_FILE)
 
     _write_under_lock(folder, write)
     return ReferenceImages(
         images, np.load(folder / FEATURES_FILE, mmap_mode="r", allow_pickle=False), folder, extractor
     )
+
+
+def _compute_features(images: ImageStore, extractor: Extractor, file: Path) -> None:
+    """Write the features of all images, as `np.save` does; if a part is there from an interrupted call, go on."""
+    known = _rows_in(file, len(images))
+    if known:
+        say(f"the features of {known:,} of {counted(len(images), 'image')} are already there")
+    with file.open("ab") as opened:
+        for rows in extractor.batches((images[index] for index in range(known, len(images))), len(images) - known):
+            if not opened.tell():
+                header = np.lib.format.header_data_from_array_1_0(rows)
+                header["shape"] = (len(images), *rows.shape[1:])
+                np.lib.format.write_array_header_1_0(opened, header)
+            opened.write(np.ascontiguousarray(rows).data)
+
+
+def _rows_in(file: Path, num_images: int) -> int:
+    """Cut an unfinished file of features after its last whole batch; return how many rows it then has.
+
+    At least one batch is left to compute. A power failure may leave zeros, which are cut off, too.
+    """
+    try:
+        with file.open("r+b") as opened:
+            np.lib.format.read_magic(opened)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(opened)
+            start, row_bytes = opened.tell(), shape[1] * dtype.itemsize
+            rows = (file.stat().st_size - start) // row_bytes
+            empty = np.flatnonzero(~np.memmap(file, dtype, "r", start, (rows, shape[1])).any(axis=1))
+            rows = min(int(empty[0]) if len(empty) else rows, num_images - 1)
+            rows -= rows % BATCH_SIZE
+            opened.truncate(start + rows * row_bytes)
+            return rows
+    except (OSError, ValueError, IndexError):  # there is none, or none with a whole row
+        file.unlink(missing_ok=True)
+        return 0
 
 
 def features_folder(images: ImageStore, settings: DataSettings, extractor: Extractor) -> Path:

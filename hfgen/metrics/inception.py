@@ -8,14 +8,14 @@ import importlib.util
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from hfgen.errors import UserError
-from hfgen.metrics.extraction import extract_features
+from hfgen.metrics.extraction import Extractor, feature_batches
 from hfgen.texts import one_line
 
 
@@ -61,7 +61,7 @@ def find_weights(path: str | None) -> Path:
     return CLEAN_FID_FILE
 
 
-class InceptionFeatures:
+class InceptionFeatures(Extractor):
     """Computes Inception features of images, `(num_images, 2048)`.
 
     Args:
@@ -104,9 +104,9 @@ class InceptionFeatures:
                 ) from error
         self.identity = f"inception-2015 {mode} {digest[:16]}"
 
-    def __call__(self, images: Iterable[np.ndarray], count: int | None = None) -> np.ndarray:
-        """Compute features, float32 `(num_images, 2048)`; see `extract_features`."""
-        return extract_features(images, count, self._resize, self._features, self._device)
+    def batches(self, images: Iterable[np.ndarray], count: int | None = None) -> Iterator[np.ndarray]:
+        """Yield features, float32 `(batch_size, 2048)`; see `feature_batches`."""
+        return feature_batches(images, count, self._resize, self._features, self._device)
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
         return self._network((pixels - 128) / 128)

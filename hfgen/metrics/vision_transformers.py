@@ -6,14 +6,14 @@ arXiv:2306.04675).
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from hfgen.errors import UserError
-from hfgen.metrics.extraction import extract_features
+from hfgen.metrics.extraction import Extractor, feature_batches
 from hfgen.texts import one_line
 
 
@@ -53,7 +53,7 @@ TRANSFORMERS = {
 DINOV2_SIDE = 224
 
 
-class TransformerFeatures:
+class TransformerFeatures(Extractor):
     """Computes DINOv2 or CLIP features of images, `(num_images, num_features)`.
 
     Whole images are resized, with clean-fid's antialiasing bicubic resizer.
@@ -83,9 +83,9 @@ class TransformerFeatures:
         )
         self.identity = f"{kind} {side} pixels {_digest(network)}"
 
-    def __call__(self, images: Iterable[np.ndarray], count: int | None = None) -> np.ndarray:
-        """Compute features, float32 `(num_images, num_features)`; see `extract_features`."""
-        return extract_features(images, count, self._resize, self._features, self._device)
+    def batches(self, images: Iterable[np.ndarray], count: int | None = None) -> Iterator[np.ndarray]:
+        """Yield features, float32 `(batch_size, num_features)`; see `feature_batches`."""
+        return feature_batches(images, count, self._resize, self._features, self._device)
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
         return getattr(self._network(pixel_values=(pixels / 255 - self._mean) / self._std), self._output)

@@ -15,7 +15,7 @@ from hfgen.data.settings import DataSettings
 from hfgen.errors import UserError
 from hfgen.evaluation.during_training import RunEvaluation, read_evaluations
 from hfgen.metrics import feature_spaces
-from hfgen.metrics.extraction import extract_features
+from hfgen.metrics.extraction import feature_batches
 from hfgen.training.settings import RunSettings
 
 
@@ -89,7 +89,7 @@ def test_features_do_not_depend_on_the_precision_that_images_are_drawn_in():
 
     def features():
         cpu = torch.device("cpu")
-        return extract_features(images, 4, lambda image: image.astype(np.float32), network, cpu)
+        return next(feature_batches(images, 4, lambda image: image.astype(np.float32), network, cpu))
 
     plain = features()
     with torch.autocast("cpu", torch.bfloat16):

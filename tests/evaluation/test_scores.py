@@ -1,7 +1,11 @@
 """Scores with their spread and floor, copies counted, reference features kept: on features made by hand."""
 
+import itertools
 import json
+import os
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +27,7 @@ from hfgen.evaluation.scores import (
     spread_over_seeds,
 )
 from hfgen.metrics import kernel, manifold
+from hfgen.metrics.extraction import BATCH_SIZE, Extractor, batched
 from hfgen.metrics.frechet import frechet_distance
 from hfgen.metrics.kernel import kernel_distance, random_subset
 from hfgen.metrics.manifold import manifold_scores
@@ -264,7 +269,7 @@ def test_files_that_are_there_twice_do_not_hide_copies():
     assert (report["num_copies"], report["share_among_real"]) == (3, 0)
 
 
-class Colours:
+class Colours(Extractor):
     """Features that are cheap: the mean of each channel."""
 
     identity = "colours"
@@ -272,9 +277,10 @@ class Colours:
     def __init__(self):
         self.calls = 0
 
-    def __call__(self, images, count=None):
+    def batches(self, images, count=None):
         self.calls += 1
-        return np.array([image.mean(axis=(0, 1)) for image in images], dtype=np.float32)
+        for batch in batched(images, BATCH_SIZE):
+            yield np.array([image.mean(axis=(0, 1)) for image in batch], dtype=np.float32)
 
 
 def test_reference_features_are_computed_once_for_each_data_size_and_extractor(monkeypatch):
@@ -319,21 +325,86 @@ def test_copies_are_found_in_data_that_has_every_image_many_times(tmp_path):
     assert report["threshold"] > 0 and report["num_copies"] == 5
 
 
-def test_the_features_of_many_images_are_computed_and_written_in_parts(monkeypatch, tmp_path):
-    class Counting(Colours):
-        asked: list[int] = []
-
-        def __call__(self, images, count=None):
-            self.asked.append(count)
-            return super().__call__(images, count)
-
-    monkeypatch.setattr("hfgen.evaluation.reference.FEATURES_AT_ONCE", 5)
-    extractor = Counting()
-    found = load_reference(DataSettings("toy_paintings:13", sample_size=16), extractor, "--reference")
-    assert extractor.asked == [5, 5, 3]
-    wanted = np.array([found.images[index].mean(axis=(0, 1)) for index in range(13)], dtype=np.float32)
+def test_the_features_of_the_data_are_written_as_numpy_writes_them(tmp_path):
+    found = load_reference(DataSettings("toy_paintings:70", sample_size=16), Colours(), "--reference")
+    wanted = np.array([found.images[index].mean(axis=(0, 1)) for index in range(70)], dtype=np.float32)
     np.save(tmp_path / "wanted.npy", wanted)
     assert (found.folder / "features.npy").read_bytes() == (tmp_path / "wanted.npy").read_bytes()
+
+
+class Interrupted(Colours):
+    """Stops after two batches."""
+
+    def batches(self, images, count=None):
+        yield from itertools.islice(super().batches(images, count), 2)
+        raise KeyboardInterrupt
+
+
+def left_whole(file: Path) -> None:
+    pass
+
+
+def left_in_the_middle_of_a_row(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def left_with_zeros(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-30] + bytes(30))
+
+
+def left_without_a_row(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:128])
+
+
+def left_without_a_header(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:40])
+
+
+def left_as_something_else(file: Path) -> None:
+    file.write_bytes(b"features")
+
+
+def left_with_another_header(file: Path) -> None:
+    np.save(file, np.ones(70))
+
+
+@pytest.mark.parametrize(
+    ("leave", "num_images", "computed_again"),
+    [
+        (left_whole, 70, 6),
+        (left_whole, 64, 32),  # all of them are there, but whether the last batch is whole is known only afterwards
+        (left_in_the_middle_of_a_row, 70, 38),
+        (left_with_zeros, 70, 38),
+        (left_without_a_row, 70, 70),
+        (left_without_a_header, 70, 70),
+        (left_as_something_else, 70, 70),
+        (left_with_another_header, 70, 70),
+    ],
+)
+def test_an_interrupted_computation_of_features_goes_on(leave, num_images, computed_again, monkeypatch, capsys):
+    settings = DataSettings(f"toy_paintings:{num_images}", sample_size=16)
+    with monkeypatch.context() as patch:
+        folder = Path(tempfile.mkdtemp(dir=os.environ["HFGEN_CACHE"]))
+        patch.setenv("HFGEN_CACHE", str(folder))
+        expected = load_reference(settings, Colours(), "--reference").folder / "features.npy"
+    with pytest.raises(KeyboardInterrupt):
+        load_reference(settings, Interrupted(), "--reference")
+    (unfinished,) = Path(os.environ["HFGEN_CACHE"]).glob("features/*.unfinished.npy")
+    leave(unfinished)
+    asked = []
+
+    class Asked(Colours):
+        def batches(self, images, count=None):
+            asked.append(count)
+            return super().batches(images, count)
+
+    capsys.readouterr()
+    found = load_reference(settings, Asked(), "--reference")
+    assert asked == [computed_again]
+    assert (found.folder / "features.npy").read_bytes() == expected.read_bytes() and not unfinished.exists()
+    known = num_images - computed_again
+    said = f"the features of {known} of {num_images} images are already there\n" if known else ""
+    assert capsys.readouterr().out == said
 
 
 def test_damaged_features_and_floors_are_computed_again(capsys):

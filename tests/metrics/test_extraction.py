@@ -6,7 +6,7 @@ import torch
 
 from hfgen import bars
 from hfgen.metrics import feature_spaces
-from hfgen.metrics.extraction import extract_features
+from hfgen.metrics.extraction import feature_batches
 from hfgen.metrics.feature_spaces import build_extractor
 from hfgen.metrics.inception import InceptionFeatures
 
@@ -25,6 +25,10 @@ def as_it_is(image):
 def corner_and_means(pixels):
     """The mean of each channel and the top row's one, `(batch, 6, 1, 1)`, float64."""
     return torch.cat([pixels.mean(dim=(2, 3)), pixels[:, :, 0].mean(dim=2)], dim=1)[:, :, None, None].double()
+
+
+def extract_features(*arguments):
+    return np.concatenate(list(feature_batches(*arguments)))
 
 
 @pytest.mark.parametrize("count", [1, 32, 33, 70])
