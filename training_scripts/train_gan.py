@@ -79,7 +79,9 @@ def main(arguments: list[str] | None = None) -> Path:
         discriminator_network.to(run.device, memory_format=torch.channels_last)
         ema = averaged_copy(generator_network, settings.ema_decay)
         loaded = start_from(run, {"generator": generator_network, "discriminator": discriminator_network}, ema)
-        pipeline = FreshStatistics(GANPipeline(ema.module), ema.module, statistics_latents(settings, run))
+        pipeline = FreshStatistics(
+            GANPipeline(ema.module), ema.module, statistics_latents(settings, run, data_settings.sample_size)
+        )
         for network in (generator_network, discriminator_network):
             use_matrix_products(network)  # faster on a CPU, same results
         optimizer_g = build_optimizer(generator_network, settings.learning_rate, settings)
@@ -258,16 +260,23 @@ def sample_fixed(
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, purpose))
     with pipeline.use() as fresh, run.accelerator.autocast():
         latents = sample_latents(count, fresh.generator.config.latent_dim, numbers)
-        return fresh(latents=latents, output_type=output_type)
+        at_once = images_at_once(fresh.generator.config.sample_size)
+        return fresh(latents=latents, output_type=output_type, chunk_size=at_once)
 
 
-def statistics_latents(settings: GANSettings, run: Run) -> list[torch.Tensor]:
-    """Sample latents for the EMA generator's statistics, in batches of 64, the same throughout the run."""
+def images_at_once(sample_size: int) -> int:
+    """Return how many images to generate at once: fewer large ones, as no option would reduce their memory."""
+    return 64 if sample_size <= 64 else 16
+
+
+def statistics_latents(settings: GANSettings, run: Run, sample_size: int) -> list[torch.Tensor]:
+    """Sample latents for the EMA generator's statistics, in batches, the same throughout the run."""
     if not settings.statistics_images:
         return []
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, "statistics"))
     latents = sample_latents(settings.statistics_images, settings.latent_dim, numbers).to(run.device)
-    return list(latents.chunk(math.ceil(len(latents) / 64)))  # of similar size, as each counts equally
+    # Of similar size, as each counts equally.
+    return list(latents.chunk(math.ceil(len(latents) / images_at_once(sample_size))))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from hfgen.inference.init_from import start_from
 from hfgen.losses.vae import kl_loss, kl_per_dimension, reconstruction_loss, warmed_up
 from hfgen.methods.density import FittedDensity, fit_density
 from hfgen.methods.ema import averaged_copy
-from hfgen.methods.learned_term import LearnedTerm, choose_trained_parts, decoder_parameters
+from hfgen.methods.learned_term import LearnedTerm, check_size, choose_trained_parts, decoder_parameters
 from hfgen.methods.matrix_convolution import use_matrix_products
 from hfgen.methods.posterior import EncodedImages, PosteriorWatch, encode_images
 from hfgen.methods.recent_latents import RecentLatents
@@ -184,8 +184,11 @@ def build_vae(settings: VAESettings, sample_size: int) -> ConvVAE:
     """Build the network chosen by the settings.
 
     Raises:
-        ValueError: if the levels do not divide `sample_size`; the message gives the required divisor.
+        ValueError: if the levels do not divide `sample_size`, or the learned term does not support it; the message
+            says what they do.
     """
+    if settings.learns_a_term:
+        check_size(sample_size)
     channels = settings.block_out_channels
     if channels is None:  # down to 4 pixels or slightly more
         levels = max(1, (sample_size // 4).bit_length() - 1)
@@ -244,21 +247,14 @@ def losses_of(
 
 
 def build_learned_term(settings: VAESettings, vae: ConvVAE, accelerator: Accelerator) -> LearnedTerm:
-    """Build the loss of `--feature_weight` and `--adversarial_weight`.
-
-    Raises:
-        UserError: for image sizes that its discriminator does not support.
-    """
-    try:
-        return LearnedTerm(
-            vae,
-            (settings.feature_weight, settings.adversarial_weight),
-            settings.discriminator_channels,
-            settings.learning_rate_d,
-            accelerator,
-        )
-    except ValueError as error:
-        raise UserError(f"--feature_weight, --adversarial_weight: {error}") from error
+    """Build the loss of `--feature_weight` and `--adversarial_weight`."""
+    return LearnedTerm(
+        vae,
+        (settings.feature_weight, settings.adversarial_weight),
+        settings.discriminator_channels,
+        settings.learning_rate_d,
+        accelerator,
+    )
 
 
 def save_sheets(

@@ -69,6 +69,8 @@ def recomputed_statistics(network: nn.Module, batches: Sequence[torch.Tensor]) -
 class FreshStatistics:
     """A pipeline with an EMA network, used with recomputed BatchNorm statistics.
 
+    They are recomputed only when the weights have changed: a sheet, a check and a checkpoint of one step share them.
+
     Args:
         pipeline: samples with `network`.
         network: the EMA network.
@@ -77,11 +79,24 @@ class FreshStatistics:
 
     def __init__(self, pipeline: DiffusionPipeline, network: nn.Module, batches: Sequence[torch.Tensor]):
         self._pipeline, self._network, self._batches = pipeline, network, batches
+        self._norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        self._weights: list[torch.Tensor] = []  # those that the statistics belong to
+        self._statistics: list[dict[str, torch.Tensor]] = []
 
     @contextmanager
     def use(self) -> Iterator[DiffusionPipeline]:
         """Yield the pipeline with fresh statistics; the old ones are restored afterwards."""
-        with recomputed_statistics(self._network, self._batches):
+        weights = list(self._network.parameters())
+        known = bool(self._statistics) and all(map(torch.equal, weights, self._weights))
+        with recomputed_statistics(self._network, [] if known else self._batches):
+            if known:
+                for norm, statistics in zip(self._norms, self._statistics, strict=True):
+                    norm.load_state_dict(statistics, strict=False)
+            elif self._batches:
+                self._weights = [weight.detach().clone() for weight in weights]
+                self._statistics = [
+                    {name: value.clone() for name, value in norm.named_buffers()} for norm in self._norms
+                ]
             yield self._pipeline
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:

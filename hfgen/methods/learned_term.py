@@ -108,6 +108,15 @@ class LearnedTerm:
         return addition, {"loss_d": loss_d, "loss_g": loss_g, "feature_distance": distance}
 
 
+def check_size(sample_size: int) -> None:
+    """Raise a `ValueError` that names the options if the discriminator of a `LearnedTerm` does not support a size."""
+    try:
+        with torch.device("meta"):  # without its weights, and without random numbers for them
+            DCGANDiscriminator(sample_size)
+    except ValueError as error:
+        raise ValueError(f"--feature_weight, --adversarial_weight: {error}") from error
+
+
 def mixed_latents(latents: torch.Tensor) -> torch.Tensor:
     """Mix the latents of different images: half way between two of them on the sphere.
 

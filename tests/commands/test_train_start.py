@@ -58,9 +58,13 @@ def begin(monkeypatch, started, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--sample_size", 30), "error: sample_size=30 must be a power of two, at least 8"),
+        (("--sample_size", 30), "error: sample_size=30 must be a power of two from 8, such as 64:"),
         (("--preset", "ddpm", "--sample_size", 30), "error: sample_size=30 does not fit block_out_channels"),
         (("--preset", "vae", "--block_out_channels", *[8] * 7, "--sample_size", 32), "error: sample_size=32"),
+        (
+            ("--preset", "vae_learned", "--sample_size", 24),
+            "error: --feature_weight, --adversarial_weight: sample_size=24",
+        ),
         (("--output_dir", "mine"), "error: --output_dir mine is not empty"),
         (("--output_dir", "mine", "--resume", "latest"), "error: --output_dir mine is not the folder of a run"),
         (("--output_dir", "mine/notes.txt"), "error: --output_dir mine/notes.txt: cannot be created"),

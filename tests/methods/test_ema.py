@@ -205,3 +205,24 @@ def test_a_pipeline_is_saved_with_fresh_statistics_as_it_draws_with_them(tmp_pat
     fresh.save_pretrained(tmp_path)
     saved = GANPipeline.from_pretrained(tmp_path)(latents=latents, output_type="np").images
     assert (saved == drawn).all() and abs(drawn - stale).mean() > 0.01
+
+
+def test_statistics_are_recomputed_only_when_the_weights_have_changed():
+    network, latents = generator_with_statistics(), torch.randn(3, 5)
+    fresh = FreshStatistics(GANPipeline(network), network, [torch.randn(8, 5), torch.randn(8, 5)])
+    batches = []
+    network.stem.register_forward_pre_hook(lambda module, _: batches.append(1) if module.training else None)
+
+    def draw() -> torch.Tensor:
+        with fresh.use() as pipeline:
+            return pipeline(latents=latents, output_type="pt").images
+
+    first = draw()
+    assert torch.equal(draw(), first) and len(batches) == 2
+    before = copy.deepcopy(network.state_dict())
+    with torch.no_grad():
+        next(network.parameters()).add_(0.1)  # as the next update does
+    moved = draw()
+    assert len(batches) == 4 and not torch.equal(moved, first)
+    network.load_state_dict(before)  # as a rollback does
+    assert torch.equal(draw(), first) and len(batches) == 6
