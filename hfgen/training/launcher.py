@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,6 +60,8 @@ def open_accelerator(settings: RunSettings, allows_fp16: bool = False) -> Accele
     on_cpu = settings.cpu or str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")) == 1
     precision, reason = choose_precision(settings.mixed_precision, on_cpu, os.environ, options, allows_fp16)
     folder = Path(settings.output_dir)
+    # accelerate always passes it; torch deprecates it without having a replacement that does the same.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     accelerator = Accelerator(
         mixed_precision=precision,
         cpu=on_cpu or not has_accelerator(),  # otherwise CPU processes would not find each other
