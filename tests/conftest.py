@@ -1,6 +1,10 @@
+import gc
 import importlib.util
 import os
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -37,12 +41,25 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in slow_files)
 
 
+def pytest_collection_finish():
+    """Let the garbage collector pass over all that the libraries and the tests are made of: a second each time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("caches")
+
+
 @pytest.fixture(autouse=True)
-def cache_of_this_test(tmp_path_factory, monkeypatch) -> Path:
+def cache_of_this_test(caches, monkeypatch) -> Iterator[Path]:
     """Decoded images go to a folder of this test, never to the user's cache."""
-    folder = tmp_path_factory.mktemp("cache")
+    # Not numbered as pytest's own folders are: to find the next number it reads the names of all, for each test anew.
+    folder = Path(tempfile.mkdtemp(dir=caches))
     monkeypatch.setenv("HFGEN_CACHE", str(folder))
-    return folder
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -121,11 +121,10 @@ def toy_size_of(command):
     if "--images" in command:  # another name of --max_train_steps; --num_epochs ends the training
         at = size.index("--max_train_steps")
         size = size[:at] + size[at + 2 :]
-    if "--init_from" in command:  # of the size of the trained model
-        size, network = size[size.index("--batch_size") :], []
     place = ["--output_dir", f"runs/{abs(hash(command))}"] if "--output_dir" in command else []
-    if "--init_from" in command:  # one starts from another
-        place = []
+    if "--init_from" in command:  # of the size of the trained model; and one starts from another, in its folder
+        size, place = size[size.index("--batch_size") :], []
+        network = ["--statistics_images", "8"] if "_gan" in command else ["--num_inference_steps", "1"]
     return [*size, *network, *place]
 
 

@@ -15,6 +15,7 @@ TINY = [
 METHODS = {
     "gan": [
         *("--latent_dim", "6", "--generator_channels", "4", "--discriminator_channels", "4", "--watch_every", "0"),
+        *("--statistics_images", "32"),
     ],
     "ddpm": ["--block_out_channels", "8", "16", "--num_inference_steps", "2", "--lr_warmup_steps", "0"],
     "vae": [

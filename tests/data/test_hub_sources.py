@@ -18,12 +18,14 @@ from PIL import Image
 COUNT = 8
 CACHED = {"digest.txt", "digests.json", "pixels.bin", "report.json", "shapes.npy"}
 CLIENT = """
-import json, sys
+import json, sys, time
 import torch
 from hfgen.data.settings import DataSettings
 from hfgen.data.store import load_images
 from hfgen.data.streaming import StreamBatches
 from hfgen.errors import run_reporting_user_errors
+
+time.sleep = lambda seconds: None  # in which huggingface_hub waits before it tries again
 
 def main(how, name, config=None, split="train"):
     chosen = {"dataset_config": config, "dataset_split": split}

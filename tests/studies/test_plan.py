@@ -10,8 +10,9 @@ from stand_in_features import Colours
 import hfgen.studies.plan
 from hfgen.errors import UserError
 from hfgen.evaluation.reference import load_reference
+from hfgen.studies import launch
 from hfgen.studies.cells import expand
-from hfgen.studies.launch import Workspace
+from hfgen.studies.launch import Workspace, launch_command
 from hfgen.studies.plan import (
     Plan,
     Probe,
@@ -267,8 +268,9 @@ def test_a_vae_is_measured_before_and_after_its_learned_term_begins(monkeypatch)
 
 
 @pytest.mark.slow
-def test_a_vae_that_chooses_its_density_and_learns_a_term_can_be_planned(tmp_path, monkeypatch):
+def test_a_vae_that_chooses_its_density_and_learns_a_term_can_be_planned(tmp_path, programs, monkeypatch):
     monkeypatch.setattr(hfgen.studies.plan, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(launch, "launch_command", lambda *of: [str(programs.python), *launch_command(*of)[1:]])
     small = {"block_out_channels": [4, 8], "discriminator_channels": 4, "refine_channels": 4, "latent_dim": 4}
     family = Family("vae", "vae_learned", {**small, "learned_term_start": 500, "sample_size": 16, "cpu": True})
     study = expand(StudyFile("toy", "Toy", {"VAE": family}, Budget(steps=1000)), find_scripts(), "toy_paintings:24")

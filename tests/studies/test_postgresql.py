@@ -37,6 +37,7 @@ settings:
   discriminator_channels: 4
   augment: none
   watch_every: 0
+  statistics_images: 16
   log_every: 5
   checkpoint_every: 20
   num_sample_images: 2

@@ -10,7 +10,7 @@ from toy_runs import checkpoint, events, train
 from hfgen.training.gradients import GradientAccumulation
 
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
+pytestmark = pytest.mark.usefixtures("fresh_accelerate_state", "quick_retries")
 OUT_OF_MEMORY = {
     "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
@@ -19,6 +19,12 @@ OUT_OF_MEMORY = {
     "convolution on a CPU": RuntimeError("could not create a primitive"),
     "CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:130] . DefaultCPUAllocator: can't allocate memory: you tried"),
 }
+
+
+@pytest.fixture
+def quick_retries(monkeypatch):
+    """When memory runs out, garbage is collected: about a second each time, with all that the tests have made."""
+    monkeypatch.setattr("gc.collect", lambda *_: 0)
 
 
 class StandInRun:

@@ -26,6 +26,7 @@ PRESETS = sorted(path.stem for path in (ROOT / "training_scripts" / "presets" / 
 TINY = [
     *("--dataset", "toy_paintings:24", "--sample_size", "16", "--latent_dim", "6", "--batch_size", "4", "--cpu"),
     *("--generator_channels", "4", "--discriminator_channels", "4", "--num_sample_images", "4", "--report_to", "none"),
+    *("--statistics_images", "32"),
     *("--max_train_steps", "6", "--checkpoint_every", "2", "--checkpoints_total_limit", "9", "--log_every", "1"),
     *("--watch_every", "2", "--mixed_precision", "no"),
 ]
