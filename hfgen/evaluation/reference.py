@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +18,10 @@ from hfgen.data.settings import DataSettings
 from hfgen.data.store import CACHE_REMEDY, ImageStore, cache_folder, load_images
 from hfgen.errors import UserError
 from hfgen.evaluation.scores import distances_among, score_floor
-from hfgen.files import read_json, writing
+from hfgen.files import read_json, write_text_atomically, writing
 from hfgen.integrity import write_if_needed
 from hfgen.metrics import feature_spaces
-from hfgen.metrics.extraction import BATCH_SIZE, Extractor
+from hfgen.metrics.extraction import Extractor
 from hfgen.metrics.memorisation import thumbnails, without_repeats
 from hfgen.texts import counted, say
 
@@ -27,7 +30,9 @@ from hfgen.texts import counted, say
 MIN_IMAGES = 12
 # Increase when the output of `score_floor` changes, so that cached floors are recomputed.
 FLOOR_VERSION = 6
-FEATURES_FILE, FLOOR_FILE = "features.npy", "floor.json"
+FEATURES_FILE, FLOOR_FILE, PROGRESS_FILE = "features.npy", "floor.json", "progress.json"
+# Time between two points from which an interrupted computation of features can go on, and how long it can.
+SAVE_SECONDS, UNFINISHED_SECONDS = 10.0, 7 * 24 * 3600.0
 
 
 class ReferenceImages(NamedTuple):
@@ -145,51 +150,77 @@ def load_reference(
         say(f"warning: {argument} {settings.dataset}: left out {name}: {reason}{others}", err=True)
     folder = features_folder(images, settings, extractor)
 
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+
     def write(temporary: Path) -> None:
-        temporary.mkdir()
-        unfinished = folder.with_name(f"{folder.name}.unfinished.npy")
+        if folder.is_dir():  # damaged; what is left of computing it may be the same file
+            shutil.rmtree(unfinished, ignore_errors=True)
         _compute_features(images, extractor, unfinished)
-        unfinished.replace(temporary / FEATURES_FILE)
+        temporary.mkdir()
+        try:  # it stays in its place until the folder is in its own
+            os.link(unfinished / FEATURES_FILE, temporary / FEATURES_FILE)
+        except OSError:  # a disk without links
+            (unfinished / FEATURES_FILE).replace(temporary / FEATURES_FILE)
 
     _write_under_lock(folder, write)
+    for one in (unfinished, *_abandoned(folder.parent)):
+        shutil.rmtree(one, ignore_errors=True)
     return ReferenceImages(
         images, np.load(folder / FEATURES_FILE, mmap_mode="r", allow_pickle=False), folder, extractor
     )
 
 
-def _compute_features(images: ImageStore, extractor: Extractor, file: Path) -> None:
-    """Write the features of all images, as `np.save` does; if a part is there from an interrupted call, go on."""
-    known = _rows_in(file, len(images))
-    if known:
-        say(f"the features of {known:,} of {counted(len(images), 'image')} are already there")
-    with file.open("ab") as opened:
-        for rows in extractor.batches((images[index] for index in range(known, len(images))), len(images) - known):
-            if not opened.tell():
-                header = np.lib.format.header_data_from_array_1_0(rows)
-                header["shape"] = (len(images), *rows.shape[1:])
-                np.lib.format.write_array_header_1_0(opened, header)
-            opened.write(np.ascontiguousarray(rows).data)
+def _compute_features(images: ImageStore, extractor: Extractor, folder: Path) -> None:
+    """Write the features of all images to a file in a folder, as `np.save` does.
 
-
-def _rows_in(file: Path, num_images: int) -> int:
-    """Cut an unfinished file of features after its last whole batch; return how many rows it then has.
-
-    At least one batch is left to compute. A power failure may leave zeros, which are cut off, too.
+    If a part of them is there from an interrupted call, only the others are computed. What `progress.json` counts has
+    reached the disk, whatever ended that call.
     """
+    folder.mkdir(exist_ok=True)
+    rows, size = _progress(folder)
+    if rows == len(images):
+        return
+    if rows:
+        say(f"the features of {rows:,} of {counted(len(images), 'image')} are already there")
+    with (folder / FEATURES_FILE).open("r+b" if rows else "wb") as file:
+
+        def save() -> None:
+            file.flush()
+            os.fsync(file.fileno())
+            write_text_atomically(folder / PROGRESS_FILE, json.dumps({"rows": rows, "bytes": size}))
+
+        file.truncate(size)
+        file.seek(size)
+        saved = time.monotonic()
+        try:
+            for batch in extractor.batches((images[index] for index in range(rows, len(images))), len(images) - rows):
+                if not rows:
+                    header = np.lib.format.header_data_from_array_1_0(batch)
+                    header["shape"] = (len(images), *batch.shape[1:])
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(np.ascontiguousarray(batch).data)
+                rows, size = rows + len(batch), file.tell()
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    save()
+                    saved = time.monotonic()
+        finally:
+            save()
+
+
+def _progress(folder: Path) -> tuple[int, int]:
+    """Return how many rows of features a folder has, and at which byte of the file the last one ends."""
     try:
-        with file.open("r+b") as opened:
-            np.lib.format.read_magic(opened)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(opened)
-            start, row_bytes = opened.tell(), shape[1] * dtype.itemsize
-            rows = (file.stat().st_size - start) // row_bytes
-            empty = np.flatnonzero(~np.memmap(file, dtype, "r", start, (rows, shape[1])).any(axis=1))
-            rows = min(int(empty[0]) if len(empty) else rows, num_images - 1)
-            rows -= rows % BATCH_SIZE
-            opened.truncate(start + rows * row_bytes)
-            return rows
-    except (OSError, ValueError, IndexError):  # there is none, or none with a whole row
-        file.unlink(missing_ok=True)
-        return 0
+        progress = json.loads((folder / PROGRESS_FILE).read_text())
+        rows, size = int(progress["rows"]), int(progress["bytes"])
+        return (rows, size) if (folder / FEATURES_FILE).stat().st_size >= size else (0, 0)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return 0, 0
+
+
+def _abandoned(parent: Path) -> list[Path]:
+    """Return the folders of unfinished features that nobody has gone on with for long."""
+    oldest = time.time() - UNFINISHED_SECONDS
+    return [folder for folder in parent.glob("*.unfinished") if folder.stat().st_mtime < oldest]
 
 
 def features_folder(images: ImageStore, settings: DataSettings, extractor: Extractor) -> Path:

@@ -1,9 +1,11 @@
 """Scores with their spread and floor, copies counted, reference features kept: on features made by hand."""
 
+import errno
 import itertools
 import json
 import os
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from PIL import Image
 from stand_in_features import paintings
 
 from hfgen.data.settings import DataSettings
+from hfgen.data.store import load_images
 from hfgen.errors import UserError
 from hfgen.evaluation import scores as evaluation
 from hfgen.evaluation.reference import load_reference
@@ -340,71 +343,133 @@ class Interrupted(Colours):
         raise KeyboardInterrupt
 
 
-def left_whole(file: Path) -> None:
+def left_whole(folder: Path) -> None:
     pass
 
 
-def left_in_the_middle_of_a_row(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-5])
+def left_as_it_was_saved_last(folder: Path) -> None:
+    """What was written later may or may not have reached the disk."""
+    end = (folder / "features.npy").stat().st_size - 32 * 12
+    (folder / "progress.json").write_text(json.dumps({"rows": 32, "bytes": end}))
+    contents = (folder / "features.npy").read_bytes()
+    (folder / "features.npy").write_bytes(contents[: end + 5] + bytes(500))
 
 
-def left_with_zeros(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-30] + bytes(30))
+def left_too_short(folder: Path) -> None:
+    contents = (folder / "features.npy").read_bytes()
+    (folder / "features.npy").write_bytes(contents[:-1])
 
 
-def left_without_a_row(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:128])
+def left_without_a_file(folder: Path) -> None:
+    (folder / "features.npy").unlink()
 
 
-def left_without_a_header(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:40])
+def left_without_progress(folder: Path) -> None:
+    (folder / "progress.json").unlink()
 
 
-def left_as_something_else(file: Path) -> None:
-    file.write_bytes(b"features")
+def left_with_damaged_progress(folder: Path) -> None:
+    (folder / "progress.json").write_text("{}")
 
 
-def left_with_another_header(file: Path) -> None:
-    np.save(file, np.ones(70))
+class Asked(Colours):
+    """Notes how many images each call is for."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked: list[int] = []
+
+    def batches(self, images, count=None):
+        self.asked.append(count)
+        return super().batches(images, count)
+
+
+def features_of_an_uninterrupted_call(settings: DataSettings, monkeypatch) -> bytes:
+    with monkeypatch.context() as patch:
+        patch.setenv("HFGEN_CACHE", tempfile.mkdtemp(dir=os.environ["HFGEN_CACHE"]))
+        return (load_reference(settings, Colours(), "--reference").folder / "features.npy").read_bytes()
 
 
 @pytest.mark.parametrize(
     ("leave", "num_images", "computed_again"),
     [
-        (left_whole, 70, 6),
-        (left_whole, 64, 32),  # all of them are there, but whether the last batch is whole is known only afterwards
-        (left_in_the_middle_of_a_row, 70, 38),
-        (left_with_zeros, 70, 38),
-        (left_without_a_row, 70, 70),
-        (left_without_a_header, 70, 70),
-        (left_as_something_else, 70, 70),
-        (left_with_another_header, 70, 70),
+        (left_whole, 70, [6]),
+        (left_whole, 64, []),  # interrupted after the last one
+        (left_as_it_was_saved_last, 70, [38]),
+        (left_too_short, 70, [70]),
+        (left_without_a_file, 70, [70]),
+        (left_without_progress, 70, [70]),
+        (left_with_damaged_progress, 70, [70]),
     ],
 )
 def test_an_interrupted_computation_of_features_goes_on(leave, num_images, computed_again, monkeypatch, capsys):
     settings = DataSettings(f"toy_paintings:{num_images}", sample_size=16)
-    with monkeypatch.context() as patch:
-        folder = Path(tempfile.mkdtemp(dir=os.environ["HFGEN_CACHE"]))
-        patch.setenv("HFGEN_CACHE", str(folder))
-        expected = load_reference(settings, Colours(), "--reference").folder / "features.npy"
+    expected = features_of_an_uninterrupted_call(settings, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         load_reference(settings, Interrupted(), "--reference")
-    (unfinished,) = Path(os.environ["HFGEN_CACHE"]).glob("features/*.unfinished.npy")
+    (unfinished,) = Path(os.environ["HFGEN_CACHE"]).glob("features/*.unfinished")
     leave(unfinished)
-    asked = []
-
-    class Asked(Colours):
-        def batches(self, images, count=None):
-            asked.append(count)
-            return super().batches(images, count)
-
+    extractor = Asked()
     capsys.readouterr()
-    found = load_reference(settings, Asked(), "--reference")
-    assert asked == [computed_again]
-    assert (found.folder / "features.npy").read_bytes() == expected.read_bytes() and not unfinished.exists()
-    known = num_images - computed_again
-    said = f"the features of {known} of {num_images} images are already there\n" if known else ""
+    found = load_reference(settings, extractor, "--reference")
+    assert extractor.asked == computed_again
+    assert (found.folder / "features.npy").read_bytes() == expected and not unfinished.exists()
+    known = num_images - sum(computed_again)
+    said = f"the features of {known} of {num_images} images are already there\n" if 0 < known < num_images else ""
     assert capsys.readouterr().out == said
+
+
+def test_while_features_are_computed_they_are_saved_now_and_then(monkeypatch):
+    monkeypatch.setattr("hfgen.evaluation.reference.SAVE_SECONDS", 0.0)
+    saved = []
+
+    class Looking(Colours):
+        def batches(self, images, count=None):
+            for batch in super().batches(images, count):
+                yield batch
+                (progress,) = Path(os.environ["HFGEN_CACHE"]).glob("features/*.unfinished/progress.json")
+                saved.append(json.loads(progress.read_text())["rows"])
+
+    load_reference(DataSettings("toy_paintings:70", sample_size=16), Looking(), "--reference")
+    assert saved == [32, 64, 70]
+
+
+def test_features_are_kept_if_the_disk_is_full_at_the_end(monkeypatch):
+    settings, extractor = DataSettings("toy_paintings:70", sample_size=16), Asked()
+    load_images(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr("hfgen.integrity.record_digests", full_disk)
+        with pytest.raises(UserError, match="No space left"):
+            load_reference(settings, extractor, "--reference")
+    assert extractor.asked == [70]
+    found = load_reference(settings, extractor, "--reference")
+    assert extractor.asked == [70] and found.features.shape == (70, 3)
+
+
+def full_disk(*_) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_features_are_computed_again_if_all_that_is_left_of_them_is_damaged(monkeypatch):
+    settings = DataSettings("toy_paintings:70", sample_size=16)
+    expected = features_of_an_uninterrupted_call(settings, monkeypatch)
+    file = load_reference(settings, Colours(), "--reference").folder / "features.npy"
+    left = file.parent.with_name(f"{file.parent.name}.unfinished")  # as if the call had been killed before the end
+    left.mkdir()
+    (left / "progress.json").write_text(json.dumps({"rows": 70, "bytes": file.stat().st_size}))
+    os.link(file, left / "features.npy")
+    DAMAGES["flipped"](file)
+    assert load_reference(settings, Colours(), "--reference").folder == file.parent
+    assert file.read_bytes() == expected and not left.exists()
+
+
+def test_unfinished_features_that_nobody_has_gone_on_with_are_removed():
+    for name, days in (("older", 8), ("newer", 6)):
+        folder = Path(os.environ["HFGEN_CACHE"]) / "features" / f"{name}.unfinished"
+        folder.mkdir(parents=True)
+        os.utime(folder, times=(time.time() - days * 24 * 3600,) * 2)
+    load_reference(DataSettings("toy_paintings:13", sample_size=16), Colours(), "--reference")
+    assert [folder.stem for folder in folder.parent.glob("*.unfinished")] == ["newer"]
 
 
 def test_damaged_features_and_floors_are_computed_again(capsys):
