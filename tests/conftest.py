@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Let the garbage collector pass over all that the libraries and the tests are made of: a second each time."""
+    """Keep the garbage collector from going through all of the libraries and the tests: a second each time."""
     gc.collect()
     gc.freeze()
 

@@ -265,7 +265,7 @@ def sample_fixed(
 
 
 def images_at_once(sample_size: int) -> int:
-    """Return how many images to generate at once: fewer large ones, as no option would reduce their memory."""
+    """Return how many images to generate at once: fewer if they are large, as no option limits the memory for it."""
     return 64 if sample_size <= 64 else 16
 
 
@@ -276,7 +276,7 @@ def statistics_latents(settings: GANSettings, run: Run, sample_size: int) -> lis
     numbers = torch.Generator().manual_seed(keyed_seed(run.settings.seed, "statistics"))
     latents = sample_latents(settings.statistics_images, settings.latent_dim, numbers).to(run.device)
     # Of similar size, as each counts equally.
-    return list(latents.chunk(math.ceil(len(latents) / images_at_once(sample_size))))
+    return list(latents.tensor_split(math.ceil(len(latents) / images_at_once(sample_size))))
 
 
 if __name__ == "__main__":

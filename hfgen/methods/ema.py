@@ -90,13 +90,13 @@ class FreshStatistics:
         known = bool(self._statistics) and all(map(torch.equal, weights, self._weights))
         with recomputed_statistics(self._network, [] if known else self._batches):
             if known:
-                for norm, statistics in zip(self._norms, self._statistics, strict=True):
-                    norm.load_state_dict(statistics, strict=False)
-            elif self._batches:
+                for norm, buffers in zip(self._norms, self._statistics, strict=True):
+                    norm.load_state_dict(buffers, strict=False)
+            elif self._norms and self._batches:
+                self._weights, self._statistics = [], []  # not to be trusted, should the next lines fail
+                statistics = [{name: value.clone() for name, value in norm.named_buffers()} for norm in self._norms]
                 self._weights = [weight.detach().clone() for weight in weights]
-                self._statistics = [
-                    {name: value.clone() for name, value in norm.named_buffers()} for norm in self._norms
-                ]
+                self._statistics = statistics
             yield self._pipeline
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:

@@ -38,7 +38,7 @@ def _level_channels(sample_size: int, base_channels: int) -> list[int]:
     """Return the channels from full resolution down to 4 x 4 pixels: they double at each level, up to 8 times."""
     if sample_size < 8 or sample_size & (sample_size - 1):
         raise ValueError(
-            f"sample_size={sample_size} must be a power of two from 8, such as 64: each level halves the resolution"
+            f"sample_size={sample_size} must be a power of two, at least 8, such as 64: each level halves the size"
         )
     return [base_channels * min(2**level, 8) for level in range(sample_size.bit_length() - 2)]
 

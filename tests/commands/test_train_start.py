@@ -58,7 +58,7 @@ def begin(monkeypatch, started, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--sample_size", 30), "error: sample_size=30 must be a power of two from 8, such as 64:"),
+        (("--sample_size", 30), "error: sample_size=30 must be a power of two, at least 8, such as 64:"),
         (("--preset", "ddpm", "--sample_size", 30), "error: sample_size=30 does not fit block_out_channels"),
         (("--preset", "vae", "--block_out_channels", *[8] * 7, "--sample_size", 32), "error: sample_size=32"),
         (

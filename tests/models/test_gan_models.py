@@ -200,7 +200,7 @@ def test_every_argument_is_in_the_config(name, options):
 @pytest.mark.parametrize("name", [name for name in TINY if "256" not in name])
 @pytest.mark.parametrize("size", [-16, -8, 0, 1, 4, 7, 9, 12, 24, 96, 100])
 def test_a_size_that_is_no_power_of_two_is_refused_by_name(name, size):
-    with pytest.raises(ValueError, match=f"sample_size={size} must be a power of two from 8, such as 64:"):
+    with pytest.raises(ValueError, match=f"sample_size={size} must be a power of two, at least 8, such as 64:"):
         tiny(name, size)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -325,6 +326,14 @@ def test_a_collapsing_run_is_rolled_back_and_given_up_with_a_clear_message(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("count", "size", "batches"), [(1024, 64, 16), (257, 64, 5), (257, 128, 17), (3, 256, 1)])
+def test_the_latents_for_the_statistics_are_in_batches_of_similar_size(train_gan, count, size, batches):
+    run = SimpleNamespace(settings=SimpleNamespace(seed=0), device=torch.device("cpu"))
+    settings = train_gan.GANSettings(statistics_images=count, latent_dim=2)
+    sizes = [len(batch) for batch in train_gan.statistics_latents(settings, run, size)]
+    assert sum(sizes) == count and len(sizes) == batches and max(sizes) - min(sizes) <= 1
+
+
 def test_a_healthy_run_is_left_alone(train_gan, tmp_path, capsys):
     arguments = ["--dataset", "toy_paintings:64", "--preset", "dcgan", "--sample_size", "16", "--batch_size", "16"]
     arguments += ["--generator_channels", "16", "--discriminator_channels", "16", "--max_train_steps", "480"]
