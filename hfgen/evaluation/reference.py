@@ -1,5 +1,6 @@
 """The real images that a generator is scored against, and their cached features."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -163,8 +164,10 @@ def load_reference(
             (unfinished / FEATURES_FILE).replace(temporary / FEATURES_FILE)
 
     _write_under_lock(folder, write)
-    for one in (unfinished, *_abandoned(folder.parent)):
-        shutil.rmtree(one, ignore_errors=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):  # another process removes them, too
+        for one in _abandoned(folder.parent):
+            shutil.rmtree(one, ignore_errors=True)
     return ReferenceImages(
         images, np.load(folder / FEATURES_FILE, mmap_mode="r", allow_pickle=False), folder, extractor
     )
